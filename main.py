@@ -1,0 +1,24 @@
+"""Diffusion LLM Trainer: `python main.py train|check|chat --help`. A host imports this file and calls `main()`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+
+
+def main() -> int:
+    # Hosts append our folder LAST to sys.path and have a package named `plugin` of their own.
+    sys.path.insert(0, str(ROOT))
+    import plugin
+
+    if Path(plugin.__file__ or "").resolve().parent.parent != ROOT:
+        raise ImportError(f"the package `plugin` came from {plugin.__file__}; {ROOT / 'plugin'} was expected")
+    from plugin.cli import run
+
+    return run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""Puts a run together from its parameters: tokenizer, documents, model, rules of a step, clock. Shared by train and check."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .data.chat import ChatFormat
+from .data.documents import Documents
+from .data.layouts import Example, detect_layout, read_example
+from .data.prepare import Encoding, HeldOut, Report, check_trainable, encode_split, hold_out, split_examples
+from .data.sources import has_eval_split, read_rows
+from .data.steps import run_length
+from .data.templates import compile_templates
+from .data.tokenizer import train_tokenizer
+from .families import DEFAULT_NORM
+from .job import Code, JobError, Problem
+from .loop import Plan
+from .models.load import check_pair, load_model, load_tokenizer, new_config, new_model
+from .objectives.noise import Noise
+from .params import Params
+from .sampling.blockwise import SamplerSettings
+from .step import StepRules
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run's text, tokenised."""
+
+    tokenizer: PreTrainedTokenizerBase
+    chat: ChatFormat
+    train: Documents
+    evaluation: Documents
+    reports: dict[str, Report]
+
+
+class Examples:
+    """The examples of a dataset, read anew each time they are asked for, one log line for every note on their layout."""
+
+    def __init__(self, params: Params, log: Log, *, offline: bool, between_rows: Callable[[], None]):
+        self._params, self._log, self._offline, self._between_rows = params, log, offline, between_rows
+        self._templates = compile_templates(params.instruction_template, params.input_template, params.output_template)
+        self._layouts: dict[tuple[str, ...], Any] = {}
+
+    def __call__(self, split: str) -> Iterable[tuple[str, Example | str]]:
+        for row in read_rows(self._params.dataset_name, "eval" if split == "eval" else "train", offline=self._offline):
+            self._between_rows()
+            columns = tuple(row.values)
+            if columns not in self._layouts:
+                layout, notes = detect_layout(columns, self._templates, self._params.text_field, self._params.training_stage)
+                self._layouts[columns] = layout
+                for note in notes:
+                    self._log(f"dataset_name: {note}")
+            yield row.id, read_example(row, self._layouts[columns])
+
+
+def prepare(params: Params, log: Log, *, offline: bool = False, between_rows: Callable[[], None] = lambda: None) -> Prepared:
+    """Read, split and tokenise the data. Raises JobError (exit 3 or 4)."""
+    examples = Examples(params, log, offline=offline, between_rows=between_rows)
+    wants_eval = params.eval_strategy != "no"
+    own_files = wants_eval and has_eval_split(params.dataset_name, offline=offline)
+    held = hold_out(examples, own_files, params.seed) if wants_eval else HeldOut(frozenset(), False)
+
+    def of_split(split: str) -> Iterable[tuple[str, Example | str]]:
+        return split_examples(examples, held, split, params.seed)
+
+    tokenizer = make_tokenizer(params, of_split, offline=offline)
+    chat = ChatFormat(tokenizer)
+    encoding = Encoding(
+        max_length=params.max_length,
+        truncation=params.truncation,
+        answers_only=params.mask_prompt_loss,
+        turns=params.train_turns,
+        stage=params.training_stage,
+        insert_eos=params.insert_eos,
+    )
+    train, train_report = encode_split(of_split("train"), chat, encoding)
+    check_trainable(train_report, params.dataset_name, params.max_length)
+    evaluation, eval_report = encode_split(of_split("eval") if wants_eval else (), chat, encoding)
+    if wants_eval and not len(evaluation):
+        log("eval_strategy: nothing to hold out for evaluation; it is off.")
+    return Prepared(tokenizer, chat, train, evaluation, {"train": train_report, "eval": eval_report})
+
+
+def make_tokenizer(
+    params: Params, examples: Callable[[str], Iterable[tuple[str, Example | str]]], *, offline: bool
+) -> PreTrainedTokenizerBase:
+    """The named tokenizer, else the model's, else one trained on the training texts."""
+    if name := params.tokenizer_name or params.model_name:
+        return load_tokenizer(name, offline=offline)
+    texts = (turn.text for _, one in examples("train") if isinstance(one, Example) for turn in one.turns)
+    return train_tokenizer(texts, new_config(params.model_config_file).vocab_size)
+
+
+def make_model(params: Params, tokenizer: PreTrainedTokenizerBase, *, offline: bool = False) -> PreTrainedModel:
+    """The base model in float32, or a new one seeded by the run's seed. Raises JobError (exit 4)."""
+    attention = None if params.attn_implementation == "auto" else params.attn_implementation
+    if params.model_config_file:
+        torch.manual_seed(params.seed)
+        model = new_model(params.model_config_file, tokenizer, attn_implementation=attention)
+    else:
+        model = load_model(params.model_name, attn_implementation=attention, offline=offline)
+    check_pair(model, tokenizer, params.max_length)
+    return model
+
+
+def step_rules(params: Params, chat: ChatFormat) -> StepRules:
+    noise = Noise(params.seed, params.noise_schedule, params.t_sampling, params.mask_count, params.t_min, params.t_max)
+    mask_id = chat.tokenizer.mask_token_id
+    assert mask_id is not None, "load_tokenizer refuses a tokenizer without a mask token"
+    return StepRules(
+        noise=noise,
+        norm=DEFAULT_NORM[params.training_method] if params.loss_norm == "auto" else params.loss_norm,
+        mask_id=mask_id,
+        end_id=chat.end_id,
+        eos_policy="single" if params.training_stage == "pretrain" else params.eos_policy,
+        eos_block=params.eos_block_length,
+        max_length=params.max_length,
+    )
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How long the run is."""
+
+    plan: Plan
+    step_size: int  # documents
+    total: int | None  # documents of the whole run, when it is counted in epochs
+    eval_batch_size: int
+
+
+def make_clock(params: Params, documents: int, evaluated: int, ranks: int) -> Clock:
+    """Steps, and how often to log, evaluate and save; shares of the run become steps here."""
+    step_size = params.batch_size * params.gradient_accumulation_steps * ranks
+    steps, total = run_length(documents, step_size, params.num_train_epochs, params.train_steps)
+    every = {"no": 0, "steps": _every(params.eval_steps, steps), "epoch": math.ceil(documents / step_size)}
+    plan = Plan(
+        steps=steps,
+        logging_steps=params.logging_steps,
+        eval_every=every[params.eval_strategy] if evaluated else 0,
+        save_every=_every(params.save_steps, steps),
+        max_grad_norm=params.max_grad_norm,
+    )
+    per_device = params.per_device_eval_batch_size
+    return Clock(plan, step_size, total, per_device if isinstance(per_device, int) else params.batch_size)
+
+
+def _every(value: float, steps: int) -> int:
+    return max(1, round(value * steps)) if value < 1 else int(value)
+
+
+def warmup_steps(params: Params, steps: int) -> int:
+    return params.warmup_steps or math.ceil(params.warmup_ratio * steps)
+
+
+def choose_precision(params: Params, device: torch.device) -> tuple[str, str]:
+    """(accelerate's mixed_precision, why). Raises JobError (exit 2) for a dtype the device cannot train in."""
+    if params.dtype == "auto":
+        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "bfloat16 compute with float32 master weights: this GPU does it well"
+        return "no", "float32: " + (
+            "this GPU has no fast bfloat16" if device.type == "cuda" else "CPUs are slow in anything else"
+        )
+    if params.dtype == "float32":
+        return "no", "float32, as chosen"
+    if device.type == "cpu" and params.dtype == "float16":
+        raise JobError(Problem("dtype", "float32 on a CPU", "float16", "CPUs do not train in float16.", Code.CONFIGURATION))
+    slow = "; a CPU does this many times slower than float32" if device.type == "cpu" else ""
+    return {"bfloat16": "bf16", "float16": "fp16"}[
+        params.dtype
+    ], f"{params.dtype} compute with float32 master weights, as chosen{slow}"
+
+
+def sampler_settings(params: Params) -> SamplerSettings:
+    """How the result should be sampled, from how it learned to end an answer."""
+    block = min(params.eos_block_length if params.eos_policy == "block" else 32, params.max_length)
+    return SamplerSettings(
+        max_new_tokens=max(block, min(256, params.max_length // 2) // block * block),
+        block_length=block,
+        steps=block,
+        grow=params.eos_policy != "batch",
+    )
+
+
+def diffusion_facts(params: Params, rules: StepRules) -> dict[str, Any]:
+    """What a model's folder says about its training: method, noise, loss weighting, end-of-answer policy, sampler."""
+    return {
+        "method": params.training_method,
+        "noise_schedule": params.noise_schedule,
+        "time_range": [params.t_min, params.t_max],
+        "loss_norm": rules.norm,
+        "eos_policy": rules.eos_policy,
+        "eos_block_length": params.eos_block_length,
+        "sampler": sampler_settings(params).as_json(),
+    }

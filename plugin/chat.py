@@ -1,0 +1,173 @@
+"""`main.py chat MODEL`: talk to a trained model. In a terminal the answer is seen denoising; `--prompt` prints one answer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+from transformers import PreTrainedModel
+
+from .data.chat import ChatFormat
+from .data.layouts import Turn
+from .families import FAMILIES
+from .job import JobError, Problem, model_error
+from .models.diffusion import predictor
+from .models.load import load_model, load_tokenizer
+from .models.publish import read_diffusion
+from .run_folder import RunFolder
+from .sampling.blockwise import OnStep, SamplerSettings, Vocabulary, generate
+from .worker import quiet_libraries
+
+HOLE = "░"
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    steps: int
+    seconds: float
+
+
+class Chatter:
+    """A loaded model with the sampler settings it was saved with."""
+
+    def __init__(self, model: PreTrainedModel, chat: ChatFormat, settings: SamplerSettings):
+        self.model, self.chat, self.settings = model, chat, settings
+        self._vocabulary = Vocabulary(chat.mask_id, chat.end_id, chat.pad_id)
+
+    def answer(self, dialogues: Sequence[Sequence[Turn]], on_step: OnStep | None = None) -> list[Answer]:
+        """Answer every dialogue. Raises JobError (exit 2) when a prompt leaves the model no positions."""
+        began = time.perf_counter()
+        prompts = [self.chat.prompt(turns) for turns in dialogues]
+        samples = generate(predictor(self.model), prompts, self._vocabulary, self._fitting(prompts), on_step)
+        seconds = time.perf_counter() - began
+        return [Answer(self.chat.decode(sample.ids.tolist()), sample.steps, seconds) for sample in samples]
+
+    def _fitting(self, prompts: Sequence[NDArray[np.int32]]) -> SamplerSettings:
+        family = FAMILIES[self.model.config.model_type]
+        room = self.model.config.max_position_embeddings - family.position_offset - max(prompt.size for prompt in prompts)
+        if room < 1:
+            raise JobError(
+                Problem("prompt", "a prompt shorter than the model's positions", f"{-room + 1} tokens too many", "Shorten it.")
+            )
+        return replace(self.settings, max_new_tokens=min(self.settings.max_new_tokens, room))
+
+
+def find_model(name: str) -> str:
+    """A run folder means its fused model, or its last checkpoint; anything else is a model folder or hub id."""
+    folder = Path(name).expanduser()
+    if not (folder / "run.json").exists():
+        return name
+    if (folder / "fused").is_dir():
+        return str(folder / "fused")
+    if checkpoints := RunFolder(folder).checkpoints():
+        return str(checkpoints[-1])
+    raise model_error("model", "a run folder with a fused model or a checkpoint", name, "Did the run end before its first save?")
+
+
+def load_chatter(name: str, overrides: dict[str, int]) -> Chatter:
+    path = find_model(name)
+    saved: dict[str, Any] = read_diffusion(Path(path)).get("sampler", {})
+    model = load_model(path)
+    return Chatter(model, ChatFormat(load_tokenizer(path)), replace(SamplerSettings(**saved), **overrides))
+
+
+def main(argv: Sequence[str]) -> int:
+    options = _parser().parse_args(argv)
+    quiet_libraries()
+    overrides = {name: getattr(options, name) for name in ("max_new_tokens", "block_length", "steps") if getattr(options, name)}
+    try:
+        chatter = load_chatter(options.model, overrides)
+        if options.prompt is None:
+            return _talk(chatter)
+        (answer,) = chatter.answer([[Turn("user", options.prompt)]])
+    except JobError as error:
+        for problem in error.problems:
+            print(problem.line, file=sys.stderr)
+        return error.code
+    if options.json:
+        shown = {"prompt": options.prompt, "text": answer.text, "steps": answer.steps, "seconds": round(answer.seconds, 3)}
+        print(json.dumps(shown, ensure_ascii=False))
+    else:
+        print(answer.text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="main.py chat", description=__doc__)
+    parser.add_argument("model", help="a run folder, a model folder or a hub id")
+    parser.add_argument("--prompt", help="answer this and exit")
+    parser.add_argument("--json", action="store_true", help="with --prompt: {prompt, text, steps, seconds}")
+    for name, text in (
+        ("max_new_tokens", "longest answer"),
+        ("block_length", "tokens of a block"),
+        ("steps", "denoising steps of a block"),
+    ):
+        parser.add_argument(f"--{name}", type=_positive, metavar="N", help=f"{text} (default: what the model was saved with)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("a whole number above 0")
+    return value
+
+
+def _talk(chatter: Chatter) -> int:
+    """A dialogue until an empty line or Ctrl-D; /new forgets what was said."""
+    console = Console(highlight=False)
+    turns: list[Turn] = []
+    console.print("[dim]An empty line ends, /new starts over.[/]")
+    while True:
+        try:
+            prompt = console.input("[bold cyan]you[/]  ").strip()
+        except (EOFError, KeyboardInterrupt):
+            prompt = ""
+        if not prompt:
+            return 0
+        if prompt == "/new":
+            turns = []
+            continue
+        turns.append(Turn("user", prompt))
+        text = _answer_live(chatter, turns, console)
+        turns.append(Turn("assistant", text))
+
+
+def _answer_live(chatter: Chatter, turns: Sequence[Turn], console: Console) -> str:
+    """The answer, shown in place while it denoises when there is a terminal to show it on."""
+    if not console.is_terminal:
+        (answer,) = chatter.answer([turns])
+        console.print(answer.text, markup=False)
+        return answer.text
+    start = chatter.chat.prompt(turns).size
+    with Live(console=console, auto_refresh=False) as live:
+
+        def show(canvas: list[NDArray[np.int32]]) -> None:
+            live.update(_frame(chatter.chat, canvas[0][start:].tolist()), refresh=True)
+
+        (answer,) = chatter.answer([turns], show)
+        live.update(Text.assemble(("bot  ", "bold green"), answer.text, (f"   {answer.steps} steps", "dim")), refresh=True)
+    return answer.text
+
+
+def _frame(chat: ChatFormat, ids: list[int]) -> Text:
+    text = Text("bot  ", style="bold green")
+    for piece in chat.frame(ids, HOLE):
+        text.append(piece, style="magenta" if piece == HOLE else "default")
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

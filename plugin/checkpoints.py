@@ -1,0 +1,70 @@
+"""Checkpoints: everything a run needs to go on, written aside and renamed when whole. Safetensors throughout, nothing pickled.
+
+`checkpoint-<step>/` holds a complete model folder (it loads and chats as it is), the optimizer's state, and `state.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .models.publish import write_model
+from .run_folder import RunFolder, rename_whole
+
+
+@dataclass(frozen=True)
+class State:
+    """Where the run stands. Data order and noise are functions of these, so no loader or generator state is stored."""
+
+    step: int
+    pass_: int
+    position: int  # documents of that pass already seen
+    seed: int
+
+
+def save_checkpoint(
+    folder: RunFolder,
+    state: State,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    diffusion: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    keep: int,
+) -> Path:
+    """Write checkpoint-<step> and remove the oldest beyond `keep`. A kill at any moment leaves the previous ones whole."""
+    final = folder / f"checkpoint-{state.step}"
+    part = folder / f".checkpoint-{state.step}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    write_model(part, model, tokenizer, diffusion)
+    save_file(optimizer_tensors(optimizer), part / "optimizer.safetensors")
+    (part / "state.json").write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
+    rename_whole(part, final)
+    for old in folder.checkpoints()[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """An optimizer's per-parameter tensors as `<parameter number>.<name>`."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{number}.{name}": tensor.detach().contiguous().cpu().clone()
+        for number, tensors in state.items()
+        for name, tensor in tensors.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
+    """Put tensors saved by `optimizer_tensors` back; groups and their options stay the optimizer's own."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in load_file(file).items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,106 @@
+"""The command line: verbs, and how typed values and a --config file become parameters. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .hosts.folder import FolderHost
+from .job import JobError, Problem
+from .launch import ROOT
+from .manifest import add_arguments
+from .params import ALIASES
+from .parse import Parsed, parse
+from .train import check_job, train_job
+
+TORCH_VERBS = {"chat": "plugin.chat"}  # programs of their own: they import torch, this one does not
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one verb. Returns the exit code; every failure printed `error[CODE]: ...` lines on stderr."""
+    if argv and argv[0] in TORCH_VERBS:
+        program = TORCH_VERBS[argv[0]]
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        os.execve(sys.executable, [sys.executable, "-P", "-m", program, *argv[1:]], {**os.environ, "PYTHONPATH": path})
+    options, extra = _parser().parse_known_args(argv)
+    if options.verb is None:
+        _parser().print_help(sys.stderr)
+        return 2
+    try:
+        parsed = _parameters(options, extra)
+        if options.verb == "check":
+            return check_job(parsed, as_json=options.json, download=options.download)
+        return train_job(parsed, FolderHost(as_json=options.json))
+    except JobError as error:
+        return report(error, as_json=options.json and options.verb == "check")
+
+
+def report(error: JobError, *, as_json: bool) -> int:
+    for problem in error.problems:
+        print(problem.line, file=sys.stderr)
+    if as_json:
+        print(json.dumps({"ok": False, "problems": [problem.as_json() for problem in error.problems], "plan": None}))
+    return error.code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="main.py", description="Train text-diffusion language models.", allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", metavar="train|check|chat")
+    for verb, text in (("train", "train a model into a run folder"), ("check", "try the job without training; writes nothing")):
+        sub = verbs.add_parser(verb, help=text, description=text, allow_abbrev=False)
+        sub.add_argument("--config", metavar="FILE", help="parameters from a YAML or JSON file, or a run.json; typed ones win")
+        sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+        if verb == "check":
+            sub.add_argument("--download", action="store_true", help="allow hub downloads")
+        add_arguments(sub)
+        for alias in ALIASES:
+            sub.add_argument(f"--{alias}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    verbs.add_parser("chat", help="talk to a trained model", add_help=False)
+    return parser
+
+
+def _parameters(options: argparse.Namespace, extra: Sequence[str]) -> Parsed:
+    """Typed values over those of --config. Raises JobError (exit 2) with every problem at once."""
+    own = {"verb", "config", "json", "download"}
+    typed = {name: value for name, value in vars(options).items() if name not in own} | _unknown(extra)
+    canonical = {ALIASES.get(name, name) for name in typed}
+    values = {name: value for name, value in _config_file(options.config).items() if ALIASES.get(name, name) not in canonical}
+    if "train_steps" in canonical:
+        values.pop("num_train_epochs", None)  # steps typed over a file's epochs
+    return parse({**values, **typed}, typed=canonical)
+
+
+def _unknown(extra: Sequence[str]) -> dict[str, str]:
+    """Words argparse did not know, as name and value, so that they are reported together with every other problem."""
+    found: dict[str, str] = {}
+    name = ""
+    for word in extra:
+        if word.startswith("--"):
+            name, _, value = word.removeprefix("--").partition("=")
+            found[name] = value or "true"
+        elif name:
+            found[name], name = word, ""
+        else:
+            found[word] = "true"
+    return found
+
+
+def _config_file(path: str | None) -> Mapping[str, Any]:
+    if path is None:
+        return {}
+    try:
+        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))  # JSON is YAML
+    except (OSError, yaml.YAMLError) as error:
+        raise JobError(Problem("config", "a readable YAML or JSON file", f"{path}: {str(error).splitlines()[0]}")) from error
+    if isinstance(content, dict) and isinstance(content.get("params"), dict):  # a run.json repeats its run, in a new folder
+        content = {name: value for name, value in content["params"].items() if name != "run_dir"}
+    if not isinstance(content, dict):
+        raise JobError(Problem("config", "parameters as `name: value`", f"{path}, which holds a {type(content).__name__}"))
+    return content

@@ -1,0 +1,163 @@
+"""File formats: one reader a suffix, each streaming (line or row number from 1, values).
+
+Rows stream, so a file larger than memory is read in constant memory (.json excepted: it is read whole). A file that cannot be
+read to its end stops the job with the file and the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from ..job import JobError, data_error
+
+FIELD = "dataset_name"
+MAX_LINE = 64 << 20  # bytes of one line, one csv cell or one paragraph
+MAX_JSON = 1 << 30  # bytes of one .json file, which is read whole
+BATCH_ROWS = 256  # rows of a parquet or arrow file in memory at a time
+
+Numbered = Iterator[tuple[int, dict[str, Any]]]
+
+
+def _bad(path: Path, line: int, expected: str, got: str) -> JobError:
+    return data_error(FIELD, expected, f"{path.name} line {line}: {got}")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines with their ends; a byte-order mark is dropped."""
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
+            if len(line) > MAX_LINE:
+                raise _bad(path, number, f"lines of at most {MAX_LINE} bytes", "a longer one")
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                got = f"byte 0x{line[error.start]:02x} at byte {error.start + 1}"
+                raise _bad(path, number, "utf-8 text", got) from error
+
+
+def _parse_json(path: Path, line: int, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        got = f"column {error.colno}: {error.msg}"
+        raise _bad(path, line + error.lineno - 1, "a JSON object", got) from error
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; thousands of brackets
+        raise _bad(path, line, "a JSON object", str(error)) from error
+
+
+def _read_jsonl(path: Path) -> Numbered:
+    for number, line in _lines(path):
+        if line.strip():
+            values = _parse_json(path, number, line)
+            if not isinstance(values, dict):
+                raise _bad(path, number, "a JSON object", f"{type(values).__name__} {line.strip()[:40]!r}")
+            yield number, values
+
+
+def _read_json(path: Path) -> Numbered:
+    if _is_json_lines(path):
+        yield from _read_jsonl(path)
+        return
+    if path.stat().st_size > MAX_JSON:
+        raise data_error(FIELD, f"a .json file of at most {MAX_JSON} bytes", path.name, "Convert it to .jsonl.")
+    value = _parse_json(path, 1, "".join(line for _, line in _lines(path)))
+    if isinstance(value, dict):
+        lists = [item for item in value.values() if _is_objects(item)]
+        value = lists[0] if len(lists) == 1 else None
+    if not _is_objects(value) and value != []:
+        expected = "a list of objects, or an object of which one value is such a list"
+        raise data_error(FIELD, expected, f"{path.name}, which holds something else")
+    yield from enumerate(value, start=1)
+
+
+def _is_objects(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _is_json_lines(path: Path) -> bool:
+    """Whether the first line is an object by itself and another line follows."""
+    first, second = [*islice((line for _, line in _lines(path) if line.strip()), 2), "", ""][:2]
+    try:
+        return bool(second) and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _read_csv(path: Path) -> Numbered:
+    csv.field_size_limit(MAX_LINE)  # one setting a process; the default of 128 KiB refuses long documents
+    # strict: otherwise a quote that is never closed swallows the rest of the file.
+    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+    header: list[str] = []
+    start = 1
+    try:
+        for cells in reader:
+            number, start = start, reader.line_num + 1
+            if not cells:
+                continue
+            if not header:
+                header = cells
+                if len(set(header)) < len(header):
+                    raise _bad(path, number, "column names that differ", ", ".join(header))
+            elif len(cells) != len(header):
+                raise _bad(path, number, f"{len(header)} cells as in the header", f"{len(cells)} cells")
+            else:
+                yield number, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise _bad(path, start, "a row of comma-separated cells", str(error)) from error
+
+
+def _read_text(path: Path) -> Numbered:
+    """One row a paragraph, numbered by its first line; the line breaks inside it stay."""
+    paragraph: list[str] = []
+    first = size = 0
+    for number, line in chain(_lines(path), [(0, "")]):  # a blank line after the end closes the last paragraph
+        if line.strip():
+            first = first or number
+            paragraph.append(line.rstrip("\r\n"))
+            size += len(line)
+            if size > MAX_LINE:
+                raise _bad(path, number, f"paragraphs of at most {MAX_LINE} characters", "a longer one")
+        elif paragraph:
+            yield first, {"text": "\n".join(paragraph)}
+            paragraph, first, size = [], 0, 0
+
+
+def _read_columns(path: Path) -> Numbered:
+    """Parquet, and arrow in both its forms: with a footer, or the bare stream that `datasets` writes."""
+    import pyarrow as pa  # here, so that text files need no pyarrow
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pa.OSFile(str(path)) as file:
+            if path.suffix.lower() == ".parquet":
+                batches: Iterable[Any] = pq.ParquetFile(file).iter_batches(batch_size=BATCH_ROWS)
+            elif file.read(6) == b"ARROW1":
+                reader = pa.ipc.open_file(file)
+                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+            else:
+                file.seek(0)
+                batches = pa.ipc.open_stream(file)
+            for batch in batches:
+                for start in range(0, batch.num_rows, BATCH_ROWS):
+                    for values in batch.slice(start, BATCH_ROWS).to_pylist():
+                        number += 1
+                        yield number, values
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        got = f"{path.name} after row {number}: {error}"
+        raise data_error(FIELD, f"a {path.suffix.lower()} file", got) from error
+
+
+READERS: dict[str, Callable[[Path], Numbered]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_columns,
+    ".arrow": _read_columns,
+    ".txt": _read_text,
+}

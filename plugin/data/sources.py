@@ -1,0 +1,300 @@
+"""Where rows come from: files, folders, hub ids, and mixtures of them.
+
+Rows stream, so a file larger than memory is read in constant memory (.json excepted: it is read whole). Nothing is
+skipped in silence: what a folder holds besides data is listed by `skipped_files`, and a file that cannot be read to its
+end stops the job with the file and the line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+from ..job import Code, JobError, Problem, data_error
+from .readers import FIELD, READERS
+
+Split = Literal["train", "eval"]
+
+_LIMITS: dict[str, Split] = {"train": "train", "eval": "eval", "valid": "eval", "validation": "eval", "test": "eval"}
+_HUB_EVAL_SPLITS = ("validation", "valid", "dev", "test", "eval")
+_EVAL_WORD = "(?:eval|valid|validation|val|test|dev)"
+_EVAL_STEM = re.compile(rf"{_EVAL_WORD}(?![a-z0-9])|.*(?<![a-z0-9]){_EVAL_WORD}$", re.IGNORECASE)
+_SHARD = re.compile(r"-\d+-of-\d+$")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z"}
+# What Transformer Lab and `datasets` put beside the data; read as rows they would spoil the columns.
+_METADATA = {"index.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a mixture: a file or folder (`path`), or a hub id (`path` is None). A limit of None is no limit."""
+
+    name: str
+    path: Path | None
+    config: str | None = None
+    train_limit: int | None = None
+    eval_limit: int | None = None
+
+    def limit(self, split: Split) -> int | None:
+        return self.train_limit if split == "train" else self.eval_limit
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row and where it stands: `a.jsonl:7` is line 7, `a.json:3` the third object, `org/name:3` the third row."""
+
+    id: str
+    values: dict[str, Any]
+
+
+def parse_mixture(spec: str) -> tuple[Part, ...]:
+    """Parse `NAME[train:5_000,test:100,name:cfg] | NAME + NAME`; both separators concatenate, in the order given.
+
+    A stretch of the text that exists as a path is that path, even if it holds `+`, `|` or brackets.
+    Raises JobError with every problem: exit 2 for grammar, exit 3 for files that are missing or of no known kind.
+    """
+    tokens = re.split(r"([|+])(?![^\[\]]*\])", spec.strip())  # names at even places, separators between them
+    parts: list[Part] = []
+    problems: list[Problem] = []
+    start = 0
+    while start < len(tokens):
+        ends = (end for end in range(len(tokens), start, -2) if _is_path("".join(tokens[start:end])))
+        end = next(ends, start + 1)
+        try:
+            parts.append(_parse_part("".join(tokens[start:end]).strip()))
+        except JobError as error:
+            problems.extend(error.problems)
+        start = end + 1
+    if problems:
+        raise JobError(*problems)
+    return tuple(parts)
+
+
+def _bracketed(text: str) -> tuple[str, str | None]:
+    """`NAME[OPTIONS]` as its two halves."""
+    found = re.fullmatch(r"(.*)\[([^\[\]]*)\]", text, re.DOTALL)
+    return (found[1].strip(), found[2]) if found else (text, None)
+
+
+def _exists(name: str) -> bool:
+    return os.path.exists(os.path.expanduser(name))
+
+
+def _is_path(text: str) -> bool:
+    return _exists(text.strip()) or _exists(_bracketed(text.strip())[0])
+
+
+def _parse_part(text: str) -> Part:
+    name, options = (text, None) if _exists(text) else _bracketed(text)
+    if not name:
+        raise JobError(Problem(FIELD, "a file, a folder or a hub id", repr(text), "Write NAME or NAME|NAME."))
+    path = Path(name).expanduser() if _exists(name) else None
+    found, problems = _parse_options(name, options, path) if options is not None else ({}, [])
+    if problem := _path_problem(path) if path else _hub_problem(name):
+        problems.append(problem)
+    if problems:
+        raise JobError(*problems)
+    limits = {key: int(value) for key, value in found.items() if key != "name"}
+    return Part(name, path, found.get("name"), limits.get("train"), limits.get("eval"))
+
+
+def _parse_options(name: str, options: str, path: Path | None) -> tuple[dict[str, str], list[Problem]]:
+    found: dict[str, str] = {}
+    problems: list[Problem] = []
+    for option in options.split(","):
+        word, _, value = (piece.strip() for piece in option.partition(":"))
+        key = _LIMITS.get(word, word)
+        if word in _LIMITS and not re.fullmatch(r"[1-9](_?[0-9]){0,17}", value):
+            problems.append(Problem(FIELD, f"a whole number from 1 after '{word}:' in {name}", repr(value)))
+        elif key not in ("train", "eval", "name") or not value:
+            problems.append(Problem(FIELD, f"train:N, test:N or name:CONFIG in the brackets of {name}", repr(option)))
+        elif key in found:
+            problems.append(Problem(FIELD, f"one limit for the {key} split of {name}", f"another one, {option!r}"))
+        elif key == "name" and path:
+            problems.append(Problem(FIELD, f"no 'name:' for {name}, which is on this machine", repr(option)))
+        else:
+            found[key] = value
+    return found, problems
+
+
+def _path_problem(path: Path) -> Problem | None:
+    if path.is_dir():
+        children = _children(path)
+        if packed := [child.name for child in children["skipped"] if child.suffix.lower() in _COMPRESSED]:
+            return Problem(FIELD, f"uncompressed files in {path}", ", ".join(packed), "Unpack them.", Code.DATA)
+        if not children["train"]:
+            fix = "Sub-folders are not read; name the one that holds the files."
+            return Problem(FIELD, f"a folder with {_KNOWN} files", f"{path} with none", fix, Code.DATA)
+        return None
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix in READERS:
+        return None
+    if suffix in _COMPRESSED:
+        return Problem(FIELD, f"an uncompressed {_KNOWN} file", str(path), "Unpack it.", Code.DATA)
+    fix = "Dataset scripts are never run; save the rows to a file." if suffix == ".py" else ""
+    return Problem(FIELD, f"a {_KNOWN} file or a folder", str(path), fix, Code.DATA)
+
+
+def _hub_problem(name: str) -> Problem | None:
+    suffix = Path(name).suffix.lower()
+    if name[0] in "./~" or suffix in READERS or suffix in _COMPRESSED or suffix == ".py":
+        return Problem(FIELD, "an existing file or folder", f"the missing file {name}", "Check the path.", Code.DATA)
+    if "[" in name or "]" in name:
+        return Problem(FIELD, "NAME or NAME[train:N,test:N,name:CONFIG]", repr(name), "Check the brackets.")
+    if not _HUB_ID.fullmatch(name):
+        got = f"{name!r}, which is neither"
+        return Problem(FIELD, "an existing file or folder, or a hub id", got, "Check the path.", Code.DATA)
+    return None
+
+
+def _is_eval(path: Path) -> bool:
+    """Whether a file name begins or ends with eval, valid, validation, val, test or dev as a word of its own."""
+    return bool(_EVAL_STEM.match(_SHARD.sub("", path.stem)))
+
+
+def _children(folder: Path) -> dict[str, list[Path]]:
+    """A folder's direct files by use: train, eval, skipped.
+
+    When every file has an eval name, the user chose that folder to train on: they are train, and eval is empty.
+    """
+    try:
+        files = sorted(child for child in folder.iterdir() if child.is_file())
+    except OSError as error:
+        raise data_error(FIELD, "a folder that can be read", f"{folder}: {error.strerror or error}") from error
+    data = [file for file in files if _is_data(file)]
+    held_out = [file for file in data if _is_eval(file)]
+    if len(held_out) == len(data):
+        held_out = []
+    train = [file for file in data if file not in held_out]
+    return {"train": train, "eval": held_out, "skipped": [file for file in files if file not in data]}
+
+
+def _is_data(file: Path) -> bool:
+    return file.suffix.lower() in READERS and not file.name.startswith(".") and file.name not in _METADATA
+
+
+def _files(part: Part, split: Split) -> list[Path]:
+    """The local files of one split. A file named by itself is train, whatever its name."""
+    if part.path is None:
+        return []
+    if part.path.is_dir():
+        return _children(part.path)[split]
+    return [part.path] if split == "train" else []
+
+
+def skipped_files(spec: str) -> tuple[str, ...]:
+    """What lies in the folders of a mixture and is not read: hidden files, metadata, unknown suffixes."""
+    folders = [part.path for part in parse_mixture(spec) if part.path and part.path.is_dir()]
+    return tuple(str(file) for folder in folders for file in _children(folder)["skipped"])
+
+
+def has_eval_split(spec: str, *, offline: bool = False) -> bool:
+    """Whether any part has an eval split of its own. Asks the hub about hub ids. Raises JobError as `read_rows`."""
+    return any(_files(part, "eval") or _hub_split(part, "eval", offline) for part in parse_mixture(spec))
+
+
+def read_rows(spec: str, split: Split, *, offline: bool = False) -> Iterator[Row]:
+    """The rows of one split, part after part, each part up to its limit.
+
+    Raises JobError: for a bad spec at once, for bad data (exit 3) when the iteration meets it.
+    """
+    parts = parse_mixture(spec)
+    names = Counter(path.name for part in parts for path in _files(part, split))
+    return chain.from_iterable(islice(_part_rows(part, split, offline, names), part.limit(split)) for part in parts)
+
+
+def _part_rows(part: Part, split: Split, offline: bool, names: Counter[str]) -> Iterator[Row]:
+    if part.path is None:
+        yield from _hub_rows(part, split, offline)
+    for path in _files(part, split):
+        # Two files of one name would share their row ids.
+        label = path.name if names[path.name] == 1 else str(path)
+        try:
+            if path.stat().st_size:
+                for number, values in READERS[path.suffix.lower()](path):
+                    yield Row(f"{label}:{number}", values)
+        except OSError as error:
+            raise data_error(FIELD, "a file that can be read", f"{path}: {error.strerror or error}") from error
+
+
+def fingerprint(spec: str) -> str:
+    """32 hex digits over what the mixture holds: limits, splits, names and content of files; names alone of hub ids."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parse_mixture(spec):
+        name = None if part.path else part.name
+        facts: list[object] = [name, part.config, part.train_limit, part.eval_limit]
+        named = [("train", path) for path in _files(part, "train")] + [("eval", path) for path in _files(part, "eval")]
+        for split, path in named:
+            try:
+                with path.open("rb") as file:
+                    content = hashlib.file_digest(file, hashlib.blake2b).hexdigest()
+            except OSError as error:
+                raise data_error(FIELD, "a file that can be read", f"{path}: {error.strerror or error}") from error
+            facts.append([split, path.name, content])
+        digest.update(json.dumps(facts).encode())
+    return digest.hexdigest()
+
+
+_KNOWN = ", ".join(READERS)
+
+
+def _hub_failures() -> tuple[type[Exception], ...]:
+    """What `datasets` lets through: its own errors, httpx's and Python's have no common base below Exception."""
+    import httpx
+    from datasets.exceptions import DatasetsError
+
+    return (DatasetsError, httpx.HTTPError, OSError, ValueError, RuntimeError, LookupError, TypeError)
+
+
+def _hub_error(part: Part, error: Exception) -> JobError:
+    message = (str(error).splitlines() or [""])[0][:300]
+    fix = "Check the name, the network and access rights, or give a local file."
+    return data_error(FIELD, f"a hub data set {part.name} that can be loaded", f"{type(error).__name__}: {message}", fix)
+
+
+@lru_cache(maxsize=16)
+def _load_hub(part: Part) -> dict[str, Iterable[dict[str, Any]]]:
+    """The splits of a hub data set, streamed; never with code from its repository, which `datasets` 5 cannot run."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise _hub_error(part, error) from error
+    try:
+        return datasets.load_dataset(part.name, part.config, streaming=True)
+    except _hub_failures() as error:
+        raise _hub_error(part, error) from error
+
+
+def _hub_split(part: Part, split: Split, offline: bool) -> str | None:
+    if part.path is not None:
+        return None
+    if offline:
+        # `datasets` looks at the network before its own cache, whatever DownloadConfig says.
+        fix = "Allow downloads, or give a local file or folder."
+        raise data_error(FIELD, "a local file or folder, as downloads are off", f"the hub id {part.name}", fix)
+    splits = _load_hub(part)
+    if split == "eval":
+        return next((name for name in _HUB_EVAL_SPLITS if name in splits), None)
+    if "train" not in splits:
+        raise data_error(FIELD, f"a split 'train' in {part.name}", f"the splits {', '.join(splits)}")
+    return "train"
+
+
+def _hub_rows(part: Part, split: Split, offline: bool) -> Iterator[Row]:
+    name = _hub_split(part, split, offline)
+    rows = _load_hub(part)[name] if name else ()
+    try:
+        for number, values in enumerate(rows, start=1):
+            yield Row(f"{part.name}:{number}", values)
+    except _hub_failures() as error:
+        raise _hub_error(part, error) from error

@@ -1,0 +1,32 @@
+"""Who asked for the run. A host is one file here with one class that has these five methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from ..job import Outcome
+from ..launch import LaunchPlan
+from ..run_folder import RunFolder
+
+
+class Host(Protocol):
+    def started(self, folder: RunFolder, plan: LaunchPlan) -> None:
+        """The run folder exists; the workers start next."""
+        ...
+
+    def line(self, text: str) -> None:
+        """One line of log."""
+        ...
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """One event of events.jsonl, as it appears."""
+        ...
+
+    def stop_wanted(self) -> bool:
+        """Whether the host's own stop button was pressed; asked ten times a second."""
+        ...
+
+    def finished(self, folder: RunFolder, outcome: Outcome) -> None:
+        """The workers are gone and run.json is whole; called once."""
+        ...

@@ -1,0 +1,89 @@
+"""No host: the run folder is all there is, and a person watches it on a terminal or in a log file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from ..job import Outcome
+from ..launch import LaunchPlan
+from ..run_folder import RunFolder
+from ..summary import outcome_line
+
+QUIET_LINES = 20  # without a terminal, so many metric lines a run
+
+
+class FolderHost:
+    """Prints on stderr; the result goes to stdout, as JSON if asked."""
+
+    def __init__(self, *, as_json: bool = False):
+        self._as_json = as_json
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._next_line = 0
+
+    def started(self, folder: RunFolder, plan: LaunchPlan) -> None:
+        where = f"GPU {', '.join(plan.gpus)}" if plan.gpus else "CPU"
+        self.line(f"run folder: {folder.path}")
+        self.line(f"devices: {where}, {len(plan.ranks)} process{'es' if len(plan.ranks) > 1 else ''}")
+        self.line(f"stop with Ctrl-C or: touch {folder / 'STOP'}")
+        if self._console.is_terminal:
+            columns = (TextColumn("{task.description:>6}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=self._console, transient=False)
+            self._task = self._bar.add_task("load", total=None, text="")
+            self._bar.start()
+
+    def line(self, text: str) -> None:
+        (self._bar.console if self._bar else self._console).print(text, markup=False)
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        if event["type"] == "progress":
+            self._progress(event)
+        elif event["type"] == "metrics":
+            self._metrics(event["step"], event["metrics"])
+        elif event["type"] == "checkpoint":
+            self.line(f"checkpoint: {event['path']}")
+
+    def stop_wanted(self) -> bool:
+        return False
+
+    def finished(self, folder: RunFolder, outcome: Outcome) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+        self.line(outcome_line(outcome))
+        if self._as_json:
+            print(json.dumps({"run_dir": str(folder.path), **outcome.as_json()}, ensure_ascii=False))
+            return
+        print(f"run folder   {folder.path}")
+        if (folder / "fused").is_dir():
+            program = f"python {os.path.relpath(sys.argv[0])}"
+            print(f"fused model  {folder / 'fused'}")
+            print(f"chat         {program} chat {folder.path}")
+        print(f"curves       tensorboard --logdir {folder / 'tb'}")
+
+    def _progress(self, event: Mapping[str, Any]) -> None:
+        if not (self._bar and self._task is not None):
+            return
+        words = [f"{event['step']}/{event['steps']}"]
+        if event.get("loss") is not None:
+            words.append(f"loss {event['loss']:.3f}")
+        if event.get("tokens_per_s"):
+            words.append(f"{event['tokens_per_s']:,.0f} tok/s ({event['supervised_tokens_per_s']:,.0f} learned)")
+        total = event["steps"] or None
+        self._bar.update(self._task, description=event["phase"], total=total, completed=event["step"], text="  ".join(words))
+
+    def _metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        if "eval/loss" in metrics:
+            self.line(f"step {step}: eval loss {metrics['eval/loss']:.4f} ± {metrics['eval/loss_ci95']:.4f}")
+        elif self._bar is None and step >= self._next_line:
+            self._next_line = step + max(1, step // QUIET_LINES)
+            rate = f"{metrics['tokens_per_s']:,.0f} tokens/s"
+            self.line(f"step {step}: loss {metrics['loss']:.4f}, lr {metrics['learning_rate']:.2e}, {rate}")

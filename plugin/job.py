@@ -1,0 +1,91 @@
+"""What every program of this product says about one job: problems, errors, outcomes and exit codes.
+
+A *problem* is one thing a user can mend. Checks collect as many as they can and raise them together as one `JobError`, so a
+user never mends a form five times to see five messages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from typing import Literal
+
+
+class Code(IntEnum):
+    """Exit codes, the same for every program and for `run.json`."""
+
+    OK = 0
+    INTERNAL = 1
+    CONFIGURATION = 2
+    DATA = 3
+    MODEL = 4
+    OUT_OF_MEMORY = 5
+    NON_FINITE = 6
+    DISK = 7
+    WORKER_DIED = 8
+    HANG = 9
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: the field that holds it, what was expected there, what came, and what to do about it."""
+
+    field: str
+    expected: str
+    got: str
+    fix: str = ""
+    code: int = Code.CONFIGURATION
+
+    def __str__(self) -> str:
+        text = f"{self.field}: expected {self.expected}, got {self.got}."
+        return f"{text} {self.fix}" if self.fix else text
+
+    @property
+    def line(self) -> str:
+        """The one line that stderr, the host and `run.json` show."""
+        return f"error[{int(self.code)}]: {self}"
+
+    def as_json(self) -> dict[str, object]:
+        return {**asdict(self), "code": int(self.code)}
+
+
+class JobError(ValueError):
+    """A job that cannot go on, with every problem found; the first one gives the exit code."""
+
+    def __init__(self, *problems: Problem):
+        assert problems, "a JobError names at least one problem"
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+    @property
+    def code(self) -> int:
+        return int(self.problems[0].code)
+
+
+def data_error(field: str, expected: str, got: str, fix: str = "") -> JobError:
+    return JobError(Problem(field, expected, got, fix, Code.DATA))
+
+
+def model_error(field: str, expected: str, got: str, fix: str = "") -> JobError:
+    return JobError(Problem(field, expected, got, fix, Code.MODEL))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `done` means the worker exited 0 *and* wrote its final event; nothing else counts as success."""
+
+    outcome: Literal["done", "stopped", "failed"]
+    code: int
+    error: Problem | None = None
+    result: dict[str, object] | None = None  # what the worker's final event carried
+
+    def as_json(self) -> dict[str, object]:
+        """The `result` object of run.json."""
+        return {
+            "outcome": self.outcome,
+            "code": int(self.code),
+            "error": self.error.as_json() if self.error else None,
+            **(self.result or {}),
+        }

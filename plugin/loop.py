@@ -1,0 +1,197 @@
+"""THE training loop. One optimizer step, top to bottom:
+
+build the step (noised, counted) -> forward and backward each micro-batch, divided by the step's global count, times the number of
+ranks because DDP averages -> clip -> finite? -> update -> report, evaluate, save, stop. Micro-batches never wait for the device;
+one small read an optimizer step carries loss, gradient norm and everybody's wish to stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from .job import Code, JobError, Problem
+from .models.head import Sums
+from .step import Piece, Step
+
+MOST_SKIPS = 20  # fp16 overflows in a row before the run is called broken
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The run's clock, in optimizer steps."""
+
+    steps: int
+    logging_steps: int
+    eval_every: int  # 0 = never
+    save_every: int
+    max_grad_norm: float
+
+
+@dataclass(frozen=True)
+class Requests:
+    stop: bool = False
+    save: bool = False
+    sample: bool = False
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls out to; each takes the number of finished steps."""
+
+    requests: Callable[[], Requests]  # what this rank was asked for
+    log: Callable[[int, dict[str, float]], None]
+    tick: Callable[[int, float, float], None]  # every step, with its loss and seconds
+    evaluate: Callable[[int], None]
+    save: Callable[[int], None]
+    sample: Callable[[int], None]
+
+
+@dataclass
+class Window:
+    """Sums since the last log."""
+
+    loss: float = 0.0
+    steps: int = 0
+    correct: float = 0.0
+    masked: int = 0
+    tokens: int = 0
+    supervised: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+
+    def metrics(self, learning_rate: float, grad_norm: float) -> dict[str, float]:
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "loss": self.loss / max(1, self.steps),
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm,
+            "masked_accuracy": self.correct / max(1, self.masked),
+            "tokens_per_s": self.tokens / seconds,
+            "supervised_tokens_per_s": self.supervised / seconds,
+            "skipped_steps": float(self.skipped),
+        }
+
+
+@dataclass
+class Totals:
+    """What the whole run did; for throughput in run.json."""
+
+    tokens: int = 0
+    supervised: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    last_metrics: dict[str, float] = field(default_factory=dict)
+
+
+def train(
+    accelerator: Accelerator,
+    module: nn.Module,
+    optimizer: Any,
+    scheduler: Any,
+    make_step: Callable[[int], Step],
+    plan: Plan,
+    hooks: Hooks,
+    first_step: int = 0,
+) -> tuple[int, bool, Totals]:
+    """Train until the plan's last step or a stop. Returns (finished steps, stopped early, totals).
+
+    Raises JobError (exit 6) before an update that is not finite.
+    """
+    window, totals, overflows, saved, grad_norm = Window(), Totals(), 0, -1, 0.0
+    done, stop = first_step, False
+    while done < plan.steps and not stop:
+        began = time.perf_counter()
+        step = make_step(done)
+        losses, correct = [], []
+        module.train()
+        for number, piece in enumerate(step.pieces if step.masked else ()):
+            last = number + 1 == len(step.pieces)
+            with contextlib.nullcontext() if last else accelerator.no_sync(module):
+                sums: Sums = module(piece.batch.to(accelerator.device))
+                share = sums.weighted.sum() * (accelerator.num_processes / step.count)
+                accelerator.backward(share)
+            losses.append(sums.weighted.detach())
+            correct.append(sums.correct)
+        norm = accelerator.clip_grad_norm_(module.parameters(), plan.max_grad_norm or math.inf) if step.masked else 0.0
+        loss, right, grad_norm, asked = _read(accelerator, losses, correct, norm, hooks.requests())
+        loss /= step.count or 1.0
+        overflow = accelerator.scaler is not None and math.isfinite(loss) and not math.isfinite(grad_norm)
+        overflows = overflows + 1 if overflow else 0
+        if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not overflow) or overflows >= MOST_SKIPS:
+            raise _non_finite(done + 1, loss, grad_norm, step.pieces, losses)
+        if step.masked:
+            optimizer.step()  # under fp16 the scaler skips it by itself after an overflow
+            optimizer.zero_grad(set_to_none=True)
+        scheduler.step()
+        done += 1
+        stop = asked.stop
+        seconds = time.perf_counter() - began
+        _account(window, totals, step, loss, right, seconds, overflow)
+        hooks.tick(done, loss, seconds)
+        if done % plan.logging_steps == 0 or done == plan.steps or stop:
+            totals.last_metrics = window.metrics(scheduler.get_last_lr()[0], grad_norm)
+            hooks.log(done, totals.last_metrics)
+            window = Window()
+        if plan.eval_every and (done % plan.eval_every == 0 or done == plan.steps) and not stop:
+            hooks.evaluate(done)
+        if asked.sample:
+            hooks.sample(done)
+        if done % plan.save_every == 0 or done == plan.steps or asked.save or stop:
+            hooks.save(done)
+            saved = done
+    assert saved == done or done == first_step, "a run ends with a checkpoint"
+    return done, stop and done < plan.steps, totals
+
+
+def _read(
+    accelerator: Accelerator, losses: list[torch.Tensor], correct: list[torch.Tensor], norm: Any, asked: Requests
+) -> tuple[float, float, float, Requests]:
+    """The one read of a step: (loss sum, masked tokens right, gradient norm, requests), the same on every rank."""
+    flags = torch.tensor([asked.stop, asked.save, asked.sample], dtype=torch.float32)
+    sums = torch.stack(
+        [sum((part.sum() for part in parts), torch.zeros((), device=accelerator.device)) for parts in (losses, correct)]
+    )
+    packed = torch.cat([sums.float(), flags.to(sums.device)])
+    if accelerator.num_processes > 1:
+        packed = cast("torch.Tensor", accelerator.reduce(packed, reduction="sum"))
+    loss, right, stop, save, sample, grad_norm = torch.cat([packed, torch.as_tensor(norm).to(packed).reshape(1)]).tolist()
+    return loss, right, grad_norm, Requests(stop > 0, save > 0, sample > 0)
+
+
+def _account(window: Window, totals: Totals, step: Step, loss: float, right: float, seconds: float, overflow: bool) -> None:
+    window.loss += loss
+    window.steps += 1
+    window.correct += right
+    window.masked += step.masked
+    window.tokens += step.tokens
+    window.supervised += step.supervised
+    window.seconds += seconds
+    skipped = int(overflow or not step.masked)
+    window.skipped += skipped
+    totals.skipped += skipped
+    totals.tokens += step.tokens
+    totals.supervised += step.supervised
+    totals.seconds += seconds
+
+
+def _non_finite(step: int, loss: float, norm: float, pieces: tuple[Piece, ...], losses: list[torch.Tensor]) -> JobError:
+    """Name the documents whose loss is not finite; a gradient alone may be broken by any of them."""
+    named = [
+        f"document {index} (t {one.t:.4f}, {one.masked.size} of {one.noisy.size} tokens masked)"
+        for piece, sums in zip(pieces, losses, strict=False)
+        for index, one, value in zip(piece.documents, piece.corruptions, sums.tolist(), strict=False)
+        if not math.isfinite(value)
+    ]
+    what = f"loss {loss:g}, gradient norm {norm:g} at step {step}"
+    where = f": {'; '.join(named[:5])}" if named else ""
+    fix = "The update was not made. Lower learning_rate, or look at these rows."
+    return JobError(Problem("loss", "a finite loss and gradient", what + where, fix, Code.NON_FINITE))

@@ -1,0 +1,185 @@
+"""The door of the product: what a form, a file or a shell sends becomes `Params`, or every problem at once."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from .job import JobError, Problem
+from .params import ALIASES, BUILT, METHOD_ONLY, REPORT_TO, Params, schema
+
+SCHEMA = schema()
+
+# Words for what a string must look like, where a pattern would not help a reader.
+_TEXTS = {
+    "gpu_ids": '"auto" or positions such as 0,2',
+    "adaptor_name": "a name of letters, digits, '.', '_' and '-' (1 to 64, first a letter or digit)",
+}
+
+
+@dataclass(frozen=True)
+class Parsed:
+    params: Params
+    notes: tuple[str, ...]  # one line each, for the log
+
+
+def parse(values: Mapping[str, object], *, unknown: Literal["error", "note"] = "error", typed: Collection[str] = ()) -> Parsed:
+    """Turn form or command-line values into Params.
+
+    Empty strings and None mean "not given". Unknown names are problems on a command line and notes in a host, whose forms carry
+    other plugins' keys. `typed` are the names a person gave on the command line (forms always send every default).
+    Raises JobError (exit 2) with every problem at once.
+    """
+    problems: list[Problem] = []
+    notes: list[str] = []
+    given = _rename_aliases(_present(values), problems)
+    for name in [name for name in given if name not in SCHEMA]:
+        del given[name]
+        hint = did_you_mean(name, [*SCHEMA, *ALIASES])
+        if unknown == "error":
+            problems.append(Problem(name, "a known parameter", "an unknown name", hint))
+        else:
+            notes.append(f"{name}: not a parameter of this plugin; ignored. {hint}".rstrip())
+    params, wrong = _validate(given)
+    problems += wrong
+    broken = {problem.field for problem in problems}
+    problems += [problem for problem in (*_unbuilt(params), *_cross_checks(params, typed)) if problem.field not in broken]
+    if problems:
+        raise JobError(*problems)
+    return Parsed(params, (*notes, *_inapplicable(params)))
+
+
+def _present(values: Mapping[str, object]) -> dict[str, object]:
+    stripped = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
+    return {name: value for name, value in stripped.items() if value is not None and value != ""}
+
+
+def _rename_aliases(values: Mapping[str, object], problems: list[Problem]) -> dict[str, object]:
+    given: dict[str, object] = {}
+    for name, value in values.items():
+        target = ALIASES.get(name, name)
+        if name == "report_to":
+            value = REPORT_TO.get(str(value), value)
+        if target in given and given[target] != value:
+            got = f"{given[target]!r} and, as {name}, {value!r}"
+            problems.append(Problem(target, "one value", got, f"{name} is another name of {target}; give one."))
+        given[target] = value
+    return given
+
+
+def _validate(given: Mapping[str, object]) -> tuple[Params, list[Problem]]:
+    """Params from `given`, wrong fields at their defaults so that the cross-checks still run, and the wrong fields' problems."""
+    try:
+        return Params.model_validate(given), []
+    except ValidationError as error:
+        wrong = list(dict.fromkeys(str(item["loc"][0]) for item in error.errors()))
+    problems = [Problem(name, expected(name), repr(given[name]), _value_hint(name, str(given[name]))) for name in wrong]
+    return Params.model_validate({name: value for name, value in given.items() if name not in wrong}), problems
+
+
+def expected(name: str) -> str:
+    """What a parameter takes, in words: `an integer >= 1`, `one of bert, dream, llada`."""
+    return " or ".join(_words(name, kind) for kind in SCHEMA[name].get("anyOf", [SCHEMA[name]]))
+
+
+def _words(name: str, kind: Mapping[str, Any]) -> str:
+    if "const" in kind:
+        return repr(kind["const"])
+    if "enum" in kind:
+        return "one of " + ", ".join(kind["enum"])
+    if kind["type"] == "boolean":
+        return "true or false"
+    if kind["type"] == "string":
+        return _TEXTS.get(name, "text")
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    bounds = " and ".join(f"{sign} {kind[key]:g}" for key, sign in signs.items() if key in kind)
+    return f"{'an integer' if kind['type'] == 'integer' else 'a number'} {bounds}".rstrip()
+
+
+def choices(name: str) -> list[str]:
+    """The words a parameter takes; empty for numbers and free text."""
+    kinds = SCHEMA[name].get("anyOf", [SCHEMA[name]])
+    return [str(word) for kind in kinds for word in kind.get("enum", [kind["const"]] if "const" in kind else [])]
+
+
+def _value_hint(name: str, value: str) -> str:
+    if name == "train_device" and value.lower() in ("mps", "metal", "apple"):
+        return "Apple GPUs are not supported; use cpu."
+    return did_you_mean(value, choices(name))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"Did you mean {close[0]}?" if close else ""
+
+
+def _unbuilt(params: Params) -> list[Problem]:
+    values = params.as_json()
+    return [
+        Problem(
+            name,
+            "what this version has: " + " or ".join(_shown(value) for value in built),
+            _shown(values[name]),
+            "It is planned, not built yet.",
+        )
+        for name, built in BUILT.items()
+        if values[name] not in built
+    ]
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
+    found: list[Problem] = []
+
+    def require(holds: bool, field: str, expected: str, got: str, fix: str = "") -> None:
+        if not holds:
+            found.append(Problem(field, expected, got, fix))
+
+    require(bool(params.dataset_name), "dataset_name", "a file, folder or hub id", "nothing", "Give --dataset_name.")
+    require(
+        bool(params.model_name) != bool(params.model_config_file),
+        "model_name",
+        "either model_name or model_config",
+        "both" if params.model_name else "neither",
+        "model_name continues a model; model_config (a config.json) starts a new one.",
+    )
+    require(params.t_min < params.t_max, "t_min", f"less than t_max ({params.t_max:g})", f"{params.t_min:g}")
+    cpu_half = params.dtype == "float16" and params.train_device == "cpu"
+    require(not cpu_half, "dtype", "float32 on a CPU", "float16", "CPUs do not train in float16.")
+    require(
+        not params.load_in_4bit or params.lora,
+        "load_in_4bit",
+        "lora true beside it",
+        "lora false",
+        "4-bit weights cannot be trained.",
+    )
+    for name, value in (("eval_steps", params.eval_steps), ("save_steps", params.save_steps)):
+        require(value < 1 or math.floor(value) == value, name, "whole steps, or a share below 1", f"{value:g}")
+    require(
+        not {"num_train_epochs", "train_steps"} <= set(typed),
+        "train_steps",
+        "either epochs or steps",
+        "both num_train_epochs and train_steps",
+        "Give one of the two.",
+    )
+    return found
+
+
+def _inapplicable(params: Params) -> list[str]:
+    values = params.as_json()
+    notes = [
+        f"{name}: belongs to training_method {method}; it does nothing for {params.training_method}."
+        for name, method in METHOD_ONLY.items()
+        if method != params.training_method and values[name] != SCHEMA[name]["default"]
+    ]
+    if params.num_train_epochs > 0:
+        notes.append(f"train_steps: ignored, because num_train_epochs is {params.num_train_epochs:g}.")
+    return notes

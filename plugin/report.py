@@ -1,0 +1,70 @@
+"""What `check` shows a person: the plan, the data, what the model will see, one verdict."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+STYLES = {"prompt": "cyan", "answer": "green", "masked": "bold white on magenta"}
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def print_check(plan: Mapping[str, Any], *, ok: bool) -> None:
+    """Print the report on stdout; colour only on a terminal without NO_COLOR."""
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    for note in plan["notes"]:
+        console.print(f"note: {note}", markup=False)
+    if launch := plan.get("launch"):
+        where = f"GPU {', '.join(launch['gpus'])}" if launch["gpus"] else "CPU"
+        console.print(f"devices     {where}; {launch['processes']} process(es)")
+        console.print(f"command     {' '.join(launch['argv'])}", markup=False)
+        console.print(f"or          {launch['accelerate']}", markup=False)
+    if "steps" in plan:
+        _print_run(console, plan)
+        for split, report in plan["data"].items():
+            _print_data(console, split, report)
+        _print_preview(console, plan)
+    console.print("[bold green]ok: this job can run[/]" if ok else "[bold red]not ok: see the errors[/]")
+
+
+def _print_run(console: Console, plan: Mapping[str, Any]) -> None:
+    size, steps = plan["documents_per_step"], plan["steps"]
+    console.print(f"model       {plan['parameters'] / 1e6:,.1f} M parameters, {plan['precision']}")
+    console.print(f"run         {steps:,} steps x {size} documents = {plan['passes']:g} passes, about {plan['tokens']:,} tokens")
+    console.print(
+        f"first step  {plan['tokens_first_step']:,} tokens, {plan['supervised_first_step']:,} learned; tried on {plan['tried']}"
+    )
+    console.print(f"every       {plan['eval_every'] or 'never'} steps evaluated, {plan['save_every']} saved")
+    disk = plan["disk"]
+    console.print(f"disk        {disk['needed_bytes'] / 1e9:.2f} GB needed, {disk['free_bytes'] / 1e9:.1f} GB free")
+
+
+def _print_data(console: Console, split: str, report: Mapping[str, Any]) -> None:
+    if not report["rows"]:
+        return
+    length = report["length"]
+    console.print(f"{split:<11} {report['documents']:,} documents of {report['rows']:,} rows, {report['tokens']:,} tokens")
+    peak = max(length["counts"]) or 1
+    bars = "".join(BARS[-(-count * (len(BARS) - 1) // peak)] for count in length["counts"])
+    console.print(
+        f"  lengths   0 {bars} {length['longest']}   max_length for 95 %: {length['p95']}, for 99 %: {length['p99']}",
+        markup=False,
+    )
+    if report["truncated"]:
+        rows = ", ".join(report["truncated_rows"])
+        console.print(f"  truncated {report['truncated']} ({report['truncated_percent']} %), such as {rows}", markup=False)
+    for reason, count in report["dropped"].items():
+        console.print(f"  dropped   {count}: {reason}, such as {', '.join(report['dropped_rows'][reason])}", markup=False)
+
+
+def _print_preview(console: Console, plan: Mapping[str, Any]) -> None:
+    console.print(f"what the model sees of {plan['preview_row']}:", markup=False)
+    for view in plan["preview"]:
+        text = Text(f"  t = {view['t']:<5} ")
+        for run in view["runs"]:
+            text.append(run["text"].replace("\n", "⏎"), style=STYLES[run["kind"]])
+        console.print(text)

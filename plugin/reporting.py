@@ -1,0 +1,117 @@
+"""What the worker tells the world: events, metrics, progress, TensorBoard. Only rank 0 speaks; other ranks' calls do nothing."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from .run_folder import JsonLines, RunFolder, to_json, utc_now, write_whole
+
+PROGRESS_EVERY_S = 1.0
+
+
+class Reporter:
+    """Writers of one run folder."""
+
+    def __init__(self, folder: RunFolder, *, speaks: bool):
+        self.speaks = speaks
+        if not speaks:
+            return
+        self._folder = folder
+        self._events = JsonLines(folder / "events.jsonl")
+        self._metrics = JsonLines(folder / "metrics.jsonl")
+        self._samples = JsonLines(folder / "samples.jsonl")
+        self._board = SummaryWriter(str(folder / "tb"), flush_secs=10)
+        self._latest: dict[str, Any] = {}
+        self._progress: dict[str, Any] = {"phase": "load", "step": 0, "steps": 0, "percent": 0.0, "eta_seconds": None}
+        self._wrote = 0.0
+        self._training_s = 0.0
+        self._first_step: int | None = None
+
+    def event(self, type_: str, **content: Any) -> None:
+        if self.speaks:
+            self._events.write({"time": utc_now(), "type": type_, **content})
+
+    def log(self, line: str) -> None:
+        """One line for people, in log.txt (which is this process's stdout) and as an event."""
+        if self.speaks:
+            print(line, flush=True)
+            self.event("log", line=line)
+
+    def phase(self, phase: str, steps: int | None = None) -> None:
+        if self.speaks:
+            self._progress["phase"] = phase
+            if steps is not None:
+                self._progress["steps"] = steps
+            self._write_progress(force=True)
+
+    def tick(self, step: int, loss: float, seconds: float) -> None:
+        """A finished step and the seconds it took, the base of the ETA."""
+        if not self.speaks:
+            return
+        steps = self._progress["steps"]
+        self._first_step = step - 1 if self._first_step is None else self._first_step
+        self._training_s += seconds
+        eta = self._training_s / (step - self._first_step) * (steps - step)
+        self._progress |= {"step": step, "percent": round(100 * step / steps, 2), "eta_seconds": round(eta, 1), "loss": loss}
+        self._write_progress(force=step == steps)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        if not self.speaks:
+            return
+        self._metrics.write({"step": step, **values})
+        self._latest |= {"step": step, **values}
+        write_whole(self._folder / "metrics.json", to_json(self._latest) + "\n", durable=False)
+        for name, value in values.items():
+            self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        if "tokens_per_s" in values:
+            self._progress["tokens_per_s"] = round(values["tokens_per_s"], 1)
+            self._progress["supervised_tokens_per_s"] = round(values["supervised_tokens_per_s"], 1)
+        self.event("metrics", step=step, metrics=values)
+
+    def sample(self, step: int, prompt: str, expected: str, text: str, frames: list[str]) -> None:
+        """A generated answer with the states of its canvas, in order."""
+        if not self.speaks:
+            return
+        record = {"step": step, "prompt": prompt, "expected": expected, "text": text, "frames": frames}
+        self._samples.write(record)
+        shown = "\n".join(
+            f"    {_plain(line)}" for line in (f"prompt:   {prompt}", f"expected: {expected}", *frames, f"answer:   {text}")
+        )
+        self._board.add_text(f"samples/{_plain(prompt)[:60]}", shown, step)
+        self.event("sample", **{key: record[key] for key in ("step", "prompt", "expected", "text")})
+
+    def lengths(self, split: str, lengths: Any) -> None:
+        if self.speaks and len(lengths):
+            self._board.add_histogram(f"lengths/{split}", lengths, 0)
+
+    def text(self, tag: str, markdown: str) -> None:
+        if self.speaks:
+            self._board.add_text(tag, markdown, 0)
+
+    def hparams(self, params: dict[str, Any], metrics: dict[str, float]) -> None:
+        if self.speaks:
+            shown = {name: value for name, value in params.items() if isinstance(value, (bool, int, float, str))}
+            self._board.add_hparams(shown, {f"hparams/{name}": value for name, value in metrics.items()}, run_name=".")
+
+    def close(self) -> None:
+        if self.speaks:
+            self._board.close()
+            for file in (self._events, self._metrics, self._samples):
+                file.close()
+
+    def _write_progress(self, *, force: bool) -> None:
+        now = time.monotonic()
+        if force or now - self._wrote >= PROGRESS_EVERY_S:
+            self._wrote = now
+            progress = {**self._progress, "heartbeat": datetime.now(UTC).isoformat(timespec="seconds")}
+            write_whole(self._folder / "progress.json", to_json(progress) + "\n", durable=False)
+            self.event("progress", **{key: value for key, value in progress.items() if key != "heartbeat"})
+
+
+def _plain(text: str) -> str:
+    """Text of a data row on one line, harmless in TensorBoard's Markdown (which is what a browser renders)."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ⏎ ")

@@ -1,0 +1,162 @@
+"""The run folder: the plain files through which parent, worker, host and person talk about one run.
+
+The parent alone writes `run.json`; the worker (rank 0) writes everything else. A person may create `STOP`, `SAVE` and `SAMPLE`.
+Every whole-file write goes beside the target, is fsynced and renamed, so a reader never sees half a file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, cast
+
+from .job import JobError, Problem
+
+STOP, SAVE, SAMPLE = "STOP", "SAVE", "SAMPLE"
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def to_json(value: object) -> str:
+    """One line of JSON; a NaN or infinity becomes a string, because no JSON reader is obliged to take one."""
+    return json.dumps(_finite(value), ensure_ascii=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in cast("list[Any]", value)]
+    return value
+
+
+def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write `text` so that a reader finds the old content or all of the new one; `durable`: even after a power cut."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def rename_whole(part: Path, final: Path) -> None:
+    """Publish a finished folder under its final name; everything in it is on disk before the name appears."""
+    for file in sorted(part.rglob("*")):
+        _fsync(file)
+    _fsync(part)
+    os.rename(part, final)
+    _fsync(final.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class RunFolder:
+    """Paths and small reads and writes of one run folder; holds no state besides its path."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def problems(self) -> list[Problem]:
+        """Why this folder cannot take a new run; empty when it can."""
+        fix = "Choose another run_dir; runs are never overwritten."
+        if self.path.exists() and not self.path.is_dir():
+            return [Problem("run_dir", "a folder", f"{self.path}, which is a file", fix)]
+        if self.path.is_dir() and any(self.path.iterdir()):
+            return [Problem("run_dir", "a new or empty folder", f"{self.path}, which holds files", fix)]
+        return []
+
+    def create(self) -> None:
+        """Make the folder. Raises JobError (exit 2) when something is in it or it cannot be made."""
+        if found := self.problems():
+            raise JobError(*found)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            got = f"{self.path}: {error.strerror}"
+            raise JobError(Problem("run_dir", "a folder that can be written", got, "Choose another run_dir.")) from error
+
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        """Hold the folder for one parent; the lock dies with the process. Raises JobError when another run holds it."""
+        with (self / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise JobError(Problem("run_dir", "a run folder no other run holds", f"{self.path}, which is in use")) from error
+            yield
+
+    def write_run(self, params: dict[str, Any], environment: dict[str, Any], result: dict[str, Any] | None) -> None:
+        content = {"params": params, "environment": environment, "result": result}
+        write_whole(self / "run.json", json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str) + "\n")
+
+    def read_run(self) -> dict[str, Any]:
+        return json.loads((self / "run.json").read_text(encoding="utf-8"))
+
+    def asked(self, name: str) -> bool:
+        """Whether a person (or the parent) created STOP, SAVE or SAMPLE."""
+        return (self / name).exists()
+
+    def ask(self, name: str) -> None:
+        (self / name).touch()
+
+    def answered(self, name: str) -> None:
+        (self / name).unlink(missing_ok=True)
+
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first; partial ones carry another name until they are whole."""
+        found = [path for path in self.path.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+class JsonLines:
+    """An append-only .jsonl file, one flushed line an object, so that a reader can follow it while it grows."""
+
+    def __init__(self, path: Path):
+        self._file: IO[str] = path.open("a", encoding="utf-8")
+
+    def write(self, value: dict[str, Any]) -> None:
+        self._file.write(to_json(value) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Tail:
+    """Follows a growing text file: each call returns the whole lines that appeared since the last one."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._offset = 0
+        self._rest = b""
+
+    def new_lines(self) -> list[str]:
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        self._offset += len(data)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [line.decode("utf-8", errors="replace") for line in lines]

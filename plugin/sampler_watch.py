@@ -1,0 +1,53 @@
+"""Samples while training: the same few prompts each time, answered by the model as it stands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from .data.chat import ChatFormat
+from .data.documents import Documents
+from .models.diffusion import predictor
+from .sampling.blockwise import SamplerSettings, Vocabulary, generate
+
+PROMPTS = 4
+FRAMES = 8  # canvas states kept of each answer
+
+
+class SampleWatch:
+    """Fixed prompts, spread over `documents`, and how to answer them."""
+
+    def __init__(self, model: PreTrainedModel, chat: ChatFormat, documents: Documents, sampler: dict[str, Any]):
+        self._model, self._chat = model, chat
+        places = np.linspace(0, len(documents) - 1, min(PROMPTS, len(documents))).astype(int)
+        self._documents = [documents[int(place)] for place in dict.fromkeys(places)]
+        block = int(sampler["block_length"])
+        self._settings = SamplerSettings(**{**sampler, "max_new_tokens": min(int(sampler["max_new_tokens"]), 2 * block)})
+        self._vocabulary = Vocabulary(chat.mask_id, chat.end_id, chat.pad_id)
+
+    def samples(self) -> list[dict[str, Any]]:
+        """{prompt, expected, text, frames} of each watched prompt."""
+        prompts = [one.ids[: one.prompt] for one in self._documents]
+        canvases: list[list[NDArray[np.int32]]] = []
+        was_training = self._model.training
+        self._model.eval()
+        answers = generate(predictor(self._model), prompts, self._vocabulary, self._settings, canvases.append)
+        self._model.train(was_training)
+        records = []
+        for row, (one, prompt, answer) in enumerate(zip(self._documents, prompts, answers, strict=True)):
+            states = [canvas[row][prompt.size :] for canvas in canvases[: answer.steps]]
+            shown = [
+                states[place] for place in dict.fromkeys(np.linspace(0, len(states) - 1, min(FRAMES, len(states))).astype(int))
+            ]
+            records.append(
+                {
+                    "prompt": self._chat.text(prompt.tolist()).strip(),
+                    "expected": self._chat.decode(one.ids[one.prompt :].tolist()),
+                    "text": self._chat.decode(answer.ids.tolist()),
+                    "frames": [self._chat.frame(state.tolist()) for state in shown],
+                }
+            )
+        return records

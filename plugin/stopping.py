@@ -1,0 +1,55 @@
+"""How a worker learns that it should stop: a signal, the STOP file, or the death of its parent. All three mean the same:
+finish the step, save, exit. Only the parent escalates."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+from .run_folder import SAMPLE, SAVE, STOP, RunFolder
+
+ORPHAN_LIMIT_S = 30.0  # an orphan that has not saved and gone by then is ended
+
+
+class StopRequested(Exception):
+    """Raised between rows and phases before the first step, where there is nothing to save."""
+
+
+class Requests:
+    """What this worker was asked for. One instance a process."""
+
+    def __init__(self, folder: RunFolder, *, reads_files: bool):
+        self._folder, self._reads_files = folder, reads_files
+        self._stop = threading.Event()
+        self._parent = os.getppid()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop.set())
+        threading.Thread(target=self._watch_parent, daemon=True, name="watch-parent").start()
+
+    def _watch_parent(self) -> None:
+        while os.getppid() == self._parent:
+            time.sleep(0.5)
+        self._stop.set()
+        time.sleep(ORPHAN_LIMIT_S)
+        os._exit(1)
+
+    def stop(self) -> bool:
+        return self._stop.is_set() or (self._reads_files and self._folder.asked(STOP))
+
+    def raise_if_stopped(self) -> None:
+        if self.stop():
+            raise StopRequested
+
+    def save(self) -> bool:
+        return self._reads_files and self._take(SAVE)
+
+    def sample(self) -> bool:
+        return self._reads_files and self._take(SAMPLE)
+
+    def _take(self, name: str) -> bool:
+        asked = self._folder.asked(name)
+        if asked:
+            self._folder.answered(name)
+        return asked

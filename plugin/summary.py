@@ -1,0 +1,15 @@
+"""Words for people about a run's end."""
+
+from __future__ import annotations
+
+from .job import Outcome
+
+
+def outcome_line(outcome: Outcome) -> str:
+    """The one line a run ends with."""
+    if outcome.error:
+        return outcome.error.line
+    result = outcome.result or {}
+    loss = result.get("eval_loss")
+    shown = f", eval loss {loss:.4f}" if isinstance(loss, float) else ""
+    return f"{outcome.outcome}: {result.get('steps', 0)} steps in {result.get('seconds', 0)} s{shown}"

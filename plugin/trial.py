@@ -1,0 +1,138 @@
+"""The dry run behind `main.py check`: real files, real tokenizer, one real batch through a model. Writes nothing into the run.
+
+Small models are tried as they are, weights and all; of a large one, a narrow sibling with the same vocabulary stands in, so that
+a check needs neither the memory nor the device of the run.
+"""
+
+from __future__ import annotations
+
+import shutil
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+
+from . import assembly
+from .data.chat import ChatFormat
+from .data.documents import Document
+from .data.steps import step_slots
+from .job import Code, JobError, Problem
+from .models.diffusion import DiffusionModel
+from .models.load import load_config, new_config
+from .objectives.mdlm import corrupt
+from .params import Params
+from .step import Step, StepRules, build_step, fill
+
+PREVIEW_TIMES = (0.15, 0.5, 0.9)
+SMALL = 100_000_000  # parameters up to which a model is tried as it is
+
+
+def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> dict[str, Any]:
+    """What a run of these parameters would meet. Raises JobError with the problems of model and data together."""
+    problems: list[Problem] = []
+    try:
+        config = (
+            new_config(params.model_config_file) if params.model_config_file else load_config(params.model_name, offline=offline)
+        )
+    except JobError as error:
+        problems += error.problems
+    try:
+        prepared = assembly.prepare(params, notes.append, offline=offline)
+    except JobError as error:
+        raise JobError(*dict.fromkeys((*problems, *error.problems))) from error
+    if problems:
+        raise JobError(*problems)
+    rules = assembly.step_rules(params, prepared.chat)
+    clock = assembly.make_clock(params, len(prepared.train), len(prepared.evaluation), ranks)
+    parameters = _count_parameters(config)
+    precision, why = assembly.choose_precision(params, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    notes.append(f"dtype: {why}")
+    slots = step_slots(len(prepared.train), clock.step_size, 0, params.seed, clock.total)
+    step = build_step(slots, prepared.train, rules, batch_size=params.batch_size)
+    model = assembly.make_model(params, prepared.tokenizer, offline=offline) if parameters <= SMALL else _narrow(config)
+    return {
+        "steps": clock.plan.steps,
+        "documents_per_step": clock.step_size,
+        "tokens_first_step": step.tokens,
+        "supervised_first_step": step.supervised,
+        "tokens": round(float(prepared.train.lengths.mean()) * clock.step_size * clock.plan.steps),
+        "passes": round(clock.step_size * clock.plan.steps / len(prepared.train), 2),
+        "eval_every": clock.plan.eval_every,
+        "save_every": clock.plan.save_every,
+        "parameters": parameters,
+        "precision": {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision],
+        "first_loss": _try_step(model, step, prepared.chat.pad_id),
+        "tried": "the model itself" if parameters <= SMALL else "a narrow model of its family",
+        "data": {split: report.as_json() for split, report in prepared.reports.items()},
+        "disk": _disk(params, parameters),
+        "preview": _preview(prepared.train[0], rules, prepared.chat),
+        "preview_row": prepared.train.rows[0] or "",
+    }
+
+
+def _load_both(params: Params, notes: list[str], *, offline: bool) -> tuple[PretrainedConfig, assembly.Prepared]:
+    """Configuration and data; when both are wrong, both are reported."""
+    try:
+        config = (
+            new_config(params.model_config_file) if params.model_config_file else load_config(params.model_name, offline=offline)
+        )
+    except JobError as wrong_model:
+        try:
+            assembly.prepare(params, notes.append, offline=offline)
+        except JobError as wrong_data:
+            raise JobError(*dict.fromkeys((*wrong_model.problems, *wrong_data.problems))) from wrong_data
+        raise wrong_model
+    return config, assembly.prepare(params, notes.append, offline=offline)
+
+
+def _count_parameters(config: PretrainedConfig) -> int:
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in AutoModelForMaskedLM.from_config(config).parameters())
+
+
+def _narrow(config: PretrainedConfig) -> PreTrainedModel:
+    """A model of the same class and vocabulary, two layers deep and 64 wide."""
+    kept = {name: getattr(config, name) for name in ("vocab_size", "max_position_embeddings", "pad_token_id")}
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return AutoModelForMaskedLM.from_config(AutoConfig.for_model(config.model_type, **kept, **small))
+
+
+def _try_step(model: PreTrainedModel, step: Step, pad_id: int) -> float:
+    """Forward and backward of the first micro-batch. Returns its loss per masked token in nats."""
+    sums = DiffusionModel(model, pad_id)(step.pieces[0].batch)
+    sums.weighted.sum().backward()
+    return round(float(sums.nll.sum()) / max(1, step.pieces[0].batch.masked.numel()), 4)
+
+
+def _disk(params: Params, parameters: int) -> dict[str, Any]:
+    """Bytes that the run will hold at its peak. Raises JobError (exit 7) when the disk has less."""
+    weights, states = 4 * parameters, 8 * parameters
+    needed = (params.save_total_limit + 1) * (weights + states) + (weights if params.fuse_model else 0)
+    existing = Path(params.run_dir or "runs").absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        fix = "Free some, lower save_total_limit, or choose another run_dir."
+        raise JobError(Problem("run_dir", f"{needed / 1e9:.1f} GB of free disk", f"{free / 1e9:.1f} GB", fix, Code.DISK))
+    return {"needed_bytes": needed, "free_bytes": free}
+
+
+def _preview(document: Document, rules: StepRules, chat: ChatFormat) -> list[dict[str, Any]]:
+    """One document as the model sees it at a few times: runs of tokens of one kind, in order."""
+    views: list[dict[str, Any]] = []
+    ((ids, supervised),) = fill([document], rules)
+    for t in PREVIEW_TIMES:
+        one = corrupt(
+            ids, supervised, noise=rules.noise, norm=rules.norm, mask_id=rules.mask_id, t=t, index=document.index, pass_=0
+        )
+        masked = set(one.masked.tolist())
+        kinds = ["masked" if place in masked else "answer" if supervised[place] else "prompt" for place in range(ids.size)]
+        runs = [
+            {"kind": kind, "text": chat.tokenizer.decode([int(ids[place]) for place in group])}
+            for kind, group in ((kind, list(places)) for kind, places in groupby(range(ids.size), key=kinds.__getitem__))
+        ]
+        views.append({"t": t, "masked": len(masked), "runs": runs})
+    return views

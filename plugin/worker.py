@@ -1,0 +1,311 @@
+"""The worker: `python -m plugin.worker RUN_FOLDER` trains, one process a device; `--check` tries the job without training.
+
+It knows no host. It reads the parameters from run.json (or, for --check, from stdin), writes the run folder, and exits with the
+code of what went wrong.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import get_scheduler
+from transformers.utils import logging as transformers_logging
+
+from . import assembly, loop
+from .checkpoints import State, save_checkpoint
+from .data.documents import Documents
+from .data.steps import step_slots
+from .evals import evaluate
+from .job import Code, JobError, Problem
+from .models.diffusion import DiffusionModel
+from .models.publish import max_logit_difference, write_card, write_model
+from .params import Params
+from .reporting import Reporter
+from .run_folder import RunFolder, rename_whole
+from .sampler_watch import SampleWatch
+from .step import Step, build_step
+from .stopping import Requests, StopRequested
+from .trial import try_out
+
+SCHEDULES = {
+    "constant": "constant",
+    "linear": "linear",
+    "cosine": "cosine",
+    "constant_with_warmup": "constant_with_warmup",
+    "wsd": "warmup_stable_decay",
+    "one_minus_sqrt": "warmup_stable_decay",
+}
+
+
+class Run:
+    """One training run on this rank, from parameters to the final event."""
+
+    def __init__(self, params: Params, folder: RunFolder):
+        self.params, self.folder = params, folder
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.main = self.rank == 0
+        self.reporter = Reporter(folder, speaks=self.main)
+        self.requests = Requests(folder, reads_files=self.main)
+        self.started = time.perf_counter()
+
+    def go(self) -> dict[str, Any]:
+        """Load, train, save, fuse. Returns the `result` of run.json."""
+        params = self.params
+        self.reporter.phase("load")
+        self.accelerator = self._accelerator()
+        self._load_data()
+        self._load_model()
+        clock = self.clock
+        self.reporter.phase("train", clock.plan.steps)
+        self.requests.raise_if_stopped()
+        if params.eval_on_start and clock.plan.eval_every:
+            self._evaluate(0)
+        hooks = loop.Hooks(
+            requests=lambda: loop.Requests(self.requests.stop(), self.requests.save(), self.requests.sample()),
+            log=self.reporter.metrics,
+            tick=self.reporter.tick,
+            evaluate=self._evaluate,
+            save=self._save,
+            sample=self._sample,
+        )
+        done, stopped, totals = loop.train(
+            self.accelerator, self.module, self.optimizer, self.scheduler, self._make_step, clock.plan, hooks
+        )
+        result: dict[str, Any] = {
+            "outcome": "stopped" if stopped else "done",
+            "steps": done,
+            "seconds": round(time.perf_counter() - self.started, 2),
+            "loss": totals.last_metrics.get("loss"),
+            "eval_loss": self.last_eval.get("eval/loss"),
+            "eval_loss_first": self.first_eval.get("eval/loss"),
+            "truncation": self.truncation,
+            "throughput": {
+                "tokens_per_s": round(totals.tokens / max(totals.seconds, 1e-9), 1),
+                "supervised_tokens_per_s": round(totals.supervised / max(totals.seconds, 1e-9), 1),
+                "training_seconds": round(totals.seconds, 2),
+            },
+            "skipped_steps": totals.skipped,
+        }
+        self.reporter.hparams(params.as_json(), {"loss": result["loss"] or 0.0, "eval_loss": result["eval_loss"] or 0.0})
+        if params.fuse_model and not stopped:
+            result["fuse"] = self._fuse()
+        result["seconds"] = round(time.perf_counter() - self.started, 2)
+        return result
+
+    # --- loading
+
+    def _accelerator(self) -> Accelerator:
+        on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "true"
+        device = torch.device("cpu" if on_cpu or not torch.cuda.is_available() else "cuda")
+        precision, why = assembly.choose_precision(self.params, device)
+        self.reporter.log(f"dtype: {why}")
+        accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        assert accelerator.num_processes == ranks, f"accelerate runs {accelerator.num_processes} ranks instead of {ranks}"
+        return accelerator
+
+    def _load_data(self) -> None:
+        """Rank 0 tokenises into the run folder; then every rank maps the same files."""
+        params, data = self.params, self.folder / "data"
+        if self.main:
+            prepared = assembly.prepare(params, self.reporter.log, between_rows=self.requests.raise_if_stopped)
+            prepared.tokenizer.save_pretrained(data / "tokenizer")
+            for split, documents in (("train", prepared.train), ("eval", prepared.evaluation)):
+                documents.save(data / split)
+                self.reporter.lengths(split, documents.lengths)
+            reports = {split: report.as_json() for split, report in prepared.reports.items()}
+            (data / "report.json").write_text(json.dumps(reports), encoding="utf-8")
+        self.accelerator.wait_for_everyone()
+        reports = json.loads((data / "report.json").read_text(encoding="utf-8"))
+        self.truncation = {
+            split: {key: report[key] for key in ("rows", "documents", "truncated", "dropped")}
+            for split, report in reports.items()
+        }
+        self.train, self.eval = Documents.load(data / "train"), Documents.load(data / "eval")
+        self.tokenizer = assembly.load_tokenizer(str(data / "tokenizer"), offline=True)
+        self.chat = assembly.ChatFormat(self.tokenizer)
+        self.rules = assembly.step_rules(params, self.chat)
+        self.clock = assembly.make_clock(params, len(self.train), len(self.eval), self.accelerator.num_processes)
+        self.facts = assembly.diffusion_facts(params, self.rules)
+        for split, report in self.truncation.items():
+            self.reporter.log(
+                f"data: {split} {report['documents']} documents of {report['rows']} rows, {report['truncated']} truncated"
+            )
+            for reason, count in report["dropped"].items():
+                self.reporter.log(f"data: {split} dropped {count}: {reason}")
+
+    def _load_model(self) -> None:
+        params, accelerator = self.params, self.accelerator
+        self.model = assembly.make_model(params, self.tokenizer)
+        self.reporter.log("dropout: off; the masking noise is the regulariser, and the loss does not depend on the layout")
+        module = DiffusionModel(self.model, self.chat.pad_id)
+        decayed = [weight for weight in module.parameters() if weight.ndim >= 2]
+        plain = [weight for weight in module.parameters() if weight.ndim < 2]
+        optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": params.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=params.learning_rate,
+            fused=True,
+        )
+        self.module, self.optimizer = accelerator.prepare(module, optimizer)
+        self.scheduler = self._scheduler(optimizer)
+        self.watch = SampleWatch(self.model, self.chat, self.eval if len(self.eval) else self.train, self.facts["sampler"])
+        self.first_eval: dict[str, float] = {}
+        self.last_eval: dict[str, float] = {}
+
+    def _scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
+        name, steps = self.params.learning_rate_schedule, self.clock.plan.steps
+        warmup = assembly.warmup_steps(self.params, steps)
+        specific: dict[str, Any] = {}
+        if name == "wsd":
+            specific = {"num_decay_steps": max(1, steps // 10), "decay_type": "linear"}
+        if name == "one_minus_sqrt":
+            specific = {"num_decay_steps": max(1, steps - warmup), "decay_type": "1-sqrt", "min_lr_ratio": 0.001}
+        return get_scheduler(SCHEDULES[name], optimizer, warmup, steps, scheduler_specific_kwargs=specific)
+
+    def _make_step(self, step: int) -> Step:
+        clock, accelerator = self.clock, self.accelerator
+        slots = step_slots(len(self.train), clock.step_size, step, self.params.seed, clock.total)
+        ranks = accelerator.num_processes
+        return build_step(
+            slots, self.train, self.rules, batch_size=self.params.batch_size, rank=accelerator.process_index, ranks=ranks
+        )
+
+    # --- hooks
+
+    def _evaluate(self, step: int) -> None:
+        self.reporter.phase("eval")
+        metrics = evaluate(self.accelerator, self.module, self.eval, self.rules, self.clock.eval_batch_size)
+        self.first_eval = self.first_eval or metrics
+        self.last_eval = metrics
+        self.reporter.metrics(step, metrics)
+        self._sample(step)
+        self.reporter.phase("train")
+
+    def _sample(self, step: int) -> None:
+        if self.main:
+            for record in self.watch.samples():
+                self.reporter.sample(step, **record)
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, step: int) -> None:
+        self.reporter.phase("save")
+        if self.main:
+            seen = step * self.clock.step_size
+            state = State(step, seen // len(self.train), seen % len(self.train), self.params.seed)
+            keep = self.params.save_total_limit
+            path = save_checkpoint(self.folder, state, self.model, self.tokenizer, self.facts, self.optimizer, keep)
+            self.reporter.event("checkpoint", step=step, path=str(path))
+        self.accelerator.wait_for_everyone()
+        self.reporter.phase("train")
+
+    def _fuse(self) -> dict[str, Any] | None:
+        """Full fine-tuning has nothing to merge: the trained model is written, reloaded and compared."""
+        self.reporter.phase("fuse")
+        if not self.main:
+            return None
+        final, part = self.folder / "fused", self.folder / ".fused.part"
+        write_model(part, self.model, self.tokenizer, self.facts)
+        longest = self.train[int(self.train.lengths.argmax())]
+        difference = max_logit_difference(part, self.model, torch.tensor(longest.ids[None].astype("int64")))
+        write_card(part, self._card(difference))
+        rename_whole(part, final)
+        self.reporter.log(f"fused: {final}; reloaded, largest logit difference {difference:.2e}")
+        return {"path": str(final), "max_logit_difference": difference}
+
+    def _card(self, difference: float) -> dict[str, Any]:
+        params = self.params
+        table = {
+            "base model": params.model_name or f"from scratch ({Path(params.model_config_file).name})",
+            "data": params.dataset_name,
+            "steps x documents": f"{self.clock.plan.steps} x {self.clock.step_size}",
+            "learning rate, schedule": f"{params.learning_rate:g}, {params.learning_rate_schedule}",
+            "noise": f"{params.noise_schedule}, t in [{params.t_min:g}, {params.t_max:g}], loss per {self.rules.norm}",
+            "end of answer": self.rules.eos_policy,
+            "sampler": json.dumps(self.facts["sampler"]),
+            "largest logit difference after reloading": f"{difference:.2e}",
+        }
+        command = "python main.py chat FOLDER"
+        return {
+            "name": params.adaptor_name,
+            "method": params.training_method,
+            "table": table,
+            "metrics": self.last_eval,
+            "chat_command": command,
+        }
+
+
+def main() -> int:
+    quiet_libraries()
+    if sys.argv[1:2] == ["--check"]:
+        return check(json.load(sys.stdin))
+    folder = RunFolder(Path(sys.argv[1]))
+    run = Run(Params.model_validate(folder.read_run()["params"]), folder)
+    try:
+        result = run.go()
+    except StopRequested:
+        result = {"outcome": "stopped", "steps": 0}
+    except Exception as error:
+        problem = as_problem(error)
+        if problem.code == Code.INTERNAL:
+            traceback.print_exc()
+        # Any rank may be the one that failed; a line of JSON is one write.
+        Reporter(folder, speaks=True).event("failed", error=problem.as_json(), rank=run.rank)
+        return int(problem.code)
+    if run.main:
+        run.reporter.event("finished", result=result)
+    run.reporter.close()
+    return 0
+
+
+def check(request: dict[str, Any]) -> int:
+    """Try the job of `request` {params, ranks, offline} and print {problems, report, notes}: one JSON object on stdout."""
+    notes: list[str] = []
+    problems: tuple[Problem, ...] = ()
+    report = None
+    try:
+        report = try_out(Params.model_validate(request["params"]), request["ranks"], notes, offline=request["offline"])
+    except JobError as error:
+        problems = error.problems
+    except Exception as error:
+        traceback.print_exc()
+        problems = (as_problem(error),)
+    print(json.dumps({"problems": [one.as_json() for one in problems], "report": report, "notes": notes}, ensure_ascii=False))
+    return int(problems[0].code) if problems else 0
+
+
+def as_problem(error: BaseException) -> Problem:
+    """The one problem that a failure is reported as."""
+    if isinstance(error, JobError):
+        return error.problems[0]
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        fix = "Lower batch_size and raise gradient_accumulation_steps by the same factor."
+        return Problem("memory", "room for the run", str(error).split("\n")[0][:300] or "out of memory", fix, Code.OUT_OF_MEMORY)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Problem("disk", "space for the run's files", str(error), "Free some; earlier checkpoints are whole.", Code.DISK)
+    got = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+    return Problem("worker", "no internal error", got, "Please report this with log.txt.", Code.INTERNAL)
+
+
+def quiet_libraries() -> None:
+    """Our own lines say what matters; progress bars and hints of libraries would drown them."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.exit(code)
