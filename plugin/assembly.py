@@ -113,12 +113,10 @@ def make_model(params: Params, tokenizer: PreTrainedTokenizerBase, *, offline: b
 
 def step_rules(params: Params, chat: ChatFormat) -> StepRules:
     noise = Noise(params.seed, params.noise_schedule, params.t_sampling, params.mask_count, params.t_min, params.t_max)
-    mask_id = chat.tokenizer.mask_token_id
-    assert mask_id is not None, "load_tokenizer refuses a tokenizer without a mask token"
     return StepRules(
         noise=noise,
         norm=DEFAULT_NORM[params.training_method] if params.loss_norm == "auto" else params.loss_norm,
-        mask_id=mask_id,
+        mask_id=chat.mask_id,
         end_id=chat.end_id,
         eos_policy="single" if params.training_stage == "pretrain" else params.eos_policy,
         eos_block=params.eos_block_length,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .quiet import quiet_loading  # isort: skip  # before anything that imports torch
+
 import argparse
 import json
 import sys
@@ -27,7 +29,6 @@ from .models.load import load_model, load_tokenizer
 from .models.publish import read_diffusion
 from .run_folder import RunFolder
 from .sampling.blockwise import OnStep, SamplerSettings, Vocabulary, generate
-from .worker import quiet_libraries
 
 HOLE = "░"
 
@@ -85,7 +86,7 @@ def load_chatter(name: str, overrides: dict[str, int]) -> Chatter:
 
 def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
-    quiet_libraries()
+    quiet_loading()
     overrides = {name: getattr(options, name) for name in ("max_new_tokens", "block_length", "steps") if getattr(options, name)}
     try:
         chatter = load_chatter(options.model, overrides)

@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-STYLES = {"prompt": "cyan", "answer": "green", "masked": "bold white on magenta"}
+STYLES = {"prompt": "cyan", "answer": "green", "end": "dim green", "masked": "bold white on magenta"}
+HOLE = "░"  # a masked token where there is no colour to mark it
 BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -66,5 +67,6 @@ def _print_preview(console: Console, plan: Mapping[str, Any]) -> None:
     for view in plan["preview"]:
         text = Text(f"  t = {view['t']:<5} ")
         for run in view["runs"]:
-            text.append(run["text"].replace("\n", "⏎"), style=STYLES[run["kind"]])
+            hidden = run["kind"] == "masked" and console.color_system is None
+            text.append(HOLE * run["tokens"] if hidden else run["text"].replace("\n", "⏎"), style=STYLES[run["kind"]])
         console.print(text)

@@ -11,7 +11,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from . import assembly
@@ -20,7 +22,7 @@ from .data.documents import Document
 from .data.steps import step_slots
 from .job import Code, JobError, Problem
 from .models.diffusion import DiffusionModel
-from .models.load import load_config, new_config
+from .models.load import fit_config, load_config, new_config
 from .objectives.mdlm import corrupt
 from .params import Params
 from .step import Step, StepRules, build_step, fill
@@ -31,19 +33,9 @@ SMALL = 100_000_000  # parameters up to which a model is tried as it is
 
 def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> dict[str, Any]:
     """What a run of these parameters would meet. Raises JobError with the problems of model and data together."""
-    problems: list[Problem] = []
-    try:
-        config = (
-            new_config(params.model_config_file) if params.model_config_file else load_config(params.model_name, offline=offline)
-        )
-    except JobError as error:
-        problems += error.problems
-    try:
-        prepared = assembly.prepare(params, notes.append, offline=offline)
-    except JobError as error:
-        raise JobError(*dict.fromkeys((*problems, *error.problems))) from error
-    if problems:
-        raise JobError(*problems)
+    config, prepared = _load_both(params, notes, offline=offline)
+    if params.model_config_file:
+        fit_config(config, prepared.tokenizer)
     rules = assembly.step_rules(params, prepared.chat)
     clock = assembly.make_clock(params, len(prepared.train), len(prepared.evaluation), ranks)
     parameters = _count_parameters(config)
@@ -129,10 +121,20 @@ def _preview(document: Document, rules: StepRules, chat: ChatFormat) -> list[dic
             ids, supervised, noise=rules.noise, norm=rules.norm, mask_id=rules.mask_id, t=t, index=document.index, pass_=0
         )
         masked = set(one.masked.tolist())
-        kinds = ["masked" if place in masked else "answer" if supervised[place] else "prompt" for place in range(ids.size)]
-        runs = [
-            {"kind": kind, "text": chat.tokenizer.decode([int(ids[place]) for place in group])}
-            for kind, group in ((kind, list(places)) for kind, places in groupby(range(ids.size), key=kinds.__getitem__))
-        ]
+        kinds = [_kind(place, document, supervised, masked) for place in range(ids.size)]
+        runs: list[dict[str, Any]] = []
+        for kind, group in groupby(range(ids.size), key=kinds.__getitem__):
+            tokens = [int(ids[place]) for place in group]
+            repeated = len(set(tokens)) == 1 and len(tokens) > 2
+            shown = str(chat.tokenizer.decode(tokens[:1] if repeated else tokens)) + (f"×{len(tokens)}" if repeated else "")
+            runs.append({"kind": kind, "tokens": len(tokens), "text": shown})
         views.append({"t": t, "masked": len(masked), "runs": runs})
     return views
+
+
+def _kind(place: int, document: Document, supervised: NDArray[np.bool_], masked: set[int]) -> str:
+    if place in masked:
+        return "masked"
+    if not supervised[place]:
+        return "prompt"
+    return "answer" if place < document.ids.size else "end"

@@ -6,21 +6,20 @@ code of what went wrong.
 
 from __future__ import annotations
 
+from .quiet import quiet_loading  # isort: skip  # before anything that imports torch
+
 import errno
 import json
-import logging
 import os
 import sys
 import time
 import traceback
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from transformers import get_scheduler
-from transformers.utils import logging as transformers_logging
 
 from . import assembly, loop
 from .checkpoints import State, save_checkpoint
@@ -246,7 +245,7 @@ class Run:
 
 
 def main() -> int:
-    quiet_libraries()
+    quiet_loading()
     if sys.argv[1:2] == ["--check"]:
         return check(json.load(sys.stdin))
     folder = RunFolder(Path(sys.argv[1]))
@@ -295,14 +294,6 @@ def as_problem(error: BaseException) -> Problem:
         return Problem("disk", "space for the run's files", str(error), "Free some; earlier checkpoints are whole.", Code.DISK)
     got = f"{type(error).__name__}: {error}".split("\n")[0][:300]
     return Problem("worker", "no internal error", got, "Please report this with log.txt.", Code.INTERNAL)
-
-
-def quiet_libraries() -> None:
-    """Our own lines say what matters; progress bars and hints of libraries would drown them."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("torch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 if __name__ == "__main__":

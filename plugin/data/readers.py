@@ -69,7 +69,7 @@ def _read_json(path: Path) -> Numbered:
     if isinstance(value, dict):
         lists = [item for item in value.values() if _is_objects(item)]
         value = lists[0] if len(lists) == 1 else None
-    if not _is_objects(value) and value != []:
+    if not isinstance(value, list) or (value and not _is_objects(value)):
         expected = "a list of objects, or an object of which one value is such a list"
         raise data_error(FIELD, expected, f"{path.name}, which holds something else")
     yield from enumerate(value, start=1)

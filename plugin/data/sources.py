@@ -12,12 +12,12 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ..job import Code, JobError, Problem, data_error
 from .readers import FIELD, READERS
@@ -183,13 +183,24 @@ def _is_data(file: Path) -> bool:
     return file.suffix.lower() in READERS and not file.name.startswith(".") and file.name not in _METADATA
 
 
-def _files(part: Part, split: Split) -> list[Path]:
-    """The local files of one split. A file named by itself is train, whatever its name."""
-    if part.path is None:
-        return []
-    if part.path.is_dir():
-        return _children(part.path)[split]
-    return [part.path] if split == "train" else []
+def _files(parts: Sequence[Part], split: Split) -> list[list[Path]]:
+    """The local files of one split, part by part.
+
+    Files are told apart by their names, in a folder and in a mixture alike. Where that would leave nothing to train on, a name
+    says nothing: all of them are train.
+    """
+    named = [one.path for one in parts if one.path and not one.path.is_dir()]
+    told_apart = any(not _is_eval(path) for path in named) or any(one.path is None or one.path.is_dir() for one in parts)
+
+    def of(part: Part) -> list[Path]:
+        if part.path is None:
+            return []
+        if part.path.is_dir():
+            return _children(part.path)[split]
+        held_out = told_apart and _is_eval(part.path)
+        return [part.path] if held_out == (split == "eval") else []
+
+    return [of(part) for part in parts]
 
 
 def skipped_files(spec: str) -> tuple[str, ...]:
@@ -200,7 +211,8 @@ def skipped_files(spec: str) -> tuple[str, ...]:
 
 def has_eval_split(spec: str, *, offline: bool = False) -> bool:
     """Whether any part has an eval split of its own. Asks the hub about hub ids. Raises JobError as `read_rows`."""
-    return any(_files(part, "eval") or _hub_split(part, "eval", offline) for part in parse_mixture(spec))
+    parts = parse_mixture(spec)
+    return any(_files(parts, "eval")) or any(_hub_split(part, "eval", offline) for part in parts)
 
 
 def read_rows(spec: str, split: Split, *, offline: bool = False) -> Iterator[Row]:
@@ -209,14 +221,16 @@ def read_rows(spec: str, split: Split, *, offline: bool = False) -> Iterator[Row
     Raises JobError: for a bad spec at once, for bad data (exit 3) when the iteration meets it.
     """
     parts = parse_mixture(spec)
-    names = Counter(path.name for part in parts for path in _files(part, split))
-    return chain.from_iterable(islice(_part_rows(part, split, offline, names), part.limit(split)) for part in parts)
+    files = _files(parts, split)
+    names = Counter(path.name for paths in files for path in paths)
+    streams = (_part_rows(part, paths, split, offline, names) for part, paths in zip(parts, files, strict=True))
+    return chain.from_iterable(islice(stream, part.limit(split)) for part, stream in zip(parts, streams, strict=True))
 
 
-def _part_rows(part: Part, split: Split, offline: bool, names: Counter[str]) -> Iterator[Row]:
+def _part_rows(part: Part, paths: Sequence[Path], split: Split, offline: bool, names: Counter[str]) -> Iterator[Row]:
     if part.path is None:
         yield from _hub_rows(part, split, offline)
-    for path in _files(part, split):
+    for path in paths:
         # Two files of one name would share their row ids.
         label = path.name if names[path.name] == 1 else str(path)
         try:
@@ -230,11 +244,11 @@ def _part_rows(part: Part, split: Split, offline: bool, names: Counter[str]) -> 
 def fingerprint(spec: str) -> str:
     """32 hex digits over what the mixture holds: limits, splits, names and content of files; names alone of hub ids."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in parse_mixture(spec):
+    parts = parse_mixture(spec)
+    for part, train, held_out in zip(parts, _files(parts, "train"), _files(parts, "eval"), strict=True):
         name = None if part.path else part.name
         facts: list[object] = [name, part.config, part.train_limit, part.eval_limit]
-        named = [("train", path) for path in _files(part, "train")] + [("eval", path) for path in _files(part, "eval")]
-        for split, path in named:
+        for split, path in [("train", path) for path in train] + [("eval", path) for path in held_out]:
             try:
                 with path.open("rb") as file:
                     content = hashlib.file_digest(file, hashlib.blake2b).hexdigest()
@@ -270,7 +284,8 @@ def _load_hub(part: Part) -> dict[str, Iterable[dict[str, Any]]]:
     except ImportError as error:
         raise _hub_error(part, error) from error
     try:
-        return datasets.load_dataset(part.name, part.config, streaming=True)
+        splits = datasets.load_dataset(part.name, part.config, streaming=True)
+        return {str(name): cast("Iterable[dict[str, Any]]", rows) for name, rows in splits.items()}
     except _hub_failures() as error:
         raise _hub_error(part, error) from error
 

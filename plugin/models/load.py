@@ -72,13 +72,18 @@ def new_model(config_file: str, tokenizer: PreTrainedTokenizerBase, *, attn_impl
     Raises JobError (exit 4) naming model_config: no configuration of a known family, or too small for the tokenizer.
     """
     config = new_config(config_file)
+    fit_config(config, tokenizer)
+    options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    return AutoModelForMaskedLM.from_config(config, dtype=torch.float32, **options).eval()
+
+
+def fit_config(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a new model's configuration, in place, that of this tokenizer. Raises JobError (exit 4) when it is too small for it."""
     if config.vocab_size < len(tokenizer):
         raise model_error("model_config", f"vocab_size >= the tokenizer's {len(tokenizer)}", str(config.vocab_size))
     for name in ("pad", "cls", "sep", "bos", "eos"):
         setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     _switch_off_dropout(config)
-    options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    return AutoModelForMaskedLM.from_config(config, dtype=torch.float32, **options).eval()
 
 
 def new_config(config_file: str) -> PretrainedConfig:

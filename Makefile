@@ -1,0 +1,30 @@
+# Every target does its own set-up on a fresh machine and is quick when repeated.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+BASE ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(if $(shell $(name) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo yes),$(name))))
+
+.PHONY: setup demo test check manifest
+
+$(PYTHON):
+	@test -n "$(BASE)" || { echo "Python 3.11 or 3.12 is needed" >&2; exit 1; }
+	@if command -v uv >/dev/null 2>&1; then uv venv --quiet --python $(BASE) $(VENV); else $(BASE) -m venv $(VENV); fi
+
+setup: $(PYTHON)
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) bash setup.sh --dev
+
+# Trains a small model from scratch on English dialogues and talks to it.
+demo: setup
+	@$(PYTHON) examples/demo.py
+
+test: setup
+	@$(PYTHON) -m pytest
+
+check: setup
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m pyright
+	@$(PYTHON) -m plugin.manifest --check
+	@$(MAKE) --no-print-directory test
+
+manifest: setup
+	@$(PYTHON) -m plugin.manifest

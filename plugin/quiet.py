@@ -1,0 +1,24 @@
+"""Imported first by every torch program: our own lines say what matters, and libraries' hints and bars would drown them.
+
+bitsandbytes warns while it is imported (and accelerate imports it), so this has to happen before the other imports.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+for name in ("bitsandbytes", "torch", "accelerate"):
+    logging.getLogger(name).setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def quiet_loading() -> None:
+    """Switch off the bars that transformers draws while it loads weights; needs transformers imported."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()

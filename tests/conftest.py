@@ -1,0 +1,97 @@
+"""What every test shares: no network, no GPU, one thread, and tiny inputs made once a session."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import TINY_CONFIG, pairs, write_rows
+
+# Before anything imports torch or a hub client, and inherited by every child.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "NO_COLOR": "1",
+}
+os.environ.pop("PYTHONPATH", None)
+
+
+class NetworkBlocked(AssertionError):
+    """A test reached for the network; an AssertionError, so that no `except OSError` of a library hides it."""
+
+
+def _is_local(host: object) -> bool:
+    if isinstance(host, bytes):
+        host = host.decode()
+    return host in (None, "", "localhost", "::1") or (isinstance(host, str) and host.startswith("127."))
+
+
+def _check(connection: socket.socket, address: Any) -> None:
+    if connection.family != socket.AF_UNIX and not _is_local(address[0]):
+        raise NetworkBlocked(f"tests use no network; a connection to {address} was tried")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Loopback and unix sockets only, names included; children are kept off by HF_HUB_OFFLINE."""
+    connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        _check(self, address)
+        connect(self, address)
+
+    def guarded_connect_ex(self: socket.socket, address: Any) -> int:
+        _check(self, address)
+        return connect_ex(self, address)
+
+    def guarded_getaddrinfo(host: Any, *args: Any, **options: Any) -> Any:
+        if not _is_local(host):
+            raise NetworkBlocked(f"tests use no network; the name {host!r} was looked up")
+        return getaddrinfo(host, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded_connect)
+        patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+        patch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config.json that trains a ModernBERT of 40 thousand weights from scratch."""
+    path = tmp_path_factory.mktemp("config") / "config.json"
+    path.write_text(json.dumps(TINY_CONFIG), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "pairs.jsonl", pairs())
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
+    """A folder with a seeded tiny ModernBertForMaskedLM and a tokenizer trained on the pairs."""
+    import torch
+
+    from plugin.data.tokenizer import train_tokenizer
+    from plugin.models.load import new_model
+
+    folder = tmp_path_factory.mktemp("models") / "tiny_bert"
+    tokenizer = train_tokenizer((text for row in pairs() for text in row.values()), TINY_CONFIG["vocab_size"])
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = new_model(str(tiny_config), tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

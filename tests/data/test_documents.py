@@ -1,0 +1,47 @@
+"""The store of tokenised documents: what goes in comes out, from memory and from memory-mapped files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from tiny import random_documents
+
+from plugin.data.documents import Builder, Documents
+
+
+def three() -> Documents:
+    builder = Builder()
+    for ids, first, row in ([2, 8, 3, 9, 3], 3, "a.jsonl:1"), ([2, 7, 3], 1, "a.jsonl:2"), ([2, 5, 5, 3], 2, "b\n.txt:3"):
+        builder.add(np.array(ids, np.int32), np.arange(len(ids)) >= first, first, row)
+    return builder.build()
+
+
+def test_documents_lie_end_to_end_and_come_back_one_by_one() -> None:
+    documents = three()
+    assert documents.ids.tolist() == [2, 8, 3, 9, 3, 2, 7, 3, 2, 5, 5, 3]
+    assert documents.offsets.tolist() == [0, 5, 8, 12]
+    assert documents.lengths.tolist() == [5, 3, 4]
+    assert len(documents) == 3
+    one = documents[1]
+    assert (one.ids.tolist(), one.supervised.tolist(), one.prompt, one.index) == ([2, 7, 3], [False, True, True], 1, 1)
+    assert documents.rows == ("a.jsonl:1", "a.jsonl:2", "b .txt:3"), "a row id is one line"
+
+
+def test_a_saved_store_is_mapped_and_the_same(tmp_path: Path) -> None:
+    for name, documents in (("three", three()), ("many", random_documents(300)), ("none", Builder().build())):
+        documents.save(tmp_path / name)
+        loaded = Documents.load(tmp_path / name)
+        assert isinstance(loaded.ids, np.memmap)
+        assert isinstance(loaded.supervised, np.memmap)
+        for field in ("ids", "supervised", "offsets", "prompts"):
+            ours, theirs = getattr(documents, field), getattr(loaded, field)
+            assert ours.dtype == theirs.dtype
+            assert np.array_equal(ours, theirs)
+        assert loaded.rows == documents.rows
+        assert len(loaded) == len(documents)
+
+
+def test_a_mapped_store_cannot_be_written(tmp_path: Path) -> None:
+    three().save(tmp_path / "kept")
+    assert not Documents.load(tmp_path / "kept")[0].ids.flags.writeable

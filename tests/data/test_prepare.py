@@ -1,0 +1,198 @@
+"""From rows to two splits of documents: what is held out, cut, dropped and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pytest
+from tiny import CLS, SEP, word_tokenizer
+
+from plugin.data.chat import ChatFormat
+from plugin.data.layouts import Example, Turn
+from plugin.data.prepare import Encoding, HeldOut, check_trainable, encode_split, hold_out, split_examples
+from plugin.job import JobError
+
+Rows = list[tuple[str, Example | str]]
+A, B, C, D = range(5, 9)
+
+
+@pytest.fixture
+def chat() -> ChatFormat:
+    return ChatFormat(word_tokenizer(["a", "b", "c", "d", *(f"q{number}" for number in range(100))]))
+
+
+def row(number: int, prompt: str, answer: str) -> tuple[str, Example]:
+    return f"t.jsonl:{number}", Example(f"t.jsonl:{number}", (Turn("user", prompt), Turn("assistant", answer)))
+
+
+def text(number: int, words: str) -> tuple[str, Example]:
+    return f"t.txt:{number}", Example(f"t.txt:{number}", (Turn("text", words),))
+
+
+def reader(train: Rows, eval_: Rows | None = None) -> Callable[[str], Iterable[tuple[str, Example | str]]]:
+    return lambda split: eval_ or [] if split == "eval" else train
+
+
+def split(read: Callable[[str], Iterable[tuple[str, Example | str]]], held: HeldOut, seed: int) -> tuple[Rows, Rows]:
+    return tuple(list(split_examples(read, held, name, seed)) for name in ("train", "eval"))  # type: ignore[return-value]
+
+
+def prompts(rows: Rows) -> set[str]:
+    return {example.turns[0].text for _, example in rows if isinstance(example, Example)}
+
+
+HUNDRED: Rows = [row(number, f"q{number // 2 % 50}", f"a{number}") for number in range(200)]  # 50 prompts, 4 answers each
+
+
+def test_a_tenth_of_the_prompts_is_held_out_with_all_their_answers() -> None:
+    read = reader(HUNDRED)
+    train, evaluation = split(read, hold_out(read, False, seed=1), seed=1)
+    assert len(prompts(evaluation)) == 5
+    assert len(evaluation) == 20
+    assert not prompts(train) & prompts(evaluation)
+    assert sorted(train + evaluation, key=str) == sorted(HUNDRED, key=str)
+
+
+def test_the_seed_chooses_the_held_out_prompts_and_the_order_of_rows_does_not() -> None:
+    chosen = {}
+    for seed in (1, 2):
+        for name, rows in (("forward", HUNDRED), ("backward", HUNDRED[::-1])):
+            read = reader(rows)
+            chosen[seed, name] = prompts(split(read, hold_out(read, False, seed), seed)[1])
+    assert chosen[1, "forward"] == chosen[1, "backward"]
+    assert chosen[1, "forward"] != chosen[2, "forward"]
+
+
+def test_a_prompt_is_everything_before_the_last_answer() -> None:
+    shared = (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"))
+    rows: Rows = [(f"r:{n}", Example(f"r:{n}", (*shared, Turn("assistant", str(n))))) for n in range(9)]
+    rows.append(("r:9", Example("r:9", (Turn("user", "c"), Turn("assistant", "0")))))
+    read = reader(rows)
+    train, evaluation = split(read, hold_out(read, False, 3), 3)
+    assert sorted([len(train), len(evaluation)]) == [1, 9], "two prompts: the one of nine rows stays together"
+
+
+def test_texts_are_held_out_whole_and_copies_together() -> None:
+    rows: Rows = [text(number, f"q{number % 20}") for number in range(40)]
+    read = reader(rows)
+    train, evaluation = split(read, hold_out(read, False, 1), 1)
+    assert (len(evaluation), len(train)) == (4, 36)
+    assert not prompts(train) & prompts(evaluation)
+
+
+def test_a_single_prompt_is_not_held_out() -> None:
+    read = reader([row(1, "a", "b"), row(2, "a", "c")])
+    train, evaluation = split(read, hold_out(read, False, 1), 1)
+    assert (len(train), len(evaluation)) == (2, 0)
+
+
+def test_eval_files_are_used_whole_and_their_prompts_leave_train(chat: ChatFormat) -> None:
+    read = reader([row(1, "a", "b"), row(2, "c", "d"), row(3, "c", "a"), row(4, "d", "d")], [row(1, "c", "b"), ("t:2", "empty prompt")])
+    train, evaluation = split(read, hold_out(read, True, 1), 1)
+    assert evaluation == [row(1, "c", "b"), ("t:2", "empty prompt")]
+    assert [one for one in train if isinstance(one[1], Example)] == [row(1, "a", "b"), row(4, "d", "d")]
+    _, report = encode_split(train, chat, Encoding(max_length=16))
+    assert report.dropped == {"prompt also in the eval split": 2}
+    assert report.dropped_rows == {"prompt also in the eval split": ["t.jsonl:2", "t.jsonl:3"]}
+
+
+def test_an_unusable_row_is_counted_once_in_train() -> None:
+    read = reader([*HUNDRED, ("t.jsonl:201", "empty prompt")])
+    train, evaluation = split(read, hold_out(read, False, 1), 1)
+    assert ("t.jsonl:201", "empty prompt") in train
+    assert ("t.jsonl:201", "empty prompt") not in evaluation
+
+
+def test_documents_and_report_of_a_few_rows_worked_by_hand(chat: ChatFormat) -> None:
+    rows: Rows = [
+        row(1, "a", "b"),  # [CLS] a [SEP] b [SEP]: 5 tokens, 2 learned
+        row(2, "a b", "c d a b"),  # 9 tokens, cut to 6: [CLS] a b [SEP] c d
+        row(3, "a b c d a", "b"),  # the prompt takes 7
+        ("t.jsonl:4", "empty response"),
+        row(5, "a b", "c"),  # 6 tokens: just fits
+    ]
+    documents, report = encode_split(rows, chat, Encoding(max_length=6))
+    assert [documents[index].ids.tolist() for index in range(3)] == [
+        [CLS, A, SEP, B, SEP],
+        [CLS, A, B, SEP, C, D],
+        [CLS, A, B, SEP, C, SEP],
+    ]
+    assert documents.prompts.tolist() == [3, 4, 4]
+    assert [np.flatnonzero(documents[index].supervised).tolist() for index in range(3)] == [[3, 4], [4, 5], [4, 5]]
+    assert documents.rows == ("t.jsonl:1", "t.jsonl:2", "t.jsonl:5")
+    assert (report.rows, report.documents, report.tokens, report.supervised) == (5, 3, 17, 6)
+    assert (report.truncated, report.truncated_rows) == (1, ["t.jsonl:2"])
+    assert report.dropped == {"empty response": 1, "prompt leaves no room for an answer within max_length": 1}
+    assert report.dropped_rows["prompt leaves no room for an answer within max_length"] == ["t.jsonl:3"]
+    assert (report.lengths, report.shortest_prompt) == ([5, 9, 9, 6], 3)
+    shown = report.as_json()
+    assert (shown["truncated_percent"], shown["dropped_percent"]) == (20.0, 40.0)
+    length = shown["length"]
+    assert isinstance(length, dict)
+    assert (length["longest"], length["p50"], sum(length["counts"])) == (9, 8, 4)  # the median of 5 6 9 9 is 7.5
+
+
+def test_filter_drops_what_is_too_long(chat: ChatFormat) -> None:
+    rows: Rows = [row(1, "a", "b"), row(2, "a b", "c d a b")]
+    documents, report = encode_split(rows, chat, Encoding(max_length=6, truncation="filter"))
+    assert documents.rows == ("t.jsonl:1",)
+    assert (report.truncated, report.dropped) == (0, {"longer than max_length": 1})
+
+
+def test_all_turns_or_everything_can_be_learned(chat: ChatFormat) -> None:
+    turns = (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d"))
+    for how, learned in (
+        (Encoding(max_length=20, turns="last"), [7, 8]),
+        (Encoding(max_length=20, turns="all"), [3, 4, 7, 8]),
+        (Encoding(max_length=20, answers_only=False), list(range(1, 9))),
+    ):
+        documents, _ = encode_split([("r:1", Example("r:1", turns))], chat, how)
+        assert np.flatnonzero(documents[0].supervised).tolist() == learned
+        assert documents[0].prompt == 7
+
+
+def test_pretraining_cuts_texts_into_pieces_and_loses_nothing(chat: ChatFormat) -> None:
+    rows: Rows = [text(1, "a b c d a b c"), text(2, "d")]
+    documents, report = encode_split(rows, chat, Encoding(max_length=4, stage="pretrain"))
+    pieces = [documents[index] for index in range(len(documents))]
+    assert [one.ids.tolist() for one in pieces] == [[CLS, A, B, C], [CLS, D, A, B], [CLS, C, SEP], [CLS, D, SEP]]
+    assert all(one.supervised.tolist() == [False] + [True] * (one.ids.size - 1) for one in pieces)
+    assert documents.rows == ("t.txt:1", "t.txt:1", "t.txt:1", "t.txt:2")
+    assert (report.rows, report.documents, report.truncated) == (2, 4, 0)
+    without, _ = encode_split(rows[1:], chat, Encoding(max_length=4, stage="pretrain", insert_eos=False))
+    assert without[0].ids.tolist() == [CLS, D]
+
+
+def test_thousands_of_rows_keep_their_order(chat: ChatFormat) -> None:
+    rows: Rows = [row(number, f"q{number % 100}", "a") for number in range(2500)]  # more than two chunks
+    documents, report = encode_split(rows, chat, Encoding(max_length=8))
+    assert documents.rows == tuple(f"t.jsonl:{number}" for number in range(2500))
+    assert [int(documents[number].ids[1]) for number in (0, 1023, 1024, 2499)] == [9 + number % 100 for number in (0, 1023, 1024, 2499)]
+    assert report.documents == 2500
+
+
+@pytest.mark.parametrize(
+    ("rows", "how", "field", "says"),
+    [
+        ([], Encoding(max_length=9), "dataset_name", "none"),
+        ([("t:1", "empty response")], Encoding(max_length=9), "dataset_name", "1 x empty response"),
+        ([row(1, "a b c", "d"), row(2, "a b", "c")], Encoding(max_length=4), "max_length", "shortest prompt's 4 tokens"),
+        ([row(1, "a b", "c")], Encoding(max_length=5, truncation="filter"), "max_length", "1 x longer than max_length"),
+    ],
+)
+def test_nothing_to_learn_from_is_an_error_that_names_the_field(
+    chat: ChatFormat, rows: Rows, how: Encoding, field: str, says: str
+) -> None:
+    _, report = encode_split(rows, chat, how)
+    with pytest.raises(JobError) as caught:
+        check_trainable(report, "d.jsonl", how.max_length)
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.field) == (3, field)
+    assert says in str(problem)
+
+
+def test_one_learned_token_is_enough(chat: ChatFormat) -> None:
+    _, report = encode_split([row(1, "a", "b")], chat, Encoding(max_length=4))
+    assert report.supervised == 1
+    check_trainable(report, "d.jsonl", 4)

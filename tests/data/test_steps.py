@@ -1,0 +1,63 @@
+"""The order of a run: steps are fixed lists, passes are permutations, and nothing is dropped or seen too often."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain
+
+import pytest
+
+from plugin.data.steps import Slot, pass_order, run_length, step_slots
+
+
+def run(documents: int, step_size: int, steps: int, seed: int = 5, total: int | None = None) -> list[list[Slot]]:
+    return [step_slots(documents, step_size, step, seed, total) for step in range(steps)]
+
+
+@pytest.mark.parametrize(("documents", "step_size"), [(10, 4), (10, 10), (7, 3), (3, 8), (1, 5)])
+def test_every_document_comes_exactly_once_a_pass(documents: int, step_size: int) -> None:
+    passes = 4
+    flat = list(chain(*run(documents, step_size, -(-passes * documents // step_size))))
+    for pass_ in range(passes):
+        mine = [slot for slot in flat if slot.pass_ == pass_]
+        assert sorted(slot.index for slot in mine) == list(range(documents))
+        assert [slot.ordinal for slot in mine] == list(range(documents)), "ordinals go on across the borders of steps"
+
+
+def test_a_step_across_the_end_of_a_pass_holds_the_end_of_one_and_the_start_of_the_next() -> None:
+    step = step_slots(10, 4, 2, seed=5)
+    assert [(slot.pass_, slot.ordinal) for slot in step] == [(0, 8), (0, 9), (1, 0), (1, 1)]
+
+
+def test_passes_and_seeds_have_orders_of_their_own() -> None:
+    orders = [tuple(pass_order(50, seed, pass_).tolist()) for seed in (1, 2) for pass_ in (0, 1, 2)]
+    assert len(set(orders)) == 6
+    assert tuple(range(50)) not in orders
+
+
+def test_a_step_is_the_same_whatever_was_asked_before() -> None:
+    steps = run(6, 4, 9)
+    assert [step_slots(6, 4, step, 5) for step in reversed(range(9))] == steps[::-1]
+
+
+def test_the_documents_of_a_run_do_not_depend_on_the_size_of_its_steps() -> None:
+    assert list(chain(*run(10, 6, 4))) == list(chain(*run(10, 8, 3)))
+
+
+@pytest.mark.parametrize(
+    ("documents", "step_size", "epochs", "steps", "total"),
+    [(10, 4, 1, 3, 10), (10, 4, 2, 5, 20), (10, 4, 0.25, 1, 3), (10, 3, 1.5, 5, 15), (8, 8, 3, 3, 24)],
+)
+def test_epochs_drop_nothing_and_repeat_nothing(documents: int, step_size: int, epochs: float, steps: int, total: int) -> None:
+    assert run_length(documents, step_size, epochs, steps=777) == (steps, total)
+    seen = Counter(slot.index for slot in chain(*run(documents, step_size, steps, total=total)))
+    assert sum(seen.values()) == total
+    assert max(seen.values()) <= -(-total // documents)
+    assert min(seen[index] for index in range(documents)) >= total // documents
+    assert step_slots(documents, step_size, steps - 1, 5, total), "the last step is not empty"
+    assert not step_slots(documents, step_size, steps, 5, total)
+
+
+def test_without_epochs_the_run_is_as_long_as_asked_and_every_step_full() -> None:
+    assert run_length(10, 4, 0, 7) == (7, None)
+    assert {len(step) for step in run(10, 4, 7)} == {4}

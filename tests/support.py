@@ -1,0 +1,129 @@
+"""Plain helpers of the suite: tiny inputs made in code, and the two programs as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+MAIN = ROOT / "main.py"
+
+TINY_CONFIG = {
+    "model_type": "modernbert",
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+    "global_attn_every_n_layers": 1,
+}
+
+_THINGS = ("sky", "grass", "sun", "snow", "coal", "blood", "rose", "sea")
+_COLOURS = ("blue", "green", "yellow", "white", "black", "red", "pink", "grey")
+
+
+def pairs() -> list[dict[str, str]]:
+    """24 distinct prompt/response rows of different lengths."""
+    rows = [{"prompt": f"What colour is the {thing}?", "response": f"It is {colour}."} for thing, colour in zip(_THINGS, _COLOURS)]
+    rows += [{"prompt": f"{n} + {n}?", "response": str(2 * n)} for n in range(8)]
+    rows += [{"prompt": f"Say {thing} three times.", "response": f"{thing} {thing} {thing}"} for thing in _THINGS]
+    assert len({row["prompt"] for row in rows}) == len(rows) == 24
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def child_env(env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a child: one thread, no GPU, no hub, no proxy variables of the machine it happens to run on."""
+    return {**os.environ, **(env or {})}
+
+
+def start_main(*args: object, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """`python main.py ARGS`, running; the caller ends it."""
+    return subprocess.Popen(
+        [sys.executable, str(MAIN), *map(str, args)],
+        cwd=cwd,
+        env=child_env(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_main(
+    *args: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout_s: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """`python main.py ARGS` to its end."""
+    return subprocess.run(
+        [sys.executable, str(MAIN), *map(str, args)],
+        cwd=cwd,
+        env=child_env(env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def run_python(code: str, *, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    """A small program in a process of its own; it does not see the tests' import path."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env=child_env(env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def wait_until(holds: Callable[[], object], what: str, *, deadline_s: float = 60) -> None:
+    """Poll until `holds()`; fails after the deadline, naming what was waited for."""
+    end = time.monotonic() + deadline_s
+    while not holds():
+        assert time.monotonic() < end, f"still waiting after {deadline_s} s: {what}"
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and not merely waiting to be reaped."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def processes_naming(text: str) -> list[int]:
+    """Ids of the living processes whose command line holds `text`."""
+    return list(_processes_naming(text.encode()))
+
+
+def _processes_naming(text: bytes) -> Iterator[int]:
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            try:
+                named = text in (folder / "cmdline").read_bytes()
+            except OSError:  # it ended meanwhile
+                continue
+            if named and is_running(int(folder.name)):
+                yield int(folder.name)

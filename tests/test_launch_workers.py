@@ -1,0 +1,254 @@
+"""What became of the workers, with small real programs in their place: they write events and end in every way there is."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plugin import launch
+from plugin.job import Code, Outcome
+from plugin.launch import LaunchPlan, Relay, run_workers
+from plugin.run_folder import STOP, RunFolder
+from support import is_running, wait_until
+
+PRELUDE = """\
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+folder, rank = Path(sys.argv[1]), int(os.environ.get("RANK", "0"))
+def event(**content):
+    with (folder / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"time": "now", **content}) + "\\n")
+def finished(outcome="done"):
+    event(type="finished", result={"outcome": outcome, "steps": 3})
+def failed(code, field="dataset_name"):
+    event(type="failed", error={"field": field, "expected": "e", "got": "g", "fix": "", "code": code})
+def wait_for(name):
+    while not (folder / name).exists():
+        time.sleep(0.01)
+(folder / f"pid{rank}").write_text(str(os.getpid()))
+"""
+
+
+class Witness:
+    """A host that remembers, and can ask for a stop."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.events: list[dict[str, Any]] = []
+        self.signals: Callable[[], list[int]] = list
+        self.stop: Callable[[], bool] = bool
+
+    def relay(self) -> Relay:
+        return Relay(self.lines.append, self.events.append, lambda: self.signals(), lambda: self.stop())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    made = RunFolder(tmp_path / "run")
+    made.create()
+    return made
+
+
+@pytest.fixture
+def witness() -> Witness:
+    return Witness()
+
+
+def run(folder: RunFolder, witness: Witness, program: str, ranks: int = 1) -> Outcome:
+    script = folder.path.parent / "program.py"
+    script.write_text(PRELUDE + textwrap.dedent(program), encoding="utf-8")
+    environments = tuple({"RANK": str(rank)} for rank in range(ranks))
+    return run_workers(LaunchPlan((sys.executable, str(script), str(folder.path)), environments, (), ""), folder, witness.relay())
+
+
+def pid(folder: RunFolder, name: str) -> int:
+    return int((folder / name).read_text())
+
+
+def test_done_takes_exit_0_and_a_finished_event(folder: RunFolder, witness: Witness) -> None:
+    outcome = run(folder, witness, "print('hello', flush=True); finished()")
+    assert (outcome.outcome, outcome.code, outcome.error) == ("done", 0, None)
+    assert outcome.result == {"outcome": "done", "steps": 3}
+    assert witness.lines == ["hello"]
+    assert [event["type"] for event in witness.events] == ["finished"]
+
+
+def test_exit_0_without_a_final_event_is_no_success(folder: RunFolder, witness: Witness) -> None:
+    outcome = run(folder, witness, "event(type='log', line='well')")
+    assert (outcome.outcome, outcome.code) == ("failed", Code.WORKER_DIED)
+    assert outcome.error is not None
+    assert outcome.error.line.startswith("error[8]: worker: expected a final event")
+
+
+def test_a_finished_event_without_exit_0_is_no_success(folder: RunFolder, witness: Witness) -> None:
+    outcome = run(folder, witness, "finished(); sys.exit(3)")
+    assert (outcome.outcome, outcome.code) == ("failed", Code.WORKER_DIED)
+    assert outcome.error is not None
+    assert "rank 0 exited 3" in outcome.error.got
+
+
+def test_a_failed_event_gives_its_code_and_problem(folder: RunFolder, witness: Witness) -> None:
+    outcome = run(folder, witness, "failed(3); sys.exit(3)")
+    assert (outcome.outcome, outcome.code) == ("failed", Code.DATA)
+    assert outcome.error is not None
+    assert outcome.error.line == "error[3]: dataset_name: expected e, got g."
+
+
+def test_a_killed_worker_was_likely_out_of_memory(folder: RunFolder, witness: Witness) -> None:
+    outcome = run(folder, witness, "os.kill(os.getpid(), signal.SIGKILL)")
+    assert (outcome.outcome, outcome.code) == ("failed", Code.WORKER_DIED)
+    assert outcome.error is not None
+    assert "worker died (likely out of memory): rank 0 ended by SIGKILL" in outcome.error.line
+
+
+def test_another_signal_is_named_without_a_guess(folder: RunFolder, witness: Witness) -> None:
+    outcome = run(folder, witness, "os.kill(os.getpid(), signal.SIGABRT)")
+    assert outcome.error is not None
+    assert "worker died: rank 0 ended by SIGABRT" in outcome.error.line
+
+
+def test_one_failing_rank_ends_the_other_within_the_grace(
+    folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "GRACE_S", 0.3)
+    began = time.monotonic()
+    outcome = run(folder, witness, "time.sleep(3600) if rank == 0 else wait_for('pid0'); failed(4); sys.exit(4)", ranks=2)
+    assert time.monotonic() - began < 10
+    assert (outcome.outcome, outcome.code) == ("failed", Code.MODEL)
+    assert not is_running(pid(folder, "pid0"))
+
+
+def test_the_rank_that_died_is_named_not_the_one_ended_for_it(
+    folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "GRACE_S", 0.3)
+    outcome = run(folder, witness, "time.sleep(3600) if rank == 0 else wait_for('pid0'); sys.exit(7)", ranks=2)
+    assert outcome.code == Code.WORKER_DIED
+    assert outcome.error is not None
+    assert "rank 1 exited 7" in outcome.error.got
+
+
+def test_the_first_failure_is_the_cause_and_later_ones_follow_from_it(folder: RunFolder, witness: Witness) -> None:
+    program = """
+    if rank == 1:
+        failed(3); (folder / "said").touch(); sys.exit(3)
+    wait_for("said"); failed(1, "worker"); sys.exit(1)
+    """
+    outcome = run(folder, witness, program, ranks=2)
+    assert outcome.code == Code.DATA
+    assert outcome.error is not None
+    assert outcome.error.field == "dataset_name"
+
+
+def test_a_rank_that_does_not_end_after_the_others_did_is_a_failure(
+    folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "EXIT_GRACE_S", 0.3)
+    outcome = run(folder, witness, "time.sleep(3600) if rank else wait_for('pid1'); finished()", ranks=2)
+    assert (outcome.outcome, outcome.code) == ("failed", Code.WORKER_DIED)
+    assert not is_running(pid(folder, "pid1"))
+
+
+@pytest.mark.parametrize("ending", ["finished()", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_what_a_worker_started_dies_with_it(folder: RunFolder, witness: Witness, ending: str) -> None:
+    start = "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)'])"
+    run(folder, witness, f"{start}\n(folder / 'grandchild').write_text(str(child.pid))\n{ending}")
+    grandchild = pid(folder, "grandchild")
+    wait_until(lambda: not is_running(grandchild), "the grandchild to end", deadline_s=10)
+
+
+def test_no_rank_is_left_when_another_cannot_be_started(folder: RunFolder, witness: Witness) -> None:
+    argv = (sys.executable, "-c", "import time; time.sleep(3600)", str(folder.path))
+    unstartable = {"NAME": "a zero byte: \0"}
+    with pytest.raises(ValueError, match="null byte"):
+        run_workers(LaunchPlan(argv, ({}, unstartable), (), ""), folder, witness.relay())
+    from support import processes_naming
+
+    assert processes_naming(str(folder.path)) == []
+
+
+def test_no_worker_is_left_when_the_host_raises(folder: RunFolder, witness: Witness) -> None:
+    """A host's stop button may arrive as KeyboardInterrupt from any of its calls."""
+
+    def interrupted() -> bool:
+        if (folder / "pid0").exists():
+            raise KeyboardInterrupt
+        return False
+
+    witness.stop = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, witness, "time.sleep(3600)")
+    assert not is_running(pid(folder, "pid0"))
+
+
+OBEDIENT = "wait_for('STOP'); finished('stopped')"
+
+
+def test_a_hosts_stop_asks_through_the_stop_file_and_exits_0(folder: RunFolder, witness: Witness) -> None:
+    witness.stop = (folder / "pid0").exists
+    outcome = run(folder, witness, OBEDIENT)
+    assert folder.asked(STOP)
+    assert (outcome.outcome, outcome.code) == ("stopped", 0)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_asks_the_same_and_exits_with_its_number(
+    folder: RunFolder, witness: Witness, number: int, code: int
+) -> None:
+    witness.signals = lambda: [number] if (folder / "pid0").exists() else []
+    outcome = run(folder, witness, OBEDIENT)
+    assert (outcome.outcome, outcome.code) == ("stopped", code)
+    assert outcome.result is not None
+    assert outcome.result["steps"] == 3
+
+
+def test_a_stop_that_comes_after_the_last_step_changes_nothing(folder: RunFolder, witness: Witness) -> None:
+    witness.signals = lambda: [signal.SIGTERM] if (folder / "pid0").exists() else []
+    outcome = run(folder, witness, "wait_for('STOP'); finished('done')")
+    assert (outcome.outcome, outcome.code) == ("done", 0)
+
+
+def test_a_second_signal_ends_the_workers_now(folder: RunFolder, witness: Witness) -> None:
+    witness.signals = lambda: [signal.SIGINT, signal.SIGTERM] if (folder / "pid0").exists() else []
+    began = time.monotonic()
+    outcome = run(folder, witness, "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(3600)")
+    assert time.monotonic() - began < 10
+    assert (outcome.outcome, outcome.code) == ("stopped", 130)
+    assert not is_running(pid(folder, "pid0"))
+
+
+def test_every_line_and_event_is_relayed_once_and_in_order(folder: RunFolder, witness: Witness) -> None:
+    run(folder, witness, "for n in range(500): print('line', n, flush=True); event(type='log', n=n)\nfinished()")
+    assert witness.lines == [f"line {n}" for n in range(500)]
+    assert [event.get("n") for event in witness.events] == [*range(500), None]
+
+
+def test_half_an_event_of_a_killed_worker_does_not_break_the_parent(folder: RunFolder, witness: Witness) -> None:
+    """Rank 0 dies inside a line; rank 1 appends to it."""
+    program = """
+    if rank == 0:
+        with (folder / "events.jsonl").open("a") as file:
+            file.write('{"type": "progr')
+        (folder / "half").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    wait_for("half"); failed(1, "worker"); event(type="log", line="after"); sys.exit(1)
+    """
+    outcome = run(folder, witness, program, ranks=2)
+    assert outcome.outcome == "failed"
+    assert outcome.code in (Code.INTERNAL, Code.WORKER_DIED)
+    assert witness.events[-1]["line"] == "after"
+
+
+def test_what_a_run_of_another_host_left_in_the_log_is_kept(folder: RunFolder, witness: Witness) -> None:
+    (folder / "log.txt").write_text("earlier\n", encoding="utf-8")
+    run(folder, witness, "print('now', flush=True); finished()")
+    assert (folder / "log.txt").read_text() == "earlier\nnow\n"
+    assert json.loads((folder / "events.jsonl").read_text())["type"] == "finished"

@@ -1,0 +1,166 @@
+"""Tiny real things for tests: tokenizers, models, documents, rules, a run of the loop. Nothing here knows an expected number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.nn import functional as F
+from transformers import AutoModelForMaskedLM, BertConfig, BertTokenizer, ModernBertConfig, PreTrainedModel, RobertaConfig
+
+from plugin.data.documents import Builder, Documents
+from plugin.data.steps import Slot, step_slots
+from plugin.loop import Hooks, Plan, Requests, Totals, train
+from plugin.models.diffusion import DiffusionModel
+from plugin.objectives.noise import Noise
+from plugin.step import Piece, Step, StepRules, build_step
+
+torch.set_num_threads(1)
+
+PAD, UNK, CLS, SEP, MASK = range(5)
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+VOCABULARY = 40
+FAMILIES = ("bert", "roberta", "modernbert")
+_CONFIGS = {"bert": BertConfig, "roberta": RobertaConfig, "modernbert": ModernBertConfig}
+
+
+def word_tokenizer(words: Sequence[str], **options: Any) -> BertTokenizer:
+    """BERT's own tokenizer over the five special tokens (0 to 4) and `words` (from 5): ids can be worked by hand."""
+    return BertTokenizer(vocab={word: number for number, word in enumerate((*SPECIAL, *words))}, **options)
+
+
+def tiny_config(family: str, **changes: Any) -> Any:
+    """Two narrow layers (three in ModernBERT, two of them sliding windows of 4 tokens); dropout as published."""
+    shape: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.3,  # logits far from uniform
+        "pad_token_id": PAD,
+    }
+    if family == "modernbert":
+        shape |= {"num_hidden_layers": 3, "global_attn_every_n_layers": 3, "local_attention": 4}
+        shape |= {"cls_token_id": CLS, "sep_token_id": SEP, "bos_token_id": CLS, "eos_token_id": SEP}
+    else:
+        shape |= {"bos_token_id": CLS, "eos_token_id": SEP}
+    return _CONFIGS[family](**{**shape, **changes})
+
+
+def tiny_model(family: str = "bert", seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A random model without dropout, in eval mode."""
+    off = {} if family == "modernbert" else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForMaskedLM.from_config(tiny_config(family, **{**off, **changes})).eval()
+
+
+def random_documents(count: int, seed: int = 0, longest: int = 20, vocabulary: int = VOCABULARY) -> Documents:
+    """`[CLS] prompt [SEP] answer [SEP]` of random words and lengths; answers are supervised."""
+    rng, builder = np.random.default_rng(seed), Builder()
+    for number in range(count):
+        prompt, answer = rng.integers(1, (longest - 3) // 2 + 1, size=2)
+        words = rng.integers(5, vocabulary, size=prompt + answer)
+        ids = np.concatenate([[CLS], words[:prompt], [SEP], words[prompt:], [SEP]]).astype(np.int32)
+        supervised = np.arange(ids.size) >= prompt + 2
+        builder.add(ids, supervised, int(prompt) + 2, f"tiny.jsonl:{number + 1}")
+    return builder.build()
+
+
+def rules(**changes: Any) -> StepRules:
+    """Bernoulli masks at linear, stratified times, token norm, one end token; `seed`, `schedule`, ... go to the noise."""
+    noise = {key: changes.pop(key) for key in list(changes) if key in Noise.__dataclass_fields__}
+    start = StepRules(Noise(7), norm="token", mask_id=MASK, end_id=SEP, eos_policy="single", eos_block=8, max_length=64)
+    return replace(start, noise=replace(start.noise, **noise), **changes)
+
+
+def slots(count: int, documents: int, seed: int = 7, step: int = 0) -> list[Slot]:
+    return step_slots(documents, count, step, seed)
+
+
+def alone(model: PreTrainedModel, documents: Documents, piece: Piece) -> list[torch.Tensor]:
+    """The reference: weighted loss of each of a piece's documents, alone and unpadded, from the model's own full logits.
+
+    For documents that no end tokens were added to.
+    """
+    losses = []
+    for index, one in zip(piece.documents, piece.corruptions, strict=True):
+        logits = model(input_ids=torch.tensor(one.noisy[None].astype(np.int64))).logits[0]
+        target = torch.tensor(documents[index].ids.astype(np.int64))
+        nll = F.cross_entropy(logits, target, reduction="none")[torch.tensor(one.masked)]
+        losses.append((nll * torch.tensor(one.weight)).sum())
+    return losses
+
+
+def gradient(module: torch.nn.Module) -> torch.Tensor:
+    """All gradients as one flat vector."""
+    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in module.parameters()])
+
+
+def weights(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()]).clone()
+
+
+def assert_same_vector(got: torch.Tensor, wanted: torch.Tensor, relative: float = 1e-5) -> None:
+    assert wanted.norm() > 0
+    assert (got - wanted).norm() <= relative * wanted.norm()
+
+
+@dataclass
+class Run:
+    """What a run of the loop told its hooks."""
+
+    losses: list[float] = field(default_factory=list)
+    logs: list[dict[str, float]] = field(default_factory=list)
+    evaluated: list[int] = field(default_factory=list)
+    saved: list[int] = field(default_factory=list)
+    sampled: list[int] = field(default_factory=list)
+    finished: tuple[int, bool, Totals] = (0, False, Totals())
+
+
+def train_tiny(
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    make_step: Callable[[int], Step],
+    *,
+    steps: int,
+    optimizer: torch.optim.Optimizer | None = None,
+    rates: Callable[[int], float] = lambda step: 1.0,
+    asked: Callable[[int], Requests] = lambda step: Requests(),
+    eval_every: int = 0,
+    save_every: int = 100,
+    max_grad_norm: float = 1.0,
+) -> Run:
+    """plugin.loop.train with recording hooks; `asked` gets the number of the step under way, from 1."""
+    run, calls = Run(), iter(range(1, steps + 1))
+    module, prepared = accelerator.prepare(
+        DiffusionModel(model, PAD), optimizer or torch.optim.AdamW(model.parameters(), lr=1e-2)
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(prepared.optimizer, rates)
+    hooks = Hooks(
+        requests=lambda: asked(next(calls)),
+        log=lambda step, metrics: run.logs.append({"step": float(step), **metrics}),
+        tick=lambda step, loss, seconds: run.losses.append(loss),
+        evaluate=run.evaluated.append,
+        save=run.saved.append,
+        sample=run.sampled.append,
+    )
+    plan = Plan(steps, 1, eval_every, save_every, max_grad_norm)
+    run.finished = train(accelerator, module, prepared, scheduler, make_step, plan, hooks)
+    return run
+
+
+def steps_of(documents: Documents, how: StepRules, *, step_size: int, batch_size: int) -> Callable[[int], Step]:
+    """make_step for a run on one rank."""
+
+    def make(step: int) -> Step:
+        chosen = step_slots(len(documents), step_size, step, how.noise.seed)
+        return build_step(chosen, documents, how, batch_size=batch_size)
+
+    return make
