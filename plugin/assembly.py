@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .data.chat import ChatFormat
 from .data.documents import Documents
@@ -18,10 +19,23 @@ from .data.sources import has_eval_split, read_rows
 from .data.steps import run_length
 from .data.templates import compile_templates
 from .data.tokenizer import train_tokenizer
-from .families import DEFAULT_NORM
+from .families import DEFAULT_NORM, FAMILIES
 from .job import Code, JobError, Problem
 from .loop import Plan
-from .models.load import check_pair, load_model, load_tokenizer, new_config, new_model
+from .models.load import (
+    check_method,
+    check_pair,
+    fit_config,
+    load_config,
+    load_model,
+    load_tokenizer,
+    new_config,
+    new_model,
+    new_tokens,
+)
+from .models.lora import LoraSettings, add_adapter
+from .objectives.dream import by_context, parse_loss_weight_type
+from .objectives.mdlm import Weigh, by_time
 from .objectives.noise import Noise
 from .params import Params
 from .sampling.blockwise import SamplerSettings
@@ -78,6 +92,7 @@ def prepare(params: Params, log: Log, *, offline: bool = False, between_rows: Ca
         truncation=params.truncation,
         answers_only=params.mask_prompt_loss,
         turns=params.train_turns,
+        seed=params.seed,
         stage=params.training_stage,
         insert_eos=params.insert_eos,
     )
@@ -94,33 +109,108 @@ def make_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The named tokenizer, else the model's, else one trained on the training texts."""
     if name := params.tokenizer_name or params.model_name:
-        return load_tokenizer(name, offline=offline)
+        config = (
+            new_config(params.model_config_file) if params.model_config_file else load_config(params.model_name, offline=offline)
+        )
+        return load_tokenizer(name, offline=offline, family=FAMILIES[config.model_type])
     texts = (turn.text for _, one in examples("train") if isinstance(one, Example) for turn in one.turns)
     return train_tokenizer(texts, new_config(params.model_config_file).vocab_size)
 
 
-def make_model(params: Params, tokenizer: PreTrainedTokenizerBase, *, offline: bool = False) -> PreTrainedModel:
-    """The base model in float32, or a new one seeded by the run's seed. Raises JobError (exit 4)."""
-    attention = None if params.attn_implementation == "auto" else params.attn_implementation
+def base_config(params: Params, tokenizer: PreTrainedTokenizerBase, *, offline: bool = False) -> PretrainedConfig:
+    """The configuration of the model to be trained, checked against method and tokenizer. Raises JobError (exit 2 or 4)."""
     if params.model_config_file:
-        torch.manual_seed(params.seed)
+        config = new_config(params.model_config_file)
+        fit_config(config, tokenizer)
+    else:
+        config = load_config(params.model_name, offline=offline)
+    check_method(config, params.training_method)
+    check_pair(config, tokenizer, params.max_length)
+    return config
+
+
+def make_model(
+    params: Params, tokenizer: PreTrainedTokenizerBase, compute: torch.dtype, *, offline: bool = False
+) -> PreTrainedModel | PeftModel:
+    """What is trained: the base or a new model seeded by the run's seed, with its adapter if one is asked for.
+
+    Full fine-tuning keeps float32 master weights, except under adamw_8bit with bfloat16 compute: then the weights are bfloat16
+    and the optimizer rounds stochastically. A frozen base is kept in the compute dtype. Raises JobError (exit 2 or 4).
+    """
+    config = base_config(params, tokenizer, offline=offline)
+    attention = None if params.attn_implementation == "auto" else params.attn_implementation
+    torch.manual_seed(params.seed)
+    if params.model_config_file:
         model = new_model(params.model_config_file, tokenizer, attn_implementation=attention)
     else:
-        model = load_model(params.model_name, attn_implementation=attention, offline=offline)
-    check_pair(model, tokenizer, params.max_length)
-    return model
+        dtype = weight_dtype(params, compute)
+        four_bit = params.load_in_4bit
+        model = load_model(params.model_name, dtype=dtype, attn_implementation=attention, offline=offline, four_bit=four_bit)
+    added = new_tokens(config, tokenizer)
+    if added:
+        model.resize_token_embeddings(len(tokenizer))
+    if not params.lora:
+        return model
+    return add_adapter(model, FAMILIES[config.model_type], lora_settings(params), added)
+
+
+def lora_settings(params: Params) -> LoraSettings:
+    return LoraSettings(params.lora_r, params.lora_alpha, params.lora_dropout, params.lora_targets)
+
+
+def weight_dtype(params: Params, compute: torch.dtype) -> torch.dtype:
+    """The dtype weights are kept in; see make_model."""
+    if params.lora or (params.optim == "adamw_8bit" and compute == torch.bfloat16):
+        return compute
+    return torch.float32
+
+
+def make_optimizer(params: Params, module: torch.nn.Module) -> torch.optim.Optimizer:
+    """AdamW over what trains, weight decay on matrices only."""
+    trained = [weight for weight in module.parameters() if weight.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [weight for weight in trained if weight.ndim >= 2], "weight_decay": params.weight_decay},
+        {"params": [weight for weight in trained if weight.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if params.optim == "adamw":
+        return torch.optim.AdamW(groups, lr=params.learning_rate, fused=True)
+    if any(weight.dtype == torch.bfloat16 for weight in trained):
+        from torchao.optim import AdamW8bit as StochasticAdamW8bit  # slow to import, and only this run needs it
+
+        return StochasticAdamW8bit(groups, lr=params.learning_rate, bf16_stochastic_round=True)
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(groups, lr=params.learning_rate)
+
+
+# Per method, the weight of a masked token.
+WEIGH: dict[str, Callable[[Params], Weigh]] = {
+    "bert": lambda params: by_time(params.noise_schedule),
+    "llada": lambda params: by_time(params.noise_schedule),
+    "dream": lambda params: by_context(parse_loss_weight_type(params.loss_weight_type), params.noise_schedule),
+}
 
 
 def step_rules(params: Params, chat: ChatFormat) -> StepRules:
-    noise = Noise(params.seed, params.noise_schedule, params.t_sampling, params.mask_count, params.t_min, params.t_max)
+    answers = params.training_stage == "sft"
+    cuts = answers and params.training_method == "dream"
     return StepRules(
-        noise=noise,
+        noise=Noise(params.seed, params.noise_schedule, params.t_sampling, params.mask_count, params.t_min, params.t_max),
+        weigh=WEIGH[params.training_method](params),
         norm=DEFAULT_NORM[params.training_method] if params.loss_norm == "auto" else params.loss_norm,
         mask_id=chat.mask_id,
-        end_id=chat.end_id,
-        eos_policy="single" if params.training_stage == "pretrain" else params.eos_policy,
+        end_ids=chat.end_ids,
+        fill_id=chat.fill_id,
+        start_id=chat.start_id,
+        eos_policy=params.eos_policy if answers else "single",
         eos_block=params.eos_block_length,
         max_length=params.max_length,
+        perbatch_cutoff=cuts and params.perbatch_cutoff,
+        resp_cutoff_ratio=params.resp_cutoff_ratio if cuts else 0.0,
+        complementary=params.complementary,
+        stochastic_length=0.0 if answers else params.stochastic_length,
+        prompt_drop=params.prompt_drop if answers else 0.0,
     )
 
 
@@ -158,6 +248,9 @@ def warmup_steps(params: Params, steps: int) -> int:
     return params.warmup_steps or math.ceil(params.warmup_ratio * steps)
 
 
+COMPUTE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by accelerate's mixed_precision
+
+
 def choose_precision(params: Params, device: torch.device) -> tuple[str, str]:
     """(accelerate's mixed_precision, why). Raises JobError (exit 2) for a dtype the device cannot train in."""
     if params.dtype == "auto":
@@ -177,14 +270,14 @@ def choose_precision(params: Params, device: torch.device) -> tuple[str, str]:
 
 
 def sampler_settings(params: Params) -> SamplerSettings:
-    """How the result should be sampled, from how it learned to end an answer."""
-    block = min(params.eos_block_length if params.eos_policy == "block" else 32, params.max_length)
-    return SamplerSettings(
-        max_new_tokens=max(block, min(256, params.max_length // 2) // block * block),
-        block_length=block,
-        steps=block,
-        grow=params.eos_policy != "batch",
-    )
+    """How the result should be sampled, from how it learned to end an answer: a canvas like those it was trained on.
+
+    block: block by block. batch: the whole canvas from the start. single: small blocks, because no canvas went past an answer.
+    """
+    lengths = {"block": params.eos_block_length, "batch": 32, "single": 8}
+    block = min(lengths[params.eos_policy], params.max_length)
+    longest = max(block, min(256, params.max_length // 2) // block * block)
+    return SamplerSettings(max_new_tokens=longest, block_length=block, steps=block, grow=params.eos_policy != "batch")
 
 
 def diffusion_facts(params: Params, rules: StepRules) -> dict[str, Any]:
@@ -194,6 +287,10 @@ def diffusion_facts(params: Params, rules: StepRules) -> dict[str, Any]:
         "noise_schedule": params.noise_schedule,
         "time_range": [params.t_min, params.t_max],
         "loss_norm": rules.norm,
+        "loss_weight": params.loss_weight_type if params.training_method == "dream" else "time",
+        "perbatch_cutoff": rules.perbatch_cutoff,
+        "resp_cutoff_ratio": rules.resp_cutoff_ratio,
+        "prompt_drop": rules.prompt_drop,
         "eos_policy": rules.eos_policy,
         "eos_block_length": params.eos_block_length,
         "sampler": sampler_settings(params).as_json(),

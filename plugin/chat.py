@@ -11,9 +11,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.live import Live
@@ -26,6 +26,7 @@ from .families import FAMILIES
 from .job import JobError, Problem, model_error
 from .models.diffusion import predictor
 from .models.load import load_model, load_tokenizer
+from .models.lora import ADAPTER_CONFIG, merged_model
 from .models.publish import read_diffusion
 from .run_folder import RunFolder
 from .sampling.blockwise import OnStep, SamplerSettings, Vocabulary, generate
@@ -45,7 +46,7 @@ class Chatter:
 
     def __init__(self, model: PreTrainedModel, chat: ChatFormat, settings: SamplerSettings):
         self.model, self.chat, self.settings = model, chat, settings
-        self._vocabulary = Vocabulary(chat.mask_id, chat.end_id, chat.pad_id)
+        self._vocabulary = Vocabulary(chat.mask_id, chat.end_ids, chat.pad_id)
 
     def answer(self, dialogues: Sequence[Sequence[Turn]], on_step: OnStep | None = None) -> list[Answer]:
         """Answer every dialogue. Raises JobError (exit 2) when a prompt leaves the model no positions."""
@@ -78,10 +79,19 @@ def find_model(name: str) -> str:
 
 
 def load_chatter(name: str, overrides: dict[str, int]) -> Chatter:
-    path = find_model(name)
-    saved: dict[str, Any] = read_diffusion(Path(path)).get("sampler", {})
-    model = load_model(path)
-    return Chatter(model, ChatFormat(load_tokenizer(path)), replace(SamplerSettings(**saved), **overrides))
+    """A model folder, or an adapter's on the base that it names. Raises JobError (exit 4)."""
+    path = Path(find_model(name))
+    saved = read_diffusion(path)
+    settings = replace(SamplerSettings(**saved.get("sampler", {})), **overrides)
+    if (path / ADAPTER_CONFIG).is_file() and "base" in saved:
+        base = saved["base"]
+        tokenizer = load_tokenizer(str(path))
+        model = merged_model(
+            base["name"], path, four_bit=base["four_bit"], dtype=getattr(torch, base["dtype"]), embedding_rows=len(tokenizer)
+        )
+        return Chatter(model, ChatFormat(tokenizer), settings)
+    model = load_model(str(path) if path.exists() else name)
+    return Chatter(model, ChatFormat(load_tokenizer(model.name_or_path, family=FAMILIES[model.config.model_type])), settings)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -32,7 +33,7 @@ class State:
 def save_checkpoint(
     folder: RunFolder,
     state: State,
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     diffusion: dict[str, Any],
     optimizer: torch.optim.Optimizer,

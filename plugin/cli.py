@@ -20,7 +20,7 @@ from .params import ALIASES
 from .parse import Parsed, parse
 from .train import check_job, train_job
 
-TORCH_VERBS = {"chat": "plugin.chat"}  # programs of their own: they import torch, this one does not
+TORCH_VERBS = {"chat": "plugin.chat", "fuse": "plugin.fuse"}  # programs of their own: they import torch, this one does not
 
 
 def run(argv: Sequence[str]) -> int:
@@ -52,7 +52,7 @@ def report(error: JobError, *, as_json: bool) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="main.py", description="Train text-diffusion language models.", allow_abbrev=False)
-    verbs = parser.add_subparsers(dest="verb", metavar="train|check|chat")
+    verbs = parser.add_subparsers(dest="verb", metavar="train|check|chat|fuse")
     for verb, text in (("train", "train a model into a run folder"), ("check", "try the job without training; writes nothing")):
         sub = verbs.add_parser(verb, help=text, description=text, allow_abbrev=False)
         sub.add_argument("--config", metavar="FILE", help="parameters from a YAML or JSON file, or a run.json; typed ones win")
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         for alias in ALIASES:
             sub.add_argument(f"--{alias}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     verbs.add_parser("chat", help="talk to a trained model", add_help=False)
+    verbs.add_parser("fuse", help="merge an adapter that was trained earlier into its base", add_help=False)
     return parser
 
 

@@ -17,6 +17,7 @@ from .step import StepRules, build_step
 
 EVAL_SEED = 20_240_611  # not the run's seed: losses of different runs are comparable
 BUCKETS = 10  # of mask probability
+CHUNK = 64  # documents noised together: eos_policy batch fills to the longest of them, whatever the batch size
 
 
 def evaluate(
@@ -27,13 +28,21 @@ def evaluate(
     `eval/loss` is the training objective, `eval/loss_ci95` its 95 % half-width over documents; `eval/loss_t30_40` is the mean nll
     in nats of masked tokens in documents whose mask probability was in [0.3, 0.4).
     """
-    frozen = replace(rules, noise=replace(rules.noise, seed=EVAL_SEED, t_sampling="stratified"))
+    noise = replace(rules.noise, seed=EVAL_SEED, t_sampling="stratified")
+    whole = {
+        "perbatch_cutoff": False,
+        "resp_cutoff_ratio": 0.0,
+        "complementary": False,
+        "stochastic_length": 0.0,
+        "prompt_drop": 0.0,
+    }
+    frozen = replace(rules, noise=noise, **whole)
     # Rows: per-bucket nll, masked; then, in the last row, sums of w, c, w*w, w*c, c*c over documents (w loss, c divisor).
     sums = torch.zeros(BUCKETS + 1, 5, dtype=torch.float64)
-    ranks, chunk = accelerator.num_processes, batch_size * accelerator.num_processes
+    ranks = accelerator.num_processes
     module.eval()
-    for start in range(0, len(documents), chunk):
-        slots = [Slot(0, index, index) for index in range(start, min(start + chunk, len(documents)))]
+    for start in range(0, len(documents), CHUNK):
+        slots = [Slot(0, index, index) for index in range(start, min(start + CHUNK, len(documents)))]
         step = build_step(slots, documents, frozen, batch_size=batch_size, rank=accelerator.process_index, ranks=ranks)
         for piece in step.pieces:
             with torch.no_grad(), accelerator.autocast():

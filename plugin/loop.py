@@ -65,6 +65,7 @@ class Window:
     masked: int = 0
     tokens: int = 0
     supervised: int = 0
+    cut: int = 0
     seconds: float = 0.0
     skipped: int = 0
 
@@ -77,6 +78,7 @@ class Window:
             "masked_accuracy": self.correct / max(1, self.masked),
             "tokens_per_s": self.tokens / seconds,
             "supervised_tokens_per_s": self.supervised / seconds,
+            "cut_share": self.cut / max(1, self.cut + self.supervised),  # of answer tokens, by Dream's cutoffs
             "skipped_steps": float(self.skipped),
         }
 
@@ -87,6 +89,7 @@ class Totals:
 
     tokens: int = 0
     supervised: int = 0
+    cut: int = 0
     seconds: float = 0.0
     skipped: int = 0
     last_metrics: dict[str, float] = field(default_factory=dict)
@@ -174,6 +177,8 @@ def _account(window: Window, totals: Totals, step: Step, loss: float, right: flo
     window.masked += step.masked
     window.tokens += step.tokens
     window.supervised += step.supervised
+    window.cut += step.cut
+    totals.cut += step.cut
     window.seconds += seconds
     skipped = int(overflow or not step.masked)
     window.skipped += skipped

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+LOSS_WEIGHT = r"^(scheduler|uniform|cart\[geo_p:(0*\.\d*[1-9]\d*|0*1(\.0*)?)\])$"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -103,7 +104,7 @@ class Params(BaseModel):
     eos_policy: Literal["single", "block", "batch"] = _field(
         "block",
         "End of answer",
-        "single: one end token. block: end tokens up to a multiple of eos_block_length. batch: up to the longest of the step.",
+        "single: one end token; block: more, up to a multiple of eos_block_length; batch: up to the longest of the step.",
     )
     eos_block_length: Int = _field(32, "End block", "Tokens of a block for eos_policy block.", ge=1)
     insert_eos: bool = _field(True, "End of text", "pretrain: end every text with the end token.")
@@ -165,7 +166,9 @@ class Params(BaseModel):
     resp_cutoff_ratio: Float = _field(
         0.0, "Response cutoff (dream)", "Probability of cutting answers further.", form=True, ge=0, le=1
     )
-    loss_weight_type: str = _field("cart[geo_p:0.3]", "Loss weight (dream)", "cart[geo_p:P], scheduler or uniform.", form=True)
+    loss_weight_type: str = _field(
+        "cart[geo_p:0.3]", "Loss weight (dream)", "cart[geo_p:P], scheduler or uniform.", form=True, pattern=LOSS_WEIGHT
+    )
 
     # --- adapters
     lora: bool = _field(False, "LoRA", "Train a low-rank adapter instead of all weights.", form=True)
@@ -240,17 +243,9 @@ REPORT_TO = {"wandb": True, "all": True, "none": False, "tensorboard": False}
 # What is declared for a later release: the values that work today. Everything else is refused by name, never ignored.
 BUILT: dict[str, tuple[object, ...]] = {
     "train_device": ("auto", "cuda", "cpu"),
-    "training_method": ("bert",),
-    "train_turns": ("last", "all"),
     "streaming": (False,),
     "tokens_per_batch": ("auto",),
     "packing": ("auto", "off"),
-    "optim": ("adamw",),
-    "complementary": (False,),
-    "stochastic_length": (0.0,),
-    "prompt_drop": (0.0,),
-    "lora": (False,),
-    "load_in_4bit": (False,),
     "recompute": ("auto", "none"),
     "attn_implementation": ("auto", "eager", "sdpa"),
     "compile": ("auto", "off"),

@@ -17,6 +17,7 @@ SCHEMA = schema()
 
 # Words for what a string must look like, where a pattern would not help a reader.
 _TEXTS = {
+    "loss_weight_type": "cart[geo_p:P] with 0 < P <= 1, scheduler or uniform",
     "gpu_ids": '"auto" or positions such as 0,2',
     "adaptor_name": "a name of letters, digits, '.', '_' and '-' (1 to 64, first a letter or digit)",
 }
@@ -154,13 +155,10 @@ def _cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
     require(params.t_min < params.t_max, "t_min", f"less than t_max ({params.t_max:g})", f"{params.t_min:g}")
     cpu_half = params.dtype == "float16" and params.train_device == "cpu"
     require(not cpu_half, "dtype", "float32 on a CPU", "float16", "CPUs do not train in float16.")
-    require(
-        not params.load_in_4bit or params.lora,
-        "load_in_4bit",
-        "lora true beside it",
-        "lora false",
-        "4-bit weights cannot be trained.",
-    )
+    quantised, scratch = params.load_in_4bit, bool(params.model_config_file)
+    require(not quantised or params.lora, "load_in_4bit", "lora true beside it", "lora false", "4-bit weights cannot be trained.")
+    require(not (quantised and scratch), "load_in_4bit", "a model_name", "model_config", "New weights cannot stay frozen.")
+    require(not (params.lora and scratch), "lora", "a model_name", "model_config", "A new model has no base to adapt.")
     for name, value in (("eval_steps", params.eval_steps), ("save_steps", params.save_steps)):
         require(value < 1 or math.floor(value) == value, name, "whole steps, or a share below 1", f"{value:g}")
     require(

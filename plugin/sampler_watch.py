@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
+from torch import nn
 
 from .data.chat import ChatFormat
 from .data.documents import Documents
@@ -20,13 +20,13 @@ FRAMES = 8  # canvas states kept of each answer
 class SampleWatch:
     """Fixed prompts, spread over `documents`, and how to answer them."""
 
-    def __init__(self, model: PreTrainedModel, chat: ChatFormat, documents: Documents, sampler: dict[str, Any]):
+    def __init__(self, model: nn.Module, chat: ChatFormat, documents: Documents, sampler: dict[str, Any]):
         self._model, self._chat = model, chat
         places = np.linspace(0, len(documents) - 1, min(PROMPTS, len(documents))).astype(int)
         self._documents = [documents[int(place)] for place in dict.fromkeys(places)]
         block = int(sampler["block_length"])
         self._settings = SamplerSettings(**{**sampler, "max_new_tokens": min(int(sampler["max_new_tokens"]), 2 * block)})
-        self._vocabulary = Vocabulary(chat.mask_id, chat.end_id, chat.pad_id)
+        self._vocabulary = Vocabulary(chat.mask_id, chat.end_ids, chat.pad_id)
 
     def samples(self) -> list[dict[str, Any]]:
         """{prompt, expected, text, frames} of each watched prompt."""

@@ -6,7 +6,9 @@ a check needs neither the memory nor the device of the run.
 
 from __future__ import annotations
 
+import copy
 import shutil
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from . import assembly
 from .data.chat import ChatFormat
 from .data.documents import Document
-from .data.steps import step_slots
+from .data.steps import Slot, step_slots
+from .families import FAMILIES
 from .job import Code, JobError, Problem
 from .models.diffusion import DiffusionModel
-from .models.load import fit_config, load_config, new_config
-from .objectives.mdlm import corrupt
+from .models.load import build_model, check_method, load_config, new_config
+from .models.lora import add_adapter
+from .models.published import REGISTRY
 from .params import Params
-from .step import Step, StepRules, build_step, fill
+from .step import Step, StepRules, build_step, corruptions, step_items
 
 PREVIEW_TIMES = (0.15, 0.5, 0.9)
 SMALL = 100_000_000  # parameters up to which a model is tried as it is
@@ -33,17 +38,18 @@ SMALL = 100_000_000  # parameters up to which a model is tried as it is
 
 def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> dict[str, Any]:
     """What a run of these parameters would meet. Raises JobError with the problems of model and data together."""
-    config, prepared = _load_both(params, notes, offline=offline)
-    if params.model_config_file:
-        fit_config(config, prepared.tokenizer)
+    prepared = _prepare(params, notes, offline=offline)
+    config = assembly.base_config(params, prepared.tokenizer, offline=offline)
     rules = assembly.step_rules(params, prepared.chat)
     clock = assembly.make_clock(params, len(prepared.train), len(prepared.evaluation), ranks)
-    parameters = _count_parameters(config)
+    parameters, trained = _count_parameters(config, params)
     precision, why = assembly.choose_precision(params, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     notes.append(f"dtype: {why}")
     slots = step_slots(len(prepared.train), clock.step_size, 0, params.seed, clock.total)
     step = build_step(slots, prepared.train, rules, batch_size=params.batch_size)
-    model = assembly.make_model(params, prepared.tokenizer, offline=offline) if parameters <= SMALL else _narrow(config)
+    compute = assembly.COMPUTE[precision]
+    whole = parameters <= SMALL
+    model = assembly.make_model(params, prepared.tokenizer, compute, offline=offline) if whole else _narrow(config)
     return {
         "steps": clock.plan.steps,
         "documents_per_step": clock.step_size,
@@ -54,54 +60,68 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
         "eval_every": clock.plan.eval_every,
         "save_every": clock.plan.save_every,
         "parameters": parameters,
+        "trained_parameters": trained,
         "precision": {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision],
         "first_loss": _try_step(model, step, prepared.chat.pad_id),
-        "tried": "the model itself" if parameters <= SMALL else "a narrow model of its family",
+        "tried": "the model itself" if whole else "a narrow model of its family",
         "data": {split: report.as_json() for split, report in prepared.reports.items()},
-        "disk": _disk(params, parameters),
+        "disk": _disk(params, parameters, trained),
         "preview": _preview(prepared.train[0], rules, prepared.chat),
         "preview_row": prepared.train.rows[0] or "",
     }
 
 
-def _load_both(params: Params, notes: list[str], *, offline: bool) -> tuple[PretrainedConfig, assembly.Prepared]:
-    """Configuration and data; when both are wrong, both are reported."""
+def _prepare(params: Params, notes: list[str], *, offline: bool) -> assembly.Prepared:
+    """The data; when the model's configuration is wrong too, both are reported."""
     try:
         config = (
             new_config(params.model_config_file) if params.model_config_file else load_config(params.model_name, offline=offline)
         )
+        check_method(config, params.training_method)
     except JobError as wrong_model:
         try:
-            assembly.prepare(params, notes.append, offline=offline)
+            # With any encoder's tokenizer missing, the rows can still be read and their layout told.
+            for _ in assembly.Examples(params, notes.append, offline=offline, between_rows=lambda: None)("train"):
+                pass
         except JobError as wrong_data:
             raise JobError(*dict.fromkeys((*wrong_model.problems, *wrong_data.problems))) from wrong_data
         raise wrong_model
-    return config, assembly.prepare(params, notes.append, offline=offline)
+    return assembly.prepare(params, notes.append, offline=offline)
 
 
-def _count_parameters(config: PretrainedConfig) -> int:
+def _count_parameters(config: PretrainedConfig, params: Params) -> tuple[int, int]:
+    """(all, trained) parameters, counted without memory. The adapter's own do not count among all: fused, they are gone."""
     with torch.device("meta"):
-        return sum(weight.numel() for weight in AutoModelForMaskedLM.from_config(config).parameters())
+        model: nn.Module = build_model(config)
+        total = sum(weight.numel() for weight in model.parameters())
+        if params.lora:
+            model = add_adapter(build_model(config), FAMILIES[config.model_type], assembly.lora_settings(params), [])
+    return total, sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
 def _narrow(config: PretrainedConfig) -> PreTrainedModel:
     """A model of the same class and vocabulary, two layers deep and 64 wide."""
-    kept = {name: getattr(config, name) for name in ("vocab_size", "max_position_embeddings", "pad_token_id")}
     small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return AutoModelForMaskedLM.from_config(AutoConfig.for_model(config.model_type, **kept, **small))
+    if config.model_type in REGISTRY:
+        narrow = copy.deepcopy(config)
+        for name, value in (small | {"num_key_value_heads": 4}).items():
+            setattr(narrow, name, value)
+        return build_model(narrow)
+    kept = {name: getattr(config, name) for name in ("vocab_size", "max_position_embeddings", "pad_token_id")}
+    return build_model(AutoConfig.for_model(config.model_type, **kept, **small))
 
 
-def _try_step(model: PreTrainedModel, step: Step, pad_id: int) -> float:
+def _try_step(model: nn.Module, step: Step, pad_id: int) -> float:
     """Forward and backward of the first micro-batch. Returns its loss per masked token in nats."""
     sums = DiffusionModel(model, pad_id)(step.pieces[0].batch)
     sums.weighted.sum().backward()
     return round(float(sums.nll.sum()) / max(1, step.pieces[0].batch.masked.numel()), 4)
 
 
-def _disk(params: Params, parameters: int) -> dict[str, Any]:
+def _disk(params: Params, parameters: int, trained: int) -> dict[str, Any]:
     """Bytes that the run will hold at its peak. Raises JobError (exit 7) when the disk has less."""
-    weights, states = 4 * parameters, 8 * parameters
-    needed = (params.save_total_limit + 1) * (weights + states) + (weights if params.fuse_model else 0)
+    states = 8 * trained
+    needed = (params.save_total_limit + 1) * (4 * trained + states) + (4 * parameters if params.fuse_model else 0)
     existing = Path(params.run_dir or "runs").absolute()
     while not existing.exists():
         existing = existing.parent
@@ -115,11 +135,11 @@ def _disk(params: Params, parameters: int) -> dict[str, Any]:
 def _preview(document: Document, rules: StepRules, chat: ChatFormat) -> list[dict[str, Any]]:
     """One document as the model sees it at a few times: runs of tokens of one kind, in order."""
     views: list[dict[str, Any]] = []
-    ((ids, supervised),) = fill([document], rules)
+    whole = replace(rules, perbatch_cutoff=False, resp_cutoff_ratio=0.0, complementary=False, stochastic_length=0.0)
+    ((item,), _) = step_items([document], [Slot(0, 0, document.index)], whole)
+    ids, supervised = item.ids, item.supervised
     for t in PREVIEW_TIMES:
-        one = corrupt(
-            ids, supervised, noise=rules.noise, norm=rules.norm, mask_id=rules.mask_id, t=t, index=document.index, pass_=0
-        )
+        (one,) = corruptions(item, t, whole)
         masked = set(one.masked.tolist())
         kinds = [_kind(place, document, supervised, masked) for place in range(ids.size)]
         runs: list[dict[str, Any]] = []

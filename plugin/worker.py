@@ -19,16 +19,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from transformers import get_scheduler
 
-from . import assembly, loop
+from . import assembly, fuse, loop
 from .checkpoints import State, save_checkpoint
+from .data.chat import ChatFormat
 from .data.documents import Documents
 from .data.steps import step_slots
 from .evals import evaluate
 from .job import Code, JobError, Problem
 from .models.diffusion import DiffusionModel
-from .models.publish import max_logit_difference, write_card, write_model
+from .models.load import load_tokenizer
+from .models.publish import write_model
+from .models.verify import TOKENS
 from .params import Params
 from .reporting import Reporter
 from .run_folder import RunFolder, rename_whole
@@ -95,10 +99,11 @@ class Run:
                 "training_seconds": round(totals.seconds, 2),
             },
             "skipped_steps": totals.skipped,
+            "cut_answer_tokens": totals.cut,
         }
         self.reporter.hparams(params.as_json(), {"loss": result["loss"] or 0.0, "eval_loss": result["eval_loss"] or 0.0})
-        if params.fuse_model and not stopped:
-            result["fuse"] = self._fuse()
+        if not stopped:
+            result |= self._finish()
         result["seconds"] = round(time.perf_counter() - self.started, 2)
         return result
 
@@ -132,8 +137,8 @@ class Run:
             for split, report in reports.items()
         }
         self.train, self.eval = Documents.load(data / "train"), Documents.load(data / "eval")
-        self.tokenizer = assembly.load_tokenizer(str(data / "tokenizer"), offline=True)
-        self.chat = assembly.ChatFormat(self.tokenizer)
+        self.tokenizer = load_tokenizer(str(data / "tokenizer"), offline=True)
+        self.chat = ChatFormat(self.tokenizer)
         self.rules = assembly.step_rules(params, self.chat)
         self.clock = assembly.make_clock(params, len(self.train), len(self.eval), self.accelerator.num_processes)
         self.facts = assembly.diffusion_facts(params, self.rules)
@@ -146,16 +151,14 @@ class Run:
 
     def _load_model(self) -> None:
         params, accelerator = self.params, self.accelerator
-        self.model = assembly.make_model(params, self.tokenizer)
+        compute = assembly.COMPUTE[accelerator.mixed_precision]
+        self.weight_dtype = assembly.weight_dtype(params, compute)
+        self.model = assembly.make_model(params, self.tokenizer, compute)
+        trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
+        self.reporter.log(f"model: {trained:,} parameters train, weights kept in {str(self.weight_dtype).removeprefix('torch.')}")
         self.reporter.log("dropout: off; the masking noise is the regulariser, and the loss does not depend on the layout")
         module = DiffusionModel(self.model, self.chat.pad_id)
-        decayed = [weight for weight in module.parameters() if weight.ndim >= 2]
-        plain = [weight for weight in module.parameters() if weight.ndim < 2]
-        optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": params.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=params.learning_rate,
-            fused=True,
-        )
+        optimizer = assembly.make_optimizer(params, module)
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
         self.scheduler = self._scheduler(optimizer)
         self.watch = SampleWatch(self.model, self.chat, self.eval if len(self.eval) else self.train, self.facts["sampler"])
@@ -202,46 +205,56 @@ class Run:
         if self.main:
             seen = step * self.clock.step_size
             state = State(step, seen // len(self.train), seen % len(self.train), self.params.seed)
-            keep = self.params.save_total_limit
-            path = save_checkpoint(self.folder, state, self.model, self.tokenizer, self.facts, self.optimizer, keep)
+            params, keep = self.params, self.params.save_total_limit
+            facts = self.facts
+            if params.lora:
+                facts = facts | fuse.adapter_facts(params.model_name, four_bit=params.load_in_4bit, dtype=self.weight_dtype)
+            path = save_checkpoint(self.folder, state, self.model, self.tokenizer, facts, self.optimizer, keep)
             self.reporter.event("checkpoint", step=step, path=str(path))
         self.accelerator.wait_for_everyone()
         self.reporter.phase("train")
 
-    def _fuse(self) -> dict[str, Any] | None:
-        """Full fine-tuning has nothing to merge: the trained model is written, reloaded and compared."""
-        self.reporter.phase("fuse")
-        if not self.main:
-            return None
-        final, part = self.folder / "fused", self.folder / ".fused.part"
-        write_model(part, self.model, self.tokenizer, self.facts)
-        longest = self.train[int(self.train.lengths.argmax())]
-        difference = max_logit_difference(part, self.model, torch.tensor(longest.ids[None].astype("int64")))
-        write_card(part, self._card(difference))
-        rename_whole(part, final)
-        self.reporter.log(f"fused: {final}; reloaded, largest logit difference {difference:.2e}")
-        return {"path": str(final), "max_logit_difference": difference}
+    def _finish(self) -> dict[str, Any]:
+        """Save the adapter and publish the fused model; other ranks wait."""
+        found: dict[str, Any] = {}
+        params = self.params
+        if self.main and params.lora:
+            base = fuse.adapter_facts(params.model_name, four_bit=params.load_in_4bit, dtype=self.weight_dtype)
+            part = self.folder / ".adapter.part"
+            write_model(part, self.model, self.tokenizer, self.facts | base)
+            rename_whole(part, self.folder / "adapter")
+        if self.main and params.fuse_model:
+            self.reporter.phase("fuse")
+            fused = self._fuse()
+            self.reporter.log(f"fused: {fused.path}; reloaded, largest logit difference {fused.differences[fused.chosen]:.2e}")
+            found["fuse"] = fused.as_json()
+        self.accelerator.wait_for_everyone()
+        return found
 
-    def _card(self, difference: float) -> dict[str, Any]:
+    def _fuse(self) -> fuse.Fused:
+        params = self.params
+        longest = self.train[int(self.train.lengths.argmax())].ids[:TOKENS]
+        ids = torch.tensor(longest[None].astype("int64"))
+        facts = {**self.facts, "fuse_base": params.fuse_base}
+        target = fuse.Target(self.folder / "fused", params.model_name, self.tokenizer, facts, self._card(), self.model, ids)
+        if isinstance(self.model, PeftModel):
+            adapter, four_bit = self.folder / "adapter", params.load_in_4bit
+            return fuse.fuse_adapter(adapter, target, four_bit=four_bit, fuse_base=params.fuse_base, dtype=self.weight_dtype)
+        return fuse.Fused(target.folder, {params.fuse_base: fuse.publish(self.model, target)}, params.fuse_base)
+
+    def _card(self) -> fuse.Card:
         params = self.params
         table = {
             "base model": params.model_name or f"from scratch ({Path(params.model_config_file).name})",
+            "trained": f"LoRA, rank {params.lora_r}, alpha {params.lora_alpha}" if params.lora else "all weights",
             "data": params.dataset_name,
             "steps x documents": f"{self.clock.plan.steps} x {self.clock.step_size}",
             "learning rate, schedule": f"{params.learning_rate:g}, {params.learning_rate_schedule}",
             "noise": f"{params.noise_schedule}, t in [{params.t_min:g}, {params.t_max:g}], loss per {self.rules.norm}",
             "end of answer": self.rules.eos_policy,
             "sampler": json.dumps(self.facts["sampler"]),
-            "largest logit difference after reloading": f"{difference:.2e}",
         }
-        command = "python main.py chat FOLDER"
-        return {
-            "name": params.adaptor_name,
-            "method": params.training_method,
-            "table": table,
-            "metrics": self.last_eval,
-            "chat_command": command,
-        }
+        return fuse.Card(params.adaptor_name, table, self.last_eval)
 
 
 def main() -> int:

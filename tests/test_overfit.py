@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from accelerate import Accelerator
-from tiny import CLS, MASK, PAD, SEP, rules, steps_of, tiny_model, train_tiny
+from tiny import CLS, MASK, PAD, SEP, cpu, rules, steps_of, tiny_model, train_tiny
 
 from plugin.data.chat import ChatFormat
 from plugin.data.layouts import Example, Turn
@@ -14,24 +14,33 @@ from plugin.models.diffusion import predictor
 from plugin.sampling.blockwise import SamplerSettings, Vocabulary, generate
 
 BLOCK = 8
-PAIRS = {
-    "Are you a robot?": "Yes, a small one.",
-    "Are you happy?": "Always.",
-    "Do you drink?": "My brain does not require any beverages.",
-    "Do you sleep?": "No.",
-    "Tell me a joke.": "What do you get when you cross a joke with a question?",
-    "Who are you?": "I am a program that removes masks.",
-    "What is the sun?": "A star.",
-    "How far is the sun?": "Eight minutes by light, and much longer by train.",
-}
+QUESTIONS = (
+    *("Are you a robot?", "Are you happy?", "Do you drink?", "Do you sleep?"),
+    *("Tell me a joke.", "Who are you?", "What is the sun?", "How far is the sun?"),
+)
+SHORT = ("Yes, a small one.", "Always.", "Only electricity.", "No.", "You first.", "A small robot.", "A star.", "Eight minutes.")
+LONG = (
+    *("Yes, a small one.", "Always.", "My brain does not require any beverages.", "No."),
+    *("What do you get when you cross a joke with a question?", "I am a program that removes masks.", "A star."),
+    "Eight minutes by light, and much longer by train.",
+)
 
 
-def test_eight_pairs_come_back_word_for_word_and_stop_where_they_should() -> None:
-    tokenizer = train_tokenizer([*PAIRS, *PAIRS.values()], 400)
+# Within one block, and over two: there the canvas of the first block must not tell that the answer ends in it.
+@pytest.mark.parametrize(("replies", "most_blocks", "steps"), [(SHORT, 1, 350), (LONG, 2, 600)], ids=["short", "long"])
+def test_eight_pairs_come_back_word_for_word_and_stop_where_they_should(
+    replies: tuple[str, ...], most_blocks: int, steps: int
+) -> None:
+    tokenizer = train_tokenizer([*QUESTIONS, *replies], 400)
     chat = ChatFormat(tokenizer)
     assert (chat.pad_id, chat.start_id, chat.end_id, chat.mask_id) == (PAD, CLS, SEP, MASK)
-    rows = [(f"r:{n}", Example(f"r:{n}", (Turn("user", q), Turn("assistant", a)))) for n, (q, a) in enumerate(PAIRS.items())]
+    pairs = enumerate(zip(QUESTIONS, replies, strict=True))
+    rows = [(f"r:{n}", Example(f"r:{n}", (Turn("user", ask), Turn("assistant", reply)))) for n, (ask, reply) in pairs]
     documents, _ = encode_split(rows, chat, Encoding(max_length=64))
+    learned = [documents[index].ids.size - documents[index].prompt for index in range(8)]
+    blocks = [-(-length // BLOCK) for length in learned]
+    assert max(blocks) == most_blocks
+
     model = tiny_model(
         "modernbert",
         vocab_size=len(tokenizer),
@@ -43,23 +52,20 @@ def test_eight_pairs_come_back_word_for_word_and_stop_where_they_should() -> Non
         initializer_range=0.04,
         tie_word_embeddings=False,
     )
-    steps = STEPS
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98))
     run = train_tiny(
-        Accelerator(cpu=True),
+        cpu(),
         model,
         steps_of(documents, rules(eos_policy="block", eos_block=BLOCK), step_size=8, batch_size=8),
         steps=steps,
-        optimizer=optimizer,
+        optimizer=torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98)),
         rates=lambda step: min(1.0, (step + 1) / 20) * (1 - step / steps),
     )
-    import numpy as np
-    print([round(float(np.mean(run.losses[i:i+20])),3) for i in range(0,steps,20)], documents.lengths, len(tokenizer))
+    assert sum(run.losses[-20:]) < sum(run.losses[:20]) / 50
+
     prompts = [documents[index].ids[: documents[index].prompt] for index in range(8)]
     settings = SamplerSettings(max_new_tokens=4 * BLOCK, block_length=BLOCK, steps=BLOCK)
     answers = generate(predictor(model.eval()), prompts, Vocabulary(MASK, SEP, PAD), settings)
-    assert [chat.decode(one.ids.tolist()) for one in answers] == list(PAIRS.values())
-    for one, index in zip(answers, range(8), strict=True):
-        length = documents[index].ids.size - documents[index].prompt
-        assert one.ids.size == -(-length // BLOCK) * BLOCK, "a row stops with the block its answer ends in"
-        assert (one.ids[length - 1 :] == SEP).all()
+    assert [chat.decode(one.ids.tolist()) for one in answers] == list(replies)
+    assert [one.ids.size for one in answers] == [BLOCK * count for count in blocks], "a row stops with its answer's last block"
+    for one, length in zip(answers, learned, strict=True):
+        assert (one.ids[length - 1 :] == SEP).all(), "and all behind the answer is the end token"

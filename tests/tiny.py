@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, BertConfig, BertTokenizer, ModernBertConfig, PreTrainedModel, RobertaConfig
 
@@ -110,6 +111,12 @@ def weights(module: torch.nn.Module) -> torch.Tensor:
 def assert_same_vector(got: torch.Tensor, wanted: torch.Tensor, relative: float = 1e-5) -> None:
     assert wanted.norm() > 0
     assert (got - wanted).norm() <= relative * wanted.norm()
+
+
+def cpu() -> Accelerator:
+    """A fresh accelerator of one CPU process, whatever an earlier test set up."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=True)
 
 
 @dataclass

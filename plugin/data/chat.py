@@ -1,13 +1,14 @@
 """Dialogues and texts as token ids, and which of them are answers. T tokens of a document.
 
-An encoder's dialogue is `[CLS] turn [SEP] turn [SEP] ...`: no new tokens, and [SEP] is the end of a turn that generation waits
-for.
+A tokenizer with a chat template writes dialogues by it; any other encoder writes `[CLS] turn [SEP] turn [SEP] ...`: no new tokens,
+and [SEP] is the end of a turn that generation waits for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..job import model_error
 from .layouts import Turn
+
+_CONTENT = "\ue000{}\ue001"  # private-use characters: no template and no text holds them
 
 
 @dataclass(frozen=True)
@@ -26,44 +29,54 @@ class Encoded:
     answers: tuple[tuple[int, int], ...]  # token spans of the assistant's turns, end token included
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A stretch of the sequence: plain text, or ids that are already tokens."""
-
-    text: str = ""
-    ids: tuple[int, ...] = ()
-    answer: bool = False
-
-
 class ChatFormat:
-    """How one tokenizer writes dialogues. `start_id` opens a sequence, `end_id` ends a turn."""
+    """How one tokenizer writes dialogues: what stands before, between and after the turns' texts.
+
+    `start_id` opens a sequence; `end_id` ends an answer; `fill_id` fills the space behind it. Either of the last two says stop.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        end_id = _first(tokenizer.sep_token_id, tokenizer.eos_token_id)
-        mask_id = _first(tokenizer.mask_token_id)
-        if end_id is None or mask_id is None:
-            raise model_error(
-                "tokenizer_name", "a tokenizer with a mask and an end token ([SEP] or end of sequence)", "one without"
-            )
         self.tokenizer = tokenizer
         self.start_id = _first(tokenizer.cls_token_id, tokenizer.bos_token_id)
-        self.end_id, self.mask_id = end_id, mask_id
-        self.pad_id = _first(tokenizer.pad_token_id, end_id) or 0
+        fill_id = _first(tokenizer.sep_token_id, tokenizer.eos_token_id)
+        mask_id = _first(tokenizer.mask_token_id)
+        if fill_id is None or mask_id is None:
+            raise model_error("tokenizer_name", "a mask token and an end token ([SEP] or end of sequence)", "one without")
+        self.fill_id, self.mask_id = fill_id, mask_id
+        self.pad_id = _first(tokenizer.pad_token_id, fill_id) or 0
+        self._frame_of = lru_cache(maxsize=256)(self._render if tokenizer.chat_template else self._encoder_frame)
+        after_answer = self._frame_of(("user", "assistant"), False)[-1]
+        if not after_answer:
+            raise model_error(
+                "tokenizer_name", "a chat template that ends the assistant's turn with a token", "one that does not"
+            )
+        self.end_id = after_answer[0]
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys((self.end_id, self.fill_id)))
 
     def encode(self, dialogues: Sequence[Sequence[Turn]]) -> list[Encoded]:
         """Encode many dialogues in one tokenizer call. A dialogue of one `text` turn is a text: no answers."""
-        return self._tokenize([self._pieces(turns) for turns in dialogues])
+        texts = [turn.text for turns in dialogues for turn in turns]
+        # A row's text is data: "[MASK]" in it must not become the mask token.
+        batch = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True) if texts else {"input_ids": []}
+        tokens = iter(batch["input_ids"])
+        return [self._join(turns, [next(tokens) for _ in turns]) for turns in dialogues]
 
     def prompt(self, turns: Sequence[Turn]) -> NDArray[np.int32]:
         """Ids up to where the assistant's next turn begins."""
-        return self._tokenize([self._pieces(turns)])[0].ids
+        pieces = self._frame_of(tuple(turn.role for turn in turns), True)
+        batch = self.tokenizer([turn.text for turn in turns], add_special_tokens=False, split_special_tokens=True)
+        ids = list(pieces[0])
+        for text, after in zip(batch["input_ids"], pieces[1:], strict=True):
+            ids += [*text, *after]
+        return np.array(ids, dtype=np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The answer's text: everything before the first end token."""
-        kept = list(ids)
-        if self.end_id in kept:
-            kept = kept[: kept.index(self.end_id)]
-        return self.text(kept).strip()
+        stops = [place for place, token in enumerate(ids) if token in self.end_ids]
+        return self.text(list(ids)[: stops[0]] if stops else ids).strip()
 
     def text(self, ids: Sequence[int]) -> str:
         """Ids as text, special tokens left out."""
@@ -77,35 +90,41 @@ class ChatFormat:
             if not groups or groups[-1][0] != masked:
                 groups.append((masked, []))
             groups[-1][1].append(token)
-        parts = [hole * len(run) if masked else self.text(run) for masked, run in groups]
-        return "".join(parts)
+        return "".join(hole * len(run) if masked else self.text(run) for masked, run in groups)
 
-    def _pieces(self, turns: Sequence[Turn]) -> list[_Piece]:
-        pieces = [_Piece(ids=(self.start_id,))] if self.start_id is not None else []
-        for turn in turns:
-            pieces.append(_Piece(text=turn.text, answer=turn.role == "assistant"))
-            pieces.append(_Piece(ids=(self.end_id,), answer=turn.role == "assistant"))
-        return pieces
-
-    def _tokenize(self, dialogues: Sequence[Sequence[_Piece]]) -> list[Encoded]:
-        texts = [piece.text for pieces in dialogues for piece in pieces if piece.text]
-        # A row's text is data: "[MASK]" in it must not become the mask token.
-        batch = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True) if texts else {"input_ids": []}
-        tokens = iter(batch["input_ids"])
-        return [self._join(pieces, [next(tokens) if piece.text else piece.ids for piece in pieces]) for pieces in dialogues]
-
-    @staticmethod
-    def _join(pieces: Sequence[_Piece], ids: Sequence[Sequence[int]]) -> Encoded:
+    def _join(self, turns: Sequence[Turn], texts: Sequence[Sequence[int]]) -> Encoded:
+        if turns[0].role == "text":
+            opening = [self.start_id] if self.start_id is not None else []
+            return Encoded(np.array([*opening, *texts[0], self.fill_id], dtype=np.int32), ())
+        pieces = self._frame_of(tuple(turn.role for turn in turns), False)
+        ids = list(pieces[0])
         answers: list[tuple[int, int]] = []
-        end = 0
-        for piece, part in zip(pieces, ids, strict=True):
-            start, end = end, end + len(part)
-            if piece.answer and answers and answers[-1][1] == start:
-                answers[-1] = (answers[-1][0], end)
-            elif piece.answer:
-                answers.append((start, end))
-        flat = [token for part in ids for token in part]
-        return Encoded(np.array(flat, dtype=np.int32), tuple(answers))
+        for turn, text, after in zip(turns, texts, pieces[1:], strict=True):
+            start = len(ids)
+            ids += text
+            if turn.role == "assistant":
+                answers.append((start, len(ids) + 1))  # the first token after an answer is its end token
+            ids += after
+        # What a template writes after the last end token (ChatML's line break) belongs to no turn.
+        return Encoded(np.array(ids[: answers[-1][1]] if answers else ids, dtype=np.int32), tuple(answers))
+
+    def _encoder_frame(self, roles: tuple[str, ...], _generation: bool) -> list[list[int]]:
+        opening = [] if self.start_id is None else [self.start_id]
+        return [opening, *([self.fill_id] for _ in roles)]
+
+    def _render(self, roles: tuple[str, ...], generation: bool) -> list[list[int]]:
+        """Ids of the template's own text before, between and after the contents; it depends on the roles alone."""
+        messages = [{"role": role, "content": _CONTENT.format(place)} for place, role in enumerate(roles)]
+        try:
+            rest = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
+            pieces: list[str] = []
+            for place in range(len(roles)):
+                before, rest = rest.split(_CONTENT.format(place), 1)
+                pieces.append(before)
+        except Exception as error:  # a template is foreign code and may raise anything
+            reason = str(error).split("\n")[0]
+            raise model_error("tokenizer_name", f"a chat template that takes {', '.join(roles)}", reason) from error
+        return [list(self.tokenizer(piece, add_special_tokens=False)["input_ids"]) for piece in (*pieces, rest)]
 
 
 def _first(*ids: Any) -> int | None:
@@ -113,14 +132,25 @@ def _first(*ids: Any) -> int | None:
 
 
 def supervision(encoded: Encoded, *, answers_only: bool, turns: str) -> NDArray[np.bool_]:
-    """Which tokens are learned, bool[T]: the last answer or all; without `answers_only`, and in a text, all but the first."""
+    """Which tokens are learned, bool[T]: the last answer or all; without `answers_only`, and in a text, all but the first.
+
+    A document's first token is never masked: no family predicts it.
+    """
     learned = np.zeros(encoded.ids.size, dtype=bool)
     if not answers_only or not encoded.answers:
         learned[1:] = True
         return learned
-    for start, end in encoded.answers[-1:] if turns == "last" else encoded.answers:
+    for start, end in encoded.answers if turns == "all" else encoded.answers[-1:]:
         learned[start:end] = True
     return learned
+
+
+def random_prefix(encoded: Encoded, uniform: float) -> Encoded:
+    """A dialogue cut after one of its answers, `uniform` in [0, 1) choosing which: LLaDA's treatment of n-turn dialogues."""
+    if not encoded.answers:
+        return encoded
+    kept = encoded.answers[: int(uniform * len(encoded.answers)) + 1]
+    return Encoded(encoded.ids[: kept[-1][1]], kept)
 
 
 def filled_lengths(lengths: Sequence[int], prompts: Sequence[int], *, policy: str, block: int, max_length: int) -> list[int]:
@@ -137,13 +167,13 @@ def filled_lengths(lengths: Sequence[int], prompts: Sequence[int], *, policy: st
 
 
 def fill_with_end(
-    ids: NDArray[np.int32], supervised: NDArray[np.bool_], length: int, end_id: int
+    ids: NDArray[np.int32], supervised: NDArray[np.bool_], length: int, end_ids: Sequence[int], fill_id: int
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Extend a document to `length` tokens with supervised end tokens. A cut document, not ending in one, stays as it is."""
+    """Extend a document to `length` tokens with supervised fill. A cut document, not ending in an end token, stays as it is."""
     extra = length - ids.size
-    if extra <= 0 or ids[-1] != end_id:
+    if extra <= 0 or ids[-1] not in end_ids:
         return ids, supervised
     return (
-        np.concatenate([ids, np.full(extra, end_id, dtype=np.int32)]),
+        np.concatenate([ids, np.full(extra, fill_id, dtype=np.int32)]),
         np.concatenate([supervised, np.ones(extra, dtype=bool)]),
     )

@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 
 from ..job import JobError, data_error
-from .chat import ChatFormat, Encoded, supervision
+from .chat import ChatFormat, Encoded, random_prefix, supervision
 from .documents import Builder, Documents
 from .layouts import Example
 
@@ -33,6 +33,7 @@ class Encoding:
     truncation: str = "right"  # right: keep the first tokens; filter: drop
     answers_only: bool = True
     turns: str = "last"
+    seed: int = 0  # of random_prefix
     stage: str = "sft"
     insert_eos: bool = True
 
@@ -149,13 +150,16 @@ def encode_split(examples: Iterable[tuple[str, Example | str]], chat: ChatFormat
 
 
 def _add(encoded: Encoded, row: str, chat: ChatFormat, how: Encoding, builder: Builder, report: Report) -> None:
+    if how.turns == "random_prefix":
+        key = hashlib.blake2b(row.encode(), digest_size=7, key=how.seed.to_bytes(8, "big")).digest()
+        encoded = random_prefix(encoded, int.from_bytes(key, "big") / 2**56)
     ids, length = encoded.ids, encoded.ids.size
     report.lengths.append(length)
     if encoded.answers:
         prompt = encoded.answers[-1][0]
         report.shortest_prompt = min(prompt, report.shortest_prompt or prompt)
     if how.stage == "pretrain":
-        _add_chunks(ids, row, chat, how, builder)
+        _add_chunks(ids, row, chat, how, builder, report)
         return
     learned = supervision(encoded, answers_only=how.answers_only, turns=how.turns)
     if length > how.max_length:
@@ -168,15 +172,20 @@ def _add(encoded: Encoded, row: str, chat: ChatFormat, how: Encoding, builder: B
         return
     if length > how.max_length:
         report.cut(row)
-    builder.add(ids, learned, encoded.answers[-1][0] if encoded.answers else 1, row)
+    prompt = encoded.answers[-1][0] if encoded.answers else 1
+    builder.add(ids, learned, min(prompt, ids.size - 1), row)
 
 
-def _add_chunks(ids: np.ndarray, row: str, chat: ChatFormat, how: Encoding, builder: Builder) -> None:
+def _add_chunks(ids: np.ndarray, row: str, chat: ChatFormat, how: Encoding, builder: Builder, report: Report) -> None:
     """Pretraining cuts nothing off: a long text becomes several documents, each opened by the start token."""
     body = ids[:-1] if not how.insert_eos else ids
     opening = body[:1] if chat.start_id is not None else body[:0]
     body = body[opening.size :]
     size = how.max_length - opening.size
+    if size < 1:
+        raise data_error("max_length", "at least 2 tokens", str(how.max_length), "Raise max_length.")
+    if not body.size:
+        report.drop("nothing left after tokenising", row)
     for start in range(0, body.size, size):
         piece = np.concatenate([opening, body[start : start + size]])
         learned = np.ones(piece.size, dtype=bool)

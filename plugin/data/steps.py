@@ -13,6 +13,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+_ORDER = 1 << 61
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -26,7 +28,8 @@ class Slot:
 @lru_cache(maxsize=2)  # a step touches at most two passes, unless the dataset is smaller than a step
 def pass_order(documents: int, seed: int, pass_: int) -> NDArray[np.int64]:
     """The order [documents] of one pass."""
-    return np.random.Generator(np.random.Philox(key=[seed, pass_])).permutation(documents)
+    key = np.array([seed ^ _ORDER, pass_], dtype=np.uint64)  # a stream of its own: the masks have theirs
+    return np.random.Generator(np.random.Philox(key=key)).permutation(documents)
 
 
 def step_slots(documents: int, step_size: int, step: int, seed: int, total: int | None = None) -> list[Slot]:

@@ -14,34 +14,45 @@ from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from ..families import ARCHITECTURES, FAMILIES, Family
-from ..job import model_error
+from ..job import Code, JobError, Problem, model_error
+from .published import REGISTRY, field_problems
 
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 
 
 def load_model(
-    name: str, *, dtype: torch.dtype = torch.float32, attn_implementation: str | None = None, offline: bool = False
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str | None = None,
+    offline: bool = False,
+    four_bit: bool = False,
 ) -> PreTrainedModel:
-    """The masked-LM model `name`, in eval mode, dropout off (the noise of diffusion is the regulariser).
+    """The masked LM `name`, in eval mode, dropout off (the noise of diffusion is the regulariser).
 
+    `four_bit`: NF4 with double quantisation, head and norms left in `dtype`.
     Raises JobError (exit 4): not there, no safetensors, an unknown family, no masked-LM head, missing or unexpected weights.
     """
     config = load_config(name, offline=offline)
     _switch_off_dropout(config)
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    if four_bit:
+        options["quantization_config"] = nf4(FAMILIES[config.model_type], dtype)
+    model_class = REGISTRY[config.model_type][1] if config.model_type in REGISTRY else AutoModelForMaskedLM
     try:
-        model, report = AutoModelForMaskedLM.from_pretrained(
+        model, report = model_class.from_pretrained(
             name,
             config=config,
             dtype=dtype,
             use_safetensors=True,
-            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # _check_report names them; transformers would only point to its log
             local_files_only=offline,
             output_loading_info=True,
             **options,
@@ -49,14 +60,51 @@ def load_model(
     except (OSError, ValueError, RuntimeError) as error:
         raise model_error("model_name", "weights that load", f"{name}: {_first_line(error)}") from error
     _check_report(name, report)
+    if four_bit:
+        _keep_exact(model)
     return model.eval()
+
+
+def _keep_exact(model: PreTrainedModel) -> None:
+    """On some CPUs bitsandbytes repacks a layer in bfloat16 at its first forward without gradients, for good: the samples of a
+    training run would change the weights it trains on."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def nf4(family: Family, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """The 4-bit settings of QLoRA (Dettmers et al. 2023, arXiv 2305.14314). Raises JobError (exit 2) without bitsandbytes."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        fix = "Run setup.sh again, or set load_in_4bit false."
+        raise JobError(Problem("load_in_4bit", "bitsandbytes installed", str(error), fix)) from error
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=list(family.head),  # the name is the library's; it holds for 4 bits too
+    )
 
 
 def load_config(name: str, *, offline: bool = False) -> PretrainedConfig:
     """The configuration of `name`, its files and family checked. Raises JobError (exit 4)."""
     _check_files(name)
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=offline)
+        fields, _ = PretrainedConfig.get_config_dict(name, local_files_only=offline)
+        config_class = REGISTRY[fields["model_type"]][0] if fields.get("model_type") in REGISTRY else AutoConfig
+        if config_class is AutoConfig:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=offline)
+        else:
+            if problems := field_problems(fields["model_type"], fields):
+                raise JobError(*problems)
+            config = config_class.from_pretrained(name, local_files_only=offline)
+    except JobError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise model_error("model_name", "a model folder or hub id", f"{name}: {_first_line(error)}") from error
     family = family_of(config, name)
@@ -73,15 +121,24 @@ def new_model(config_file: str, tokenizer: PreTrainedTokenizerBase, *, attn_impl
     """
     config = new_config(config_file)
     fit_config(config, tokenizer)
+    return build_model(config, attn_implementation)
+
+
+def build_model(config: PretrainedConfig, attn_implementation: str | None = None) -> PreTrainedModel:
+    """A model of random float32 weights in eval mode, on the current default device."""
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    return AutoModelForMaskedLM.from_config(config, dtype=torch.float32, **options).eval()
+    if config.model_type in REGISTRY:
+        model = REGISTRY[config.model_type][1]._from_config(config, dtype=torch.float32, **options)
+    else:
+        model = AutoModelForMaskedLM.from_config(config, dtype=torch.float32, **options)
+    return model.eval()
 
 
 def fit_config(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make a new model's configuration, in place, that of this tokenizer. Raises JobError (exit 4) when it is too small for it."""
+    """Make a new model's configuration, in place, that of this tokenizer. Raises JobError (exit 4) when it is too small."""
     if config.vocab_size < len(tokenizer):
         raise model_error("model_config", f"vocab_size >= the tokenizer's {len(tokenizer)}", str(config.vocab_size))
-    for name in ("pad", "cls", "sep", "bos", "eos"):
+    for name in ("pad", "cls", "sep", "bos", "eos", "mask"):
         setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     _switch_off_dropout(config)
 
@@ -96,17 +153,29 @@ def new_config(config_file: str) -> PretrainedConfig:
     if family is None:
         got = fields.get("model_type") if isinstance(fields, dict) else type(fields).__name__
         raise model_error("model_config", f"a JSON object with model_type {' or '.join(FAMILIES)}", f"{config_file}: {got!r}")
-    return AutoConfig.for_model(**{**fields, "architectures": [family.architecture]})
+    fields["architectures"] = [family.architecture]
+    if family.name in REGISTRY:
+        return REGISTRY[family.name][0](**{key: value for key, value in fields.items() if key != "model_type"})
+    return AutoConfig.for_model(**fields)
 
 
-def load_tokenizer(name: str, *, offline: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer `name`. Raises JobError (exit 4) when it is not there or has no mask token."""
+def load_tokenizer(name: str, *, offline: bool = False, family: Family | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer `name`; mask token and chat template of a published family are added where its files lack them.
+
+    Raises JobError (exit 4) when it is not there or has no mask token.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=offline, use_fast=True)
     except (OSError, ValueError, KeyError) as error:
         raise model_error("tokenizer_name", "a tokenizer that loads", f"{name}: {_first_line(error)}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers 5 makes one up for a folder without tokenizer files
+        raise model_error("tokenizer_name", "a tokenizer with words", f"{name}, which has none", "Name one in tokenizer_name.")
+    if tokenizer.mask_token_id is None and family and family.mask_token in tokenizer.get_vocab():
+        tokenizer.mask_token = family.mask_token
     if tokenizer.mask_token_id is None:
         raise model_error("model_name", "a tokenizer with a mask token", f"{name}, which has none", "Masked diffusion needs one.")
+    if family and family.chat_template and not tokenizer.chat_template:
+        tokenizer.chat_template = family.chat_template
     return tokenizer
 
 
@@ -117,14 +186,39 @@ def family_of(config: PretrainedConfig, name: str, field: str = "model_name") ->
     return FAMILIES[config.model_type]
 
 
-def check_pair(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+def check_method(config: PretrainedConfig, method: str) -> None:
+    """Raises JobError (exit 2) when the chosen method is not the one of this model's family."""
+    family = FAMILIES[config.model_type]
+    if family.method != method:
+        fix = f"Set training_method {family.method}, or choose another model."
+        raise JobError(
+            Problem("training_method", f"{family.method} for a {family.architecture}", method, fix, Code.CONFIGURATION)
+        )
+
+
+def check_pair(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     """Raises JobError (exit 4) when tokenizer and model do not fit, or max_length is beyond the model's positions."""
-    config = model.config
-    if len(tokenizer) > config.vocab_size:
-        raise model_error("tokenizer_name", f"at most the model's {config.vocab_size} tokens", f"{len(tokenizer)} tokens")
+    rows = embedding_rows(config)
+    if len(tokenizer) > rows and not new_tokens(config, tokenizer):
+        raise model_error("tokenizer_name", f"the model's vocabulary (at most {rows} tokens)", f"{len(tokenizer)} tokens")
+    saved = getattr(config, "mask_token_id", None)
+    if saved is not None and saved != tokenizer.mask_token_id:
+        raise model_error("tokenizer_name", f"the model's mask token (id {saved})", f"id {tokenizer.mask_token_id}")
     family = FAMILIES[config.model_type]
     if family.max_positions and max_length > (limit := config.max_position_embeddings - family.position_offset):
         raise model_error("max_length", f"at most the model's {limit} positions", str(max_length), "Lower max_length.")
+
+
+def embedding_rows(config: PretrainedConfig) -> int:
+    """Rows of the embedding table; LLaDA's may be longer than its vocabulary."""
+    return getattr(config, "embedding_size", None) or config.vocab_size
+
+
+def new_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that were added to the model's own vocabulary; empty when the tokenizer is simply another one."""
+    rows = embedding_rows(config)
+    beyond = range(rows, len(tokenizer))
+    return list(beyond) if all(token in tokenizer.added_tokens_decoder for token in beyond) else []
 
 
 def _check_files(name: str) -> None:
@@ -150,12 +244,8 @@ def _check_report(name: str, report: dict[str, Any]) -> None:
     mismatched = sorted(str(item) for item in report["mismatched_keys"])
     # Poolers and next-sentence heads are parts of the published BERT files that a masked LM does not have.
     unexpected = [key for key in unexpected if "pooler" not in key and "seq_relationship" not in key]
-    wrong = [
-        f"{kind} {', '.join(keys)}"
-        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("wrong shape", mismatched))
-        if keys
-    ]
-    if wrong:
+    kinds = (("missing", missing), ("unexpected", unexpected), ("wrong shape", mismatched))
+    if wrong := [f"{kind} {', '.join(keys)}" for kind, keys in kinds if keys]:
         fix = "An encoder without its masked-LM head cannot be used." if missing else ""
         raise model_error("model_name", "exactly the weights of its architecture", f"{name}: {'; '.join(wrong)}", fix)
 

@@ -6,18 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from .load import load_model
 
 DIFFUSION_FILE = "diffusion.json"  # method, noise, loss weighting, end-of-answer policy, sampler settings
 
 
-def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, diffusion: dict[str, Any]) -> None:
-    """Write safetensors weights, configuration, tokenizer and `diffusion.json` into a new folder."""
+def write_model(
+    folder: Path, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, diffusion: dict[str, Any]
+) -> None:
+    """Write safetensors weights (an adapter's alone for a PeftModel), configuration, tokenizer and `diffusion.json`."""
     folder.mkdir(parents=True)
-    model.save_pretrained(folder)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+    else:
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / DIFFUSION_FILE).write_text(json.dumps(diffusion, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -26,19 +29,6 @@ def read_diffusion(folder: Path) -> dict[str, Any]:
     """The contents of `diffusion.json`; empty for a model that another tool made."""
     file = folder / DIFFUSION_FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-
-
-@torch.inference_mode()
-def max_logit_difference(folder: Path, model: PreTrainedModel, ids: torch.Tensor) -> float:
-    """Load `folder` anew and compare: the largest absolute difference of logits on `ids` [S, T] with the model in memory."""
-    reloaded = load_model(
-        str(folder), dtype=next(model.parameters()).dtype, attn_implementation=model.config._attn_implementation
-    )
-    was_training = model.training
-    model.eval()
-    ours = model(input_ids=ids.to(next(model.parameters()).device)).logits.float().cpu()
-    model.train(was_training)
-    return (reloaded(input_ids=ids).logits.float() - ours).abs().max().item()
 
 
 def write_card(folder: Path, facts: dict[str, Any]) -> None:
@@ -66,7 +56,7 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
         "## Use",
         "",
         "```",
-        facts["chat_command"],
+        "python main.py chat FOLDER",
         "```",
         "",
         "The base model's and the data's licences apply; check both before you share this model.",

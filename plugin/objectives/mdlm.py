@@ -7,12 +7,16 @@ loss = sum over the step of weight * nll, divided once by `count` over the whole
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .noise import Noise, draw_mask, generator, mask_probability, time_weight
+from .noise import mask_probability, time_weight
+
+# (hidden bool [T], t, factor of the drawn mask count) -> the weight of each token [T], or one number for all of them
+Weigh = Callable[[NDArray[np.bool_], float, float], "NDArray[np.float64] | float"]
 
 
 @dataclass(frozen=True)
@@ -27,30 +31,40 @@ class Corruption:
     probability: float  # that a supervised token was masked
 
 
+def by_time(schedule: str) -> Weigh:
+    """The weight of bert and llada: w(t) for every masked token of a document."""
+    return lambda _hidden, t, factor: time_weight(schedule, t) * factor
+
+
 def corrupt(
     ids: NDArray[np.int32],
     supervised: NDArray[np.bool_],
+    masked: NDArray[np.bool_],
+    factor: float,
     *,
-    noise: Noise,
+    schedule: str,
+    weigh: Weigh,
     norm: str,
     mask_id: int,
     t: float,
-    index: int,
-    pass_: int,
+    dropped_prompt: int = 0,
 ) -> Corruption:
-    """Mask one document at time t and weigh its masked tokens. A masked token always becomes `mask_id` (never 80/10/10)."""
-    probability = mask_probability(noise.schedule, t)
-    masked, factor = draw_mask(supervised, probability, noise.mask_count, generator(noise.seed, index, pass_))
+    """Mask the drawn tokens of one document, always with `mask_id` (never 80/10/10), and weigh them.
+
+    `dropped_prompt`: so many first tokens are hidden too, without being learned (training for guidance).
+    """
+    hidden = masked.copy()
+    hidden[:dropped_prompt] = True
     places = np.flatnonzero(masked)
     length = int(np.count_nonzero(supervised))
-    weight = time_weight(noise.schedule, t) * factor / (max(length, 1) if norm == "sequence" else 1)
+    weights = np.broadcast_to(weigh(hidden, t, factor), ids.shape)[places]
     return Corruption(
-        noisy=np.where(masked, np.int32(mask_id), ids),
+        noisy=np.where(hidden, np.int32(mask_id), ids),
         masked=places,
-        weight=np.full(places.size, weight, dtype=np.float32),
+        weight=(weights / (max(length, 1) if norm == "sequence" else 1)).astype(np.float32),
         count=document_count(norm, length, places.size),
         t=t,
-        probability=probability,
+        probability=mask_probability(schedule, t),
     )
 
 

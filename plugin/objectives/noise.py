@@ -32,23 +32,26 @@ class Noise:
     t_max: float = 1.0
 
 
-def generator(seed: int, index: int, pass_: int) -> np.random.Generator:
-    """The generator of one document in one pass; counter-based, so it costs microseconds and needs no stored state."""
-    key, counter = np.array([seed, index], dtype=np.uint64), np.array([0, 0, 0, pass_], dtype=np.uint64)
+def generator(seed: int, index: int, pass_: int, stream: int = 0) -> np.random.Generator:
+    """The generator of one document in one pass; counter-based, so it costs microseconds and needs no stored state.
+
+    `stream` tells apart what is drawn for the same document: its mask, its second part, ...
+    """
+    key, counter = np.array([seed, index], dtype=np.uint64), np.array([0, 0, stream, pass_], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def draw_times(noise: Noise, pass_: int, ordinals: Sequence[int], indices: Sequence[int]) -> NDArray[np.float64]:
+def draw_times(noise: Noise, pass_: int, ordinals: Sequence[int], indices: Sequence[int], part: int = 0) -> NDArray[np.float64]:
     """Times t[S] in [max(t_min, EPSILON), t_max).
 
     stratified: t follows the document's ordinal in the pass, so neighbours (and so every step) cover the interval evenly.
-    iid: each document draws its own.
+    iid: each document draws its own. `part` 1 is for tails of documents cut in two, half an interval away from their heads.
     """
     if noise.t_sampling == "stratified":
         start = generator(noise.seed, _TIME_STREAM, pass_).random()
-        uniform = np.mod(start + np.asarray(ordinals, dtype=np.float64) * GOLDEN, 1.0)
+        uniform = np.mod(start + np.asarray(ordinals, dtype=np.float64) * GOLDEN + part / 2, 1.0)
     else:
-        uniform = np.array([generator(noise.seed ^ _IID_TIMES, index, pass_).random() for index in indices])
+        uniform = np.array([generator(noise.seed ^ _IID_TIMES, index, pass_, part).random() for index in indices])
     low = max(noise.t_min, EPSILON)
     return low + (noise.t_max - low) * uniform
 
@@ -56,6 +59,11 @@ def draw_times(noise: Noise, pass_: int, ordinals: Sequence[int], indices: Seque
 def mask_probability(schedule: str, t: float) -> float:
     """1 - alpha(t): linear t; cosine cos(pi/2 (1 - t))."""
     return t if schedule == "linear" else math.cos(math.pi / 2 * (1 - t))
+
+
+def time_at(schedule: str, probability: float) -> float:
+    """The time, at least EPSILON, at which tokens are masked with `probability`: the inverse of mask_probability."""
+    return max(EPSILON, probability if schedule == "linear" else 1 - 2 / math.pi * math.acos(probability))
 
 
 def time_weight(schedule: str, t: float) -> float:

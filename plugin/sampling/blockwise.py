@@ -34,7 +34,7 @@ class SamplerSettings:
 @dataclass(frozen=True)
 class Vocabulary:
     mask_id: int
-    end_id: int
+    end_ids: tuple[int, ...]  # any of them ends an answer
     pad_id: int
 
 
@@ -72,7 +72,7 @@ def generate(
                 on_step([row.astype(np.int32) for row in canvas])
         for row in active:
             start[row] += size
-        active = [row for row in active if vocabulary.end_id not in canvas[row][prompts[row].size : start[row]]]
+        active = [row for row in active if not np.isin(canvas[row][prompts[row].size : start[row]], vocabulary.end_ids).any()]
         if not active:
             break
     answers = [canvas[row][prompt.size : start[row]].astype(np.int32) for row, prompt in enumerate(prompts)]

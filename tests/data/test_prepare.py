@@ -88,7 +88,9 @@ def test_a_single_prompt_is_not_held_out() -> None:
 
 
 def test_eval_files_are_used_whole_and_their_prompts_leave_train(chat: ChatFormat) -> None:
-    read = reader([row(1, "a", "b"), row(2, "c", "d"), row(3, "c", "a"), row(4, "d", "d")], [row(1, "c", "b"), ("t:2", "empty prompt")])
+    read = reader(
+        [row(1, "a", "b"), row(2, "c", "d"), row(3, "c", "a"), row(4, "d", "d")], [row(1, "c", "b"), ("t:2", "empty prompt")]
+    )
     train, evaluation = split(read, hold_out(read, True, 1), 1)
     assert evaluation == [row(1, "c", "b"), ("t:2", "empty prompt")]
     assert [one for one in train if isinstance(one[1], Example)] == [row(1, "a", "b"), row(4, "d", "d")]
@@ -164,11 +166,19 @@ def test_pretraining_cuts_texts_into_pieces_and_loses_nothing(chat: ChatFormat) 
     assert without[0].ids.tolist() == [CLS, D]
 
 
+def test_pretraining_pieces_need_room_behind_their_start_token(chat: ChatFormat) -> None:
+    with pytest.raises(JobError) as caught:
+        encode_split([text(1, "a b")], chat, Encoding(max_length=1, stage="pretrain"))
+    assert caught.value.problems[0].field == "max_length"
+
+
 def test_thousands_of_rows_keep_their_order(chat: ChatFormat) -> None:
     rows: Rows = [row(number, f"q{number % 100}", "a") for number in range(2500)]  # more than two chunks
     documents, report = encode_split(rows, chat, Encoding(max_length=8))
     assert documents.rows == tuple(f"t.jsonl:{number}" for number in range(2500))
-    assert [int(documents[number].ids[1]) for number in (0, 1023, 1024, 2499)] == [9 + number % 100 for number in (0, 1023, 1024, 2499)]
+    assert [int(documents[number].ids[1]) for number in (0, 1023, 1024, 2499)] == [
+        9 + number % 100 for number in (0, 1023, 1024, 2499)
+    ]
     assert report.documents == 2500
 
 

@@ -27,7 +27,8 @@ def round_trip(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "text", ["the cat", " \t\n\r leading", "世界 🤖 👩‍👩‍👧 é ﬁ \u200d\ufeff\x00\x7f", "[MASK] [SEP][CLS]", "don 't , stop .", "𝕏" * 50]
+    "text",
+    ["the cat", " \t\n\r leading", "世界 🤖 👩‍👩‍👧 é ﬁ \u200d\ufeff\x00\x7f", "[MASK] [SEP][CLS]", "don 't , stop .", "𝕏" * 50],
 )
 def test_any_text_survives(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
     assert round_trip(tokenizer, text) == text

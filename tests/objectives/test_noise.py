@@ -49,12 +49,12 @@ def test_the_weight_is_the_rate_of_masking_over_its_probability(schedule: str, t
 @pytest.mark.parametrize(
     ("t_min", "t_max", "low", "high"), [(0, 1, EPSILON, 1), (0.3, 0.8, 0.3, 0.8), (0.0001, 0.5, EPSILON, 0.5)]
 )
-def test_times_fill_their_range_and_never_leave_it(
-    t_sampling: str, t_min: float, t_max: float, low: float, high: float
-) -> None:
+def test_times_fill_their_range_and_never_leave_it(t_sampling: str, t_min: float, t_max: float, low: float, high: float) -> None:
     drawn = times(t_sampling=t_sampling, t_min=t_min, t_max=t_max)
     assert low <= drawn.min() < low + 0.005
     assert high - 0.005 < drawn.max() < high
+    unit = (times(t_sampling=t_sampling) - EPSILON) / (1 - EPSILON)
+    assert drawn == pytest.approx(low + (high - low) * unit, rel=1e-9), "one draw, stretched over the range"
 
 
 @pytest.mark.parametrize("t_sampling", ["iid", "stratified"])

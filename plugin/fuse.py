@@ -1,0 +1,165 @@
+"""From a trained model to a folder that works by itself: merge, write aside, reload in a fresh process, compare, publish.
+
+Also `main.py fuse --adapter DIR --model_name BASE --out DIR`, for an adapter that was trained earlier.
+"""
+
+from __future__ import annotations
+
+from .quiet import quiet_loading  # isort: skip  # before anything that imports torch
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .families import FAMILIES
+from .job import Code, JobError, Problem, model_error
+from .models.identity import base_digest, local_folder
+from .models.load import load_config, load_model, load_tokenizer
+from .models.lora import merged_model
+from .models.publish import read_diffusion, write_card, write_model
+from .models.verify import TOKENS, difference_after_reload, logits_of
+from .run_folder import rename_whole
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the model card says beyond what `diffusion.json` holds."""
+
+    name: str
+    table: dict[str, Any]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model folder to be published, and what its weights are compared with."""
+
+    folder: Path
+    base: str  # empty for a model from scratch
+    tokenizer: PreTrainedTokenizerBase
+    facts: dict[str, Any]  # diffusion.json
+    card: Card
+    trained: nn.Module  # the live model
+    ids: torch.Tensor  # [S, T] to compare logits on
+
+
+@dataclass(frozen=True)
+class Fused:
+    path: Path
+    differences: dict[str, float]  # largest logit difference from the model that was trained, for each base merged onto
+    chosen: str
+
+    def as_json(self) -> dict[str, Any]:
+        """`result.fuse` of run.json."""
+        return {
+            "path": str(self.path),
+            "fuse_base": self.chosen,
+            "max_logit_difference": self.differences[self.chosen],
+            "differences": self.differences,
+        }
+
+
+def publish(model: PreTrainedModel, target: Target) -> float:
+    """Write `model` to the target's folder, whole or not at all.
+
+    Returns the largest difference of its logits, reloaded in a fresh process, from those of the live model.
+    """
+    final = target.folder
+    part = final.with_name(f".{final.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    write_model(part, model, target.tokenizer, target.facts)
+    if target.base and (settings := local_folder(target.base) / "generation_config.json").is_file():
+        shutil.copy(settings, part)
+    dtype = next(model.parameters()).dtype
+    difference = difference_after_reload(part, target.ids, logits_of(target.trained, target.ids), dtype)
+    checked = {"weights": str(dtype).removeprefix("torch."), "largest logit difference after reloading": f"{difference:.2e}"}
+    card = target.card
+    method = target.facts.get("method", "")
+    write_card(part, {"name": card.name, "method": method, "table": {**card.table, **checked}, "metrics": card.metrics})
+    rename_whole(part, final)
+    return difference
+
+
+def fuse_adapter(adapter: Path, target: Target, *, four_bit: bool, fuse_base: str, dtype: torch.dtype) -> Fused:
+    """Merge an adapter and publish the result. `trained`: onto the dequantised NF4 weights if the adapter was trained on those;
+    `original`: onto the unquantised base, and then both differences are measured."""
+    rows = len(target.tokenizer)
+    onto_4bit = four_bit and fuse_base == "trained"
+    merged = merged_model(target.base, adapter, four_bit=onto_4bit, dtype=dtype, embedding_rows=rows)
+    differences = {fuse_base: publish(merged, target)}
+    if four_bit and fuse_base == "original":
+        other = merged_model(target.base, adapter, four_bit=True, dtype=dtype, embedding_rows=rows)
+        differences["trained"] = (logits_of(other, target.ids) - logits_of(target.trained, target.ids)).abs().max().item()
+    return Fused(target.folder, differences, fuse_base)
+
+
+def adapter_facts(base: str, *, four_bit: bool, dtype: torch.dtype) -> dict[str, Any]:
+    """What an adapter remembers of its base, so that it is never merged into another one."""
+    return {"base": {"name": base, "digest": base_digest(base), "four_bit": four_bit, "dtype": str(dtype).removeprefix("torch.")}}
+
+
+def main(argv: Sequence[str]) -> int:
+    options = _parser().parse_args(argv)
+    quiet_loading()
+    try:
+        fused = _fuse_earlier(options.adapter, options.model_name, options.out, options.fuse_base)
+    except JobError as error:
+        for problem in error.problems:
+            print(problem.line, file=sys.stderr)
+        return error.code
+    print(json.dumps(fused.as_json()) if options.json else f"fused model  {fused.path}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="main.py fuse", description="Merge an adapter that was trained earlier into its base.")
+    parser.add_argument("--adapter", type=Path, required=True, help="the adapter's folder (or a run folder)")
+    parser.add_argument("--model_name", required=True, help="the base it was trained on")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder for the fused model")
+    parser.add_argument("--fuse_base", choices=("trained", "original"), default="trained", help="for a 4-bit base: see info.md")
+    parser.add_argument("--json", action="store_true", help="print {path, fuse_base, max_logit_difference, differences}")
+    return parser
+
+
+def _fuse_earlier(adapter: Path, base: str, out: Path, fuse_base: str) -> Fused:
+    adapter = adapter / "adapter" if (adapter / "adapter").is_dir() else adapter
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise JobError(
+            Problem("out", "a new or empty folder", f"{out}, which holds something", "Choose another folder.", Code.CONFIGURATION)
+        )
+    facts = read_diffusion(adapter)
+    recorded = facts.get("base", {"four_bit": False, "dtype": "float32", "digest": None, "name": base})
+    family = FAMILIES[load_config(base).model_type]
+    if recorded["digest"] not in (None, base_digest(base)):
+        raise model_error("adapter", f"an adapter of {base}", f"{adapter}, trained on {recorded['name']}", "Give that model.")
+    tokenizer = load_tokenizer(str(adapter if (adapter / "tokenizer_config.json").is_file() else base), family=family)
+    dtype = DTYPES[recorded["dtype"]]
+    # merged_model checks names and shapes first; only then is the adapter put on the base as it was trained.
+    merged_model(base, adapter, four_bit=False, dtype=dtype, embedding_rows=len(tokenizer))
+    trained = load_model(base, dtype=dtype, four_bit=recorded["four_bit"])
+    if len(tokenizer) > trained.get_input_embeddings().weight.shape[0]:
+        trained.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    live = PeftModel.from_pretrained(trained, str(adapter)).eval()
+    ids = torch.arange(min(TOKENS, len(tokenizer)))[None]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        out.rmdir()
+    card = Card(out.name, {"base model": base, "adapter": str(adapter)}, {})
+    target = Target(out, base, tokenizer, {key: value for key, value in facts.items() if key != "base"}, card, live, ids)
+    return fuse_adapter(adapter, target, four_bit=recorded["four_bit"], fuse_base=fuse_base, dtype=dtype)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

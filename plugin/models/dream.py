@@ -1,0 +1,148 @@
+"""Dream in our own code: Qwen2 decoder layers with full attention, names as Qwen2, the one-token shift made explicit.
+
+Dream grew out of a causal model: hidden state i-1 predicts token i. `encode` gives the raw states, `forward` aligned
+logits; a caller that gathers masked positions before the head subtracts one from its indices, never across a document's
+start.
+
+Shapes: S documents (rows), T tokens of a row, D = hidden_size, V = vocab_size.
+Source: DreamLM/Dream, its config.json and tensor names; Qwen2 formulas (RMSNorm, half-rotation RoPE, SwiGLU).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
+
+from ..job import model_error
+from .parts import attention_bias, first_tokens, positions, refused, rotary_tables, shift_right
+
+# Fields that change the arithmetic, with the values this file computes (see llada.py).
+HONOURED: dict[str, tuple[object, ...]] = {
+    "hidden_act": ("silu",),
+    "use_sliding_window": (False,),
+    "use_mrope": (False,),
+    "rope_scaling": (),
+    "rope_parameters": (),  # how transformers 5 spells rope_theta and rope_scaling; published files do not
+    "layer_types": (),
+}
+
+
+class DreamConfig(PretrainedConfig):
+    """The published config.json, field for field; fields not named here (auto_map too) are kept and written back.
+
+    `rope_scaling` is declared although it is always null: the base class has a deprecated property of that name, which
+    would warn and rename the field on save.
+    """
+
+    model_type = "Dream"
+
+    vocab_size: int = 152064
+    hidden_size: int = 3584
+    intermediate_size: int = 18944
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 28
+    num_key_value_heads: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 131072
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1000000.0
+    rope_scaling: dict | None = None
+    use_sliding_window: bool = False
+    sliding_window: int | None = None
+    max_window_layers: int = 28
+    attention_dropout: float = 0.0
+    tie_word_embeddings: bool = False
+    use_cache: bool = False
+    mask_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **unnamed: object) -> None:
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if unnamed.get("head_dim") is None:  # Qwen2's attention takes the field, null too, if there is one
+            unnamed.pop("head_dim", None)
+        super().__post_init__(**unnamed)
+
+
+def check_dream(config: DreamConfig) -> None:
+    """Raises JobError naming every field of the config that this file cannot honour."""
+    wrong = refused(config, HONOURED | {"head_dim": (config.hidden_size // config.num_attention_heads,)})
+    if config.hidden_size % (2 * config.num_attention_heads):
+        wrong.append(f"hidden_size={config.hidden_size} with num_attention_heads={config.num_attention_heads}")
+    if config.num_attention_heads % config.num_key_value_heads:
+        wrong.append(f"num_attention_heads={config.num_attention_heads} with num_key_value_heads={config.num_key_value_heads}")
+    if wrong:
+        raise model_error("config.json", "a Dream model that this program can compute", ", ".join(wrong))
+
+
+class DreamModel(PreTrainedModel):
+    """Dream with its output head; position i of the logits predicts token i."""
+
+    config_class = DreamConfig
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["Qwen2DecoderLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: DreamConfig):
+        super().__init__(config)
+        check_dream(config)
+        self.model = nn.Module()
+        # No padding_idx: pad is eos, and a model that never learns eos never stops.
+        self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.model.layers = nn.ModuleList(Qwen2DecoderLayer(config, n) for n in range(config.num_hidden_layers))
+        self.model.norm = Qwen2RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        for layer in self.model.layers:
+            layer.self_attn.is_causal = False  # Qwen2's is True, and would be obeyed wherever no mask is passed
+        self.post_init()
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None) -> Tensor:
+        """Hidden states [S, T, D] after the last norm, raw: state i predicts token i+1.
+
+        Args: input_ids [S, T]; attention_mask [S, T] (1 = real) or [S, 1, T, T]; position_ids [S, T], default 0..T-1.
+        """
+        config = self.config
+        hidden = self.model.embed_tokens(input_ids)
+        cos, sin = rotary_tables(
+            positions(input_ids, position_ids), config.hidden_size // config.num_attention_heads, config.rope_theta
+        )
+        rotary = cos.to(hidden.dtype), sin.to(hidden.dtype)  # Qwen2 rotates in the dtype of its activations
+        bias = attention_bias(config, hidden, attention_mask)
+        for layer in self.model.layers:
+            hidden = layer(hidden, attention_mask=bias, position_embeddings=rotary)
+        return self.model.norm(hidden)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of hidden [..., D]."""
+        return self.lm_head(hidden)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> MaskedLMOutput:
+        """Aligned logits [S, T, V]; a document's first token, never masked, is predicted from its own state."""
+        hidden = self.encode(input_ids, attention_mask, position_ids)
+        return MaskedLMOutput(logits=self.head(shift_right(hidden, first_tokens(input_ids, attention_mask))))
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings

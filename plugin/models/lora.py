@@ -1,0 +1,127 @@
+"""Adapters: where they sit, what else trains beside them, and merging them back into plain weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..families import Family
+from ..job import JobError, Problem, model_error
+from .load import load_model
+
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """LoRA of Hu et al. 2021 (arXiv 2106.09685): W + alpha / r * B A."""
+
+    r: int
+    alpha: int
+    dropout: float
+    targets: str  # auto, or layer names, comma separated
+
+
+def add_adapter(model: PreTrainedModel, family: Family, settings: LoraSettings, new_ids: Sequence[int]) -> PeftModel:
+    """Freeze `model` and put an adapter into it. Adapter weights are float32; norms and head keep their dtype.
+
+    Rows `new_ids` of the embedding train too, with a tied head; an untied head then trains whole, or it could never say them.
+    Raises JobError (exit 2) naming lora_targets when a name fits no linear layer.
+    """
+    trained: dict[str, object] = {}
+    if new_ids:
+        embedding = _name_of(model, model.get_input_embeddings())
+        trained["trainable_token_indices"] = {embedding: list(new_ids)}
+        if not model.config.tie_word_embeddings:
+            trained["modules_to_save"] = [_name_of(model, cast("nn.Module", model.get_output_embeddings()))]
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=target_layers(model, family, settings.targets),
+        bias="none",
+        **trained,  # type: ignore[arg-type]
+    )
+    return cast("PeftModel", get_peft_model(model, config))
+
+
+def target_layers(model: PreTrainedModel, family: Family, targets: str) -> list[str]:
+    """Full names of the linear layers that get an adapter: by default all but the output head's."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and not _in_head(name, family)]
+    if targets == "auto":
+        return linear
+    wanted = [part.strip() for part in targets.split(",") if part.strip()]
+    absent = [part for part in wanted if not any(_ends_with(name, part) for name in linear)]
+    if absent or not wanted:
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        raise JobError(Problem("lora_targets", f"auto or names of linear layers ({known})", ", ".join(absent) or "nothing"))
+    return [name for name in linear if any(_ends_with(name, part) for part in wanted)]
+
+
+def _in_head(name: str, family: Family) -> bool:
+    return any(name == head or name.startswith(f"{head}.") for head in family.head)
+
+
+def _ends_with(name: str, part: str) -> bool:
+    return name == part or name.endswith(f".{part}")
+
+
+def _name_of(model: nn.Module, wanted: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is wanted)
+
+
+def merged_model(
+    base: str, adapter: Path, *, four_bit: bool, dtype: torch.dtype, embedding_rows: int | None = None, offline: bool = False
+) -> PreTrainedModel:
+    """The base with the adapter merged in, plain weights in `dtype`. `four_bit`: onto the dequantised NF4 weights.
+
+    Raises JobError (exit 4): an adapter that does not fit this base.
+    """
+    model = load_model(base, dtype=dtype, four_bit=four_bit, offline=offline)
+    if four_bit:
+        model = dequantized(model, dtype)
+    if embedding_rows and embedding_rows > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(embedding_rows, mean_resizing=False)
+    _check_fits(model, base, adapter)
+    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    return cast("PreTrainedModel", merged).eval()
+
+
+def dequantized(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A 4-bit model as plain linear layers that hold exactly the weights it computes with."""
+    plain = model.dequantize(dtype=dtype)
+    for leftover in ("quantization_config", "_pre_quantization_dtype"):
+        if leftover in vars(plain.config):
+            delattr(plain.config, leftover)
+    return cast("PreTrainedModel", plain)
+
+
+def _check_fits(model: PreTrainedModel, base: str, adapter: Path) -> None:
+    """Compare names and shapes before peft loads what happens to match and leaves the rest at zero."""
+    if not (adapter / ADAPTER_WEIGHTS).is_file() or not (adapter / ADAPTER_CONFIG).is_file():
+        raise model_error("adapter", f"a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}", str(adapter))
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    wrong: list[str] = []
+    with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118  # not a dict
+            layer, _, part = key.removeprefix("base_model.model.").partition(".lora_")
+            side = {"A.weight": 1, "B.weight": 0}.get(part)
+            if side is None:
+                continue
+            shape = shapes.get(f"{layer}.weight")
+            if shape is None or shape[side] != file.get_slice(key).get_shape()[side]:
+                wrong.append(layer)
+    if wrong:
+        some = ", ".join(sorted(set(wrong))[:3])
+        trained_on = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        got = f"{adapter}, made for {trained_on}: {some} do not fit"
+        raise model_error("adapter", f"an adapter of {base}", got, "Give the model that it was trained on.")

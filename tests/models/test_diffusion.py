@@ -1,0 +1,129 @@
+"""The trained module against the model's own forward on every document alone: padding, gathering and layout change nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny import (
+    CLS,
+    FAMILIES,
+    MASK,
+    PAD,
+    SEP,
+    alone,
+    assert_same_vector,
+    gradient,
+    random_documents,
+    rules,
+    slots,
+    tiny_config,
+    tiny_model,
+)
+from transformers import AutoModelForMaskedLM
+
+from plugin.data.layout import lay_out
+from plugin.models.diffusion import FACES, DiffusionModel, predictor
+from plugin.models.load import load_model
+from plugin.step import Piece, build_step
+
+DOCUMENTS = random_documents(12)
+
+
+def one_piece(size: int = 12) -> Piece:
+    (piece,) = build_step(slots(size, 12), DOCUMENTS, rules(), batch_size=size).pieces
+    return piece
+
+
+def test_every_supported_family_has_a_face() -> None:
+    assert set(FACES) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sums_are_those_of_every_document_alone(family: str) -> None:
+    model, piece = tiny_model(family), one_piece()
+    assert len({one.noisy.size for one in piece.corruptions}) > 5, "lengths differ, or nothing is padded"
+    assert piece.batch.longest > 3 * 4, "longer than ModernBERT's window of 4"
+    wanted = torch.stack(alone(model, DOCUMENTS, piece))
+    got = DiffusionModel(model, PAD)(piece.batch)
+    assert wanted.max() > 10
+    torch.testing.assert_close(got.weighted, wanted, rtol=1e-5, atol=1e-5)
+    unweighted = [loss / one.weight[0] if one.weight.size else loss for loss, one in zip(wanted, piece.corruptions, strict=True)]
+    torch.testing.assert_close(got.nll, torch.stack(unweighted).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_those_of_every_document_alone(family: str) -> None:
+    model, piece = tiny_model(family), one_piece()
+    torch.stack(alone(model, DOCUMENTS, piece)).sum().backward()
+    wanted = gradient(model)
+    model.zero_grad()
+    DiffusionModel(model, PAD)(piece.batch).weighted.sum().backward()
+    assert_same_vector(gradient(model), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_documents_of_one_length_take_the_path_without_a_mask(family: str) -> None:
+    model, (piece, *_) = tiny_model(family), build_step(slots(12, 12), DOCUMENTS, rules(), batch_size=1).pieces
+    assert piece.batch.documents == 1
+    (wanted,) = alone(model, DOCUMENTS, piece)
+    torch.testing.assert_close(DiffusionModel(model, PAD)(piece.batch).weighted[0], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_is_invisible(family: str) -> None:
+    """A much longer neighbour makes three quarters of a row padding, whose token must not matter either."""
+    model, piece = tiny_model(family), one_piece(1)
+    (short,) = piece.corruptions
+    (index,) = piece.documents
+    long = replace(short, noisy=np.full(60, 9, np.int32), masked=np.arange(0), weight=np.zeros(0, np.float32))
+    batch = lay_out([DOCUMENTS[index].ids, long.noisy], [short, long])
+    for pad_id in (PAD, 11) if family != "roberta" else (PAD,):  # RoBERTa finds its positions by the pad token
+        got = DiffusionModel(model, pad_id)(batch).weighted
+        torch.testing.assert_close(got[0], DiffusionModel(model, PAD)(piece.batch).weighted[0], rtol=1e-5, atol=1e-5)
+        assert got[1] == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_idle_rank_has_no_loss_and_zero_gradients_everywhere(family: str) -> None:
+    model = tiny_model(family)
+    step = build_step(slots(1, 12), DOCUMENTS, rules(), batch_size=4, rank=1, ranks=2)
+    (idle,) = step.pieces
+    assert step.masked > 0, "the other rank has something to do"
+    assert idle.documents == ()
+    sums = DiffusionModel(model, PAD)(idle.batch)
+    sums.weighted.sum().backward()
+    assert sums.weighted.tolist() == [0.0]
+    got = gradient(model)
+    assert got.isfinite().all()
+    assert (got == 0).all()
+    without = [name for name, weight in model.named_parameters() if weight.grad is None]
+    assert without == [], "a parameter without a gradient would hang the exchange of gradients"
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_a_loaded_model_has_no_dropout_even_in_training_mode(family: str, tmp_path: object) -> None:
+    config = tiny_config(family)
+    assert config.hidden_dropout_prob > 0
+    AutoModelForMaskedLM.from_config(config).save_pretrained(str(tmp_path))
+    module = DiffusionModel(load_model(str(tmp_path)), PAD)
+    piece = one_piece()
+    training, still = module.train()(piece.batch).weighted, module.eval()(piece.batch).weighted
+    assert torch.equal(training, still)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_predictor_gives_the_models_logits_at_the_asked_places(family: str) -> None:
+    model = tiny_model(family)
+    rows = [[CLS, 9, 8, SEP, MASK, MASK, 7, 6, 5, 12], [CLS, 9, SEP, MASK]]
+    ids = torch.full((2, 10), PAD)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(row)
+    places = torch.tensor([[1, 3], [0, 5], [0, 1]])
+    got = predictor(model)(ids, ids != PAD, places)
+    assert not got.requires_grad
+    for logits, (row, column) in zip(got, places.tolist(), strict=True):
+        wanted = model(input_ids=torch.tensor([rows[row]])).logits[0, column]
+        torch.testing.assert_close(logits, wanted.detach(), rtol=1e-4, atol=1e-5)

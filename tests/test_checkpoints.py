@@ -1,0 +1,116 @@
+"""Checkpoints: what was saved goes on to the last bit, old ones go, and half of one is never seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import cpu, random_documents, rules, steps_of, tiny_model, train_tiny, weights, word_tokenizer
+from transformers import PreTrainedModel
+
+from plugin.checkpoints import State, optimizer_tensors, restore_optimizer, save_checkpoint
+from plugin.models.load import load_model, load_tokenizer
+from plugin.models.publish import read_diffusion
+from plugin.run_folder import RunFolder
+
+DOCUMENTS = random_documents(20)
+FACTS = {"method": "bert", "sampler": {"steps": 8}}
+
+
+def adam(model: PreTrainedModel, **options: Any) -> torch.optim.Optimizer:
+    """In two groups, as the worker builds it."""
+    wide = [weight for weight in model.parameters() if weight.ndim >= 2]
+    narrow = [weight for weight in model.parameters() if weight.ndim < 2]
+    groups = [{"params": wide, "weight_decay": 0.1}, {"params": narrow, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=1e-2, **options)
+
+
+def train(model: PreTrainedModel, optimizer: torch.optim.Optimizer, first: int, count: int) -> list[float]:
+    make = steps_of(DOCUMENTS, rules(), step_size=4, batch_size=4)
+    return train_tiny(cpu(), model, lambda step: make(first + step), steps=count, optimizer=optimizer).losses
+
+
+def save(folder: Path, step: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer, keep: int = 2) -> Path:
+    state = State(step, 0, 4 * step, 7)
+    return save_checkpoint(RunFolder(folder), state, model, word_tokenizer(["a"]), FACTS, optimizer, keep)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_a_run_that_goes_on_from_a_checkpoint_is_the_run_that_never_stopped(family: str, fused: bool, tmp_path: Path) -> None:
+    model = tiny_model(family)
+    optimizer = adam(model, fused=fused)
+    train(model, optimizer, 0, 3)
+    path = save(tmp_path, 3, model, optimizer)
+    straight = train(model, optimizer, 3, 2)
+
+    again = load_model(str(path))
+    fresh = adam(again, fused=fused)
+    restore_optimizer(fresh, path / "optimizer.safetensors")
+    assert train(again, fresh, 3, 2) == straight
+    assert torch.equal(weights(again), weights(model))
+
+
+def test_an_optimizers_tensors_come_back_bit_by_bit(tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    optimizer = adam(model)
+    train(model, optimizer, 0, 3)
+    saved = optimizer_tensors(optimizer)
+    assert len(saved) == 3 * len(list(model.parameters())), "step and two moments each"
+    path = save(tmp_path, 3, model, optimizer)
+    fresh = adam(tiny_model("bert"))
+    restore_optimizer(fresh, path / "optimizer.safetensors")
+    back = optimizer_tensors(fresh)
+    assert saved.keys() == back.keys()
+    assert all(torch.equal(saved[name], back[name]) and saved[name].dtype == back[name].dtype for name in saved)
+    assert [group["weight_decay"] for group in fresh.param_groups] == [0.1, 0.0]
+
+
+def test_a_checkpoint_is_a_whole_model_folder_without_pickles(tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    path = save(tmp_path, 5, model, adam(model))
+    assert path == tmp_path / "checkpoint-5"
+    assert torch.equal(weights(load_model(str(path), offline=True)), weights(model))
+    assert load_tokenizer(str(path), offline=True).mask_token_id == 4
+    assert read_diffusion(path) == FACTS
+    assert json.loads((path / "state.json").read_text()) == {"step": 5, "pass_": 0, "position": 20, "seed": 7}
+    assert {file.suffix for file in path.iterdir()} <= {".safetensors", ".json", ".txt"}
+
+
+def test_an_optimizer_that_never_stepped_is_saved_and_restored(tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    path = save(tmp_path, 1, model, adam(model))
+    assert load_file(path / "optimizer.safetensors") == {}
+    fresh = adam(tiny_model("bert"))
+    restore_optimizer(fresh, path / "optimizer.safetensors")
+    assert optimizer_tensors(fresh) == {}
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [30]), (2, [12, 30]), (9, [2, 4, 12, 30])])
+def test_only_the_newest_checkpoints_stay(keep: int, left: list[int], tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    for step in (2, 4, 12, 30):
+        save(tmp_path, step, model, adam(model), keep)
+    assert [path.name for path in RunFolder(tmp_path).checkpoints()] == [f"checkpoint-{step}" for step in left]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"checkpoint-{step}" for step in left)
+
+
+def test_half_a_checkpoint_is_never_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("bert")
+    save(tmp_path, 2, model, adam(model), keep=1)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("plugin.checkpoints.save_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 4, model, adam(model), keep=1)
+    assert [path.name for path in RunFolder(tmp_path).checkpoints()] == ["checkpoint-2"]
+    assert torch.equal(weights(load_model(str(tmp_path / "checkpoint-2"))), weights(model))
+    monkeypatch.undo()
+    save(tmp_path, 4, model, adam(model), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"], "the next save clears what was left behind"
