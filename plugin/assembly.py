@@ -165,25 +165,6 @@ def weight_dtype(params: Params, compute: torch.dtype) -> torch.dtype:
     return torch.float32
 
 
-def make_optimizer(params: Params, module: torch.nn.Module) -> torch.optim.Optimizer:
-    """AdamW over what trains, weight decay on matrices only."""
-    trained = [weight for weight in module.parameters() if weight.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [weight for weight in trained if weight.ndim >= 2], "weight_decay": params.weight_decay},
-        {"params": [weight for weight in trained if weight.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if params.optim == "adamw":
-        return torch.optim.AdamW(groups, lr=params.learning_rate, fused=True)
-    if any(weight.dtype == torch.bfloat16 for weight in trained):
-        from torchao.optim import AdamW8bit as StochasticAdamW8bit  # slow to import, and only this run needs it
-
-        return StochasticAdamW8bit(groups, lr=params.learning_rate, bf16_stochastic_round=True)
-    from bitsandbytes.optim import AdamW8bit
-
-    return AdamW8bit(groups, lr=params.learning_rate)
-
-
 # Per method, the weight of a masked token.
 WEIGH: dict[str, Callable[[Params], Weigh]] = {
     "bert": lambda params: by_time(params.noise_schedule),

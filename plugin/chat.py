@@ -91,7 +91,11 @@ def load_chatter(name: str, overrides: dict[str, int]) -> Chatter:
         )
         return Chatter(model, ChatFormat(tokenizer), settings)
     model = load_model(str(path) if path.exists() else name)
-    return Chatter(model, ChatFormat(load_tokenizer(model.name_or_path, family=FAMILIES[model.config.model_type])), settings)
+    return Chatter(
+        model,
+        ChatFormat(load_tokenizer(str(path) if path.exists() else name, family=FAMILIES[model.config.model_type])),
+        settings,
+    )
 
 
 def main(argv: Sequence[str]) -> int:

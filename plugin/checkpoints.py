@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .models.publish import write_model
+from .optimizers import optimizer_tensors
 from .run_folder import RunFolder, rename_whole
 
 
@@ -50,22 +51,3 @@ def save_checkpoint(
     for old in folder.checkpoints()[:-keep]:
         shutil.rmtree(old)
     return final
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """An optimizer's per-parameter tensors as `<parameter number>.<name>`."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{number}.{name}": tensor.detach().contiguous().cpu().clone()
-        for number, tensors in state.items()
-        for name, tensor in tensors.items()
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
-    """Put tensors saved by `optimizer_tensors` back; groups and their options stay the optimizer's own."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, tensor in load_file(file).items():
-        number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .families import FAMILIES
 from .job import Code, JobError, Problem, model_error
 from .models.identity import base_digest, local_folder
-from .models.load import load_config, load_model, load_tokenizer
+from .models.load import load_config, load_model, load_tokenizer, table_rows
 from .models.lora import merged_model
 from .models.publish import read_diffusion, write_card, write_model
 from .models.verify import TOKENS, difference_after_reload, logits_of
@@ -149,7 +149,7 @@ def _fuse_earlier(adapter: Path, base: str, out: Path, fuse_base: str) -> Fused:
     # merged_model checks names and shapes first; only then is the adapter put on the base as it was trained.
     merged_model(base, adapter, four_bit=False, dtype=dtype, embedding_rows=len(tokenizer))
     trained = load_model(base, dtype=dtype, four_bit=recorded["four_bit"])
-    if len(tokenizer) > trained.get_input_embeddings().weight.shape[0]:
+    if len(tokenizer) > table_rows(trained):
         trained.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     live = PeftModel.from_pretrained(trained, str(adapter)).eval()
     ids = torch.arange(min(TOKENS, len(tokenizer)))[None]

@@ -33,6 +33,7 @@ from .models.diffusion import DiffusionModel
 from .models.load import load_tokenizer
 from .models.publish import write_model
 from .models.verify import TOKENS
+from .optimizers import make_optimizer
 from .params import Params
 from .reporting import Reporter
 from .run_folder import RunFolder, rename_whole
@@ -158,7 +159,9 @@ class Run:
         self.reporter.log(f"model: {trained:,} parameters train, weights kept in {str(self.weight_dtype).removeprefix('torch.')}")
         self.reporter.log("dropout: off; the masking noise is the regulariser, and the loss does not depend on the layout")
         module = DiffusionModel(self.model, self.chat.pad_id)
-        optimizer = assembly.make_optimizer(params, module)
+        optimizer = make_optimizer(
+            module, kind=params.optim, learning_rate=params.learning_rate, weight_decay=params.weight_decay, seed=params.seed
+        )
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
         self.scheduler = self._scheduler(optimizer)
         self.watch = SampleWatch(self.model, self.chat, self.eval if len(self.eval) else self.train, self.facts["sampler"])

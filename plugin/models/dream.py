@@ -8,6 +8,11 @@ Shapes: S documents (rows), T tokens of a row, D = hidden_size, V = vocab_size.
 Source: DreamLM/Dream, its config.json and tensor names; Qwen2 formulas (RMSNorm, half-rotation RoPE, SwiGLU).
 """
 
+# torch finds sub-modules by name at run time, and transformers' configurations have optional fields that __post_init__ fills.
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
+# pyright: reportIncompatibleVariableOverride=false, reportIncompatibleMethodOverride=false, reportOptionalOperand=false
+# pyright: reportReturnType=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 from typing import ClassVar

@@ -7,6 +7,11 @@ Shapes: S documents (rows), T tokens of a row, D = d_model, V = embedding_size (
 Source: ML-GSAI/LLaDA, its config.json and index of tensor names; Llama formulas (RMSNorm, half-rotation RoPE, SwiGLU).
 """
 
+# torch finds sub-modules by name at run time, and transformers' configurations have optional fields that __post_init__ fills.
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
+# pyright: reportIncompatibleVariableOverride=false, reportIncompatibleMethodOverride=false, reportOptionalOperand=false
+# pyright: reportReturnType=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 from typing import ClassVar

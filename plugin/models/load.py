@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -47,7 +47,7 @@ def load_model(
         options["quantization_config"] = nf4(FAMILIES[config.model_type], dtype)
     model_class = REGISTRY[config.model_type][1] if config.model_type in REGISTRY else AutoModelForMaskedLM
     try:
-        model, report = model_class.from_pretrained(
+        loaded: Any = model_class.from_pretrained(
             name,
             config=config,
             dtype=dtype,
@@ -59,6 +59,7 @@ def load_model(
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise model_error("model_name", "weights that load", f"{name}: {_first_line(error)}") from error
+    model, report = loaded
     _check_report(name, report)
     if four_bit:
         _keep_exact(model)
@@ -207,6 +208,11 @@ def check_pair(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max
     family = FAMILIES[config.model_type]
     if family.max_positions and max_length > (limit := config.max_position_embeddings - family.position_offset):
         raise model_error("max_length", f"at most the model's {limit} positions", str(max_length), "Lower max_length.")
+
+
+def table_rows(model: PreTrainedModel) -> int:
+    """Rows of the embedding table that a loaded model has."""
+    return cast("torch.nn.Embedding", model.get_input_embeddings()).weight.shape[0]
 
 
 def embedding_rows(config: PretrainedConfig) -> int:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ..families import Family
 from ..job import JobError, Problem, model_error
-from .load import load_model
+from .load import load_model, table_rows
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -89,7 +89,7 @@ def merged_model(
     model = load_model(base, dtype=dtype, four_bit=four_bit, offline=offline)
     if four_bit:
         model = dequantized(model, dtype)
-    if embedding_rows and embedding_rows > model.get_input_embeddings().weight.shape[0]:
+    if embedding_rows and embedding_rows > table_rows(model):
         model.resize_token_embeddings(embedding_rows, mean_resizing=False)
     _check_fits(model, base, adapter)
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()

@@ -1,0 +1,87 @@
+"""The optimizers a run may use, and 8-bit AdamW on bfloat16 weights with stochastic rounding.
+
+torchao has the latter too; it is not used because merely having it installed slows every import of transformers, prints four lines,
+and its states cannot be written as safetensors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from bitsandbytes.optim import AdamW8bit
+from torch import nn
+
+
+def make_optimizer(
+    module: nn.Module, *, kind: str, learning_rate: float, weight_decay: float, seed: int
+) -> torch.optim.Optimizer:
+    """AdamW (`adamw` or `adamw_8bit`) over what trains in `module`, weight decay on matrices only."""
+    trained = [weight for weight in module.parameters() if weight.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [weight for weight in trained if weight.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [weight for weight in trained if weight.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+    if any(weight.dtype == torch.bfloat16 for weight in trained):
+        return StochasticAdamW8bit(groups, lr=learning_rate, seed=seed)
+    return AdamW8bit(groups, lr=learning_rate)
+
+
+class StochasticAdamW8bit(AdamW8bit):
+    """bitsandbytes' 8-bit AdamW for bfloat16 weights: each is updated in float32 and rounded up or down at random.
+
+    An update is far smaller than the step between two bfloat16 numbers (2^-8 relative); rounded to nearest, most would be lost.
+    """
+
+    def __init__(self, params: Any, *, lr: float, seed: int):
+        super().__init__(params, lr=lr)
+        self._seed = seed
+
+    @torch.no_grad()
+    def update_step(self, group: Any, p: Any, gindex: int, pindex: int) -> None:
+        if p.dtype != torch.bfloat16:
+            super().update_step(group, p, gindex, pindex)
+            return
+        weight, gradient = p.data, p.grad
+        p.data = weight.float()
+        p.grad = gradient.float()
+        super().update_step(group, p, gindex, pindex)
+        # Seeded by parameter and step, so that a resumed run rounds as the unbroken one.
+        generator = torch.Generator(p.device).manual_seed(hash((self._seed, gindex, pindex, self.state[p]["step"])) & (2**63 - 1))
+        weight.copy_(round_stochastically(p.data, generator))
+        p.data, p.grad = weight, gradient
+
+
+def round_stochastically(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """float32 to bfloat16, up with the probability that keeps the expected value: the lower 16 bits are compared with noise."""
+    noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator)
+    return ((values.contiguous().view(torch.int32) + noise) & -65536).view(torch.float32).to(torch.bfloat16)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """An optimizer's state per parameter as `<parameter number>.<name>`; whole numbers become int64 scalars."""
+    found: dict[str, torch.Tensor] = {}
+    for number, weight in enumerate(_weights(optimizer)):
+        for name, value in optimizer.state.get(weight, {}).items():
+            if isinstance(value, torch.Tensor):
+                found[f"{number}.{name}"] = value.detach().cpu().clone().contiguous()
+            elif isinstance(value, int):
+                found[f"{number}.{name}"] = torch.tensor(value, dtype=torch.int64)
+    return found
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Put tensors of `optimizer_tensors` back; groups and their options stay the optimizer's own."""
+    weights = _weights(optimizer)
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        weight = weights[int(number)]
+        whole = value.ndim == 0 and value.dtype == torch.int64
+        optimizer.state[weight][name] = int(value) if whole else value.to(weight.device, copy=True)
+
+
+def _weights(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
