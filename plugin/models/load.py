@@ -18,7 +18,10 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
 )
+from transformers.utils import cached_file
 
 from ..families import ARCHITECTURES, FAMILIES, Family
 from ..job import Code, JobError, Problem, model_error
@@ -166,7 +169,7 @@ def load_tokenizer(name: str, *, offline: bool = False, family: Family | None = 
     Raises JobError (exit 4) when it is not there or has no mask token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=offline, use_fast=True)
+        tokenizer = _published_tokenizer(name, offline) if family and family.name in REGISTRY else _any_tokenizer(name, offline)
     except (OSError, ValueError, KeyError) as error:
         raise model_error("tokenizer_name", "a tokenizer that loads", f"{name}: {_first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers 5 makes one up for a folder without tokenizer files
@@ -178,6 +181,17 @@ def load_tokenizer(name: str, *, offline: bool = False, family: Family | None = 
     if family and family.chat_template and not tokenizer.chat_template:
         tokenizer.chat_template = family.chat_template
     return tokenizer
+
+
+def _any_tokenizer(name: str, offline: bool) -> Any:
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=offline, use_fast=True)
+
+
+def _published_tokenizer(name: str, offline: bool) -> Any:
+    """LLaDA's and Dream's folders name classes of their own code; a tokenizer.json says it all, and Dream's vocab is Qwen2's."""
+    has_file = cached_file(name, "tokenizer.json", local_files_only=offline, _raise_exceptions_for_missing_entries=False)
+    kind = PreTrainedTokenizerFast if has_file else Qwen2Tokenizer
+    return kind.from_pretrained(name, local_files_only=offline)
 
 
 def family_of(config: PretrainedConfig, name: str, field: str = "model_name") -> Family:
