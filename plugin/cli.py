@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -29,17 +30,17 @@ def run(argv: Sequence[str]) -> int:
         program = TORCH_VERBS[argv[0]]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         os.execve(sys.executable, [sys.executable, "-P", "-m", program, *argv[1:]], {**os.environ, "PYTHONPATH": path})
-    options, extra = _parser().parse_known_args(argv)
-    if options.verb is None:
-        _parser().print_help(sys.stderr)
-        return 2
     try:
+        options, extra = _parser().parse_known_args(argv)
+        if options.verb is None:
+            _parser().print_help(sys.stderr)
+            return 2
         parsed = _parameters(options, extra)
         if options.verb == "check":
             return check_job(parsed, as_json=options.json, download=options.download)
         return train_job(parsed, FolderHost(as_json=options.json))
     except JobError as error:
-        return report(error, as_json=options.json and options.verb == "check")
+        return report(error, as_json=argv[0] == "check" and "--json" in argv)
 
 
 def report(error: JobError, *, as_json: bool) -> int:
@@ -50,8 +51,18 @@ def report(error: JobError, *, as_json: bool) -> int:
     return error.code
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse's own complaints, said as every other problem is."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.match(r"argument (?:--)?(\w+)\S*: (.+)", message)
+        field, got = (found[1], found[2]) if found else ("command", message)
+        fix = "A value that begins with - is written --name=VALUE; see --help."
+        raise JobError(Problem(field, "a command line that can be read", got, fix))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="main.py", description="Train text-diffusion language models.", allow_abbrev=False)
+    parser = _Parser(prog="main.py", description="Train text-diffusion language models.", allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", metavar="train|check|chat|fuse")
     for verb, text in (("train", "train a model into a run folder"), ("check", "try the job without training; writes nothing")):
         sub = verbs.add_parser(verb, help=text, description=text, allow_abbrev=False)
@@ -97,11 +108,13 @@ def _config_file(path: str | None) -> Mapping[str, Any]:
     if path is None:
         return {}
     try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, yaml.YAMLError) as error:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+        # JSON is YAML. Words stay text: to YAML `no` and `off` are booleans and 007 is 7; parse() knows what each field takes.
+        content = yaml.load(text, Loader=yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise JobError(Problem("config", "a readable YAML or JSON file", f"{path}: {str(error).splitlines()[0]}")) from error
     if isinstance(content, dict) and isinstance(content.get("params"), dict):  # a run.json repeats its run, in a new folder
         content = {name: value for name, value in content["params"].items() if name != "run_dir"}
     if not isinstance(content, dict):
         raise JobError(Problem("config", "parameters as `name: value`", f"{path}, which holds a {type(content).__name__}"))
-    return content
+    return {name: None if value in ("null", "~") else value for name, value in content.items()}

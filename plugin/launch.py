@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .job import Code, JobError, Outcome, Problem
 from .params import Params
@@ -57,7 +57,9 @@ def visible_gpus(environ: Mapping[str, str], list_gpus: Callable[[], str]) -> li
     names (GPU-..., MIG-...); as in CUDA, the first unknown one ends the list.
     """
     devices: list[str] = []
+    uuids: list[str] = []
     for line in list_gpus().splitlines():
+        uuids += re.findall(r"UUID: ([^)]+)\)", line)
         if match := re.match(r"GPU (\d+):", line):
             devices.append(match.group(1))
         elif match := re.search(r"UUID: (MIG-[^)]+)\)", line):
@@ -69,7 +71,8 @@ def visible_gpus(environ: Mapping[str, str], list_gpus: Callable[[], str]) -> li
         return devices
     names: list[str] = []
     for name in (part.strip() for part in chosen.split(",")):
-        known = name in devices if name.isdigit() else name.startswith(("GPU-", "MIG-")) and bool(devices)
+        named = name.startswith(("GPU-", "MIG-")) and any(uuid.startswith(name) for uuid in uuids)
+        known = name in devices if name.isdigit() else named
         if not known:
             break
         names.append(name)
@@ -161,8 +164,9 @@ def plan_launch(params: Params, run_dir: Path, gpus: Sequence[str], port: int, e
 
 def _accelerate_command(processes: int, gpus: Sequence[str], run_dir: Path) -> str:
     device = ["--gpu_ids", ",".join(gpus)] if gpus else ["--cpu"]
-    several = ["--multi_gpu", "--num_processes", str(processes)] if processes > 1 else ["--num_processes", "1"]
-    return shlex.join(["accelerate", "launch", *several, *device, "-m", "plugin.worker", str(run_dir)])
+    several = ["--multi_gpu"] if gpus and processes > 1 else []  # accelerate refuses it beside --cpu
+    size = ["--num_processes", str(processes)]
+    return shlex.join(["accelerate", "launch", *several, *size, *device, "-m", "plugin.worker", str(run_dir)])
 
 
 def free_port() -> int:
@@ -183,18 +187,8 @@ class Relay:
 
 def run_workers(plan: LaunchPlan, folder: RunFolder, relay: Relay) -> Outcome:
     """Start every rank, relay what they write, and return what became of them. No process is left behind, whatever happens."""
-    with (folder / "log.txt").open("ab") as log:
-        workers = [
-            subprocess.Popen(
-                plan.argv,
-                env={**os.environ, **rank},
-                stdin=subprocess.DEVNULL,
-                stdout=log,  # a file, not a pipe: when this process is killed, the workers can still write and save
-                stderr=log,
-                start_new_session=True,
-            )
-            for rank in plan.ranks
-        ]
+    workers: list[subprocess.Popen[bytes]] = []
+    codes: list[int | None] = []
     final: dict[str, Any] = {}
     lines, events = Tail(folder / "log.txt"), Tail(folder / "events.jsonl")
 
@@ -202,33 +196,55 @@ def run_workers(plan: LaunchPlan, folder: RunFolder, relay: Relay) -> Outcome:
         for line in lines.new_lines():
             relay.line(line)
         for text in events.new_lines():
-            event = json.loads(text)
-            if event["type"] in ("finished", "failed"):
-                final.update(event)
+            try:
+                event = json.loads(text)
+            except ValueError:  # a killed rank's half line, with another's behind it
+                relay.line(text)
+                continue
+            if event["type"] in ("finished", "failed") and final.get("type") != "failed":
+                final.update(event)  # the first failure is the cause, later ones follow from it
             relay.event(event)
 
     try:
-        _wait(workers, folder, relay, pump)
+        with (folder / "log.txt").open("ab") as log:
+            for rank in plan.ranks:
+                workers.append(_start(plan.argv, rank, log))
+        codes = _wait(workers, folder, relay, pump)
     finally:
         for worker in workers:
             _end(worker)
         pump()
-    return _outcome([worker.returncode for worker in workers], final, relay.stop_signals())
+    return _outcome(codes, final, relay.stop_signals())
 
 
-def _wait(workers: Sequence[subprocess.Popen[bytes]], folder: RunFolder, relay: Relay, pump: Callable[[], None]) -> None:
+def _start(argv: Sequence[str], rank: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        argv,
+        env={**os.environ, **rank},
+        stdin=subprocess.DEVNULL,
+        stdout=log,  # a file, not a pipe: when this process is killed, the workers can still write and save
+        stderr=log,
+        start_new_session=True,
+    )
+
+
+def _wait(
+    workers: Sequence[subprocess.Popen[bytes]], folder: RunFolder, relay: Relay, pump: Callable[[], None]
+) -> list[int | None]:
+    """Exit codes once every rank has ended, or as they are when the others must be ended (None = still running)."""
     deadline = float("inf")
-    while any(worker.poll() is None for worker in workers):
+    while None in (codes := [worker.poll() for worker in workers]):
         pump()
         signals = relay.stop_signals()
         if len(signals) > 1 or time.monotonic() > deadline:
-            return
+            break
         if (signals or relay.stop_wanted()) and not folder.asked(STOP):
             folder.ask(STOP)
-        ended = [worker.returncode for worker in workers if worker.returncode is not None]
+        ended = [code for code in codes if code is not None]
         if ended and deadline == float("inf"):
             deadline = time.monotonic() + (GRACE_S if any(ended) else EXIT_GRACE_S)
         time.sleep(POLL_S)
+    return codes
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:
@@ -238,9 +254,9 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
     worker.wait()
 
 
-def _outcome(codes: Sequence[int], final: Mapping[str, Any], signals: Sequence[int]) -> Outcome:
+def _outcome(codes: Sequence[int | None], final: Mapping[str, Any], signals: Sequence[int]) -> Outcome:
     """Done only when every rank exited 0 and the final event was written; a signal that was obeyed gives 128 + its number."""
-    if not any(codes) and final.get("type") == "finished":
+    if all(code == 0 for code in codes) and final.get("type") == "finished":
         result: dict[str, Any] = final["result"]
         if result["outcome"] == "stopped":
             return Outcome("stopped", 128 + signals[0] if signals else Code.OK, result=result)
@@ -253,8 +269,11 @@ def _outcome(codes: Sequence[int], final: Mapping[str, Any], signals: Sequence[i
     return Outcome("failed", Code.WORKER_DIED, _died(codes))
 
 
-def _died(codes: Sequence[int]) -> Problem:
+def _died(codes: Sequence[int | None]) -> Problem:
     rank, code = next(((rank, code) for rank, code in enumerate(codes) if code), (0, 0))
+    if None in codes and not any(codes):
+        got = f"rank {codes.index(None)} still running {EXIT_GRACE_S:g} s after another had ended"
+        return Problem("worker", "every rank to end", got, "See log.txt; the last checkpoint is whole.", Code.WORKER_DIED)
     if code == 0:
         return Problem("worker", "a final event", "an exit without one", "Please report this.", Code.WORKER_DIED)
     if code < 0:

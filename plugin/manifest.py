@@ -65,10 +65,14 @@ def _form_property(name: str) -> dict[str, Any]:
 def parameter_table() -> str:
     """The Markdown table of info.md, one row a parameter."""
     rows = [
-        f"| `{name}` | {_cell(kind['default'])} | {expected(name)} | {kind['description']} |".replace("a|b", r"a\|b")
+        f"| `{name}` | {_cell(kind['default'])} | {_escaped(expected(name))} | {_escaped(kind['description'])} |"
         for name, kind in SCHEMA.items()
     ]
     return "\n".join(["| parameter | default | takes | what it does |", "|---|---|---|---|", *rows])
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", r"\|")  # a bare pipe would end the cell
 
 
 def _cell(default: object) -> str:

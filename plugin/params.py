@@ -23,8 +23,9 @@ def _no_bool(value: object) -> object:
 
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
-AutoInt = Literal["auto"] | Annotated[Int, Field(ge=1)]
-AutoPort = Literal["auto"] | Annotated[Int, Field(ge=1, le=65535)]
+# Bounds before the validator, else they are missing from the schema and from what `expected()` says.
+AutoInt = Literal["auto"] | Annotated[int, Field(ge=1), BeforeValidator(_no_bool)]
+AutoPort = Literal["auto"] | Annotated[int, Field(ge=1, le=65535), BeforeValidator(_no_bool)]
 
 
 def _field(default: Any, title: str, help: str, *, form: Mapping[str, float] | bool = False, **bounds: Any) -> Any:
@@ -253,7 +254,19 @@ BUILT: dict[str, tuple[object, ...]] = {
     "num_machines": (1,),
     "resume": ("false",),
     "log_to_wandb": (False,),
+    "hang_timeout_s": (1800,),
+    "machine_rank": (0,),
 }
 
 # Options that belong to one method; set to anything but the default elsewhere, they are named once in the log.
 METHOD_ONLY = {"perbatch_cutoff": "dream", "resp_cutoff_ratio": "dream", "loss_weight_type": "dream"}
+
+# Options that do something only beside another one that is on; the same line otherwise.
+NEEDS = {
+    "lora_r": "lora",
+    "lora_alpha": "lora",
+    "lora_dropout": "lora",
+    "lora_targets": "lora",
+    "fuse_base": "load_in_4bit",
+    "wandb_project": "log_to_wandb",
+}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from .job import JobError, Problem
-from .params import ALIASES, BUILT, METHOD_ONLY, REPORT_TO, Params, schema
+from .params import ALIASES, BUILT, METHOD_ONLY, NEEDS, REPORT_TO, Params, schema
 
 SCHEMA = schema()
 
@@ -177,6 +177,11 @@ def _inapplicable(params: Params) -> list[str]:
         f"{name}: belongs to training_method {method}; it does nothing for {params.training_method}."
         for name, method in METHOD_ONLY.items()
         if method != params.training_method and values[name] != SCHEMA[name]["default"]
+    ]
+    notes += [
+        f"{name}: does nothing without {switch}."
+        for name, switch in NEEDS.items()
+        if not values[switch] and values[name] != SCHEMA[name]["default"]
     ]
     if params.num_train_epochs > 0:
         notes.append(f"train_steps: ignored, because num_train_epochs is {params.num_train_epochs:g}.")

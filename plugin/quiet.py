@@ -12,7 +12,7 @@ import warnings
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-for name in ("bitsandbytes", "torch", "accelerate"):
+for name in ("bitsandbytes", "torch", "torchao", "accelerate"):
     logging.getLogger(name).setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning)
 warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")  # a skipped first step is counted, not an error

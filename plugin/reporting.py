@@ -27,6 +27,7 @@ class Reporter:
         self._board = SummaryWriter(str(folder / "tb"), flush_secs=10)
         self._latest: dict[str, Any] = {}
         self._progress: dict[str, Any] = {"phase": "load", "step": 0, "steps": 0, "percent": 0.0, "eta_seconds": None}
+        self._progress |= {"loss": None, "tokens_per_s": None}
         self._wrote = 0.0
         self._training_s = 0.0
         self._first_step: int | None = None

@@ -84,7 +84,9 @@ def _prepare(params: Params, notes: list[str], *, offline: bool) -> assembly.Pre
             for _ in assembly.Examples(params, notes.append, offline=offline, between_rows=lambda: None)("train"):
                 pass
         except JobError as wrong_data:
-            raise JobError(*dict.fromkeys((*wrong_model.problems, *wrong_data.problems))) from wrong_data
+            # A broken model folder takes its tokenizer with it: one mistake, one line.
+            data = [one for one in wrong_data.problems if params.tokenizer_name or one.field != "tokenizer_name"]
+            raise JobError(*dict.fromkeys((*wrong_model.problems, *data))) from wrong_data
         raise wrong_model
     return assembly.prepare(params, notes.append, offline=offline)
 

@@ -11,6 +11,7 @@ from .quiet import quiet_loading  # isort: skip  # before anything that imports 
 import errno
 import json
 import os
+import resource
 import sys
 import time
 import traceback
@@ -98,6 +99,10 @@ class Run:
                 "tokens_per_s": round(totals.tokens / max(totals.seconds, 1e-9), 1),
                 "supervised_tokens_per_s": round(totals.supervised / max(totals.seconds, 1e-9), 1),
                 "training_seconds": round(totals.seconds, 2),
+            },
+            "memory": {
+                "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+                "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
             },
             "skipped_steps": totals.skipped,
             "cut_answer_tokens": totals.cut,

@@ -33,7 +33,7 @@ def test_eight_pairs_come_back_word_for_word_and_stop_where_they_should(
 ) -> None:
     tokenizer = train_tokenizer([*QUESTIONS, *replies], 400)
     chat = ChatFormat(tokenizer)
-    assert (chat.pad_id, chat.start_id, chat.end_id, chat.mask_id) == (PAD, CLS, SEP, MASK)
+    assert (chat.pad_id, chat.start_id, chat.end_ids, chat.fill_id, chat.mask_id) == (PAD, CLS, (SEP,), SEP, MASK)
     pairs = enumerate(zip(QUESTIONS, replies, strict=True))
     rows = [(f"r:{n}", Example(f"r:{n}", (Turn("user", ask), Turn("assistant", reply)))) for n, (ask, reply) in pairs]
     documents, _ = encode_split(rows, chat, Encoding(max_length=64))
@@ -64,7 +64,7 @@ def test_eight_pairs_come_back_word_for_word_and_stop_where_they_should(
 
     prompts = [documents[index].ids[: documents[index].prompt] for index in range(8)]
     settings = SamplerSettings(max_new_tokens=4 * BLOCK, block_length=BLOCK, steps=BLOCK)
-    answers = generate(predictor(model.eval()), prompts, Vocabulary(MASK, SEP, PAD), settings)
+    answers = generate(predictor(model.eval()), prompts, Vocabulary(MASK, chat.end_ids, PAD), settings)
     assert [chat.decode(one.ids.tolist()) for one in answers] == list(replies)
     assert [one.ids.size for one in answers] == [BLOCK * count for count in blocks], "a row stops with its answer's last block"
     for one, length in zip(answers, learned, strict=True):

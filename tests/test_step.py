@@ -13,7 +13,7 @@ from tiny import MASK, PAD, SEP, assert_same_vector, gradient, random_documents,
 from plugin.data.documents import Builder, Documents
 from plugin.data.steps import Slot
 from plugin.models.diffusion import DiffusionModel
-from plugin.step import Step, StepRules, build_step, fill
+from plugin.step import Step, StepRules, build_step, step_items
 
 DOCUMENTS = random_documents(30)
 
@@ -121,9 +121,10 @@ def test_end_tokens_are_filled_in_before_the_noise(policy: str, lengths: list[in
         builder.add(ids, np.arange(ids.size) >= prompt, prompt, "r")
     documents = builder.build()
     how = rules(eos_policy=policy, eos_block=8)
-    filled = fill([documents[0], documents[1]], how)
-    assert [ids.size for ids, _ in filled] == lengths
-    assert all((ids[3 + answer - 1 :] == SEP).all() for (ids, _), answer in zip(filled, (2, 6), strict=True))
+    filled, cut = step_items([documents[0], documents[1]], [Slot(0, 0, 0), Slot(0, 1, 1)], how)
+    assert cut == 0
+    assert [item.ids.size for item in filled] == lengths
+    assert all((item.ids[3 + answer - 1 :] == SEP).all() for item, answer in zip(filled, (2, 6), strict=True))
     step = build_step([Slot(0, 0, 0), Slot(0, 1, 1)], documents, how, batch_size=2)
     assert step.tokens == sum(lengths)
     assert step.supervised == sum(lengths) - 6, "every filled end token is learned"

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -27,6 +29,11 @@ from ..families import ARCHITECTURES, FAMILIES, Family
 from ..job import Code, JobError, Problem, model_error
 from .published import REGISTRY, field_problems
 
+# What the libraries raise over a broken file; these have no common base below Exception.
+_BROKEN = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
+    *(SafetensorError, StrictDataclassError),
+)
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 
 
@@ -60,7 +67,7 @@ def load_model(
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except _BROKEN as error:
         raise model_error("model_name", "weights that load", f"{name}: {_first_line(error)}") from error
     model, report = loaded
     _check_report(name, report)
@@ -109,7 +116,7 @@ def load_config(name: str, *, offline: bool = False) -> PretrainedConfig:
             config = config_class.from_pretrained(name, local_files_only=offline)
     except JobError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except _BROKEN as error:
         raise model_error("model_name", "a model folder or hub id", f"{name}: {_first_line(error)}") from error
     family = family_of(config, name)
     architectures = config.architectures or [family.architecture]
@@ -145,6 +152,13 @@ def fit_config(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> 
     for name in ("pad", "cls", "sep", "bos", "eos", "mask"):
         setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     _switch_off_dropout(config)
+    try:
+        with torch.device("meta"):  # shapes only: whether a model can be built from it
+            build_model(config)
+    except JobError:
+        raise
+    except _BROKEN as error:
+        raise model_error("model_config", "a configuration that builds", _first_line(error)) from error
 
 
 def new_config(config_file: str) -> PretrainedConfig:
@@ -153,14 +167,17 @@ def new_config(config_file: str) -> PretrainedConfig:
         fields = json.loads(Path(config_file).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise model_error("model_config", "a readable config.json", f"{config_file}: {_first_line(error)}") from error
-    family = FAMILIES.get(fields.get("model_type", "")) if isinstance(fields, dict) else None
-    if family is None:
-        got = fields.get("model_type") if isinstance(fields, dict) else type(fields).__name__
-        raise model_error("model_config", f"a JSON object with model_type {' or '.join(FAMILIES)}", f"{config_file}: {got!r}")
-    fields["architectures"] = [family.architecture]
-    if family.name in REGISTRY:
-        return REGISTRY[family.name][0](**{key: value for key, value in fields.items() if key != "model_type"})
-    return AutoConfig.for_model(**fields)
+    model_type = fields.get("model_type") if isinstance(fields, dict) else None
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        got = repr(model_type) if isinstance(fields, dict) else type(fields).__name__
+        raise model_error("model_config", f"a JSON object with model_type {' or '.join(FAMILIES)}", f"{config_file}: {got}")
+    fields["architectures"] = [FAMILIES[model_type].architecture]
+    try:
+        if model_type in REGISTRY:
+            return REGISTRY[model_type][0](**{key: value for key, value in fields.items() if key != "model_type"})
+        return AutoConfig.for_model(**fields)
+    except _BROKEN as error:
+        raise model_error("model_config", "values of the right kind", f"{config_file}: {_first_line(error)}") from error
 
 
 def load_tokenizer(name: str, *, offline: bool = False, family: Family | None = None) -> PreTrainedTokenizerBase:
@@ -170,7 +187,7 @@ def load_tokenizer(name: str, *, offline: bool = False, family: Family | None = 
     """
     try:
         tokenizer = _published_tokenizer(name, offline) if family and family.name in REGISTRY else _any_tokenizer(name, offline)
-    except (OSError, ValueError, KeyError) as error:
+    except _BROKEN as error:
         raise model_error("tokenizer_name", "a tokenizer that loads", f"{name}: {_first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers 5 makes one up for a folder without tokenizer files
         raise model_error("tokenizer_name", "a tokenizer with words", f"{name}, which has none", "Name one in tokenizer_name.")

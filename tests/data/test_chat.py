@@ -97,7 +97,7 @@ def test_a_tokenizer_without_a_mask_or_an_end_token_is_refused() -> None:
 def test_an_end_of_text_stands_in_for_a_separator_and_for_padding() -> None:
     backend = train_tokenizer(["a"], 300).backend_tokenizer
     chat = ChatFormat(PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]", eos_token="[SEP]"))
-    assert (chat.start_id, chat.end_id, chat.pad_id) == (None, SEP, SEP)
+    assert (chat.start_id, chat.end_ids, chat.fill_id, chat.pad_id) == (None, (SEP,), SEP, SEP)
     assert chat.encode([[user("a"), bot("a")]])[0].answers == ((2, 4),)
 
 
@@ -139,7 +139,7 @@ def test_filled_lengths_of_three_documents(policy: str, block: int, max_length: 
 
 
 def test_filling_adds_supervised_end_tokens_behind_a_whole_document() -> None:
-    ids, supervised = fill_with_end(np.array([CLS, HOW, SEP, FINE, SEP], np.int32), np.arange(5) >= 3, 8, SEP)
+    ids, supervised = fill_with_end(np.array([CLS, HOW, SEP, FINE, SEP], np.int32), np.arange(5) >= 3, 8, (SEP,), SEP)
     assert ids.tolist() == [CLS, HOW, SEP, FINE, SEP, SEP, SEP, SEP]
     assert ids.dtype == np.int32
     assert np.flatnonzero(supervised).tolist() == [3, 4, 5, 6, 7]
@@ -147,6 +147,6 @@ def test_filling_adds_supervised_end_tokens_behind_a_whole_document() -> None:
 
 def test_a_cut_document_gets_no_end_token() -> None:
     cut = np.array([CLS, HOW, SEP, FINE, THANKS], np.int32)
-    ids, supervised = fill_with_end(cut, np.arange(5) >= 3, 8, SEP)
+    ids, supervised = fill_with_end(cut, np.arange(5) >= 3, 8, (SEP,), SEP)
     assert ids.tolist() == cut.tolist()
     assert supervised.size == 5

@@ -179,8 +179,8 @@ def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
     def words(count: int) -> Any:
         return word_tokenizer([f"w{number}" for number in range(count - 5)])
 
-    check_pair(tiny_model(), words(VOCABULARY), 16)
-    problem = refusal(lambda: check_pair(tiny_model(), words(VOCABULARY + 1), 16))
+    check_pair(tiny_config("bert"), words(VOCABULARY), 16)
+    problem = refusal(lambda: check_pair(tiny_config("bert"), words(VOCABULARY + 1), 16))
     assert problem.field == "tokenizer_name"
     assert {"40", "41"} <= set(str(problem).replace("'s", "").split())
 
@@ -189,11 +189,11 @@ def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
 def test_max_length_must_fit_learned_positions(family: str, limit: int | None) -> None:
     model, tokenizer = tiny_model(family, pad_token_id=1 if family == "roberta" else 0), word_tokenizer(["a"])
     if limit is None:
-        check_pair(model, tokenizer, 10_000)
+        check_pair(model.config, tokenizer, 10_000)
         return
-    check_pair(model, tokenizer, limit)
+    check_pair(model.config, tokenizer, limit)
     assert model(input_ids=torch.full((1, limit), 9)).logits.isfinite().all()
-    problem = refusal(lambda: check_pair(model, tokenizer, limit + 1))
+    problem = refusal(lambda: check_pair(model.config, tokenizer, limit + 1))
     assert problem.field == "max_length"
     assert str(limit) in problem.expected
 

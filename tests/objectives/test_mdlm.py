@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
+from tiny import MASK, noised, rules
 
-from plugin.objectives.mdlm import Corruption, corrupt
+from plugin.data.steps import Slot
+from plugin.objectives.mdlm import Corruption
 from plugin.objectives.noise import EPSILON, Noise, draw_times
+from plugin.step import Item, corruptions
 
 DOCUMENTS = 20_000
-MASK = 4
 UNIFORM = math.log(50)  # nats a masked token costs under uniform logits over 50 words
 
 
@@ -21,17 +24,16 @@ def one(
 ) -> Corruption:
     flags = np.array(supervised)
     ids = np.arange(10, 10 + flags.size, dtype=np.int32)
-    how = Noise(**{"seed": 5, **noise})  # type: ignore[arg-type]
-    return corrupt(ids, flags, noise=how, norm=norm, mask_id=MASK, t=t, index=index, pass_=pass_)
+    return noised(ids, flags, t, index=index, pass_=pass_, **{"seed": 5, "norm": norm, **noise})
 
 
 def test_one_masked_token_at_half_time_with_two_likely_words_costs_two_ln_two() -> None:
-    noised = one([False, True], mask_count="exact", t=0.5 + 1e-12)
-    assert noised.masked.tolist() == [1]
+    drawn = one([False, True], mask_count="exact", t=0.5 + 1e-12)
+    assert drawn.masked.tolist() == [1]
     # exact counts mask the one token always and halve its weight; bernoulli masks it half of the time at full weight
-    assert noised.weight[0] == pytest.approx(1.0)
-    noised = next(drawn for drawn in (one([False, True], index=index) for index in range(100)) if drawn.masked.size)
-    cost = float(noised.weight[0]) * math.log(2) / noised.count
+    assert drawn.weight[0] == pytest.approx(1.0)
+    drawn = next(each for each in (one([False, True], index=index) for index in range(100)) if each.masked.size)
+    cost = float(drawn.weight[0]) * math.log(2) / drawn.count
     assert cost == pytest.approx(2 * math.log(2), rel=1e-6)
 
 
@@ -39,12 +41,12 @@ def test_one_masked_token_at_half_time_with_two_likely_words_costs_two_ln_two() 
 def test_masked_tokens_become_the_mask_and_all_others_stay(mask_count: str) -> None:
     supervised = [False] * 3 + [True] * 40
     for index in range(200):
-        noised = one(supervised, 0.6, index=index, mask_count=mask_count)
-        assert (noised.masked >= 3).all()
-        assert (np.diff(noised.masked) > 0).all()
-        assert (noised.noisy[noised.masked] == MASK).all()
-        kept = np.setdiff1d(np.arange(43), noised.masked)
-        assert np.array_equal(noised.noisy[kept], kept + 10)
+        drawn = one(supervised, 0.6, index=index, mask_count=mask_count)
+        assert (drawn.masked >= 3).all()
+        assert (np.diff(drawn.masked) > 0).all()
+        assert (drawn.noisy[drawn.masked] == MASK).all()
+        kept = np.setdiff1d(np.arange(43), drawn.masked)
+        assert np.array_equal(drawn.noisy[kept], kept + 10)
 
 
 def test_masks_are_functions_of_seed_document_and_pass_alone() -> None:
@@ -68,10 +70,10 @@ def test_more_time_only_adds_masks() -> None:
     ("norm", "weight", "count"), [("token", 2.0, 4.0), ("sequence", 0.5, 1.0), ("batch", 2.0, 1.0), ("masked", 2.0, 2.0)]
 )
 def test_every_norm_of_a_document_of_four_answer_tokens_at_half_time(norm: str, weight: float, count: float) -> None:
-    noised = one([False] * 6 + [True] * 4, norm=norm, mask_count="exact")
-    assert noised.masked.size == 2
-    assert noised.weight.tolist() == [weight, weight]
-    assert noised.count == count
+    drawn = one([False] * 6 + [True] * 4, norm=norm, mask_count="exact")
+    assert drawn.masked.size == 2
+    assert drawn.weight.tolist() == [weight, weight]
+    assert drawn.count == count
 
 
 @cache
@@ -80,12 +82,13 @@ def epoch(schedule: str, norm: str, mask_count: str, t_sampling: str, documents:
     lengths = np.random.default_rng(1).integers(1, 40, size=documents)
     noise = Noise(17, schedule=schedule, mask_count=mask_count, t_sampling=t_sampling)  # type: ignore[arg-type]
     times = draw_times(noise, 0, range(documents), range(documents))
+    how = replace(rules(schedule=schedule, norm=norm), noise=noise)
     losses, counts = np.zeros(documents), np.zeros(documents)
     ids, supervised = np.arange(42, dtype=np.int32), np.arange(42) >= 2
     for index, (t, length) in enumerate(zip(times, lengths, strict=True)):
         document = ids[: length + 2], supervised[: length + 2]
-        noised = corrupt(*document, noise=noise, norm=norm, mask_id=MASK, t=float(t), index=index, pass_=0)
-        losses[index], counts[index] = noised.weight.sum(dtype=np.float64) * UNIFORM, noised.count
+        (drawn,) = corruptions(Item(*document, 2, Slot(0, index, index)), float(t), how)
+        losses[index], counts[index] = drawn.weight.sum(dtype=np.float64) * UNIFORM, drawn.count
     return losses, counts, float(lengths.mean())
 
 

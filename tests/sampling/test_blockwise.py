@@ -12,7 +12,7 @@ from tiny import CLS, FAMILIES, MASK, PAD, SEP, VOCABULARY, tiny_model
 from plugin.models.diffusion import predictor
 from plugin.sampling.blockwise import Predict, Sample, SamplerSettings, Vocabulary, generate, reveal_quotas
 
-WORDS = Vocabulary(MASK, SEP, PAD)
+WORDS = Vocabulary(MASK, (SEP,), PAD)
 Guess = Callable[[list[int], int], tuple[int, float]]  # (visible row, place) -> (likeliest token, its logit)
 
 
@@ -180,7 +180,7 @@ def test_eight_prompts_together_are_answered_as_each_alone(family: str, grow: bo
 def test_padding_is_invisible_whatever_its_token(pad_id: int) -> None:
     predict, prompts = predictor(tiny_model("modernbert", seed=4)), random_prompts(3)
     settings = SamplerSettings(max_new_tokens=8, block_length=4, steps=4)
-    assert answers(generate(predict, prompts, Vocabulary(MASK, SEP, pad_id), settings)) == answers(
+    assert answers(generate(predict, prompts, Vocabulary(MASK, (SEP,), pad_id), settings)) == answers(
         generate(predict, prompts, WORDS, settings)
     )
 
