@@ -19,7 +19,7 @@ from .data.layout import deal, lay_out, micro_batches
 from .data.steps import Slot
 from .objectives.dream import cutoff_lengths
 from .objectives.mdlm import Corruption, Weigh, corrupt
-from .objectives.noise import Noise, draw_mask, draw_times, generator, mask_probability, time_at
+from .objectives.noise import EPSILON, Noise, draw_mask, draw_times, generator, mask_probability, time_at
 
 # Streams of a document's generator, besides 0 for its mask and 1 for the mask of its tail.
 _SPLIT, _DROP, _CUTOFF, _BLOCKS = 2, 3, 4, 5
@@ -181,10 +181,11 @@ def _times(items: Sequence[Item], rules: StepRules) -> list[float]:
 def corruptions(item: Item, t: float, rules: StepRules) -> list[Corruption]:
     """The document noised at time t; `complementary`: twice, the second time with exactly the other tokens masked."""
     slot, noise = item.slot, rules.noise
+    if drops := rules.prompt_drop > 0 and generator(noise.seed, slot.index, slot.pass_, _DROP).random() < rules.prompt_drop:
+        item = replace(item, supervised=np.where(np.arange(item.ids.size) < item.prompt, False, item.supervised))
     probability = mask_probability(noise.schedule, t)
     rng = generator(noise.seed, slot.index, slot.pass_, item.part)
-    masked, factor = draw_mask(item.supervised, probability, noise.mask_count, rng)
-    drops = rules.prompt_drop > 0 and generator(noise.seed, slot.index, slot.pass_, _DROP).random() < rules.prompt_drop
+    masked, factor = draw_mask(item.supervised, probability, noise.mask_count, rng, spare=int(rules.complementary))
 
     def one(masked: NDArray[np.bool_], factor: float, t: float) -> Corruption:
         return corrupt(
@@ -202,10 +203,13 @@ def corruptions(item: Item, t: float, rules: StepRules) -> list[Corruption]:
 
     if not rules.complementary:
         return [one(masked, factor, t)]
-    rest = item.supervised & ~masked
+    # The second time is t' with p(t') = 1 - p(t). Weighing its tokens by w(t) p(t) / p(t') keeps the expected loss for any
+    # schedule: w = p'/p, so this is w(t') times the change of variables |dt'/dt|.
+    rest, other = item.supervised & ~masked, max(EPSILON, 1 - probability)
     count, length = np.count_nonzero(rest), np.count_nonzero(item.supervised)
-    exact = (1 - probability) * length / count if noise.mask_count == "exact" and count else 1.0
-    return [one(masked, factor, t), one(rest, exact, time_at(noise.schedule, 1 - probability))]
+    exact = other * length / count if noise.mask_count == "exact" and count else 1.0
+    second = one(rest, exact * probability / other, t)
+    return [one(masked, factor, t), replace(second, t=time_at(noise.schedule, other), probability=other)]
 
 
 def _idle_piece(ids: NDArray[np.int32]) -> Piece:

@@ -72,12 +72,12 @@ def time_weight(schedule: str, t: float) -> float:
 
 
 def draw_mask(
-    supervised: NDArray[np.bool_], probability: float, mask_count: str, rng: np.random.Generator
+    supervised: NDArray[np.bool_], probability: float, mask_count: str, rng: np.random.Generator, spare: int = 0
 ) -> tuple[NDArray[np.bool_], float]:
     """Which tokens of one document are masked, bool[T] within `supervised`, and a factor for their weight.
 
     bernoulli: each token with `probability`, factor 1. exact: l = max(1, ceil(p L)) of the L supervised tokens, factor p L / l,
-    which keeps the expected loss the same.
+    which keeps the expected loss the same; at least `spare` of two or more tokens stay visible, for a complementary copy.
     """
     masked = np.zeros(supervised.shape, dtype=bool)
     places = np.flatnonzero(supervised)
@@ -86,6 +86,6 @@ def draw_mask(
         return masked, 1.0
     if places.size == 0:
         return masked, 1.0
-    count = max(1, math.ceil(probability * places.size - 1e-9))
+    count = max(1, min(math.ceil(probability * places.size - 1e-9), places.size - spare))
     masked[rng.permutation(places)[:count]] = True
     return masked, probability * places.size / count
