@@ -19,6 +19,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from .job import Code, JobError, Problem
+from .meters import Stopwatch
+from .models.flops import FlopCount
 from .models.head import Sums
 from .step import Piece, Step
 
@@ -56,6 +58,15 @@ class Hooks:
 
 
 @dataclass
+class Meters:
+    """What the loop measures with."""
+
+    watch: Stopwatch
+    flops: FlopCount
+    peak: float = 0.0  # operations a second of all devices together; 0 where it was not measured
+
+
+@dataclass
 class Window:
     """Sums since the last log."""
 
@@ -66,11 +77,13 @@ class Window:
     tokens: int = 0
     supervised: int = 0
     cut: int = 0
+    flops: float = 0.0
     seconds: float = 0.0
     skipped: int = 0
 
-    def metrics(self, learning_rate: float, grad_norm: float) -> dict[str, float]:
+    def metrics(self, learning_rate: float, grad_norm: float, meters: Meters) -> dict[str, float]:
         seconds = max(self.seconds, 1e-9)
+        mfu = {"mfu": self.flops / seconds / meters.peak} if meters.peak else {}
         return {
             "loss": self.loss / max(1, self.steps),
             "learning_rate": learning_rate,
@@ -80,6 +93,8 @@ class Window:
             "supervised_tokens_per_s": self.supervised / seconds,
             "cut_share": self.cut / max(1, self.cut + self.supervised),  # of answer tokens, by Dream's cutoffs
             "skipped_steps": float(self.skipped),
+            **mfu,
+            **meters.watch.take(),
         }
 
 
@@ -90,6 +105,7 @@ class Totals:
     tokens: int = 0
     supervised: int = 0
     cut: int = 0
+    flops: float = 0.0
     seconds: float = 0.0
     skipped: int = 0
     last_metrics: dict[str, float] = field(default_factory=dict)
@@ -103,6 +119,7 @@ def train(
     make_step: Callable[[int], Step],
     plan: Plan,
     hooks: Hooks,
+    meters: Meters,
     first_step: int = 0,
 ) -> tuple[int, bool, Totals]:
     """Train until the plan's last step or a stop. Returns (finished steps, stopped early, totals).
@@ -113,15 +130,20 @@ def train(
     done, stop = first_step, False
     while done < plan.steps and not stop:
         began = time.perf_counter()
+        watch = meters.watch
+        watch.start()
         step = make_step(done)
+        watch.lap("load")
         losses, correct = [], []
         module.train()
         for number, piece in enumerate(step.pieces if step.masked else ()):
             last = number + 1 == len(step.pieces)
             with contextlib.nullcontext() if last else accelerator.no_sync(module):
                 sums: Sums = module(piece.batch.to(accelerator.device))
+                watch.lap("forward")
                 share = sums.weighted.sum() * (accelerator.num_processes / step.count)
                 accelerator.backward(share)
+                watch.lap("backward")
             losses.append(sums.weighted.detach())
             correct.append(sums.correct)
         norm = accelerator.clip_grad_norm_(module.parameters(), plan.max_grad_norm or math.inf) if step.masked else 0.0
@@ -135,21 +157,27 @@ def train(
             optimizer.step()  # under fp16 the scaler skips it by itself after an overflow
             optimizer.zero_grad(set_to_none=True)
         scheduler.step()
+        watch.lap("optimizer")
+        watch.settle()
         done += 1
         stop = asked.stop
         seconds = time.perf_counter() - began
-        _account(window, totals, step, loss, right, seconds, overflow)
+        _account(window, totals, step, loss, right, seconds, overflow, meters.flops.step(step.lengths, step.masked))
         hooks.tick(done, loss, seconds)
         if done % plan.logging_steps == 0 or done == plan.steps or stop:
-            totals.last_metrics = window.metrics(scheduler.get_last_lr()[0], grad_norm)
+            totals.last_metrics = window.metrics(scheduler.get_last_lr()[0], grad_norm, meters)
             hooks.log(done, totals.last_metrics)
             window = Window()
         if plan.eval_every and (done % plan.eval_every == 0 or done == plan.steps) and not stop:
+            watch.start()
             hooks.evaluate(done)
+            watch.lap("eval")
         if asked.sample:
             hooks.sample(done)
         if done % plan.save_every == 0 or done == plan.steps or asked.save or stop:
+            watch.start()
             hooks.save(done)
+            watch.lap("save")
             saved = done
     assert saved == done or done == first_step, "a run ends with a checkpoint"
     return done, stop and done < plan.steps, totals
@@ -170,7 +198,9 @@ def _read(
     return loss, right, grad_norm, Requests(stop > 0, save > 0, sample > 0)
 
 
-def _account(window: Window, totals: Totals, step: Step, loss: float, right: float, seconds: float, overflow: bool) -> None:
+def _account(
+    window: Window, totals: Totals, step: Step, loss: float, right: float, seconds: float, overflow: bool, flops: float
+) -> None:
     window.loss += loss
     window.steps += 1
     window.correct += right
@@ -179,7 +209,9 @@ def _account(window: Window, totals: Totals, step: Step, loss: float, right: flo
     window.supervised += step.supervised
     window.cut += step.cut
     totals.cut += step.cut
+    window.flops += flops
     window.seconds += seconds
+    totals.flops += flops
     skipped = int(overflow or not step.masked)
     window.skipped += skipped
     totals.skipped += skipped

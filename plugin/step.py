@@ -60,9 +60,13 @@ class Step:
     pieces: tuple[Piece, ...]  # this rank's
     count: float  # what the whole step's loss is divided by, all ranks together
     masked: int  # masked tokens of the whole step
-    tokens: int  # real tokens of the whole step
+    lengths: tuple[int, ...]  # real tokens of each document of the whole step
     supervised: int
     cut: int  # answer tokens that the cutoffs removed
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def build_step(
         pieces=tuple(pieces) or (_idle_piece(items[0].ids),),
         count=sum(one.count for _, one in noised),
         masked=sum(one.masked.size for _, one in noised),
-        tokens=sum(lengths),
+        lengths=tuple(lengths),
         supervised=sum(int(np.count_nonzero(item.supervised)) for item, _ in noised),
         cut=cut,
     )

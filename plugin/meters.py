@@ -1,0 +1,91 @@
+"""Where a step's time goes, and what share of the device's peak its useful work is.
+
+Nothing here waits for the device inside a step: on CUDA the laps are events, read after the step's one read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+LAPS = ("load", "forward", "backward", "optimizer", "eval", "save")
+PEAK_SIZE, PEAK_ROUNDS = 8192, 10
+
+
+class Stopwatch:
+    """Seconds by kind of work: `lap(kind)` books the time since the last lap."""
+
+    def __init__(self, device: torch.device):
+        self._cuda = device.type == "cuda"
+        self._marks: list[tuple[str, torch.cuda.Event]] = []
+        self._last = 0.0
+        self.seconds: dict[str, float] = dict.fromkeys(LAPS, 0.0)
+        self.start()
+
+    def start(self) -> None:
+        """Begin a step: what came before belongs to nobody."""
+        self._last = time.perf_counter()
+        if self._cuda:
+            self._marks = [("", self._event())]
+
+    def lap(self, kind: str) -> None:
+        if self._cuda:
+            self._marks.append((kind, self._event()))
+        now = time.perf_counter()
+        if not self._cuda or kind in ("load", "eval", "save"):  # work of the CPU, which events would not see
+            self.seconds[kind] += now - self._last
+        self._last = now
+
+    def settle(self) -> None:
+        """Read the device's clock; call it only after the step's own read has waited for the device."""
+        for (_, before), (kind, after) in zip(self._marks, self._marks[1:], strict=False):
+            if kind in ("forward", "backward"):
+                after.synchronize()
+                self.seconds[kind] += before.elapsed_time(after) / 1000
+        self._marks = self._marks[-1:]
+
+    def take(self) -> dict[str, float]:
+        """Seconds since the last take, as `time/<kind>`."""
+        taken = {f"time/{kind}": seconds for kind, seconds in self.seconds.items()}
+        self.seconds = dict.fromkeys(LAPS, 0.0)
+        return taken
+
+    @staticmethod
+    def _event() -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large matrix product on a CUDA device, measured now: the 100 % of MFU."""
+    left, right = (torch.randn(PEAK_SIZE, PEAK_SIZE, device=device, dtype=dtype) for _ in range(2))
+    for _ in range(3):
+        left @ right
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(PEAK_ROUNDS):
+        left @ right
+    end.record()
+    end.synchronize()
+    return PEAK_ROUNDS * 2 * PEAK_SIZE**3 / (start.elapsed_time(end) / 1000)
+
+
+def memory_by_category(module: nn.Module, optimizer: torch.optim.Optimizer, peak: int, baseline: int) -> dict[str, int]:
+    """Bytes held for weights, gradients and optimizer states; `rest` of the measured peak is activations and logits."""
+    weights = list(module.parameters())
+    held = {
+        "weights": _bytes(weights),
+        "gradients": sum(weight.numel() * weight.element_size() for weight in weights if weight.requires_grad),
+        "optimizer": _bytes(
+            [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+        ),
+    }
+    return {**held, "rest": max(0, peak - baseline - sum(held.values())), "peak": peak}
+
+
+def _bytes(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
