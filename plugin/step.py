@@ -163,8 +163,10 @@ def _split(item: Item, rules: StepRules) -> list[Item]:
     if item.ids.size < opening + 3 or rng.random() >= rules.stochastic_length:
         return [item]
     at = int(rng.integers(opening + 1, item.ids.size - 1))
-    tail_ids, tail = item.ids[at:], item.supervised[at:]
-    if rules.start_id is not None:  # the tail opens like any text, so that its first token can still be learned
+    tail_ids, tail = item.ids[at:], item.supervised[at:].copy()
+    if rules.start_id is None:
+        tail[0] = False  # a document's first token is never masked
+    else:  # the tail opens like any text, so that its first token can still be learned
         tail_ids = np.concatenate([np.array([rules.start_id], dtype=np.int32), tail_ids])
         tail = np.concatenate([[False], tail])
     head = replace(item, ids=item.ids[:at], supervised=item.supervised[:at])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
 from support import TINY_CONFIG, pairs, write_rows
 
 # Before anything imports torch or a hub client, and inherited by every child.
@@ -95,3 +95,9 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Pa
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def model_copy(tiny_bert: Path, tmp_path: Path) -> Path:
+    """The tiny model again, to be broken."""
+    return Path(shutil.copytree(tiny_bert, tmp_path / "model"))

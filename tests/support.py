@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -26,13 +27,19 @@ TINY_CONFIG = {
     "global_attn_every_n_layers": 1,
 }
 
+# The one line a failure prints: code, field, what was expected, what came.
+ERROR = re.compile(r"error\[(\d+)\]: (\w+): expected (.+), got (.+)\.")
+
 _THINGS = ("sky", "grass", "sun", "snow", "coal", "blood", "rose", "sea")
 _COLOURS = ("blue", "green", "yellow", "white", "black", "red", "pink", "grey")
 
 
 def pairs() -> list[dict[str, str]]:
     """24 distinct prompt/response rows of different lengths."""
-    rows = [{"prompt": f"What colour is the {thing}?", "response": f"It is {colour}."} for thing, colour in zip(_THINGS, _COLOURS)]
+    rows = [
+        {"prompt": f"What colour is the {thing}?", "response": f"It is {colour}."}
+        for thing, colour in zip(_THINGS, _COLOURS, strict=True)
+    ]
     rows += [{"prompt": f"{n} + {n}?", "response": str(2 * n)} for n in range(8)]
     rows += [{"prompt": f"Say {thing} three times.", "response": f"{thing} {thing} {thing}"} for thing in _THINGS]
     assert len({row["prompt"] for row in rows}) == len(rows) == 24
@@ -49,7 +56,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def child_env(env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a child: one thread, no GPU, no hub, no proxy variables of the machine it happens to run on."""
+    """This process's environment (conftest.py set it: one thread, no GPU, no hub) with some more."""
     return {**os.environ, **(env or {})}
 
 
@@ -82,7 +89,9 @@ def run_main(
     )
 
 
-def run_python(code: str, *, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+def run_python(
+    code: str, *, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: float = 60
+) -> subprocess.CompletedProcess[str]:
     """A small program in a process of its own; it does not see the tests' import path."""
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -127,3 +136,13 @@ def _processes_naming(text: bytes) -> Iterator[int]:
                 continue
             if named and is_running(int(folder.name)):
                 yield int(folder.name)
+
+
+def refusal(result: tuple[int, list[str], str]) -> tuple[int, str, str]:
+    """Exit code, field and text of the only error."""
+    code, lines, _ = result
+    (line,) = lines
+    match = ERROR.match(line)
+    assert match, line
+    assert int(match[1]) == code
+    return code, match[2], line

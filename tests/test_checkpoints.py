@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from tiny import cpu, random_documents, rules, steps_of, tiny_model, train_tiny, weights, word_tokenizer
 from transformers import PreTrainedModel
 
-from plugin.checkpoints import State, optimizer_tensors, restore_optimizer, save_checkpoint
+from plugin.checkpoints import State, save_checkpoint
 from plugin.models.load import load_model, load_tokenizer
 from plugin.models.publish import read_diffusion
+from plugin.optimizers import optimizer_tensors, restore_optimizer
 from plugin.run_folder import RunFolder
 
 DOCUMENTS = random_documents(20)
@@ -50,7 +51,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_the_run_that_never_stopped(fami
 
     again = load_model(str(path))
     fresh = adam(again, fused=fused)
-    restore_optimizer(fresh, path / "optimizer.safetensors")
+    restore_optimizer(fresh, load_file(path / "optimizer.safetensors"))
     assert train(again, fresh, 3, 2) == straight
     assert torch.equal(weights(again), weights(model))
 
@@ -63,7 +64,7 @@ def test_an_optimizers_tensors_come_back_bit_by_bit(tmp_path: Path) -> None:
     assert len(saved) == 3 * len(list(model.parameters())), "step and two moments each"
     path = save(tmp_path, 3, model, optimizer)
     fresh = adam(tiny_model("bert"))
-    restore_optimizer(fresh, path / "optimizer.safetensors")
+    restore_optimizer(fresh, load_file(path / "optimizer.safetensors"))
     back = optimizer_tensors(fresh)
     assert saved.keys() == back.keys()
     assert all(torch.equal(saved[name], back[name]) and saved[name].dtype == back[name].dtype for name in saved)
@@ -86,7 +87,7 @@ def test_an_optimizer_that_never_stepped_is_saved_and_restored(tmp_path: Path) -
     path = save(tmp_path, 1, model, adam(model))
     assert load_file(path / "optimizer.safetensors") == {}
     fresh = adam(tiny_model("bert"))
-    restore_optimizer(fresh, path / "optimizer.safetensors")
+    restore_optimizer(fresh, load_file(path / "optimizer.safetensors"))
     assert optimizer_tensors(fresh) == {}
 
 

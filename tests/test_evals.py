@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -36,6 +37,60 @@ def test_noise_is_frozen_over_evaluations_seeds_and_time_sampling() -> None:
 
 def test_the_batch_size_is_only_a_layout() -> None:
     assert scores(batch_size=3) == pytest.approx(scores(batch_size=COUNT), rel=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["block", "batch"])
+def test_filling_is_not_up_to_the_batch_size_either(policy: str) -> None:
+    """`eos_policy batch` fills to the longest of 64 documents, always the same 64."""
+    how = rules(eos_policy=policy, eos_block=4)
+    whole = scores(how, batch_size=COUNT)
+    assert whole["eval/loss"] != pytest.approx(scores(batch_size=COUNT)["eval/loss"], rel=1e-3), "filled tokens count"
+    assert scores(how, batch_size=3) == pytest.approx(whole, rel=1e-5)
+
+
+class OneOfTwo:
+    """An accelerator of rank `rank` of two; what it sends is kept, and it receives `total`, or what it sent."""
+
+    num_processes, device = 2, torch.device("cpu")
+
+    def __init__(self, rank: int, total: torch.Tensor | None = None):
+        self.process_index, self.total = rank, total
+        self.sent = torch.zeros(0)
+
+    def autocast(self) -> Any:
+        return contextlib.nullcontext()
+
+    def reduce(self, tensor: torch.Tensor, reduction: str) -> torch.Tensor:
+        assert reduction == "sum"
+        self.sent = tensor.clone()
+        return tensor if self.total is None else self.total
+
+
+@pytest.mark.parametrize("policy", ["single", "batch"])
+def test_two_ranks_know_the_loss_that_one_computes(policy: str) -> None:
+    module, how = DiffusionModel(tiny_model("bert"), PAD), rules(eos_policy=policy)
+    whole = scores(how, module=module)
+    first = [OneOfTwo(rank) for rank in range(2)]
+    for one in first:
+        evaluate(one, module, DOCUMENTS, how, 8)  # type: ignore[arg-type]
+    total = first[0].sent + first[1].sent
+    assert all(0 < one.sent[-1, 1] < total[-1, 1] for one in first), "each does a part"
+    for rank in range(2):
+        got = evaluate(OneOfTwo(rank, total), module, DOCUMENTS, how, 8)  # type: ignore[arg-type]
+        assert got == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "off",
+    [
+        {"perbatch_cutoff": True, "resp_cutoff_ratio": 1.0},
+        {"complementary": True},
+        {"stochastic_length": 1.0},
+        {"prompt_drop": 1.0},
+    ],
+)
+def test_what_belongs_to_training_alone_is_off(off: dict[str, Any]) -> None:
+    assert scores(rules(**off)) == scores()
 
 
 @pytest.mark.parametrize("norm", ["token", "sequence"])

@@ -16,7 +16,9 @@ from support import ROOT
 from plugin import assembly, loop
 from plugin.cli import _parameters, _parser
 from plugin.data.steps import step_slots
+from plugin.meters import Stopwatch
 from plugin.models.diffusion import DiffusionModel
+from plugin.models.flops import count_flops
 from plugin.optimizers import make_optimizer
 from plugin.parse import parse
 from plugin.step import build_step
@@ -82,6 +84,7 @@ def test_a_recipe_says_where_its_numbers_are_from_and_trains(recipe: Path, check
             save=lambda _: None,
             sample=lambda _: None,
         ),
+        loop.Meters(Stopwatch(torch.device("cpu")), count_flops(model)),
     )
     assert losses
     assert all(loss > 0 for loss in losses)

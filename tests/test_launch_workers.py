@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import is_running, processes_naming, wait_until
 
 from plugin import launch
 from plugin.job import Code, Outcome
 from plugin.launch import LaunchPlan, Relay, run_workers
 from plugin.run_folder import STOP, RunFolder
-from support import is_running, wait_until
 
 PRELUDE = """\
 import json, os, signal, subprocess, sys, time
@@ -120,8 +120,8 @@ def test_one_failing_rank_ends_the_other_within_the_grace(
 ) -> None:
     monkeypatch.setattr(launch, "GRACE_S", 0.3)
     began = time.monotonic()
-    outcome = run(folder, witness, "time.sleep(3600) if rank == 0 else wait_for('pid0'); failed(4); sys.exit(4)", ranks=2)
-    assert time.monotonic() - began < 10
+    outcome = run(folder, witness, "time.sleep(20) if rank == 0 else wait_for('pid0'); failed(4); sys.exit(4)", ranks=2)
+    assert time.monotonic() - began < 10, "the sleeping rank was waited for"
     assert (outcome.outcome, outcome.code) == ("failed", Code.MODEL)
     assert not is_running(pid(folder, "pid0"))
 
@@ -130,7 +130,7 @@ def test_the_rank_that_died_is_named_not_the_one_ended_for_it(
     folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "GRACE_S", 0.3)
-    outcome = run(folder, witness, "time.sleep(3600) if rank == 0 else wait_for('pid0'); sys.exit(7)", ranks=2)
+    outcome = run(folder, witness, "time.sleep(20) if rank == 0 else wait_for('pid0'); sys.exit(7)", ranks=2)
     assert outcome.code == Code.WORKER_DIED
     assert outcome.error is not None
     assert "rank 1 exited 7" in outcome.error.got
@@ -152,26 +152,27 @@ def test_a_rank_that_does_not_end_after_the_others_did_is_a_failure(
     folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "EXIT_GRACE_S", 0.3)
-    outcome = run(folder, witness, "time.sleep(3600) if rank else wait_for('pid1'); finished()", ranks=2)
+    program = "if rank:\n    time.sleep(20)\nwait_for('pid1'); finished()"
+    outcome = run(folder, witness, program, ranks=2)
     assert (outcome.outcome, outcome.code) == ("failed", Code.WORKER_DIED)
+    assert outcome.error is not None
+    assert "rank 1" in outcome.error.got
     assert not is_running(pid(folder, "pid1"))
 
 
 @pytest.mark.parametrize("ending", ["finished()", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_what_a_worker_started_dies_with_it(folder: RunFolder, witness: Witness, ending: str) -> None:
-    start = "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)'])"
+    start = "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(20)'])"
     run(folder, witness, f"{start}\n(folder / 'grandchild').write_text(str(child.pid))\n{ending}")
     grandchild = pid(folder, "grandchild")
     wait_until(lambda: not is_running(grandchild), "the grandchild to end", deadline_s=10)
 
 
 def test_no_rank_is_left_when_another_cannot_be_started(folder: RunFolder, witness: Witness) -> None:
-    argv = (sys.executable, "-c", "import time; time.sleep(3600)", str(folder.path))
+    argv = (sys.executable, "-c", "import time; time.sleep(20)", str(folder.path))
     unstartable = {"NAME": "a zero byte: \0"}
     with pytest.raises(ValueError, match="null byte"):
         run_workers(LaunchPlan(argv, ({}, unstartable), (), ""), folder, witness.relay())
-    from support import processes_naming
-
     assert processes_naming(str(folder.path)) == []
 
 
@@ -185,7 +186,7 @@ def test_no_worker_is_left_when_the_host_raises(folder: RunFolder, witness: Witn
 
     witness.stop = interrupted
     with pytest.raises(KeyboardInterrupt):
-        run(folder, witness, "time.sleep(3600)")
+        run(folder, witness, "time.sleep(20)")
     assert not is_running(pid(folder, "pid0"))
 
 
@@ -200,9 +201,7 @@ def test_a_hosts_stop_asks_through_the_stop_file_and_exits_0(folder: RunFolder, 
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_asks_the_same_and_exits_with_its_number(
-    folder: RunFolder, witness: Witness, number: int, code: int
-) -> None:
+def test_a_signal_asks_the_same_and_exits_with_its_number(folder: RunFolder, witness: Witness, number: int, code: int) -> None:
     witness.signals = lambda: [number] if (folder / "pid0").exists() else []
     outcome = run(folder, witness, OBEDIENT)
     assert (outcome.outcome, outcome.code) == ("stopped", code)
@@ -219,7 +218,7 @@ def test_a_stop_that_comes_after_the_last_step_changes_nothing(folder: RunFolder
 def test_a_second_signal_ends_the_workers_now(folder: RunFolder, witness: Witness) -> None:
     witness.signals = lambda: [signal.SIGINT, signal.SIGTERM] if (folder / "pid0").exists() else []
     began = time.monotonic()
-    outcome = run(folder, witness, "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(3600)")
+    outcome = run(folder, witness, "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(20)")
     assert time.monotonic() - began < 10
     assert (outcome.outcome, outcome.code) == ("stopped", 130)
     assert not is_running(pid(folder, "pid0"))

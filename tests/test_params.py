@@ -95,7 +95,11 @@ TABLE: dict[str, tuple[object, object]] = {
     "insert_eos": (True, BOOL),
     "eval_on_start": (True, BOOL),
 }
-WORDS = {name: words for name, (_, words) in TABLE.items() if words == BOOL or (words != TEXT and "int" not in words[0] and words[0] != "float")}
+WORDS = {
+    name: words
+    for name, (_, words) in TABLE.items()
+    if words == BOOL or (words != TEXT and "int" not in words[0] and words[0] != "float")
+}
 NUMBERS = {name: bounds for name, (_, bounds) in TABLE.items() if bounds != TEXT and name not in WORDS}
 
 
@@ -125,7 +129,9 @@ def test_every_word_is_taken_and_no_other(name: str, words: tuple[object, ...]) 
     assert not any(accepts(name, word) for word in ("", "two words", "ü", None, [], 7))
 
 
-@pytest.mark.parametrize("name", [name for name, words in WORDS.items() if words != BOOL and name not in ("gpu_ids", "adaptor_name")])
+@pytest.mark.parametrize(
+    "name", [name for name, words in WORDS.items() if words != BOOL and name not in ("gpu_ids", "adaptor_name")]
+)
 def test_the_form_offers_exactly_these_words(name: str) -> None:
     assert tuple(schema()[name]["enum"]) == WORDS[name]
 
@@ -146,7 +152,10 @@ def test_bounds_are_the_published_ones(name: str, bounds: tuple[str, float, floa
         assert not accepts(name, lowest + 0.5)
 
 
-@pytest.mark.parametrize(("name", "value"), [("learning_rate", 0), ("t_max", 0), ("eval_steps", 0), ("save_steps", 0), ("warmup_ratio", 1), ("t_min", 1)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("learning_rate", 0), ("t_max", 0), ("eval_steps", 0), ("save_steps", 0), ("warmup_ratio", 1), ("t_min", 1)],
+)
 def test_open_bounds_exclude_the_bound(name: str, value: float) -> None:
     assert not accepts(name, value)
 
@@ -219,7 +228,8 @@ def test_what_is_not_built_is_refused_by_name_with_exit_2(name: str) -> None:
     """The default is always built; every allowed word beyond the built ones is refused, never ignored."""
     default, allowed = TABLE[name]
     assert default in BUILT[name]
-    words = {"resume": ("true", "somewhere"), **WORDS}.get(name) or (8 if default == "auto" else 2 if default == 1 else 0.5,)
+    other = {"float": 0.5, "int": default + 1 if isinstance(default, int) else 8, "auto or int": 8, "t": "true"}
+    words = WORDS.get(name) or (other[allowed[0]],)  # type: ignore[index]
     missing = [word for word in words if word not in BUILT[name]]
     assert missing, f"{name}: everything is built, so its row in BUILT can go"
     for word in missing:

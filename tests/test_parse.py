@@ -78,7 +78,9 @@ def test_an_empty_value_is_the_default(name: str, absent: object) -> None:
     assert value_of(name, absent) == parse(REQUIRED).params.as_json()[name]
 
 
-@pytest.mark.parametrize("wrong", ["fast", "1e", "0x10", "1,5", "5.5", "nan", "inf", float("nan"), float("inf"), 1e400, True, False, [1], {}])
+@pytest.mark.parametrize(
+    "wrong", ["fast", "1e", "0x10", "1,5", "5.5", "nan", "inf", float("nan"), float("inf"), 1e400, True, False, [1], {}]
+)
 def test_no_number_is_guessed(wrong: object) -> None:
     (problem,) = refused({"batch_size": wrong})
     assert (problem.field, problem.expected, problem.code) == ("batch_size", "an integer >= 1", 2)
@@ -90,7 +92,9 @@ def test_a_real_number_is_finite_and_no_yes(name: str, wrong: object) -> None:
     assert [problem.field for problem in refused({name: wrong})] == [name]
 
 
-@pytest.mark.parametrize("name", ["num_proc", "num_processes", "tokens_per_batch", "per_device_eval_batch_size", "main_process_port"])
+@pytest.mark.parametrize(
+    "name", ["num_proc", "num_processes", "tokens_per_batch", "per_device_eval_batch_size", "main_process_port"]
+)
 @pytest.mark.parametrize("wrong", [0, "-1", True, "many", 1.5])
 def test_auto_or_a_number_is_bounded_too(name: str, wrong: object) -> None:
     assert [problem.field for problem in refused({name: wrong})] == [name]
@@ -105,8 +109,14 @@ def test_auto_or_a_number_is_bounded_too(name: str, wrong: object) -> None:
         ({"batch_size": 0}, "error[2]: batch_size: expected an integer >= 1, got 0."),
         ({"learning_rate": "fast"}, "error[2]: learning_rate: expected a number > 0 and <= 1, got 'fast'."),
         ({"truncation": "left"}, "error[2]: truncation: expected one of right, filter, got 'left'."),
-        ({"main_process_port": 65536}, "error[2]: main_process_port: expected 'auto' or an integer >= 1 and <= 65535, got 65536."),
-        ({"training_method": "dreem"}, "error[2]: training_method: expected one of bert, dream, llada, got 'dreem'. Did you mean dream?"),
+        (
+            {"main_process_port": 65536},
+            "error[2]: main_process_port: expected 'auto' or an integer >= 1 and <= 65535, got 65536.",
+        ),
+        (
+            {"training_method": "dreem"},
+            "error[2]: training_method: expected one of bert, dream, llada, got 'dreem'. Did you mean dream?",
+        ),
     ],
 )
 def test_a_wrong_value_names_its_field_what_was_expected_and_what_came(values: dict[str, object], line: str) -> None:
@@ -132,13 +142,13 @@ def test_all_problems_come_at_once() -> None:
             "no_such_thing": 1,
             "training_method": "gpt",
             "eval_steps": 2.5,
-            "lora": "on",
+            "streaming": "on",
             "t_min": 0.9,
             "t_max": 0.5,
         }
     )
     assert sorted(problem.field for problem in problems) == sorted(
-        ["batch_size", "learning_rate", "no_such_thing", "training_method", "eval_steps", "lora", "t_min"]
+        ["batch_size", "learning_rate", "no_such_thing", "training_method", "eval_steps", "streaming", "t_min"]
     )
 
 

@@ -10,16 +10,22 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from peft import PeftModel
 from torch.nn import functional as F
 from transformers import BertConfig, BertTokenizer, ModernBertConfig, PreTrainedModel, RobertaConfig
 
+from plugin.batch import Batch
 from plugin.data.documents import Builder, Documents
 from plugin.data.steps import Slot, step_slots
-from plugin.loop import Hooks, Plan, Requests, Totals, train
+from plugin.families import FAMILIES as KNOWN
+from plugin.loop import Hooks, Meters, Plan, Requests, Totals, train
+from plugin.meters import Stopwatch
 from plugin.models.diffusion import DiffusionModel
 from plugin.models.dream import DreamConfig
+from plugin.models.flops import FlopCount
 from plugin.models.llada import LLaDAConfig
 from plugin.models.load import build_model
+from plugin.models.lora import LoraSettings, add_adapter
 from plugin.objectives.mdlm import Corruption, by_time
 from plugin.objectives.noise import Noise
 from plugin.step import Item, Piece, Step, StepRules, build_step, corruptions
@@ -77,6 +83,19 @@ def tiny_model(family: str = "bert", seed: int = 0, **changes: Any) -> PreTraine
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_model(tiny_config(family, **{**off, **changes}))
+
+
+def adapted(model: PreTrainedModel, family: str, **settings: Any) -> PeftModel:
+    """The model with an adapter that matters: both of its sides random, where a new adapter's second side is zero."""
+    how = LoraSettings(**{"r": 4, "alpha": 8, "dropout": 0.0, "targets": "auto", **settings})
+    rng = torch.Generator().manual_seed(5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        live = add_adapter(model, KNOWN[family], how, settings.pop("new_ids", []))
+    for name, weight in live.named_parameters():
+        if "lora_B" in name:
+            weight.data = torch.randn(weight.shape, generator=rng).to(weight) * 0.1
+    return live.eval()
 
 
 def random_documents(count: int, seed: int = 0, longest: int = 20, vocabulary: int = VOCABULARY) -> Documents:
@@ -138,7 +157,7 @@ def slots(count: int, documents: int, seed: int = 7, step: int = 0) -> list[Slot
     return step_slots(documents, count, step, seed)
 
 
-def alone(model: PreTrainedModel, documents: Documents, piece: Piece) -> list[torch.Tensor]:
+def alone(model: torch.nn.Module, documents: Documents, piece: Piece) -> list[torch.Tensor]:
     """The reference: weighted loss of each of a piece's documents, alone and unpadded, from the model's own full logits.
 
     For documents that no end tokens were added to.
@@ -149,6 +168,18 @@ def alone(model: PreTrainedModel, documents: Documents, piece: Piece) -> list[to
         target = torch.tensor(documents[index].ids.astype(np.int64))
         nll = F.cross_entropy(logits, target, reduction="none")[torch.tensor(one.masked)]
         losses.append((nll * torch.tensor(one.weight)).sum())
+    return losses
+
+
+def alone_in(model: torch.nn.Module, batch: Batch) -> list[torch.Tensor]:
+    """The reference again, for any batch: each document cut out of it, alone, by cross-entropy of the model's full logits."""
+    losses, true = [], batch.ids.clone()
+    true[batch.masked] = batch.target
+    for start, end in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
+        logits = model(input_ids=batch.ids[None, start:end]).logits[0]
+        inside = (batch.masked >= start) & (batch.masked < end)
+        nll = F.cross_entropy(logits, true[start:end], reduction="none")[batch.masked[inside] - start]
+        losses.append((nll * batch.weight[inside]).sum())
     return losses
 
 
@@ -170,6 +201,11 @@ def cpu() -> Accelerator:
     """A fresh accelerator of one CPU process, whatever an earlier test set up."""
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=True)
+
+
+def meters(accelerator: Accelerator) -> Meters:
+    """Of a loop whose speed nobody looks at: one operation a token."""
+    return Meters(Stopwatch(accelerator.device), FlopCount(1.0, 0.0, ()))
 
 
 @dataclass
@@ -212,7 +248,7 @@ def train_tiny(
         sample=run.sampled.append,
     )
     plan = Plan(steps, 1, eval_every, save_every, max_grad_norm)
-    run.finished = train(accelerator, module, prepared, scheduler, make_step, plan, hooks)
+    run.finished = train(accelerator, module, prepared, scheduler, make_step, plan, hooks, meters(accelerator))
     return run
 
 

@@ -189,7 +189,7 @@ def _add_chunks(ids: np.ndarray, row: str, chat: ChatFormat, how: Encoding, buil
     for start in range(0, body.size, size):
         piece = np.concatenate([opening, body[start : start + size]])
         learned = np.ones(piece.size, dtype=bool)
-        learned[: opening.size] = False
+        learned[: max(1, opening.size)] = False  # a document's first token is never masked
         builder.add(piece, learned, opening.size, row)
 
 

@@ -71,6 +71,12 @@ class DiffusionModel(nn.Module):
         )
 
 
+def own_dtype(model: nn.Module) -> torch.autocast:
+    """Compute in the dtype of half-precision weights, where a few of them (new rows, a head that trains) are float32."""
+    half = next((weight.dtype for weight in model.parameters() if weight.dtype in (torch.bfloat16, torch.float16)), None)
+    return torch.autocast(next(model.parameters()).device.type, dtype=half or torch.bfloat16, enabled=half is not None)
+
+
 def predictor(model: nn.Module) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
     """predict(ids [S, T], real [S, T] bool, places [M, 2]) -> logits [M, V] on the model's device, without gradients.
 
@@ -83,8 +89,9 @@ def predictor(model: nn.Module) -> Callable[[torch.Tensor, torch.Tensor, torch.T
     def predict(ids: torch.Tensor, real: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         device = plain.device
         mask = None if bool(real.all()) else real.long().to(device)
-        hidden = face.encode(plain, ids.to(device), mask)
-        rows, columns = places.to(device).unbind(1)
-        return face.head(plain, hidden[rows, (columns - family.shift).clamp(min=0)])
+        with own_dtype(plain):
+            hidden = face.encode(plain, ids.to(device), mask)
+            rows, columns = places.to(device).unbind(1)
+            return face.head(plain, hidden[rows, (columns - family.shift).clamp(min=0)])
 
     return predict

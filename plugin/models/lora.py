@@ -51,7 +51,11 @@ def add_adapter(model: PreTrainedModel, family: Family, settings: LoraSettings, 
         bias="none",
         **trained,  # type: ignore[arg-type]
     )
-    return cast("PeftModel", get_peft_model(model, config))
+    adapted = cast("PeftModel", get_peft_model(model, config))
+    for weight in adapted.parameters():
+        if weight.requires_grad:  # peft does so for the adapter, not for a head that trains whole
+            weight.data = weight.data.float()
+    return adapted
 
 
 def target_layers(model: PreTrainedModel, family: Family, targets: str) -> list[str]:

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .diffusion import own_dtype
 from .load import load_model
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -32,7 +33,8 @@ def logits_of(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    logits = model(input_ids=ids.to(device)).logits.float().cpu()
+    with own_dtype(model):
+        logits = model(input_ids=ids.to(device)).logits.float().cpu()
     model.train(was_training)
     return logits
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
 from tiny import CLS, SEP, word_tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from plugin.data.chat import ChatFormat
 from plugin.data.layouts import Example, Turn
 from plugin.data.prepare import Encoding, HeldOut, check_trainable, encode_split, hold_out, split_examples
+from plugin.data.tokenizer import train_tokenizer
 from plugin.job import JobError
 
 Rows = list[tuple[str, Example | str]]
@@ -152,6 +155,50 @@ def test_all_turns_or_everything_can_be_learned(chat: ChatFormat) -> None:
         documents, _ = encode_split([("r:1", Example("r:1", turns))], chat, how)
         assert np.flatnonzero(documents[0].supervised).tolist() == learned
         assert documents[0].prompt == 7
+
+
+DIALOGUE = tuple(Turn(role, word) for word, role in zip("abcdab", ("user", "assistant") * 3, strict=True))
+
+
+def test_a_random_prefix_ends_with_each_answer_equally_often(chat: ChatFormat) -> None:
+    """LLaDA's rule: an n-turn dialogue gives one uniformly drawn prefix, of which the last answer is learned."""
+    rows: Rows = [(f"r:{number}", Example(f"r:{number}", DIALOGUE)) for number in range(3000)]
+    documents, report = encode_split(rows, chat, Encoding(max_length=20, turns="random_prefix", seed=1))
+    assert (report.documents, report.truncated) == (3000, 0)
+    whole = [CLS, A, SEP, B, SEP, C, SEP, D, SEP, A, SEP, B, SEP]
+    ends = Counter(int(length) for length in documents.lengths)
+    assert set(ends) == {5, 9, 13}
+    assert all(count == pytest.approx(1000, abs=4 * (3000 * 2 / 9) ** 0.5) for count in ends.values())
+    for index in range(50):
+        one = documents[index]
+        assert one.ids.tolist() == whole[: one.ids.size]
+        assert np.flatnonzero(one.supervised).tolist() == [one.ids.size - 2, one.ids.size - 1]
+        assert one.prompt == one.ids.size - 2
+
+    def sizes(seed: int, rows: Rows) -> dict[str, int]:
+        found, _ = encode_split(rows, chat, Encoding(max_length=20, turns="random_prefix", seed=seed))
+        return dict(zip(found.rows, found.lengths.tolist(), strict=True))
+
+    few = rows[:40]
+    assert sizes(1, few) == sizes(1, few[::-1]), "a function of seed and row"
+    assert sizes(1, few) != sizes(2, few)
+
+
+def test_a_random_prefix_of_one_answer_is_all_of_it(chat: ChatFormat) -> None:
+    rows: Rows = [row(number, "a", "b") for number in range(20)]
+    documents, _ = encode_split(rows, chat, Encoding(max_length=20, turns="random_prefix"))
+    assert documents.lengths.tolist() == [5] * 20
+
+
+def test_without_a_start_token_a_piece_of_text_keeps_its_first_word_visible() -> None:
+    """No family predicts a document's first token; Dream would take the state of the document before it."""
+    backend = train_tokenizer(["a b c d"], 300).backend_tokenizer
+    chat = ChatFormat(PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]", eos_token="[SEP]"))
+    assert chat.start_id is None
+    documents, _ = encode_split([text(1, "a b c d a b c")], chat, Encoding(max_length=4, stage="pretrain"))
+    pieces = [documents[index] for index in range(len(documents))]
+    assert chat.text(np.concatenate([one.ids for one in pieces]).tolist()) == "a b c d a b c", "nothing is lost"
+    assert all(one.supervised.tolist() == [False] + [True] * (one.ids.size - 1) for one in pieces)
 
 
 def test_pretraining_cuts_texts_into_pieces_and_loses_nothing(chat: ChatFormat) -> None:

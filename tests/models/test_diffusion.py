@@ -13,6 +13,7 @@ from tiny import (
     MASK,
     PAD,
     SEP,
+    adapted,
     alone,
     assert_same_vector,
     gradient,
@@ -42,9 +43,11 @@ def test_every_supported_family_has_a_face() -> None:
     assert set(FACES) == set(FAMILIES) == set(KNOWN)
 
 
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sums_are_those_of_every_document_alone(family: str) -> None:
+def test_sums_are_those_of_every_document_alone(family: str, lora: bool) -> None:
     model, piece = tiny_model(family), one_piece()
+    model = adapted(model, family) if lora else model
     assert len({one.noisy.size for one in piece.corruptions}) > 5, "lengths differ, or nothing is padded"
     assert piece.batch.longest > 3 * 4, "longer than ModernBERT's window of 4"
     wanted = torch.stack(alone(model, DOCUMENTS, piece))
@@ -55,9 +58,11 @@ def test_sums_are_those_of_every_document_alone(family: str) -> None:
     torch.testing.assert_close(got.nll, torch.stack(unweighted).detach(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_are_those_of_every_document_alone(family: str) -> None:
+def test_gradients_are_those_of_every_document_alone(family: str, lora: bool) -> None:
     model, piece = tiny_model(family), one_piece()
+    model = adapted(model, family) if lora else model
     torch.stack(alone(model, DOCUMENTS, piece)).sum().backward()
     wanted = gradient(model)
     model.zero_grad()
@@ -85,6 +90,44 @@ def test_padding_is_invisible(family: str) -> None:
         got = DiffusionModel(model, pad_id)(batch).weighted
         torch.testing.assert_close(got[0], DiffusionModel(model, PAD)(piece.batch).weighted[0], rtol=1e-5, atol=1e-5)
         assert got[1] == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_neighbours_text_changes_not_a_bit_of_a_documents_sums(family: str) -> None:
+    module, piece = DiffusionModel(tiny_model(family), PAD), one_piece(6)
+    before = module(piece.batch)
+    first = piece.batch.document == 0
+    edited = torch.where(first & (piece.batch.ids != MASK), (piece.batch.ids + 7) % 30 + 5, piece.batch.ids)
+    target = torch.where(piece.batch.document[piece.batch.masked] == 0, (piece.batch.target + 3) % 30 + 5, piece.batch.target)
+    after = module(replace(piece.batch, ids=edited, target=target))
+    assert piece.batch.masked.numel() > 6
+    assert before.weighted[0] != after.weighted[0]
+    assert torch.equal(before.weighted[1:], after.weighted[1:])
+    assert torch.equal(before.nll[1:], after.nll[1:])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_gradient_of_a_documents_loss_reaches_its_neighbours(family: str) -> None:
+    model, piece = tiny_model(family), one_piece(6)
+    embedded: list[torch.Tensor] = []
+
+    def keep(module: object, inputs: object, output: torch.Tensor) -> None:
+        output.retain_grad()
+        embedded.append(output)
+
+    model.get_input_embeddings().register_forward_hook(keep)
+    sums = DiffusionModel(model, PAD)(piece.batch)
+    lengths = piece.batch.cu_seqlens.diff().tolist()
+    assert len(set(lengths)) > 3
+    for row, length in enumerate(lengths):
+        embedded[0].grad = None
+        sums.weighted[row].backward(retain_graph=True)
+        reached = embedded[0].grad.abs().sum(-1) > 0
+        wanted = torch.zeros_like(reached)
+        wanted[row, :length] = sums.weighted[row] > 0
+        # Dream's last state predicts nothing, but its token is still seen; ModernBERT's window of 4 may not reach all tokens.
+        assert (reached & ~wanted).sum() == 0
+        assert sums.weighted[row] == 0 or reached[row].sum() >= min(4, length)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -16,7 +16,7 @@ from transformers import BertModel, GPT2Config, GPT2LMHeadModel
 
 from plugin.data.tokenizer import train_tokenizer
 from plugin.job import JobError, Problem
-from plugin.models.load import check_pair, load_model, load_tokenizer, new_model
+from plugin.models.load import check_method, check_pair, load_model, load_tokenizer, new_model
 
 IDS = torch.tensor([[2, 9, 4, 4, 3]])
 
@@ -63,6 +63,8 @@ def test_every_dropout_is_switched_off(family: str, tmp_path: Path) -> None:
     rates = ["hidden_dropout_prob", "attention_probs_dropout_prob"]
     if family == "modernbert":
         rates = ["attention_dropout", "embedding_dropout", "mlp_dropout"]
+    if family in ("llada", "Dream"):
+        rates = ["attention_dropout"]
     config = tiny_config(family, **dict.fromkeys(rates, 0.5))
     type(tiny_model(family))(config).save_pretrained(tmp_path)
     model = load_model(str(tmp_path)).train()
@@ -126,6 +128,28 @@ def test_the_pooler_and_sentence_head_of_published_files_are_left_out(bert: Path
     extra = {"bert.pooler.dense.weight": torch.ones(16, 16), "cls.seq_relationship.weight": torch.ones(2, 16)}
     save_file({**weights, **extra}, bert / "model.safetensors", {"format": "pt"})
     assert load_model(str(bert)).config.model_type == "bert"
+
+
+@pytest.mark.parametrize("family", ["llada", "Dream"])
+def test_missing_and_unexpected_weights_of_a_published_family_are_listed(family: str, tmp_path: Path) -> None:
+    tiny_model(family).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    lost = sorted(name for name in weights if "q_proj.weight" in name)
+    kept = {name: tensor for name, tensor in weights.items() if name not in lost}
+    save_file({**kept, "model.vision.weight": torch.ones(2)}, tmp_path / "model.safetensors", {"format": "pt"})
+    problem = refusal(lambda: load_model(str(tmp_path)))
+    assert len(lost) == 2
+    assert f"missing {', '.join(lost)}; unexpected model.vision.weight" in problem.got
+
+
+@pytest.mark.parametrize("family", ["llada", "Dream"])
+def test_another_mask_token_than_the_models_is_refused(family: str) -> None:
+    """Trained on one mask and sampled with another, a model would say nothing."""
+    config, words = tiny_config(family), word_tokenizer(["a"])
+    check_pair(config, words, 16)
+    config.mask_token_id = 9
+    problem = refusal(lambda: check_pair(config, words, 16))
+    assert (problem.field, problem.expected, problem.got) == ("tokenizer_name", "the model's mask token (id 9)", "id 4")
 
 
 def test_a_causal_model_is_refused_by_family(tmp_path: Path) -> None:
@@ -196,6 +220,21 @@ def test_max_length_must_fit_learned_positions(family: str, limit: int | None) -
     problem = refusal(lambda: check_pair(model.config, tokenizer, limit + 1))
     assert problem.field == "max_length"
     assert str(limit) in problem.expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["bert", "llada", "dream"])
+def test_a_method_takes_models_of_its_own_families_only(family: str, method: str) -> None:
+    own = {"llada": "llada", "Dream": "dream"}.get(family, "bert")
+    if method == own:
+        check_method(tiny_config(family), method)
+        return
+    with pytest.raises(JobError) as caught:
+        check_method(tiny_config(family), method)
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.field, problem.got) == (2, "training_method", method)
+    assert own in problem.expected
+    assert f"training_method {own}" in problem.fix
 
 
 def test_a_new_model_takes_its_special_tokens_from_the_tokenizer(tmp_path: Path) -> None:

@@ -1,0 +1,142 @@
+"""The command line: what is typed, what a file holds, and which of the two wins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from plugin import cli
+from plugin.params import Params
+from plugin.parse import Parsed, parse
+
+JOB = {"dataset_name": "data.jsonl", "model_name": "model"}
+Run = Callable[..., tuple[int, Params | None, list[str]]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """run(words...) -> exit code, the parameters that check would have got, error lines."""
+
+    def call(*words: object) -> tuple[int, Params | None, list[str]]:
+        got: list[Params] = []
+
+        def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
+            got.append(parsed.params)
+            return 0
+
+        monkeypatch.setattr(cli, "check_job", check_job)
+        code = cli.run([str(word) for word in words])
+        return code, got[0] if got else None, capsys.readouterr().err.splitlines()
+
+    return call
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "job.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+HEAD = "dataset_name: data.jsonl\nmodel_name: model\n"
+
+
+def test_a_file_and_typed_values_make_one_job_and_typed_ones_win(run: Run, config: Callable[[str], Path]) -> None:
+    file = config(HEAD + "batch_size: 16\nlearning_rate: 3e-4\n# a comment\nfuse_model: false\n")
+    code, params, _ = run("check", "--config", file, "--batch_size", 2)
+    assert code == 0
+    assert params == parse({**JOB, "batch_size": 2, "learning_rate": 3e-4, "fuse_model": False}).params
+
+
+def test_an_alias_typed_wins_over_the_name_in_the_file(run: Run, config: Callable[[str], Path]) -> None:
+    file = config(HEAD + "batch_size: 16\nmax_steps: 9\n")
+    _, params, _ = run("check", "--config", file, "--per_device_train_batch_size", 2, "--train_steps", 5)
+    assert params is not None
+    assert (params.batch_size, params.train_steps) == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("eval_strategy: no", "eval_strategy", "no"),  # in YAML 1.1 these words are booleans ...
+        ("packing: off", "packing", "off"),
+        ("compile: off", "compile", "off"),
+        ("gpu_ids: 0", "gpu_ids", "0"),  # ... and these are numbers
+        ("gpu_ids: 0,2", "gpu_ids", "0,2"),
+        ("adaptor_name: 007", "adaptor_name", "007"),
+        ("resume: false", "resume", "false"),
+        ("batch_size: 8", "batch_size", 8),
+        ("learning_rate: 2e-5", "learning_rate", 2e-5),
+        ("mask_prompt_loss: no", "mask_prompt_loss", False),
+        ("tokenizer_name: null", "tokenizer_name", ""),
+        ("tokenizer_name:", "tokenizer_name", ""),
+    ],
+)
+def test_a_word_in_a_file_means_what_it_says(
+    run: Run, config: Callable[[str], Path], line: str, name: str, value: object
+) -> None:
+    code, params, errors = run("check", "--config", config(HEAD + line))
+    assert (code, errors) == (0, [])
+    assert params is not None
+    assert params.as_json()[name] == value
+
+
+def test_a_run_json_repeats_its_parameters_but_not_its_folder(run: Run, tmp_path: Path) -> None:
+    params = parse({**JOB, "run_dir": "/somewhere", "seed": 7, "eval_strategy": "no", "learning_rate": 1.25e-5}).params
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"params": params.as_json(), "environment": {}, "result": None}))
+    _, again, _ = run("check", "--config", file)
+    assert again == params.model_copy(update={"run_dir": ""})
+
+
+def test_steps_typed_win_over_epochs_in_the_file_and_both_typed_are_refused(run: Run, config: Callable[[str], Path]) -> None:
+    file = config(HEAD + "num_train_epochs: 3\n")
+    _, params, _ = run("check", "--config", file, "--train_steps", 5)
+    assert params is not None
+    assert (params.num_train_epochs, params.train_steps) == (0, 5)
+    code, _, errors = run("check", "--config", file, "--max_steps", 5, "--num_train_epochs", 1)
+    assert code == 2
+    assert errors[0].startswith("error[2]: train_steps: ")
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "{", "a: [1", ""])
+def test_a_file_without_parameters_is_refused(run: Run, config: Callable[[str], Path], text: str) -> None:
+    code, params, (line,) = run("check", "--config", config(text))
+    assert (code, params) == (2, None)
+    assert line.startswith("error[2]: config: ")
+
+
+def test_a_missing_or_unreadable_file_is_refused(run: Run, tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        code, _, (line,) = run("check", "--config", path)
+        assert code == 2
+        assert line.startswith("error[2]: config: ")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00a")
+    assert run("check", "--config", tmp_path / "binary.yaml")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        (("check", "--batch_size"), "error[2]: batch_size: "),
+        (("check", "--learning_rate", "-1e-5", "--dataset_name", "d", "--model_name", "m"), "error[2]: learning_rate: "),
+        (("trian",), "error[2]: "),
+        (("check", "stray", "--dataset_name", "d", "--model_name", "m"), "error[2]: stray: "),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_one_error_line_too(run: Run, words: tuple[str, ...], start: str) -> None:
+    code, params, (line,) = run(*words)
+    assert (code, params) == (2, None)
+    assert line.startswith(start)
+
+
+def test_no_verb_shows_the_help_and_exits_2(run: Run) -> None:
+    code, _, lines = run()
+    assert code == 2
+    assert lines[0].startswith("usage: ")

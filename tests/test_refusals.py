@@ -1,0 +1,74 @@
+"""Refusals by the true programs: what reaches the terminal, the exit code, and the folder the command stood in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support import ERROR, read_lines, refusal, run_main
+
+
+def job(tiny_config: Path, pairs_file: Path) -> list[object]:
+    return ["--model_config", tiny_config, "--dataset_name", pairs_file, "--train_steps", 2, "--max_length", 64]
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_every_wrong_value_is_on_stderr_at_once_and_nothing_is_started(verb: str, tmp_path: Path) -> None:
+    done = run_main(verb, "--batch_size", 0, "--learning_rate", "fast", "--training_metod", "bert", cwd=tmp_path)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert [ERROR.match(line)[2] for line in lines] == [  # type: ignore[index]
+        *("training_metod", "batch_size", "learning_rate", "dataset_name", "model_name"),
+    ]
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "field"),
+    [
+        (["--gpu_ids", "4"], 2, "gpu_ids"),
+        (["--dataset_name", "missing.jsonl"], 3, "dataset_name"),
+        (["--run_dir", "full"], 2, "run_dir"),
+    ],
+)
+def test_train_refuses_before_anything_is_written(
+    tmp_path: Path, tiny_config: Path, pairs_file: Path, change: list[str], code: int, field: str
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("precious")
+    done = run_main("train", *job(tiny_config, pairs_file), *change, cwd=tmp_path)
+    (line,) = done.stderr.splitlines()
+    assert refusal((done.returncode, [line], ""))[:2] == (code, field)
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["full", "full/mine.txt"]
+
+
+def test_check_as_json_is_one_object_with_the_problem(tmp_path: Path, tiny_config: Path) -> None:
+    args = ("--model_config", tiny_config, "--dataset_name", "missing.jsonl", "--run_dir", "out", "--json")
+    done = run_main("check", *args, cwd=tmp_path)
+    answer = json.loads(done.stdout)
+    assert done.returncode == 3
+    assert answer["ok"] is False
+    (problem,) = answer["problems"]
+    assert set(problem) == {"field", "expected", "got", "fix", "code"}
+    assert (problem["field"], problem["code"]) == ("dataset_name", 3)
+    assert answer["plan"]["launch"]["processes"] == 1
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error[")]) == 1
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_train_that_fails_in_the_worker_says_so_everywhere_and_leaves_nothing_half_written(
+    tmp_path: Path, tiny_config: Path, pairs_file: Path, model_copy: Path
+) -> None:
+    (model_copy / "model.safetensors").rename(model_copy / "model.bin")
+    args = ("--model_name", model_copy, "--dataset_name", pairs_file, "--run_dir", "out", "--max_length", 64)
+    done = run_main("train", *args, cwd=tmp_path)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error[")]
+    assert refusal((done.returncode, lines, ""))[:2] == (4, "model_name")
+    assert "Traceback" not in done.stderr
+    result = json.loads((tmp_path / "out" / "run.json").read_text())["result"]
+    assert (result["outcome"], result["code"], result["error"]["field"]) == ("failed", 4, "model_name")
+    assert read_lines(tmp_path / "out" / "events.jsonl")[-1]["type"] == "failed"
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".part") or path.suffix == ".safetensors"]
