@@ -76,10 +76,17 @@ def main() -> int:
     run_dir = ROOT / "runs" / f"{datetime.now():%Y-%m-%d-%H%M%S}-demo"
     data = ROOT / "runs" / f"{run_dir.name}.jsonl"
     data.parent.mkdir(exist_ok=True)
-    data.write_text("".join(json.dumps({"prompt": prompt, "response": answer}) + "\n" for prompt, answer in pairs), encoding="utf-8")
+    data.write_text(
+        "".join(json.dumps({"prompt": prompt, "response": answer}) + "\n" for prompt, answer in pairs), encoding="utf-8"
+    )
 
     options = {"dataset_name": str(data), "run_dir": str(run_dir), **TRAINING}
-    command = [sys.executable, str(ROOT / "main.py"), "train", *(word for name, value in options.items() for word in (f"--{name}", value))]
+    command = [
+        sys.executable,
+        str(ROOT / "main.py"),
+        "train",
+        *(word for name, value in options.items() for word in (f"--{name}", value)),
+    ]
     print(f"training on {len(pairs)} pairs with a tenth of the prompts held out; the same by hand:")
     print("  python main.py train " + " ".join(f"--{name} {value}" for name, value in options.items()), flush=True)
     trained = subprocess.run(command, cwd=ROOT, check=False)
