@@ -17,7 +17,7 @@ demo: setup
 	@$(PYTHON) examples/demo.py
 
 test: setup
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -n 2 --dist worksteal
 
 check: setup
 	@$(PYTHON) -m ruff check .
