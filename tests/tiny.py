@@ -11,22 +11,33 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.nn import functional as F
-from transformers import AutoModelForMaskedLM, BertConfig, BertTokenizer, ModernBertConfig, PreTrainedModel, RobertaConfig
+from transformers import BertConfig, BertTokenizer, ModernBertConfig, PreTrainedModel, RobertaConfig
 
+from plugin.batch import Batch
 from plugin.data.documents import Builder, Documents
 from plugin.data.steps import Slot, step_slots
 from plugin.loop import Hooks, Plan, Requests, Totals, train
 from plugin.models.diffusion import DiffusionModel
+from plugin.models.dream import DreamConfig
+from plugin.models.llada import LLaDAConfig
+from plugin.models.load import build_model
+from plugin.objectives.mdlm import Corruption, by_time
 from plugin.objectives.noise import Noise
-from plugin.step import Piece, Step, StepRules, build_step
+from plugin.step import Item, Piece, Step, StepRules, build_step, corruptions
 
 torch.set_num_threads(1)
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY = 40
-FAMILIES = ("bert", "roberta", "modernbert")
-_CONFIGS = {"bert": BertConfig, "roberta": RobertaConfig, "modernbert": ModernBertConfig}
+_CONFIGS: dict[str, Any] = {
+    "bert": BertConfig,
+    "roberta": RobertaConfig,
+    "modernbert": ModernBertConfig,
+    "llada": LLaDAConfig,
+    "Dream": DreamConfig,
+}
+FAMILIES = tuple(_CONFIGS)
 
 
 def word_tokenizer(words: Sequence[str], **options: Any) -> BertTokenizer:
@@ -35,7 +46,10 @@ def word_tokenizer(words: Sequence[str], **options: Any) -> BertTokenizer:
 
 
 def tiny_config(family: str, **changes: Any) -> Any:
-    """Two narrow layers (three in ModernBERT, two of them sliding windows of 4 tokens); dropout as published."""
+    """Two narrow layers (three in ModernBERT, two of them sliding windows of 4 tokens); dropout as published.
+
+    Names are transformers'; LLaDA's and Dream's key heads are grouped, and LLaDA has more embedding rows than words.
+    """
     shape: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 16,
@@ -46,6 +60,10 @@ def tiny_config(family: str, **changes: Any) -> Any:
         "initializer_range": 0.3,  # logits far from uniform
         "pad_token_id": PAD,
     }
+    if family in ("llada", "Dream"):
+        shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "mask_token_id": MASK, "rope_theta": 100.0}
+    if family == "llada":
+        shape["embedding_size"] = VOCABULARY + 8
     if family == "modernbert":
         shape |= {"num_hidden_layers": 3, "global_attn_every_n_layers": 3, "local_attention": 4}
         shape |= {"cls_token_id": CLS, "sep_token_id": SEP, "bos_token_id": CLS, "eos_token_id": SEP}
@@ -56,10 +74,10 @@ def tiny_config(family: str, **changes: Any) -> Any:
 
 def tiny_model(family: str = "bert", seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model without dropout, in eval mode."""
-    off = {} if family == "modernbert" else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if family in ("bert", "roberta") else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForMaskedLM.from_config(tiny_config(family, **{**off, **changes})).eval()
+        return build_model(tiny_config(family, **{**off, **changes}))
 
 
 def random_documents(count: int, seed: int = 0, longest: int = 20, vocabulary: int = VOCABULARY) -> Documents:
@@ -75,10 +93,46 @@ def random_documents(count: int, seed: int = 0, longest: int = 20, vocabulary: i
 
 
 def rules(**changes: Any) -> StepRules:
-    """Bernoulli masks at linear, stratified times, token norm, one end token; `seed`, `schedule`, ... go to the noise."""
+    """Bernoulli masks at linear, stratified times weighed by time, token norm, one end token; `seed`, `schedule`, ... go to the noise."""
     noise = {key: changes.pop(key) for key in list(changes) if key in Noise.__dataclass_fields__}
-    start = StepRules(Noise(7), norm="token", mask_id=MASK, end_id=SEP, eos_policy="single", eos_block=8, max_length=64)
-    return replace(start, noise=replace(start.noise, **noise), **changes)
+    how = Noise(**{"seed": 7, **noise})
+    start = StepRules(
+        how,
+        by_time(how.schedule),
+        norm="token",
+        mask_id=MASK,
+        end_ids=(SEP,),
+        fill_id=SEP,
+        start_id=CLS,
+        eos_policy="single",
+        eos_block=8,
+        max_length=64,
+    )
+    return replace(start, **changes)
+
+
+def pair(prompt: int, answer: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """(ids, supervised, prompt) of one document: so many tokens 9, then an answer of so many, its end token included."""
+    ids = np.array([CLS, *[9] * (prompt - 1), *[8] * (answer - 1), SEP], np.int32)
+    return ids, np.arange(ids.size) >= prompt, prompt
+
+
+def pairs(*sizes: tuple[int, int]) -> Documents:
+    builder = Builder()
+    for number, size in enumerate(sizes):
+        builder.add(*pair(*size), f"r:{number}")
+    return builder.build()
+
+
+def in_order(documents: Documents, pass_: int = 0) -> list[Slot]:
+    return [Slot(pass_, place, place) for place in range(len(documents))]
+
+
+def noised(ids: np.ndarray, supervised: np.ndarray, t: float, *, index: int = 0, pass_: int = 0, **how: Any) -> Corruption:
+    """One document noised at time t as a step would; `how` as for rules()."""
+    prompt = int(np.argmax(supervised))
+    (one,) = corruptions(Item(ids, supervised, prompt, Slot(pass_, index, index)), t, rules(**how))
+    return one
 
 
 def slots(count: int, documents: int, seed: int = 7, step: int = 0) -> list[Slot]:
@@ -96,6 +150,18 @@ def alone(model: PreTrainedModel, documents: Documents, piece: Piece) -> list[to
         target = torch.tensor(documents[index].ids.astype(np.int64))
         nll = F.cross_entropy(logits, target, reduction="none")[torch.tensor(one.masked)]
         losses.append((nll * torch.tensor(one.weight)).sum())
+    return losses
+
+
+def alone_in(model: torch.nn.Module, batch: Batch) -> list[torch.Tensor]:
+    """The reference again, for any batch: each document cut out of it, alone, by cross-entropy of the model's full logits."""
+    losses, true = [], batch.ids.clone()
+    true[batch.masked] = batch.target
+    for start, end in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
+        logits = model(input_ids=batch.ids[None, start:end]).logits[0]
+        inside = (batch.masked >= start) & (batch.masked < end)
+        nll = F.cross_entropy(logits, true[start:end], reduction="none")[batch.masked[inside] - start]
+        losses.append((nll * batch.weight[inside]).sum())
     return losses
 
 
