@@ -13,10 +13,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -66,7 +66,7 @@ def _within(places: Tensor, reach: int) -> Tensor:
 
 
 def document_attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,  # [1, H, N, E]
     key: Tensor,  # [1, G, N, E]
     value: Tensor,  # [1, G, N, E]
@@ -79,7 +79,8 @@ def document_attention(
     """transformers' attention interface: [1, N, H, E], and no attention weights."""
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others)
-    assert attention_mask is None and not dropout, "segments say who sees whom, and dropout is off"
+    assert attention_mask is None, "segments say who sees whom"
+    assert not dropout, "dropout is off in this product"
     # A layer of sliding windows is told one; its size is read from the config, whose meaning no release has changed.
     reach = None if others.get("sliding_window") is None else module.config.sliding_window
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -124,8 +125,8 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     cu, longest = segments.cu_seqlens, segments.longest
     window = (-1, -1) if reach is None else (reach, reach)
-    mixed: Tensor = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, **options)
-    return mixed[None]
+    mixed = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, **options)  # [N, H, E]
+    return cast("Tensor", mixed)[None]
 
 
 Backend = Callable[[Tensor, Tensor, Tensor, Segments, "int | None", float], Tensor]

@@ -30,7 +30,9 @@ class Face:
     """
 
     encode: Callable[[Any, Tensor, Tensor | None], Tensor]  # (model, ids [S, T], mask [S, T]) -> [S, T, D]
-    encode_flat: Callable[[Any, Tensor, Tensor, Segments], Tensor] | None  # (model, ids [1, N], position [1, N], ...) -> [1, N, D]
+    encode_flat: (
+        Callable[[Any, Tensor, Tensor, Segments], Tensor] | None
+    )  # (model, ids [1, N], position [1, N], ...) -> [1, N, D]
     transform: Callable[[Any, Tensor], Tensor]  # (model, hidden [M, D]) -> what the output projection takes
 
 
@@ -45,7 +47,7 @@ def _flat_roberta(model: Any, ids: Tensor, position: Tensor, segments: Segments)
 
 def _flat_modernbert(model: Any, ids: Tensor, position: Tensor, segments: Segments) -> Tensor:
     # Masks given as a dictionary are taken as they are; otherwise a window would be drawn over all N * N pairs.
-    masks = {"full_attention": None, "sliding_attention": None}
+    masks: Any = {"full_attention": None, "sliding_attention": None}
     return model.model(input_ids=ids, attention_mask=masks, position_ids=position, segments=segments).last_hidden_state
 
 
@@ -100,7 +102,8 @@ class DiffusionModel(nn.Module):
 
     def _flat(self, face: Face, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """Hidden states [N, D], and where each token's is."""
-        assert self.attention and face.encode_flat
+        assert self.attention
+        assert face.encode_flat
         segments = Segments.of(batch, self.attention)
         hidden = face.encode_flat(model, batch.ids[None], batch.position[None], segments)
         return hidden[0], torch.arange(batch.ids.shape[0], device=hidden.device)
@@ -116,10 +119,15 @@ class DiffusionModel(nn.Module):
         return face.encode(model, padded.view(rows, columns), mask).flatten(0, 1), cell
 
 
+def is_packable(model_type: str) -> bool:
+    """Whether a family's documents are proved to stay apart in a flat batch."""
+    return model_type in FACES and FACES[model_type].encode_flat is not None
+
+
 def check_packable(model_type: str) -> None:
-    """Raises JobError (exit 2) for a family whose documents nobody has proved to stay apart."""
-    if FACES[model_type].encode_flat is None:
-        able = ", ".join(name for name, face in FACES.items() if face.encode_flat)
+    """Raises JobError (exit 2) naming packing for a family that is not packable."""
+    if not is_packable(model_type):
+        able = ", ".join(name for name in FACES if is_packable(name))
         raise JobError(Problem("packing", f"a model that keeps packed documents apart ({able})", model_type, "Set packing off."))
 
 

@@ -51,7 +51,7 @@ def masked_sums(states: Tensor, project: Callable[[Tensor], Tensor], rows: Rows)
     `states` [M, D] go into the output projection. A plain linear layer is fused with the loss; anything else (a layer that peft
     has wrapped, say) is called chunk by chunk, and called again in the backward pass. Only `weighted` carries gradients.
     """
-    if type(project) is nn.Linear:
+    if isinstance(project, nn.Linear) and type(project) is nn.Linear:
         learns = torch.is_grad_enabled()
         weighted, nll, correct = _LinearLoss.apply(states, project.weight, project.bias, rows, _compute_dtype(states), learns)
     else:
@@ -120,8 +120,8 @@ class _LinearLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_weighted: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        states, weight, bias = ctx.saved_tensors
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        of_weighted, (states, weight, bias) = outputs[0], ctx.saved_tensors
         rows, ready = ctx.rows, ctx.ready
         ctx.ready = None  # scaled in place below, so good for one use
         if ready is not None and of_weighted.stride() == (0,):  # sum() hands every document the same number
