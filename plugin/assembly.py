@@ -138,7 +138,7 @@ def make_model(
     and the optimizer rounds stochastically. A frozen base is kept in the compute dtype. Raises JobError (exit 2 or 4).
     """
     config = base_config(params, tokenizer, offline=offline)
-    attention = None if params.attn_implementation == "auto" else params.attn_implementation
+    attention = params.attn_implementation if params.attn_implementation in ("eager", "sdpa") else None
     torch.manual_seed(params.seed)
     if params.model_config_file:
         model = new_model(params.model_config_file, tokenizer, attn_implementation=attention)

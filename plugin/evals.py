@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from .data.documents import Documents
+from .data.layout import PADDED, Layout
 from .data.steps import Slot
 from .models.head import Sums
 from .step import StepRules, build_step
@@ -21,7 +22,12 @@ CHUNK = 64  # documents noised together: eos_policy batch fills to the longest o
 
 
 def evaluate(
-    accelerator: Accelerator, module: nn.Module, documents: Documents, rules: StepRules, batch_size: int
+    accelerator: Accelerator,
+    module: nn.Module,
+    documents: Documents,
+    rules: StepRules,
+    batch_size: int,
+    layout: Layout = PADDED,
 ) -> dict[str, float]:
     """Loss over all of `documents`, every rank its share; the same numbers on every rank.
 
@@ -39,11 +45,11 @@ def evaluate(
     frozen = replace(rules, noise=noise, **whole)
     # Rows: per-bucket nll, masked; then, in the last row, sums of w, c, w*w, w*c, c*c over documents (w loss, c divisor).
     sums = torch.zeros(BUCKETS + 1, 5, dtype=torch.float64)
-    ranks = accelerator.num_processes
+    rank, ranks = accelerator.process_index, accelerator.num_processes
     module.eval()
     for start in range(0, len(documents), CHUNK):
         slots = [Slot(0, index, index) for index in range(start, min(start + CHUNK, len(documents)))]
-        step = build_step(slots, documents, frozen, batch_size=batch_size, rank=accelerator.process_index, ranks=ranks)
+        step = build_step(slots, documents, frozen, batch_size=batch_size, layout=layout, rank=rank, ranks=ranks)
         for piece in step.pieces:
             with torch.no_grad(), accelerator.autocast():
                 out: Sums = module(piece.batch.to(accelerator.device))

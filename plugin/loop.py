@@ -94,7 +94,7 @@ class Window:
             "cut_share": self.cut / max(1, self.cut + self.supervised),  # of answer tokens, by Dream's cutoffs
             "skipped_steps": float(self.skipped),
             **mfu,
-            **meters.watch.take(),
+            **meters.watch.take(),  # time/<kind>: to TensorBoard and progress.json, which nobody compares
         }
 
 

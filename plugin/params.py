@@ -245,10 +245,8 @@ REPORT_TO = {"wandb": True, "all": True, "none": False, "tensorboard": False}
 BUILT: dict[str, tuple[object, ...]] = {
     "train_device": ("auto", "cuda", "cpu"),
     "streaming": (False,),
-    "tokens_per_batch": ("auto",),
-    "packing": ("auto", "off"),
     "recompute": ("auto", "none"),
-    "attn_implementation": ("auto", "eager", "sdpa"),
+    "attn_implementation": ("auto", "eager", "sdpa", "varlen"),
     "compile": ("auto", "off"),
     "parallel": ("auto", "ddp"),
     "num_machines": (1,),

@@ -63,12 +63,15 @@ class Reporter:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         if not self.speaks:
             return
-        self._metrics.write({"step": step, **values})
-        self._latest |= {"step": step, **values}
+        lasting = {name: value for name, value in values.items() if not name.startswith("time/")}
+        self._metrics.write({"step": step, **lasting})
+        self._latest |= {"step": step, **lasting}
         write_whole(self._folder / "metrics.json", to_json(self._latest) + "\n", durable=False)
         for name, value in values.items():
             self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
         if "tokens_per_s" in values:
+            spent = {name.removeprefix("time/"): round(value, 4) for name, value in values.items() if name.startswith("time/")}
+            self._progress |= {"seconds_by_work": spent, "mfu": values.get("mfu")}
             self._progress["tokens_per_s"] = round(values["tokens_per_s"], 1)
             self._progress["supervised_tokens_per_s"] = round(values["supervised_tokens_per_s"], 1)
         self.event("metrics", step=step, metrics=values)

@@ -27,6 +27,7 @@ from .models.load import load_tokenizer
 from .models.publish import write_model
 from .models.verify import TOKENS
 from .optimizers import make_optimizer
+from .packing import check_fits, choose_attention
 from .params import Params
 from .reporting import Reporter
 from .run_folder import RunFolder, rename_whole
@@ -155,7 +156,11 @@ class Run:
         trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
         self.reporter.log(f"model: {trained:,} parameters train, weights kept in {str(self.weight_dtype).removeprefix('torch.')}")
         self.reporter.log("dropout: off; the masking noise is the regulariser, and the loss does not depend on the layout")
-        module = DiffusionModel(self.model, self.chat.pad_id)
+        self.attention = choose_attention(params, self.model.config, accelerator.device, compute)
+        self.reporter.log(f"attention: {self.attention.why}")
+        for documents in (self.train, self.eval):
+            check_fits(documents, self.rules, self.attention.layout)
+        module = DiffusionModel(self.model, self.chat.pad_id, self.attention.backend)
         optimizer = make_optimizer(
             module, kind=params.optim, learning_rate=params.learning_rate, weight_decay=params.weight_decay, seed=params.seed
         )
@@ -191,16 +196,22 @@ class Run:
     def _make_step(self, step: int) -> Step:
         clock, accelerator = self.clock, self.accelerator
         slots = step_slots(len(self.train), clock.step_size, step, self.params.seed, clock.total)
-        ranks = accelerator.num_processes
         return build_step(
-            slots, self.train, self.rules, batch_size=self.params.batch_size, rank=accelerator.process_index, ranks=ranks
+            slots,
+            self.train,
+            self.rules,
+            batch_size=self.params.batch_size,
+            layout=self.attention.layout,
+            rank=accelerator.process_index,
+            ranks=accelerator.num_processes,
         )
 
     # --- hooks
 
     def _evaluate(self, step: int) -> None:
         self.reporter.phase("eval")
-        metrics = evaluate(self.accelerator, self.module, self.eval, self.rules, self.clock.eval_batch_size)
+        layout = self.attention.layout
+        metrics = evaluate(self.accelerator, self.module, self.eval, self.rules, self.clock.eval_batch_size, layout)
         self.first_eval = self.first_eval or metrics
         self.last_eval = metrics
         self.reporter.metrics(step, metrics)

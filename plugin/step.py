@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .batch import Batch
 from .data.chat import fill_with_end, filled_lengths
 from .data.documents import Document, Documents
-from .data.layout import deal, lay_out, micro_batches
+from .data.layout import PADDED, Layout, deal, lay_out, micro_batches
 from .data.steps import Slot
 from .objectives.dream import cutoff_lengths
 from .objectives.mdlm import Corruption, Weigh, corrupt
@@ -81,13 +81,20 @@ class Item:
 
 
 def build_step(
-    slots: Sequence[Slot], documents: Documents, rules: StepRules, *, batch_size: int, rank: int = 0, ranks: int = 1
+    slots: Sequence[Slot],
+    documents: Documents,
+    rules: StepRules,
+    *,
+    batch_size: int,
+    layout: Layout = PADDED,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Step:
-    """This rank's share of the step that holds `slots`."""
+    """This rank's share of the step that holds `slots`, laid out in micro-batches. Raises JobError as micro_batches does."""
     items, cut = step_items([documents[slot.index] for slot in slots], slots, rules)
     noised = [(item, one) for item, t in zip(items, _times(items, rules), strict=True) for one in corruptions(item, t, rules)]
     lengths = [item.ids.size for item, _ in noised]
-    groups = micro_batches(deal(lengths, ranks)[rank], lengths, batch_size)
+    groups = micro_batches(deal(lengths, ranks)[rank], lengths, batch_size, layout)
     pieces = [
         Piece(
             lay_out([noised[place][0].ids for place in group], [noised[place][1] for place in group]),

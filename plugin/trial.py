@@ -29,6 +29,7 @@ from .models.diffusion import DiffusionModel
 from .models.load import build_model, check_method, load_config, new_config
 from .models.lora import add_adapter
 from .models.published import REGISTRY
+from .packing import check_fits, choose_attention
 from .params import Params
 from .step import Step, StepRules, build_step, corruptions, step_items
 
@@ -43,11 +44,16 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
     rules = assembly.step_rules(params, prepared.chat)
     clock = assembly.make_clock(params, len(prepared.train), len(prepared.evaluation), ranks)
     parameters, trained = _count_parameters(config, params)
-    precision, why = assembly.choose_precision(params, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision, why = assembly.choose_precision(params, device)
     notes.append(f"dtype: {why}")
-    slots = step_slots(len(prepared.train), clock.step_size, 0, params.seed, clock.total)
-    step = build_step(slots, prepared.train, rules, batch_size=params.batch_size)
     compute = assembly.COMPUTE[precision]
+    attention = choose_attention(params, config, device, compute)
+    notes.append(f"attention: {attention.why}")
+    for documents in (prepared.train, prepared.evaluation):
+        check_fits(documents, rules, attention.layout)
+    slots = step_slots(len(prepared.train), clock.step_size, 0, params.seed, clock.total)
+    step = build_step(slots, prepared.train, rules, batch_size=params.batch_size, layout=attention.layout)
     whole = parameters <= SMALL
     model = assembly.make_model(params, prepared.tokenizer, compute, offline=offline) if whole else _narrow(config)
     return {
@@ -62,7 +68,7 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
         "parameters": parameters,
         "trained_parameters": trained,
         "precision": {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision],
-        "first_loss": _try_step(model, step, prepared.chat.pad_id),
+        "first_loss": _try_step(model, step, prepared.chat.pad_id, packed=attention.layout.packed),
         "tried": "the model itself" if whole else "a narrow model of its family",
         "data": {split: report.as_json() for split, report in prepared.reports.items()},
         "disk": _disk(params, parameters, trained),
@@ -113,9 +119,9 @@ def _narrow(config: PretrainedConfig) -> PreTrainedModel:
     return build_model(AutoConfig.for_model(config.model_type, **kept, **small))
 
 
-def _try_step(model: nn.Module, step: Step, pad_id: int) -> float:
-    """Forward and backward of the first micro-batch. Returns its loss per masked token in nats."""
-    sums = DiffusionModel(model, pad_id)(step.pieces[0].batch)
+def _try_step(model: nn.Module, step: Step, pad_id: int, *, packed: bool) -> float:
+    """Forward and backward of the first micro-batch, on the CPU. Returns its loss per masked token in nats."""
+    sums = DiffusionModel(model, pad_id, "loop" if packed else None)(step.pieces[0].batch)
     sums.weighted.sum().backward()
     return round(float(sums.nll.sum()) / max(1, step.pieces[0].batch.masked.numel()), 4)
 

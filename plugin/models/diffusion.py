@@ -11,31 +11,63 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..batch import Batch
 from ..families import FAMILIES
-from .head import Sums, masked_sums
+from ..job import JobError, Problem
+from .attention import NAME, Segments
+from .head import Rows, Sums, masked_sums
 
 
 @dataclass(frozen=True)
 class Face:
-    """The two halves of a family's model, so that hidden states can be gathered between them."""
+    """The parts of a family's model, so that hidden states can be gathered between them; the last is its output embedding.
 
-    encode: Callable[[Any, torch.Tensor, torch.Tensor | None], torch.Tensor]  # (model, ids [S, T], mask [S, T]) -> [S, T, D]
-    head: Callable[[Any, torch.Tensor], torch.Tensor]  # (model, hidden [..., D]) -> logits [..., V]
+    A family without `encode_flat` cannot be packed: nobody has proved that its documents stay apart.
+    """
+
+    encode: Callable[[Any, Tensor, Tensor | None], Tensor]  # (model, ids [S, T], mask [S, T]) -> [S, T, D]
+    encode_flat: (
+        Callable[[Any, Tensor, Tensor, Segments], Tensor] | None
+    )  # (model, ids [1, N], position [1, N], ...) -> [1, N, D]
+    transform: Callable[[Any, Tensor], Tensor]  # (model, hidden [M, D]) -> what the output projection takes
 
 
-def _encoder(name: str) -> Callable[[Any, torch.Tensor, torch.Tensor | None], torch.Tensor]:
+def _flat_bert(model: Any, ids: Tensor, position: Tensor, segments: Segments) -> Tensor:
+    return model.bert(input_ids=ids, position_ids=position, segments=segments).last_hidden_state
+
+
+def _flat_roberta(model: Any, ids: Tensor, position: Tensor, segments: Segments) -> Tensor:
+    first = model.config.pad_token_id + 1  # where RoBERTa's table begins
+    return model.roberta(input_ids=ids, position_ids=position + first, segments=segments).last_hidden_state
+
+
+def _flat_modernbert(model: Any, ids: Tensor, position: Tensor, segments: Segments) -> Tensor:
+    # Masks given as a dictionary are taken as they are; otherwise a window would be drawn over all N * N pairs.
+    masks: Any = {"full_attention": None, "sliding_attention": None}
+    return model.model(input_ids=ids, attention_mask=masks, position_ids=position, segments=segments).last_hidden_state
+
+
+def _roberta_transform(model: Any, hidden: Tensor) -> Tensor:
+    return model.lm_head.layer_norm(F.gelu(model.lm_head.dense(hidden)))
+
+
+def _encoder(name: str) -> Callable[[Any, Tensor, Tensor | None], Tensor]:
     return lambda model, ids, mask: getattr(model, name)(input_ids=ids, attention_mask=mask).last_hidden_state
 
 
-_OURS = Face(lambda model, ids, mask: model.encode(ids, mask), lambda model, hidden: model.head(hidden))
+_OURS = Face(
+    lambda model, ids, mask: model.encode(ids, mask),
+    lambda model, ids, position, segments: model.encode(ids, position_ids=position, segments=segments),
+    lambda model, hidden: hidden,
+)
 FACES = {
-    "bert": Face(_encoder("bert"), lambda model, hidden: model.cls(hidden)),
-    "roberta": Face(_encoder("roberta"), lambda model, hidden: model.lm_head(hidden)),
-    "modernbert": Face(_encoder("model"), lambda model, hidden: model.decoder(model.head(hidden))),
+    "bert": Face(_encoder("bert"), _flat_bert, lambda model, hidden: model.cls.predictions.transform(hidden)),
+    "roberta": Face(_encoder("roberta"), _flat_roberta, _roberta_transform),
+    "modernbert": Face(_encoder("model"), _flat_modernbert, lambda model, hidden: model.head(hidden)),
     "llada": _OURS,
     "Dream": _OURS,
 }
@@ -47,28 +79,44 @@ def bare(model: nn.Module) -> PreTrainedModel:
 
 
 class DiffusionModel(nn.Module):
-    """A masked LM with the loss inside its forward."""
+    """A masked LM with the loss inside its forward. `attention` is a backend of attention.py for flat batches, None pads."""
 
-    def __init__(self, model: nn.Module, pad_id: int):
+    def __init__(self, model: nn.Module, pad_id: int, attention: str | None = None):
         super().__init__()
         self.model = model
         self.pad_id = pad_id
+        self.attention = attention
+        if attention:
+            plain = bare(model)
+            check_packable(plain.config.model_type)
+            plain.set_attn_implementation(NAME)
 
     def forward(self, batch: Batch) -> Sums:
         model = bare(self.model)
         face, family = FACES[model.config.model_type], FAMILIES[model.config.model_type]
+        hidden, place = self._flat(face, model, batch) if self.attention else self._padded(face, model, batch)
+        # A document's first token is never masked, so the shifted place is still in the document.
+        gathered = hidden[place[batch.masked - family.shift]]  # [M, D]
+        rows = Rows(batch.target, batch.weight, batch.document[batch.masked], batch.documents)
+        return masked_sums(face.transform(model, gathered), output_projection(model), rows)
+
+    def _flat(self, face: Face, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Hidden states [N, D], and where each token's is."""
+        assert self.attention
+        assert face.encode_flat
+        segments = Segments.of(batch, self.attention)
+        hidden = face.encode_flat(model, batch.ids[None], batch.position[None], segments)
+        return hidden[0], torch.arange(batch.ids.shape[0], device=hidden.device)
+
+    def _padded(self, face: Face, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Hidden states [S * T, D] of the padded rectangle, and where each token's is."""
         rows, columns = batch.documents, batch.longest
-        cell = batch.document * columns + batch.position  # [N] place of each token in the padded rectangle
+        cell = batch.document * columns + batch.position  # [N] place of each token in the rectangle
         padded = torch.full((rows * columns,), self.pad_id, device=batch.ids.device).scatter(0, cell, batch.ids)
         mask = None
         if batch.ids.shape[0] != rows * columns:
             mask = torch.zeros(rows * columns, dtype=torch.long, device=cell.device).index_fill(0, cell, 1).view(rows, columns)
-        hidden = face.encode(model, padded.view(rows, columns), mask)  # [S, T, D]
-        # A document's first token is never masked, so the shifted place is still in the document.
-        gathered = hidden.flatten(0, 1)[cell[batch.masked - family.shift]]  # [M, D]
-        return masked_sums(
-            gathered, lambda states: face.head(model, states), batch.target, batch.weight, batch.document[batch.masked], rows
-        )
+        return face.encode(model, padded.view(rows, columns), mask).flatten(0, 1), cell
 
 
 def own_dtype(model: nn.Module) -> torch.autocast:
@@ -77,7 +125,24 @@ def own_dtype(model: nn.Module) -> torch.autocast:
     return torch.autocast(next(model.parameters()).device.type, dtype=half or torch.bfloat16, enabled=half is not None)
 
 
-def predictor(model: nn.Module) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+def is_packable(model_type: str) -> bool:
+    """Whether a family's documents are proved to stay apart in a flat batch."""
+    return model_type in FACES and FACES[model_type].encode_flat is not None
+
+
+def check_packable(model_type: str) -> None:
+    """Raises JobError (exit 2) naming packing for a family that is not packable."""
+    if not is_packable(model_type):
+        able = ", ".join(name for name in FACES if is_packable(name))
+        raise JobError(Problem("packing", f"a model that keeps packed documents apart ({able})", model_type, "Set packing off."))
+
+
+def output_projection(model: PreTrainedModel) -> nn.Module:
+    """From transformed states [M, D] to logits [M, V]."""
+    return cast("nn.Module", model.get_output_embeddings())
+
+
+def predictor(model: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """predict(ids [S, T], real [S, T] bool, places [M, 2]) -> logits [M, V] on the model's device, without gradients.
 
     Each row is padded on its right; position i predicts token i.
@@ -86,12 +151,13 @@ def predictor(model: nn.Module) -> Callable[[torch.Tensor, torch.Tensor, torch.T
     face, family = FACES[plain.config.model_type], FAMILIES[plain.config.model_type]
 
     @torch.no_grad()
-    def predict(ids: torch.Tensor, real: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    def predict(ids: Tensor, real: Tensor, places: Tensor) -> Tensor:
         device = plain.device
         mask = None if bool(real.all()) else real.long().to(device)
         with own_dtype(plain):
             hidden = face.encode(plain, ids.to(device), mask)
             rows, columns = places.to(device).unbind(1)
-            return face.head(plain, hidden[rows, (columns - family.shift).clamp(min=0)])
+            gathered = hidden[rows, (columns - family.shift).clamp(min=0)]
+            return output_projection(plain)(face.transform(plain, gathered))
 
     return predict

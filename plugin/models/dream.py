@@ -23,6 +23,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
 from ..job import model_error
+from .attention import Segments
 from .parts import attention_bias, first_tokens, positions, refused, rotary_tables, shift_right
 
 # Fields that change the arithmetic, with the values this file computes (see llada.py).
@@ -113,10 +114,17 @@ class DreamModel(PreTrainedModel):
             layer.self_attn.is_causal = False  # Qwen2's is True, and would be obeyed wherever no mask is passed
         self.post_init()
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None) -> Tensor:
+    def encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        segments: Segments | None = None,
+    ) -> Tensor:
         """Hidden states [S, T, D] after the last norm, raw: state i predicts token i+1.
 
-        Args: input_ids [S, T]; attention_mask [S, T] (1 = real) or [S, 1, T, T]; position_ids [S, T], default 0..T-1.
+        Args: input_ids [S, T]; attention_mask [S, T] (1 = real) or [S, 1, T, T]; position_ids [S, T], default 0..T-1;
+        segments: instead of a mask, the documents of a single flat row.
         """
         config = self.config
         hidden = self.model.embed_tokens(input_ids)
@@ -126,7 +134,7 @@ class DreamModel(PreTrainedModel):
         rotary = cos.to(hidden.dtype), sin.to(hidden.dtype)  # Qwen2 rotates in the dtype of its activations
         bias = attention_bias(config, hidden, attention_mask)
         for layer in self.model.layers:
-            hidden = layer(hidden, attention_mask=bias, position_embeddings=rotary)
+            hidden = layer(hidden, attention_mask=bias, position_embeddings=rotary, segments=segments)
         return self.model.norm(hidden)
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..families import FAMILIES
-from .diffusion import FACES, bare
+from .diffusion import FACES, bare, output_projection
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _without_input_gradient(model: PreTrainedModel) -> set[nn.Module]:
     with torch.enable_grad():
         ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
         face = FACES[model.config.model_type]
-        face.head(model, face.encode(model, ids, None))
+        output_projection(model)(face.transform(model, face.encode(model, ids, None)))
     for hook in hooks:
         hook.remove()
     return found

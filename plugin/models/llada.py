@@ -25,6 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
 from ..job import model_error
+from .attention import Segments
 from .parts import attention_bias, positions, refused, rotary_tables, rotate
 
 # Fields that change the arithmetic, with the values this file computes; () refuses any. Fields that only matter to the
@@ -139,8 +140,8 @@ class LLaDABlock(GradientCheckpointingLayer):
         self.up_proj = nn.Linear(D, config.mlp_hidden_size, bias=False)
         self.ff_out = nn.Linear(config.mlp_hidden_size, D, bias=False)
 
-    def attend(self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
-        """Full attention of x [S, T, D]; bias as made by attention_bias."""
+    def attend(self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, segments: Segments | None) -> Tensor:
+        """Full attention of x [S, T, D]; bias as made by attention_bias, or segments of a flat batch."""
         S, T, D = x.shape
         q, k, v = (
             project(x).view(S, T, -1, self.head_dim).transpose(1, 2)  # [S, H, T, E]
@@ -155,11 +156,14 @@ class LLaDABlock(GradientCheckpointingLayer):
             bias,
             dropout=self.config.attention_dropout if self.training else 0.0,
             scaling=self.head_dim**-0.5,
+            segments=segments,
         )  # [S, T, H, E]
         return self.attn_out(mixed.reshape(S, T, D))
 
-    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
-        hidden = hidden + self.attend(self.attn_norm(hidden), rotary, bias)
+    def forward(
+        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, segments: Segments | None = None
+    ) -> Tensor:
+        hidden = hidden + self.attend(self.attn_norm(hidden), rotary, bias, segments)
         x = self.ff_norm(hidden)
         return hidden + self.ff_out(F.silu(self.ff_proj(x)) * self.up_proj(x))
 
@@ -192,10 +196,17 @@ class LLaDAModelLM(PreTrainedModel):
         )
         self.post_init()
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None) -> Tensor:
+    def encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        segments: Segments | None = None,
+    ) -> Tensor:
         """Hidden states [S, T, D] after the last norm; state i belongs to token i.
 
-        Args: input_ids [S, T]; attention_mask [S, T] (1 = real) or [S, 1, T, T]; position_ids [S, T], default 0..T-1.
+        Args: input_ids [S, T]; attention_mask [S, T] (1 = real) or [S, 1, T, T]; position_ids [S, T], default 0..T-1;
+        segments: instead of a mask, the documents of a single flat row.
         """
         parts = self.model.transformer
         hidden = parts.wte(input_ids)
@@ -204,7 +215,7 @@ class LLaDAModelLM(PreTrainedModel):
         )
         bias = attention_bias(self.config, hidden, attention_mask)
         for block in parts.blocks:
-            hidden = block(hidden, rotary, bias)
+            hidden = block(hidden, rotary, bias, segments)
         return parts.ln_f(hidden)
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ from transformers import PretrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 
 from ..job import model_error
+from .attention import NAME
+
+_BY_MASK = ("eager", "sdpa", NAME)
 
 
 def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -56,19 +59,19 @@ def attention_bias(config: PretrainedConfig, hidden: Tensor, attention_mask: Ten
     """The mask in the form that the attention function named in the config takes; what it does not forbid is visible.
 
     Args: hidden [S, T, D]; attention_mask [S, T] (1 = real) or [S, 1, T, T] (boolean or additive), None = no padding.
-    Returns: None, or [S, 1, T, T], boolean for sdpa and additive for eager; other functions get transformers' own form.
+    Returns: None, or [S, 1, T, T], boolean for sdpa and `documents`, additive for eager; other functions get transformers' own form.
     Raises: JobError for a 4-D mask where the attention function takes none.
     Every query sees at least one key: a softmax over an empty row is NaN or, with finite minima, sees everything.
     No value is read back from the device, so a training step does not wait here.
     """
     implementation = config._attn_implementation
-    if attention_mask is not None and implementation not in ("eager", "sdpa"):
+    if attention_mask is not None and implementation not in _BY_MASK:
         if attention_mask.dim() == 4:
             fix = "Use eager or sdpa for packed documents."
             raise model_error("attn_implementation", "one that takes a 4-D mask", str(implementation), fix)
         return create_bidirectional_mask(config, hidden, attention_mask)
     if attention_mask is None:
-        return None if implementation in ("eager", "sdpa") else create_bidirectional_mask(config, hidden, None)
+        return None if implementation in _BY_MASK else create_bidirectional_mask(config, hidden, None)
     T = hidden.shape[1]
     sees = visible(attention_mask)
     if sees.dim() == 2:  # a row without one real token sees all its padding
@@ -76,7 +79,7 @@ def attention_bias(config: PretrainedConfig, hidden: Tensor, attention_mask: Ten
     else:  # a query that sees nothing sees itself
         itself = torch.eye(T, dtype=torch.bool, device=sees.device)
         sees = sees | (itself & ~sees.any(-1, keepdim=True))
-    if implementation == "sdpa":
+    if implementation != "eager":
         return sees
     return torch.zeros_like(sees, dtype=hidden.dtype).masked_fill(~sees, torch.finfo(hidden.dtype).min)
 

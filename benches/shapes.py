@@ -1,0 +1,67 @@
+"""Model shapes and length histograms of the benches: random weights, real shapes, no data needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoConfig, PretrainedConfig
+
+from plugin.models.published import REGISTRY
+
+# Lognormal fits: (mean tokens, sigma of the logarithm, shortest, longest, share of a document that is its answer).
+LENGTHS = {
+    "alpaca": (92, 0.75, 16, 512, 0.65),
+    "tulu": (380, 0.9, 24, 2048, 0.60),
+    "long": (2200, 0.6, 256, 8192, 0.50),
+}
+_SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+
+
+@dataclass(frozen=True)
+class Shape:
+    name: str
+    model_type: str
+    fields: dict[str, Any]
+    batch_size: int  # documents of a micro-batch, for the padded references
+    documents: int  # of a step
+
+    def config(self) -> PretrainedConfig:
+        if self.model_type in REGISTRY:
+            return REGISTRY[self.model_type][0](**self.fields, pad_token_id=0, eos_token_id=2)
+        return AutoConfig.for_model(self.model_type, **self.fields, **_SPECIAL)
+
+
+_TINY_LLADA = {"d_model": 256, "n_heads": 4, "n_layers": 4, "mlp_hidden_size": 768, "vocab_size": 126_464}
+_TINY_DREAM = {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 152_064,
+}
+_TINY_MODERNBERT = {
+    "hidden_size": 256,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "vocab_size": 50_368,
+}
+CPU = (
+    Shape("tiny_modernbert", "modernbert", _TINY_MODERNBERT, 16, 32),
+    Shape("tiny_llada", "llada", _TINY_LLADA, 16, 32),
+    Shape("tiny_dream", "Dream", _TINY_DREAM, 16, 32),
+    Shape("modernbert_base", "modernbert", {"vocab_size": 50_368}, 8, 16),
+)
+
+
+def draw_lengths(kind: str, documents: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(tokens, prompt tokens) of each document, seeded."""
+    mean, sigma, shortest, longest, answer = LENGTHS[kind]
+    rng = np.random.default_rng(seed)
+    lengths = np.clip(rng.lognormal(np.log(mean) - sigma**2 / 2, sigma, documents), shortest, longest).astype(np.int64)
+    prompts = np.clip((lengths * (1 - answer)).astype(np.int64), 2, lengths - 2)
+    return lengths, prompts

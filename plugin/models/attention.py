@@ -1,0 +1,158 @@
+"""Attention that keeps the documents of a flat batch apart, registered with transformers under the name `documents`.
+
+transformers' own backends leak in silence here: positions that restart are not enough, and sdpa ignores cumulative lengths. So a
+packed forward hands every attention layer a `Segments`, by keyword through the model (a recomputed layer then sees the same one,
+and no two models share any state). Without one the name means plain sdpa, padding mask and all: sampling stays as it was.
+
+Shapes: S documents, N tokens of the flat batch, T tokens of one document, H heads (G of them for keys), E width of a head.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from ..batch import Batch
+
+NAME = "documents"
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where the documents of one flat batch lie, in the form its backend reads."""
+
+    backend: str  # loop, varlen or dense
+    cu_seqlens: Tensor  # [S + 1] int32
+    document: Tensor  # [N]
+    longest: int
+    runs: tuple[tuple[int, int], ...]  # loop: (documents, T) of neighbours of one length; reading them waits for the device
+    _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def of(batch: Batch, backend: str) -> Segments:
+        lengths = batch.cu_seqlens.diff().tolist() if backend == "loop" else []
+        runs = tuple((len(list(same)), length) for length, same in groupby(lengths))
+        return Segments(backend, batch.cu_seqlens.int(), batch.document, batch.longest, runs)
+
+    def near(self, tokens: int, reach: int | None) -> Tensor | None:
+        """Bool [T, T]: pairs at most `reach` apart; None when that is all of them."""
+        if reach is None or tokens - 1 <= reach:
+            return None
+        if (tokens, reach) not in self._masks:
+            self._masks[tokens, reach] = _within(torch.arange(tokens, device=self.document.device), reach)
+        return self._masks[tokens, reach]
+
+    def together(self, reach: int | None) -> Tensor:
+        """Bool [N, N]: pairs of one document, at most `reach` apart."""
+        N = self.document.shape[0]
+        if (N, reach) not in self._masks:
+            same = self.document[:, None] == self.document
+            self._masks[N, reach] = same if reach is None else same & _within(torch.arange(N, device=same.device), reach)
+        return self._masks[N, reach]
+
+
+def _within(places: Tensor, reach: int) -> Tensor:
+    return (places[:, None] - places).abs() <= reach
+
+
+def document_attention(
+    module: Any,
+    query: Tensor,  # [1, H, N, E]
+    key: Tensor,  # [1, G, N, E]
+    value: Tensor,  # [1, G, N, E]
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    segments: Segments | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: [1, N, H, E], and no attention weights."""
+    if segments is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others)
+    assert attention_mask is None, "segments say who sees whom"
+    assert not dropout, "dropout is off in this product"
+    # A layer of sliding windows is told one; its size is read from the config, whose meaning no release has changed.
+    reach = None if others.get("sliding_window") is None else module.config.sliding_window
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return BACKENDS[segments.backend](query, key, value, segments, reach, scale), None
+
+
+AttentionInterface.register(NAME, document_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def loop(query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: int | None, scale: float) -> Tensor:
+    """One sdpa for each run of documents of one length: nothing is computed that is not needed. The CPU's way."""
+    groups, parts, start = query.shape[1] // key.shape[1], [], 0
+    query, key, value = query[0], repeat_kv(key, groups)[0], repeat_kv(value, groups)[0]
+    for documents, T in segments.runs:
+        end = start + documents * T
+        q, k, v = (x[:, start:end].unflatten(1, (documents, T)).transpose(0, 1) for x in (query, key, value))  # [., H, T, E]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=segments.near(T, reach), scale=scale)
+        parts.append(mixed.transpose(1, 2).flatten(0, 1))  # [documents * T, H, E]
+        start = end
+    return torch.cat(parts)[None]
+
+
+def dense(query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: int | None, scale: float) -> Tensor:
+    """One sdpa under a mask of all pairs, N * N: for a GPU that has no varlen kernel."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=segments.together(reach), scale=scale)
+    return mixed.transpose(1, 2)
+
+
+def varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: int | None, scale: float) -> Tensor:
+    """torch's varlen_attn: flash attention over cumulative lengths, windows included."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    # Rotary tables may have lifted queries and keys to float32; the kernel wants one half precision.
+    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))  # [N, H or G, E]
+    options: dict[str, Any] = {}
+    if "enable_gqa" in _varlen_options():
+        options["enable_gqa"] = True
+    else:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    cu, longest = segments.cu_seqlens, segments.longest
+    window = (-1, -1) if reach is None else (reach, reach)
+    mixed = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, **options)  # [N, H, E]
+    return cast("Tensor", mixed)[None]
+
+
+Backend = Callable[[Tensor, Tensor, Tensor, Segments, "int | None", float], Tensor]
+BACKENDS: Mapping[str, Backend] = {"loop": loop, "dense": dense, "varlen": varlen}
+
+
+def _varlen_options() -> frozenset[str]:
+    """Keywords that this torch's varlen_attn takes: 2.10 knows neither scale nor windows, 2.11 no grouped heads."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return frozenset()
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def why_no_varlen(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """What keeps varlen from running here, in words; empty when nothing does."""
+    if device.type != "cuda":
+        return f"its kernels are CUDA's, and this is a {device.type.upper()}"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"its kernels compute in half precision, and this run in {str(dtype).removeprefix('torch.')}"
+    width = config.hidden_size // config.num_attention_heads
+    if width % 8 or width > 256:
+        return f"its kernels take heads whose width is a multiple of 8 up to 256, and this model's is {width}"
+    if not {"scale", "window_size"} <= _varlen_options():
+        return f"torch {torch.__version__} has none with windows"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is too old for its kernels"
+    return ""

@@ -1,0 +1,71 @@
+"""Packed or padded: the run's choice of layout and attention, made once from its parameters, model and device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PretrainedConfig
+
+from .data.chat import filled_lengths
+from .data.documents import Documents
+from .data.layout import Layout, check_budget
+from .job import JobError, Problem
+from .models.attention import why_no_varlen
+from .models.diffusion import check_packable, is_packable
+from .params import Params
+from .step import StepRules
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How documents are laid out and kept apart."""
+
+    layout: Layout
+    backend: str | None  # of a packed run, see models/attention.py; None pads
+    why: str
+
+
+def choose_attention(params: Params, config: PretrainedConfig, device: torch.device, compute: torch.dtype) -> Attention:
+    """Packed or padded, and by which attention. Raises JobError (exit 2) for what this device or model cannot do.
+
+    `packing auto` packs where documents stay apart and it was measured to be faster: on a CPU, and with varlen on a GPU.
+    """
+    tokens = None if params.tokens_per_batch == "auto" else params.tokens_per_batch
+    asked, no_varlen = params.attn_implementation, why_no_varlen(config, device, compute)
+    can_pack = is_packable(config.model_type) and asked != "eager"
+    if params.packing == "on":
+        check_packable(config.model_type)
+    found: list[Problem] = []
+    if asked == "varlen" and (no_varlen or params.packing == "off" or not can_pack):
+        got = f"varlen; {no_varlen or 'it is for packed documents, and these are padded'}"
+        found.append(Problem("attn_implementation", "an attention that can run here", got, "Set attn_implementation auto."))
+    if params.packing == "on" and asked == "eager":
+        found.append(Problem("attn_implementation", "auto, sdpa or varlen for packed documents", "eager", "Or set packing off."))
+    if found:
+        raise JobError(*found)
+
+    def padded(why: str) -> Attention:
+        return Attention(Layout(False, tokens), None, f"{asked}, padded rows: {why}")
+
+    def packed(backend: str, why: str) -> Attention:
+        return Attention(Layout(True, tokens), backend, f"{asked}, packed documents: {why}")
+
+    if params.packing == "off":
+        return padded("packing is off")
+    if not can_pack:
+        return padded(f"{config.model_type} with {asked} attention cannot be packed")
+    if device.type != "cuda":
+        return packed("loop", "sdpa on each document, those of one length together")
+    if asked != "sdpa" and not no_varlen:
+        return packed("varlen", "flash attention over documents of any length (varlen)")
+    lacks = f"no varlen: {no_varlen}" if no_varlen else "sdpa, as chosen"
+    return packed("dense", f"a mask of all pairs ({lacks})") if params.packing == "on" else padded(lacks)
+
+
+def check_fits(documents: Documents, rules: StepRules, layout: Layout) -> None:
+    """Raises JobError (exit 2) before the first step when a document, its end tokens added, will not fit into a micro-batch."""
+    if layout.tokens and len(documents):
+        lengths, prompts = documents.lengths.tolist(), documents.prompts.tolist()
+        filled = filled_lengths(lengths, prompts, policy=rules.eos_policy, block=rules.eos_block, max_length=rules.max_length)
+        check_budget(max(filled), layout)
