@@ -1,0 +1,105 @@
+"""Packing as a layout: budgets, best fit, the one bad input, and a step that stays the same step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny import pairs, random_documents, rules, slots
+
+from plugin.data.layout import AUTO_TOKENS, PADDED, Layout, best_fit, micro_batches, token_budget
+from plugin.job import Code, JobError
+from plugin.packing import check_fits
+from plugin.step import Step, build_step
+
+DOCUMENTS = random_documents(40)
+
+
+def test_best_fit_worked_by_hand() -> None:
+    # Longest first into 10: 7 opens a pack (3 left), 6 another (4 left), 4 goes where 4 are left, 3 where 3 are, 2 opens the third.
+    assert best_fit([0, 1, 2, 3, 4], [4, 7, 2, 6, 3], 10) == [[1, 4], [3, 0], [2]]
+
+
+def test_best_fit_prefers_the_fullest_pack_with_room() -> None:
+    # 8 (2 left), 5 (5 left); then 2 goes beside the 8, though the other pack has room too.
+    assert best_fit([0, 1, 2], [8, 5, 2], 10) == [[0, 2], [1]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_packs_hold_everything_once_within_the_budget_longest_first(seed: int) -> None:
+    lengths = np.random.default_rng(seed).integers(1, 60, 200).tolist()
+    places = list(range(3, 190))
+    packs = best_fit(places, lengths, 64)
+    assert sorted(place for pack in packs for place in pack) == places
+    for pack in packs:
+        sizes = [lengths[place] for place in pack]
+        assert sum(sizes) <= 64
+        assert sizes == sorted(sizes, reverse=True), "documents of one length lie side by side"
+    least = -(-sum(lengths[place] for place in places) // 64)
+    assert len(packs) <= 11 / 9 * least + 1
+
+
+def test_an_automatic_pack_holds_no_more_than_the_padded_rectangle() -> None:
+    assert token_budget([100, 512, 20], 4) == 4 * 512
+    assert token_budget([100], 1) == 100
+    assert token_budget([4096] * 3, 64) == AUTO_TOKENS
+    assert token_budget([2 * AUTO_TOKENS], 4) == 2 * AUTO_TOKENS, "a document is never cut"
+    lengths = [len(document.ids) for document in map(DOCUMENTS.__getitem__, range(40))]
+    packs = micro_batches(range(40), lengths, 4, Layout(True))
+    rows = micro_batches(range(40), lengths, 4, PADDED)
+    assert max(sum(lengths[p] for p in pack) for pack in packs) <= max(len(r) * lengths[r[0]] for r in rows)
+    assert len(packs) < len(rows)
+
+
+def test_a_budget_caps_padded_rows_with_their_padding() -> None:
+    lengths = [9, 9, 5, 4, 4, 1, 1, 1]
+    assert micro_batches(range(8), lengths, 3, Layout(False, 18)) == [[0, 1], [2, 3, 4], [5, 6, 7]]
+    assert micro_batches(range(8), lengths, 8, Layout(False, 9)) == [[0], [1], [2], [3, 4], [5, 6, 7]]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_document_longer_than_the_budget_is_one_line_by_name(packed: bool) -> None:
+    with pytest.raises(JobError) as caught:
+        micro_batches([0, 1], [4, 31], 2, Layout(packed, 30))
+    (problem,) = caught.value.problems
+    assert problem.field == "tokens_per_batch"
+    assert "31" in problem.expected
+    assert problem.got == "30"
+    assert problem.code == Code.CONFIGURATION
+    assert micro_batches([0], [30], 2, Layout(packed, 30)) == [[0]]
+
+
+@pytest.mark.parametrize(("policy", "longest"), [("single", 9), ("block", 11), ("batch", 9)])
+def test_the_budget_is_checked_before_the_first_step_with_end_tokens_counted(policy: str, longest: int) -> None:
+    documents, how = pairs((3, 2), (3, 6)), rules(eos_policy=policy, eos_block=8)
+    check_fits(documents, how, Layout(True, longest))
+    check_fits(documents, how, Layout(True))
+    with pytest.raises(JobError, match="tokens_per_batch"):
+        check_fits(documents, how, Layout(True, longest - 1))
+    chosen = slots(2, 2)
+    assert build_step(chosen, documents, how, batch_size=2, layout=Layout(True, longest)).tokens >= longest
+
+
+def content(parts: list[Step]) -> list[object]:
+    return sorted(
+        (index, one.t, one.noisy.tolist(), one.masked.tolist(), one.weight.tolist())
+        for part in parts
+        for piece in part.pieces
+        for index, one in zip(piece.documents, piece.corruptions, strict=True)
+    )
+
+
+@pytest.mark.parametrize("eos_policy", ["single", "block", "batch"])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_layout_never_changes_the_step(ranks: int, eos_policy: str) -> None:
+    how = rules(eos_policy=eos_policy)
+    found = []
+    for layout in (PADDED, Layout(True), Layout(True, 64), Layout(False, 70)):
+        parts = [
+            build_step(slots(16, 40), DOCUMENTS, how, batch_size=4, layout=layout, rank=rank, ranks=ranks)
+            for rank in range(ranks)
+        ]
+        if layout.tokens and layout.packed:
+            assert all(piece.batch.ids.numel() <= layout.tokens for part in parts for piece in part.pieces)
+        first = parts[0]
+        found.append((first.count, first.masked, first.tokens, first.supervised, content(parts)))
+    assert all(one == found[0] for one in found[1:])

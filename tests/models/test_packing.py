@@ -1,0 +1,366 @@
+"""Packed documents: the numbers of each document alone, and nothing of one in another, for every family and backend.
+
+Leaks are silent, so isolation is proved twice: an edited document leaves the others' sums equal to the last bit, and the gradient of
+one document's loss with respect to another's embeddings is exactly zero.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.attention.varlen as torch_varlen
+from tiny import (
+    FAMILIES,
+    PAD,
+    alone_in,
+    assert_same_vector,
+    gradient,
+    random_documents,
+    rules,
+    slots,
+    tiny_config,
+    tiny_model,
+)
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.masking_utils import create_bidirectional_sliding_window_mask
+
+from plugin.batch import Batch
+from plugin.data.layout import PADDED, Layout
+from plugin.families import FAMILIES as KNOWN
+from plugin.job import JobError
+from plugin.models import attention, diffusion
+from plugin.models.attention import Segments
+from plugin.models.diffusion import FACES, DiffusionModel, predictor
+from plugin.models.load import load_model
+from plugin.models.lora import LoraSettings, add_adapter
+from plugin.step import build_step
+
+DOCUMENTS = random_documents(12, longest=26)
+BACKENDS = ("loop", "dense")
+every_family = pytest.mark.parametrize("family", FAMILIES)
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+quiet_peft = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+def packed_batch(count: int = 12) -> Batch:
+    (piece,) = build_step(slots(count, 12), DOCUMENTS, rules(), batch_size=count, layout=Layout(True)).pieces
+    assert piece.batch.documents == count
+    return piece.batch
+
+
+def edited(batch: Batch, document: int) -> Batch:
+    """Every visible token of one document changed."""
+    there = batch.document == document
+    there[batch.masked] = False
+    return replace(batch, ids=torch.where(there, 5 + (batch.ids + 7) % 30, batch.ids))
+
+
+def test_the_batch_excites_every_path() -> None:
+    batch = packed_batch()
+    lengths = batch.cu_seqlens.diff().tolist()
+    assert len(set(lengths)) < len(lengths), "some documents of one length, computed together"
+    assert len(set(lengths)) > 4
+    assert batch.longest > 4 * 4, "beyond every window of 2 tokens to each side, even after three layers"
+
+
+@every_family
+@every_backend
+def test_sums_and_gradients_are_those_of_every_document_alone(family: str, backend: str) -> None:
+    model, batch = tiny_model(family), packed_batch()
+    wanted = torch.stack(alone_in(model, batch))
+    wanted.sum().backward()
+    reference = gradient(model)
+    model.zero_grad()
+    got = DiffusionModel(model, PAD, backend)(batch)
+    got.weighted.sum().backward()
+    assert wanted.max() > 10
+    torch.testing.assert_close(got.weighted, wanted, rtol=1e-5, atol=1e-5)
+    assert_same_vector(gradient(model), reference, 1e-5)
+
+
+@every_family
+@every_backend
+@pytest.mark.parametrize("document", [0, 5, 11])
+def test_editing_one_document_leaves_the_others_equal_to_the_last_bit(family: str, backend: str, document: int) -> None:
+    module, batch = DiffusionModel(tiny_model(family), PAD, backend), packed_batch()
+    before, after = module(batch), module(edited(batch, document))
+    others = torch.arange(12) != document
+    assert torch.equal(before.weighted[others], after.weighted[others])
+    assert torch.equal(before.nll[others], after.nll[others])
+    assert batch.weight[batch.document[batch.masked] == document].numel(), "the edited one has a loss to change"
+    assert before.weighted[document] != after.weighted[document]
+
+
+@every_family
+@every_backend
+def test_no_gradient_reaches_another_documents_embeddings(family: str, backend: str) -> None:
+    model, batch = tiny_model(family), packed_batch()
+    embedded: list[Tensor] = []
+
+    def keep(_module: Any, _inputs: Any, output: Tensor) -> None:
+        output.retain_grad()
+        embedded.append(output)
+
+    model.get_input_embeddings().register_forward_hook(keep)
+    DiffusionModel(model, PAD, backend)(batch).weighted[5].backward()
+    gradients = embedded[0].grad[0]
+    assert (gradients[batch.document != 5] == 0).all()
+    assert (gradients[batch.document == 5].abs().sum(-1) > 0).all()
+
+
+@every_backend
+def test_windows_and_documents_meet_in_modernberts_local_layers(backend: str) -> None:
+    """One layer of windows: a token's state depends on exactly the 2 neighbours to each side that are of its document."""
+    model = tiny_model("modernbert", num_hidden_layers=2, layer_types=["sliding_attention", "sliding_attention"])
+    model.model.layers = model.model.layers[:1]
+    model.set_attn_implementation(attention.NAME)
+    batch = packed_batch(3)
+    embedded = model.get_input_embeddings()(batch.ids[None]).detach().requires_grad_()
+    model.get_input_embeddings().register_forward_hook(lambda *call: embedded)
+    states = FACES["modernbert"].encode_flat(model, batch.ids[None], batch.position[None], Segments.of(batch, backend))[0]
+    for token in (0, 7, int(batch.cu_seqlens[1]) - 1, int(batch.cu_seqlens[1]), int(batch.cu_seqlens[2]) + 1):
+        (reached,) = torch.autograd.grad(states[token].square().sum(), embedded, retain_graph=True)
+        near = (torch.arange(batch.ids.shape[0]) - token).abs() <= 2
+        seen = reached[0].abs().sum(-1) > 0
+        assert seen.tolist() == (near & (batch.document == batch.document[token])).tolist()
+
+
+def test_a_window_is_the_one_transformers_draws() -> None:
+    config = tiny_config("modernbert")
+    config._attn_implementation = "sdpa"
+    drawn = create_bidirectional_sliding_window_mask(config, torch.zeros(1, 9, 16), None)
+    batch = packed_batch(1)
+    segments = Segments.of(batch, "loop")
+    assert torch.equal(segments.near(9, config.sliding_window), drawn[0, 0])
+    assert segments.near(3, 2) is None, "all pairs are near"
+    assert segments.near(9, None) is None
+
+
+@every_family
+def test_without_documents_the_name_means_sdpa(family: str) -> None:
+    """Sampling uses the trained model with padded rows: same logits as before packing was switched on, padding still unseen."""
+    model = tiny_model(family)
+    ids = torch.full((2, 14), PAD)
+    ids[0] = torch.arange(6, 20)
+    ids[1, :9] = torch.arange(9, 18)
+    places = torch.tensor([[0, 13], [1, 3], [1, 8]])
+    before = predictor(model)(ids, ids != PAD, places), model(input_ids=ids[:1]).logits
+    DiffusionModel(model, PAD, "loop")
+    after = predictor(model)(ids, ids != PAD, places), model(input_ids=ids[:1]).logits
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[1], after[1])
+
+
+@every_family
+def test_a_saved_model_shows_no_trace_of_packing(family: str, tmp_path: Path) -> None:
+    model = tiny_model(family)
+    DiffusionModel(model, PAD, "loop")
+    model.save_pretrained(tmp_path)
+    assert attention.NAME not in (tmp_path / "config.json").read_text(encoding="utf-8")
+    assert load_model(str(tmp_path)).config._attn_implementation == "sdpa"
+
+
+@every_family
+def test_recomputed_layers_see_the_same_documents(family: str) -> None:
+    """Another batch runs between forward and backward: state kept beside the call would be the wrong one by then."""
+    found = []
+    for recompute in (False, True):
+        model = tiny_model(family).train()
+        if recompute:
+            model.activation_checkpointing_enable()
+        module = DiffusionModel(model, PAD, "loop")
+        loss = module(packed_batch()).weighted.sum()
+        module(packed_batch(2))
+        loss.backward()
+        found.append(gradient(model))
+    assert_same_vector(found[1], found[0], 1e-6)
+
+
+@quiet_peft
+@every_family
+@pytest.mark.parametrize("lora", [False, True])
+def test_on_and_off_give_one_loss_trace(family: str, lora: bool) -> None:
+    """Six AdamW steps of 8 documents in micro-batches; the budget cuts packs elsewhere than rows."""
+    traces = []
+    for layout, backend in ((PADDED, None), (Layout(True), "loop"), (Layout(True, 48), "loop"), (Layout(True), "dense")):
+        model = tiny_model(family)
+        if lora:
+            torch.manual_seed(0)
+            model = add_adapter(model, KNOWN[family], LoraSettings(4, 8, 0.0, "auto"), [])
+        module = DiffusionModel(model, PAD, backend)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+        traces.append([])
+        for number in range(6):
+            step = build_step(slots(8, 12, step=number), DOCUMENTS, rules(), batch_size=3, layout=layout)
+            total = 0.0
+            for piece in step.pieces:
+                loss = module(piece.batch).weighted.sum() / step.count
+                loss.backward()
+                total += loss.item()
+            optimizer.step()
+            optimizer.zero_grad()
+            traces[-1].append(total)
+    assert abs(traces[0][0] - traces[0][-1]) > 0.1, "it learns"
+    for trace in traces[1:]:
+        assert trace == pytest.approx(traces[0], rel=1e-5)
+
+
+@quiet_peft
+@pytest.mark.parametrize("family", ["llada", "Dream"])
+def test_a_4_bit_base_trains_the_same_packed(family: str, tmp_path: Path) -> None:
+    wide = {"hidden_size": 64, "intermediate_size": 64, "initializer_range": 0.1}
+    tiny_model(family, **wide).save_pretrained(tmp_path)
+    found = []
+    for backend in (None, "loop"):
+        base = load_model(str(tmp_path), four_bit=True)
+        torch.manual_seed(0)
+        model = add_adapter(base, KNOWN[family], LoraSettings(4, 8, 0.0, "auto"), [])
+        module = DiffusionModel(model, PAD, backend).train()
+        loss = module(packed_batch()).weighted.sum()
+        loss.backward()
+        found.append((loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    assert_same_vector(found[1][1], found[0][1], 1e-5)
+
+
+def test_a_family_without_proof_refuses_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FACES, "bert", replace(FACES["bert"], encode_flat=None))
+    with pytest.raises(JobError, match=r"packing.*roberta.*bert"):
+        DiffusionModel(tiny_model("bert"), PAD, "loop")
+    assert not diffusion.is_packable("bert")
+    assert not diffusion.is_packable("gpt2")
+
+
+# --- varlen: CUDA's kernel, in place of which a plain one checks what it is given
+
+
+def fake_varlen(seen: list[dict[str, Any]], *, grouped: bool) -> Callable[..., Tensor]:
+    """varlen_attn after its documentation: q [N, H, E], k and v [N, G, E], windows (left, right) inclusive, -1 none."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, **how: Any) -> Tensor:
+        seen.append({"q": q, "k": k, "v": v, "cu": cu_q, "same": cu_q is cu_k, "longest": (max_q, max_k), **how})
+        assert how.get("enable_gqa") or q.shape[1] == k.shape[1]
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        left, right = how["window_size"]
+        parts = []
+        for start, end in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), strict=True):
+            places = torch.arange(end - start)
+            apart = places[None] - places[:, None]
+            near = ((apart >= -left) | (left < 0)) & ((apart <= right) | (right < 0))
+            one = (x[start:end].transpose(0, 1) for x in (q, k, v))
+            parts.append(F.scaled_dot_product_attention(*one, attn_mask=near, scale=how["scale"]).transpose(0, 1))
+        return torch.cat(parts)
+
+    def new(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
+        how = {"scale": scale, "window_size": window_size, "enable_gqa": enable_gqa}
+        return attend(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **how)
+
+    def old(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+        return attend(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+
+    return new if grouped else old
+
+
+@every_family
+@pytest.mark.parametrize("grouped", [True, False])
+def test_varlen_gets_what_its_documentation_asks_for(family: str, grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch_varlen, "varlen_attn", fake_varlen(seen, grouped=grouped))
+    model, batch = tiny_model(family), packed_batch()
+    wanted = DiffusionModel(tiny_model(family), PAD, "loop")(batch)
+    got = DiffusionModel(model, PAD, "varlen")(batch)
+    torch.testing.assert_close(got.weighted, wanted.weighted, rtol=1e-5, atol=1e-5)
+    N, H = batch.ids.shape[0], model.config.num_attention_heads
+    assert len(seen) == model.config.num_hidden_layers
+    windows = [call["window_size"] for call in seen]
+    assert windows == ([(-1, -1), (2, 2), (2, 2)] if family == "modernbert" else [(-1, -1)] * len(seen))
+    for call in seen:
+        assert call["q"].shape == (N, H, 16 // H)
+        assert call["cu"].dtype == torch.int32
+        assert call["cu"].tolist() == batch.cu_seqlens.tolist()
+        assert call["same"]
+        assert call["longest"] == (batch.longest, batch.longest)
+        assert call["scale"] == (16 // H) ** -0.5
+        heads = getattr(model.config, "num_key_value_heads", H) if grouped else H
+        assert call["k"].shape[1] == call["v"].shape[1] == heads
+
+
+def test_varlen_runs_in_the_dtype_of_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast Dream's rotary tables lift queries and keys to float32; the kernel takes half precision only."""
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch_varlen, "varlen_attn", fake_varlen(seen, grouped=True))
+    for family in FAMILIES:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            DiffusionModel(tiny_model(family), PAD, "varlen")(packed_batch()).weighted.sum().backward()
+    assert {call[name].dtype for call in seen for name in "qkv"} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("reach", [None, 2])
+def test_the_installed_varlen_takes_our_call_on_the_meta_device(reach: int | None) -> None:
+    """Its real signature, shape checks and autograd registration, without its kernels."""
+    batch = packed_batch().to(torch.device("meta"))
+    N = batch.ids.shape[0]
+    q, k, v = (torch.empty(1, heads, N, 8, dtype=torch.bfloat16, device="meta", requires_grad=True) for heads in (4, 2, 2))
+    mixed = attention.varlen(q, k, v, Segments.of(batch, "varlen"), reach, 0.3)
+    assert mixed.shape == (1, N, 4, 8)
+    mixed.sum().backward()
+    assert q.grad is not None and k.grad is not None and v.grad is not None  # noqa: PT018
+    assert (q.grad.shape, k.grad.shape, v.grad.shape) == (q.shape, k.shape, v.shape)
+
+
+@pytest.mark.parametrize("backend", ["varlen", "dense"])
+def test_making_segments_reads_nothing_from_the_device(backend: str) -> None:
+    """A meta tensor cannot be read: what does not fail here does not wait for a GPU."""
+    segments = Segments.of(packed_batch().to(torch.device("meta")), backend)
+    assert segments.cu_seqlens.dtype == torch.int32
+    assert segments.longest == packed_batch().longest
+
+
+def test_what_keeps_varlen_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    config: Any = tiny_config("llada")
+    cuda, half = torch.device("cuda"), torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert "CPU" in attention.why_no_varlen(config, torch.device("cpu"), half)
+    assert "float32" in attention.why_no_varlen(config, cuda, torch.float32)
+    assert "width" in attention.why_no_varlen(config, cuda, half), "4 is not a multiple of 8"
+    wide = tiny_config("llada", hidden_size=64)
+    assert attention.why_no_varlen(wide, cuda, half) == ""
+
+    def of_torch_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None): ...
+
+    monkeypatch.setattr(torch_varlen, "varlen_attn", of_torch_2_10)
+    assert "windows" in attention.why_no_varlen(wide, cuda, half)
+
+
+def test_models_share_no_state() -> None:
+    """Two models packed in turns: each call carries its own documents."""
+    first, second = (DiffusionModel(tiny_model(family), PAD, "loop") for family in ("modernbert", "bert"))
+    wanted = first(packed_batch()).weighted
+    second(packed_batch(3))
+    assert torch.equal(first(packed_batch()).weighted, wanted)
+    assert "segments" in inspect.signature(attention.document_attention).parameters
+
+
+def test_memory_of_a_pack_is_not_quadratic_in_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No layer of any family is handed a mask, and transformers draws none over the flat row."""
+    shapes: list[torch.Size] = []
+    plain = attention.sdpa_mask
+
+    def spy(**asked: Any) -> Tensor | None:
+        drawn = plain(**asked)
+        shapes.extend([] if drawn is None else [drawn.shape])
+        return drawn
+
+    monkeypatch.setitem(attention.AttentionMaskInterface._global_mapping, attention.NAME, spy)
+    for family in FAMILIES:
+        model: PreTrainedModel = tiny_model(family)
+        DiffusionModel(model, PAD, "loop")(packed_batch())
+    assert shapes == []
