@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -25,5 +26,12 @@ class Batch:
         return self.cu_seqlens.shape[0] - 1
 
     def to(self, device: torch.device) -> Batch:
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "longest"}
-        return Batch(**moved, longest=self.longest)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """In page-locked memory, from where a copy to the GPU does not hold up the CPU."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        changed = {f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "longest"}
+        return Batch(**changed, longest=self.longest)

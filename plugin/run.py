@@ -15,6 +15,7 @@ from peft import PeftModel
 from transformers import get_scheduler
 
 from . import assembly, fuse, loop
+from .ahead import Ahead
 from .checkpoints import State, save_checkpoint
 from .data.chat import ChatFormat
 from .data.documents import Documents
@@ -78,9 +79,13 @@ class Run:
             sample=self._sample,
         )
         meters = self._meters()
-        done, stopped, totals = loop.train(
-            self.accelerator, self.module, self.optimizer, self.scheduler, self._make_step, clock.plan, hooks, meters
-        )
+        ahead = Ahead(self._make_step, clock.plan.steps, pin=self.accelerator.device.type == "cuda")
+        try:
+            done, stopped, totals = loop.train(
+                self.accelerator, self.module, self.optimizer, self.scheduler, ahead, clock.plan, hooks, meters
+            )
+        finally:
+            ahead.close()
         result: dict[str, Any] = {
             "outcome": "stopped" if stopped else "done",
             "steps": done,

@@ -1,0 +1,36 @@
+"""The next step is built while the device works on this one: one thread, in order, nothing to configure.
+
+A thread and not a process: it starts at once, is safe in every host, and most of its work (numpy) releases the interpreter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+from .step import Step
+
+
+class Ahead:
+    """`ahead(step)` is `make(step)`, built beforehand when steps are asked for in order. `pin`: page-locked, for a GPU."""
+
+    def __init__(self, make: Callable[[int], Step], steps: int, *, pin: bool):
+        self._make, self._steps, self._pin = make, steps, pin
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-step")
+        self._coming: dict[int, Future[Step]] = {}
+
+    def __call__(self, step: int) -> Step:
+        coming = self._coming.pop(step, None) or self._thread.submit(self._build, step)
+        if step + 1 < self._steps:
+            self._coming = {step + 1: self._thread.submit(self._build, step + 1)}
+        return coming.result()
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def _build(self, step: int) -> Step:
+        built = self._make(step)
+        if not self._pin:
+            return built
+        return replace(built, pieces=tuple(replace(piece, batch=piece.batch.pinned()) for piece in built.pieces))
