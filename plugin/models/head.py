@@ -149,9 +149,12 @@ def _losses(
     grown = None if factor is None else _no_gradients(states, weight, bias, needs)
     with torch.autocast(states.device.type, enabled=False):
         x, w, b = states.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        for piece in _chunks(M, V, states.device):
+        pieces = _chunks(M, V, states.device)
+        # One buffer for all chunks: on a CPU fresh pages cost more than the bias.
+        buffer = torch.empty(pieces[0].stop if pieces else 0, V, dtype=dtype, device=states.device)
+        for piece in pieces:
             at = target[piece, None]  # [C, 1]
-            logits = F.linear(x[piece], w, b).float()  # [C, V]; from here on overwritten
+            logits = _project(x[piece], w, b, buffer[: piece.stop - piece.start]).float()  # [C, V]; from here on overwritten
             true = logits.gather(1, at)
             top, likeliest = logits.max(-1, keepdim=True)
             mass = logits.sub_(top).exp_().sum(-1, keepdim=True)
@@ -162,6 +165,11 @@ def _losses(
                 slope = logits.mul_(scale / mass).scatter_add_(1, at, -scale)  # d/d logits: factor * (softmax - truth)
                 _grow(grown, piece, slope.to(dtype), x, w)
     return nll, correct, grown
+
+
+def _project(x: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> Tensor:
+    """x [C, D] to logits [C, V], into `out`."""
+    return torch.mm(x, w.T, out=out) if b is None else torch.addmm(b, x, w.T, out=out)
 
 
 def _no_gradients(states: Tensor, weight: Tensor, bias: Tensor | None, needs: tuple[bool, ...]) -> _Gradients:

@@ -168,16 +168,19 @@ def test_weights_kept_in_bfloat16_get_bfloat16_gradients() -> None:
 
 def test_one_chunk_of_logits_at_a_time_and_every_row_projected_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    linear = F.linear
+    homes: set[int] = set()
+    project = head._project
 
-    def spy(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def spy(x: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> Tensor:
         sizes.append(x.shape[0])
-        return linear(x, weight, bias)
+        homes.add(out.untyped_storage().data_ptr())
+        return project(x, w, b, out)
 
-    monkeypatch.setattr(head.F, "linear", spy)
+    monkeypatch.setattr(head, "_project", spy)
     layer, states = some_layer(), some_states().requires_grad_()
     masked_sums(states, layer, some_rows()).weighted.sum().backward()
     assert sizes == [5, 5, 5, 5, 3]
+    assert len(homes) == 1, "one buffer"
     sizes.clear()
     with torch.no_grad():
         assert not masked_sums(states, layer, some_rows()).weighted.requires_grad
