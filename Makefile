@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 BASE ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(if $(shell $(name) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo yes),$(name))))
 
-.PHONY: setup demo test check manifest
+.PHONY: setup demo test check manifest bench
 
 $(PYTHON):
 	@test -n "$(BASE)" || { echo "Python 3.11 or 3.12 is needed" >&2; exit 1; }
@@ -28,3 +28,8 @@ check: setup
 
 manifest: setup
 	@$(PYTHON) -m plugin.manifest
+
+# Real tokens a second against two plain references; `make bench DEVICE=cuda` for the real shapes.
+DEVICE ?= cpu
+bench: setup
+	@$(PYTHON) benches/throughput.py --device $(DEVICE)

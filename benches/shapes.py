@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,20 @@ class Shape:
     fields: dict[str, Any]
     batch_size: int  # documents of a micro-batch, for the padded references
     documents: int  # of a step
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.fields["vocab_size"])
+
+    @property
+    def longest(self) -> int:
+        config = self.config()
+        return int(config.max_position_embeddings)
+
+    def narrow(self) -> Shape:
+        """The same family with two layers and few of everything: to try code on a CPU."""
+        small = {"vocab_size": 512} | {name: value for name, value in _NARROW.items() if name in self.fields}
+        return replace(self, fields={**self.fields, **small}, batch_size=2, documents=2)
 
     def config(self) -> PretrainedConfig:
         if self.model_type in REGISTRY:
@@ -65,3 +79,46 @@ def draw_lengths(kind: str, documents: int, seed: int) -> tuple[NDArray[np.int64
     lengths = np.clip(rng.lognormal(np.log(mean) - sigma**2 / 2, sigma, documents), shortest, longest).astype(np.int64)
     prompts = np.clip((lengths * (1 - answer)).astype(np.int64), 2, lengths - 2)
     return lengths, prompts
+
+
+_NARROW = {
+    "d_model": 64,
+    "n_heads": 4,
+    "n_kv_heads": 4,
+    "n_layers": 2,
+    "mlp_hidden_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+_LLADA_8B = {"d_model": 4096, "n_heads": 32, "n_kv_heads": 32, "n_layers": 32, "mlp_hidden_size": 12288, "vocab_size": 126_464}
+_DREAM_7B = {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152_064,
+}
+_MODERNBERT_BASE = {
+    "hidden_size": 768,
+    "intermediate_size": 1152,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 12,
+    "vocab_size": 50_368,
+}
+_MODERNBERT_LARGE = {
+    "hidden_size": 1024,
+    "intermediate_size": 2624,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "vocab_size": 50_368,
+}
+CUDA = (
+    Shape("llada_8b", "llada", _LLADA_8B, 8, 8),
+    Shape("dream_7b", "Dream", _DREAM_7B, 8, 8),
+    Shape("modernbert_base", "modernbert", _MODERNBERT_BASE, 48, 48),
+    Shape("modernbert_large", "modernbert", _MODERNBERT_LARGE, 48, 48),
+)

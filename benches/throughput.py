@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,60 +22,21 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benches")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from references import Noised, grouped, in_order, padded_loss  # noqa: E402
+from references import grouped, in_order, padded_loss  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from shapes import CPU, Shape, draw_lengths  # noqa: E402
 from transformers import PreTrainedModel  # noqa: E402
+from work import MASK, PAD, Work, make_work  # noqa: E402
 
 from plugin import quiet  # noqa: E402, F401  # before anything that imports torch
-from plugin.data.documents import Builder  # noqa: E402
-from plugin.data.layout import Layout, best_fit, lay_out  # noqa: E402
-from plugin.data.steps import Slot  # noqa: E402
+from plugin.data.layout import best_fit, lay_out  # noqa: E402
 from plugin.families import FAMILIES  # noqa: E402
 from plugin.models.diffusion import DiffusionModel  # noqa: E402
 from plugin.models.flops import count_flops  # noqa: E402
 from plugin.models.load import build_model  # noqa: E402
-from plugin.objectives.mdlm import by_time  # noqa: E402
-from plugin.objectives.noise import Noise  # noqa: E402
-from plugin.step import Step, StepRules, build_step  # noqa: E402
 
-PAD, MASK, END = 0, 3, 2
 WAYS = ("random", "grouped", "ours")
-RULES = StepRules(
-    noise=Noise(seed=0),
-    weigh=by_time("linear"),
-    norm="token",
-    mask_id=MASK,
-    end_ids=(END,),
-    fill_id=END,
-    start_id=1,
-    eos_policy="single",
-    eos_block=32,
-    max_length=8192,
-)
-
-
-@dataclass(frozen=True)
-class Work:
-    """One step, laid out for ours and as a plain list of noised documents."""
-
-    step: Step
-    noised: list[Noised]
-
-
-def make_work(shape: Shape, kind: str, number: int) -> Work:
-    lengths, prompts = draw_lengths(kind, shape.documents, seed=number)
-    rng = np.random.default_rng(1000 + number)
-    builder = Builder()
-    for length, prompt in zip(lengths, prompts, strict=True):
-        learned = np.arange(length) >= prompt
-        builder.add(rng.integers(8, shape.config().vocab_size - 8, length).astype(np.int32), learned, int(prompt), "")
-    documents = builder.build()
-    slots = [Slot(0, index, index) for index in range(len(documents))]
-    step = build_step(slots, documents, RULES, batch_size=shape.batch_size, layout=Layout(packed=True))
-    by_document = {index: one for piece in step.pieces for index, one in zip(piece.documents, piece.corruptions, strict=True)}
-    return Work(step, [(documents[index].ids, by_document[index]) for index in range(len(documents))])
 
 
 def run_way(way: str, module: DiffusionModel, model: PreTrainedModel, work: Work, shape: Shape, device: torch.device) -> float:
@@ -241,7 +201,7 @@ def main(argv: Sequence[str]) -> int:
     if options.device == "cuda":
         from cuda import main as on_cuda  # the real shapes need a GPU, and their own way of being built
 
-        return on_cuda()
+        return on_cuda([])
     device = torch.device("cpu")
     peak = matmul_peak(device)
     results: dict[str, dict[str, Any]] = {}
