@@ -1,0 +1,126 @@
+"""varlen, CUDA's kernel, without CUDA: a plain one in its place checks what it is given, and the meta device the call itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.attention.varlen as torch_varlen
+from tiny import FAMILIES, PAD, random_documents, rules, slots, tiny_config, tiny_model
+from torch import Tensor
+from torch.nn import functional as F
+
+from plugin.batch import Batch
+from plugin.data.layout import Layout
+from plugin.models import attention
+from plugin.models.attention import Segments
+from plugin.models.diffusion import DiffusionModel
+from plugin.step import build_step
+
+DOCUMENTS = random_documents(12, longest=26)
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def packed_batch() -> Batch:
+    (piece,) = build_step(slots(12, 12), DOCUMENTS, rules(), batch_size=12, layout=Layout(True)).pieces
+    return piece.batch
+
+
+def fake_varlen(seen: list[dict[str, Any]], *, grouped: bool) -> Callable[..., Tensor]:
+    """varlen_attn after its documentation: q [N, H, E], k and v [N, G, E], windows (left, right) inclusive, -1 none."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, **how: Any) -> Tensor:
+        seen.append({"q": q, "k": k, "v": v, "cu": cu_q, "same": cu_q is cu_k, "longest": (max_q, max_k), **how})
+        assert how.get("enable_gqa") or q.shape[1] == k.shape[1]
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        left, right = how["window_size"]
+        parts = []
+        for start, end in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), strict=True):
+            places = torch.arange(end - start)
+            apart = places[None] - places[:, None]
+            near = ((apart >= -left) | (left < 0)) & ((apart <= right) | (right < 0))
+            one = (x[start:end].transpose(0, 1) for x in (q, k, v))
+            parts.append(F.scaled_dot_product_attention(*one, attn_mask=near, scale=how["scale"]).transpose(0, 1))
+        return torch.cat(parts)
+
+    def new(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
+        how = {"scale": scale, "window_size": window_size, "enable_gqa": enable_gqa}
+        return attend(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **how)
+
+    def old(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+        return attend(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+
+    return new if grouped else old
+
+
+@every_family
+@pytest.mark.parametrize("grouped", [True, False])
+def test_varlen_gets_what_its_documentation_asks_for(family: str, grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch_varlen, "varlen_attn", fake_varlen(seen, grouped=grouped))
+    model, batch = tiny_model(family), packed_batch()
+    wanted = DiffusionModel(tiny_model(family), PAD, "loop")(batch)
+    got = DiffusionModel(model, PAD, "varlen")(batch)
+    torch.testing.assert_close(got.weighted, wanted.weighted, rtol=1e-5, atol=1e-5)
+    N, H = batch.ids.shape[0], model.config.num_attention_heads
+    assert len(seen) == model.config.num_hidden_layers
+    windows = [call["window_size"] for call in seen]
+    assert windows == ([(-1, -1), (2, 2), (2, 2)] if family == "modernbert" else [(-1, -1)] * len(seen))
+    for call in seen:
+        assert call["q"].shape == (N, H, 16 // H)
+        assert call["cu"].dtype == torch.int32
+        assert call["cu"].tolist() == batch.cu_seqlens.tolist()
+        assert call["same"]
+        assert call["longest"] == (batch.longest, batch.longest)
+        assert call["scale"] == (16 // H) ** -0.5
+        heads = getattr(model.config, "num_key_value_heads", H) if grouped else H
+        assert call["k"].shape[1] == call["v"].shape[1] == heads
+
+
+def test_varlen_runs_in_the_dtype_of_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast Dream's rotary tables lift queries and keys to float32; the kernel takes half precision only."""
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch_varlen, "varlen_attn", fake_varlen(seen, grouped=True))
+    for family in FAMILIES:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            DiffusionModel(tiny_model(family), PAD, "varlen")(packed_batch()).weighted.sum().backward()
+    assert {call[name].dtype for call in seen for name in "qkv"} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("reach", [None, 2])
+def test_the_installed_varlen_takes_our_call_on_the_meta_device(reach: int | None) -> None:
+    """Its real signature, shape checks and autograd registration, without its kernels."""
+    batch = packed_batch().to(torch.device("meta"))
+    N = batch.ids.shape[0]
+    q, k, v = (torch.empty(1, heads, N, 8, dtype=torch.bfloat16, device="meta", requires_grad=True) for heads in (4, 2, 2))
+    mixed = attention.varlen(q, k, v, Segments.of(batch, "varlen"), reach, 0.3)
+    assert mixed.shape == (1, N, 4, 8)
+    mixed.sum().backward()
+    assert q.grad is not None and k.grad is not None and v.grad is not None  # noqa: PT018
+    assert (q.grad.shape, k.grad.shape, v.grad.shape) == (q.shape, k.shape, v.shape)
+
+
+@pytest.mark.parametrize("backend", ["varlen", "dense"])
+def test_making_segments_reads_nothing_from_the_device(backend: str) -> None:
+    """A meta tensor cannot be read: what does not fail here does not wait for a GPU."""
+    segments = Segments.of(packed_batch().to(torch.device("meta")), backend)
+    assert segments.cu_seqlens.dtype == torch.int32
+    assert segments.longest == packed_batch().longest
+
+
+def test_what_keeps_varlen_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    config: Any = tiny_config("llada")
+    cuda, half = torch.device("cuda"), torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert "CPU" in attention.why_no_varlen(config, torch.device("cpu"), half)
+    assert "float32" in attention.why_no_varlen(config, cuda, torch.float32)
+    assert "width" in attention.why_no_varlen(config, cuda, half), "4 is not a multiple of 8"
+    wide = tiny_config("llada", hidden_size=64)
+    assert attention.why_no_varlen(wide, cuda, half) == ""
+
+    def of_torch_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None): ...
+
+    monkeypatch.setattr(torch_varlen, "varlen_attn", of_torch_2_10)
+    assert "windows" in attention.why_no_varlen(wide, cuda, half)
