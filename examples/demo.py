@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 import subprocess
 import sys
 import time
@@ -88,7 +89,7 @@ def main() -> int:
         *(word for name, value in options.items() for word in (f"--{name}", value)),
     ]
     print(f"training on {len(pairs)} pairs with a tenth of the prompts held out; the same by hand:")
-    print("  python main.py train " + " ".join(f"--{name} {value}" for name, value in options.items()), flush=True)
+    print("  python main.py train " + shlex.join(command[3:]), flush=True)
     trained = subprocess.run(command, cwd=ROOT, check=False)
     if trained.returncode:
         return trained.returncode
@@ -103,8 +104,8 @@ def main() -> int:
 
     result = RunFolder(run_dir).read_run()["result"]
     print("\nnext:")
-    print(f"  python main.py chat {run_dir}")
-    print(f"  .venv/bin/tensorboard --logdir {run_dir / 'tb'}")
+    print(f"  python main.py chat {shlex.quote(str(run_dir))}")
+    print(f"  .venv/bin/tensorboard --logdir {shlex.quote(str(run_dir / 'tb'))}")
     summary = {
         "seconds": round(time.perf_counter() - began, 1),
         "tokens_per_s": result["throughput"]["tokens_per_s"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from .data.chat import ChatFormat
 from .data.documents import Documents
 from .data.layouts import Example, detect_layout, read_example
 from .data.prepare import Encoding, HeldOut, Report, check_trainable, encode_split, hold_out, split_examples
-from .data.sources import has_eval_split, read_rows
+from .data.sources import has_eval_split, parse_mixture, read_rows, skipped_files
 from .data.steps import run_length
 from .data.templates import compile_templates
 from .data.tokenizer import train_tokenizer
@@ -82,10 +83,14 @@ def prepare(params: Params, log: Log, *, offline: bool = False, between_rows: Ca
     own_files = wants_eval and has_eval_split(params.dataset_name, offline=offline)
     held = hold_out(examples, own_files, params.seed) if wants_eval else HeldOut(frozenset(), False)
 
+    for note in _unread(params.dataset_name, wants_eval, own_files):
+        log(f"dataset_name: {note}")
+
     def of_split(split: str) -> Iterable[tuple[str, Example | str]]:
         return split_examples(examples, held, split, params.seed)
 
     tokenizer = make_tokenizer(params, of_split, offline=offline)
+    base_config(params, tokenizer, offline=offline)  # a wrong pair is told before the data is tokenised
     chat = ChatFormat(tokenizer)
     encoding = Encoding(
         max_length=params.max_length,
@@ -104,6 +109,15 @@ def prepare(params: Params, log: Log, *, offline: bool = False, between_rows: Ca
     return Prepared(tokenizer, chat, train, evaluation, {"train": train_report, "eval": eval_report})
 
 
+def _unread(spec: str, wants_eval: bool, own_files: bool) -> Iterable[str]:
+    """What a mixture names or holds and this run does not read."""
+    if skipped := skipped_files(spec):
+        shown = ", ".join(Path(file).name for file in skipped[:5])
+        yield f"{len(skipped)} files of the folder are not read: {shown}{', ...' if len(skipped) > 5 else ''}"
+    if wants_eval and not own_files and any(part.eval_limit for part in parse_mixture(spec)):
+        yield "no part has an eval split of its own: test:N does nothing, and a tenth of the prompts is held out"
+
+
 def make_tokenizer(
     params: Params, examples: Callable[[str], Iterable[tuple[str, Example | str]]], *, offline: bool
 ) -> PreTrainedTokenizerBase:
@@ -112,7 +126,8 @@ def make_tokenizer(
         config = (
             new_config(params.model_config_file) if params.model_config_file else load_config(params.model_name, offline=offline)
         )
-        return load_tokenizer(name, offline=offline, family=FAMILIES[config.model_type])
+        field = "tokenizer_name" if params.tokenizer_name else "model_name"
+        return load_tokenizer(name, offline=offline, family=FAMILIES[config.model_type], field=field)
     texts = (turn.text for _, one in examples("train") if isinstance(one, Example) for turn in one.turns)
     return train_tokenizer(texts, new_config(params.model_config_file).vocab_size)
 

@@ -24,14 +24,20 @@ from .data.chat import ChatFormat
 from .data.layouts import Turn
 from .families import FAMILIES
 from .job import JobError, Problem, model_error
-from .models.diffusion import predictor
+from .models.diffusion import positions, predictor
 from .models.load import load_model, load_tokenizer
 from .models.lora import ADAPTER_CONFIG, merged_model
 from .models.publish import read_diffusion
-from .run_folder import RunFolder
+from .parse import CommandLine
+from .run_folder import RunFolder, local_path
 from .sampling.blockwise import OnStep, SamplerSettings, Vocabulary, generate
 
 HOLE = "░"
+SAMPLER_OPTIONS = {
+    "max_new_tokens": "longest answer",
+    "block_length": "tokens of a block",
+    "steps": "denoising steps of a block",
+}
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,7 @@ class Chatter:
         return [Answer(self.chat.decode(sample.ids.tolist()), sample.steps, seconds) for sample in samples]
 
     def _fitting(self, prompts: Sequence[NDArray[np.int32]]) -> SamplerSettings:
-        family = FAMILIES[self.model.config.model_type]
-        room = self.model.config.max_position_embeddings - family.position_offset - max(prompt.size for prompt in prompts)
+        room = positions(self.model) - max(prompt.size for prompt in prompts)
         if room < 1:
             raise JobError(
                 Problem("prompt", "a prompt shorter than the model's positions", f"{-room + 1} tokens too many", "Shorten it.")
@@ -70,7 +75,7 @@ def find_model(name: str) -> str:
     """A run folder means its fused model, or its last checkpoint; anything else is a model folder or hub id."""
     folder = Path(name).expanduser()
     if not (folder / "run.json").exists():
-        return name
+        return local_path(name)
     if (folder / "fused").is_dir():
         return str(folder / "fused")
     if checkpoints := RunFolder(folder).checkpoints():
@@ -99,10 +104,12 @@ def load_chatter(name: str, overrides: dict[str, int]) -> Chatter:
 
 
 def main(argv: Sequence[str]) -> int:
-    options = _parser().parse_args(argv)
     quiet_loading()
-    overrides = {name: getattr(options, name) for name in ("max_new_tokens", "block_length", "steps") if getattr(options, name)}
     try:
+        options = _parser().parse_args(argv)
+        if options.json and options.prompt is None:
+            raise JobError(Problem("json", "--prompt beside it", "no prompt", "A dialogue is for people."))
+        overrides = {name: value for name in SAMPLER_OPTIONS if (value := vars(options)[name])}
         chatter = load_chatter(options.model, overrides)
         if options.prompt is None:
             return _talk(chatter)
@@ -119,16 +126,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="main.py chat", description=__doc__)
+def _parser() -> CommandLine:
+    parser = CommandLine(prog="main.py chat", description=__doc__)
     parser.add_argument("model", help="a run folder, a model folder or a hub id")
     parser.add_argument("--prompt", help="answer this and exit")
     parser.add_argument("--json", action="store_true", help="with --prompt: {prompt, text, steps, seconds}")
-    for name, text in (
-        ("max_new_tokens", "longest answer"),
-        ("block_length", "tokens of a block"),
-        ("steps", "denoising steps of a block"),
-    ):
+    for name, text in SAMPLER_OPTIONS.items():
         parser.add_argument(f"--{name}", type=_positive, metavar="N", help=f"{text} (default: what the model was saved with)")
     return parser
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from .hosts.folder import FolderHost
-from .job import JobError, Problem
+from .job import JobError, Outcome, Problem
 from .launch import ROOT
 from .manifest import add_arguments
 from .params import ALIASES
-from .parse import Parsed, parse
+from .parse import CommandLine, Parsed, parse
 from .train import check_job, train_job
 
 TORCH_VERBS = {"chat": "plugin.chat", "fuse": "plugin.fuse"}  # programs of their own: they import torch, this one does not
@@ -40,29 +39,22 @@ def run(argv: Sequence[str]) -> int:
             return check_job(parsed, as_json=options.json, download=options.download)
         return train_job(parsed, FolderHost(as_json=options.json))
     except JobError as error:
-        return report(error, as_json=argv[0] == "check" and "--json" in argv)
+        return report(error, json_of=argv[0] if "--json" in argv else None)
 
 
-def report(error: JobError, *, as_json: bool) -> int:
+def report(error: JobError, *, json_of: str | None) -> int:
+    """Problems as lines on stderr and, under --json, as the object that the verb prints when all is well."""
     for problem in error.problems:
         print(problem.line, file=sys.stderr)
-    if as_json:
+    if json_of == "check":
         print(json.dumps({"ok": False, "problems": [problem.as_json() for problem in error.problems], "plan": None}))
+    elif json_of == "train":
+        print(json.dumps({"run_dir": None, **Outcome("failed", error.code, error.problems[0]).as_json()}))
     return error.code
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse's own complaints, said as every other problem is."""
-
-    def error(self, message: str) -> NoReturn:
-        found = re.match(r"argument (?:--)?(\w+)\S*: (.+)", message)
-        field, got = (found[1], found[2]) if found else ("command", message)
-        fix = "A value that begins with - is written --name=VALUE; see --help."
-        raise JobError(Problem(field, "a command line that can be read", got, fix))
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="main.py", description="Train text-diffusion language models.", allow_abbrev=False)
+    parser = CommandLine(prog="main.py", description="Train text-diffusion language models.", allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", metavar="train|check|chat|fuse")
     for verb, text in (("train", "train a model into a run folder"), ("check", "try the job without training; writes nothing")):
         sub = verbs.add_parser(verb, help=text, description=text, allow_abbrev=False)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from .quiet import quiet_loading  # isort: skip  # before anything that imports torch
 
-import argparse
 import json
 import shutil
 import sys
@@ -28,7 +27,8 @@ from .models.load import load_config, load_model, load_tokenizer, table_rows
 from .models.lora import merged_model
 from .models.publish import read_diffusion, write_card, write_model
 from .models.verify import TOKENS, difference_after_reload, logits_of
-from .run_folder import rename_whole
+from .parse import CommandLine
+from .run_folder import local_path, rename_whole
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -79,6 +79,15 @@ def publish(model: PreTrainedModel, target: Target) -> float:
     final = target.folder
     part = final.with_name(f".{final.name}.part")
     shutil.rmtree(part, ignore_errors=True)
+    try:
+        difference = _write_and_compare(part, model, target)
+        rename_whole(part, final)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)  # of a failure or Ctrl-C; gone after the renaming
+    return difference
+
+
+def _write_and_compare(part: Path, model: PreTrainedModel, target: Target) -> float:
     write_model(part, model, target.tokenizer, target.facts)
     if target.base and (settings := local_folder(target.base) / "generation_config.json").is_file():
         shutil.copy(settings, part)
@@ -88,7 +97,6 @@ def publish(model: PreTrainedModel, target: Target) -> float:
     card = target.card
     method = target.facts.get("method", "")
     write_card(part, {"name": card.name, "method": method, "table": {**card.table, **checked}, "metrics": card.metrics})
-    rename_whole(part, final)
     return difference
 
 
@@ -111,10 +119,12 @@ def adapter_facts(base: str, *, four_bit: bool, dtype: torch.dtype) -> dict[str,
 
 
 def main(argv: Sequence[str]) -> int:
-    options = _parser().parse_args(argv)
     quiet_loading()
     try:
-        fused = _fuse_earlier(options.adapter, options.model_name, options.out, options.fuse_base)
+        options = _parser().parse_args(argv)
+        fused = _fuse_earlier(
+            options.adapter.expanduser(), local_path(options.model_name), options.out.expanduser(), options.fuse_base
+        )
     except JobError as error:
         for problem in error.problems:
             print(problem.line, file=sys.stderr)
@@ -123,8 +133,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="main.py fuse", description="Merge an adapter that was trained earlier into its base.")
+def _parser() -> CommandLine:
+    parser = CommandLine(prog="main.py fuse", description="Merge an adapter that was trained earlier into its base.")
     parser.add_argument("--adapter", type=Path, required=True, help="the adapter's folder (or a run folder)")
     parser.add_argument("--model_name", required=True, help="the base it was trained on")
     parser.add_argument("--out", type=Path, required=True, help="a new folder for the fused model")

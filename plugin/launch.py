@@ -265,7 +265,7 @@ def _outcome(codes: Sequence[int | None], final: Mapping[str, Any], signals: Seq
         error = Problem(**final["error"])
         return Outcome("failed", error.code, error, final.get("result"))
     if len(signals) > 1:
-        return Outcome("stopped", 128 + signals[0], result={"saved": False})
+        return Outcome("stopped", 128 + signals[0])  # ended at once: what it did and saved is in the run folder
     return Outcome("failed", Code.WORKER_DIED, _died(codes))
 
 

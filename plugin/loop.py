@@ -156,6 +156,7 @@ def train(
         if step.masked:
             optimizer.step()  # under fp16 the scaler skips it by itself after an overflow
             optimizer.zero_grad(set_to_none=True)
+        learning_rate = scheduler.get_last_lr()[0]  # this step's, before it moves on
         scheduler.step()
         watch.lap("optimizer")
         watch.settle()
@@ -165,7 +166,7 @@ def train(
         _account(window, totals, step, loss, right, seconds, overflow, meters.flops.step(step.lengths, step.masked))
         hooks.tick(done, loss, seconds)
         if done % plan.logging_steps == 0 or done == plan.steps or stop:
-            totals.last_metrics = window.metrics(scheduler.get_last_lr()[0], grad_norm, meters)
+            totals.last_metrics = window.metrics(learning_rate, grad_norm, meters)
             hooks.log(done, totals.last_metrics)
             window = Window()
         if plan.eval_every and (done % plan.eval_every == 0 or done == plan.steps) and not stop:

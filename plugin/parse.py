@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from pydantic import ValidationError
 
@@ -21,6 +23,16 @@ _TEXTS = {
     "gpu_ids": '"auto" or positions such as 0,2',
     "adaptor_name": "a name of letters, digits, '.', '_' and '-' (1 to 64, first a letter or digit)",
 }
+
+
+class CommandLine(argparse.ArgumentParser):
+    """argparse's own complaints, raised as every other problem is."""
+
+    def error(self, message: str) -> NoReturn:
+        found = re.match(r"argument (?:--)?(\w+)\S*: (.+)", message)
+        field, got = (found[1], found[2]) if found else ("command", message)
+        fix = "A value that begins with - is written --name=VALUE; see --help."
+        raise JobError(Problem(field, "a command line that can be read", got, fix))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +23,7 @@ def print_check(plan: Mapping[str, Any], *, ok: bool) -> None:
     if launch := plan.get("launch"):
         where = f"GPU {', '.join(launch['gpus'])}" if launch["gpus"] else "CPU"
         console.print(f"devices     {where}; {launch['processes']} process(es)")
-        console.print(f"command     {' '.join(launch['argv'])}", markup=False)
+        console.print(f"command     {shlex.join(launch['argv'])}", markup=False)
         console.print(f"or          {launch['accelerate']}", markup=False)
     if "steps" in plan:
         _print_run(console, plan)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from .job import Problem
 from .run_folder import JsonLines, RunFolder, to_json, utc_now, write_whole
 
 PROGRESS_EVERY_S = 1.0
@@ -76,8 +77,8 @@ class Reporter:
             self._progress["supervised_tokens_per_s"] = round(values["supervised_tokens_per_s"], 1)
         self.event("metrics", step=step, metrics=values)
 
-    def sample(self, step: int, prompt: str, expected: str, text: str, frames: list[str]) -> None:
-        """A generated answer with the states of its canvas, in order."""
+    def sample(self, step: int, number: int, prompt: str, expected: str, text: str, frames: list[str]) -> None:
+        """A generated answer to watched prompt `number`, with the states of its canvas, in order."""
         if not self.speaks:
             return
         record = {"step": step, "prompt": prompt, "expected": expected, "text": text, "frames": frames}
@@ -85,21 +86,20 @@ class Reporter:
         shown = "\n".join(
             f"    {_plain(line)}" for line in (f"prompt:   {prompt}", f"expected: {expected}", *frames, f"answer:   {text}")
         )
-        self._board.add_text(f"samples/{_plain(prompt)[:60]}", shown, step)
+        self._board.add_text(f"samples/{number}", shown, step)  # not by its text: prompts may begin alike
         self.event("sample", **{key: record[key] for key in ("step", "prompt", "expected", "text")})
 
     def lengths(self, split: str, lengths: Any) -> None:
         if self.speaks and len(lengths):
             self._board.add_histogram(f"lengths/{split}", lengths, 0)
 
-    def text(self, tag: str, markdown: str) -> None:
-        if self.speaks:
-            self._board.add_text(tag, markdown, 0)
-
-    def hparams(self, params: dict[str, Any], metrics: dict[str, float]) -> None:
+    def hparams(self, params: dict[str, Any], metrics: dict[str, float | None]) -> None:
+        """Parameters beside what came of them; what was not measured is left out, for a made-up 0 would win every comparison."""
         if self.speaks:
             shown = {name: value for name, value in params.items() if isinstance(value, (bool, int, float, str))}
-            self._board.add_hparams(shown, {f"hparams/{name}": value for name, value in metrics.items()}, run_name=".")
+            self._board.add_hparams(
+                shown, {f"hparams/{name}": value for name, value in metrics.items() if value is not None}, run_name="."
+            )
 
     def close(self) -> None:
         if self.speaks:
@@ -114,6 +114,13 @@ class Reporter:
             progress = {**self._progress, "heartbeat": datetime.now(UTC).isoformat(timespec="seconds")}
             write_whole(self._folder / "progress.json", to_json(progress) + "\n", durable=False)
             self.event("progress", **{key: value for key, value in progress.items() if key != "heartbeat"})
+
+
+def report_failure(folder: RunFolder, error: Problem, rank: int) -> None:
+    """Any rank may be the one that failed, and say so; a line of JSON is one write."""
+    events = JsonLines(folder / "events.jsonl")
+    events.write({"time": utc_now(), "type": "failed", "error": error.as_json(), "rank": rank})
+    events.close()
 
 
 def _plain(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import time
@@ -21,6 +22,7 @@ from .data.chat import ChatFormat
 from .data.documents import Documents
 from .data.steps import step_slots
 from .evals import evaluate
+from .job import Code, JobError, Problem
 from .meters import Stopwatch, measure_peak, memory_by_category
 from .models.diffusion import DiffusionModel
 from .models.flops import count_flops
@@ -105,7 +107,7 @@ class Run:
             "skipped_steps": totals.skipped,
             "cut_answer_tokens": totals.cut,
         }
-        self.reporter.hparams(params.as_json(), {"loss": result["loss"] or 0.0, "eval_loss": result["eval_loss"] or 0.0})
+        self.reporter.hparams(params.as_json(), {"loss": result["loss"], "eval_loss": result["eval_loss"]})
         if not stopped:
             result |= self._finish()
         result["seconds"] = round(time.perf_counter() - self.started, 2)
@@ -217,6 +219,11 @@ class Run:
         self.reporter.phase("eval")
         layout = self.attention.layout
         metrics = evaluate(self.accelerator, self.module, self.eval, self.rules, self.clock.eval_batch_size, layout)
+        if not math.isfinite(metrics["eval/loss"]):
+            fix = "Lower learning_rate, or look at the model's weights."
+            raise JobError(
+                Problem("loss", "a finite evaluation loss", f"{metrics['eval/loss']} at step {step}", fix, Code.NON_FINITE)
+            )
         self.first_eval = self.first_eval or metrics
         self.last_eval = metrics
         self.reporter.metrics(step, metrics)
@@ -225,8 +232,8 @@ class Run:
 
     def _sample(self, step: int) -> None:
         if self.main:
-            for record in self.watch.samples():
-                self.reporter.sample(step, **record)
+            for number, record in enumerate(self.watch.samples(), start=1):
+                self.reporter.sample(step, number, **record)
         self.accelerator.wait_for_everyone()
 
     def _save(self, step: int) -> None:

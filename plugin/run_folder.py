@@ -25,6 +25,12 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+def local_path(name: str) -> str:
+    """A path on this machine in full, `~` and all, so that it means the same from any folder; a hub id stays as it is."""
+    path = os.path.expanduser(name)
+    return os.path.abspath(path) if name and (path != name or os.path.exists(path)) else name
+
+
 def to_json(value: object) -> str:
     """One line of JSON; a NaN or infinity becomes a string, because no JSON reader is obliged to take one."""
     return json.dumps(_finite(value), ensure_ascii=False, default=str)

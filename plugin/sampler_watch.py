@@ -10,7 +10,7 @@ from torch import nn
 
 from .data.chat import ChatFormat
 from .data.documents import Documents
-from .models.diffusion import predictor
+from .models.diffusion import positions, predictor
 from .sampling.blockwise import SamplerSettings, Vocabulary, generate
 
 PROMPTS = 4
@@ -18,14 +18,19 @@ FRAMES = 8  # canvas states kept of each answer
 
 
 class SampleWatch:
-    """Fixed prompts, spread over `documents`, and how to answer them."""
+    """Fixed prompts, spread over at least one document, and how to answer them."""
 
     def __init__(self, model: nn.Module, chat: ChatFormat, documents: Documents, sampler: dict[str, Any]):
         self._model, self._chat = model, chat
-        places = np.linspace(0, len(documents) - 1, min(PROMPTS, len(documents))).astype(int)
-        self._documents = [documents[int(place)] for place in dict.fromkeys(places)]
-        block = int(sampler["block_length"])
-        self._settings = SamplerSettings(**{**sampler, "max_new_tokens": min(int(sampler["max_new_tokens"]), 2 * block)})
+        longest = min(int(sampler["max_new_tokens"]), 2 * int(sampler["block_length"]))
+        # An answer must end within the model's positions: prompts that leave room for a whole one, else the shortest alone.
+        limit = positions(model)
+        roomy = np.flatnonzero(documents.prompts + longest <= limit)
+        chosen = roomy if roomy.size else np.array([documents.prompts.argmin()])
+        places = np.linspace(0, chosen.size - 1, min(PROMPTS, chosen.size)).astype(int)
+        self._documents = [documents[int(chosen[place])] for place in dict.fromkeys(places)]
+        room = max(1, limit - max(one.prompt for one in self._documents))
+        self._settings = SamplerSettings(**{**sampler, "max_new_tokens": min(longest, room)})
         self._vocabulary = Vocabulary(chat.mask_id, chat.end_ids, chat.pad_id)
 
     def samples(self) -> list[dict[str, Any]]:

@@ -9,7 +9,9 @@ def outcome_line(outcome: Outcome) -> str:
     """The one line a run ends with."""
     if outcome.error:
         return outcome.error.line
-    result = outcome.result or {}
+    if outcome.result is None:
+        return f"{outcome.outcome}: ended at once; what was saved before is whole"
+    result = outcome.result
     loss = result.get("eval_loss")
     shown = f", eval loss {loss:.4f}" if isinstance(loss, float) else ""
     return f"{outcome.outcome}: {result.get('steps', 0)} steps in {result.get('seconds', 0)} s{shown}"

@@ -14,14 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .data.sources import fingerprint
+from .data.sources import absolute_mixture, fingerprint
 from .hosts import Host
 from .job import JobError, Problem
 from .launch import ROOT, LaunchPlan, Relay, free_port, nvidia_smi, plan_launch, resolve_gpus, run_workers, visible_gpus
 from .params import Params
 from .parse import Parsed
 from .report import print_check
-from .run_folder import RunFolder
+from .run_folder import RunFolder, local_path
 
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors", "numpy")
 
@@ -33,7 +33,7 @@ def make_plan(params: Params, run_dir: Path) -> LaunchPlan:
 
 def train_job(parsed: Parsed, host: Host) -> int:
     """Train into a new run folder and report the outcome once. Returns the exit code; raises JobError before anything is written."""
-    params = parsed.params
+    params = with_full_paths(parsed.params)
     run_dir = Path(params.run_dir or default_run_dir(params)).expanduser().absolute()
     plan = make_plan(params, run_dir)
     data = fingerprint(params.dataset_name)
@@ -61,6 +61,18 @@ def train_job(parsed: Parsed, host: Host) -> int:
     return int(outcome.code)
 
 
+def with_full_paths(params: Params) -> Params:
+    """Paths in full: run.json repeats its run, and an adapter finds its base, from any folder."""
+    return params.model_copy(
+        update={
+            "model_name": local_path(params.model_name),
+            "tokenizer_name": local_path(params.tokenizer_name),
+            "model_config_file": local_path(params.model_config_file),
+            "dataset_name": absolute_mixture(params.dataset_name),
+        }
+    )
+
+
 def default_run_dir(params: Params) -> str:
     return f"runs/{datetime.now():%Y-%m-%d-%H%M%S}-{params.adaptor_name}"
 
@@ -81,7 +93,7 @@ def describe_environment(plan: LaunchPlan, data: str) -> dict[str, Any]:
 
 def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
     """The dry run: plan, then the torch part in a process of its own. Returns the first problem's code."""
-    params = parsed.params
+    params = with_full_paths(parsed.params)
     problems: list[Problem] = []
     plan: dict[str, Any] = {}
     ranks = 1

@@ -7,6 +7,7 @@ a check needs neither the memory nor the device of the run.
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 from dataclasses import replace
 from itertools import groupby
@@ -120,10 +121,15 @@ def _narrow(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def _try_step(model: nn.Module, step: Step, pad_id: int, *, packed: bool) -> float:
-    """Forward and backward of the first micro-batch, on the CPU. Returns its loss per masked token in nats."""
+    """Forward and backward of the first micro-batch, on the CPU. Returns its loss per masked token in nats; raises JobError (exit 6)."""
     sums = DiffusionModel(model, pad_id, "loop" if packed else None)(step.pieces[0].batch)
     sums.weighted.sum().backward()
-    return round(float(sums.nll.sum()) / max(1, step.pieces[0].batch.masked.numel()), 4)
+    loss = float(sums.nll.sum()) / max(1, step.pieces[0].batch.masked.numel())
+    if not math.isfinite(loss):
+        raise JobError(
+            Problem("loss", "a finite loss on the first batch", f"{loss}", "Look at the model's weights.", Code.NON_FINITE)
+        )
+    return round(loss, 4)
 
 
 def _disk(params: Params, parameters: int, trained: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .quiet import quiet_loading  # isort: skip  # before anything that imports torch
 
+import contextlib
 import errno
 import json
 import sys
@@ -19,7 +20,7 @@ import torch
 
 from .job import Code, JobError, Problem
 from .params import Params
-from .reporting import Reporter
+from .reporting import report_failure
 from .run import Run
 from .run_folder import RunFolder
 from .stopping import StopRequested
@@ -35,18 +36,20 @@ def main() -> int:
     try:
         result = run.go()
     except StopRequested:
-        result = {"outcome": "stopped", "steps": 0}
+        run.reporter.event("finished", result={"outcome": "stopped", "steps": 0})
+        return 0
     except Exception as error:
         problem = as_problem(error)
         if problem.code == Code.INTERNAL:
             traceback.print_exc()
-        # Any rank may be the one that failed; a line of JSON is one write.
-        Reporter(folder, speaks=True).event("failed", error=problem.as_json(), rank=run.rank)
+        report_failure(folder, problem, run.rank)
         return int(problem.code)
-    if run.main:
+    else:
         run.reporter.event("finished", result=result)
-    run.reporter.close()
-    return 0
+        return 0
+    finally:
+        with contextlib.suppress(OSError):  # a full disk was told already
+            run.reporter.close()  # the last seconds of the curves are still in memory
 
 
 def check(request: dict[str, Any]) -> int:

@@ -16,7 +16,7 @@ from support import processes_naming, read_lines, run_main, start_main, wait_unt
 
 ENDLESS = ("--train_steps", 1_000_000, "--save_steps", 1_000_000, "--eval_strategy", "no", "--logging_steps", 1000)
 LONGEST_S = 120.0  # of any scene, on a busy machine
-TIMES = {"tokens_per_s", "supervised_tokens_per_s"}
+CLOCK = ("tokens_per_s", "supervised_tokens_per_s", "time/", "mfu")
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Scene:
 
     def trace(self) -> list[dict[str, float]]:
         """Every metric of the run but those of the clock."""
-        return [{k: v for k, v in line.items() if k not in TIMES} for line in read_lines(self.folder / "metrics.jsonl")]
+        return [{k: v for k, v in line.items() if not k.startswith(CLOCK)} for line in read_lines(self.folder / "metrics.jsonl")]
 
     def losses(self) -> list[float]:
         return [line["loss"] for line in self.trace() if "loss" in line]

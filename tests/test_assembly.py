@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support import pairs, write_rows
 from tiny import CLS, MASK, SEP, word_tokenizer
 
 from plugin import assembly
 from plugin.data.chat import ChatFormat
+from plugin.job import JobError
 from plugin.params import Params
 from plugin.step import StepRules
 
@@ -104,3 +107,28 @@ def test_full_training_keeps_float32_weights_unless_the_optimizer_rounds_stochas
     values: dict[str, Any], compute: torch.dtype, kept: torch.dtype
 ) -> None:
     assert assembly.weight_dtype(Params.model_validate(values), compute) == kept
+
+
+def test_what_a_mixture_holds_and_a_run_does_not_read_is_said(tmp_path: Path, tiny_bert: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_rows(folder / "a.jsonl", pairs())
+    (folder / "notes.md").write_text("x")
+    said: list[str] = []
+    values = {"model_name": str(tiny_bert), "dataset_name": f"{folder}[train:20,test:3]", "max_length": 64}
+    assembly.prepare(Params.model_validate(values), said.append, offline=True)
+    assert any("1 files of the folder are not read: notes.md" in line for line in said)
+    assert any("test:N does nothing" in line for line in said)
+
+
+def test_a_wrong_pair_is_told_before_the_data_is_tokenised(
+    tmp_path: Path, tiny_bert: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("the data was tokenised first")
+
+    monkeypatch.setattr(assembly, "encode_split", never)
+    values = {"model_name": str(tiny_bert), "dataset_name": str(pairs_file), "training_method": "llada"}
+    with pytest.raises(JobError) as caught:
+        assembly.prepare(Params.model_validate(values), lambda _: None, offline=True)
+    assert caught.value.problems[0].field == "training_method"

@@ -215,7 +215,7 @@ def test_saving_sampling_and_evaluating_come_when_they_are_due_or_asked_for() ->
 def test_logs_say_what_a_step_did() -> None:
     make = steps_of(DOCUMENTS, rules(), step_size=8, batch_size=3)
     run = train_tiny(cpu(), tiny_model(), make, steps=3, rates=lambda step: 1 / (step + 1))
-    assert [log["learning_rate"] for log in run.logs] == pytest.approx([1e-2 / 2, 1e-2 / 3, 1e-2 / 4])
+    assert [log["learning_rate"] for log in run.logs] == pytest.approx([1e-2, 1e-2 / 2, 1e-2 / 3])
     assert [log["loss"] for log in run.logs] == pytest.approx(run.losses)
     totals = run.finished[2]
     assert totals.tokens == sum(make(step).tokens for step in range(3))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from pathlib import Path
 
 import pytest
-from support import ERROR, read_lines, refusal, run_main
+from support import ERROR, read_lines, refusal, run_main, start_main, wait_until
 
 
 def job(tiny_config: Path, pairs_file: Path) -> list[object]:
@@ -72,3 +74,47 @@ def test_a_train_that_fails_in_the_worker_says_so_everywhere_and_leaves_nothing_
     assert (result["outcome"], result["code"], result["error"]["field"]) == ("failed", 4, "model_name")
     assert read_lines(tmp_path / "out" / "events.jsonl")[-1]["type"] == "failed"
     assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".part") or path.suffix == ".safetensors"]
+
+
+def test_train_as_json_refuses_as_json(tmp_path: Path) -> None:
+    done = run_main("train", "--batch_size", 0, "--json", cwd=tmp_path)
+    answer = json.loads(done.stdout)
+    assert done.returncode == answer["code"] == 2
+    assert (answer["outcome"], answer["run_dir"], answer["error"]["field"]) == ("failed", None, "batch_size")
+
+
+@pytest.mark.parametrize("words", [("chat",), ("chat", "x", "--bogus"), ("fuse", "--out", "x"), ("chat", "x", "--json")])
+def test_other_verbs_refuse_a_command_line_alike(tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = run_main(*words, cwd=tmp_path)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert line.startswith("error[2]: ")
+
+
+def test_ctrl_c_before_a_run_shows_no_traceback(tmp_path: Path, tiny_config: Path, pairs_file: Path) -> None:
+    program = start_main("check", *job(tiny_config, pairs_file), cwd=tmp_path)
+    wait_until(lambda: Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text(), "the torch part of check")
+    time.sleep(0.5)
+    program.send_signal(signal.SIGINT)
+    _, err = program.communicate(timeout=30)
+    assert program.returncode == 130
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_a_model_that_is_not_finite_ends_with_exit_6(verb: str, tmp_path: Path, model_copy: Path, pairs_file: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model_copy / "model.safetensors")
+    weights["decoder.bias"][:] = float("nan")
+    save_file(weights, model_copy / "model.safetensors", metadata={"format": "pt"})
+    run_dir = tmp_path / "out"
+    args = ("--model_name", model_copy, "--dataset_name", pairs_file, "--max_length", 64, "--run_dir", run_dir, "--json")
+    done = run_main(verb, *args, "--train_steps", 2)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error[")]
+    assert refusal((done.returncode, [line], ""))[0] == 6
+    assert "Traceback" not in done.stderr
+    assert "NaN" not in done.stdout
+    if verb == "train":
+        assert json.loads(done.stdout)["error"]["code"] == 6
+        assert read_lines(run_dir / "metrics.jsonl") == []

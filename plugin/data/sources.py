@@ -63,21 +63,38 @@ def parse_mixture(spec: str) -> tuple[Part, ...]:
     A stretch of the text that exists as a path is that path, even if it holds `+`, `|` or brackets.
     Raises JobError with every problem: exit 2 for grammar, exit 3 for files that are missing or of no known kind.
     """
-    tokens = re.split(r"([|+])(?![^\[\]]*\])", spec.strip())  # names at even places, separators between them
     parts: list[Part] = []
     problems: list[Problem] = []
+    for text in _split(spec):
+        try:
+            parts.append(_parse_part(text))
+        except JobError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise JobError(*problems)
+    return tuple(parts)
+
+
+def absolute_mixture(spec: str) -> str:
+    """The same mixture with every path in full, so that it means the same from any folder."""
+    return "|".join(_absolute(text) for text in _split(spec))
+
+
+def _absolute(text: str) -> str:
+    name, options = (text, None) if _exists(text) else _bracketed(text)
+    full = os.path.abspath(os.path.expanduser(name)) if _exists(name) else name
+    return full if options is None else f"{full}[{options}]"
+
+
+def _split(spec: str) -> Iterator[str]:
+    """The parts of a mixture as they were written."""
+    tokens = re.split(r"([|+])(?![^\[\]]*\])", spec.strip())  # names at even places, separators between them
     start = 0
     while start < len(tokens):
         ends = (end for end in range(len(tokens), start, -2) if _is_path("".join(tokens[start:end])))
         end = next(ends, start + 1)
-        try:
-            parts.append(_parse_part("".join(tokens[start:end]).strip()))
-        except JobError as error:
-            problems.extend(error.problems)
+        yield "".join(tokens[start:end]).strip()
         start = end + 1
-    if problems:
-        raise JobError(*problems)
-    return tuple(parts)
 
 
 def _bracketed(text: str) -> tuple[str, str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,11 @@ from ..run_folder import RunFolder
 from ..summary import outcome_line
 
 QUIET_LINES = 20  # without a terminal, so many metric lines a run
+
+
+def _quoted(path: object) -> str:
+    """A path as a shell takes it back: people copy these lines."""
+    return shlex.quote(str(path))
 
 
 class FolderHost:
@@ -33,7 +39,7 @@ class FolderHost:
         where = f"GPU {', '.join(plan.gpus)}" if plan.gpus else "CPU"
         self.line(f"run folder: {folder.path}")
         self.line(f"devices: {where}, {len(plan.ranks)} process{'es' if len(plan.ranks) > 1 else ''}")
-        self.line(f"stop with Ctrl-C or: touch {folder / 'STOP'}")
+        self.line(f"stop with Ctrl-C or: touch {_quoted(folder / 'STOP')}")
         if self._console.is_terminal:
             columns = (TextColumn("{task.description:>6}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
             self._bar = Progress(*columns, console=self._console, transient=False)
@@ -64,10 +70,9 @@ class FolderHost:
             return
         print(f"run folder   {folder.path}")
         if (folder / "fused").is_dir():
-            program = f"python {os.path.relpath(sys.argv[0])}"
             print(f"fused model  {folder / 'fused'}")
-            print(f"chat         {program} chat {folder.path}")
-        print(f"curves       tensorboard --logdir {folder / 'tb'}")
+            print(f"chat         python {_quoted(os.path.relpath(sys.argv[0]))} chat {_quoted(folder.path)}")
+        print(f"curves       tensorboard --logdir {_quoted(folder / 'tb')}")
 
     def _progress(self, event: Mapping[str, Any]) -> None:
         if not (self._bar and self._task is not None):

@@ -78,6 +78,12 @@ def bare(model: nn.Module) -> PreTrainedModel:
     return cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
+def positions(model: nn.Module) -> int:
+    """The longest sequence that the model has positions for, in tokens."""
+    config = bare(model).config
+    return config.max_position_embeddings - FAMILIES[config.model_type].position_offset
+
+
 class DiffusionModel(nn.Module):
     """A masked LM with the loss inside its forward. `attention` is a backend of attention.py for flat batches, None pads."""
 

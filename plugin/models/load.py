@@ -180,10 +180,12 @@ def new_config(config_file: str) -> PretrainedConfig:
         raise model_error("model_config", "values of the right kind", f"{config_file}: {_first_line(error)}") from error
 
 
-def load_tokenizer(name: str, *, offline: bool = False, family: Family | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str, *, offline: bool = False, family: Family | None = None, field: str = "model_name"
+) -> PreTrainedTokenizerBase:
     """The tokenizer `name`; mask token and chat template of a published family are added where its files lack them.
 
-    Raises JobError (exit 4) when it is not there or has no mask token.
+    Raises JobError (exit 4) when it is not there or, naming the `field` that named it, has no mask token.
     """
     try:
         tokenizer = _published_tokenizer(name, offline) if family and family.name in REGISTRY else _any_tokenizer(name, offline)
@@ -194,7 +196,7 @@ def load_tokenizer(name: str, *, offline: bool = False, family: Family | None = 
     if tokenizer.mask_token_id is None and family and family.mask_token in tokenizer.get_vocab():
         tokenizer.mask_token = family.mask_token
     if tokenizer.mask_token_id is None:
-        raise model_error("model_name", "a tokenizer with a mask token", f"{name}, which has none", "Masked diffusion needs one.")
+        raise model_error(field, "a tokenizer with a mask token", f"{name}, which has none", "Masked diffusion needs one.")
     if family and family.chat_template and not tokenizer.chat_template:
         tokenizer.chat_template = family.chat_template
     return tokenizer

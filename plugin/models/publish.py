@@ -47,12 +47,7 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
         "|---|---|",
         *(f"| {key} | {_cell(value)} |" for key, value in facts["table"].items()),
         "",
-        "## Evaluation",
-        "",
-        "| metric | value |",
-        "|---|---|",
-        *(f"| {key} | {value:.4f} |" for key, value in facts["metrics"].items()),
-        "",
+        *_evaluation(facts["metrics"]),
         "## Use",
         "",
         "```",
@@ -63,6 +58,11 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
         "",
     ]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _evaluation(metrics: dict[str, float]) -> list[str]:
+    rows = [f"| {key} | {value:.4f} |" for key, value in metrics.items()]
+    return ["## Evaluation", "", "| metric | value |", "|---|---|", *rows, ""] if rows else []
 
 
 def _cell(value: object) -> str:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from plugin.data import readers, sources
-from plugin.data.sources import Part, Row, fingerprint, has_eval_split, parse_mixture, read_rows, skipped_files
+from plugin.data.sources import Part, Row, absolute_mixture, fingerprint, has_eval_split, parse_mixture, read_rows, skipped_files
 from plugin.job import JobError
 
 
@@ -335,3 +335,18 @@ def test_offline_refuses_the_hub_without_asking_it(hub: dict[str, object]) -> No
         with pytest.raises(JobError, match="as downloads are off, got the hub id org/a"):
             call()
     assert hub["asked"] == []
+
+
+def test_a_mixture_in_full_means_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.jsonl", "b+c.jsonl", "d[1].jsonl"):
+        (tmp_path / name).write_text('{"text": "x"}\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    spec = "~/a.jsonl[train:5,test:1] + b+c.jsonl | org/name[name:cfg]|d[1].jsonl[train:2]"
+    full = absolute_mixture(spec)
+    folder = str(tmp_path)
+    assert full == f"{folder}/a.jsonl[train:5,test:1]|{folder}/b+c.jsonl|org/name[name:cfg]|{folder}/d[1].jsonl[train:2]"
+    assert fingerprint(full) == fingerprint(spec)
+    monkeypatch.chdir("/")
+    assert absolute_mixture(full) == full
+    assert [part.train_limit for part in parse_mixture(full)] == [5, None, None, 2]
