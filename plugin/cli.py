@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 
 from .hosts.folder import FolderHost
-from .job import JobError, Outcome, Problem
+from .job import Code, JobError, Outcome, Problem
 from .launch import ROOT
 from .manifest import add_arguments
 from .params import ALIASES
@@ -40,6 +41,13 @@ def run(argv: Sequence[str]) -> int:
         return train_job(parsed, FolderHost(as_json=options.json))
     except JobError as error:
         return report(error, json_of=argv[0] if "--json" in argv else None)
+    except Exception as error:
+        # The one guarded call: a bug of ours gets its line too, and its traceback.
+        got = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+        problem = Problem("main", "no internal error", got, "Please report this with the lines below.", Code.INTERNAL)
+        print(problem.line, file=sys.stderr)
+        traceback.print_exc()
+        return int(Code.INTERNAL)
 
 
 def report(error: JobError, *, json_of: str | None) -> int:

@@ -10,6 +10,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -88,14 +89,24 @@ class RunFolder:
         fix = "Choose another run_dir; runs are never overwritten."
         if self.path.exists() and not self.path.is_dir():
             return [Problem("run_dir", "a folder", f"{self.path}, which is a file", fix)]
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and any(self.path.iterdir()) and not self._failed_before_a_step():
             return [Problem("run_dir", "a new or empty folder", f"{self.path}, which holds files", fix)]
         return []
+
+    def _failed_before_a_step(self) -> bool:
+        """A run of ours that was refused or broke while loading: a corrected try may have its folder."""
+        try:
+            failed = self.read_run()["result"]["outcome"] == "failed"
+            return failed and not self.checkpoints() and not (self / "metrics.jsonl").read_text(encoding="utf-8")
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def create(self) -> None:
         """Make the folder. Raises JobError (exit 2) when something is in it or it cannot be made."""
         if found := self.problems():
             raise JobError(*found)
+        if self.path.is_dir() and any(self.path.iterdir()):
+            shutil.rmtree(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

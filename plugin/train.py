@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from .data.sources import absolute_mixture, fingerprint
+from .data.templates import compile_templates
 from .hosts import Host
-from .job import JobError, Problem
+from .job import Code, JobError, Outcome, Problem
 from .launch import ROOT, LaunchPlan, Relay, free_port, nvidia_smi, plan_launch, resolve_gpus, run_workers, visible_gpus
+from .model_files import check_model_files
 from .params import Params
 from .parse import Parsed
 from .report import print_check
-from .run_folder import RunFolder, local_path
+from .run_folder import STOP, RunFolder, local_path
 
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors", "numpy")
 
@@ -36,7 +38,7 @@ def train_job(parsed: Parsed, host: Host) -> int:
     params = with_full_paths(parsed.params)
     run_dir = Path(params.run_dir or default_run_dir(params)).expanduser().absolute()
     plan = make_plan(params, run_dir)
-    data = fingerprint(params.dataset_name)
+    data = _look_first(params)
     folder = RunFolder(run_dir)
     folder.create()
     params = params.model_copy(update={"run_dir": str(run_dir)})
@@ -52,13 +54,40 @@ def train_job(parsed: Parsed, host: Host) -> int:
                 host.line(note)
             host.started(folder, plan)
             relay = Relay(line=host.line, event=host.event, stop_signals=lambda: signals, stop_wanted=host.stop_wanted)
-            outcome = run_workers(plan, folder, relay)
-            folder.write_run(params.as_json(), environment, outcome.as_json())
+            outcome = Outcome("failed", Code.INTERNAL, Problem("main", "a run to its end", "an internal error", "See stderr.", 1))
+            try:
+                outcome = run_workers(plan, folder, relay)
+            finally:
+                folder.answered(STOP)
+                folder.write_run(params.as_json(), environment, outcome.as_json())
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     host.finished(folder, outcome)
     return int(outcome.code)
+
+
+def _look_first(params: Params) -> str:
+    """What can be seen wrong without torch, before a folder is made, all at once. Returns the digest of the data."""
+    problems: list[Problem] = []
+    digest = ""
+    templates = (params.instruction_template, params.input_template, params.output_template)
+    try:
+        compile_templates(*templates)
+    except JobError as error:
+        problems += error.problems
+    try:
+        if params.model_name:
+            check_model_files(params.model_name)
+    except JobError as error:
+        problems += error.problems
+    try:
+        digest = fingerprint(params.dataset_name)
+    except JobError as error:
+        problems += error.problems
+    if problems:
+        raise JobError(*problems)
+    return digest
 
 
 def with_full_paths(params: Params) -> Params:

@@ -136,7 +136,7 @@ def _disk(params: Params, parameters: int, trained: int) -> dict[str, Any]:
     """Bytes that the run will hold at its peak. Raises JobError (exit 7) when the disk has less."""
     states = 8 * trained
     needed = (params.save_total_limit + 1) * (4 * trained + states) + (4 * parameters if params.fuse_model else 0)
-    existing = Path(params.run_dir or "runs").absolute()
+    existing = Path(params.run_dir or "runs").expanduser().absolute()
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free

@@ -64,7 +64,7 @@ def test_check_as_json_is_one_object_with_the_problem(tmp_path: Path, tiny_confi
 def test_a_train_that_fails_in_the_worker_says_so_everywhere_and_leaves_nothing_half_written(
     tmp_path: Path, tiny_config: Path, pairs_file: Path, model_copy: Path
 ) -> None:
-    (model_copy / "model.safetensors").rename(model_copy / "model.bin")
+    (model_copy / "model.safetensors").write_bytes(b"not safetensors")  # only loading it tells
     args = ("--model_name", model_copy, "--dataset_name", pairs_file, "--run_dir", "out", "--max_length", 64)
     done = run_main("train", *args, cwd=tmp_path)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error[")]
@@ -118,3 +118,33 @@ def test_a_model_that_is_not_finite_ends_with_exit_6(verb: str, tmp_path: Path, 
     if verb == "train":
         assert json.loads(done.stdout)["error"]["code"] == 6
         assert read_lines(run_dir / "metrics.jsonl") == []
+
+
+def test_a_corrected_second_try_may_have_the_folder_of_a_refused_first_one(
+    tmp_path: Path, tiny_config: Path, pairs_file: Path
+) -> None:
+    """What is only found while loading leaves a folder that says why; nothing in it is worth keeping."""
+    common = ("--model_config", str(tiny_config), "--dataset_name", str(pairs_file), "--run_dir", str(tmp_path / "run"))
+    fast = ("--train_steps", "1", "--batch_size", "2", "--eval_strategy", "no", "--fuse_model", "false")
+    first = run_main("train", *common, *fast, "--max_length", "2")
+    assert first.returncode == 3, first.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["result"]["error"]["field"] == "max_length"
+    second = run_main("train", *common, *fast, "--max_length", "64")
+    assert second.returncode == 0, second.stderr
+    third = run_main("train", *common, *fast, "--max_length", "64")
+    assert third.returncode == 2
+    assert "run_dir" in third.stderr
+
+
+def test_a_model_and_templates_that_can_be_seen_wrong_leave_no_folder(tmp_path: Path, pairs_file: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "pytorch_model.bin").write_bytes(b"x")
+    out = tmp_path / "run"
+    bad = ("--instruction_template", "{{ ''.__class__ }}", "--output_template", "{{ response }}")
+    done = run_main("train", "--model_name", str(model), "--dataset_name", str(pairs_file), *bad, "--run_dir", str(out))
+    assert done.returncode == 2
+    assert "error[2]: instruction_template:" in done.stderr
+    assert "error[4]: model_name:" in done.stderr
+    assert not out.exists()

@@ -27,6 +27,7 @@ from transformers.utils import cached_file
 
 from ..families import ARCHITECTURES, FAMILIES, Family
 from ..job import Code, JobError, Problem, model_error
+from ..model_files import check_model_files
 from .published import REGISTRY, field_problems
 
 # What the libraries raise over a broken file; these have no common base below Exception.
@@ -34,7 +35,6 @@ _BROKEN = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
     *(SafetensorError, StrictDataclassError),
 )
-_UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 
 
 def load_model(
@@ -104,7 +104,7 @@ def nf4(family: Family, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 def load_config(name: str, *, offline: bool = False) -> PretrainedConfig:
     """The configuration of `name`, its files and family checked. Raises JobError (exit 4)."""
-    _check_files(name)
+    check_model_files(name)
     try:
         fields, _ = PretrainedConfig.get_config_dict(name, local_files_only=offline)
         config_class = REGISTRY[fields["model_type"]][0] if fields.get("model_type") in REGISTRY else AutoConfig
@@ -258,24 +258,6 @@ def new_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> 
     rows = embedding_rows(config)
     beyond = range(rows, len(tokenizer))
     return list(beyond) if all(token in tokenizer.added_tokens_decoder for token in beyond) else []
-
-
-def _check_files(name: str) -> None:
-    folder = Path(name).expanduser()
-    if not folder.exists():
-        if name.startswith((".", "/", "~")):
-            raise model_error("model_name", "a folder that exists", name)
-        return  # a hub id
-    if not (folder / "config.json").is_file():
-        raise model_error("model_name", "a folder with config.json", name)
-    if not any(folder.glob("*.safetensors")):
-        unsafe = sorted(file.name for file in folder.iterdir() if file.suffix in _UNSAFE)
-        fix = (
-            "Convert once with transformers' save_pretrained in a place you trust; pickled weights can run code."
-            if unsafe
-            else ""
-        )
-        raise model_error("model_name", "safetensors weights", f"{name}: {', '.join(unsafe) or 'no weights'}", fix)
 
 
 def _check_report(name: str, report: dict[str, Any]) -> None:
