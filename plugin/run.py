@@ -163,7 +163,9 @@ class Run:
         trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
         self.reporter.log(f"model: {trained:,} parameters train, weights kept in {str(self.weight_dtype).removeprefix('torch.')}")
         self.reporter.log("dropout: off; the masking noise is the regulariser, and the loss does not depend on the layout")
-        self.attention = choose_attention(params, self.model.config, accelerator.device, compute)
+        self.attention = choose_attention(
+            params, self.model.config, accelerator.device, compute, float(self.train.lengths.mean())
+        )
         self.reporter.log(f"attention: {self.attention.why}")
         for documents in (self.train, self.eval):
             check_fits(documents, self.rules, self.attention.layout)

@@ -49,7 +49,7 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
     precision, why = assembly.choose_precision(params, device)
     notes.append(f"dtype: {why}")
     compute = assembly.COMPUTE[precision]
-    attention = choose_attention(params, config, device, compute)
+    attention = choose_attention(params, config, device, compute, float(prepared.train.lengths.mean()))
     notes.append(f"attention: {attention.why}")
     for documents in (prepared.train, prepared.evaluation):
         check_fits(documents, rules, attention.layout)

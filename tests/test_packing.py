@@ -20,9 +20,15 @@ from plugin.parse import parse
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def choose(device: torch.device = CPU, dtype: torch.dtype = torch.bfloat16, family: str = "modernbert", **asked: Any) -> Any:
+def choose(
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.bfloat16,
+    family: str = "modernbert",
+    mean_length: float = 90,
+    **asked: Any,
+) -> Any:
     params = parse({"dataset_name": "d.jsonl", "model_name": "m", **asked}).params
-    return choose_attention(params, tiny_config(family, hidden_size=16), device, dtype)
+    return choose_attention(params, tiny_config(family, hidden_size=16), device, dtype, mean_length)
 
 
 @pytest.fixture
@@ -33,6 +39,12 @@ def h200(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_both_parameters_are_built() -> None:
     assert not {"packing", "tokens_per_batch"} & set(BUILT)
+
+
+def test_a_cpu_pads_short_documents_unless_told_to_pack() -> None:
+    assert choose(mean_length=26).backend is None
+    assert "too short" in choose(mean_length=26).why
+    assert choose(mean_length=26, packing="on").backend == "loop"
 
 
 def test_a_cpu_packs_by_itself() -> None:
