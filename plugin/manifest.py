@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .families import ARCHITECTURES
-from .parse import SCHEMA, choices, expected
+from .parse import ADVANCED, SCHEMA, choices, expected
 from .run_folder import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,8 +37,8 @@ def index_json() -> dict[str, Any]:
         "model_architectures": list(ARCHITECTURES),
         "supported_hardware_architectures": ["cpu", "cuda"],
         "training_template_format": "alpaca",
-        "parameters": {name: _form_property(name) for name in names} | {"advanced": _ADVANCED},
-        "parameters_ui": {name: _AUTOCOMPLETE for name in names if choices(name)} | {"advanced": {"ui:widget": "textarea"}},
+        "parameters": {name: _form_property(name) for name in names} | {ADVANCED: _ADVANCED},
+        "parameters_ui": {name: _AUTOCOMPLETE for name in names if choices(name)} | {ADVANCED: {"ui:widget": "textarea"}},
     }
 
 

@@ -16,6 +16,7 @@ from .job import JobError, Problem
 from .params import ALIASES, BUILT, METHOD_ONLY, NEEDS, REPORT_TO, Params, schema
 
 SCHEMA = schema()
+ADVANCED = "advanced"  # a field of the form only: every parameter that has none of its own
 
 # Words for what a string must look like, where a pattern would not help a reader.
 _TEXTS = {
@@ -50,7 +51,7 @@ def parse(values: Mapping[str, object], *, unknown: Literal["error", "note"] = "
     """
     problems: list[Problem] = []
     notes: list[str] = []
-    given = _rename_aliases(_present(values), problems)
+    given = _rename_aliases(_expand_advanced(_present(values), problems), problems)
     for name in [name for name in given if name not in SCHEMA]:
         del given[name]
         hint = did_you_mean(name, [*SCHEMA, *ALIASES])
@@ -65,6 +66,18 @@ def parse(values: Mapping[str, object], *, unknown: Literal["error", "note"] = "
     if problems:
         raise JobError(*problems)
     return Parsed(params, (*notes, *_inapplicable(params)))
+
+
+def _expand_advanced(values: Mapping[str, object], problems: list[Problem]) -> dict[str, object]:
+    """The form's `advanced` field, one `name: value` a line, as if each had a field of its own; it wins over the form's defaults."""
+    expanded = dict(values)
+    for line in str(expanded.pop(ADVANCED, "")).splitlines():
+        name, colon, value = (part.strip() for part in line.partition(":"))
+        if name and not colon:
+            problems.append(Problem(ADVANCED, "one `name: value` a line", repr(line.strip())))
+        elif value:
+            expanded[name] = value
+    return expanded
 
 
 def _present(values: Mapping[str, object]) -> dict[str, object]:
