@@ -1,7 +1,7 @@
 # Every target does its own set-up on a fresh machine and is quick when repeated.
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-BASE ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(if $(shell $(name) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo yes),$(name))))
+BASE ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo yes),$(name))))
 
 .PHONY: setup demo test check manifest bench
 
