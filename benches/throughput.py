@@ -208,6 +208,7 @@ def main(argv: Sequence[str]) -> int:
     for shape in chosen:
         rounds = max(2, options.rounds // 2) if shape.name == "modernbert_base" else options.rounds
         results[shape.name] = measure(shape, options.lengths, rounds, device) | {"rss_ratio": rss_ratio(shape, options.lengths)}
+        print(f"{shape.name}: {results[shape.name]}", file=sys.stderr, flush=True)  # minutes pass between shapes
     Console(width=150).print(table(results, peak, options.lengths))
     shapes = {
         name: {
