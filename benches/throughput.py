@@ -190,7 +190,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", nargs="*", default=[shape.name for shape in CPU])
     parser.add_argument("--lengths", choices=("alpaca", "tulu", "long"), default="alpaca")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rss", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
