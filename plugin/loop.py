@@ -206,19 +206,13 @@ def _account(
     window.steps += 1
     window.correct += right
     window.masked += step.masked
-    window.tokens += step.tokens
-    window.supervised += step.supervised
-    window.cut += step.cut
-    totals.cut += step.cut
-    window.flops += flops
-    window.seconds += seconds
-    totals.flops += flops
-    skipped = int(overflow or not step.masked)
-    window.skipped += skipped
-    totals.skipped += skipped
-    totals.tokens += step.tokens
-    totals.supervised += step.supervised
-    totals.seconds += seconds
+    for sums in (window, totals):
+        sums.tokens += step.tokens
+        sums.supervised += step.supervised
+        sums.cut += step.cut
+        sums.flops += flops
+        sums.seconds += seconds
+        sums.skipped += int(overflow or not step.masked)
 
 
 def _non_finite(step: int, loss: float, norm: float, pieces: tuple[Piece, ...], losses: list[torch.Tensor]) -> JobError:
