@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .data.chat import ChatFormat
@@ -24,6 +25,7 @@ from .families import DEFAULT_NORM, FAMILIES
 from .job import Code, JobError, Problem
 from .loop import Plan
 from .models.load import (
+    build_model,
     check_method,
     check_pair,
     fit_config,
@@ -34,7 +36,7 @@ from .models.load import (
     new_model,
     new_tokens,
 )
-from .models.lora import LoraSettings, add_adapter
+from .models.lora import LoraSettings, add_adapter, four_bit_saves
 from .objectives.dream import by_context, parse_loss_weight_type
 from .objectives.mdlm import Weigh, by_time
 from .objectives.noise import Noise
@@ -167,6 +169,17 @@ def make_model(
     if not params.lora:
         return model
     return add_adapter(model, FAMILIES[config.model_type], lora_settings(params), added)
+
+
+def model_shape(params: Params, config: PretrainedConfig, compute: torch.dtype) -> tuple[nn.Module, int]:
+    """What make_model would give, on the meta device, and the bytes by which its 4-bit layers are smaller than the plain ones here."""
+    family = FAMILIES[config.model_type]
+    with torch.device("meta"):
+        model = build_model(config)
+        if params.model_name:
+            model = model.to(weight_dtype(params, compute))
+        saves = four_bit_saves(model, family) if params.load_in_4bit else 0
+        return (add_adapter(model, family, lora_settings(params), []) if params.lora else model), saves
 
 
 def lora_settings(params: Params) -> LoraSettings:

@@ -88,4 +88,5 @@ def memory_by_category(module: nn.Module, optimizer: torch.optim.Optimizer, peak
 
 
 def _bytes(tensors: Sequence[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    """What these tensors hold, a storage that several share (a table of 8-bit states, a tied head) counted once."""
+    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())

@@ -6,11 +6,15 @@ and its states cannot be written as safetensors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from bitsandbytes.optim import AdamW8bit
 from torch import nn
+
+
+BLOCK, SMALL = 256, 4096  # bitsandbytes' block of 8-bit states, and the size below which states stay float32
 
 
 def make_optimizer(
@@ -58,7 +62,27 @@ class StochasticAdamW8bit(AdamW8bit):
 def round_stochastically(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """float32 to bfloat16, up with the probability that keeps the expected value: the lower 16 bits are compared with noise."""
     noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator)
-    return ((values.contiguous().view(torch.int32) + noise) & -65536).view(torch.float32).to(torch.bfloat16)
+    return noise.add_(values.contiguous().view(torch.int32)).bitwise_and_(-65536).view(torch.float32).to(torch.bfloat16)
+
+
+def state_bytes(weight: torch.Tensor, kind: str) -> int:
+    """Bytes that the states of one weight will take. 8-bit ones are in blocks of 256 with a float32 scale; small tensors stay whole."""
+    count = weight.numel()
+    if kind == "adamw":
+        return 2 * count * weight.element_size() + 4
+    if count < SMALL:
+        return 8 * count
+    return 2 * (count + 4 * -(-count // BLOCK))
+
+
+def update_bytes(weights: Sequence[torch.Tensor], kind: str, device: torch.device) -> int:
+    """Bytes that an update takes besides weights, gradients and states: a fused AdamW none, an 8-bit one those of its largest tensor."""
+    if kind == "adamw" or not weights:
+        return 0
+    largest = max(weights, key=lambda weight: weight.numel())
+    rounding = 14 if largest.dtype == torch.bfloat16 else 0  # float32 weight and gradient, noise, the rounded weight
+    unpacked = 24 if device.type == "cpu" else 0  # there bitsandbytes works on whole float32 states
+    return (rounding + unpacked) * largest.numel()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, cast
 
 import torch
@@ -40,7 +40,8 @@ class Segments:
 
     @staticmethod
     def of(batch: Batch, backend: str) -> Segments:
-        lengths = batch.cu_seqlens.diff().tolist() if backend == "loop" else []
+        ends = batch.cu_seqlens.tolist() if backend == "loop" else []
+        lengths = [end - start for start, end in pairwise(ends)]
         runs = tuple((len(list(same)), length) for length, same in groupby(lengths))
         return Segments(backend, batch.cu_seqlens.int(), batch.document, batch.longest, runs)
 

@@ -1,0 +1,252 @@
+"""What a run needs of memory, told before it runs: one micro-batch forward and backward with tensors that have shapes and no content.
+
+torch's fake tensors go through the very code of the run (attention kernels, autocast, recomputation), so nothing is modelled twice.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from .batch import Batch
+from .job import Code, JobError, Problem
+from .models.diffusion import DiffusionModel, bare
+from .models.recompute import set_recompute
+from .optimizers import state_bytes, update_bytes
+from .params import Params
+
+KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
+# A CPU's malloc gives nothing back between the phases of a step, and what comes and goes leaves holes in its heap. Measured on
+# ModernBERT, LLaDA and Dream shapes of 0.9 to 9 GB, full and LoRA: activations and logits took 1.1 to 1.7 times their own size.
+CPU_HOLES = 1.6
+ROOM = 0.92  # of a device's free memory: what a plan may use
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device. `peak` is when most is held; the kinds are each at their own highest."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    peak: int
+
+    def as_json(self) -> dict[str, int]:
+        return asdict(self)
+
+    @property
+    def biggest(self) -> str:
+        return max(KINDS, key=lambda kind: asdict(self)[kind])
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model is trained, as far as memory goes."""
+
+    device: torch.device
+    compute: torch.dtype
+    backend: str | None  # of packed documents; None pads
+    optim: str
+    accumulates: bool  # several micro-batches a step: gradients are held while the next one runs
+
+
+class _Tracker(TorchDispatchMode):
+    """Bytes of live storages by kind, as operations create and lose them."""
+
+    def __init__(self, vocabulary: int, known: set[int]):
+        super().__init__()
+        self._vocabulary, self._known = vocabulary, known
+        self._live: dict[int, tuple[str, int]] = {}
+        self._held = dict.fromkeys(KINDS, 0)
+        self.highest = dict.fromkeys(KINDS, 0)
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor):
+                self._see(tensor)
+        return out
+
+    def becomes_gradient(self, weight: Tensor) -> None:
+        """A finished gradient is no longer an intermediate result."""
+        assert weight.grad is not None
+        key = weight.grad.untyped_storage()._cdata
+        if key in self._live:
+            self._add(*self._live[key], sign=-1)
+            self._live[key] = ("gradients", self._live[key][1])
+            self._add(*self._live[key])
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._live or key in self._known:
+            return
+        logits = tensor.ndim == 2 and tensor.shape[-1] == self._vocabulary
+        self._live[key] = ("logits" if logits else "activations", storage.nbytes())
+        self._add(*self._live[key])
+        weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        self._add(*self._live.pop(key), sign=-1)
+
+    def _add(self, kind: str, size: int, sign: int = 1) -> None:
+        self._held[kind] += sign * size
+        self.highest[kind] = max(self.highest[kind], self._held[kind])
+        self.peak = max(self.peak, sum(self._held.values()))
+
+
+def estimate(model: nn.Module, batch: Batch, setting: Setting, recompute: str, *, four_bit_saves: int = 0) -> Memory:
+    """Memory of training `model` (on the meta device, dtypes and adapters as in the run) on micro-batches like `batch`.
+
+    `four_bit_saves`: bytes that 4-bit layers are smaller than those that stand in for them here.
+    """
+    set_recompute(model, recompute)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = model.to_empty(device=setting.device)
+        bare(model).tie_weights()
+        module = DiffusionModel(model, 0, setting.backend).train()
+        held = [*module.parameters(), *module.buffers()]
+        trained = [weight for weight in module.parameters() if weight.requires_grad]
+        tracker = _Tracker(bare(model).config.vocab_size, {one.untyped_storage()._cdata for one in held})
+        if setting.accumulates:
+            for weight in trained:
+                weight.grad = torch.zeros_like(weight)
+        for weight in trained:
+            weight.register_post_accumulate_grad_hook(tracker.becomes_gradient)
+        with tracker:
+            with _autocast(setting):
+                loss = module(batch).weighted.sum()
+            loss.backward()
+            del loss
+        weights = sum(one.numel() * one.element_size() for one in held) - four_bit_saves
+        gradients = sum(weight.numel() * weight.element_size() for weight in trained)
+        states = sum(state_bytes(weight, setting.optim) for weight in trained)
+    found = {"weights": weights, "gradients": gradients, "optimizer": states}
+    found |= {kind: tracker.highest[kind] for kind in ("activations", "logits")}
+    update = gradients + update_bytes(trained, setting.optim, setting.device)
+    during = tracker.peak + (gradients if setting.accumulates else 0)
+    if setting.device.type == "cpu":
+        during = gradients + round(CPU_HOLES * (found["activations"] + found["logits"]))
+    return Memory(**found, peak=weights + states + max(during, update))
+
+
+def stand_in(batch: Batch) -> Batch:
+    """A packed batch of as many tokens, documents and masked tokens, its documents all of one length: quicker to try, no smaller."""
+    T = -(-batch.ids.shape[0] // batch.documents)
+    place = torch.arange(batch.documents * T)
+    return replace(
+        batch,
+        ids=torch.zeros_like(place),
+        cu_seqlens=torch.arange(batch.documents + 1) * T,
+        position=place % T,
+        document=place // T,
+        longest=T,
+    )
+
+
+@contextmanager
+def _autocast(setting: Setting) -> Iterator[None]:
+    with torch.autocast(setting.device.type, dtype=setting.compute, enabled=setting.compute != torch.float32):
+        yield
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that a run may take on this device: of a GPU, or of this machine (or container, where one sets a limit)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    available = _meminfo()["MemAvailable"]
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and (most := limit.read_text().strip()).isdigit():
+        available = min(available, int(most) - int(used.read_text()))
+    return available
+
+
+def _meminfo() -> Mapping[str, int]:
+    if not os.path.exists("/proc/meminfo"):
+        return {"MemAvailable": 1 << 62}
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    return {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines}
+
+
+def choose_recompute(asked: str, make_estimate: Callable[[str], Memory], room: int) -> tuple[str, Memory, str]:
+    """(mode, its estimate, why). `auto` is the first of none, selective and full that fits into `room` bytes."""
+    if asked != "auto":
+        return asked, make_estimate(asked), "as chosen"
+    memory, needs = None, []
+    for mode in ("none", "selective", "full"):
+        memory = make_estimate(mode)
+        if memory.peak <= ROOM * room:
+            why = f"{mode} needs about {_gb(memory.peak)} of {_gb(room)} free"
+            return mode, memory, "; ".join((*needs, why))
+        needs.append(f"{mode} would need {_gb(memory.peak)}")
+    assert memory is not None
+    return "full", memory, f"{'; '.join(needs)}; {_gb(room)} are free"
+
+
+def cheaper_settings(params: Params, memory: Memory | None) -> list[str]:
+    """Settings that need less memory and leave the effective batch as it is, the most effective first."""
+    batch, steps = params.batch_size, params.gradient_accumulation_steps
+    rows: list[str] = []
+    if batch > 1:
+        half = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
+        rows.append(f"batch_size {half} with gradient_accumulation_steps {steps * batch // half}")
+    if isinstance(params.tokens_per_batch, int) and params.tokens_per_batch > 2 * params.max_length:
+        rows.append(f"tokens_per_batch {params.tokens_per_batch // 2}")
+    elif params.tokens_per_batch == "auto" and batch > 1:
+        rows.append(f"tokens_per_batch {max(params.max_length, batch * params.max_length // 4)}")
+    if params.recompute != "full":
+        rows.append("recompute full")
+    if params.attn_implementation == "eager":
+        rows.insert(0, "attn_implementation sdpa")
+    states: list[str] = []
+    if params.optim == "adamw" and not params.lora:
+        states.append("optim adamw_8bit")
+    if not params.lora:
+        states.append("lora true")
+    if params.lora and not params.load_in_4bit:
+        states.append("load_in_4bit true")
+    if params.dtype == "float32":
+        states.append("dtype bfloat16")
+    grows = memory is None or memory.activations + memory.logits > memory.weights + memory.gradients + memory.optimizer
+    return (rows + states if grows else states + rows)[:3]
+
+
+def out_of_memory(params: Params, memory: Memory | None, told: str) -> Problem:
+    """The error of a run that has run out of memory, or will: what is biggest, and what to do about it."""
+    got = told
+    if memory:
+        got += f"; most goes to {memory.biggest} ({_gb(asdict(memory)[memory.biggest])} of about {_gb(memory.peak)})"
+    settings = cheaper_settings(params, memory)
+    words = "; or ".join(settings) or "a smaller model or max_length"
+    return Problem("memory", "room for the run", got, f"Same effective batch with less memory: {words}.", Code.OUT_OF_MEMORY)
+
+
+def check_room(params: Params, memory: Memory, room: int) -> None:
+    """Raises JobError (exit 5) when a run needs far more than there is; a narrow case may still go well."""
+    if memory.peak > 1.25 * room:
+        raise JobError(out_of_memory(params, memory, f"{_gb(room)} free where about {_gb(memory.peak)} are needed"))
+
+
+def heaviest(batches: Sequence[Batch], *, packed: bool) -> Batch:
+    """What the batch with the most tokens, padding included, needs memory for."""
+    if packed:
+        return stand_in(max(batches, key=lambda batch: batch.ids.shape[0]))
+    return max(batches, key=lambda batch: batch.documents * batch.longest)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"

@@ -1,0 +1,57 @@
+"""What is done to a model's layers as a whole: activations recomputed in the backward pass, layers compiled one by one."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .diffusion import bare
+
+_aten = torch.ops.aten
+
+# What `selective` keeps: products and attention, nearly all of a layer's operations; norms, rotations and gates are made again.
+_KEPT = [
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten.bmm.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+]
+
+
+def set_recompute(model: nn.Module, mode: str) -> None:
+    """`none` keeps every activation, `full` only the input of each layer, `selective` also what _KEPT computes."""
+    plain: Any = bare(model)
+    if mode == "none":
+        plain.activation_checkpointing_disable()
+        return
+    options: dict[str, Any] = {"use_reentrant": False}
+    if mode == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _KEPT + _varlen())
+    plain.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+
+
+def _varlen() -> list[Any]:
+    try:
+        import torch.nn.attention.varlen  # noqa: F401  # registers the operation
+    except ImportError:
+        return []
+    return [torch.ops.torch_attn._varlen_attn.default]
+
+
+def compile_layers(model: nn.Module, backend: str = "inductor") -> int:
+    """Compile each layer in place (names of weights stay); layers share their code, so it is compiled once for all. Returns how many.
+
+    Attention stays a call of its own: one kernel already, and its documents change with every batch.
+    """
+    layers = [module for module in bare(model).modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.compile(backend=backend)
+    return len(layers)
