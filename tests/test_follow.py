@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from support import is_running, processes_naming, wait_until
 
-from plugin import launch
+from plugin import follow
+from plugin.follow import Inherited, Relay, run_workers
 from plugin.job import Code, Outcome
-from plugin.launch import LaunchPlan, Relay, run_workers
+from plugin.launch import LaunchPlan
 from plugin.run_folder import STOP, RunFolder
 
 PRELUDE = """\
@@ -66,7 +67,14 @@ def run(folder: RunFolder, witness: Witness, program: str, ranks: int = 1) -> Ou
     script = folder.path.parent / "program.py"
     script.write_text(PRELUDE + textwrap.dedent(program), encoding="utf-8")
     environments = tuple({"RANK": str(rank)} for rank in range(ranks))
-    return run_workers(LaunchPlan((sys.executable, str(script), str(folder.path)), environments, (), ""), folder, witness.relay())
+    return start(folder, witness, (sys.executable, str(script), str(folder.path)), environments)
+
+
+def start(
+    folder: RunFolder, witness: Witness, argv: tuple[str, ...], ranks: tuple[dict[str, str], ...], hang_timeout_s: float = 60
+) -> Outcome:
+    with folder.locked(0, witness.lines.append) as lock:
+        return run_workers(LaunchPlan(argv, ranks, (), ""), folder, witness.relay(), Inherited(lock, None), hang_timeout_s)
 
 
 def pid(folder: RunFolder, name: str) -> int:
@@ -118,7 +126,7 @@ def test_another_signal_is_named_without_a_guess(folder: RunFolder, witness: Wit
 def test_one_failing_rank_ends_the_other_within_the_grace(
     folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "GRACE_S", 0.3)
+    monkeypatch.setattr(follow, "GRACE_S", 0.3)
     began = time.monotonic()
     outcome = run(folder, witness, "time.sleep(20) if rank == 0 else wait_for('pid0'); failed(4); sys.exit(4)", ranks=2)
     assert time.monotonic() - began < 10, "the sleeping rank was waited for"
@@ -129,11 +137,11 @@ def test_one_failing_rank_ends_the_other_within_the_grace(
 def test_the_rank_that_died_is_named_not_the_one_ended_for_it(
     folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "GRACE_S", 0.3)
-    outcome = run(folder, witness, "time.sleep(20) if rank == 0 else wait_for('pid0'); sys.exit(7)", ranks=2)
+    monkeypatch.setattr(follow, "GRACE_S", 0.3)
+    outcome = run(folder, witness, "time.sleep(20) if rank == 0 else wait_for('pid0'); sys.exit(11)", ranks=2)
     assert outcome.code == Code.WORKER_DIED
     assert outcome.error is not None
-    assert "rank 1 exited 7" in outcome.error.got
+    assert "rank 1 exited 11" in outcome.error.got
 
 
 def test_the_first_failure_is_the_cause_and_later_ones_follow_from_it(folder: RunFolder, witness: Witness) -> None:
@@ -151,7 +159,7 @@ def test_the_first_failure_is_the_cause_and_later_ones_follow_from_it(folder: Ru
 def test_a_rank_that_does_not_end_after_the_others_did_is_a_failure(
     folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "EXIT_GRACE_S", 0.3)
+    monkeypatch.setattr(follow, "EXIT_GRACE_S", 0.3)
     program = "if rank:\n    time.sleep(20)\nwait_for('pid1'); finished()"
     outcome = run(folder, witness, program, ranks=2)
     assert (outcome.outcome, outcome.code) == ("failed", Code.WORKER_DIED)
@@ -172,7 +180,7 @@ def test_no_rank_is_left_when_another_cannot_be_started(folder: RunFolder, witne
     argv = (sys.executable, "-c", "import time; time.sleep(20)", str(folder.path))
     unstartable = {"NAME": "a zero byte: \0"}
     with pytest.raises(ValueError, match="null byte"):
-        run_workers(LaunchPlan(argv, ({}, unstartable), (), ""), folder, witness.relay())
+        start(folder, witness, argv, ({}, unstartable))
     assert processes_naming(str(folder.path)) == []
 
 
