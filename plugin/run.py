@@ -33,7 +33,7 @@ from .models.verify import TOKENS
 from .optimizers import make_optimizer
 from .packing import check_fits, choose_attention
 from .params import Params
-from .rendezvous import serve_store
+from .rendezvous import join_ranks, serve_store
 from .reporting import Reporter
 from .run_folder import RunFolder, rename_whole, to_json
 from .sampler_watch import SampleWatch
@@ -126,13 +126,10 @@ class Run:
     def _accelerator(self) -> Accelerator:
         on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "true"
         device = torch.device("cpu" if on_cpu or not torch.cuda.is_available() else "cuda")
-        self.store = serve_store()
         precision, why = assembly.choose_precision(self.params, device)
         self.reporter.log(f"dtype: {why}")
-        accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
-        ranks = int(os.environ.get("WORLD_SIZE", "1"))
-        assert accelerator.num_processes == ranks, f"accelerate runs {accelerator.num_processes} ranks instead of {ranks}"
-        return accelerator
+        self.store = serve_store()
+        return join_ranks(precision, on_cpu=on_cpu)
 
     def _load_data(self) -> None:
         """The machine's first rank tokenises into its run folder; then every rank maps the same files, equal on every machine."""

@@ -58,6 +58,7 @@ def train_job(parsed: Parsed, host: Host) -> int:
         folder.create()
         lock = opened.enter_context(folder.locked(LOCK_WAIT_S, host.line))
         folder.clear()
+        folder.answered(STOP)  # one that was meant for a run before
         params = params.model_copy(update={"run_dir": str(run_dir)})
         environment = describe_environment(plan, data)
         folder.write_run(params.as_json(), environment, None)

@@ -40,7 +40,7 @@ def two_machines(root: Path, *args: object) -> list[Scene]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = (*args, "--num_machines", 2, "--main_process_ip", "127.0.0.2", "--main_process_port", port)
-    env = {"GLOO_SOCKET_IFNAME": "lo"}
+    env = {"GLOO_SOCKET_IFNAME": "lo", "HOME": "/proc/nowhere"}  # a home nobody can write to, root neither
 
     def machine(rank: int) -> Scene:
         folder = root / f"disk-{rank}" / "run"
@@ -61,7 +61,9 @@ def meets_a_key(root: Path, *args: object) -> Scene:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, pairs_file: Path) -> Iterator[Scenes]:
-    root = tmp_path_factory.mktemp("läuft weiter")  # unicode and a space, in every path
+    root = tmp_path_factory.mktemp("läuft weiter")  # unicode and a space in every path, and a link in one
+    (root / "disk").mkdir()
+    (root / "link").symlink_to("disk")
     model = ("--model_config", tiny_config, "--max_length", 64, "--learning_rate", "3e-3", "--train_device", "cpu")
     job = (*model, "--dataset_name", pairs_file, "--batch_size", 4)
     four = (*job, "--train_steps", 4, "--logging_steps", 1, "--fuse_model", "false", "--save_steps", 4)
@@ -69,7 +71,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, pairs_fi
         hang = (*job, "--num_processes", 2, "--hang_timeout_s", HANG_S)
         yield {
             "hang": pool.submit(broken_off, stop_one_rank, root / "hang", *hang),
-            "two processes": pool.submit(whole, root / "two", *four, "--num_processes", 2),
+            "two processes": pool.submit(whole, root / "link" / "two", *four, "--num_processes", 2),
             "key": pool.submit(meets_a_key, root, *model),
             "two machines": pool.submit(two_machines, root, *four),
         }
