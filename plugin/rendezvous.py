@@ -11,6 +11,7 @@ import os
 from datetime import timedelta
 
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import KwargsHandler
 from torch.distributed import TCPStore
 
 from .follow import LISTEN_FD, PARENT_PID
@@ -34,8 +35,9 @@ def serve_store() -> TCPStore | None:
 
 def join_ranks(precision: str, *, on_cpu: bool) -> Accelerator:
     """Meet the other ranks. Raises JobError (exit 2) when accelerate was configured to cut the model up."""
-    watched = PARENT_PID in os.environ
-    patience = [InitProcessGroupKwargs(timeout=PATIENCE)] if watched else []
+    patience: list[KwargsHandler] = []
+    if PARENT_PID in os.environ:
+        patience.append(InitProcessGroupKwargs(timeout=PATIENCE))
     accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=patience)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     assert accelerator.num_processes == ranks, f"accelerate runs {accelerator.num_processes} ranks instead of {ranks}"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, wait_until
 
+from plugin.job import JobError
 from plugin.parse import SCHEMA
 
 SCRIPT = ROOT / "examples" / "slurm.sh"
@@ -119,3 +120,17 @@ def test_accelerate_reads_our_configuration() -> None:
     config = load_config_from_file(str(ROOT / "examples" / "accelerate_ddp.yaml"))
     assert (config.num_machines, config.num_processes, config.distributed_type.value) == (2, 16, "MULTI_GPU")
     assert json.loads(json.dumps(config.to_dict()))["main_process_port"] == 29500
+
+
+def test_a_model_that_accelerate_would_cut_up_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No CPU runs FSDP, so what is allowed is taken away instead: this process's own kind is then the one refused."""
+    from accelerate.state import AcceleratorState
+
+    from plugin import rendezvous
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert rendezvous.join_ranks("no", on_cpu=True).num_processes == 1
+    monkeypatch.setattr(rendezvous, "REPLICATED", ())
+    with pytest.raises(JobError, match=r"parallel: expected a whole model on each device \(DDP\), got NO") as caught:
+        rendezvous.join_ranks("no", on_cpu=True)
+    assert caught.value.code == 2
