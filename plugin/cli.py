@@ -13,12 +13,13 @@ from typing import Any
 
 import yaml
 
+from .child import child_path
 from .hosts.folder import FolderHost
 from .job import Code, JobError, Outcome, Problem
-from .launch import ROOT
 from .manifest import add_arguments
 from .params import ALIASES
 from .parse import CommandLine, Parsed, parse
+from .redact import guard_streams
 from .train import check_job, train_job
 
 TORCH_VERBS = {"chat": "plugin.chat", "fuse": "plugin.fuse"}  # programs of their own: they import torch, this one does not
@@ -28,8 +29,9 @@ def run(argv: Sequence[str]) -> int:
     """Run one verb. Returns the exit code; every failure printed `error[CODE]: ...` lines on stderr."""
     if argv and argv[0] in TORCH_VERBS:
         program = TORCH_VERBS[argv[0]]
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-        os.execve(sys.executable, [sys.executable, "-P", "-m", program, *argv[1:]], {**os.environ, "PYTHONPATH": path})
+        environ = {**os.environ, **child_path(os.environ)}
+        os.execve(sys.executable, [sys.executable, "-P", "-m", program, *argv[1:]], environ)
+    guard_streams()
     try:
         options, extra = _parser().parse_known_args(argv)
         if options.verb is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -28,8 +29,9 @@ def evaluate(
     rules: StepRules,
     batch_size: int,
     layout: Layout = PADDED,
+    beat: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Loss over all of `documents`, every rank its share; the same numbers on every rank.
+    """Loss over all of `documents`, every rank its share; the same numbers on every rank. `beat` is called before each batch.
 
     `eval/loss` is the training objective, `eval/loss_ci95` its 95 % half-width over documents; `eval/loss_t30_40` is the mean nll
     in nats of masked tokens in documents whose mask probability was in [0.3, 0.4).
@@ -51,6 +53,7 @@ def evaluate(
         slots = [Slot(0, index, index) for index in range(start, min(start + CHUNK, len(documents)))]
         step = build_step(slots, documents, frozen, batch_size=batch_size, layout=layout, rank=rank, ranks=ranks)
         for piece in step.pieces:
+            beat()
             with torch.no_grad(), accelerator.autocast():
                 out: Sums = module(piece.batch.to(accelerator.device))
             for one, weighted, nll in zip(piece.corruptions, out.weighted.tolist(), out.nll.tolist(), strict=False):

@@ -1,34 +1,23 @@
-"""From parameters to running workers: which GPUs, which processes with which environment, and what became of them.
+"""From parameters to a plan: which GPUs, which processes with which environment, and where they meet.
 
-`resolve_gpus` and `plan_launch` are pure. `run_workers` starts the ranks, each in a session of its own, and does not return
-before every one of them is gone.
+`resolve_gpus` and `plan_launch` are pure. follow.py starts what is planned here.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
 import shlex
-import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
-from .job import Code, JobError, Outcome, Problem
+from .child import child_path
+from .job import JobError, Problem
 from .params import Params
-from .run_folder import STOP, RunFolder, Tail
-
-ROOT = Path(__file__).resolve().parent.parent
-POLL_S = 0.1
-GRACE_S = 5.0  # how long the other ranks may live once one has failed
-EXIT_GRACE_S = 60.0  # how long they may live once one has ended well
 
 
 @dataclass(frozen=True)
@@ -125,17 +114,30 @@ def _span(count: int) -> str:
     return {0: "no GPU", 1: "GPU 0"}.get(count, f"GPUs 0-{count - 1}")
 
 
-def plan_launch(params: Params, run_dir: Path, gpus: Sequence[str], port: int, environ: Mapping[str, str]) -> LaunchPlan:
-    """The processes of this job. Pure: the same arguments give the same plan. Raises JobError naming num_processes."""
+def count_processes(params: Params, gpus: Sequence[str]) -> int:
+    """Processes on this machine. Raises JobError naming num_processes."""
     wanted = params.num_processes
     if isinstance(wanted, int) and gpus and wanted > len(gpus):
         raise JobError(Problem("num_processes", f"at most one process a GPU ({len(gpus)})", str(wanted), 'Use "auto".'))
-    processes = wanted if isinstance(wanted, int) else max(1, len(gpus))
+    return wanted if isinstance(wanted, int) else max(1, len(gpus))
+
+
+def machine_dir(params: Params, run_dir: Path) -> Path:
+    """This machine's own run folder: the first machine's is the run's, the others' lie in it, on a shared disk or not."""
+    return run_dir / f"machine-{params.machine_rank}" if params.machine_rank else run_dir
+
+
+def plan_launch(params: Params, run_dir: Path, gpus: Sequence[str], port: int, environ: Mapping[str, str]) -> LaunchPlan:
+    """The processes of this job on this machine. Pure: the same arguments give the same plan.
+
+    `port` is where rank 0 listens, on machine 0. Every machine starts as many processes. Raises JobError naming num_processes.
+    """
+    processes = count_processes(params, gpus)
     devices = tuple(gpus[:processes])
     cores = os.cpu_count() or 1
     tokenizer_threads = params.num_proc if isinstance(params.num_proc, int) else min(8, cores)
     common = {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), environ.get("PYTHONPATH", "")])),
+        **child_path(environ),
         "PYTHONUNBUFFERED": "1",
         "RAYON_NUM_THREADS": str(tokenizer_threads),
         "TOKENIZERS_PARALLELISM": "true",
@@ -147,138 +149,52 @@ def plan_launch(params: Params, run_dir: Path, gpus: Sequence[str], port: int, e
         # Busy-waiting OpenMP threads are slower than one thread as soon as anything else runs.
         threads = {"OMP_NUM_THREADS": str(max(1, cores // processes)), "OMP_WAIT_POLICY": "PASSIVE"}
         common |= {"ACCELERATE_USE_CPU": "true"} | {name: environ.get(name, value) for name, value in threads.items()}
-    if processes > 1:
-        address = params.main_process_ip
-        main_port = params.main_process_port if isinstance(params.main_process_port, int) else port
+    world = params.num_machines * processes
+    if world > 1:
         common |= {
-            "WORLD_SIZE": str(processes),
+            "WORLD_SIZE": str(world),
             "LOCAL_WORLD_SIZE": str(processes),
-            "MASTER_ADDR": address,
-            "MASTER_PORT": str(main_port),
+            "MASTER_ADDR": params.main_process_ip,
+            "MASTER_PORT": str(port),
+            # Every rank is a client of the store that rank 0 serves on the port the parent had bound; see rendezvous.py.
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
         }
-    ranks = tuple(common | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}) for rank in range(processes))
+    if world > 1 and params.num_machines == 1 and sys.platform == "linux":
+        common["GLOO_SOCKET_IFNAME"] = environ.get("GLOO_SOCKET_IFNAME", "lo")  # ranks of one machine need no network
+    first = params.machine_rank * processes
+    numbers = [{"RANK": str(first + local), "LOCAL_RANK": str(local)} if world > 1 else {} for local in range(processes)]
     # -P: the folder a user happens to stand in must not shadow our packages.
     argv = (sys.executable, "-P", "-m", "plugin.worker", str(run_dir))
-    return LaunchPlan(argv, ranks, devices, _accelerate_command(processes, devices, run_dir))
+    command = _accelerate_command(params, world, devices, port, run_dir)
+    return LaunchPlan(argv, tuple(common | number for number in numbers), devices, command)
 
 
-def _accelerate_command(processes: int, gpus: Sequence[str], run_dir: Path) -> str:
+def _accelerate_command(params: Params, world: int, gpus: Sequence[str], port: int, run_dir: Path) -> str:
     device = ["--gpu_ids", ",".join(gpus)] if gpus else ["--cpu"]
-    several = ["--multi_gpu"] if gpus and processes > 1 else []  # accelerate refuses it beside --cpu
-    size = ["--num_processes", str(processes)]
+    several = ["--multi_gpu"] if gpus and world > 1 else []  # accelerate refuses it beside --cpu
+    machines = ["--num_machines", str(params.num_machines), "--machine_rank", str(params.machine_rank)]
+    machines += ["--main_process_ip", params.main_process_ip, "--main_process_port", str(port)]
+    size = ["--num_processes", str(world), *(machines if params.num_machines > 1 else [])]
     return shlex.join(["accelerate", "launch", *several, *size, *device, "-m", "plugin.worker", str(run_dir)])
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def listen(params: Params, processes: int) -> socket.socket | None:
+    """The bound port on which rank 0 will serve; None where no rank meets another, or another machine's rank does.
 
-
-@dataclass(frozen=True)
-class Relay:
-    """How `run_workers` talks to whoever asked for the run."""
-
-    line: Callable[[str], None]  # one line of the workers' log
-    event: Callable[[dict[str, Any]], None]  # one event of events.jsonl
-    stop_signals: Callable[[], Sequence[int]]  # signals so far: the first asks, a second ends the workers now
-    stop_wanted: Callable[[], bool]  # the host's own stop button
-
-
-def run_workers(plan: LaunchPlan, folder: RunFolder, relay: Relay) -> Outcome:
-    """Start every rank, relay what they write, and return what became of them. No process is left behind, whatever happens."""
-    workers: list[subprocess.Popen[bytes]] = []
-    codes: list[int | None] = []
-    final: dict[str, Any] = {}
-    lines, events = Tail(folder / "log.txt"), Tail(folder / "events.jsonl")
-
-    def pump() -> None:
-        for line in lines.new_lines():
-            relay.line(line)
-        for text in events.new_lines():
-            try:
-                event = json.loads(text)
-            except ValueError:  # a killed rank's half line, with another's behind it
-                relay.line(text)
-                continue
-            if event["type"] in ("finished", "failed") and final.get("type") != "failed":
-                final.update(event)  # the first failure is the cause, later ones follow from it
-            relay.event(event)
-
+    It stays bound from here on and the worker inherits it, so no other job can take it in between. One machine listens on its
+    main_process_ip alone (the loopback, unless a person says otherwise). Raises JobError naming main_process_port.
+    """
+    if params.num_machines * processes == 1 or params.machine_rank > 0:
+        return None
+    address = params.main_process_ip if params.num_machines == 1 else ""
+    port = params.main_process_port if isinstance(params.main_process_port, int) else 0
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        with (folder / "log.txt").open("ab") as log:
-            for rank in plan.ranks:
-                workers.append(_start(plan.argv, rank, log))
-        codes = _wait(workers, folder, relay, pump)
-    finally:
-        for worker in workers:
-            _end(worker)
-        pump()
-    return _outcome(codes, final, relay.stop_signals())
-
-
-def _start(argv: Sequence[str], rank: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        argv,
-        env={**os.environ, **rank},
-        stdin=subprocess.DEVNULL,
-        stdout=log,  # a file, not a pipe: when this process is killed, the workers can still write and save
-        stderr=log,
-        start_new_session=True,
-    )
-
-
-def _wait(
-    workers: Sequence[subprocess.Popen[bytes]], folder: RunFolder, relay: Relay, pump: Callable[[], None]
-) -> list[int | None]:
-    """Exit codes once every rank has ended, or as they are when the others must be ended (None = still running)."""
-    deadline = float("inf")
-    while None in (codes := [worker.poll() for worker in workers]):
-        pump()
-        signals = relay.stop_signals()
-        if len(signals) > 1 or time.monotonic() > deadline:
-            break
-        if (signals or relay.stop_wanted()) and not folder.asked(STOP):
-            folder.ask(STOP)
-        ended = [code for code in codes if code is not None]
-        if ended and deadline == float("inf"):
-            deadline = time.monotonic() + (GRACE_S if any(ended) else EXIT_GRACE_S)
-        time.sleep(POLL_S)
-    return codes
-
-
-def _end(worker: subprocess.Popen[bytes]) -> None:
-    """Kill a worker's whole session: whatever it started dies with it."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait()
-
-
-def _outcome(codes: Sequence[int | None], final: Mapping[str, Any], signals: Sequence[int]) -> Outcome:
-    """Done only when every rank exited 0 and the final event was written; a signal that was obeyed gives 128 + its number."""
-    if all(code == 0 for code in codes) and final.get("type") == "finished":
-        result: dict[str, Any] = final["result"]
-        if result["outcome"] == "stopped":
-            return Outcome("stopped", 128 + signals[0] if signals else Code.OK, result=result)
-        return Outcome("done", Code.OK, result=result)
-    if final.get("type") == "failed":
-        error = Problem(**final["error"])
-        return Outcome("failed", error.code, error, final.get("result"))
-    if len(signals) > 1:
-        return Outcome("stopped", 128 + signals[0])  # ended at once: what it did and saved is in the run folder
-    return Outcome("failed", Code.WORKER_DIED, _died(codes))
-
-
-def _died(codes: Sequence[int | None]) -> Problem:
-    rank, code = next(((rank, code) for rank, code in enumerate(codes) if code), (0, 0))
-    if None in codes and not any(codes):
-        got = f"rank {codes.index(None)} still running {EXIT_GRACE_S:g} s after another had ended"
-        return Problem("worker", "every rank to end", got, "See log.txt; the last checkpoint is whole.", Code.WORKER_DIED)
-    if code == 0:
-        return Problem("worker", "a final event", "an exit without one", "Please report this.", Code.WORKER_DIED)
-    if code < 0:
-        likely = " (likely out of memory)" if code == -signal.SIGKILL else ""
-        got = f"worker died{likely}: rank {rank} ended by {signal.Signals(-code).name}"
-    else:
-        got = f"worker died: rank {rank} exited {code} without saying why"
-    return Problem("worker", "every rank to finish", got, "See log.txt; the last checkpoint is whole.", Code.WORKER_DIED)
+        listener.bind((address, port))
+    except OSError as error:
+        listener.close()
+        got = f"{address or 'all addresses'}, port {port}: {error.strerror}"
+        raise JobError(Problem("main_process_port", "a free port of this machine", got, 'Use "auto" on one machine.')) from error
+    listener.listen(128)
+    return listener

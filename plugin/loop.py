@@ -47,7 +47,7 @@ class Requests:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls out to; each takes the number of finished steps."""
+    """What the loop calls out to; those that take a number take the number of finished steps."""
 
     requests: Callable[[], Requests]  # what this rank was asked for
     log: Callable[[int, dict[str, float]], None]
@@ -55,6 +55,7 @@ class Hooks:
     evaluate: Callable[[int], None]
     save: Callable[[int], None]
     sample: Callable[[int], None]
+    beat: Callable[[], None] = lambda: None  # before each micro-batch, for the watchdog
 
 
 @dataclass
@@ -138,6 +139,7 @@ def train(
         module.train()
         for number, piece in enumerate(step.pieces if step.masked else ()):
             last = number + 1 == len(step.pieces)
+            hooks.beat()
             with contextlib.nullcontext() if last else accelerator.no_sync(module):
                 sums: Sums = module(piece.batch.to(accelerator.device))
                 watch.lap("forward")

@@ -195,11 +195,11 @@ class Params(BaseModel):
     parallel: Literal["auto", "ddp", "fsdp2", "zero2", "zero3"] = _field(
         "auto", "Parallel", "How several devices share the model."
     )
-    num_processes: AutoInt = _field("auto", "Processes", "auto is one a GPU, or one on a CPU.")
-    num_machines: Int = _field(1, "Machines", "Machines that train together.", ge=1)
+    num_processes: AutoInt = _field("auto", "Processes", "On each machine; auto is one a GPU, or one on a CPU.")
+    num_machines: Int = _field(1, "Machines", "Machines that train together, with as many processes each.", ge=1)
     machine_rank: Int = _field(0, "Machine rank", "This machine's number, from 0.", ge=0)
-    main_process_ip: str = _field("127.0.0.1", "Main address", "Address of machine 0.")
-    main_process_port: AutoPort = _field("auto", "Main port", "auto picks a free port.")
+    main_process_ip: str = _field("127.0.0.1", "Main address", "Machine 0's address, as the others reach it.")
+    main_process_port: AutoPort = _field("auto", "Main port", "Port of machine 0; auto picks a free one, on one machine.")
 
     # --- logs, evaluation, checkpoints
     logging_steps: Int = _field(10, "Log every", "Steps between metrics.", form=True, ge=1)
@@ -215,7 +215,9 @@ class Params(BaseModel):
     wandb_project: str = _field("", "W&B project", "Empty takes the host's setting.")
     seed: Int = _field(42, "Seed", "Seeds data order, noise and new weights.", form=True, ge=0, lt=2**63)
     run_dir: str = _field("", "Run folder", "Empty is runs/<date>-<name>.")
-    hang_timeout_s: Int = _field(1800, "Hang timeout (s)", "Without progress for so long, the run ends with a stack dump.", ge=10)
+    hang_timeout_s: Int = _field(
+        1800, "Hang timeout (s)", "Silence that ends a run, with a stack dump. Loading, compiling, saving are silent.", ge=10
+    )
 
     def as_json(self) -> dict[str, Any]:
         """Every parameter under its public name, as run.json holds it."""
@@ -249,11 +251,8 @@ BUILT: dict[str, tuple[object, ...]] = {
     "attn_implementation": ("auto", "eager", "sdpa", "varlen"),
     "compile": ("auto", "off"),
     "parallel": ("auto", "ddp"),
-    "num_machines": (1,),
     "resume": ("false",),
     "log_to_wandb": (False,),
-    "hang_timeout_s": (1800,),
-    "machine_rank": (0,),
 }
 
 # Options that belong to one method; set to anything but the default elsewhere, they are named once in the log.

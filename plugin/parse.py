@@ -6,7 +6,7 @@ import argparse
 import difflib
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from .job import JobError, Problem
 from .params import ALIASES, BUILT, METHOD_ONLY, NEEDS, REPORT_TO, Params, schema
+from .redact import MARK, redact
 
 SCHEMA = schema()
 ADVANCED = "advanced"  # a field of the form only: every parameter that has none of its own
@@ -193,7 +194,22 @@ def _cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
         "both num_train_epochs and train_steps",
         "Give one of the two.",
     )
+    _check_machines(params, require)
+    for name, value in params.as_json().items():
+        clean = not isinstance(value, str) or redact(value) == value
+        require(clean, name, "no key in a parameter", MARK, "Keys are read from the environment alone.")
     return found
+
+
+def _check_machines(params: Params, require: Callable[..., None]) -> None:
+    machines, rank = params.num_machines, params.machine_rank
+    require(rank < machines, "machine_rank", f"less than num_machines ({machines})", str(rank), "Machines are counted from 0.")
+    if machines > 1:
+        port, address = params.main_process_port, params.main_process_ip
+        require(port != "auto", "main_process_port", "a port that every machine names", "auto", "Choose one, such as 29500.")
+        # Others of 127.0.0.0/8 are let through: several parents on one machine, for a trial.
+        local = address in ("127.0.0.1", "localhost", "::1")
+        require(not local, "main_process_ip", "machine 0's address in the network", address, "127.0.0.1 is each machine itself.")
 
 
 def _inapplicable(params: Params) -> list[str]:

@@ -1,4 +1,5 @@
-"""What the worker tells the world: events, metrics, progress, TensorBoard. Only rank 0 speaks; other ranks' calls do nothing."""
+"""What the worker tells the world: events, metrics, progress, TensorBoard. Only a machine's
+first rank speaks; other ranks' calls do nothing but beat for the watchdog."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from .job import Problem
+from .redact import redact
 from .run_folder import JsonLines, RunFolder, to_json, utc_now, write_whole
+from .watchdog import Heartbeat
 
 PROGRESS_EVERY_S = 1.0
 
@@ -17,8 +20,9 @@ PROGRESS_EVERY_S = 1.0
 class Reporter:
     """Writers of one run folder."""
 
-    def __init__(self, folder: RunFolder, *, speaks: bool):
+    def __init__(self, folder: RunFolder, heartbeat: Heartbeat, *, speaks: bool):
         self.speaks = speaks
+        self._heartbeat = heartbeat
         if not speaks:
             return
         self._folder = folder
@@ -44,6 +48,7 @@ class Reporter:
             self.event("log", line=line)
 
     def phase(self, phase: str, steps: int | None = None) -> None:
+        self._heartbeat.beat(phase)
         if self.speaks:
             self._progress["phase"] = phase
             if steps is not None:
@@ -52,6 +57,7 @@ class Reporter:
 
     def tick(self, step: int, loss: float, seconds: float) -> None:
         """A finished step and the seconds it took, the base of the ETA."""
+        self._heartbeat.beat()
         if not self.speaks:
             return
         steps = self._progress["steps"]
@@ -86,7 +92,7 @@ class Reporter:
         shown = "\n".join(
             f"    {_plain(line)}" for line in (f"prompt:   {prompt}", f"expected: {expected}", *frames, f"answer:   {text}")
         )
-        self._board.add_text(f"samples/{number}", shown, step)  # not by its text: prompts may begin alike
+        self._board.add_text(f"samples/{number}", redact(shown), step)  # not by its text: prompts may begin alike
         self.event("sample", **{key: record[key] for key in ("step", "prompt", "expected", "text")})
 
     def lengths(self, split: str, lengths: Any) -> None:
@@ -96,7 +102,7 @@ class Reporter:
     def hparams(self, params: dict[str, Any], metrics: dict[str, float | None]) -> None:
         """Parameters beside what came of them; what was not measured is left out, for a made-up 0 would win every comparison."""
         if self.speaks:
-            shown = {name: value for name, value in params.items() if isinstance(value, (bool, int, float, str))}
+            shown = {name: value for name, value in params.items() if isinstance(value, bool | int | float | str)}
             self._board.add_hparams(
                 shown, {f"hparams/{name}": value for name, value in metrics.items() if value is not None}, run_name="."
             )

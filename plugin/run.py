@@ -21,6 +21,7 @@ from .checkpoints import State, save_checkpoint
 from .data.chat import ChatFormat
 from .data.documents import Documents
 from .data.steps import step_slots
+from .disk import check_room, count_parameters
 from .evals import evaluate
 from .job import Code, JobError, Problem
 from .meters import Stopwatch, measure_peak, memory_by_category
@@ -32,11 +33,13 @@ from .models.verify import TOKENS
 from .optimizers import make_optimizer
 from .packing import check_fits, choose_attention
 from .params import Params
+from .rendezvous import join_ranks, serve_store
 from .reporting import Reporter
-from .run_folder import RunFolder, rename_whole
+from .run_folder import RunFolder, rename_whole, to_json
 from .sampler_watch import SampleWatch
 from .step import Step, build_step
 from .stopping import Requests
+from .watchdog import Heartbeat, heartbeat_path
 
 SCHEDULES = {
     "constant": "constant",
@@ -55,8 +58,10 @@ class Run:
         self.params, self.folder = params, folder
         self.rank = int(os.environ.get("RANK", "0"))
         self.main = self.rank == 0
-        self.reporter = Reporter(folder, speaks=self.main)
-        self.requests = Requests(folder, reads_files=self.main)
+        self.leads = int(os.environ.get("LOCAL_RANK", "0")) == 0  # on every machine, one rank reports, listens and prepares
+        self.heartbeat = Heartbeat(heartbeat_path(folder.path, self.rank))
+        self.reporter = Reporter(folder, self.heartbeat, speaks=self.leads)
+        self.requests = Requests(folder, reads_files=self.leads)
         self.started = time.perf_counter()
         self.baseline = 0 if torch.cuda.is_available() else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
@@ -68,6 +73,8 @@ class Run:
         self._load_data()
         self._load_model()
         clock = self.clock
+        if self.main:
+            check_room(params, *count_parameters(assembly.base_config(params, self.tokenizer, offline=True), params))
         self.reporter.phase("train", clock.plan.steps)
         self.requests.raise_if_stopped()
         if params.eval_on_start and clock.plan.eval_every:
@@ -79,6 +86,7 @@ class Run:
             evaluate=self._evaluate,
             save=self._save,
             sample=self._sample,
+            beat=self.heartbeat.beat,
         )
         meters = self._meters()
         ahead = Ahead(self._make_step, clock.plan.steps, pin=self.accelerator.device.type == "cuda")
@@ -120,22 +128,20 @@ class Run:
         device = torch.device("cpu" if on_cpu or not torch.cuda.is_available() else "cuda")
         precision, why = assembly.choose_precision(self.params, device)
         self.reporter.log(f"dtype: {why}")
-        accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu)
-        ranks = int(os.environ.get("WORLD_SIZE", "1"))
-        assert accelerator.num_processes == ranks, f"accelerate runs {accelerator.num_processes} ranks instead of {ranks}"
-        return accelerator
+        self.store = serve_store()
+        return join_ranks(precision, on_cpu=on_cpu)
 
     def _load_data(self) -> None:
-        """Rank 0 tokenises into the run folder; then every rank maps the same files."""
+        """The machine's first rank tokenises into its run folder; then every rank maps the same files, equal on every machine."""
         params, data = self.params, self.folder / "data"
-        if self.main:
-            prepared = assembly.prepare(params, self.reporter.log, between_rows=self.requests.raise_if_stopped)
+        if self.leads:
+            prepared = assembly.prepare(params, self.reporter.log, between_rows=self._between_rows)
             prepared.tokenizer.save_pretrained(data / "tokenizer")
             for split, documents in (("train", prepared.train), ("eval", prepared.evaluation)):
                 documents.save(data / split)
                 self.reporter.lengths(split, documents.lengths)
             reports = {split: report.as_json() for split, report in prepared.reports.items()}
-            (data / "report.json").write_text(json.dumps(reports), encoding="utf-8")
+            (data / "report.json").write_text(to_json(reports), encoding="utf-8")
         self.accelerator.wait_for_everyone()
         reports = json.loads((data / "report.json").read_text(encoding="utf-8"))
         self.truncation = {
@@ -155,7 +161,12 @@ class Run:
             for reason, count in report["dropped"].items():
                 self.reporter.log(f"data: {split} dropped {count}: {reason}")
 
+    def _between_rows(self) -> None:
+        self.heartbeat.beat("rows")
+        self.requests.raise_if_stopped()
+
     def _load_model(self) -> None:
+        self.heartbeat.beat("model")
         params, accelerator = self.params, self.accelerator
         compute = assembly.COMPUTE[accelerator.mixed_precision]
         self.weight_dtype = assembly.weight_dtype(params, compute)
@@ -220,7 +231,8 @@ class Run:
     def _evaluate(self, step: int) -> None:
         self.reporter.phase("eval")
         layout = self.attention.layout
-        metrics = evaluate(self.accelerator, self.module, self.eval, self.rules, self.clock.eval_batch_size, layout)
+        batch_size, beat = self.clock.eval_batch_size, self.heartbeat.beat
+        metrics = evaluate(self.accelerator, self.module, self.eval, self.rules, batch_size, layout, beat)
         if not math.isfinite(metrics["eval/loss"]):
             fix = "Lower learning_rate, or look at the model's weights."
             raise JobError(

@@ -11,15 +11,19 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, cast
 
 from .job import JobError, Problem
+from .redact import redact
 
 STOP, SAVE, SAMPLE = "STOP", "SAVE", "SAMPLE"
+LOCK = ".lock"
+LOCK_WAIT_S = 60.0  # how long a second starter waits for the folder; workers of a killed parent may live 30 s
 
 
 def utc_now() -> str:
@@ -33,17 +37,19 @@ def local_path(name: str) -> str:
 
 
 def to_json(value: object) -> str:
-    """One line of JSON; a NaN or infinity becomes a string, because no JSON reader is obliged to take one."""
-    return json.dumps(_finite(value), ensure_ascii=False, default=str)
+    """One line of JSON, without keys; a NaN or infinity becomes a string, because no JSON reader is obliged to take one."""
+    return json.dumps(_presentable(value), ensure_ascii=False, default=str)
 
 
-def _finite(value: Any) -> Any:
+def _presentable(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in cast("dict[str, Any]", value).items()}
+        return {_presentable(key): _presentable(item) for key, item in cast("dict[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in cast("list[Any]", value)]
+        return [_presentable(item) for item in cast("list[Any]", value)]
     return value
 
 
@@ -75,6 +81,11 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _unwritable(path: Path, error: OSError) -> JobError:
+    got = f"{path}: {error.strerror}"
+    return JobError(Problem("run_dir", "a folder that can be written", got, "Choose another run_dir."))
+
+
 class RunFolder:
     """Paths and small reads and writes of one run folder; holds no state besides its path."""
 
@@ -89,9 +100,13 @@ class RunFolder:
         fix = "Choose another run_dir; runs are never overwritten."
         if self.path.exists() and not self.path.is_dir():
             return [Problem("run_dir", "a folder", f"{self.path}, which is a file", fix)]
-        if self.path.is_dir() and any(self.path.iterdir()) and not self._failed_before_a_step():
+        if self.path.is_dir() and self._contents() and not self._failed_before_a_step():
             return [Problem("run_dir", "a new or empty folder", f"{self.path}, which holds files", fix)]
         return []
+
+    def _contents(self) -> list[Path]:
+        """What a run has written: not the lock, nor the folders of the other machines, which may be there first."""
+        return [path for path in self.path.iterdir() if path.name != LOCK and not path.name.startswith("machine-")]
 
     def _failed_before_a_step(self) -> bool:
         """A run of ours that was refused or broke while loading: a corrected try may have its folder."""
@@ -102,30 +117,71 @@ class RunFolder:
             return False
 
     def create(self) -> None:
-        """Make the folder. Raises JobError (exit 2) when something is in it or it cannot be made."""
+        """Make the folder. Raises JobError (exit 2) when a run is in it or it cannot be made."""
         if found := self.problems():
             raise JobError(*found)
-        if self.path.is_dir() and any(self.path.iterdir()):
-            shutil.rmtree(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            got = f"{self.path}: {error.strerror}"
-            raise JobError(Problem("run_dir", "a folder that can be written", got, "Choose another run_dir.")) from error
+            raise _unwritable(self.path, error) from error
+
+    def clear(self) -> None:
+        """Under the lock: look again, for another run may have come and gone while we waited, and take away a failed try.
+
+        Raises JobError (exit 2) when a run is in the folder.
+        """
+        if found := self.problems():
+            raise JobError(*found)
+        for path in self._contents():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     @contextmanager
-    def locked(self) -> Generator[None]:
-        """Hold the folder for one parent; the lock dies with the process. Raises JobError when another run holds it."""
-        with (self / ".lock").open("w") as file:
+    def locked(self, wait_s: float, say: Callable[[str], None]) -> Generator[int]:
+        """Hold the folder for one parent and all that inherit the descriptor this yields; it is free when the last has gone.
+
+        While another run holds it, says so once and waits. Raises JobError (exit 2) after `wait_s` seconds, or when the folder
+        cannot be written.
+        """
+        try:
+            descriptor = os.open(self / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        try:
+            self._wait_for(descriptor, wait_s, say)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _wait_for(self, descriptor: int, wait_s: float, say: Callable[[str], None]) -> None:
+        deadline, said = time.monotonic() + wait_s, False
+        while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = f"process {os.pread(descriptor, 20, 0).decode().strip() or 'unknown'} or its workers"
+                if time.monotonic() > deadline:
+                    got = f"{self.path}, still in use by {holder}"
+                    raise JobError(
+                        Problem("run_dir", "a run folder no other run holds", got, "Wait, or end that run.")
+                    ) from error
+                if not said:
+                    say(f"run_dir: {self.path} is in use by {holder}; waiting up to {wait_s:g} s")
+                said = True
+                time.sleep(0.2)
             except OSError as error:
-                raise JobError(Problem("run_dir", "a run folder no other run holds", f"{self.path}, which is in use")) from error
-            yield
+                got = f"{self.path}, whose disk has none: {error.strerror}"
+                raise JobError(Problem("run_dir", "a disk with file locks", got, "Choose another run_dir.")) from error
+            else:
+                return
 
     def write_run(self, params: dict[str, Any], environment: dict[str, Any], result: dict[str, Any] | None) -> None:
         content = {"params": params, "environment": environment, "result": result}
-        write_whole(self / "run.json", json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str) + "\n")
+        write_whole(self / "run.json", json.dumps(_presentable(content), indent=2, ensure_ascii=False, default=str) + "\n")
 
     def read_run(self) -> dict[str, Any]:
         return json.loads((self / "run.json").read_text(encoding="utf-8"))
@@ -161,11 +217,14 @@ class JsonLines:
 
 
 class Tail:
-    """Follows a growing text file: each call returns the whole lines that appeared since the last one."""
+    """Follows a growing text file: each call returns the whole lines that appeared since the last one.
 
-    def __init__(self, path: Path):
+    `from_end`: what is there already belongs to an earlier run.
+    """
+
+    def __init__(self, path: Path, *, from_end: bool = False):
         self._path = path
-        self._offset = 0
+        self._offset = path.stat().st_size if from_end and path.exists() else 0
         self._rest = b""
 
     def new_lines(self) -> list[str]:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 
+from .follow import PARENT_PID
 from .run_folder import SAMPLE, SAVE, STOP, RunFolder
 
 ORPHAN_LIMIT_S = 30.0  # an orphan that has not saved and gone by then is ended
@@ -23,7 +24,7 @@ class Requests:
     def __init__(self, folder: RunFolder, *, reads_files: bool):
         self._folder, self._reads_files = folder, reads_files
         self._stop = threading.Event()
-        self._parent = os.getppid()
+        self._parent = int(os.environ.get(PARENT_PID, os.getppid()))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
         threading.Thread(target=self._watch_parent, daemon=True, name="watch-parent").start()
@@ -33,6 +34,8 @@ class Requests:
             time.sleep(0.5)
         self._stop.set()
         time.sleep(ORPHAN_LIMIT_S)
+        if os.getpgrp() == os.getpid():  # as the parent starts us: what we started ends too
+            os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
     def stop(self) -> bool:

@@ -6,65 +6,95 @@ import json
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .child import ROOT, child_path
 from .data.sources import absolute_mixture, fingerprint
 from .data.templates import compile_templates
+from .follow import Inherited, Relay, run_workers
 from .hosts import Host
 from .job import Code, JobError, Outcome, Problem
-from .launch import ROOT, LaunchPlan, Relay, free_port, nvidia_smi, plan_launch, resolve_gpus, run_workers, visible_gpus
+from .launch import LaunchPlan, count_processes, listen, machine_dir, nvidia_smi, plan_launch, resolve_gpus, visible_gpus
 from .model_files import check_model_files
 from .params import Params
 from .parse import Parsed
 from .report import print_check
-from .run_folder import STOP, RunFolder, local_path
+from .run_folder import LOCK_WAIT_S, STOP, RunFolder, local_path
 
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors", "numpy")
 
 
-def make_plan(params: Params, run_dir: Path) -> LaunchPlan:
+def make_plan(params: Params, run_dir: Path, opened: ExitStack) -> tuple[LaunchPlan, socket.socket | None]:
+    """The processes, and the port they will meet at, which `opened` closes. Raises JobError."""
     gpus = resolve_gpus(params, visible_gpus(os.environ, nvidia_smi) if params.train_device != "cpu" else [])
-    return plan_launch(params, run_dir, gpus, free_port(), os.environ)
+    listener = listen(params, count_processes(params, gpus))
+    if listener:
+        opened.enter_context(listener)
+    chosen = params.main_process_port if isinstance(params.main_process_port, int) else 0
+    port = listener.getsockname()[1] if listener else chosen
+    return plan_launch(params, run_dir, gpus, port, os.environ), listener
+
+
+def chosen_run_dir(params: Params) -> Path:
+    return machine_dir(params, Path(params.run_dir or default_run_dir(params)).expanduser().absolute())
 
 
 def train_job(parsed: Parsed, host: Host) -> int:
     """Train into a new run folder and report the outcome once. Returns the exit code; raises JobError before anything is written."""
     params = with_full_paths(parsed.params)
-    run_dir = Path(params.run_dir or default_run_dir(params)).expanduser().absolute()
-    plan = make_plan(params, run_dir)
-    data = _look_first(params)
-    folder = RunFolder(run_dir)
-    folder.create()
-    params = params.model_copy(update={"run_dir": str(run_dir)})
+    run_dir = chosen_run_dir(params)
+    with ExitStack() as opened:
+        plan, listener = make_plan(params, run_dir, opened)
+        data = _look_first(params)
+        folder = RunFolder(run_dir)
+        folder.create()
+        lock = opened.enter_context(folder.locked(LOCK_WAIT_S, host.line))
+        folder.clear()
+        folder.answered(STOP)  # one that was meant for a run before
+        params = params.model_copy(update={"run_dir": str(run_dir)})
+        environment = describe_environment(plan, data)
+        folder.write_run(params.as_json(), environment, None)
+        for note in parsed.notes:
+            host.line(note)
+        host.started(folder, plan)
+        outcome = Outcome("failed", Code.INTERNAL, Problem("main", "a run to its end", "an internal error", "See stderr.", 1))
+        try:
+            with stop_signals() as signals:
+                relay = Relay(line=host.line, event=host.event, stop_signals=lambda: signals, stop_wanted=host.stop_wanted)
+                outcome = run_workers(plan, folder, relay, Inherited(lock, listener), params.hang_timeout_s)
+        finally:
+            _write_outcome(folder, host, params, environment, outcome)
+    host.finished(folder, outcome)
+    return int(outcome.code)
+
+
+@contextmanager
+def stop_signals() -> Generator[list[int]]:
+    """SIGTERM and SIGINT, collected instead of obeyed."""
     signals: list[int] = []
-    previous = {
-        number: signal.signal(number, lambda number, _: signals.append(number)) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    environment = describe_environment(plan, data)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in numbers}
     try:
-        with folder.locked():
-            folder.write_run(params.as_json(), environment, None)
-            for note in parsed.notes:
-                host.line(note)
-            host.started(folder, plan)
-            relay = Relay(line=host.line, event=host.event, stop_signals=lambda: signals, stop_wanted=host.stop_wanted)
-            outcome = Outcome("failed", Code.INTERNAL, Problem("main", "a run to its end", "an internal error", "See stderr.", 1))
-            try:
-                outcome = run_workers(plan, folder, relay)
-            finally:
-                folder.answered(STOP)
-                folder.write_run(params.as_json(), environment, outcome.as_json())
+        yield signals
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    host.finished(folder, outcome)
-    return int(outcome.code)
+
+
+def _write_outcome(folder: RunFolder, host: Host, params: Params, environment: dict[str, Any], outcome: Outcome) -> None:
+    folder.answered(STOP)
+    try:
+        folder.write_run(params.as_json(), environment, outcome.as_json())
+    except OSError as error:  # the disk that ended the run: what became of it is still told
+        host.line(f"run.json could not be written: {error.strerror}")
 
 
 def _look_first(params: Params) -> str:
@@ -126,10 +156,11 @@ def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
     problems: list[Problem] = []
     plan: dict[str, Any] = {}
     ranks = 1
-    run_dir = Path(params.run_dir or default_run_dir(params)).expanduser().absolute()
+    run_dir = chosen_run_dir(params)
     try:
-        launch = make_plan(params, run_dir)
-        plan["launch"], ranks = launch.as_json(), len(launch.ranks)
+        with ExitStack() as opened:
+            launch, _ = make_plan(params, run_dir, opened)
+        plan["launch"], ranks = launch.as_json(), len(launch.ranks) * params.num_machines
     except JobError as error:
         problems += error.problems
     problems += RunFolder(run_dir).problems()
@@ -148,13 +179,12 @@ def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
 
 def _try_out(params: Params, ranks: int, *, offline: bool) -> Mapping[str, Any]:
     request = {"params": params.as_json(), "ranks": ranks, "offline": offline}
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
         [sys.executable, "-P", "-m", "plugin.worker", "--check"],
         input=json.dumps(request),
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "true"},
+        env={**os.environ, **child_path(os.environ), "TOKENIZERS_PARALLELISM": "true"},
         check=False,
     )
     if not done.stdout:

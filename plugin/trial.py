@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
 from dataclasses import replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +22,10 @@ from . import assembly
 from .data.chat import ChatFormat
 from .data.documents import Document
 from .data.steps import Slot, step_slots
-from .families import FAMILIES
+from .disk import check_room, count_parameters
 from .job import Code, JobError, Problem
 from .models.diffusion import DiffusionModel
 from .models.load import build_model, check_method, load_config, new_config
-from .models.lora import add_adapter
 from .models.published import REGISTRY
 from .packing import check_fits, choose_attention
 from .params import Params
@@ -44,7 +41,7 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
     config = assembly.base_config(params, prepared.tokenizer, offline=offline)
     rules = assembly.step_rules(params, prepared.chat)
     clock = assembly.make_clock(params, len(prepared.train), len(prepared.evaluation), ranks)
-    parameters, trained = _count_parameters(config, params)
+    parameters, trained = count_parameters(config, params)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision, why = assembly.choose_precision(params, device)
     notes.append(f"dtype: {why}")
@@ -72,7 +69,7 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
         "first_loss": _try_step(model, step, prepared.chat.pad_id, packed=attention.layout.packed),
         "tried": "the model itself" if whole else "a narrow model of its family",
         "data": {split: report.as_json() for split, report in prepared.reports.items()},
-        "disk": _disk(params, parameters, trained),
+        "disk": check_room(params, parameters, trained),
         "preview": _preview(prepared.train[0], rules, prepared.chat),
         "preview_row": prepared.train.rows[0] or "",
     }
@@ -98,16 +95,6 @@ def _prepare(params: Params, notes: list[str], *, offline: bool) -> assembly.Pre
     return assembly.prepare(params, notes.append, offline=offline)
 
 
-def _count_parameters(config: PretrainedConfig, params: Params) -> tuple[int, int]:
-    """(all, trained) parameters, counted without memory. The adapter's own do not count among all: fused, they are gone."""
-    with torch.device("meta"):
-        model: nn.Module = build_model(config)
-        total = sum(weight.numel() for weight in model.parameters())
-        if params.lora:
-            model = add_adapter(build_model(config), FAMILIES[config.model_type], assembly.lora_settings(params), [])
-    return total, sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-
-
 def _narrow(config: PretrainedConfig) -> PreTrainedModel:
     """A model of the same class and vocabulary, two layers deep and 64 wide."""
     small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -130,20 +117,6 @@ def _try_step(model: nn.Module, step: Step, pad_id: int, *, packed: bool) -> flo
             Problem("loss", "a finite loss on the first batch", f"{loss}", "Look at the model's weights.", Code.NON_FINITE)
         )
     return round(loss, 4)
-
-
-def _disk(params: Params, parameters: int, trained: int) -> dict[str, Any]:
-    """Bytes that the run will hold at its peak. Raises JobError (exit 7) when the disk has less."""
-    states = 8 * trained
-    needed = (params.save_total_limit + 1) * (4 * trained + states) + (4 * parameters if params.fuse_model else 0)
-    existing = Path(params.run_dir or "runs").expanduser().absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        fix = "Free some, lower save_total_limit, or choose another run_dir."
-        raise JobError(Problem("run_dir", f"{needed / 1e9:.1f} GB of free disk", f"{free / 1e9:.1f} GB", fix, Code.DISK))
-    return {"needed_bytes": needed, "free_bytes": free}
 
 
 def _preview(document: Document, rules: StepRules, chat: ChatFormat) -> list[dict[str, Any]]:

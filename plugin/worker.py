@@ -6,20 +6,24 @@ code of what went wrong.
 
 from __future__ import annotations
 
+from . import stacks  # noqa: F401  # isort: skip  # a process that hangs while it imports shows where
 from .quiet import quiet_loading  # isort: skip  # before anything that imports torch
 
 import contextlib
 import errno
 import json
+import shutil
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from .job import Code, JobError, Problem
 from .params import Params
+from .redact import guard_streams
 from .reporting import report_failure
 from .run import Run
 from .run_folder import RunFolder
@@ -28,6 +32,7 @@ from .trial import try_out
 
 
 def main() -> int:
+    guard_streams()
     quiet_loading()
     if sys.argv[1:2] == ["--check"]:
         return check(json.load(sys.stdin))
@@ -42,7 +47,10 @@ def main() -> int:
         problem = as_problem(error)
         if problem.code == Code.INTERNAL:
             traceback.print_exc()
-        report_failure(folder, problem, run.rank)
+        if problem.code == Code.DISK:
+            remove_parts(folder)  # room for the last words below
+        with contextlib.suppress(OSError):  # the exit code tells it too
+            report_failure(folder, problem, run.rank)
         return int(problem.code)
     else:
         run.reporter.event("finished", result=result)
@@ -68,6 +76,12 @@ def check(request: dict[str, Any]) -> int:
     return int(problems[0].code) if problems else 0
 
 
+def remove_parts(folder: RunFolder) -> None:
+    """What was being written when the disk was full, and is of no use."""
+    for part in folder.path.glob(".*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def as_problem(error: BaseException) -> Problem:
     """The one problem that a failure is reported as."""
     if isinstance(error, JobError):
@@ -75,10 +89,22 @@ def as_problem(error: BaseException) -> Problem:
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         fix = "Lower batch_size and raise gradient_accumulation_steps by the same factor."
         return Problem("memory", "room for the run", str(error).split("\n")[0][:300] or "out of memory", fix, Code.OUT_OF_MEMORY)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Problem("disk", "space for the run's files", str(error), "Free some; earlier checkpoints are whole.", Code.DISK)
+    if is_disk_full(error):
+        return Problem(
+            "disk", "space for the run's files", str(error).split("\n")[0], "Free some; earlier checkpoints are whole.", Code.DISK
+        )
     got = f"{type(error).__name__}: {error}".split("\n")[0][:300]
     return Problem("worker", "no internal error", got, "Please report this with log.txt.", Code.INTERNAL)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space. safetensors tells it as text alone, with the system's number in it."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return isinstance(error, SafetensorError) and any(f"(os error {number})" in str(error) for number in FULL)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from support import processes_naming, read_lines, run_main, start_main, wait_until
+from support import is_running, processes_naming, read_lines, run_main, start_main, wait_until
+
+from plugin.run_folder import LOCK_WAIT_S, RunFolder
 
 ENDLESS = ("--train_steps", 1_000_000, "--save_steps", 1_000_000, "--eval_strategy", "no", "--logging_steps", 1000)
 LONGEST_S = 120.0  # of any scene, on a busy machine
@@ -52,7 +54,7 @@ def whole(folder: Path, *args: object) -> Scene:
     return Scene(folder, done.returncode, done.stdout, done.stderr)
 
 
-def broken_off(end: Callable[[subprocess.Popen[str], Path], None], folder: Path, *args: object) -> Scene:
+def broken_off(end: Callable[[subprocess.Popen[str], Path], dict[str, Any] | None], folder: Path, *args: object) -> Scene:
     """An endless run, ended by `end` once it trains."""
     first: dict[str, Any] = {}
 
@@ -69,10 +71,10 @@ def broken_off(end: Callable[[subprocess.Popen[str], Path], None], folder: Path,
         try:
             wait_until(training, "two steps", deadline_s=LONGEST_S)
             began = datetime.now(UTC)
-            end(program, folder)
+            seen = end(program, folder) or {}
             out, err = program.communicate(timeout=LONGEST_S)
             wait_until(lambda: not processes_naming(str(folder)), "the workers to end", deadline_s=40)
-            return Scene(folder, program.returncode, out, err, {"progress": first, "took": datetime.now(UTC) - began})
+            return Scene(folder, program.returncode, out, err, {"progress": first, "took": datetime.now(UTC) - began, **seen})
         finally:
             for pid in processes_naming(str(folder)):
                 os.kill(pid, signal.SIGKILL)
@@ -83,9 +85,41 @@ def kill_worker(program: subprocess.Popen[str], folder: Path) -> None:
     os.kill(worker, signal.SIGKILL)
 
 
-ENDS: dict[str, Callable[[subprocess.Popen[str], Path], None]] = {
-    "STOP": lambda program, folder: (folder / "STOP").touch(),
-    "SIGTERM": lambda program, folder: program.send_signal(signal.SIGTERM),
-    "parent killed": lambda program, folder: program.kill(),
+def stop(program: subprocess.Popen[str], folder: Path) -> None:
+    (folder / "STOP").touch()
+
+
+def signal_once(program: subprocess.Popen[str], folder: Path) -> None:
+    program.send_signal(signal.SIGTERM)
+
+
+def signal_twice(program: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
+    """After a save that was asked for, and with the workers unable to answer the first signal in time."""
+    (folder / "SAVE").touch()
+    wait_until(lambda: list(folder.glob("checkpoint-*")), "the save", deadline_s=LONGEST_S)
+    workers = [pid for pid in processes_naming(str(folder)) if pid != program.pid]
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    program.send_signal(signal.SIGTERM)
+    wait_until((folder / "STOP").exists, "the first signal to be passed on")
+    program.send_signal(signal.SIGTERM)
+    return {"saved": [path.name for path in folder.glob("checkpoint-*")]}
+
+
+def kill_parent(program: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
+    """The parent alone; then a second starter asks for the folder at once."""
+    program.kill()
+    program.wait()
+    left = processes_naming(str(folder))
+    said: list[str] = []
+    with RunFolder(folder).locked(LOCK_WAIT_S, said.append):
+        return {"left": left, "said": said, "alive under the next lock": [pid for pid in left if is_running(pid)]}
+
+
+ENDS: dict[str, Callable[[subprocess.Popen[str], Path], dict[str, Any] | None]] = {
+    "STOP": stop,
+    "SIGTERM": signal_once,
+    "SIGTERM twice": signal_twice,
+    "parent killed": kill_parent,
     "worker killed": kill_worker,
 }

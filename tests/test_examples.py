@@ -23,7 +23,7 @@ from plugin.optimizers import make_optimizer
 from plugin.parse import parse
 from plugin.step import build_step
 
-RECIPES = sorted((ROOT / "examples").glob("*.yaml"))
+RECIPES = sorted(path for path in (ROOT / "examples").glob("*.yaml") if not path.name.startswith("accelerate_"))
 METHODS = ("bert", "dream", "llada")
 TEXTS = [f"Question {n}: what is {n} and {n}? Answer: {2 * n}, of course." for n in range(40)]
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from support import ROOT, run_python
 
-FLOOR_0 = {"params", "parse", "manifest", "job", "run_folder", "families", "launch", "summary", "model_files"}
+FLOOR_0 = {"params", "parse", "manifest", "job", "run_folder", "families", "launch", "summary", "model_files"} | {
+    *("child", "follow", "watchdog", "redact", "stacks"),
+}
 # quiet is what every torch program imports first, wherever it lives.
 FLOOR_1 = {"quiet", "batch", "objectives", "data", "models", "sampling"}
 FLOOR_2 = {
     *("loop", "step", "evals", "checkpoints", "assembly", "worker", "reporting", "sampler_watch", "stopping", "trial"),
-    *("optimizers", "fuse", "run", "meters", "packing", "ahead"),
+    *("optimizers", "fuse", "run", "meters", "packing", "ahead", "disk", "rendezvous"),
 }
 FLOOR_3 = {"hosts", "cli", "train", "report", "chat"}  # edges: a host, a command line, a program of its own
 HEAVY = {"torch", "transformers", "numpy", "accelerate", "datasets", "peft", "tokenizers", "safetensors", "pyarrow"}
@@ -64,8 +66,8 @@ def test_every_module_has_a_floor() -> None:
 
 def test_imports_are_read_relative_and_lazy_ones_too() -> None:
     found = uses()
-    assert {"job", "params", "run_folder"} <= found["launch"]
-    assert {"launch", "data"} <= found["train"]
+    assert {"job", "params", "child"} <= found["launch"]
+    assert {"follow", "launch", "data"} <= found["train"]
     assert "torch" in heavy("loop")
 
 
@@ -77,7 +79,7 @@ def test_floor_0_knows_neither_torch_nor_what_is_above(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(FLOOR_1))
 def test_floor_1_knows_no_parameters_and_no_sibling(name: str) -> None:
-    assert uses()[name] <= {"job", "families", "batch", "quiet", "model_files"}
+    assert uses()[name] <= {"job", "families", "batch", "quiet", "model_files", "child"}
 
 
 @pytest.mark.parametrize("name", sorted(FLOOR_2))
@@ -140,7 +142,19 @@ def test_the_parent_starts_without_torch_and_in_less_than_a_second_of_cpu(tmp_pa
 
 def test_floor_0_tests_do_not_import_torch() -> None:
     """So that they stay quick, and prove that the code they test needs none."""
-    for name in ("params", "parse", "manifest", "launch", "launch_workers", "readers_of_parameters", "floors", "harness_start"):
+    for name in (
+        "params",
+        "parse",
+        "manifest",
+        "launch",
+        "follow",
+        "watchdog",
+        "redact",
+        "run_folder",
+        "readers_of_parameters",
+        "floors",
+        "harness_start",
+    ):
         tree = ast.parse((Path(__file__).parent / f"test_{name}.py").read_text(encoding="utf-8"))
         names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

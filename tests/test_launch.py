@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from plugin.child import ROOT
 from plugin.job import JobError
-from plugin.launch import ROOT, LaunchPlan, free_port, plan_launch, resolve_gpus, visible_gpus
+from plugin.launch import LaunchPlan, listen, machine_dir, plan_launch, resolve_gpus, visible_gpus
 from plugin.params import Params
+from plugin.parse import parse
 
 FOUR = "".join(f"GPU {n}: NVIDIA H200 (UUID: GPU-{n}aaaaaaa-0000-1111-2222-333333333333)\n" for n in range(4))
 SLICED = """\
@@ -204,10 +207,6 @@ def test_fewer_processes_use_the_first_gpus_and_more_are_refused() -> None:
     assert caught.value.code == 2
 
 
-def test_a_chosen_port_wins_over_the_free_one() -> None:
-    assert {env["MASTER_PORT"] for env in plan(num_processes=2, main_process_port=4321).ranks} == {"4321"}
-
-
 def test_the_equal_accelerate_command_is_one_that_accelerate_takes() -> None:
     """accelerate refuses --multi_gpu beside --cpu."""
     assert plan().accelerate == "accelerate launch --num_processes 1 --cpu -m plugin.worker /runs/one"
@@ -222,6 +221,63 @@ def test_the_plan_as_json_holds_every_process() -> None:
     assert [rank["RANK"] for rank in shown["ranks"]] == ["0", "1"]  # type: ignore[attr-defined,union-attr]
 
 
-def test_free_ports_are_free_and_differ() -> None:
-    ports = {free_port() for _ in range(5)}
-    assert all(1024 < port < 65536 for port in ports)
+# --- where the ranks meet
+
+
+def test_the_port_is_bound_from_the_start_so_nobody_else_can_take_it() -> None:
+    with contextlib.ExitStack() as opened:
+        listeners = [listen(Params(), 2) for _ in range(5)]
+        for listener in listeners:
+            assert listener is not None
+            opened.enter_context(listener)
+            address, port = listener.getsockname()
+            assert address == "127.0.0.1", "one machine listens on its loopback alone"
+            with pytest.raises(JobError, match="main_process_port: expected a free port") as caught:
+                listen(Params(main_process_port=port), 2)
+            assert caught.value.code == 2
+        assert len({listener.getsockname()[1] for listener in listeners if listener}) == 5
+
+
+@pytest.mark.parametrize(("values", "processes"), [({}, 1), ({"num_machines": 2, "machine_rank": 1}, 2)])
+def test_nothing_listens_where_nobody_will_serve(values: dict[str, int], processes: int) -> None:
+    assert listen(Params(**values), processes) is None  # type: ignore[arg-type]
+
+
+# --- several machines
+
+MACHINES: dict[str, object] = {"num_machines": 3, "main_process_ip": "10.0.0.5", "main_process_port": 4321}
+
+
+def test_machines_count_their_ranks_one_after_the_other() -> None:
+    ranks = plan_launch(Params(**MACHINES, machine_rank=2, num_processes=2), RUN, (), 4321, {}).ranks  # type: ignore[arg-type]
+    assert [(env["RANK"], env["LOCAL_RANK"]) for env in ranks] == [("4", "0"), ("5", "1")]
+    for env in ranks:
+        assert (env["WORLD_SIZE"], env["LOCAL_WORLD_SIZE"]) == ("6", "2")
+        assert (env["MASTER_ADDR"], env["MASTER_PORT"]) == ("10.0.0.5", "4321")
+        assert "GLOO_SOCKET_IFNAME" not in env, "several machines meet in the network"
+
+
+def test_one_process_a_machine_is_still_one_of_several() -> None:
+    (env,) = plan_launch(Params(**MACHINES, machine_rank=1), RUN, (), 4321, {}).ranks  # type: ignore[arg-type]
+    assert (env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"]) == ("1", "0", "3")
+
+
+def test_the_equal_accelerate_command_names_every_machine() -> None:
+    machine = plan_launch(Params(**MACHINES, machine_rank=1), RUN, ("0", "1"), 4321, {})  # type: ignore[arg-type]
+    words = "--num_processes 6 --num_machines 3 --machine_rank 1 --main_process_ip 10.0.0.5 --main_process_port 4321"
+    command = f"accelerate launch --multi_gpu {words} --gpu_ids 0,1 -m plugin.worker /runs/one"
+    assert machine.accelerate == command
+
+
+def test_other_machines_have_a_folder_of_their_own_in_the_run_folder() -> None:
+    assert machine_dir(Params(), RUN) == RUN
+    assert machine_dir(Params(num_machines=2, machine_rank=1), RUN) == RUN / "machine-1"
+
+
+def test_what_several_machines_need_is_refused_all_at_once() -> None:
+    with pytest.raises(JobError) as caught:
+        parse({"dataset_name": "d", "model_name": "m", "num_machines": 2, "machine_rank": 2})
+    fields = [problem.field for problem in caught.value.problems]
+    assert fields == ["machine_rank", "main_process_port", "main_process_ip"]
+    good = {**MACHINES, "main_process_ip": "127.0.0.2", "machine_rank": 1, "dataset_name": "d", "model_name": "m"}
+    assert parse(good).params.machine_rank == 1

@@ -17,10 +17,7 @@ PENDING = {
     "compile": "issue 4: speed",
     "streaming": "issue 5: streaming and its resume",
     "resume": "issue 5: resume",
-    "hang_timeout_s": "issue 5: faults",
     "parallel": "issue 5: several devices",
-    "num_machines": "issue 5: several machines",
-    "machine_rank": "issue 5: several machines",
     "log_to_wandb": "issue 6: hosts",
     "wandb_project": "issue 6: hosts",
 }
@@ -31,10 +28,7 @@ OTHER: dict[str, object] = {
     "compile": "on",
     "streaming": True,
     "resume": "true",
-    "hang_timeout_s": 60,
     "parallel": "fsdp2",
-    "num_machines": 2,
-    "machine_rank": 1,
     "log_to_wandb": True,
     "wandb_project": "mine",
 }

@@ -228,6 +228,22 @@ def test_workers_outlive_a_killed_parent_only_to_save(scene: Callable[[str], Sce
     assert read_lines(orphaned.folder / "events.jsonl")[-1]["type"] == "finished"
 
 
+def test_the_folder_of_a_killed_parent_is_locked_until_its_workers_have_gone(scene: Callable[[str], Scene]) -> None:
+    seen = scene("parent killed").seen
+    assert len(seen["left"]) == 1, "the worker was still there when the second starter came"
+    (line,) = seen["said"]
+    assert re.search(r"in use by process \d+ or its workers; waiting up to 60 s", line)
+    assert seen["alive under the next lock"] == []
+
+
+def test_a_second_signal_stops_now_and_the_last_save_is_intact(scene: Callable[[str], Scene]) -> None:
+    ended = scene("SIGTERM twice")
+    assert (ended.code, ended.result["outcome"], ended.result["code"]) == (143, "stopped", 143)
+    assert ended.seen["took"] < timedelta(seconds=40)
+    assert [path.name for path in ended.folder.glob("checkpoint-*")] == ended.seen["saved"]
+    assert loads(ended.last_checkpoint())
+
+
 def test_a_killed_worker_is_exit_8_with_the_likely_cause(scene: Callable[[str], Scene]) -> None:
     died = scene("worker killed")
     (line,) = [line for line in died.err.splitlines() if ERROR.match(line)]

@@ -20,10 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..child import child_path
 from .diffusion import own_dtype
 from .load import load_model
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 TOKENS = 64  # of a document, compared over the whole vocabulary
 
 
@@ -44,7 +44,6 @@ def difference_after_reload(folder: Path, ids: torch.Tensor, logits: torch.Tenso
     with tempfile.TemporaryDirectory() as scratch:
         reference = Path(scratch) / "reference.safetensors"
         save_file({"ids": ids.contiguous(), "logits": logits.contiguous()}, reference)
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         command = [
             sys.executable,
             "-P",
@@ -57,7 +56,7 @@ def difference_after_reload(folder: Path, ids: torch.Tensor, logits: torch.Tenso
         alone: Mapping[str, str] = {
             name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         }
-        done = subprocess.run(command, env={**alone, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(command, env={**alone, **child_path(os.environ)}, stdout=subprocess.PIPE, text=True, check=True)
     return float(json.loads(done.stdout.splitlines()[-1])["max_logit_difference"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import textwrap
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 from support import is_running, processes_naming, wait_until
 
-from plugin import launch
+from plugin import follow, redact
+from plugin.follow import Inherited, Relay, run_workers
 from plugin.job import Code, Outcome
-from plugin.launch import LaunchPlan, Relay, run_workers
+from plugin.launch import LaunchPlan
 from plugin.run_folder import STOP, RunFolder
 
 PRELUDE = """\
@@ -66,7 +68,14 @@ def run(folder: RunFolder, witness: Witness, program: str, ranks: int = 1) -> Ou
     script = folder.path.parent / "program.py"
     script.write_text(PRELUDE + textwrap.dedent(program), encoding="utf-8")
     environments = tuple({"RANK": str(rank)} for rank in range(ranks))
-    return run_workers(LaunchPlan((sys.executable, str(script), str(folder.path)), environments, (), ""), folder, witness.relay())
+    return start(folder, witness, (sys.executable, str(script), str(folder.path)), environments)
+
+
+def start(
+    folder: RunFolder, witness: Witness, argv: tuple[str, ...], ranks: tuple[dict[str, str], ...], hang_timeout_s: float = 60
+) -> Outcome:
+    with folder.locked(0, witness.lines.append) as lock:
+        return run_workers(LaunchPlan(argv, ranks, (), ""), folder, witness.relay(), Inherited(lock, None), hang_timeout_s)
 
 
 def pid(folder: RunFolder, name: str) -> int:
@@ -118,7 +127,7 @@ def test_another_signal_is_named_without_a_guess(folder: RunFolder, witness: Wit
 def test_one_failing_rank_ends_the_other_within_the_grace(
     folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "GRACE_S", 0.3)
+    monkeypatch.setattr(follow, "GRACE_S", 0.3)
     began = time.monotonic()
     outcome = run(folder, witness, "time.sleep(20) if rank == 0 else wait_for('pid0'); failed(4); sys.exit(4)", ranks=2)
     assert time.monotonic() - began < 10, "the sleeping rank was waited for"
@@ -129,11 +138,11 @@ def test_one_failing_rank_ends_the_other_within_the_grace(
 def test_the_rank_that_died_is_named_not_the_one_ended_for_it(
     folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "GRACE_S", 0.3)
-    outcome = run(folder, witness, "time.sleep(20) if rank == 0 else wait_for('pid0'); sys.exit(7)", ranks=2)
+    monkeypatch.setattr(follow, "GRACE_S", 0.3)
+    outcome = run(folder, witness, "time.sleep(20) if rank == 0 else wait_for('pid0'); sys.exit(11)", ranks=2)
     assert outcome.code == Code.WORKER_DIED
     assert outcome.error is not None
-    assert "rank 1 exited 7" in outcome.error.got
+    assert "rank 1 exited 11" in outcome.error.got
 
 
 def test_the_first_failure_is_the_cause_and_later_ones_follow_from_it(folder: RunFolder, witness: Witness) -> None:
@@ -151,7 +160,7 @@ def test_the_first_failure_is_the_cause_and_later_ones_follow_from_it(folder: Ru
 def test_a_rank_that_does_not_end_after_the_others_did_is_a_failure(
     folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "EXIT_GRACE_S", 0.3)
+    monkeypatch.setattr(follow, "EXIT_GRACE_S", 0.3)
     program = "if rank:\n    time.sleep(20)\nwait_for('pid1'); finished()"
     outcome = run(folder, witness, program, ranks=2)
     assert (outcome.outcome, outcome.code) == ("failed", Code.WORKER_DIED)
@@ -172,7 +181,7 @@ def test_no_rank_is_left_when_another_cannot_be_started(folder: RunFolder, witne
     argv = (sys.executable, "-c", "import time; time.sleep(20)", str(folder.path))
     unstartable = {"NAME": "a zero byte: \0"}
     with pytest.raises(ValueError, match="null byte"):
-        run_workers(LaunchPlan(argv, ({}, unstartable), (), ""), folder, witness.relay())
+        start(folder, witness, argv, ({}, unstartable))
     assert processes_naming(str(folder.path)) == []
 
 
@@ -251,3 +260,87 @@ def test_what_a_run_of_another_host_left_in_the_log_is_kept(folder: RunFolder, w
     run(folder, witness, "print('now', flush=True); finished()")
     assert (folder / "log.txt").read_text() == "earlier\nnow\n"
     assert json.loads((folder / "events.jsonl").read_text())["type"] == "finished"
+
+
+def test_a_killed_rank_is_the_cause_of_what_the_others_say(folder: RunFolder, witness: Witness) -> None:
+    """Rank 0 reports an internal error in a collective, because rank 1 was killed."""
+    program = """
+    if rank == 1:
+        (folder / "dying").touch(); os.kill(os.getpid(), signal.SIGKILL)
+    wait_for("dying"); failed(1, "worker"); sys.exit(1)
+    """
+    outcome = run(folder, witness, program, ranks=2)
+    assert outcome.code == Code.WORKER_DIED
+    assert outcome.error is not None
+    assert "worker died (likely out of memory): rank 1 ended by SIGKILL" in outcome.error.line
+
+
+def test_an_abort_may_be_a_librarys_answer_to_the_failure_of_another_rank(folder: RunFolder, witness: Witness) -> None:
+    program = """
+    if rank == 0:
+        failed(6, "loss"); (folder / "said").touch(); sys.exit(6)
+    wait_for("said"); os.kill(os.getpid(), signal.SIGABRT)
+    """
+    outcome = run(folder, witness, program, ranks=2)
+    assert outcome.code == Code.NON_FINITE
+
+
+def test_a_rank_that_told_its_failure_and_then_hangs_is_ended(
+    folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "GRACE_S", 0.3)
+    began = time.monotonic()
+    outcome = run(folder, witness, "failed(4); time.sleep(30)", ranks=2)
+    assert time.monotonic() - began < 10
+    assert outcome.code == Code.MODEL
+
+
+def test_a_stop_before_the_first_step_is_no_failure_of_the_ranks_that_waited(
+    folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "GRACE_S", 1.0)
+    witness.stop = (folder / "pid1").exists
+    program = """
+    if rank == 0:
+        wait_for("STOP"); event(type="finished", result={"outcome": "stopped", "steps": 0}); sys.exit(0)
+    if rank == 1:
+        wait_for("STOP"); time.sleep(0.3); failed(1, "worker"); sys.exit(1)
+    time.sleep(30)
+    """
+    outcome = run(folder, witness, program, ranks=3)
+    assert (outcome.outcome, outcome.code, outcome.error) == ("stopped", 0, None)
+
+
+def test_a_full_disk_is_told_by_the_exit_code_when_no_event_could_be_written(folder: RunFolder, witness: Witness) -> None:
+    outcome = run(folder, witness, "sys.exit(7)")
+    assert (outcome.outcome, outcome.code) == ("failed", Code.DISK)
+    assert outcome.error is not None
+    assert outcome.error.line.startswith("error[7]: disk: expected space for the run's files")
+
+
+def test_what_an_earlier_run_wrote_decides_nothing_about_this_one(folder: RunFolder, witness: Witness) -> None:
+    (folder / "events.jsonl").write_text('{"type": "finished", "result": {"outcome": "done", "steps": 9}}\n')
+    outcome = run(folder, witness, "event(type='log', line='well')")
+    assert (outcome.outcome, outcome.code) == ("failed", Code.WORKER_DIED)
+    assert [event["type"] for event in witness.events] == ["log"]
+
+
+def test_a_key_that_native_code_printed_is_neither_relayed_nor_kept(
+    folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "aBcD1234" * 4
+    monkeypatch.setattr(redact, "_pattern", lambda: redact.compile_pattern({"SOME_TOKEN": key}))
+    run(folder, witness, f"os.write(1, b'native {key}\\n'); finished()")
+    assert witness.lines == ["native [redacted]"]
+    assert (folder / "log.txt").read_text() == "native [redacted]\n"
+
+
+def test_workers_learn_whose_death_to_watch_for_and_inherit_the_lock(folder: RunFolder, witness: Witness) -> None:
+    program = """
+    links = [os.readlink(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd") if int(number) < 20 and
+             os.path.exists(f"/proc/self/fd/{number}")]
+    print(os.environ["TRAINER_PARENT_PID"], str(folder / ".lock") in links)
+    finished()
+    """
+    run(folder, witness, program)
+    assert witness.lines == [f"{os.getpid()} True"]

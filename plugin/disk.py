@@ -1,0 +1,42 @@
+"""What a run will hold on disk, told before it trains: by `check` and, right before its first step, by `train`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from . import assembly
+from .families import FAMILIES
+from .job import Code, JobError, Problem
+from .models.load import build_model
+from .models.lora import add_adapter
+from .params import Params
+
+
+def count_parameters(config: PretrainedConfig, params: Params) -> tuple[int, int]:
+    """(all, trained) parameters, counted without memory. The adapter's own do not count among all: fused, they are gone."""
+    with torch.device("meta"):
+        model: nn.Module = build_model(config)
+        total = sum(weight.numel() for weight in model.parameters())
+        if params.lora:
+            model = add_adapter(build_model(config), FAMILIES[config.model_type], assembly.lora_settings(params), [])
+    return total, sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+
+
+def check_room(params: Params, parameters: int, trained: int) -> dict[str, Any]:
+    """Bytes that the run will hold at its peak. Raises JobError (exit 7) when the disk has less."""
+    states = 8 * trained
+    needed = (params.save_total_limit + 1) * (4 * trained + states) + (4 * parameters if params.fuse_model else 0)
+    existing = Path(params.run_dir or "runs").expanduser().absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        fix = "Free some, lower save_total_limit, or choose another run_dir."
+        raise JobError(Problem("run_dir", f"{needed / 1e9:.1f} GB of free disk", f"{free / 1e9:.1f} GB", fix, Code.DISK))
+    return {"needed_bytes": needed, "free_bytes": free}

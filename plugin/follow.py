@@ -1,0 +1,193 @@
+"""From a plan to an outcome: `run_workers` starts the ranks, each in a session of its own, relays what they write, and does not
+return before every one of them is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from .job import Code, Outcome, Problem
+from .launch import LaunchPlan
+from .redact import redact, scrub
+from .run_folder import STOP, RunFolder, Tail
+from .watchdog import Watch, write_stacks
+
+POLL_S = 0.1
+GRACE_S = 5.0  # how long the other ranks may live once one has failed
+EXIT_GRACE_S = 60.0  # how long they may live once one has ended well
+PARENT_PID = "TRAINER_PARENT_PID"  # whose death a worker notices, even when it came before the worker could look
+LISTEN_FD = "TRAINER_LISTEN_FD"  # rank 0's bound port; see rendezvous.py
+
+# Signals that are a cause; SIGABRT may be a library's answer to another rank's end.
+FATAL = {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
+
+
+@dataclass(frozen=True)
+class Relay:
+    """How `run_workers` talks to whoever asked for the run."""
+
+    line: Callable[[str], None]  # one line of the workers' log
+    event: Callable[[dict[str, Any]], None]  # one event of events.jsonl
+    stop_signals: Callable[[], Sequence[int]]  # signals so far: the first asks, a second ends the workers now
+    stop_wanted: Callable[[], bool]  # the host's own stop button
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """Open descriptors the workers get: they outlive this process in them."""
+
+    lock: int  # the run folder stays locked until the last worker has gone
+    listener: socket.socket | None  # rank 0 serves here
+
+
+class Reading:
+    """What the workers have written so far, relayed line by line; remembers the event that decides the outcome."""
+
+    def __init__(self, folder: RunFolder, relay: Relay):
+        self._relay = relay
+        self._lines, self._events = Tail(folder / "log.txt", from_end=True), Tail(folder / "events.jsonl", from_end=True)
+        self.final: dict[str, Any] = {}
+
+    def pump(self) -> None:
+        for line in self._lines.new_lines():
+            self._relay.line(redact(line))
+        for text in self._events.new_lines():
+            try:
+                event = json.loads(text)
+            except ValueError:  # a killed rank's half line, with another's behind it
+                self._relay.line(redact(text))
+                continue
+            # The first failure is the cause, later ones follow from it; so do those after a stop that had nothing to save.
+            if event["type"] in ("finished", "failed") and self.final.get("type") != "failed" and not self.given_up:
+                self.final = event
+            self._relay.event(event)
+
+    @property
+    def given_up(self) -> bool:
+        """Rank 0 stopped before the first step: nothing to save, and the other ranks may wait for it in vain."""
+        return self.final.get("type") == "finished" and _stopped_at_once(self.final["result"])
+
+
+def _stopped_at_once(result: Mapping[str, Any]) -> bool:
+    return result["outcome"] == "stopped" and result["steps"] == 0
+
+
+def run_workers(plan: LaunchPlan, folder: RunFolder, relay: Relay, inherited: Inherited, hang_timeout_s: float) -> Outcome:
+    """Start every rank, relay what they write, and return what became of them. No process is left behind, whatever happens."""
+    workers: list[subprocess.Popen[bytes]] = []
+    codes: list[int | None] = []
+    hang: Problem | None = None
+    reading = Reading(folder, relay)
+    numbers = [int(rank.get("RANK", "0")) for rank in plan.ranks]
+    watch = Watch(folder.path, numbers, hang_timeout_s)
+    try:
+        with (folder / "log.txt").open("ab") as log:
+            for rank in plan.ranks:
+                workers.append(_start(plan.argv, rank, log, inherited))
+        if inherited.listener:
+            inherited.listener.close()  # rank 0's alone from here: the port is free when it has gone
+        codes, hang = _wait(workers, folder, relay, reading, watch)
+        if hang:
+            running = {number: worker.pid for number, worker in zip(numbers, workers, strict=True) if worker.poll() is None}
+            write_stacks(running, folder / "log.txt")
+    finally:
+        for worker in workers:
+            _end(worker)
+        reading.pump()
+        watch.close()
+        scrub(folder / "log.txt")
+    if hang:
+        return Outcome("failed", Code.HANG, hang)
+    return _outcome(codes, numbers, reading, relay.stop_signals())
+
+
+def _start(argv: Sequence[str], rank: Mapping[str, str], log: IO[bytes], inherited: Inherited) -> subprocess.Popen[bytes]:
+    kept, extra = [inherited.lock], {PARENT_PID: str(os.getpid())}
+    if inherited.listener and rank["RANK"] == "0":
+        kept.append(inherited.listener.fileno())
+        extra[LISTEN_FD] = str(inherited.listener.fileno())
+    return subprocess.Popen(
+        argv,
+        env={**os.environ, **rank, **extra},
+        stdin=subprocess.DEVNULL,
+        stdout=log,  # a file, not a pipe: when this process is killed, the workers can still write and save
+        stderr=log,
+        start_new_session=True,
+        pass_fds=kept,
+    )
+
+
+def _wait(
+    workers: Sequence[subprocess.Popen[bytes]], folder: RunFolder, relay: Relay, reading: Reading, watch: Watch
+) -> tuple[list[int | None], Problem | None]:
+    """Exit codes once every rank has ended, or as they are when the others must be ended (None = still running); a hang."""
+    deadline = float("inf")
+    while None in (codes := [worker.poll() for worker in workers]):
+        reading.pump()
+        signals = relay.stop_signals()
+        if len(signals) > 1 or time.monotonic() > deadline:
+            break
+        if (signals or relay.stop_wanted()) and not folder.asked(STOP):
+            folder.ask(STOP)
+        ended = [code for code in codes if code is not None]
+        # A rank that said why it failed may yet hang while it ends.
+        broken = any(ended) or reading.final.get("type") == "failed" or reading.given_up
+        if broken or ended:
+            deadline = min(deadline, time.monotonic() + (GRACE_S if broken else EXIT_GRACE_S))
+        if hang := watch.hang():
+            return codes, hang
+        time.sleep(POLL_S)
+    return codes, None
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    """Kill a worker's whole session: whatever it started dies with it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
+
+
+def _outcome(codes: Sequence[int | None], ranks: Sequence[int], reading: Reading, signals: Sequence[int]) -> Outcome:
+    """Done only when every rank exited 0 and the final event was written; a signal that was obeyed gives 128 + its number."""
+    final = reading.final
+    killed = any(code in FATAL for code in codes)
+    if final.get("type") == "finished" and (all(code == 0 for code in codes) or reading.given_up):
+        result: dict[str, Any] = final["result"]
+        if result["outcome"] == "stopped":
+            return Outcome("stopped", 128 + signals[0] if signals else Code.OK, result=result)
+        return Outcome("done", Code.OK, result=result)
+    if final.get("type") == "failed" and not killed:  # a killed rank is the cause of what the others say
+        error = Problem(**final["error"])
+        return Outcome("failed", error.code, error, final.get("result"))
+    if len(signals) > 1:
+        return Outcome("stopped", 128 + signals[0])  # ended at once: what it did and saved is in the run folder
+    problem = _died(codes, ranks)
+    return Outcome("failed", problem.code, problem)
+
+
+def _died(codes: Sequence[int | None], ranks: Sequence[int]) -> Problem:
+    """What the exit codes tell when no event does."""
+    fix = "See log.txt; the last checkpoint is whole."
+    ended = [(rank, code) for rank, code in zip(ranks, codes, strict=True) if code]
+    if not ended:
+        if None in codes:
+            got = f"rank {ranks[codes.index(None)]} still running {EXIT_GRACE_S:g} s after another had ended"
+            return Problem("worker", "every rank to end", got, fix, Code.WORKER_DIED)
+        return Problem("worker", "a final event", "an exit without one", "Please report this.", Code.WORKER_DIED)
+    rank, code = min(ended, key=lambda one: one[1] not in FATAL)  # the cause before what followed from it
+    if code == Code.DISK:  # a full disk takes the worker's last words too
+        return Problem("disk", "space for the run's files", f"none left for rank {rank}", f"Free some. {fix}", Code.DISK)
+    if code < 0:
+        likely = " (likely out of memory)" if code == -signal.SIGKILL else ""
+        got = f"worker died{likely}: rank {rank} ended by {signal.Signals(-code).name}"
+    else:
+        got = f"worker died: rank {rank} exited {code} without saying why"
+    return Problem("worker", "every rank to finish", got, fix, Code.WORKER_DIED)

@@ -1,0 +1,47 @@
+"""Where the ranks of a run meet: a store that rank 0 serves on a port its parent had bound.
+
+Choosing a free port and letting torch bind it seconds later would leave time for another job to take it. So the parent binds it
+(to the loopback, on one machine), rank 0 inherits the open socket and serves on it, and every rank, rank 0 too, is a client: what
+torch's own launcher does with its agent. Without that socket (accelerate launch) torch meets in its usual way.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import KwargsHandler
+from torch.distributed import TCPStore
+
+from .follow import LISTEN_FD, PARENT_PID
+from .job import JobError, Problem
+
+# How accelerate may share a model: everything that is saved and fused is read from one rank's whole copy.
+REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+# Ranks may wait for hours while rank 0 reads the data; the parent's watchdog knows that from a hang, torch's ten minutes do not.
+PATIENCE = timedelta(days=7)
+
+
+def serve_store() -> TCPStore | None:
+    """Begin to serve on the inherited port, if this rank has one. The caller keeps what this returns until the run has ended."""
+    descriptor = os.environ.get(LISTEN_FD)
+    if descriptor is None:
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=int(descriptor))
+
+
+def join_ranks(precision: str, *, on_cpu: bool) -> Accelerator:
+    """Meet the other ranks. Raises JobError (exit 2) when accelerate was configured to cut the model up."""
+    patience: list[KwargsHandler] = []
+    if PARENT_PID in os.environ:
+        patience.append(InitProcessGroupKwargs(timeout=PATIENCE))
+    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=patience)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    assert accelerator.num_processes == ranks, f"accelerate runs {accelerator.num_processes} ranks instead of {ranks}"
+    if accelerator.distributed_type not in REPLICATED:
+        got = f"{accelerator.distributed_type.value} from accelerate's configuration"
+        raise JobError(Problem("parallel", "a whole model on each device (DDP)", got, "Cutting it up is planned, not built yet."))
+    return accelerator

@@ -1,0 +1,101 @@
+"""Whether the workers still get on: each rank counts what it finished, and the parent decides when the counting has stopped.
+
+A rank beats when it begins a phase and when it finishes a micro-batch, a step, a chunk of an evaluation, a row of data. Imports,
+loading a model, compiling, saving and fusing are one beat each: the timeout must be longer than the longest of them. Ranks wait
+for one another (all of them for rank 0 while it saves), so silence counts only once every rank of this machine is silent; one that
+hangs makes the others silent within a step.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from .job import Code, Problem
+
+ANSWER_S = 3.0  # how long one rank may take to write its stacks
+QUIET_S = 0.3  # without a new byte, they are taken to be complete
+POLL_S = 0.05
+
+
+def heartbeat_path(folder: Path, rank: int) -> Path:
+    return folder / f".heartbeat-{rank}"
+
+
+class Heartbeat:
+    """One rank's side: `count phase` in a file of a fixed length, written in place, so that it costs a microsecond."""
+
+    def __init__(self, path: Path):
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._count, self._phase = 0, "start"
+
+    def beat(self, phase: str | None = None) -> None:
+        self._count += 1
+        self._phase = phase or self._phase
+        os.pwrite(self._file, f"{self._count:>15} {self._phase:<16}\n".encode(), 0)
+
+
+class Watch:
+    """The parent's side, over the ranks it started; times are the parent's own clock."""
+
+    def __init__(self, folder: Path, ranks: Sequence[int], timeout_s: float, now: Callable[[], float] = time.monotonic):
+        self._paths = {rank: heartbeat_path(folder, rank) for rank in ranks}
+        self._timeout_s, self._now = timeout_s, now
+        self._beats = {rank: _read(path) for rank, path in self._paths.items()}  # what an earlier run left is no progress
+        self._since = dict.fromkeys(ranks, now())
+        self._phases = dict.fromkeys(ranks, "start")
+
+    def hang(self) -> Problem | None:
+        """The hang, once every rank has been silent for the timeout; the rank that has been for longest comes first."""
+        now = self._now()
+        for rank, path in self._paths.items():
+            if (beat := _read(path)) != self._beats[rank]:
+                self._beats[rank], self._since[rank] = beat, now
+                self._phases[rank] = beat.split()[-1] if beat.split() else "start"
+        if now - max(self._since.values()) <= self._timeout_s:
+            return None
+        silent = sorted(self._since, key=lambda rank: self._since[rank])
+        got = "none from " + ", ".join(f"rank {rank} in phase {self._phases[rank]}" for rank in silent)
+        fix = "The last checkpoint is whole. If a phase is only slow, raise hang_timeout_s."
+        got += "; stacks are in log.txt"
+        return Problem("worker", f"progress within {self._timeout_s:g} s", got, fix, Code.HANG)
+
+    def close(self) -> None:
+        for path in self._paths.values():
+            path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except FileNotFoundError:
+        return ""
+
+
+def write_stacks(pids: Mapping[int, int], log: Path) -> None:
+    """Ask each rank of {rank: process id} for the stacks of its threads, one after the other, and wait for them to be in `log`."""
+    for rank, pid in pids.items():
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"--- stacks of rank {rank}\n")
+        before = log.stat().st_size
+        try:
+            os.kill(pid, signal.SIGUSR1)
+        except ProcessLookupError:  # it ended just now
+            continue
+        if _settled(log, before) == before:
+            with log.open("a", encoding="utf-8") as file:
+                file.write(f"rank {rank} did not answer: it is stopped, or blocked inside the kernel\n")
+
+
+def _settled(log: Path, before: int) -> int:
+    """The size of `log` once it has grown and come to rest, or after ANSWER_S."""
+    deadline = time.monotonic() + ANSWER_S
+    size, since = before, time.monotonic()
+    while (now := time.monotonic()) < deadline and (size == before or now - since < QUIET_S):
+        if (new := log.stat().st_size) != size:
+            size, since = new, now
+        time.sleep(POLL_S)
+    return size
