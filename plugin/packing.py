@@ -37,18 +37,22 @@ def choose_attention(
     """Packed or padded, and by which attention, for documents of `mean_length` tokens.
 
     `packing auto` packs where documents stay apart and it was measured to be faster: on a CPU unless they are short, and with
-    varlen on a GPU. Raises JobError (exit 2) for what this device or model cannot do.
+    varlen on a GPU; streamed documents are always packed. Raises JobError (exit 2) for what this device or model cannot do.
     """
     tokens = None if params.tokens_per_batch == "auto" else params.tokens_per_batch
     asked, no_varlen = params.attn_implementation, why_no_varlen(config, device, compute)
     can_pack = is_packable(config.model_type) and asked != "eager"
-    if params.packing == "on":
+    if params.streaming and (params.packing == "off" or not can_pack):
+        got = "packing off" if params.packing == "off" else f"{config.model_type} with {asked} attention"
+        raise JobError(Problem("streaming", "documents that can be packed", got, "Set streaming false, or let it pack."))
+    packing = "on" if params.streaming else params.packing
+    if packing == "on":
         check_packable(config.model_type)
     found: list[Problem] = []
-    if asked == "varlen" and (no_varlen or params.packing == "off" or not can_pack):
+    if asked == "varlen" and (no_varlen or packing == "off" or not can_pack):
         got = f"varlen; {no_varlen or 'it is for packed documents, and these are padded'}"
         found.append(Problem("attn_implementation", "an attention that can run here", got, "Set attn_implementation auto."))
-    if params.packing == "on" and asked == "eager":
+    if packing == "on" and asked == "eager":
         found.append(Problem("attn_implementation", "auto, sdpa or varlen for packed documents", "eager", "Or set packing off."))
     if found:
         raise JobError(*found)
@@ -59,18 +63,18 @@ def choose_attention(
     def packed(backend: str, why: str) -> Attention:
         return Attention(Layout(True, tokens), backend, f"{asked}, packed documents: {why}")
 
-    if params.packing == "off":
+    if packing == "off":
         return padded("packing is off")
     if not can_pack:
         return padded(f"{config.model_type} with {asked} attention cannot be packed")
-    if device.type != "cuda" and params.packing == "auto" and mean_length < SHORT:
+    if device.type != "cuda" and packing == "auto" and mean_length < SHORT:
         return padded(f"documents of {mean_length:.0f} tokens are too short to pay for packing")
     if device.type != "cuda":
         return packed("loop", "sdpa on each document, those of one length together")
     if asked != "sdpa" and not no_varlen:
         return packed("varlen", "flash attention over documents of any length (varlen)")
     lacks = f"no varlen: {no_varlen}" if no_varlen else "sdpa, as chosen"
-    return packed("dense", f"a mask of all pairs ({lacks})") if params.packing == "on" else padded(lacks)
+    return packed("dense", f"a mask of all pairs ({lacks})") if packing == "on" else padded(lacks)
 
 
 def check_fits(documents: Documents, rules: StepRules, layout: Layout) -> None:

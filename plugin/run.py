@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from transformers import get_scheduler
 
-from . import assembly, fuse, loop
+from . import assembly, fuse, loop, streaming
 from .ahead import Ahead
 from .checkpoints import State, save_checkpoint
 from .data.chat import ChatFormat
@@ -81,13 +81,17 @@ class Run:
             sample=self._sample,
         )
         meters = self._meters()
-        ahead = Ahead(self._make_step, clock.plan.steps, pin=self.accelerator.device.type == "cuda")
+        ahead = Ahead(self.stream or self._make_step, clock.plan.steps, pin=self.accelerator.device.type == "cuda")
+        make_step = streaming.add_up(self.accelerator, ahead, params.max_length) if self.stream else ahead
         try:
             done, stopped, totals = loop.train(
-                self.accelerator, self.module, self.optimizer, self.scheduler, ahead, clock.plan, hooks, meters
+                self.accelerator, self.module, self.optimizer, self.scheduler, make_step, clock.plan, hooks, meters
             )
         finally:
             ahead.close()
+        if self.stream:
+            self.truncation["train"] = streaming.whole_report(self.stream.state_after(done).report)
+            self.reporter.data("train", self.truncation["train"])
         result: dict[str, Any] = {
             "outcome": "stopped" if stopped else "done",
             "steps": done,
@@ -129,7 +133,8 @@ class Run:
         """Rank 0 tokenises into the run folder; then every rank maps the same files."""
         params, data = self.params, self.folder / "data"
         if self.main:
-            prepared = assembly.prepare(params, self.reporter.log, between_rows=self.requests.raise_if_stopped)
+            prepare = streaming.prepare if params.streaming else assembly.prepare
+            prepared = prepare(params, self.reporter.log, between_rows=self.requests.raise_if_stopped)
             prepared.tokenizer.save_pretrained(data / "tokenizer")
             for split, documents in (("train", prepared.train), ("eval", prepared.evaluation)):
                 documents.save(data / split)
@@ -148,12 +153,14 @@ class Run:
         self.rules = assembly.step_rules(params, self.chat)
         self.clock = assembly.make_clock(params, len(self.train), len(self.eval), self.accelerator.num_processes)
         self.facts = assembly.diffusion_facts(params, self.rules)
-        for split, report in self.truncation.items():
-            self.reporter.log(
-                f"data: {split} {report['documents']} documents of {report['rows']} rows, {report['truncated']} truncated"
-            )
-            for reason, count in report["dropped"].items():
-                self.reporter.log(f"data: {split} dropped {count}: {reason}")
+        self.stream = self._open_stream() if params.streaming else None  # then self.train is only what it begins with
+        for split in ("eval",) if params.streaming else ("train", "eval"):  # what a stream read is known at the end
+            self.reporter.data(split, self.truncation[split])
+
+    def _open_stream(self) -> streaming.StreamedSteps:
+        evaluated, log = len(self.eval) > 0, self.reporter.log
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        return streaming.start_streaming(self.params, self.chat, self.rules, log, evaluated=evaluated, rank=rank, ranks=ranks)
 
     def _load_model(self) -> None:
         params, accelerator = self.params, self.accelerator
@@ -242,7 +249,11 @@ class Run:
         self.reporter.phase("save")
         if self.main:
             seen = step * self.clock.step_size
-            state = State(step, seen // len(self.train), seen % len(self.train), self.params.seed)
+            pass_, position = divmod(seen, len(self.train))
+            if self.stream:
+                stream = self.stream.state_after(step)
+                pass_, position = stream.pass_, stream.row
+            state = State(step, pass_, position, self.params.seed)
             params, keep = self.params, self.params.save_total_limit
             facts = self.facts
             if params.lora:
@@ -282,11 +293,13 @@ class Run:
 
     def _card(self) -> fuse.Card:
         params = self.params
+        packs = params.gradient_accumulation_steps * self.accelerator.num_processes
+        step = f"{packs * streaming.pack_tokens(params)} tokens" if params.streaming else f"{self.clock.step_size} documents"
         table = {
             "base model": params.model_name or f"from scratch ({Path(params.model_config_file).name})",
             "trained": f"LoRA, rank {params.lora_r}, alpha {params.lora_alpha}" if params.lora else "all weights",
             "data": params.dataset_name,
-            "steps x documents": f"{self.clock.plan.steps} x {self.clock.step_size}",
+            "steps": f"{self.clock.plan.steps} x {step}",
             "learning rate, schedule": f"{params.learning_rate:g}, {params.learning_rate_schedule}",
             "noise": f"{params.noise_schedule}, t in [{params.t_min:g}, {params.t_max:g}], loss per {self.rules.norm}",
             "end of answer": self.rules.eos_policy,

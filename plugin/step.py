@@ -2,7 +2,7 @@
 
 Everything up to the count is a function of the step's list alone, computed alike on every rank: so no rank has to ask another
 what the loss is divided by, and any split of a step gives the same loss. Streamed packs are the exception: each rank knows its
-own alone, and `sum_over_ranks` adds up. T tokens of a document.
+own alone, and `streaming.add_up` sums them. T tokens of a document.
 """
 
 from __future__ import annotations

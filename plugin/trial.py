@@ -10,7 +10,7 @@ import copy
 import math
 import shutil
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from . import assembly
+from . import assembly, streaming
 from .data.chat import ChatFormat
 from .data.documents import Document
 from .data.steps import Slot, step_slots
@@ -49,21 +49,27 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
     precision, why = assembly.choose_precision(params, device)
     notes.append(f"dtype: {why}")
     compute = assembly.COMPUTE[precision]
-    attention = choose_attention(params, config, device, compute, float(prepared.train.lengths.mean()))
+    mean_length = float(prepared.train.lengths.mean())
+    attention = choose_attention(params, config, device, compute, mean_length)
     notes.append(f"attention: {attention.why}")
     for documents in (prepared.train, prepared.evaluation):
         check_fits(documents, rules, attention.layout)
-    slots = step_slots(len(prepared.train), clock.step_size, 0, params.seed, clock.total)
-    step = build_step(slots, prepared.train, rules, batch_size=params.batch_size, layout=attention.layout)
+    if params.streaming:
+        evaluated = len(prepared.evaluation) > 0
+        step = streaming.first_step(params, prepared.chat, rules, evaluated=evaluated, ranks=ranks, offline=offline)
+        notes.append("streaming: the data reported is what a run begins with; the rest is read while it trains")
+    else:
+        slots = step_slots(len(prepared.train), clock.step_size, 0, params.seed, clock.total)
+        step = build_step(slots, prepared.train, rules, batch_size=params.batch_size, layout=attention.layout)
     whole = parameters <= SMALL
     model = assembly.make_model(params, prepared.tokenizer, compute, offline=offline) if whole else _narrow(config)
     return {
         "steps": clock.plan.steps,
-        "documents_per_step": clock.step_size,
+        "documents_per_step": len(step.lengths) if params.streaming else clock.step_size,
         "tokens_first_step": step.tokens,
         "supervised_first_step": step.supervised,
-        "tokens": round(float(prepared.train.lengths.mean()) * clock.step_size * clock.plan.steps),
-        "passes": round(clock.step_size * clock.plan.steps / len(prepared.train), 2),
+        "tokens": clock.plan.steps * (step.tokens if params.streaming else round(mean_length * clock.step_size)),
+        "passes": None if params.streaming else round(clock.step_size * clock.plan.steps / len(prepared.train), 2),
         "eval_every": clock.plan.eval_every,
         "save_every": clock.plan.save_every,
         "parameters": parameters,
@@ -88,14 +94,16 @@ def _prepare(params: Params, notes: list[str], *, offline: bool) -> assembly.Pre
     except JobError as wrong_model:
         try:
             # With any encoder's tokenizer missing, the rows can still be read and their layout told.
-            for _ in assembly.Examples(params, notes.append, offline=offline, between_rows=lambda: None)("train"):
+            rows = assembly.Examples(params, notes.append, offline=offline, between_rows=lambda: None)("train")
+            for _ in islice(rows, streaming.EVAL_ROWS if params.streaming else None):
                 pass
         except JobError as wrong_data:
             # A broken model folder takes its tokenizer with it: one mistake, one line.
             data = [one for one in wrong_data.problems if params.tokenizer_name or one.field != "tokenizer_name"]
             raise JobError(*dict.fromkeys((*wrong_model.problems, *data))) from wrong_data
         raise wrong_model
-    return assembly.prepare(params, notes.append, offline=offline)
+    prepare = streaming.prepare if params.streaming else assembly.prepare
+    return prepare(params, notes.append, offline=offline)
 
 
 def _count_parameters(config: PretrainedConfig, params: Params) -> tuple[int, int]:

@@ -15,7 +15,6 @@ from plugin.parse import parse
 PENDING = {
     "recompute": "issue 4: memory",
     "compile": "issue 4: speed",
-    "streaming": "issue 5: streaming and its resume",
     "resume": "issue 5: resume",
     "hang_timeout_s": "issue 5: faults",
     "parallel": "issue 5: several devices",
@@ -29,7 +28,6 @@ PENDING = {
 OTHER: dict[str, object] = {
     "recompute": "full",
     "compile": "on",
-    "streaming": True,
     "resume": "true",
     "hang_timeout_s": 60,
     "parallel": "fsdp2",

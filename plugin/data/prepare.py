@@ -20,6 +20,7 @@ from .layouts import Example
 EVAL_SHARE = 0.1
 CHUNK = 1024  # examples tokenised in one call
 EXAMPLES = 3  # row ids quoted per reason
+IN_EVAL_SPLIT = "prompt also in the eval split"
 
 # A split's examples, as often as asked; a string instead of an Example says why the row is unusable.
 Reader = Callable[[str], Iterable[tuple[str, Example | str]]]
@@ -123,7 +124,7 @@ def split_examples(read: Reader, held: HeldOut, split: str, seed: int) -> Iterat
             continue
         is_held = prompt_key(example, seed) in held.keys
         if held.own_files and split == "train" and is_held:
-            yield row, "prompt also in the eval split"
+            yield row, IN_EVAL_SPLIT
         elif is_held == (split == "eval"):
             yield row, example
 

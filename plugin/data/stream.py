@@ -27,7 +27,7 @@ from .steps import Slot
 
 PIECES = 1_000_000  # document n of row r has index r * PIECES + n: decimal digits that a person can read
 BUFFERED = 16  # packs whose tokens the buffer holds at least
-CHARACTERS = 1 << 18  # of one tokenizer call, but for a single longer row
+CHARACTERS = 1 << 18  # of one tokenizer call at most, but for its last row; small packs need less
 LENGTHS = 10_000  # rows whose lengths the report keeps
 _SHUFFLE = 1 << 60  # a random stream of its own: masks, times and pass orders have theirs
 
@@ -151,9 +151,7 @@ class Stream:
         # Stratified times follow the ordinal. Each rank walks a stretch of its own, so that its documents cover all times evenly.
         first = (plan.rank << 32) + self._documents
         entries = [self._buffer[place] for place in chosen]
-        pack = tuple(
-            (document, Slot(pass_, first + number, document.index)) for number, (pass_, document) in enumerate(entries)
-        )
+        pack = tuple((document, Slot(pass_, first + number, document.index)) for number, (pass_, document) in enumerate(entries))
         gone = set(chosen)
         self._buffer = [entry for place, entry in enumerate(self._buffer) if place not in gone]
         self._tokens -= sum(map(self._cost, entries))
@@ -164,13 +162,13 @@ class Stream:
         """Tokenise the next rows into the buffer; where a pass ends, begin the next."""
         rows: list[tuple[str, Example | str]] = []
         numbers: list[int] = []
-        characters = 0
+        characters, enough = 0, min(CHARACTERS, 4 * BUFFERED * self._plan.tokens)
         for row, example in self._rows:
             rows.append((row, example))
             numbers.append(self._row)
             self._row += self._plan.ranks
             characters += sum(len(turn.text) for turn in example.turns) if isinstance(example, Example) else 0
-            if len(rows) == CHUNK or characters >= CHARACTERS:
+            if len(rows) == CHUNK or characters >= enough:
                 break
         else:
             self._add(rows, numbers)
@@ -203,7 +201,8 @@ class Stream:
                     "Lower num_processes.",
                 )
             check_trainable(self._report if self._pass == 0 else Report(), self._dataset, self._how.max_length)
-        self._log(f"data: pass {self._pass + 1} ended after {self._row // plan.ranks} rows of this process; it starts again")
+        share = " of this process" if plan.ranks > 1 else ""
+        self._log(f"data: pass {self._pass + 1} ended after {self._row // plan.ranks} rows{share}; the next begins")
         self._pass, self._row, self._learned = self._pass + 1, plan.rank, 0
         self._rows = self._source(self._row, plan.ranks)
 
