@@ -36,7 +36,7 @@ def print_check(plan: Mapping[str, Any], *, ok: bool) -> None:
 def _print_run(console: Console, plan: Mapping[str, Any]) -> None:
     size, steps = plan["documents_per_step"], plan["steps"]
     console.print(f"model       {plan['parameters'] / 1e6:,.1f} M parameters, {plan['precision']}")
-    passes = "read as it trains" if plan["passes"] is None else f"= {plan['passes']:g} passes"
+    passes = "(read as it trains)" if plan["passes"] is None else f"= {plan['passes']:g} passes"
     console.print(f"run         {steps:,} steps x {size} documents {passes}, about {plan['tokens']:,} tokens")
     console.print(
         f"first step  {plan['tokens_first_step']:,} tokens, {plan['supervised_first_step']:,} learned; tried on {plan['tried']}"

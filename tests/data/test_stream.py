@@ -19,6 +19,7 @@ from plugin.data.layouts import Example, Turn
 from plugin.data.prepare import Encoding
 from plugin.data.stream import BUFFERED, PIECES, Pack, Source, Stream, StreamPlan, StreamState, choose_pack
 from plugin.job import JobError
+from plugin.objectives.noise import Noise, draw_times
 from plugin.params import Params
 
 Rows = list[tuple[str, Example | str]]
@@ -119,7 +120,7 @@ def test_no_document_waits_for_long(chat: ChatFormat) -> None:
             born.setdefault((pass_, document.index), number)
         waits += [number - born[slot.pass_, slot.index] for _, slot in flat([one.next_step()])]
     left = [600 - born[pass_, document.index] for pass_, document in one.state().buffer]
-    assert max(waits + left) < 8 * len(one.state().buffer) / 7  # packs of about seven documents
+    assert max(waits + left) < 8 * BUFFERED
     assert np.mean(waits) < 3 * BUFFERED
 
 
@@ -160,8 +161,6 @@ def test_ranks_share_every_pass_row_by_row(chat: ChatFormat) -> None:
 
 
 def test_a_ranks_documents_cover_all_times_evenly(chat: ChatFormat) -> None:
-    from plugin.objectives.noise import Noise, draw_times
-
     for rank in range(13):
         slots = [slot for _, slot in flat(take(stream(texts(400, mean=2.0), chat, rank=rank, ranks=13), 1))][:20]
         times = np.sort(draw_times(Noise(7), 0, [slot.ordinal for slot in slots], [slot.index for slot in slots]))
