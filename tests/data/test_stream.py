@@ -6,6 +6,7 @@ import json
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -206,20 +207,40 @@ def test_what_was_consumed_is_not_tokenised_again(tmp_path: Path) -> None:
 
 def test_a_state_stays_what_it_was_while_the_stream_goes_on(chat: ChatFormat) -> None:
     rows: Rows = [("bad", "empty text"), *texts(900)]
+    rows[::20] = [("bad", f"reason {number % 3}") for number in range(len(rows[::20]))]
     one = stream(rows, chat)
     take(one, 3)
     state = one.state()
+    report = deepcopy(state.report)
+    assert sum(report.dropped.values()) > 5
     wanted = plain(take(one, 10))
     take(one, 200)
     assert (state.pass_, one.state().pass_ > 0) == (0, True)
+    assert state.report == report != one.state().report
     one.restore(state)
     assert plain(take(one, 10)) == wanted
+    take(one, 20)
+    assert state.report == report != one.state().report
 
 
 def test_a_state_without_documents_is_saved_too(chat: ChatFormat, tmp_path: Path) -> None:
     one = stream(texts(30), chat)
     one.state().save(tmp_path / "s")
     assert StreamState.load(tmp_path / "s") == one.state()
+
+
+def test_what_a_pass_gave_before_a_save_counts_at_its_end(chat: ChatFormat) -> None:
+    """The rest of the pass has nothing to learn."""
+    rows = texts(400)
+    first = stream(rows, chat)
+    while first.state().pass_ < 1 or not 0 < first.state().row < 400:
+        take(first, 1)
+    state = first.state()
+    rows[state.row :] = [("bad", "empty text")] * 400
+    second = stream(rows, chat)
+    second.restore(state)
+    take(second, 60)
+    assert second.state().pass_ > 2
 
 
 def test_another_ranks_state_is_refused(chat: ChatFormat) -> None:
@@ -232,7 +253,8 @@ def test_another_ranks_state_is_refused(chat: ChatFormat) -> None:
 # --- what was read
 
 
-def test_rows_of_the_first_pass_are_reported_once(chat: ChatFormat) -> None:
+def test_rows_of_the_first_pass_are_reported_once(chat: ChatFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plugin.data.stream.LENGTHS", 1)
     rows: Rows = [text(0, 5), ("t:1", "empty text"), text(2, 100), ("t:3", "held out"), ("t:4", "empty text")]
     lines: list[str] = []
     one = stream(rows, chat, log=lines.append)
@@ -242,6 +264,7 @@ def test_rows_of_the_first_pass_are_reported_once(chat: ChatFormat) -> None:
     assert report.dropped_rows == {"empty text": ["t:1", "t:4"], "held out": ["t:3"]}
     assert report.tokens == 7 + 64 + 39
     assert report.supervised == report.tokens - 3
+    assert report.lengths == [7]
     passes = one.state().pass_
     assert [line.split(" ended")[0] for line in lines] == [f"data: pass {number + 1}" for number in range(passes)]
     assert passes > 3
