@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, cast
@@ -167,7 +168,9 @@ def start_streaming(
     """The steps of one rank's share. Layout notes were logged when the data was prepared."""
     data = StreamedData.of(params, lambda note: None, offline=False, between_rows=lambda: None)
     data = data if evaluated else data.without_evaluation()
-    return StreamedSteps(open_stream(data, chat, rank=rank, ranks=ranks, log=log), rules)
+    # Steps are built in a thread of their own, and a tokenizer that two threads use may fail with "Already borrowed".
+    own = ChatFormat(deepcopy(chat.tokenizer))
+    return StreamedSteps(open_stream(data, own, rank=rank, ranks=ranks, log=log), rules)
 
 
 def first_step(params: Params, chat: ChatFormat, rules: StepRules, *, evaluated: bool, ranks: int, offline: bool) -> Step:
