@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,13 @@ class Examples:
         self._templates = compile_templates(params.instruction_template, params.input_template, params.output_template)
         self._layouts: dict[tuple[str, ...], Any] = {}
 
-    def __call__(self, split: str) -> Iterable[tuple[str, Example | str]]:
-        for row in read_rows(self._params.dataset_name, "eval" if split == "eval" else "train", offline=self._offline):
+    def __call__(self, split: str, first: int = 0, every: int = 1) -> Iterator[tuple[str, Example | str]]:
+        """Rows `first`, `first + every`, ... of a split; of the others nothing but their number matters."""
+        rows = read_rows(self._params.dataset_name, "eval" if split == "eval" else "train", offline=self._offline)
+        for number, row in enumerate(rows):
             self._between_rows()
+            if number < first or (number - first) % every:
+                continue
             columns = tuple(row.values)
             if columns not in self._layouts:
                 layout, notes = detect_layout(columns, self._templates, self._params.text_field, self._params.training_stage)
@@ -85,7 +89,7 @@ def prepare(params: Params, log: Log, *, offline: bool = False, between_rows: Ca
     own_files = wants_eval and has_eval_split(params.dataset_name, offline=offline)
     held = hold_out(examples, own_files, params.seed) if wants_eval else HeldOut(frozenset(), False)
 
-    for note in _unread(params.dataset_name, wants_eval, own_files):
+    for note in unread(params.dataset_name, wants_eval, own_files, "a tenth of the prompts"):
         log(f"dataset_name: {note}")
 
     def of_split(split: str) -> Iterable[tuple[str, Example | str]]:
@@ -94,7 +98,16 @@ def prepare(params: Params, log: Log, *, offline: bool = False, between_rows: Ca
     tokenizer = make_tokenizer(params, of_split, offline=offline)
     base_config(params, tokenizer, offline=offline)  # a wrong pair is told before the data is tokenised
     chat = ChatFormat(tokenizer)
-    encoding = Encoding(
+    train, train_report = encode_split(of_split("train"), chat, encoding(params))
+    check_trainable(train_report, params.dataset_name, params.max_length)
+    evaluation, eval_report = encode_split(of_split("eval") if wants_eval else (), chat, encoding(params))
+    if wants_eval and not len(evaluation):
+        log("eval_strategy: nothing to hold out for evaluation; it is off.")
+    return Prepared(tokenizer, chat, train, evaluation, {"train": train_report, "eval": eval_report})
+
+
+def encoding(params: Params) -> Encoding:
+    return Encoding(
         max_length=params.max_length,
         truncation=params.truncation,
         answers_only=params.mask_prompt_loss,
@@ -103,21 +116,15 @@ def prepare(params: Params, log: Log, *, offline: bool = False, between_rows: Ca
         stage=params.training_stage,
         insert_eos=params.insert_eos,
     )
-    train, train_report = encode_split(of_split("train"), chat, encoding)
-    check_trainable(train_report, params.dataset_name, params.max_length)
-    evaluation, eval_report = encode_split(of_split("eval") if wants_eval else (), chat, encoding)
-    if wants_eval and not len(evaluation):
-        log("eval_strategy: nothing to hold out for evaluation; it is off.")
-    return Prepared(tokenizer, chat, train, evaluation, {"train": train_report, "eval": eval_report})
 
 
-def _unread(spec: str, wants_eval: bool, own_files: bool) -> Iterable[str]:
-    """What a mixture names or holds and this run does not read."""
+def unread(spec: str, wants_eval: bool, own_files: bool, instead: str) -> Iterable[str]:
+    """What a mixture names or holds and this run does not read; `instead`: what is held out without an eval split."""
     if skipped := skipped_files(spec):
         shown = ", ".join(Path(file).name for file in skipped[:5])
         yield f"{len(skipped)} files of the folder are not read: {shown}{', ...' if len(skipped) > 5 else ''}"
     if wants_eval and not own_files and any(part.eval_limit for part in parse_mixture(spec)):
-        yield "no part has an eval split of its own: test:N does nothing, and a tenth of the prompts is held out"
+        yield f"no part has an eval split of its own: test:N does nothing, and {instead} is held out"
 
 
 def make_tokenizer(

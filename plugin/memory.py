@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,23 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from transformers import PretrainedConfig
 
+from . import assembly
 from .batch import Batch
 from .job import Code, JobError, Problem
 from .models.diffusion import DiffusionModel, bare
-from .models.recompute import set_recompute
+from .models.layers import set_recompute
 from .optimizers import state_bytes, update_bytes
 from .params import Params
+from .step import Step
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
 # A CPU's malloc gives nothing back between the phases of a step, and what comes and goes leaves holes in its heap. Measured on
 # ModernBERT, LLaDA and Dream shapes of 0.9 to 9 GB, full and LoRA: activations and logits took 1.1 to 1.7 times their own size.
 CPU_HOLES = 1.6
+TINY = 20_000_000  # parameters below which nobody waits for an estimate on a CPU
+STEPS_SEEN = 16  # of a run, to find its heaviest micro-batch
 ROOM = 0.92  # of a device's free memory: what a plan may use
 
 
@@ -135,26 +140,37 @@ def estimate(model: nn.Module, batch: Batch, setting: Setting, recompute: str, *
         weights = sum(one.numel() * one.element_size() for one in held) - four_bit_saves
         gradients = sum(weight.numel() * weight.element_size() for weight in trained)
         states = sum(state_bytes(weight, setting.optim) for weight in trained)
-    found = {"weights": weights, "gradients": gradients, "optimizer": states}
-    found |= {kind: tracker.highest[kind] for kind in ("activations", "logits")}
+    activations, logits = tracker.highest["activations"], tracker.highest["logits"]
     update = gradients + update_bytes(trained, setting.optim, setting.device)
     during = tracker.peak + (gradients if setting.accumulates else 0)
     if setting.device.type == "cpu":
-        during = gradients + round(CPU_HOLES * (found["activations"] + found["logits"]))
-    return Memory(**found, peak=weights + states + max(during, update))
+        during = gradients + round(CPU_HOLES * (activations + logits))
+    return Memory(weights, gradients, states, activations, logits, peak=weights + states + max(during, update))
+
+
+def documents_of(tokens: int, longest: int) -> Batch:
+    """A packed batch of `tokens` tokens in documents of at most `longest`, half of them masked: a stand-in by its size alone."""
+    documents = -(-tokens // longest)
+    return _alike(documents, -(-tokens // documents), tokens // 2)
 
 
 def stand_in(batch: Batch) -> Batch:
     """A packed batch of as many tokens, documents and masked tokens, its documents all of one length: quicker to try, no smaller."""
-    T = -(-batch.ids.shape[0] // batch.documents)
-    place = torch.arange(batch.documents * T)
-    return replace(
-        batch,
+    return _alike(batch.documents, -(-batch.ids.shape[0] // batch.documents), batch.masked.shape[0])
+
+
+def _alike(documents: int, length: int, masked: int) -> Batch:
+    place = torch.arange(documents * length)
+    target = torch.zeros(masked, dtype=torch.long)
+    return Batch(
         ids=torch.zeros_like(place),
-        cu_seqlens=torch.arange(batch.documents + 1) * T,
-        position=place % T,
-        document=place // T,
-        longest=T,
+        cu_seqlens=torch.arange(documents + 1) * length,
+        position=place % length,
+        document=place // length,
+        masked=target,
+        target=target,
+        weight=torch.ones(masked),
+        longest=length,
     )
 
 
@@ -182,19 +198,39 @@ def _meminfo() -> Mapping[str, int]:
     return {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines}
 
 
-def choose_recompute(asked: str, make_estimate: Callable[[str], Memory], room: int) -> tuple[str, Memory, str]:
-    """(mode, its estimate, why). `auto` is the first of none, selective and full that fits into `room` bytes."""
+@dataclass(frozen=True)
+class Plan:
+    """Which activations are recomputed, and what the run then needs."""
+
+    recompute: str
+    memory: Memory
+    why: str
+
+
+MakePlan = Callable[[], Plan]
+
+
+def plan_memory(params: Params, config: PretrainedConfig, batch: Batch, setting: Setting) -> Plan:
+    """For a run whose heaviest micro-batch is `batch`."""
+
+    def estimated(mode: str) -> Memory:
+        model, saves = assembly.model_shape(params, config, setting.compute)
+        return estimate(model, batch, setting, mode, four_bit_saves=saves)
+
+    return choose_recompute(params.recompute, estimated, free_bytes(setting.device))
+
+
+def choose_recompute(asked: str, make_estimate: Callable[[str], Memory], room: int) -> Plan:
+    """`auto` is the first of none, selective and full that fits into `room` bytes, and full if none does."""
     if asked != "auto":
-        return asked, make_estimate(asked), "as chosen"
-    memory, needs = None, []
+        return Plan(asked, make_estimate(asked), "as chosen")
+    needs: list[str] = []
     for mode in ("none", "selective", "full"):
-        memory = make_estimate(mode)
-        if memory.peak <= ROOM * room:
-            why = f"{mode} needs about {_gb(memory.peak)} of {_gb(room)} free"
-            return mode, memory, "; ".join((*needs, why))
-        needs.append(f"{mode} would need {_gb(memory.peak)}")
-    assert memory is not None
-    return "full", memory, f"{'; '.join(needs)}; {_gb(room)} are free"
+        found = make_estimate(mode)
+        needs.append(f"{mode} needs about {_gb(found.peak)}")
+        if found.peak <= ROOM * room or mode == "full":
+            return Plan(mode, found, f"{', '.join(needs)}; {_gb(room)} are free")
+    raise AssertionError("full is the last")
 
 
 def cheaper_settings(params: Params, memory: Memory | None) -> list[str]:
@@ -235,17 +271,20 @@ def out_of_memory(params: Params, memory: Memory | None, told: str) -> Problem:
     return Problem("memory", "room for the run", got, f"Same effective batch with less memory: {words}.", Code.OUT_OF_MEMORY)
 
 
-def check_room(params: Params, memory: Memory, room: int) -> None:
+def check_memory(params: Params, memory: Memory, room: int) -> None:
     """Raises JobError (exit 5) when a run needs far more than there is; a narrow case may still go well."""
     if memory.peak > 1.25 * room:
         raise JobError(out_of_memory(params, memory, f"{_gb(room)} free where about {_gb(memory.peak)} are needed"))
 
 
-def heaviest(batches: Sequence[Batch], *, packed: bool) -> Batch:
-    """What the batch with the most tokens, padding included, needs memory for."""
+def heaviest(make_step: Callable[[int], Step], steps: int, *, packed: bool) -> tuple[Batch, bool]:
+    """(the batch with the most tokens, padding included, among the first steps; whether a step has several)."""
+    pieces = [make_step(step).pieces for step in range(min(STEPS_SEEN, steps))]
+    batches = [piece.batch for step in pieces for piece in step]
+    several = any(len(step) > 1 for step in pieces)
     if packed:
-        return stand_in(max(batches, key=lambda batch: batch.ids.shape[0]))
-    return max(batches, key=lambda batch: batch.documents * batch.longest)
+        return stand_in(max(batches, key=lambda batch: batch.ids.shape[0])), several
+    return max(batches, key=lambda batch: batch.documents * batch.longest), several
 
 
 def _gb(size: int) -> str:

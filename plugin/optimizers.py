@@ -13,7 +13,6 @@ import torch
 from bitsandbytes.optim import AdamW8bit
 from torch import nn
 
-
 BLOCK, SMALL = 256, 4096  # bitsandbytes' block of 8-bit states, and the size below which states stay float32
 
 

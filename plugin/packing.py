@@ -1,7 +1,9 @@
-"""Packed or padded: the run's choice of layout and attention, made once from its parameters, model and device."""
+"""How the model is run: packed or padded, by which attention, compiled or not; chosen once from parameters, model and device."""
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from dataclasses import dataclass
 
 import torch
@@ -37,18 +39,22 @@ def choose_attention(
     """Packed or padded, and by which attention, for documents of `mean_length` tokens.
 
     `packing auto` packs where documents stay apart and it was measured to be faster: on a CPU unless they are short, and with
-    varlen on a GPU. Raises JobError (exit 2) for what this device or model cannot do.
+    varlen on a GPU; streamed documents are always packed. Raises JobError (exit 2) for what this device or model cannot do.
     """
     tokens = None if params.tokens_per_batch == "auto" else params.tokens_per_batch
     asked, no_varlen = params.attn_implementation, why_no_varlen(config, device, compute)
     can_pack = is_packable(config.model_type) and asked != "eager"
-    if params.packing == "on":
+    if params.streaming and (params.packing == "off" or not can_pack):
+        got = "packing off" if params.packing == "off" else f"{config.model_type} with {asked} attention"
+        raise JobError(Problem("streaming", "documents that can be packed", got, "Set streaming false, or let it pack."))
+    packing = "on" if params.streaming else params.packing
+    if packing == "on":
         check_packable(config.model_type)
     found: list[Problem] = []
-    if asked == "varlen" and (no_varlen or params.packing == "off" or not can_pack):
+    if asked == "varlen" and (no_varlen or packing == "off" or not can_pack):
         got = f"varlen; {no_varlen or 'it is for packed documents, and these are padded'}"
         found.append(Problem("attn_implementation", "an attention that can run here", got, "Set attn_implementation auto."))
-    if params.packing == "on" and asked == "eager":
+    if packing == "on" and asked == "eager":
         found.append(Problem("attn_implementation", "auto, sdpa or varlen for packed documents", "eager", "Or set packing off."))
     if found:
         raise JobError(*found)
@@ -59,18 +65,37 @@ def choose_attention(
     def packed(backend: str, why: str) -> Attention:
         return Attention(Layout(True, tokens), backend, f"{asked}, packed documents: {why}")
 
-    if params.packing == "off":
+    if packing == "off":
         return padded("packing is off")
     if not can_pack:
         return padded(f"{config.model_type} with {asked} attention cannot be packed")
-    if device.type != "cuda" and params.packing == "auto" and mean_length < SHORT:
+    if device.type != "cuda" and packing == "auto" and mean_length < SHORT:
         return padded(f"documents of {mean_length:.0f} tokens are too short to pay for packing")
     if device.type != "cuda":
         return packed("loop", "sdpa on each document, those of one length together")
     if asked != "sdpa" and not no_varlen:
         return packed("varlen", "flash attention over documents of any length (varlen)")
     lacks = f"no varlen: {no_varlen}" if no_varlen else "sdpa, as chosen"
-    return packed("dense", f"a mask of all pairs ({lacks})") if params.packing == "on" else padded(lacks)
+    return packed("dense", f"a mask of all pairs ({lacks})") if packing == "on" else padded(lacks)
+
+
+def choose_compile(params: Params, device: torch.device) -> tuple[bool, str]:
+    """(whether the layers are compiled, why). Raises JobError (exit 2) for `on` where nothing can compile."""
+    lacks = _why_no_compile(device)
+    if params.compile == "on" and lacks:
+        raise JobError(Problem("compile", "a machine that can compile", lacks, "Install it, or set compile auto."))
+    if params.compile != "auto":
+        return params.compile == "on", "as chosen"
+    if device.type != "cuda":
+        return False, "a CPU compiles for half a minute and gains little"
+    return not lacks, lacks or "each layer, once; a layer that does not compile runs as it is"
+
+
+def _why_no_compile(device: torch.device) -> str:
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    compilers = ("g++", "clang++") if device.type == "cpu" else ("gcc", "clang", "cc")
+    return "" if any(map(shutil.which, compilers)) else f"no C compiler ({' or '.join(compilers)}) is installed"
 
 
 def check_fits(documents: Documents, rules: StepRules, layout: Layout) -> None:

@@ -110,7 +110,9 @@ class Params(BaseModel):
     eos_block_length: Int = _field(32, "End block", "Tokens of a block for eos_policy block.", ge=1)
     insert_eos: bool = _field(True, "End of text", "pretrain: end every text with the end token.")
     num_proc: AutoInt = _field("auto", "Tokenizer threads", "auto is min(8, cores).")
-    streaming: bool = _field(False, "Streaming", "pretrain: read the data while training instead of before.")
+    streaming: bool = _field(
+        False, "Streaming", "pretrain: read the data while training; a micro-batch is batch_size x max_length tokens."
+    )
 
     # --- length and size of the run
     num_train_epochs: Float = _field(0, "Epochs", "Passes over the data; above 0 it wins over steps.", form=True, ge=0)
@@ -120,7 +122,9 @@ class Params(BaseModel):
         1, "Accumulation", "A step is batch size x accumulation x devices documents.", form=True, ge=1
     )
     per_device_eval_batch_size: AutoInt = _field("auto", "Evaluation batch size", "auto is batch_size.")
-    tokens_per_batch: AutoInt = _field("auto", "Tokens a micro-batch", "Caps a micro-batch; never changes a step.")
+    tokens_per_batch: AutoInt = _field(
+        "auto", "Tokens a micro-batch", "Caps a micro-batch and never changes a step; with streaming, its size."
+    )
     packing: Literal["auto", "on", "off"] = _field("auto", "Packing", "Lay documents end to end instead of padding them.")
 
     # --- optimizer
@@ -189,9 +193,11 @@ class Params(BaseModel):
     )
 
     # --- speed and memory
-    recompute: Literal["auto", "none", "selective", "full"] = _field("auto", "Recompute", "Recompute activations to save memory.")
-    attn_implementation: Literal["auto", "eager", "sdpa", "flex", "varlen"] = _field("auto", "Attention", "Attention kernel.")
-    compile: Literal["auto", "on", "off"] = _field("auto", "Compile", "torch.compile; auto is on for GPUs.")
+    recompute: Literal["auto", "none", "selective", "full"] = _field(
+        "auto", "Recompute", "Recompute activations to save memory; auto: as little as fits."
+    )
+    attn_implementation: Literal["auto", "eager", "sdpa", "varlen"] = _field("auto", "Attention", "Attention kernel.")
+    compile: Literal["auto", "on", "off"] = _field("auto", "Compile", "torch.compile of each layer; auto is on for GPUs.")
     parallel: Literal["auto", "ddp", "fsdp2", "zero2", "zero3"] = _field(
         "auto", "Parallel", "How several devices share the model."
     )
@@ -246,10 +252,6 @@ REPORT_TO = {"wandb": True, "all": True, "none": False, "tensorboard": False}
 # What is declared for a later release: the values that work today. Everything else is refused by name, never ignored.
 BUILT: dict[str, tuple[object, ...]] = {
     "train_device": ("auto", "cuda", "cpu"),
-    "streaming": (False,),
-    "recompute": ("auto", "none"),
-    "attn_implementation": ("auto", "eager", "sdpa", "varlen"),
-    "compile": ("auto", "off"),
     "parallel": ("auto", "ddp"),
     "resume": ("false",),
     "log_to_wandb": (False,),

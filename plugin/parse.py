@@ -185,6 +185,15 @@ def _cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
     require(not quantised or params.lora, "load_in_4bit", "lora true beside it", "lora false", "4-bit weights cannot be trained.")
     require(not (quantised and scratch), "load_in_4bit", "a model_name", "model_config", "New weights cannot stay frozen.")
     require(not (params.lora and scratch), "lora", "a model_name", "model_config", "A new model has no base to adapt.")
+    if params.streaming:
+        sft = params.training_stage == "sft"
+        require(not sft, "streaming", "training_stage pretrain beside it", "sft", "Answers are read before training.")
+        require(params.packing != "off", "streaming", "packing auto or on beside it", "packing off")
+        no_end = "A stream has no last document."
+        require(
+            params.num_train_epochs == 0, "num_train_epochs", "train_steps with streaming", f"{params.num_train_epochs:g}", no_end
+        )
+        require(params.eval_strategy != "epoch", "eval_strategy", "no or steps with streaming", "epoch", no_end)
     for name, value in (("eval_steps", params.eval_steps), ("save_steps", params.save_steps)):
         require(value < 1 or math.floor(value) == value, name, "whole steps, or a share below 1", f"{value:g}")
     require(

@@ -12,6 +12,7 @@ from rich.text import Text
 
 STYLES = {"prompt": "cyan", "answer": "green", "end": "dim green", "masked": "bold white on magenta"}
 HOLE = "░"  # a masked token where there is no colour to mark it
+KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
 BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -36,11 +37,15 @@ def print_check(plan: Mapping[str, Any], *, ok: bool) -> None:
 def _print_run(console: Console, plan: Mapping[str, Any]) -> None:
     size, steps = plan["documents_per_step"], plan["steps"]
     console.print(f"model       {plan['parameters'] / 1e6:,.1f} M parameters, {plan['precision']}")
-    console.print(f"run         {steps:,} steps x {size} documents = {plan['passes']:g} passes, about {plan['tokens']:,} tokens")
+    passes = "(read as it trains)" if plan["passes"] is None else f"= {plan['passes']:g} passes"
+    console.print(f"run         {steps:,} steps x {size} documents {passes}, about {plan['tokens']:,} tokens")
     console.print(
         f"first step  {plan['tokens_first_step']:,} tokens, {plan['supervised_first_step']:,} learned; tried on {plan['tried']}"
     )
     console.print(f"every       {plan['eval_every'] or 'never'} steps evaluated, {plan['save_every']} saved")
+    needs = plan["memory"]
+    kinds = " + ".join(f"{needs[kind] / 1e9:.2f} {kind}" for kind in KINDS)
+    console.print(f"memory      {kinds}: about {needs['peak'] / 1e9:.2f} GB at the peak, {needs['free'] / 1e9:.1f} GB free")
     disk = plan["disk"]
     console.print(f"disk        {disk['needed_bytes'] / 1e9:.2f} GB needed, {disk['free_bytes'] / 1e9:.1f} GB free")
 

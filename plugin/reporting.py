@@ -47,6 +47,12 @@ class Reporter:
             print(line, flush=True)
             self.event("log", line=line)
 
+    def data(self, split: str, report: dict[str, Any]) -> None:
+        """What became of a split's rows: {rows, documents, truncated, dropped}."""
+        self.log(f"data: {split} {report['documents']} documents of {report['rows']} rows, {report['truncated']} truncated")
+        for reason, count in report["dropped"].items():
+            self.log(f"data: {split} dropped {count}: {reason}")
+
     def phase(self, phase: str, steps: int | None = None) -> None:
         self._heartbeat.beat(phase)
         if self.speaks:

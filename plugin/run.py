@@ -1,54 +1,34 @@
-"""One training run on one rank: load, train, evaluate, save, fuse. The worker's program is in worker.py."""
+"""One training run on this rank: load, train, evaluate, save, fuse. The worker's program is in worker.py."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import os
 import resource
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
-from transformers import get_scheduler
 
-from . import assembly, fuse, loop
+from . import assembly, loop, memory, streaming
 from .ahead import Ahead
 from .checkpoints import State, save_checkpoint
-from .data.chat import ChatFormat
 from .data.documents import Documents
-from .data.steps import step_slots
 from .disk import check_room, count_parameters
 from .evals import evaluate
+from .finish import finish, model_facts
 from .job import Code, JobError, Problem
+from .loading import load_data, load_model, prepare_data
 from .meters import Stopwatch, measure_peak, memory_by_category
-from .models.diffusion import DiffusionModel
-from .models.flops import count_flops
-from .models.load import load_tokenizer
-from .models.publish import write_model
-from .models.verify import TOKENS
-from .optimizers import make_optimizer
-from .packing import check_fits, choose_attention
 from .params import Params
 from .rendezvous import join_ranks, serve_store
 from .reporting import Reporter
-from .run_folder import RunFolder, rename_whole, to_json
+from .run_folder import RunFolder
 from .sampler_watch import SampleWatch
-from .step import Step, build_step
 from .stopping import Requests
 from .watchdog import Heartbeat, heartbeat_path
-
-SCHEDULES = {
-    "constant": "constant",
-    "linear": "linear",
-    "cosine": "cosine",
-    "constant_with_warmup": "constant_with_warmup",
-    "wsd": "warmup_stable_decay",
-    "one_minus_sqrt": "warmup_stable_decay",
-}
 
 
 class Run:
@@ -63,65 +43,55 @@ class Run:
         self.reporter = Reporter(folder, self.heartbeat, speaks=self.leads)
         self.requests = Requests(folder, reads_files=self.leads)
         self.started = time.perf_counter()
-        self.baseline = 0 if torch.cuda.is_available() else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.baseline = 0 if torch.cuda.is_available() else _resident()
+        self.memory_plan: memory.MakePlan | None = None
+        self.first_eval: dict[str, float] = {}
+        self.last_eval: dict[str, float] = {}
 
     def go(self) -> dict[str, Any]:
         """Load, train, save, fuse. Returns the `result` of run.json."""
         params = self.params
-        self.reporter.phase("load")
-        self.accelerator = self._accelerator()
-        self._load_data()
-        self._load_model()
-        clock = self.clock
-        if self.main:
-            check_room(params, *count_parameters(assembly.base_config(params, self.tokenizer, offline=True), params))
+        self._load()
+        clock = self.data.clock
         self.reporter.phase("train", clock.plan.steps)
         self.requests.raise_if_stopped()
         if params.eval_on_start and clock.plan.eval_every:
             self._evaluate(0)
-        hooks = loop.Hooks(
-            requests=lambda: loop.Requests(self.requests.stop(), self.requests.save(), self.requests.sample()),
-            log=self.reporter.metrics,
-            tick=self.reporter.tick,
-            evaluate=self._evaluate,
-            save=self._save,
-            sample=self._sample,
-            beat=self.heartbeat.beat,
-        )
-        meters = self._meters()
-        ahead = Ahead(self._make_step, clock.plan.steps, pin=self.accelerator.device.type == "cuda")
-        try:
-            done, stopped, totals = loop.train(
-                self.accelerator, self.module, self.optimizer, self.scheduler, ahead, clock.plan, hooks, meters
-            )
-        finally:
-            ahead.close()
-        result: dict[str, Any] = {
-            "outcome": "stopped" if stopped else "done",
-            "steps": done,
-            "seconds": round(time.perf_counter() - self.started, 2),
-            "loss": totals.last_metrics.get("loss"),
-            "eval_loss": self.last_eval.get("eval/loss"),
-            "eval_loss_first": self.first_eval.get("eval/loss"),
-            "truncation": self.truncation,
-            "throughput": {
-                "tokens_per_s": round(totals.tokens / max(totals.seconds, 1e-9), 1),
-                "supervised_tokens_per_s": round(totals.supervised / max(totals.seconds, 1e-9), 1),
-                "training_seconds": round(totals.seconds, 2),
-                "flops_per_s": totals.flops / max(totals.seconds, 1e-9),
-                "mfu": totals.flops / max(totals.seconds, 1e-9) / meters.peak if meters.peak else None,
-            },
-            "memory": memory_by_category(self.module, self.optimizer, self._peak(), self.baseline),
-            "skipped_steps": totals.skipped,
-            "cut_answer_tokens": totals.cut,
-        }
+        done, stopped, totals, peak = self._train()
+        if stream := self.data.stream:
+            self.data.truncation["train"] = streaming.whole_report(stream.state_after(done).report)
+            self.reporter.data("train", self.data.truncation["train"])
+        result = self._result(done, stopped, totals, peak)
         self.reporter.hparams(params.as_json(), {"loss": result["loss"], "eval_loss": result["eval_loss"]})
         if not stopped:
-            result |= self._finish()
+            if self.main:
+                ranks = self.accelerator.num_processes
+                result |= finish(params, self.folder, self.data, self.trained, self.reporter, self.last_eval, ranks)
+            self.accelerator.wait_for_everyone()
         result["seconds"] = round(time.perf_counter() - self.started, 2)
         return result
 
-    # --- loading
+    def out_of_memory(self, told: str) -> Problem:
+        """The error of this run when memory has run out: what needs most, and what to do."""
+        found = None
+        if self.memory_plan:
+            with contextlib.suppress(MemoryError, RuntimeError):  # there may be no room left even for an estimate
+                found = self.memory_plan().memory
+        return memory.out_of_memory(self.params, found, told)
+
+    def _load(self) -> None:
+        self.reporter.phase("load")
+        self.accelerator = self._accelerator()
+        if self.leads:
+            prepare_data(self.params, self.folder, self.reporter, self._between_rows)
+        self.accelerator.wait_for_everyone()
+        self.data = load_data(self.params, self.folder, self.reporter, self.accelerator)
+        self.heartbeat.beat("model")
+        self.trained = load_model(self.params, self.data, self.reporter, self.accelerator, self._remember_plan)
+        self.watch = SampleWatch(self.trained.model, self.data.chat, self._watched(), self.data.facts["sampler"])
+        if self.main:
+            config = assembly.base_config(self.params, self.data.tokenizer, offline=True)
+            check_room(self.params, *count_parameters(config, self.params))
 
     def _accelerator(self) -> Accelerator:
         on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "true"
@@ -131,108 +101,80 @@ class Run:
         self.store = serve_store()
         return join_ranks(precision, on_cpu=on_cpu)
 
-    def _load_data(self) -> None:
-        """The machine's first rank tokenises into its run folder; then every rank maps the same files, equal on every machine."""
-        params, data = self.params, self.folder / "data"
-        if self.leads:
-            prepared = assembly.prepare(params, self.reporter.log, between_rows=self._between_rows)
-            prepared.tokenizer.save_pretrained(data / "tokenizer")
-            for split, documents in (("train", prepared.train), ("eval", prepared.evaluation)):
-                documents.save(data / split)
-                self.reporter.lengths(split, documents.lengths)
-            reports = {split: report.as_json() for split, report in prepared.reports.items()}
-            (data / "report.json").write_text(to_json(reports), encoding="utf-8")
-        self.accelerator.wait_for_everyone()
-        reports = json.loads((data / "report.json").read_text(encoding="utf-8"))
-        self.truncation = {
-            split: {key: report[key] for key in ("rows", "documents", "truncated", "dropped")}
-            for split, report in reports.items()
-        }
-        self.train, self.eval = Documents.load(data / "train"), Documents.load(data / "eval")
-        self.tokenizer = load_tokenizer(str(data / "tokenizer"), offline=True)
-        self.chat = ChatFormat(self.tokenizer)
-        self.rules = assembly.step_rules(params, self.chat)
-        self.clock = assembly.make_clock(params, len(self.train), len(self.eval), self.accelerator.num_processes)
-        self.facts = assembly.diffusion_facts(params, self.rules)
-        for split, report in self.truncation.items():
-            self.reporter.log(
-                f"data: {split} {report['documents']} documents of {report['rows']} rows, {report['truncated']} truncated"
-            )
-            for reason, count in report["dropped"].items():
-                self.reporter.log(f"data: {split} dropped {count}: {reason}")
-
     def _between_rows(self) -> None:
         self.heartbeat.beat("rows")
         self.requests.raise_if_stopped()
 
-    def _load_model(self) -> None:
-        self.heartbeat.beat("model")
-        params, accelerator = self.params, self.accelerator
-        compute = assembly.COMPUTE[accelerator.mixed_precision]
-        self.weight_dtype = assembly.weight_dtype(params, compute)
-        self.model = assembly.make_model(params, self.tokenizer, compute)
-        trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
-        self.reporter.log(f"model: {trained:,} parameters train, weights kept in {str(self.weight_dtype).removeprefix('torch.')}")
-        self.reporter.log("dropout: off; the masking noise is the regulariser, and the loss does not depend on the layout")
-        self.attention = choose_attention(
-            params, self.model.config, accelerator.device, compute, float(self.train.lengths.mean())
-        )
-        self.reporter.log(f"attention: {self.attention.why}")
-        for documents in (self.train, self.eval):
-            check_fits(documents, self.rules, self.attention.layout)
-        module = DiffusionModel(self.model, self.chat.pad_id, self.attention.backend)
-        optimizer = make_optimizer(
-            module, kind=params.optim, learning_rate=params.learning_rate, weight_decay=params.weight_decay, seed=params.seed
-        )
-        self.module, self.optimizer = accelerator.prepare(module, optimizer)
-        self.scheduler = self._scheduler(optimizer)
-        self.watch = SampleWatch(self.model, self.chat, self.eval if len(self.eval) else self.train, self.facts["sampler"])
-        self.first_eval: dict[str, float] = {}
-        self.last_eval: dict[str, float] = {}
+    def _remember_plan(self, plan: memory.MakePlan) -> None:
+        self.memory_plan = plan
 
-    def _meters(self) -> loop.Meters:
-        """Count FLOPs; on CUDA, measure the peak that MFU is a share of."""
-        device, ranks = self.accelerator.device, self.accelerator.num_processes
-        on_gpu = device.type == "cuda"
-        peak = measure_peak(device, assembly.COMPUTE[self.accelerator.mixed_precision]) * ranks if on_gpu else 0.0
-        return loop.Meters(Stopwatch(device), count_flops(self.model), peak)
+    def _watched(self) -> Documents:
+        return self.data.evaluation if len(self.data.evaluation) else self.data.train
+
+    def _train(self) -> tuple[int, bool, loop.Totals, float]:
+        """(finished steps, stopped early, totals, operations a second at most)."""
+        accelerator, data, trained = self.accelerator, self.data, self.trained
+        on_gpu = accelerator.device.type == "cuda"
+        peak = 0.0
+        if on_gpu:
+            peak = accelerator.num_processes * measure_peak(accelerator.device, assembly.COMPUTE[accelerator.mixed_precision])
+        hooks = loop.Hooks(
+            requests=lambda: loop.Requests(self.requests.stop(), self.requests.save(), self.requests.sample()),
+            log=self.reporter.metrics,
+            tick=self.reporter.tick,
+            evaluate=self._evaluate,
+            save=self._save,
+            sample=self._sample,
+            beat=self.heartbeat.beat,
+        )
+        meters = loop.Meters(Stopwatch(accelerator.device), trained.flops, peak)
+        plan = data.clock.plan
+        ahead = Ahead(trained.make_step, plan.steps, pin=on_gpu)
+        make_step = streaming.add_up(accelerator, ahead, self.params.max_length) if data.stream else ahead
+        try:
+            done, stopped, totals = loop.train(
+                accelerator, trained.module, trained.optimizer, trained.scheduler, make_step, plan, hooks, meters
+            )
+        finally:
+            ahead.close()
+        return done, stopped, totals, peak
+
+    def _result(self, done: int, stopped: bool, totals: loop.Totals, peak: float) -> dict[str, Any]:
+        held = memory_by_category(self.trained.module, self.trained.optimizer, self._peak(), self.baseline)
+        seconds = max(totals.seconds, 1e-9)
+        return {
+            "outcome": "stopped" if stopped else "done",
+            "steps": done,
+            "seconds": round(time.perf_counter() - self.started, 2),
+            "loss": totals.last_metrics.get("loss"),
+            "eval_loss": self.last_eval.get("eval/loss"),
+            "eval_loss_first": self.first_eval.get("eval/loss"),
+            "truncation": self.data.truncation,
+            "throughput": {
+                "tokens_per_s": round(totals.tokens / seconds, 1),
+                "supervised_tokens_per_s": round(totals.supervised / seconds, 1),
+                "training_seconds": round(totals.seconds, 2),
+                "flops_per_s": totals.flops / seconds,
+                "mfu": totals.flops / seconds / peak if peak else None,
+            },
+            "memory": {**held, "estimate": self.trained.memory.as_json() if self.trained.memory else None},
+            "skipped_steps": totals.skipped,
+            "cut_answer_tokens": totals.cut,
+        }
 
     def _peak(self) -> int:
         """Bytes at the run's peak: of the GPU, or of this process."""
         if self.accelerator.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.accelerator.device)
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-    def _scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
-        name, steps = self.params.learning_rate_schedule, self.clock.plan.steps
-        warmup = assembly.warmup_steps(self.params, steps)
-        specific: dict[str, Any] = {}
-        if name == "wsd":
-            specific = {"num_decay_steps": max(1, steps // 10), "decay_type": "linear"}
-        if name == "one_minus_sqrt":
-            specific = {"num_decay_steps": max(1, steps - warmup), "decay_type": "1-sqrt", "min_lr_ratio": 0.001}
-        return get_scheduler(SCHEDULES[name], optimizer, warmup, steps, scheduler_specific_kwargs=specific)
-
-    def _make_step(self, step: int) -> Step:
-        clock, accelerator = self.clock, self.accelerator
-        slots = step_slots(len(self.train), clock.step_size, step, self.params.seed, clock.total)
-        return build_step(
-            slots,
-            self.train,
-            self.rules,
-            batch_size=self.params.batch_size,
-            layout=self.attention.layout,
-            rank=accelerator.process_index,
-            ranks=accelerator.num_processes,
-        )
+        return _resident()
 
     # --- hooks
 
     def _evaluate(self, step: int) -> None:
         self.reporter.phase("eval")
-        layout = self.attention.layout
-        batch_size, beat = self.clock.eval_batch_size, self.heartbeat.beat
-        metrics = evaluate(self.accelerator, self.module, self.eval, self.rules, batch_size, layout, beat)
+        data, beat = self.data, self.heartbeat.beat
+        layout, size = self.trained.attention.layout, data.clock.eval_batch_size
+        metrics = evaluate(self.accelerator, self.trained.module, data.evaluation, data.rules, size, layout, beat)
         if not math.isfinite(metrics["eval/loss"]):
             fix = "Lower learning_rate, or look at the model's weights."
             raise JobError(
@@ -253,55 +195,20 @@ class Run:
     def _save(self, step: int) -> None:
         self.reporter.phase("save")
         if self.main:
-            seen = step * self.clock.step_size
-            state = State(step, seen // len(self.train), seen % len(self.train), self.params.seed)
-            params, keep = self.params, self.params.save_total_limit
-            facts = self.facts
-            if params.lora:
-                facts = facts | fuse.adapter_facts(params.model_name, four_bit=params.load_in_4bit, dtype=self.weight_dtype)
-            path = save_checkpoint(self.folder, state, self.model, self.tokenizer, facts, self.optimizer, keep)
+            data, trained, params = self.data, self.trained, self.params
+            pass_, position = divmod(step * data.clock.step_size, len(data.train))
+            if data.stream:
+                stream = data.stream.state_after(step)
+                pass_, position = stream.pass_, stream.row
+            state = State(step, pass_, position, params.seed)
+            facts = model_facts(params, data, trained.weight_dtype)
+            optimizer, keep = trained.optimizer, params.save_total_limit
+            path = save_checkpoint(self.folder, state, trained.model, data.tokenizer, facts, optimizer, keep)
             self.reporter.event("checkpoint", step=step, path=str(path))
         self.accelerator.wait_for_everyone()
         self.reporter.phase("train")
 
-    def _finish(self) -> dict[str, Any]:
-        """Save the adapter and publish the fused model; other ranks wait."""
-        found: dict[str, Any] = {}
-        params = self.params
-        if self.main and params.lora:
-            base = fuse.adapter_facts(params.model_name, four_bit=params.load_in_4bit, dtype=self.weight_dtype)
-            part = self.folder / ".adapter.part"
-            write_model(part, self.model, self.tokenizer, self.facts | base)
-            rename_whole(part, self.folder / "adapter")
-        if self.main and params.fuse_model:
-            self.reporter.phase("fuse")
-            fused = self._fuse()
-            self.reporter.log(f"fused: {fused.path}; reloaded, largest logit difference {fused.differences[fused.chosen]:.2e}")
-            found["fuse"] = fused.as_json()
-        self.accelerator.wait_for_everyone()
-        return found
 
-    def _fuse(self) -> fuse.Fused:
-        params = self.params
-        longest = self.train[int(self.train.lengths.argmax())].ids[:TOKENS]
-        ids = torch.tensor(longest[None].astype("int64"))
-        facts = {**self.facts, "fuse_base": params.fuse_base}
-        target = fuse.Target(self.folder / "fused", params.model_name, self.tokenizer, facts, self._card(), self.model, ids)
-        if isinstance(self.model, PeftModel):
-            adapter, four_bit = self.folder / "adapter", params.load_in_4bit
-            return fuse.fuse_adapter(adapter, target, four_bit=four_bit, fuse_base=params.fuse_base, dtype=self.weight_dtype)
-        return fuse.Fused(target.folder, {params.fuse_base: fuse.publish(self.model, target)}, params.fuse_base)
-
-    def _card(self) -> fuse.Card:
-        params = self.params
-        table = {
-            "base model": params.model_name or f"from scratch ({Path(params.model_config_file).name})",
-            "trained": f"LoRA, rank {params.lora_r}, alpha {params.lora_alpha}" if params.lora else "all weights",
-            "data": params.dataset_name,
-            "steps x documents": f"{self.clock.plan.steps} x {self.clock.step_size}",
-            "learning rate, schedule": f"{params.learning_rate:g}, {params.learning_rate_schedule}",
-            "noise": f"{params.noise_schedule}, t in [{params.t_min:g}, {params.t_max:g}], loss per {self.rules.norm}",
-            "end of answer": self.rules.eos_policy,
-            "sampler": json.dumps(self.facts["sampler"]),
-        }
-        return fuse.Card(params.adaptor_name, table, self.last_eval)
+def _resident() -> int:
+    """The most bytes this process has held in memory."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,7 +1,8 @@
 """One step, from its slots to this rank's micro-batches: cut, fill, split, noise, count, deal, lay out.
 
 Everything up to the count is a function of the step's list alone, computed alike on every rank: so no rank has to ask another
-what the loss is divided by, and any split of a step gives the same loss. T tokens of a document.
+what the loss is divided by, and any split of a step gives the same loss. Streamed packs are the exception: each rank knows its
+own alone, and `streaming.add_up` sums them. T tokens of a document.
 """
 
 from __future__ import annotations
@@ -95,19 +96,35 @@ def build_step(
     noised = [(item, one) for item, t in zip(items, _times(items, rules), strict=True) for one in corruptions(item, t, rules)]
     lengths = [item.ids.size for item, _ in noised]
     groups = micro_batches(deal(lengths, ranks)[rank], lengths, batch_size, layout)
-    pieces = [
-        Piece(
-            lay_out([noised[place][0].ids for place in group], [noised[place][1] for place in group]),
-            tuple(noised[place][0].slot.index for place in group),
-            tuple(noised[place][1] for place in group),
-        )
-        for group in groups
-    ]
+    pieces = [_piece([noised[place] for place in group]) for group in groups]
+    return _counted(pieces or [_idle_piece(items[0].ids)], noised, cut)
+
+
+def build_streamed_step(packs: Sequence[Sequence[tuple[Document, Slot]]], rules: StepRules) -> Step:
+    """This rank's packs of a streamed step, each a micro-batch as it is: two under `complementary`. Counts are this rank's alone."""
+    pieces: list[Piece] = []
+    noised: list[tuple[Item, Corruption]] = []
+    for pack in packs:
+        items, _ = step_items([document for document, _ in pack], [slot for _, slot in pack], rules)
+        drawn = [corruptions(item, t, rules) for item, t in zip(items, _times(items, rules), strict=True)]
+        for copies in zip(*drawn, strict=True):
+            together = list(zip(items, copies, strict=True))
+            pieces.append(_piece(together))
+            noised += together
+    return _counted(pieces, noised, cut=0)
+
+
+def _piece(noised: Sequence[tuple[Item, Corruption]]) -> Piece:
+    corrupted = tuple(one for _, one in noised)
+    return Piece(lay_out([item.ids for item, _ in noised], corrupted), tuple(item.slot.index for item, _ in noised), corrupted)
+
+
+def _counted(pieces: Sequence[Piece], noised: Sequence[tuple[Item, Corruption]], cut: int) -> Step:
     return Step(
-        pieces=tuple(pieces) or (_idle_piece(items[0].ids),),
+        pieces=tuple(pieces),
         count=sum(one.count for _, one in noised),
         masked=sum(one.masked.size for _, one in noised),
-        lengths=tuple(lengths),
+        lengths=tuple(item.ids.size for item, _ in noised),
         supervised=sum(int(np.count_nonzero(item.supervised)) for item, _ in noised),
         cut=cut,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from . import assembly
+from . import assembly, memory, streaming
 from .data.chat import ChatFormat
 from .data.documents import Document
 from .data.steps import Slot, step_slots
@@ -27,7 +27,7 @@ from .job import Code, JobError, Problem
 from .models.diffusion import DiffusionModel
 from .models.load import build_model, check_method, load_config, new_config
 from .models.published import REGISTRY
-from .packing import check_fits, choose_attention
+from .packing import check_fits, choose_attention, choose_compile
 from .params import Params
 from .step import Step, StepRules, build_step, corruptions, step_items
 
@@ -42,25 +42,36 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
     rules = assembly.step_rules(params, prepared.chat)
     clock = assembly.make_clock(params, len(prepared.train), len(prepared.evaluation), ranks)
     parameters, trained = count_parameters(config, params)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() and params.train_device != "cpu" else "cpu")
     precision, why = assembly.choose_precision(params, device)
     notes.append(f"dtype: {why}")
     compute = assembly.COMPUTE[precision]
-    attention = choose_attention(params, config, device, compute, float(prepared.train.lengths.mean()))
+    mean_length = float(prepared.train.lengths.mean())
+    attention = choose_attention(params, config, device, compute, mean_length)
     notes.append(f"attention: {attention.why}")
     for documents in (prepared.train, prepared.evaluation):
         check_fits(documents, rules, attention.layout)
-    slots = step_slots(len(prepared.train), clock.step_size, 0, params.seed, clock.total)
-    step = build_step(slots, prepared.train, rules, batch_size=params.batch_size, layout=attention.layout)
+    if params.streaming:
+        evaluated = len(prepared.evaluation) > 0
+        step = streaming.first_step(params, prepared.chat, rules, evaluated=evaluated, ranks=ranks, offline=offline)
+        notes.append("streaming: the data reported is what a run begins with; the rest is read while it trains")
+    else:
+        slots = step_slots(len(prepared.train), clock.step_size, 0, params.seed, clock.total)
+        step = build_step(slots, prepared.train, rules, batch_size=params.batch_size, layout=attention.layout)
+    compiles, why = choose_compile(params, device)
+    if compiles:
+        notes.append(f"compile: {why}")
+    plan = _memory(params, config, step, memory.Setting(device, compute, attention.backend, params.optim, len(step.pieces) > 1))
+    notes.append(f"recompute: {plan.recompute}; {plan.why}")
     whole = parameters <= SMALL
     model = assembly.make_model(params, prepared.tokenizer, compute, offline=offline) if whole else _narrow(config)
     return {
         "steps": clock.plan.steps,
-        "documents_per_step": clock.step_size,
+        "documents_per_step": len(step.lengths) if params.streaming else clock.step_size,
         "tokens_first_step": step.tokens,
         "supervised_first_step": step.supervised,
-        "tokens": round(float(prepared.train.lengths.mean()) * clock.step_size * clock.plan.steps),
-        "passes": round(clock.step_size * clock.plan.steps / len(prepared.train), 2),
+        "tokens": clock.plan.steps * (step.tokens if params.streaming else round(mean_length * clock.step_size)),
+        "passes": None if params.streaming else round(clock.step_size * clock.plan.steps / len(prepared.train), 2),
         "eval_every": clock.plan.eval_every,
         "save_every": clock.plan.save_every,
         "parameters": parameters,
@@ -69,10 +80,19 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
         "first_loss": _try_step(model, step, prepared.chat.pad_id, packed=attention.layout.packed),
         "tried": "the model itself" if whole else "a narrow model of its family",
         "data": {split: report.as_json() for split, report in prepared.reports.items()},
+        "memory": {**plan.memory.as_json(), "free": memory.free_bytes(device), "device": device.type},
         "disk": check_room(params, parameters, trained),
         "preview": _preview(prepared.train[0], rules, prepared.chat),
         "preview_row": prepared.train.rows[0] or "",
     }
+
+
+def _memory(params: Params, config: PretrainedConfig, step: Step, setting: memory.Setting) -> memory.Plan:
+    """The estimate for the heaviest micro-batch of the first step. Raises JobError (exit 5) when there is far too little room."""
+    batch, _ = memory.heaviest(lambda _: step, 1, packed=setting.backend is not None)
+    plan = memory.plan_memory(params, config, batch, setting)
+    memory.check_memory(params, plan.memory, memory.free_bytes(setting.device))
+    return plan
 
 
 def _prepare(params: Params, notes: list[str], *, offline: bool) -> assembly.Prepared:
@@ -85,14 +105,16 @@ def _prepare(params: Params, notes: list[str], *, offline: bool) -> assembly.Pre
     except JobError as wrong_model:
         try:
             # With any encoder's tokenizer missing, the rows can still be read and their layout told.
-            for _ in assembly.Examples(params, notes.append, offline=offline, between_rows=lambda: None)("train"):
+            rows = assembly.Examples(params, notes.append, offline=offline, between_rows=lambda: None)("train")
+            for _ in islice(rows, streaming.EVAL_ROWS if params.streaming else None):
                 pass
         except JobError as wrong_data:
             # A broken model folder takes its tokenizer with it: one mistake, one line.
             data = [one for one in wrong_data.problems if params.tokenizer_name or one.field != "tokenizer_name"]
             raise JobError(*dict.fromkeys((*wrong_model.problems, *data))) from wrong_data
         raise wrong_model
-    return assembly.prepare(params, notes.append, offline=offline)
+    prepare = streaming.prepare if params.streaming else assembly.prepare
+    return prepare(params, notes.append, offline=offline)
 
 
 def _narrow(config: PretrainedConfig) -> PreTrainedModel:

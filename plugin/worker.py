@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 
 from .job import Code, JobError, Problem
+from .memory import out_of_memory
 from .params import Params
 from .redact import guard_streams
 from .reporting import report_failure
@@ -44,7 +45,7 @@ def main() -> int:
         run.reporter.event("finished", result={"outcome": "stopped", "steps": 0})
         return 0
     except Exception as error:
-        problem = as_problem(error)
+        problem = run.out_of_memory(first_line(error)) if is_out_of_memory(error) else as_problem(error)
         if problem.code == Code.INTERNAL:
             traceback.print_exc()
         if problem.code == Code.DISK:
@@ -71,7 +72,10 @@ def check(request: dict[str, Any]) -> int:
         problems = error.problems
     except Exception as error:
         traceback.print_exc()
-        problems = (as_problem(error),)
+        found = as_problem(error)
+        if is_out_of_memory(error):
+            found = out_of_memory(Params.model_validate(request["params"]), None, first_line(error))
+        problems = (found,)
     print(json.dumps({"problems": [one.as_json() for one in problems], "report": report, "notes": notes}, ensure_ascii=False))
     return int(problems[0].code) if problems else 0
 
@@ -86,15 +90,19 @@ def as_problem(error: BaseException) -> Problem:
     """The one problem that a failure is reported as."""
     if isinstance(error, JobError):
         return error.problems[0]
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        fix = "Lower batch_size and raise gradient_accumulation_steps by the same factor."
-        return Problem("memory", "room for the run", str(error).split("\n")[0][:300] or "out of memory", fix, Code.OUT_OF_MEMORY)
     if is_disk_full(error):
-        return Problem(
-            "disk", "space for the run's files", str(error).split("\n")[0], "Free some; earlier checkpoints are whole.", Code.DISK
-        )
-    got = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+        fix = "Free some; earlier checkpoints are whole."
+        return Problem("disk", "space for the run's files", first_line(error), fix, Code.DISK)
+    got = f"{type(error).__name__}: {first_line(error)}"
     return Problem("worker", "no internal error", got, "Please report this with log.txt.", Code.INTERNAL)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).split("\n")[0][:300]
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -17,7 +17,20 @@ FLOOR_0 = {"params", "parse", "manifest", "job", "run_folder", "families", "laun
 FLOOR_1 = {"quiet", "batch", "objectives", "data", "models", "sampling"}
 FLOOR_2 = {
     *("loop", "step", "evals", "checkpoints", "assembly", "worker", "reporting", "sampler_watch", "stopping", "trial"),
-    *("optimizers", "fuse", "run", "meters", "packing", "ahead", "disk", "rendezvous"),
+    *(
+        "optimizers",
+        "fuse",
+        "run",
+        "meters",
+        "packing",
+        "ahead",
+        "disk",
+        "rendezvous",
+        "streaming",
+        "memory",
+        "loading",
+        "finish",
+    ),
 }
 FLOOR_3 = {"hosts", "cli", "train", "report", "chat"}  # edges: a host, a command line, a program of its own
 HEAVY = {"torch", "transformers", "numpy", "accelerate", "datasets", "peft", "tokenizers", "safetensors", "pyarrow"}

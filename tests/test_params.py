@@ -75,7 +75,7 @@ TABLE: dict[str, tuple[object, object]] = {
     "resp_cutoff_ratio": (0, ("float", 0.0, 1.0)),
     "loss_weight_type": ("cart[geo_p:0.3]", TEXT),
     "recompute": ("auto", ("auto", "none", "selective", "full")),
-    "attn_implementation": ("auto", ("auto", "eager", "sdpa", "flex", "varlen")),
+    "attn_implementation": ("auto", ("auto", "eager", "sdpa", "varlen")),
     "compile": ("auto", ("auto", "on", "off")),
     "parallel": ("auto", ("auto", "ddp", "fsdp2", "zero2", "zero3")),
     "num_processes": ("auto", ("auto or int", 1, None)),

@@ -6,7 +6,7 @@ Rows stream twice: once for the split (which prompts are held out), once to be t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -14,12 +14,13 @@ import numpy as np
 
 from ..job import JobError, data_error
 from .chat import ChatFormat, Encoded, random_prefix, supervision
-from .documents import Builder, Documents
+from .documents import Builder, Document, Documents
 from .layouts import Example
 
 EVAL_SHARE = 0.1
 CHUNK = 1024  # examples tokenised in one call
 EXAMPLES = 3  # row ids quoted per reason
+IN_EVAL_SPLIT = "prompt also in the eval split"
 
 # A split's examples, as often as asked; a string instead of an Example says why the row is unusable.
 Reader = Callable[[str], Iterable[tuple[str, Example | str]]]
@@ -123,7 +124,7 @@ def split_examples(read: Reader, held: HeldOut, split: str, seed: int) -> Iterat
             continue
         is_held = prompt_key(example, seed) in held.keys
         if held.own_files and split == "train" and is_held:
-            yield row, "prompt also in the eval split"
+            yield row, IN_EVAL_SPLIT
         elif is_held == (split == "eval"):
             yield row, example
 
@@ -133,23 +134,35 @@ def encode_split(examples: Iterable[tuple[str, Example | str]], chat: ChatFormat
     builder, report = Builder(), Report()
     stream = iter(examples)
     while chunk := list(islice(stream, CHUNK)):
-        usable: list[tuple[str, Example]] = []
-        for row, example in chunk:
-            report.rows += 1
-            if isinstance(example, str):
-                report.drop(example, row)
-            else:
-                usable.append((row, example))
-        encoded = chat.encode([example.turns for _, example in usable])
-        for (row, _), one in zip(usable, encoded, strict=True):
-            _add(one, row, chat, how, builder, report)
+        for (row, _), documents in zip(chunk, encode_rows(chunk, chat, how, report), strict=True):
+            for one in documents:
+                builder.add(one.ids, one.supervised, one.prompt, row)
     documents = builder.build()
     report.documents, report.tokens = len(documents), documents.ids.size
     report.supervised = int(np.count_nonzero(documents.supervised))
     return documents, report
 
 
-def _add(encoded: Encoded, row: str, chat: ChatFormat, how: Encoding, builder: Builder, report: Report) -> None:
+def encode_rows(
+    rows: Sequence[tuple[str, Example | str]], chat: ChatFormat, how: Encoding, report: Report
+) -> list[list[Document]]:
+    """The documents of each row, tokenised in one call: none of a dropped row, several of a long text, numbered from 0 in each.
+
+    What became of the rows is added to `report`; what the documents hold is the caller's to count.
+    """
+    report.rows += len(rows)
+    encoded = iter(chat.encode([example.turns for _, example in rows if isinstance(example, Example)]))
+    found: list[list[Document]] = []
+    for row, example in rows:
+        if isinstance(example, str):
+            report.drop(example, row)
+            found.append([])
+        else:
+            found.append(_documents(next(encoded), row, chat, how, report))
+    return found
+
+
+def _documents(encoded: Encoded, row: str, chat: ChatFormat, how: Encoding, report: Report) -> list[Document]:
     if how.turns == "random_prefix":
         key = hashlib.blake2b(row.encode(), digest_size=7, key=how.seed.to_bytes(8, "big")).digest()
         encoded = random_prefix(encoded, int.from_bytes(key, "big") / 2**56)
@@ -159,24 +172,23 @@ def _add(encoded: Encoded, row: str, chat: ChatFormat, how: Encoding, builder: B
         prompt = encoded.answers[-1][0]
         report.shortest_prompt = min(prompt, report.shortest_prompt or prompt)
     if how.stage == "pretrain":
-        _add_chunks(ids, row, chat, how, builder, report)
-        return
+        return _pieces(ids, row, chat, how, report)
     learned = supervision(encoded, answers_only=how.answers_only, turns=how.turns)
     if length > how.max_length:
         if how.truncation == "filter":
             report.drop("longer than max_length", row)
-            return
+            return []
         ids, learned = ids[: how.max_length], learned[: how.max_length]
     if not learned.any():
         report.drop("prompt leaves no room for an answer within max_length", row)
-        return
+        return []
     if length > how.max_length:
         report.cut(row)
     prompt = encoded.answers[-1][0] if encoded.answers else 1
-    builder.add(ids, learned, min(prompt, ids.size - 1), row)
+    return [Document(ids, learned, min(prompt, ids.size - 1), 0)]
 
 
-def _add_chunks(ids: np.ndarray, row: str, chat: ChatFormat, how: Encoding, builder: Builder, report: Report) -> None:
+def _pieces(ids: np.ndarray, row: str, chat: ChatFormat, how: Encoding, report: Report) -> list[Document]:
     """Pretraining cuts nothing off: a long text becomes several documents, each opened by the start token."""
     body = ids[:-1] if not how.insert_eos else ids
     opening = body[:1] if chat.start_id is not None else body[:0]
@@ -186,11 +198,13 @@ def _add_chunks(ids: np.ndarray, row: str, chat: ChatFormat, how: Encoding, buil
         raise data_error("max_length", "at least 2 tokens", str(how.max_length), "Raise max_length.")
     if not body.size:
         report.drop("nothing left after tokenising", row)
-    for start in range(0, body.size, size):
+    pieces: list[Document] = []
+    for number, start in enumerate(range(0, body.size, size)):
         piece = np.concatenate([opening, body[start : start + size]])
         learned = np.ones(piece.size, dtype=bool)
         learned[: max(1, opening.size)] = False  # a document's first token is never masked
-        builder.add(piece, learned, opening.size, row)
+        pieces.append(Document(piece, learned, opening.size, number))
+    return pieces
 
 
 def check_trainable(report: Report, dataset: str, max_length: int) -> None:

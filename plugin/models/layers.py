@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
+from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .attention import NAME, document_attention
 from .diffusion import bare
 
 _aten = torch.ops.aten
@@ -40,17 +42,22 @@ def set_recompute(model: nn.Module, mode: str) -> None:
 
 def _varlen() -> list[Any]:
     try:
-        import torch.nn.attention.varlen  # noqa: F401  # registers the operation
+        import torch.nn.attention.varlen  # registers the operation
     except ImportError:
         return []
     return [torch.ops.torch_attn._varlen_attn.default]
 
 
-def compile_layers(model: nn.Module, backend: str = "inductor") -> int:
+def compile_layers(model: nn.Module, *, may_fail: bool, backend: str = "inductor") -> int:
     """Compile each layer in place (names of weights stay); layers share their code, so it is compiled once for all. Returns how many.
 
-    Attention stays a call of its own: one kernel already, and its documents change with every batch.
+    Attention stays a call of its own: one kernel already, and its documents change with every batch. `may_fail`: a layer that
+    does not compile runs as it is, with torch's warning, instead of ending the run.
     """
+    import torch._dynamo.config
+
+    torch._dynamo.config.suppress_errors = may_fail
+    AttentionInterface.register(NAME, torch.compiler.disable(document_attention))  # importing dynamo takes a second: only here
     layers = [module for module in bare(model).modules() if isinstance(module, GradientCheckpointingLayer)]
     for layer in layers:
         layer.compile(backend=backend)

@@ -1,0 +1,236 @@
+"""Pretraining data read while it is trained on: an endless stream of documents, packed by best fit out of a buffer.
+
+Pass after pass over the same rows, each rank its own share of them: row r, r + R, ... of R ranks. A pack starts with the oldest
+document of the buffer, so that none waits for ever, goes on in a seeded random order, which mixes neighbouring rows, and is filled
+up with what fits best. The buffer, the next row and three counters are the whole state.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from ..job import JobError, Problem, data_error
+from .chat import ChatFormat
+from .documents import Document
+from .layouts import Example
+from .prepare import CHUNK, Encoding, Report, check_trainable, encode_rows
+from .steps import Slot
+
+PIECES = 1_000_000  # document n of row r has index r * PIECES + n: decimal digits that a person can read
+BUFFERED = 16  # packs whose tokens the buffer holds at least
+CHARACTERS = 1 << 18  # of one tokenizer call at most, but for its last row; small packs need less
+LENGTHS = 10_000  # rows whose lengths the report keeps
+_SHUFFLE = 1 << 60  # a random stream of its own: masks, times and pass orders have theirs
+
+# Rows `first`, `first + every`, ... of a pass, without doing more than counting the others; a string says why a row is unusable.
+Source = Callable[[int, int], Iterator[tuple[str, Example | str]]]
+Pack = tuple[tuple[Document, Slot], ...]
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """How a stream is dealt out."""
+
+    tokens: int  # of a pack
+    packs: int  # of a step, on each rank
+    seed: int
+    rank: int = 0
+    ranks: int = 1
+    spare: int = 0  # tokens that a document may still grow by
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Where a stream stands between two steps. Documents are shared with the stream, which never changes one."""
+
+    pass_: int
+    row: int  # next row of the pass to read, counted over all ranks
+    learned: int  # supervised tokens read in this pass
+    packs: int  # taken so far
+    documents: int  # taken so far
+    rank: int
+    ranks: int
+    report: Report  # on the first pass
+    buffer: tuple[tuple[int, Document], ...]  # (pass, document), oldest first
+
+    def save(self, path: Path) -> None:
+        """One safetensors file: the facts in its metadata, the buffer as flat arrays."""
+        kept = [document for _, document in self.buffer]
+        none = np.zeros(0, np.int32)
+        tensors = {
+            "ids": np.concatenate([none, *(one.ids for one in kept)]),
+            "supervised": np.concatenate([none.astype(bool), *(one.supervised for one in kept)]),
+            "lengths": np.array([one.ids.size for one in kept], dtype=np.int64),
+            "prompts": np.array([one.prompt for one in kept], dtype=np.int64),
+            "indices": np.array([one.index for one in kept], dtype=np.int64),
+            "passes": np.array([pass_ for pass_, _ in self.buffer], dtype=np.int64),
+        }
+        facts = {name: value for name, value in asdict(replace(self, buffer=())).items() if name != "buffer"}
+        save_file(tensors, path, metadata={"stream": json.dumps(facts)})
+
+    @staticmethod
+    def load(path: Path) -> StreamState:
+        with safe_open(path, "numpy") as file:
+            facts = json.loads(file.metadata()["stream"])
+            names = ("lengths", "ids", "supervised", "prompts", "indices", "passes")
+            lengths, ids, supervised, prompts, indices, passes = (file.get_tensor(name) for name in names)
+        borders = np.cumsum(lengths)[:-1]
+        parts = zip(np.split(ids, borders), np.split(supervised, borders), prompts.tolist(), indices.tolist(), strict=True)
+        buffer = zip(passes.tolist(), (Document(*part) for part in parts), strict=True) if lengths.size else ()
+        return StreamState(**{**facts, "report": Report(**facts["report"])}, buffer=tuple(buffer))
+
+
+class Stream:
+    """One rank's share of the data, step after step. Raises JobError (exit 3) where a whole pass holds nothing to learn."""
+
+    def __init__(
+        self,
+        source: Source,
+        chat: ChatFormat,
+        how: Encoding,
+        plan: StreamPlan,
+        *,
+        dataset: str,
+        log: Callable[[str], None] = lambda line: None,
+    ):
+        assert how.max_length + plan.spare <= plan.tokens, "every document fits into a pack"
+        self._source, self._chat, self._how, self._plan = source, chat, how, plan
+        self._dataset, self._log = dataset, log
+        start = StreamState(0, plan.rank, 0, 0, 0, plan.rank, plan.ranks, Report(), ())
+        self._go_to(start)
+
+    def restore(self, state: StreamState) -> None:
+        """Go on from `state`: the next steps are those that would have followed it. Raises JobError (exit 2) for another rank's."""
+        if (state.rank, state.ranks) != (self._plan.rank, self._plan.ranks):
+            expected, got = (f"process {one.rank} of {one.ranks}" for one in (state, self._plan))
+            fix = "A streamed run goes on with as many processes as it had."
+            raise JobError(Problem("resume", expected, got, fix))
+        self._go_to(state)
+
+    def _go_to(self, state: StreamState) -> None:
+        self._pass, self._row, self._learned = state.pass_, state.row, state.learned
+        self._packs, self._documents = state.packs, state.documents
+        self._report = _copy(state.report)
+        self._buffer = list(state.buffer)
+        self._tokens = sum(map(self._cost, self._buffer))
+        self._rows = self._source(self._row, self._plan.ranks)
+
+    def state(self) -> StreamState:
+        plan, report = self._plan, _copy(self._report)
+        counters = (self._pass, self._row, self._learned, self._packs, self._documents)
+        return StreamState(*counters, plan.rank, plan.ranks, report, tuple(self._buffer))
+
+    def next_step(self) -> list[Pack]:
+        """The packs of this rank's next step, each of at most `tokens` tokens."""
+        return [self._take() for _ in range(self._plan.packs)]
+
+    def fill(self) -> None:
+        """Read until the buffer holds what packs are chosen from."""
+        while self._tokens < BUFFERED * self._plan.tokens:
+            self._read()
+
+    def _cost(self, entry: tuple[int, Document]) -> int:
+        return entry[1].ids.size + self._plan.spare
+
+    def _take(self) -> Pack:
+        self.fill()
+        plan = self._plan
+        # A function of seed, rank and number of the pack: there is no generator to save.
+        key, counter = np.array([plan.seed ^ _SHUFFLE, self._packs], np.uint64), np.array([0, 0, 0, plan.rank], np.uint64)
+        order = np.random.Generator(np.random.Philox(key=key, counter=counter)).permutation(len(self._buffer))
+        chosen = choose_pack([self._cost(entry) for entry in self._buffer], order, plan.tokens)
+        # Stratified times follow the ordinal. Each rank walks a stretch of its own, so that its documents cover all times evenly.
+        first = (plan.rank << 32) + self._documents
+        entries = [self._buffer[place] for place in chosen]
+        pack = tuple((document, Slot(pass_, first + number, document.index)) for number, (pass_, document) in enumerate(entries))
+        gone = set(chosen)
+        self._buffer = [entry for place, entry in enumerate(self._buffer) if place not in gone]
+        self._tokens -= sum(map(self._cost, entries))
+        self._packs, self._documents = self._packs + 1, self._documents + len(pack)
+        return pack
+
+    def _read(self) -> None:
+        """Tokenise the next rows into the buffer; where a pass ends, begin the next."""
+        rows: list[tuple[str, Example | str]] = []
+        numbers: list[int] = []
+        characters, enough = 0, min(CHARACTERS, 4 * BUFFERED * self._plan.tokens)
+        for row, example in self._rows:
+            rows.append((row, example))
+            numbers.append(self._row)
+            self._row += self._plan.ranks
+            characters += sum(len(turn.text) for turn in example.turns) if isinstance(example, Example) else 0
+            if len(rows) == CHUNK or characters >= enough:
+                break
+        else:
+            self._add(rows, numbers)
+            self._end_pass()
+            return
+        self._add(rows, numbers)
+
+    def _add(self, rows: Sequence[tuple[str, Example | str]], numbers: Sequence[int]) -> None:
+        report = self._report if self._pass == 0 else Report()  # later passes would only repeat the first
+        for number, documents in zip(numbers, encode_rows(rows, self._chat, self._how, report), strict=True):
+            for one in documents:
+                entry = (self._pass, replace(one, index=number * PIECES + one.index))
+                self._buffer.append(entry)
+                self._tokens += self._cost(entry)
+                learned = int(np.count_nonzero(one.supervised))
+                self._learned += learned
+                report.documents += 1
+                report.tokens += one.ids.size
+                report.supervised += learned
+        del report.lengths[LENGTHS:]
+
+    def _end_pass(self) -> None:
+        plan = self._plan
+        if not self._learned:
+            if plan.ranks > 1 and not self._row // plan.ranks:
+                raise data_error(
+                    "dataset_name",
+                    f"a row for each of {plan.ranks} processes",
+                    f"{self._dataset}, which has none for process {plan.rank}",
+                    "Lower num_processes.",
+                )
+            check_trainable(self._report if self._pass == 0 else Report(), self._dataset, self._how.max_length)
+        share = " of this process" if plan.ranks > 1 else ""
+        self._log(f"data: pass {self._pass + 1} ended after {self._row // plan.ranks} rows{share}; the next begins")
+        self._pass, self._row, self._learned = self._pass + 1, plan.rank, 0
+        self._rows = self._source(self._row, plan.ranks)
+
+
+def choose_pack(costs: Sequence[int], order: NDArray[np.int64], budget: int) -> list[int]:
+    """Places of the documents of one pack: the first, then those of `order` up to one too large, then what fits best.
+
+    `costs` are tokens. The longest that still fits is taken again and again; of equals, the oldest.
+    """
+    chosen, left = [0], budget - costs[0]
+    assert left >= 0
+    for place in order.tolist():
+        if place == 0:
+            continue
+        if costs[place] > left:
+            break
+        chosen.append(place)
+        left -= costs[place]
+    taken = set(chosen)
+    rest = sorted((cost, -place) for place, cost in enumerate(costs) if place not in taken)
+    while at := bisect_right(rest, (left, 0)):
+        cost, place = rest.pop(at - 1)
+        chosen.append(-place)
+        left -= cost
+    return chosen
+
+
+def _copy(report: Report) -> Report:
+    rows = {reason: list(some) for reason, some in report.dropped_rows.items()}
+    lists = {"lengths": list(report.lengths), "truncated_rows": list(report.truncated_rows)}
+    return replace(report, dropped=dict(report.dropped), dropped_rows=rows, **lists)

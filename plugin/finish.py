@@ -1,0 +1,74 @@
+"""The end of a run that went well: its adapter and its fused model, as folders that work by themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from . import fuse, streaming
+from .loading import Data, Trained
+from .models.publish import write_model
+from .models.verify import TOKENS
+from .params import Params
+from .reporting import Reporter
+from .run_folder import RunFolder, rename_whole
+
+
+def model_facts(params: Params, data: Data, dtype: torch.dtype) -> dict[str, Any]:
+    """`diffusion.json` of a checkpoint or an adapter; the latter remembers its base."""
+    if not params.lora:
+        return data.facts
+    return data.facts | fuse.adapter_facts(params.model_name, four_bit=params.load_in_4bit, dtype=dtype)
+
+
+def finish(
+    params: Params, folder: RunFolder, data: Data, trained: Trained, reporter: Reporter, metrics: dict[str, float], ranks: int
+) -> dict[str, Any]:
+    """Save the adapter, publish the fused model; what `result` of run.json says of it."""
+    if params.lora:
+        part = folder / ".adapter.part"
+        write_model(part, trained.model, data.tokenizer, model_facts(params, data, trained.weight_dtype))
+        rename_whole(part, folder / "adapter")
+    if not params.fuse_model:
+        return {}
+    reporter.phase("fuse")
+    longest = data.train[int(data.train.lengths.argmax())].ids[:TOKENS]
+    target = fuse.Target(
+        folder=folder / "fused",
+        base=params.model_name,
+        tokenizer=data.tokenizer,
+        facts={**data.facts, "fuse_base": params.fuse_base},
+        card=_card(params, data, metrics, ranks),
+        trained=trained.model,
+        ids=torch.tensor(longest[None].astype("int64")),
+    )
+    fused = _fuse(params, folder, trained, target)
+    reporter.log(f"fused: {fused.path}; reloaded, largest logit difference {fused.differences[fused.chosen]:.2e}")
+    return {"fuse": fused.as_json()}
+
+
+def _fuse(params: Params, folder: RunFolder, trained: Trained, target: fuse.Target) -> fuse.Fused:
+    if isinstance(trained.model, PeftModel):
+        four_bit, base, dtype = params.load_in_4bit, params.fuse_base, trained.weight_dtype
+        return fuse.fuse_adapter(folder / "adapter", target, four_bit=four_bit, fuse_base=base, dtype=dtype)
+    return fuse.Fused(target.folder, {params.fuse_base: fuse.publish(trained.model, target)}, params.fuse_base)
+
+
+def _card(params: Params, data: Data, metrics: dict[str, float], ranks: int) -> fuse.Card:
+    packs = params.gradient_accumulation_steps * ranks
+    step = f"{packs * streaming.pack_tokens(params)} tokens" if params.streaming else f"{data.clock.step_size} documents"
+    table = {
+        "base model": params.model_name or f"from scratch ({Path(params.model_config_file).name})",
+        "trained": f"LoRA, rank {params.lora_r}, alpha {params.lora_alpha}" if params.lora else "all weights",
+        "data": params.dataset_name,
+        "steps": f"{data.clock.plan.steps} x {step}",
+        "learning rate, schedule": f"{params.learning_rate:g}, {params.learning_rate_schedule}",
+        "noise": f"{params.noise_schedule}, t in [{params.t_min:g}, {params.t_max:g}], loss per {data.rules.norm}",
+        "end of answer": data.rules.eos_policy,
+        "sampler": json.dumps(data.facts["sampler"]),
+    }
+    return fuse.Card(params.adaptor_name, table, metrics)

@@ -1,0 +1,204 @@
+"""What a rank loads before its first step: data, tokenizer, rules of a step; then model, optimizer and schedule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
+
+from . import assembly, memory, streaming
+from .data.chat import ChatFormat
+from .data.documents import Documents
+from .data.steps import step_slots
+from .disk import count_parameters
+from .models.diffusion import DiffusionModel
+from .models.flops import FlopCount, count_flops
+from .models.layers import compile_layers, set_recompute
+from .models.load import load_tokenizer
+from .optimizers import make_optimizer
+from .packing import Attention, check_fits, choose_attention, choose_compile
+from .params import Params
+from .reporting import Reporter
+from .run_folder import RunFolder, to_json
+from .step import Step, StepRules, build_step
+
+SCHEDULES = {
+    "constant": "constant",
+    "linear": "linear",
+    "cosine": "cosine",
+    "constant_with_warmup": "constant_with_warmup",
+    "wsd": "warmup_stable_decay",
+    "one_minus_sqrt": "warmup_stable_decay",
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """A run's data, as every rank has it."""
+
+    train: Documents  # when streaming, only what the run begins with
+    evaluation: Documents
+    tokenizer: PreTrainedTokenizerBase
+    chat: ChatFormat
+    rules: StepRules
+    clock: assembly.Clock
+    facts: dict[str, Any]  # diffusion.json
+    truncation: dict[str, dict[str, Any]]  # split -> rows, documents, truncated, dropped
+    stream: streaming.StreamedSteps | None
+
+
+def prepare_data(params: Params, folder: RunFolder, reporter: Reporter, between_rows: Callable[[], None]) -> None:
+    """Tokenise into the run folder; one rank a machine does it. Raises JobError (exit 3 or 4)."""
+    prepare = streaming.prepare if params.streaming else assembly.prepare
+    prepared = prepare(params, reporter.log, between_rows=between_rows)
+    data = folder / "data"
+    prepared.tokenizer.save_pretrained(data / "tokenizer")
+    for split, documents in (("train", prepared.train), ("eval", prepared.evaluation)):
+        documents.save(data / split)
+        reporter.lengths(split, documents.lengths)
+    reports = {split: report.as_json() for split, report in prepared.reports.items()}
+    (data / "report.json").write_text(to_json(reports), encoding="utf-8")
+
+
+def load_data(params: Params, folder: RunFolder, reporter: Reporter, accelerator: Accelerator) -> Data:
+    """Map what prepare_data wrote: the same files on every rank."""
+    data = folder / "data"
+    reports = json.loads((data / "report.json").read_text(encoding="utf-8"))
+    kept = ("rows", "documents", "truncated", "dropped")
+    truncation = {split: {key: report[key] for key in kept} for split, report in reports.items()}
+    train, evaluation = Documents.load(data / "train"), Documents.load(data / "eval")
+    tokenizer = load_tokenizer(str(data / "tokenizer"), offline=True)
+    chat = ChatFormat(tokenizer)
+    rules = assembly.step_rules(params, chat)
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    stream = None
+    if params.streaming:
+        evaluated = len(evaluation) > 0
+        stream = streaming.start_streaming(params, chat, rules, reporter.log, evaluated=evaluated, rank=rank, ranks=ranks)
+    for split in ("eval",) if params.streaming else ("train", "eval"):  # what a stream read is known at the end
+        reporter.data(split, truncation[split])
+    return Data(
+        train=train,
+        evaluation=evaluation,
+        tokenizer=tokenizer,
+        chat=chat,
+        rules=rules,
+        clock=assembly.make_clock(params, len(train), len(evaluation), ranks),
+        facts=assembly.diffusion_facts(params, rules),
+        truncation=truncation,
+        stream=stream,
+    )
+
+
+def step_maker(params: Params, data: Data, attention: Attention, rank: int, ranks: int) -> Callable[[int], Step]:
+    """Builds this rank's share of step k (from 0), of a run that does not stream."""
+
+    def make(step: int) -> Step:
+        clock = data.clock
+        slots = step_slots(len(data.train), clock.step_size, step, params.seed, clock.total)
+        layout, size = attention.layout, params.batch_size
+        return build_step(slots, data.train, data.rules, batch_size=size, layout=layout, rank=rank, ranks=ranks)
+
+    return make
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained, and how."""
+
+    model: PreTrainedModel | PeftModel
+    module: nn.Module  # the model with its loss, as accelerate wraps it
+    optimizer: Any
+    scheduler: Any
+    attention: Attention
+    make_step: Callable[[int], Step]
+    flops: FlopCount
+    memory: memory.Memory | None  # the estimate
+    weight_dtype: torch.dtype
+
+
+def load_model(
+    params: Params, data: Data, reporter: Reporter, accelerator: Accelerator, on_plan: Callable[[memory.MakePlan], None]
+) -> Trained:
+    """Load or make the model and its optimizer. `on_plan` is handed what can estimate the run's memory, before memory is taken.
+
+    Raises JobError (exit 2 or 4).
+    """
+    compute = assembly.COMPUTE[accelerator.mixed_precision]
+    config = assembly.base_config(params, data.tokenizer)
+    attention = choose_attention(params, config, accelerator.device, compute, float(data.train.lengths.mean()))
+    reporter.log(f"attention: {attention.why}")
+    for documents in (data.train, data.evaluation):
+        check_fits(documents, data.rules, attention.layout)
+    make_step = data.stream or step_maker(params, data, attention, accelerator.process_index, accelerator.num_processes)
+    plan = _memory_plan(params, config, data, attention, make_step, accelerator.device, compute)
+    on_plan(plan)
+    recompute, estimated = _plan_memory(params, config, plan, accelerator.device, reporter)
+    compiles, why = choose_compile(params, accelerator.device)
+
+    model = assembly.make_model(params, data.tokenizer, compute)
+    dtype = assembly.weight_dtype(params, compute)
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    reporter.log(f"model: {trained:,} parameters train, weights kept in {str(dtype).removeprefix('torch.')}")
+    reporter.log("dropout: off; the masking noise is the regulariser, and the loss does not depend on the layout")
+    set_recompute(model, recompute)
+    flops = count_flops(model)  # before anything is compiled: it looks into the layers
+    if compiles:
+        compile_layers(model, may_fail=params.compile == "auto")
+        reporter.log(f"compile: {why}")
+    module = DiffusionModel(model, data.chat.pad_id, attention.backend)
+    optimizer = make_optimizer(
+        module, kind=params.optim, learning_rate=params.learning_rate, weight_decay=params.weight_decay, seed=params.seed
+    )
+    prepared, wrapped = accelerator.prepare(module, optimizer)
+    schedule = _schedule(params, optimizer, data.clock.plan.steps)
+    return Trained(model, prepared, wrapped, schedule, attention, make_step, flops, estimated, dtype)
+
+
+def _memory_plan(
+    params: Params,
+    config: PretrainedConfig,
+    data: Data,
+    attention: Attention,
+    make_step: Callable[[int], Step],
+    device: torch.device,
+    compute: torch.dtype,
+) -> memory.MakePlan:
+    def plan() -> memory.Plan:
+        if params.streaming:  # its steps are built once, in order
+            batch = memory.documents_of(streaming.pack_tokens(params), params.max_length)
+            several = params.gradient_accumulation_steps > 1
+        else:
+            batch, several = memory.heaviest(make_step, data.clock.plan.steps, packed=attention.layout.packed)
+        setting = memory.Setting(device, compute, attention.backend, params.optim, several)
+        return memory.plan_memory(params, config, batch, setting)
+
+    return plan
+
+
+def _plan_memory(
+    params: Params, config: PretrainedConfig, plan: memory.MakePlan, device: torch.device, reporter: Reporter
+) -> tuple[str, memory.Memory | None]:
+    """(recompute mode, estimate). A model of a few million weights on a CPU is not worth the second that asking takes."""
+    if device.type == "cpu" and params.recompute == "auto" and count_parameters(config, params)[0] < memory.TINY:
+        return "none", None
+    found = plan()
+    reporter.log(f"memory: about {found.memory.peak / 1e9:.2f} GB at the peak; recompute {found.recompute}: {found.why}")
+    return found.recompute, found.memory
+
+
+def _schedule(params: Params, optimizer: torch.optim.Optimizer, steps: int) -> Any:
+    name, warmup = params.learning_rate_schedule, assembly.warmup_steps(params, steps)
+    specific: dict[str, Any] = {}
+    if name == "wsd":
+        specific = {"num_decay_steps": max(1, steps // 10), "decay_type": "linear"}
+    if name == "one_minus_sqrt":
+        specific = {"num_decay_steps": max(1, steps - warmup), "decay_type": "1-sqrt", "min_lr_ratio": 0.001}
+    return get_scheduler(SCHEDULES[name], optimizer, warmup, steps, scheduler_specific_kwargs=specific)

@@ -1,0 +1,212 @@
+"""Streaming pretraining: data is read while it is trained on. What is prepared before, and one rank's steps out of its stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from . import assembly
+from .data.chat import ChatFormat
+from .data.documents import Builder, Documents
+from .data.layout import Layout, check_budget
+from .data.layouts import Example
+from .data.prepare import IN_EVAL_SPLIT, Encoding, Report, encode_rows, prompt_key
+from .data.sources import has_eval_split
+from .data.stream import PIECES, Pack, Stream, StreamPlan, StreamState
+from .params import Params
+from .step import Step, StepRules, build_streamed_step
+
+EVAL_DOCUMENTS = 512
+EVAL_ROWS = 20_000  # rows searched for held-out texts
+ONE_IN = 100  # texts are held out where the dataset has no eval split of its own
+TOKENIZER_ROWS = 50_000  # rows that a new tokenizer is trained on
+HELD_OUT = "held out for evaluation"
+_AT_ONCE = 32  # rows of evaluation tokenised together
+
+Rows = Iterator[tuple[str, Example | str]]
+
+
+def prepare(
+    params: Params, log: assembly.Log, *, offline: bool = False, between_rows: Callable[[], None] = lambda: None
+) -> assembly.Prepared:
+    """Tokenizer and evaluation documents, and as `train` the documents that the stream begins with. Reads a bounded number of rows.
+
+    Raises JobError (exit 2, 3 or 4).
+    """
+    check_budget(params.max_length, Layout(True, pack_tokens(params)))
+    data = StreamedData.of(params, log, offline=offline, between_rows=between_rows)
+    for note in assembly.unread(params.dataset_name, data.wants_eval, data.own_files, "one text in 100"):
+        log(f"dataset_name: {note}")
+    tokenizer = assembly.make_tokenizer(params, lambda _: islice(data.training(0, 1), TOKENIZER_ROWS), offline=offline)
+    assembly.base_config(params, tokenizer, offline=offline)
+    chat = ChatFormat(tokenizer)
+    evaluation, eval_report = _encode_some(data.evaluation(), chat, assembly.encoding(params))
+    if data.wants_eval and not len(evaluation):
+        log("eval_strategy: nothing to hold out for evaluation; it is off.")
+    elif data.wants_eval and not data.own_files:
+        log(f"eval_strategy: one text in {ONE_IN} is held out; {len(evaluation)} documents of them are evaluated")
+    stream = open_stream(data if len(evaluation) else data.without_evaluation(), chat)
+    stream.fill()
+    begun = stream.state()
+    builder = Builder()
+    for _, document in begun.buffer:
+        builder.add(document.ids, document.supervised, document.prompt, f"row {document.index // PIECES + 1}")
+    return assembly.Prepared(tokenizer, chat, builder.build(), evaluation, {"train": begun.report, "eval": eval_report})
+
+
+@dataclass(frozen=True)
+class StreamedData:
+    """The rows of a streaming run, and which of them belong to evaluation."""
+
+    params: Params
+    examples: assembly.Examples
+    wants_eval: bool
+    own_files: bool  # the dataset has an eval split of its own
+    keys: frozenset[int]  # of that split's texts, as far as it is read
+
+    @staticmethod
+    def of(params: Params, log: assembly.Log, *, offline: bool, between_rows: Callable[[], None]) -> StreamedData:
+        examples = assembly.Examples(params, log, offline=offline, between_rows=between_rows)
+        wants_eval = params.eval_strategy != "no"
+        own_files = wants_eval and has_eval_split(params.dataset_name, offline=offline)
+        read = islice(examples("eval"), EVAL_DOCUMENTS) if own_files else ()
+        keys = frozenset(prompt_key(one, params.seed) for _, one in read if isinstance(one, Example))
+        return StreamedData(params, examples, wants_eval, own_files, keys)
+
+    def without_evaluation(self) -> StreamedData:
+        return replace(self, wants_eval=False, own_files=False, keys=frozenset())
+
+    def training(self, first: int, every: int) -> Rows:
+        """A pass's rows `first`, `first + every`, ...; one that is evaluation's is its reason instead."""
+        reason = IN_EVAL_SPLIT if self.own_files else HELD_OUT
+        for row, example in self.examples("train", first, every):
+            yield row, reason if isinstance(example, Example) and self._is_held(example) else example
+
+    def evaluation(self) -> Rows:
+        if self.own_files:
+            yield from islice(self.examples("eval"), EVAL_DOCUMENTS)
+        elif self.wants_eval:
+            for row, example in islice(self.examples("train"), EVAL_ROWS):
+                if isinstance(example, Example) and self._is_held(example):
+                    yield row, example
+
+    def _is_held(self, example: Example) -> bool:
+        if not self.wants_eval:
+            return False
+        key = prompt_key(example, self.params.seed)
+        return key in self.keys if self.own_files else key % ONE_IN == 0
+
+
+def _encode_some(rows: Rows, chat: ChatFormat, how: Encoding) -> tuple[Documents, Report]:
+    """The first EVAL_DOCUMENTS documents of `rows`; no more rows are read than they take."""
+    builder, report = Builder(), Report()
+    while report.documents < EVAL_DOCUMENTS and (some := list(islice(rows, _AT_ONCE))):
+        for (row, _), documents in zip(some, encode_rows(some, chat, how, report), strict=True):
+            for one in documents[: EVAL_DOCUMENTS - report.documents]:
+                builder.add(one.ids, one.supervised, one.prompt, row)
+                report.documents += 1
+                report.tokens += one.ids.size
+                report.supervised += int(np.count_nonzero(one.supervised))
+    return builder.build(), report
+
+
+def pack_tokens(params: Params) -> int:
+    """Tokens of a pack, which is a micro-batch."""
+    return params.batch_size * params.max_length if params.tokens_per_batch == "auto" else params.tokens_per_batch
+
+
+def open_stream(
+    data: StreamedData, chat: ChatFormat, *, rank: int = 0, ranks: int = 1, log: assembly.Log = lambda line: None
+) -> Stream:
+    """This rank's stream, at its beginning."""
+    params, tokens = data.params, pack_tokens(data.params)
+    spare = int(params.stochastic_length > 0 and chat.start_id is not None)  # the tail of a text cut in two opens anew
+    how = assembly.encoding(params)
+    how = replace(how, max_length=min(how.max_length, tokens - spare))
+    plan = StreamPlan(tokens, params.gradient_accumulation_steps, params.seed, rank, ranks, spare)
+    return Stream(data.training, chat, how, plan, dataset=params.dataset_name, log=log)
+
+
+class StreamedSteps:
+    """`steps(k)` builds step k (from 0), in order; `state_after(k)` is where the stream stood once k steps were built.
+
+    Steps are built ahead of their use, so the states of the last few are kept; a state shares its documents with the stream.
+    """
+
+    def __init__(self, stream: Stream, rules: StepRules):
+        self._stream, self._rules = stream, rules
+        self._next, self._states = 0, {0: stream.state()}
+
+    def restore(self, finished: int, state: StreamState) -> None:
+        """Go on behind `finished` steps. Raises JobError (exit 2) when the state is another rank's."""
+        self._stream.restore(state)
+        self._next, self._states = finished, {finished: state}
+
+    def __call__(self, step: int) -> Step:
+        assert step == self._next, f"a stream gives step {self._next} now, not {step}"
+        built = build_streamed_step(self._stream.next_step(), self._rules)
+        self._next = step + 1
+        self._states = {number: state for number, state in self._states.items() if number >= step - 1}
+        self._states[self._next] = self._stream.state()
+        return built
+
+    def state_after(self, finished: int) -> StreamState:
+        return self._states[finished]
+
+
+def start_streaming(
+    params: Params, chat: ChatFormat, rules: StepRules, log: assembly.Log, *, evaluated: bool, rank: int, ranks: int
+) -> StreamedSteps:
+    """The steps of one rank's share. Layout notes were logged when the data was prepared."""
+    data = StreamedData.of(params, lambda note: None, offline=False, between_rows=lambda: None)
+    data = data if evaluated else data.without_evaluation()
+    # Steps are built in a thread of their own, and a tokenizer that two threads use may fail with "Already borrowed".
+    own = ChatFormat(deepcopy(chat.tokenizer))
+    return StreamedSteps(open_stream(data, own, rank=rank, ranks=ranks, log=log), rules)
+
+
+def first_step(params: Params, chat: ChatFormat, rules: StepRules, *, evaluated: bool, ranks: int, offline: bool) -> Step:
+    """For a dry run: a whole first step of `ranks` ranks, out of one stream."""
+    data = StreamedData.of(params, lambda note: None, offline=offline, between_rows=lambda: None)
+    stream = open_stream(data if evaluated else data.without_evaluation(), chat)
+    packs: list[Pack] = [pack for _ in range(ranks) for pack in stream.next_step()]
+    return build_streamed_step(packs, rules)
+
+
+def add_up(accelerator: Accelerator, make_step: Callable[[int], Step], longest: int) -> Callable[[int], Step]:
+    """`make_step` with every rank's counts added up: one small reduction a step. `longest`: tokens a document may have.
+
+    Lengths travel as how often each occurs, so that what is exchanged has the same size on every rank.
+    """
+    if accelerator.num_processes == 1:
+        return make_step
+
+    def whole(step: int) -> Step:
+        own = make_step(step)
+        facts = [own.count, own.masked, own.supervised, own.cut, *np.bincount(own.lengths, minlength=longest + 1)]
+        sums = torch.tensor(facts, dtype=torch.float64, device=accelerator.device)
+        total = cast("torch.Tensor", accelerator.reduce(sums, reduction="sum")).cpu().numpy()
+        masked, supervised, cut = total[1:4].astype(int).tolist()
+        lengths = np.repeat(np.arange(longest + 1), total[4:].astype(int)).tolist()
+        return replace(own, count=float(total[0]), masked=masked, supervised=supervised, cut=cut, lengths=tuple(lengths))
+
+    return whole
+
+
+def whole_report(report: Report) -> dict[str, Any]:
+    """{rows, documents, truncated, dropped} of the first pass, as far as it was read, over all ranks; every rank has to ask."""
+    share = {"rows": report.rows, "documents": report.documents, "truncated": report.truncated, "dropped": report.dropped}
+    shares: list[dict[str, Any]] = gather_object([share])
+    dropped: dict[str, int] = {}
+    for one in shares:
+        for reason, count in one["dropped"].items():
+            dropped[reason] = dropped.get(reason, 0) + count
+    return {**{key: sum(one[key] for one in shares) for key in ("rows", "documents", "truncated")}, "dropped": dropped}

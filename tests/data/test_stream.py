@@ -1,0 +1,321 @@
+"""A stream of packs: full, fair, seeded, shared out among ranks, and the same after a save and a load."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import CLS, SEP, word_tokenizer
+
+from plugin import assembly
+from plugin.data.chat import ChatFormat, Encoded
+from plugin.data.layouts import Example, Turn
+from plugin.data.prepare import Encoding
+from plugin.data.stream import BUFFERED, PIECES, Pack, Source, Stream, StreamPlan, StreamState, choose_pack
+from plugin.job import JobError
+from plugin.objectives.noise import Noise, draw_times
+from plugin.params import Params
+
+Rows = list[tuple[str, Example | str]]
+WORDS = [f"w{number}" for number in range(50)]
+
+
+class Recording(ChatFormat):
+    """A chat format that remembers what it was given to tokenise."""
+
+    def __init__(self) -> None:
+        super().__init__(word_tokenizer(WORDS))
+        self.texts: list[str] = []
+
+    def encode(self, dialogues: Sequence[Sequence[Turn]]) -> list[Encoded]:
+        self.texts += [turn.text for turns in dialogues for turn in turns]
+        return super().encode(dialogues)
+
+
+@pytest.fixture(scope="module")
+def chat() -> ChatFormat:
+    return ChatFormat(word_tokenizer(WORDS))
+
+
+def text(number: int, words: int) -> tuple[str, Example]:
+    """Row `number`: its first two words spell the number, so that no two texts are alike."""
+    spelled = [WORDS[number // 50 % 50], WORDS[number % 50], *["w0"] * (words - 2)][:words]
+    return f"t:{number}", Example(f"t:{number}", (Turn("text", " ".join(spelled)),))
+
+
+def texts(count: int, *, mean: float = 3.5, spread: float = 1.0, seed: int = 0) -> Rows:
+    """Texts of lognormal lengths, median e ** mean words."""
+    lengths = np.random.default_rng(seed).lognormal(mean, spread, count).astype(int) + 1
+    return [text(number, int(length)) for number, length in enumerate(lengths)]
+
+
+def source(rows: Rows) -> Source:
+    def read(first: int, every: int) -> Iterator[tuple[str, Example | str]]:
+        yield from rows[first::every]
+
+    return read
+
+
+def stream(rows: Rows, chat: ChatFormat, *, max_length: int = 64, log: Any = lambda line: None, **plan: Any) -> Stream:
+    how = StreamPlan(**{"tokens": 4 * max_length, "packs": 1, "seed": 3, **plan})
+    return Stream(source(rows), chat, Encoding(max_length=max_length, stage="pretrain"), how, dataset="t.jsonl", log=log)
+
+
+def take(one: Stream, steps: int) -> list[list[Pack]]:
+    return [one.next_step() for _ in range(steps)]
+
+
+def plain(steps: Sequence[Sequence[Pack]]) -> list[Any]:
+    """Steps as values that can be compared."""
+    return [[[(d.ids.tolist(), d.supervised.tolist(), d.prompt, slot) for d, slot in pack] for pack in step] for step in steps]
+
+
+def flat(steps: Sequence[Sequence[Pack]]) -> list[Any]:
+    return [entry for step in steps for pack in step for entry in pack]
+
+
+# --- packs
+
+
+@pytest.mark.parametrize(
+    ("costs", "order", "budget", "wanted"),
+    [
+        # the oldest (4), then in order: 3 fits (3 left), 5 does not; of the rest, 2 fits best and leaves 1, which 1 fills
+        ([4, 1, 2, 5, 3], [4, 3, 1, 2, 0], 10, [0, 4, 2, 1]),
+        # the oldest is too long for anything beside it
+        ([9, 2, 3], [1, 2, 0], 10, [0]),
+        # exactly full, and no further
+        ([5, 5, 5], [2, 1, 0], 10, [0, 2]),
+        # of equals the oldest
+        ([6, 8, 2, 2, 2], [1, 4, 3, 2, 0], 10, [0, 2, 3]),
+    ],
+)
+def test_a_pack_worked_by_hand(costs: list[int], order: list[int], budget: int, wanted: list[int]) -> None:
+    assert choose_pack(costs, np.array(order), budget) == wanted
+
+
+@pytest.mark.parametrize(("batch_size", "mean"), [(8, 4.0), (1, 4.0), (4, 5.0), (16, 3.0)])
+def test_packs_are_full(chat: ChatFormat, batch_size: int, mean: float) -> None:
+    max_length = 256
+    one = stream(texts(3000, mean=mean), chat, max_length=max_length, tokens=batch_size * max_length, packs=2)
+    used = [sum(document.ids.size for document, _ in pack) for step in take(one, 40) for pack in step]
+    assert max(used) <= batch_size * max_length
+    assert sum(used) / (len(used) * batch_size * max_length) >= 0.98
+
+
+def test_no_document_waits_for_long(chat: ChatFormat) -> None:
+    """The buffer holds 16 packs; chance alone would keep a few documents for hundreds of them."""
+    one = stream(texts(5000), chat)
+    born: dict[tuple[int, int], int] = {}
+    waits: list[int] = []
+    for number in range(600):
+        one.fill()
+        for pass_, document in one.state().buffer:
+            born.setdefault((pass_, document.index), number)
+        waits += [number - born[slot.pass_, slot.index] for _, slot in flat([one.next_step()])]
+    left = [600 - born[pass_, document.index] for pass_, document in one.state().buffer]
+    assert max(waits + left) < 8 * BUFFERED
+    assert np.mean(waits) < 3 * BUFFERED
+
+
+def test_documents_are_pieces_of_their_rows_and_each_is_trained_once_a_pass(chat: ChatFormat) -> None:
+    rows: Rows = [text(0, 5), ("t:1", "empty text"), text(2, 150), text(3, 2)]
+    one = stream(rows, chat, max_length=64, tokens=128)
+    found = [entry for entry in flat(take(one, 60)) if entry[1].pass_ == 0]
+    by_index = {document.index: document.ids for document, _ in found}
+    assert len(by_index) == len(found)
+    assert sorted(by_index) == [0, 2 * PIECES, 2 * PIECES + 1, 2 * PIECES + 2, 3 * PIECES]
+    assert [by_index[2 * PIECES + piece].size for piece in range(3)] == [64, 64, 26]  # 150 words, [SEP], and [CLS] before each
+    assert by_index[3 * PIECES].tolist() == [CLS, 5, 8, SEP]
+    assert all(slot.index == document.index for document, slot in found)
+
+
+def test_the_seed_mixes_rows_that_lie_side_by_side(chat: ChatFormat) -> None:
+    rows = texts(1000)
+    first, again, other = (flat(take(stream(rows, chat, seed=seed), 5)) for seed in (3, 3, 4))
+    assert [slot for _, slot in first] == [slot for _, slot in again]
+    assert [slot for _, slot in first] != [slot for _, slot in other]
+    assert np.abs(np.diff([slot.index // PIECES for _, slot in first])).mean() > 10
+
+
+# --- ranks
+
+
+def test_ranks_share_every_pass_row_by_row(chat: ChatFormat) -> None:
+    rows = texts(103, mean=2.0)
+    whole = Counter(slot.index for _, slot in flat(take(stream(rows, chat), 60)) if slot.pass_ == 0)
+    for ranks in (2, 3):
+        steps = [flat(take(stream(rows, chat, rank=rank, ranks=ranks), 60)) for rank in range(ranks)]
+        parts = [Counter(slot.index for _, slot in part if slot.pass_ == 0) for part in steps]
+        assert sum(parts, Counter()) == whole, "an index names a document, however many ranks there are"
+        for rank, part in enumerate(parts):
+            assert {index // PIECES % ranks for index in part} == {rank}
+        ordinals = [slot.ordinal for part in steps for _, slot in part]
+        assert len(set(ordinals)) == len(ordinals)
+
+
+def test_a_ranks_documents_cover_all_times_evenly(chat: ChatFormat) -> None:
+    for rank in range(13):
+        slots = [slot for _, slot in flat(take(stream(texts(400, mean=2.0), chat, rank=rank, ranks=13), 1))][:20]
+        times = np.sort(draw_times(Noise(7), 0, [slot.ordinal for slot in slots], [slot.index for slot in slots]))
+        assert np.diff([0.0, *times, 1.0]).max() < 2.5 / len(slots)
+
+
+# --- state
+
+
+@pytest.mark.parametrize(("rank", "ranks"), [(0, 1), (1, 3)])
+@pytest.mark.parametrize("count", [40, 5000])  # many passes, and less than one
+def test_a_stream_goes_on_from_a_file_as_if_it_had_never_stopped(
+    chat: ChatFormat, tmp_path: Path, rank: int, ranks: int, count: int
+) -> None:
+    rows = texts(count)
+    rows[7:7] = [("bad", "empty text")]
+    how = {"rank": rank, "ranks": ranks, "packs": 3}
+    whole = stream(rows, chat, **how)
+    wanted = plain(take(whole, 20))
+    first = stream(rows, chat, **how)
+    start = plain(take(first, 7))
+    first.state().save(tmp_path / "stream-0.safetensors")
+    second = stream(rows, chat, **how)
+    second.restore(StreamState.load(tmp_path / "stream-0.safetensors"))
+    assert start + plain(take(second, 13)) == wanted
+    assert second.state().report == whole.state().report
+    assert (second.state().pass_ > 1) == (count == 40)
+
+
+def test_what_was_consumed_is_not_tokenised_again(tmp_path: Path) -> None:
+    rows = texts(5000)
+    before, after = Recording(), Recording()
+    first = stream(rows, before)
+    take(first, 30)
+    first.state().save(tmp_path / "s")
+    assert 200 < len(before.texts) < 4000
+    second = stream(rows, after)
+    second.restore(StreamState.load(tmp_path / "s"))
+    take(second, 30)
+    assert len(after.texts) > 100
+    assert not set(before.texts) & set(after.texts)
+
+
+def test_a_state_stays_what_it_was_while_the_stream_goes_on(chat: ChatFormat) -> None:
+    rows: Rows = [("bad", "empty text"), *texts(900)]
+    rows[::20] = [("bad", f"reason {number % 3}") for number in range(len(rows[::20]))]
+    one = stream(rows, chat)
+    take(one, 3)
+    state = one.state()
+    report = deepcopy(state.report)
+    assert sum(report.dropped.values()) > 5
+    wanted = plain(take(one, 10))
+    take(one, 200)
+    assert (state.pass_, one.state().pass_ > 0) == (0, True)
+    assert state.report == report != one.state().report
+    one.restore(state)
+    assert plain(take(one, 10)) == wanted
+    take(one, 20)
+    assert state.report == report != one.state().report
+
+
+def test_a_state_without_documents_is_saved_too(chat: ChatFormat, tmp_path: Path) -> None:
+    one = stream(texts(30), chat)
+    one.state().save(tmp_path / "s")
+    assert StreamState.load(tmp_path / "s") == one.state()
+
+
+def test_what_a_pass_gave_before_a_save_counts_at_its_end(chat: ChatFormat) -> None:
+    """The rest of the pass has nothing to learn."""
+    rows = texts(400)
+    first = stream(rows, chat)
+    while first.state().pass_ < 1 or not 0 < first.state().row < 400:
+        take(first, 1)
+    state = first.state()
+    rows[state.row :] = [("bad", "empty text")] * 400
+    second = stream(rows, chat)
+    second.restore(state)
+    take(second, 60)
+    assert second.state().pass_ > 2
+
+
+def test_another_ranks_state_is_refused(chat: ChatFormat) -> None:
+    state = stream(texts(30), chat, rank=0, ranks=2).state()
+    with pytest.raises(JobError) as caught:
+        stream(texts(30), chat).restore(state)
+    assert str(caught.value).startswith("resume: expected process 0 of 2, got process 0 of 1.")
+
+
+# --- what was read
+
+
+def test_rows_of_the_first_pass_are_reported_once(chat: ChatFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plugin.data.stream.LENGTHS", 1)
+    rows: Rows = [text(0, 5), ("t:1", "empty text"), text(2, 100), ("t:3", "held out"), ("t:4", "empty text")]
+    lines: list[str] = []
+    one = stream(rows, chat, log=lines.append)
+    take(one, 50)
+    report = one.state().report
+    assert (report.rows, report.documents, report.dropped) == (5, 3, {"empty text": 2, "held out": 1})
+    assert report.dropped_rows == {"empty text": ["t:1", "t:4"], "held out": ["t:3"]}
+    assert report.tokens == 7 + 64 + 39
+    assert report.supervised == report.tokens - 3
+    assert report.lengths == [7]
+    passes = one.state().pass_
+    assert [line.split(" ended")[0] for line in lines] == [f"data: pass {number + 1}" for number in range(passes)]
+    assert passes > 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "ranks", "says"),
+    [
+        ([("t:1", "empty text"), ("t:2", "empty text")], 1, "2 x empty text"),
+        ([], 1, "which has none"),
+        ([("t:1", "empty text")], 2, "which has none for process 1"),
+    ],
+)
+def test_a_pass_with_nothing_to_learn_is_a_data_error(chat: ChatFormat, rows: Rows, ranks: int, says: str) -> None:
+    with pytest.raises(JobError) as caught:
+        stream(rows, chat, rank=ranks - 1, ranks=ranks).next_step()
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.field) == (3, "dataset_name")
+    assert says in str(problem)
+
+
+def test_data_that_ends_up_empty_later_stops_too(chat: ChatFormat) -> None:
+    rows = texts(20)
+    one = stream(rows, chat)
+    take(one, 1)
+    rows.clear()
+    with pytest.raises(JobError, match="at least one row"):
+        take(one, 1000)
+
+
+def test_a_stream_of_a_large_file_takes_little_memory(chat: ChatFormat, tmp_path: Path) -> None:
+    """50 MB, of which this rank tokenises every 50th row and reads all."""
+    path = tmp_path / "large.jsonl"
+    line = json.dumps({"text": "w1 w2 w3 w4 w5 " * 680}) + "\n"
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(5000):
+            file.write(line)
+    assert path.stat().st_size > 50e6
+    params = Params.model_validate({"dataset_name": str(path), "training_stage": "pretrain", "model_name": "m"})
+    examples = assembly.Examples(params, lambda _: None, offline=True, between_rows=lambda: None)
+
+    def rows(first: int, every: int) -> Iterator[tuple[str, Example | str]]:
+        return examples("train", first, every)
+
+    plan = StreamPlan(tokens=2048, packs=4, seed=1, rank=7, ranks=50)
+    one = Stream(rows, chat, Encoding(max_length=256, stage="pretrain"), plan, dataset="large.jsonl")
+    take(one, 1)
+    tracemalloc.start()
+    while one.state().pass_ == 0:
+        take(one, 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert one.state().report.rows == 100
+    assert peak < 16e6
