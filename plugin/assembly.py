@@ -182,7 +182,7 @@ def model_shape(params: Params, config: PretrainedConfig, compute: torch.dtype) 
     """What make_model would give, on the meta device, and the bytes by which its 4-bit layers are smaller than the plain ones here."""
     family = FAMILIES[config.model_type]
     with torch.device("meta"):
-        model = build_model(config)
+        model: Any = build_model(config)
         if params.model_name:
             model = model.to(weight_dtype(params, compute))
         saves = four_bit_saves(model, family) if params.load_in_4bit else 0

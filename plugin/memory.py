@@ -75,8 +75,8 @@ class _Tracker(TorchDispatchMode):
         super().__init__()
         self._vocabulary, self._known = vocabulary, known
         self._live: dict[int, tuple[str, int]] = {}
-        self._held = dict.fromkeys(KINDS, 0)
-        self.highest = dict.fromkeys(KINDS, 0)
+        self._held: dict[str, int] = dict.fromkeys(KINDS, 0)
+        self.highest: dict[str, int] = dict.fromkeys(KINDS, 0)
         self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
