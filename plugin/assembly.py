@@ -36,7 +36,7 @@ from .models.load import (
     new_model,
     new_tokens,
 )
-from .models.lora import LoraSettings, add_adapter, four_bit_saves
+from .models.lora import LoraSettings, add_adapter, four_bit_saves, restore_adapter
 from .objectives.dream import by_context, parse_loss_weight_type
 from .objectives.mdlm import Weigh, by_time
 from .objectives.noise import Noise
@@ -154,20 +154,28 @@ def base_config(params: Params, tokenizer: PreTrainedTokenizerBase, *, offline: 
 
 
 def make_model(
-    params: Params, tokenizer: PreTrainedTokenizerBase, compute: torch.dtype, *, offline: bool = False
+    params: Params,
+    tokenizer: PreTrainedTokenizerBase,
+    compute: torch.dtype,
+    *,
+    offline: bool = False,
+    checkpoint: Path | None = None,
 ) -> PreTrainedModel | PeftModel:
-    """What is trained: the base or a new model seeded by the run's seed, with its adapter if one is asked for.
+    """What is trained: the base or a new model seeded by the run's seed, with its adapter if one is asked for; with the weights of
+    the run's own `checkpoint`, if it goes on from one.
 
     Full fine-tuning keeps float32 master weights, except under adamw_8bit with bfloat16 compute: then the weights are bfloat16
     and the optimizer rounds stochastically. A frozen base is kept in the compute dtype. Raises JobError (exit 2 or 4).
     """
     config = base_config(params, tokenizer, offline=offline)
     attention = params.attn_implementation if params.attn_implementation in ("eager", "sdpa") else None
+    dtype = torch.float32 if params.model_config_file else weight_dtype(params, compute)
     torch.manual_seed(params.seed)
+    if checkpoint and not params.lora:  # a whole model folder
+        return load_model(str(checkpoint), dtype=dtype, attn_implementation=attention, offline=True)
     if params.model_config_file:
         model = new_model(params.model_config_file, tokenizer, attn_implementation=attention)
     else:
-        dtype = weight_dtype(params, compute)
         four_bit = params.load_in_4bit
         model = load_model(params.model_name, dtype=dtype, attn_implementation=attention, offline=offline, four_bit=four_bit)
     added = new_tokens(config, tokenizer)
@@ -175,7 +183,10 @@ def make_model(
         model.resize_token_embeddings(len(tokenizer))
     if not params.lora:
         return model
-    return add_adapter(model, FAMILIES[config.model_type], lora_settings(params), added)
+    adapted = add_adapter(model, FAMILIES[config.model_type], lora_settings(params), added)
+    if checkpoint:
+        restore_adapter(adapted, checkpoint)
+    return adapted
 
 
 def model_shape(params: Params, config: PretrainedConfig, compute: torch.dtype) -> tuple[nn.Module, int]:
@@ -251,6 +262,7 @@ def make_clock(params: Params, documents: int, evaluated: int, ranks: int) -> Cl
         eval_every=every[params.eval_strategy] if evaluated else 0,
         save_every=_every(params.save_steps, steps),
         max_grad_norm=params.max_grad_norm,
+        seed=params.seed,
     )
     per_device = params.per_device_eval_batch_size
     return Clock(plan, step_size, total, per_device if isinstance(per_device, int) else params.batch_size)

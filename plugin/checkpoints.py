@@ -1,53 +1,97 @@
 """Checkpoints: everything a run needs to go on, written aside and renamed when whole. Safetensors throughout, nothing pickled.
 
-`checkpoint-<step>/` holds a complete model folder (it loads and chats as it is), the optimizer's state, and `state.json`.
+`checkpoint-<step>/` holds a complete model folder (it loads and chats as it is; an adapter's for LoRA), the optimizer's state, a
+stream's buffer, `state.json` and, last of all, the digests of all these files. No generator state is stored: data order, noise
+and dropout are functions of (seed, pass, step, rank).
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .data.stream import StreamState
+from .digests import write_digests
 from .models.publish import write_model
-from .optimizers import optimizer_tensors
-from .run_folder import RunFolder, rename_whole
+from .optimizers import restore_optimizer
+from .resume import STATE, read_state
+from .run_folder import RunFolder, rename_whole, to_json
+
+OPTIMIZER = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
 class State:
-    """Where the run stands. Data order and noise are functions of these, so no loader or generator state is stored."""
+    """Where the run stands."""
 
     step: int
     pass_: int
-    position: int  # documents of that pass already seen
+    position: int  # documents of that pass already seen; of a stream, rows
     seed: int
+    step_size: int  # documents of a step
+    window: dict[str, Any] = field(default_factory=dict)  # sums since the last log
+    totals: dict[str, Any] = field(default_factory=dict)
+    first_eval: dict[str, float] = field(default_factory=dict)
+    last_eval: dict[str, float] = field(default_factory=dict)
+    eval_loss: float | None = None  # of an evaluation at this very step
+    scaler: dict[str, Any] = field(default_factory=dict)  # of fp16
+    overflows: int = 0
 
 
-def save_checkpoint(
-    folder: RunFolder,
-    state: State,
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    diffusion: dict[str, Any],
-    optimizer: torch.optim.Optimizer,
-    keep: int,
-) -> Path:
-    """Write checkpoint-<step> and remove the oldest beyond `keep`. A kill at any moment leaves the previous ones whole."""
+@dataclass(frozen=True)
+class Contents:
+    """What goes into a checkpoint. Tensors are whole, whatever the ranks hold of them."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    facts: Mapping[str, Any]  # diffusion.json
+    optimizer: Mapping[str, torch.Tensor]
+    streams: Mapping[int, StreamState]  # by rank
+
+
+def save_checkpoint(folder: RunFolder, state: State, contents: Contents, keep: int) -> Path:
+    """Write checkpoint-<step>; keep the last `keep` and the best one. A kill at any moment leaves those before it whole."""
     final = folder / f"checkpoint-{state.step}"
     part = folder / f".checkpoint-{state.step}.part"
     shutil.rmtree(part, ignore_errors=True)
-    write_model(part, model, tokenizer, diffusion)
-    save_file(optimizer_tensors(optimizer), part / "optimizer.safetensors")
-    (part / "state.json").write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
+    write_model(part, contents.model, contents.tokenizer, dict(contents.facts))
+    save_file(dict(contents.optimizer), part / OPTIMIZER)
+    for rank, stream in contents.streams.items():
+        stream.save(part / f"stream-{rank}.safetensors")
+    (part / STATE).write_text(to_json(asdict(state)) + "\n", encoding="utf-8")
+    write_digests(part)
+    if final.exists():  # of this step, but broken: a run goes on from whole ones
+        shutil.rmtree(final)
     rename_whole(part, final)
-    for old in folder.checkpoints()[:-keep]:
-        shutil.rmtree(old)
+    saved = folder.checkpoints()
+    best = best_checkpoint(folder)
+    for old in saved[:-keep]:
+        if old != best:
+            shutil.rmtree(old)
     return final
+
+
+def best_checkpoint(folder: RunFolder) -> Path | None:
+    """The checkpoint with the lowest evaluation loss among those that were evaluated when they were saved."""
+    losses = {path: read_state(path).get("eval_loss") for path in folder.checkpoints()}
+    known = {path: loss for path, loss in losses.items() if loss is not None}
+    return min(known, key=lambda path: known[path]) if known else None
+
+
+def load_state(checkpoint: Path) -> State:
+    return State(**read_state(checkpoint))
+
+
+def restore_training(checkpoint: Path, optimizer: torch.optim.Optimizer, scheduler: Any, step: int) -> None:
+    """Optimizer and learning rate as they were after `step`."""
+    restore_optimizer(optimizer, load_file(checkpoint / OPTIMIZER))
+    scheduler.last_epoch = step - 1
+    scheduler.step()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from .optimizers import make_optimizer
 from .packing import Attention, check_fits, choose_attention, choose_compile
 from .params import Params
 from .reporting import Reporter
-from .run_folder import RunFolder, to_json
+from .run_folder import RunFolder, rename_whole, to_json
 from .step import Step, StepRules, build_step
 
 SCHEDULES = {
@@ -58,13 +60,15 @@ def prepare_data(params: Params, folder: RunFolder, reporter: Reporter, between_
     """Tokenise into the run folder; one rank a machine does it. Raises JobError (exit 3 or 4)."""
     prepare = streaming.prepare if params.streaming else assembly.prepare
     prepared = prepare(params, reporter.log, between_rows=between_rows)
-    data = folder / "data"
+    data = folder / ".data.part"
+    shutil.rmtree(data, ignore_errors=True)
     prepared.tokenizer.save_pretrained(data / "tokenizer")
     for split, documents in (("train", prepared.train), ("eval", prepared.evaluation)):
         documents.save(data / split)
         reporter.lengths(split, documents.lengths)
     reports = {split: report.as_json() for split, report in prepared.reports.items()}
     (data / "report.json").write_text(to_json(reports), encoding="utf-8")
+    rename_whole(data, folder / "data")
 
 
 def load_data(params: Params, folder: RunFolder, reporter: Reporter, accelerator: Accelerator) -> Data:
@@ -125,9 +129,16 @@ class Trained:
 
 
 def load_model(
-    params: Params, data: Data, reporter: Reporter, accelerator: Accelerator, on_plan: Callable[[memory.MakePlan], None]
+    params: Params,
+    data: Data,
+    reporter: Reporter,
+    accelerator: Accelerator,
+    on_plan: Callable[[memory.MakePlan], None],
+    checkpoint: Path | None = None,
 ) -> Trained:
-    """Load or make the model and its optimizer. `on_plan` is handed what can estimate the run's memory, before memory is taken.
+    """Load or make the model, with the checkpoint's weights if there is one, and a new optimizer.
+
+    `on_plan` is handed what can estimate the run's memory, before memory is taken.
 
     Raises JobError (exit 2 or 4).
     """
@@ -143,7 +154,7 @@ def load_model(
     recompute, estimated = _plan_memory(params, config, plan, accelerator.device, reporter)
     compiles, why = choose_compile(params, accelerator.device)
 
-    model = assembly.make_model(params, data.tokenizer, compute)
+    model = assembly.make_model(params, data.tokenizer, compute, checkpoint=checkpoint)
     dtype = assembly.weight_dtype(params, compute)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     reporter.log(f"model: {trained:,} parameters train, weights kept in {str(dtype).removeprefix('torch.')}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -36,6 +36,7 @@ class Plan:
     eval_every: int  # 0 = never
     save_every: int
     max_grad_norm: float
+    seed: int = 0  # of dropout, with step and rank: a run that goes on draws what the unbroken one would
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,25 @@ class Totals:
     last_metrics: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass
+class Progress:
+    """Where a run stands, in finished steps; a checkpoint holds it."""
+
+    done: int = 0
+    window: Window = field(default_factory=Window)
+    totals: Totals = field(default_factory=Totals)
+    overflows: int = 0  # of fp16, in a row
+
+
+class NonFinite(JobError):
+    """A step whose loss or gradient is not finite; its update was not made. Exit 6."""
+
+    def __init__(self, problem: Problem, step: int, pieces: Sequence[Piece], losses: Sequence[Sequence[float]]):
+        super().__init__(problem)
+        self.step, self.pieces = step, pieces
+        self.losses = losses  # of each piece's documents, weighted sums
+
+
 def train(
     accelerator: Accelerator,
     module: nn.Module,
@@ -121,40 +141,28 @@ def train(
     plan: Plan,
     hooks: Hooks,
     meters: Meters,
-    first_step: int = 0,
+    progress: Progress | None = None,
 ) -> tuple[int, bool, Totals]:
-    """Train until the plan's last step or a stop. Returns (finished steps, stopped early, totals).
+    """Train from `progress` until the plan's last step or a stop. Returns (finished steps, stopped early, totals).
 
-    Raises JobError (exit 6) before an update that is not finite.
+    Raises NonFinite before an update that is not finite.
     """
-    window, totals, overflows, saved, grad_norm = Window(), Totals(), 0, -1, 0.0
-    done, stop = first_step, False
-    while done < plan.steps and not stop:
+    at = progress or Progress()
+    first, saved, stop, watch = at.done, -1, False, meters.watch
+    while at.done < plan.steps and not stop:
         began = time.perf_counter()
-        watch = meters.watch
         watch.start()
-        step = make_step(done)
+        step = make_step(at.done)
         watch.lap("load")
-        losses, correct = [], []
-        module.train()
-        for number, piece in enumerate(step.pieces if step.masked else ()):
-            last = number + 1 == len(step.pieces)
-            hooks.beat()
-            with contextlib.nullcontext() if last else accelerator.no_sync(module):
-                sums: Sums = module(piece.batch.to(accelerator.device))
-                watch.lap("forward")
-                share = sums.weighted.sum() * (accelerator.num_processes / step.count)
-                accelerator.backward(share)
-                watch.lap("backward")
-            losses.append(sums.weighted.detach())
-            correct.append(sums.correct)
+        torch.manual_seed(hash((plan.seed, at.done, accelerator.process_index)) & (2**63 - 1))
+        losses, correct = _forward_backward(accelerator, module, step, hooks, watch)
         norm = accelerator.clip_grad_norm_(module.parameters(), plan.max_grad_norm or math.inf) if step.masked else 0.0
         loss, right, grad_norm, asked = _read(accelerator, losses, correct, norm, hooks.requests())
         loss /= step.count or 1.0
         overflow = accelerator.scaler is not None and math.isfinite(loss) and not math.isfinite(grad_norm)
-        overflows = overflows + 1 if overflow else 0
-        if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not overflow) or overflows >= MOST_SKIPS:
-            raise _non_finite(done + 1, loss, grad_norm, step.pieces, losses)
+        at.overflows = at.overflows + 1 if overflow else 0
+        if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not overflow) or at.overflows >= MOST_SKIPS:
+            raise _non_finite(at.done + 1, loss, grad_norm, step.pieces, losses)
         if step.masked:
             optimizer.step()  # under fp16 the scaler skips it by itself after an overflow
             optimizer.zero_grad(set_to_none=True)
@@ -162,28 +170,53 @@ def train(
         scheduler.step()
         watch.lap("optimizer")
         watch.settle()
-        done += 1
-        stop = asked.stop
+        at.done += 1
+        stop, last = asked.stop, at.done == plan.steps
         seconds = time.perf_counter() - began
-        _account(window, totals, step, loss, right, seconds, overflow, meters.flops.step(step.lengths, step.masked))
-        hooks.tick(done, loss, seconds)
-        if done % plan.logging_steps == 0 or done == plan.steps or stop:
-            totals.last_metrics = window.metrics(learning_rate, grad_norm, meters)
-            hooks.log(done, totals.last_metrics)
-            window = Window()
-        if plan.eval_every and (done % plan.eval_every == 0 or done == plan.steps) and not stop:
+        _account(at, step, loss, right, seconds, overflow, meters.flops.step(step.lengths, step.masked))
+        hooks.tick(at.done, loss, seconds)
+        if at.done % plan.logging_steps == 0 or last:
+            at.totals.last_metrics = at.window.metrics(learning_rate, grad_norm, meters)
+            hooks.log(at.done, at.totals.last_metrics)
+            at.window = Window()
+        elif stop:  # no line of its own: a run that goes on from here logs what the unbroken one would
+            at.totals.last_metrics = at.window.metrics(learning_rate, grad_norm, meters)
+        if plan.eval_every and (at.done % plan.eval_every == 0 or last) and not stop:
             watch.start()
-            hooks.evaluate(done)
+            hooks.evaluate(at.done)
             watch.lap("eval")
         if asked.sample:
-            hooks.sample(done)
-        if done % plan.save_every == 0 or done == plan.steps or asked.save or stop:
+            hooks.sample(at.done)
+        if at.done % plan.save_every == 0 or last or asked.save or stop:
             watch.start()
-            hooks.save(done)
+            hooks.save(at.done)
             watch.lap("save")
-            saved = done
-    assert saved == done or done == first_step, "a run ends with a checkpoint"
-    return done, stop and done < plan.steps, totals
+            saved = at.done
+    assert at.done in (saved, first), "a run ends with a checkpoint"
+    return at.done, stop and at.done < plan.steps, at.totals
+
+
+def _forward_backward(
+    accelerator: Accelerator, module: nn.Module, step: Step, hooks: Hooks, watch: Stopwatch
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """(weighted sums, masked tokens right) of each micro-batch's documents; nothing here waits for the device.
+
+    Gradients grow to those of the step's loss: divided by its global count, times the ranks because DDP averages.
+    """
+    losses: list[torch.Tensor] = []
+    correct: list[torch.Tensor] = []
+    module.train()
+    for number, piece in enumerate(step.pieces if step.masked else ()):
+        last = number + 1 == len(step.pieces)
+        hooks.beat()
+        with contextlib.nullcontext() if last else accelerator.no_sync(module):
+            sums: Sums = module(piece.batch.to(accelerator.device))
+            watch.lap("forward")
+            accelerator.backward(sums.weighted.sum() * (accelerator.num_processes / step.count))
+            watch.lap("backward")
+        losses.append(sums.weighted.detach())
+        correct.append(sums.correct)
+    return losses, correct
 
 
 def _read(
@@ -201,14 +234,12 @@ def _read(
     return loss, right, grad_norm, Requests(stop > 0, save > 0, sample > 0)
 
 
-def _account(
-    window: Window, totals: Totals, step: Step, loss: float, right: float, seconds: float, overflow: bool, flops: float
-) -> None:
-    window.loss += loss
-    window.steps += 1
-    window.correct += right
-    window.masked += step.masked
-    for sums in (window, totals):
+def _account(at: Progress, step: Step, loss: float, right: float, seconds: float, overflow: bool, flops: float) -> None:
+    at.window.loss += loss
+    at.window.steps += 1
+    at.window.correct += right
+    at.window.masked += step.masked
+    for sums in (at.window, at.totals):
         sums.tokens += step.tokens
         sums.supervised += step.supervised
         sums.cut += step.cut
@@ -217,15 +248,16 @@ def _account(
         sums.skipped += int(overflow or not step.masked)
 
 
-def _non_finite(step: int, loss: float, norm: float, pieces: tuple[Piece, ...], losses: list[torch.Tensor]) -> JobError:
+def _non_finite(step: int, loss: float, norm: float, pieces: Sequence[Piece], losses: Sequence[torch.Tensor]) -> NonFinite:
     """Name the documents whose loss is not finite; a gradient alone may be broken by any of them."""
+    values: list[list[float]] = [sums.tolist() for sums in losses]
     named = [
         f"document {index} (t {one.t:.4f}, {one.masked.size} of {one.noisy.size} tokens masked)"
-        for piece, sums in zip(pieces, losses, strict=False)
-        for index, one, value in zip(piece.documents, piece.corruptions, sums.tolist(), strict=False)
+        for piece, found in zip(pieces, values, strict=False)
+        for index, one, value in zip(piece.documents, piece.corruptions, found, strict=False)
         if not math.isfinite(value)
     ]
     what = f"loss {loss:g}, gradient norm {norm:g} at step {step}"
     where = f": {'; '.join(named[:5])}" if named else ""
     fix = "The update was not made. Lower learning_rate, or look at these rows."
-    return JobError(Problem("loss", "a finite loss and gradient", what + where, fix, Code.NON_FINITE))
+    return NonFinite(Problem("loss", "a finite loss and gradient", what + where, fix, Code.NON_FINITE), step, pieces, values)

@@ -85,12 +85,16 @@ def update_bytes(weights: Sequence[torch.Tensor], kind: str, device: torch.devic
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """An optimizer's state per parameter as `<parameter number>.<name>`; whole numbers become int64 scalars."""
+    """An optimizer's state per parameter as `<parameter number>.<name>`; whole numbers become int64 scalars.
+
+    On a CPU these are the optimizer's own tensors: to be written before the next update.
+    """
     found: dict[str, torch.Tensor] = {}
     for number, weight in enumerate(_weights(optimizer)):
         for name, value in optimizer.state.get(weight, {}).items():
             if isinstance(value, torch.Tensor):
-                found[f"{number}.{name}"] = value.detach().cpu().clone().contiguous()
+                whole = value.detach().cpu().contiguous()
+                found[f"{number}.{name}"] = whole.clone() if name.startswith("qmap") else whole  # a table that all share
             elif isinstance(value, int):
                 found[f"{number}.{name}"] = torch.tensor(value, dtype=torch.int64)
     return found

@@ -216,7 +216,9 @@ class Params(BaseModel):
     eval_on_start: bool = _field(True, "Evaluate first", "Evaluate before the first step too.")
     save_steps: Float = _field(0.25, "Save every", "Steps; below 1 a share of the run.", gt=0)
     save_total_limit: Int = _field(2, "Checkpoints kept", "Older ones are removed.", ge=1)
-    resume: str = _field("false", "Resume", "true continues run_dir's last checkpoint; a folder names one.")
+    resume: str = _field(
+        "false", "Resume", "false, true for run_dir's last checkpoint, or a run folder or checkpoint to go on from."
+    )
     log_to_wandb: bool = _field(False, "Weights & Biases", "Also log there; needs a key in the environment.", form=True)
     wandb_project: str = _field("", "W&B project", "Empty takes the host's setting.")
     seed: Int = _field(42, "Seed", "Seeds data order, noise and new weights.", form=True, ge=0, lt=2**63)
@@ -253,7 +255,6 @@ REPORT_TO = {"wandb": True, "all": True, "none": False, "tensorboard": False}
 BUILT: dict[str, tuple[object, ...]] = {
     "train_device": ("auto", "cuda", "cpu"),
     "parallel": ("auto", "ddp"),
-    "resume": ("false",),
     "log_to_wandb": (False,),
 }
 

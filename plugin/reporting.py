@@ -3,6 +3,7 @@ first rank speaks; other ranks' calls do nothing but beat for the watchdog."""
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -18,9 +19,9 @@ PROGRESS_EVERY_S = 1.0
 
 
 class Reporter:
-    """Writers of one run folder."""
+    """Writers of one run folder; a run that goes on from `first_step` appends."""
 
-    def __init__(self, folder: RunFolder, heartbeat: Heartbeat, *, speaks: bool):
+    def __init__(self, folder: RunFolder, heartbeat: Heartbeat, *, speaks: bool, first_step: int = 0):
         self.speaks = speaks
         self._heartbeat = heartbeat
         if not speaks:
@@ -29,9 +30,10 @@ class Reporter:
         self._events = JsonLines(folder / "events.jsonl")
         self._metrics = JsonLines(folder / "metrics.jsonl")
         self._samples = JsonLines(folder / "samples.jsonl")
-        self._board = SummaryWriter(str(folder / "tb"), flush_secs=10)
-        self._latest: dict[str, Any] = {}
-        self._progress: dict[str, Any] = {"phase": "load", "step": 0, "steps": 0, "percent": 0.0, "eta_seconds": None}
+        self._board = SummaryWriter(str(folder / "tb"), flush_secs=10, purge_step=first_step + 1 if first_step else None)
+        latest = folder / "metrics.json"
+        self._latest: dict[str, Any] = json.loads(latest.read_text(encoding="utf-8")) if first_step and latest.exists() else {}
+        self._progress: dict[str, Any] = {"phase": "load", "step": first_step, "steps": 0, "percent": 0.0, "eta_seconds": None}
         self._progress |= {"loss": None, "tokens_per_s": None}
         self._wrote = 0.0
         self._training_s = 0.0

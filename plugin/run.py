@@ -7,21 +7,28 @@ import math
 import os
 import resource
 import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from . import assembly, loop, memory, streaming
 from .ahead import Ahead
-from .checkpoints import State, save_checkpoint
+from .checkpoints import Contents, State, best_checkpoint, load_state, restore_training, save_checkpoint
 from .data.documents import Documents
+from .data.stream import StreamState
+from .debug_bundle import write_bundle
 from .disk import check_room, count_parameters
 from .evals import evaluate
 from .finish import finish, model_facts
 from .job import Code, JobError, Problem
 from .loading import load_data, load_model, prepare_data
 from .meters import Stopwatch, measure_peak, memory_by_category
+from .optimizers import optimizer_tensors
 from .params import Params
 from .rendezvous import join_ranks, serve_store
 from .reporting import Reporter
@@ -34,19 +41,22 @@ from .watchdog import Heartbeat, heartbeat_path
 class Run:
     """One training run on this rank, from parameters to the final event."""
 
-    def __init__(self, params: Params, folder: RunFolder):
+    def __init__(self, params: Params, folder: RunFolder, checkpoint: Path | None = None):
         self.params, self.folder = params, folder
+        self.checkpoint = checkpoint  # to go on from
+        self.resumed = load_state(checkpoint) if checkpoint else None
         self.rank = int(os.environ.get("RANK", "0"))
         self.main = self.rank == 0
         self.leads = int(os.environ.get("LOCAL_RANK", "0")) == 0  # on every machine, one rank reports, listens and prepares
         self.heartbeat = Heartbeat(heartbeat_path(folder.path, self.rank))
-        self.reporter = Reporter(folder, self.heartbeat, speaks=self.leads)
+        self.reporter = Reporter(folder, self.heartbeat, speaks=self.leads, first_step=self.resumed.step if self.resumed else 0)
         self.requests = Requests(folder, reads_files=self.leads)
         self.started = time.perf_counter()
         self.baseline = 0 if torch.cuda.is_available() else _resident()
         self.memory_plan: memory.MakePlan | None = None
-        self.first_eval: dict[str, float] = {}
-        self.last_eval: dict[str, float] = {}
+        self.first_eval = self.resumed.first_eval if self.resumed else {}
+        self.last_eval = self.resumed.last_eval if self.resumed else {}
+        self.evaluated: int | None = None  # the step of the last evaluation
 
     def go(self) -> dict[str, Any]:
         """Load, train, save, fuse. Returns the `result` of run.json."""
@@ -55,8 +65,7 @@ class Run:
         clock = self.data.clock
         self.reporter.phase("train", clock.plan.steps)
         self.requests.raise_if_stopped()
-        if params.eval_on_start and clock.plan.eval_every:
-            self._evaluate(0)
+        self._first_evaluation()
         done, stopped, totals, peak = self._train()
         if stream := self.data.stream:
             self.data.truncation["train"] = streaming.whole_report(stream.state_after(done).report)
@@ -71,6 +80,17 @@ class Run:
         result["seconds"] = round(time.perf_counter() - self.started, 2)
         return result
 
+    def _first_evaluation(self) -> None:
+        """Before the first step, or that of the step that the run stopped at before it could be made."""
+        every = self.data.clock.plan.eval_every
+        if not every:
+            return
+        if self.resumed is None:
+            if self.params.eval_on_start:
+                self._evaluate(0)
+        elif self.resumed.step % every == 0 and self.resumed.eval_loss is None:
+            self._evaluate(self.resumed.step)
+
     def out_of_memory(self, told: str) -> Problem:
         """The error of this run when memory has run out: what needs most, and what to do."""
         found = None
@@ -82,16 +102,32 @@ class Run:
     def _load(self) -> None:
         self.reporter.phase("load")
         self.accelerator = self._accelerator()
-        if self.leads:
+        if self.leads and not (self.folder / "data").exists():  # it appears whole, so a run that goes on has it
             prepare_data(self.params, self.folder, self.reporter, self._between_rows)
         self.accelerator.wait_for_everyone()
         self.data = load_data(self.params, self.folder, self.reporter, self.accelerator)
         self.heartbeat.beat("model")
-        self.trained = load_model(self.params, self.data, self.reporter, self.accelerator, self._remember_plan)
+        self.trained = load_model(self.params, self.data, self.reporter, self.accelerator, self._remember_plan, self.checkpoint)
+        self.progress = self._go_on()
         self.watch = SampleWatch(self.trained.model, self.data.chat, self._watched(), self.data.facts["sampler"])
         if self.main:
             config = assembly.base_config(self.params, self.data.tokenizer, offline=True)
             check_room(self.params, *count_parameters(config, self.params))
+
+    def _go_on(self) -> loop.Progress:
+        """Where the run begins: at step 0, or as the checkpoint left it."""
+        state, checkpoint, trained = self.resumed, self.checkpoint, self.trained
+        if state is None or checkpoint is None:
+            return loop.Progress()
+        restore_training(checkpoint, trained.optimizer, trained.scheduler, state.step)
+        if self.data.stream:
+            path = checkpoint / f"stream-{self.accelerator.process_index}.safetensors"
+            self.data.stream.restore(state.step, StreamState.load(path))
+        if self.accelerator.scaler is not None and state.scaler:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+        self.reporter.log(f"resume: going on from {checkpoint.name}")
+        self.reporter.event("resumed", step=state.step, path=str(checkpoint))
+        return loop.Progress(state.step, loop.Window(**state.window), loop.Totals(**state.totals), state.overflows)
 
     def _accelerator(self) -> Accelerator:
         on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "true"
@@ -133,8 +169,12 @@ class Run:
         make_step = streaming.add_up(accelerator, ahead, self.params.max_length) if data.stream else ahead
         try:
             done, stopped, totals = loop.train(
-                accelerator, trained.module, trained.optimizer, trained.scheduler, make_step, plan, hooks, meters
+                accelerator, trained.module, trained.optimizer, trained.scheduler, make_step, plan, hooks, meters, self.progress
             )
+        except loop.NonFinite as error:
+            bundle = write_bundle(self.folder, error, None if data.stream else data.train, accelerator.process_index)
+            self.reporter.log(f"what step {error.step} was made of: {bundle}")
+            raise
         finally:
             ahead.close()
         return done, stopped, totals, peak
@@ -158,9 +198,14 @@ class Run:
                 "mfu": totals.flops / seconds / peak if peak else None,
             },
             "memory": {**held, "estimate": self.trained.memory.as_json() if self.trained.memory else None},
+            "best_checkpoint": self._best(),
             "skipped_steps": totals.skipped,
             "cut_answer_tokens": totals.cut,
         }
+
+    def _best(self) -> dict[str, Any] | None:
+        path = best_checkpoint(self.folder)
+        return {"path": str(path), "eval_loss": load_state(path).eval_loss} if path else None
 
     def _peak(self) -> int:
         """Bytes at the run's peak: of the GPU, or of this process."""
@@ -181,7 +226,7 @@ class Run:
                 Problem("loss", "a finite evaluation loss", f"{metrics['eval/loss']} at step {step}", fix, Code.NON_FINITE)
             )
         self.first_eval = self.first_eval or metrics
-        self.last_eval = metrics
+        self.last_eval, self.evaluated = metrics, step
         self.reporter.metrics(step, metrics)
         self._sample(step)
         self.reporter.phase("train")
@@ -194,19 +239,47 @@ class Run:
 
     def _save(self, step: int) -> None:
         self.reporter.phase("save")
+        data, trained, params = self.data, self.trained, self.params
+        streams = self._stream_states(step)
         if self.main:
-            data, trained, params = self.data, self.trained, self.params
-            pass_, position = divmod(step * data.clock.step_size, len(data.train))
-            if data.stream:
-                stream = data.stream.state_after(step)
-                pass_, position = stream.pass_, stream.row
-            state = State(step, pass_, position, params.seed)
-            facts = model_facts(params, data, trained.weight_dtype)
-            optimizer, keep = trained.optimizer, params.save_total_limit
-            path = save_checkpoint(self.folder, state, trained.model, data.tokenizer, facts, optimizer, keep)
+            contents = Contents(
+                model=trained.model,
+                tokenizer=data.tokenizer,
+                facts=model_facts(params, data, trained.weight_dtype),
+                optimizer=optimizer_tensors(trained.optimizer),
+                streams=streams,
+            )
+            path = save_checkpoint(self.folder, self._state(step, streams), contents, params.save_total_limit)
             self.reporter.event("checkpoint", step=step, path=str(path))
         self.accelerator.wait_for_everyone()
         self.reporter.phase("train")
+
+    def _stream_states(self, step: int) -> dict[int, StreamState]:
+        """On rank 0, every rank's."""
+        if self.data.stream is None:
+            return {}
+        own = [self.data.stream.state_after(step)]
+        return dict(enumerate(gather_object(own) if self.accelerator.num_processes > 1 else own))
+
+    def _state(self, step: int, streams: Mapping[int, StreamState]) -> State:
+        pass_, position = divmod(step * self.data.clock.step_size, len(self.data.train))
+        if streams:
+            pass_, position = streams[0].pass_, streams[0].row
+        scaler, at = self.accelerator.scaler, self.progress
+        return State(
+            step=step,
+            pass_=pass_,
+            position=position,
+            seed=self.params.seed,
+            step_size=self.data.clock.step_size,
+            window=asdict(at.window),
+            totals=asdict(at.totals),
+            overflows=at.overflows,
+            first_eval=self.first_eval,
+            last_eval=self.last_eval,
+            eval_loss=self.last_eval["eval/loss"] if self.evaluated == step else None,
+            scaler=scaler.state_dict() if scaler is not None else {},
+        )
 
 
 def _resident() -> int:

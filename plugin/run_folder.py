@@ -116,21 +116,22 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    def create(self) -> None:
-        """Make the folder. Raises JobError (exit 2) when a run is in it or it cannot be made."""
-        if found := self.problems():
+    def create(self, *, may_hold_run: bool = False) -> None:
+        """Make the folder. Raises JobError (exit 2) when a run is in it that may not be, or it cannot be made."""
+        if not may_hold_run and (found := self.problems()):
             raise JobError(*found)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
-    def clear(self) -> None:
+    def clear(self, *, unfinished: bool = False) -> None:
         """Under the lock: look again, for another run may have come and gone while we waited, and take away a failed try.
 
-        Raises JobError (exit 2) when a run is in the folder.
+        `unfinished`: also a run of ours that has not come to its first checkpoint. Raises JobError (exit 2) when anything else is in
+        the folder.
         """
-        if found := self.problems():
+        if (found := self.problems()) and not (unfinished and (self / "run.json").is_file() and not self.checkpoints()):
             raise JobError(*found)
         for path in self._contents():
             if path.is_dir() and not path.is_symlink():

@@ -9,8 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +28,7 @@ from .model_files import check_model_files
 from .params import Params
 from .parse import Parsed
 from .report import print_check
+from .resume import Start, cut_back, find_start, parameter_problems, resume_target, state_problems
 from .run_folder import LOCK_WAIT_S, STOP, RunFolder, local_path
 
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors", "numpy")
@@ -44,7 +46,8 @@ def make_plan(params: Params, run_dir: Path, opened: ExitStack) -> tuple[LaunchP
 
 
 def chosen_run_dir(params: Params) -> Path:
-    return machine_dir(params, Path(params.run_dir or default_run_dir(params)).expanduser().absolute())
+    named = resume_target(params).run_dir or Path(params.run_dir or default_run_dir(params)).expanduser().absolute()
+    return machine_dir(params, named)
 
 
 def train_job(parsed: Parsed, host: Host) -> int:
@@ -55,12 +58,18 @@ def train_job(parsed: Parsed, host: Host) -> int:
         plan, listener = make_plan(params, run_dir, opened)
         data = _look_first(params)
         folder = RunFolder(run_dir)
-        folder.create()
+        goes_on = params.resume != "false"
+        folder.create(may_hold_run=goes_on)
         lock = opened.enter_context(folder.locked(LOCK_WAIT_S, host.line))
-        folder.clear()
+        start = go_on(folder, params, plan, data, host.line) if goes_on else None
+        if start is None:
+            folder.clear(unfinished=goes_on)
         folder.answered(STOP)  # one that was meant for a run before
-        params = params.model_copy(update={"run_dir": str(run_dir)})
         environment = describe_environment(plan, data)
+        if start:
+            environment["resumed_from"] = start.checkpoint.name
+            plan = replace(plan, argv=(*plan.argv, str(start.checkpoint)))
+        params = params.model_copy(update={"run_dir": str(run_dir), "resume": "false"})
         folder.write_run(params.as_json(), environment, None)
         for note in parsed.notes:
             host.line(note)
@@ -74,6 +83,36 @@ def train_job(parsed: Parsed, host: Host) -> int:
             _write_outcome(folder, host, params, environment, outcome)
     host.finished(folder, outcome)
     return int(outcome.code)
+
+
+def go_on(folder: RunFolder, params: Params, plan: LaunchPlan, data: str, say: Callable[[str], None]) -> Start | None:
+    """Make the folder ready to go on from its checkpoint; None when it holds none yet. Raises JobError with every reason against it."""
+    of_run = RunFolder(folder.path.parent) if params.machine_rank else folder  # the first machine has the checkpoints
+    start = find_start(of_run, resume_target(params).checkpoint, say)
+    if start is None:
+        say(f"resume: {folder.path} holds no checkpoint yet; the run starts at step 0")
+        return None
+    found, changes = resume_problems(folder, start, params, len(plan.ranks) * params.num_machines, data)
+    if found:
+        raise JobError(*found)
+    say(f"resume: going on from step {start.step}")
+    for line in changes:
+        say(line)
+    cut_back(folder, start.step, say)
+    return start
+
+
+def resume_problems(folder: RunFolder, start: Start, params: Params, ranks: int, data: str) -> tuple[list[Problem], list[str]]:
+    """(why this run cannot go on with these parameters, lines on what changes)."""
+    try:
+        before = folder.read_run()
+        problems, changes = parameter_problems(before["params"], params)
+    except (OSError, ValueError, KeyError) as error:
+        return [Problem("resume", "a run folder with its run.json", f"{folder.path}: {error}")], []
+    if before["environment"]["data"] != data:
+        fix = "Put the old data back, or start a new run from the checkpoint as its model_name."
+        problems.append(Problem("dataset_name", "the data this run was trained on so far", "other content", fix))
+    return problems + state_problems(start, params, ranks), changes
 
 
 @contextmanager
@@ -163,7 +202,7 @@ def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
         plan["launch"], ranks = launch.as_json(), len(launch.ranks) * params.num_machines
     except JobError as error:
         problems += error.problems
-    problems += RunFolder(run_dir).problems()
+    problems += _folder_problems(params, RunFolder(run_dir), ranks)
     answer = _try_out(params, ranks, offline=not download)
     problems += [Problem(**problem) for problem in answer["problems"]]
     plan |= {"params": params.as_json(), "notes": [*parsed.notes, *answer["notes"]], **(answer["report"] or {})}
@@ -175,6 +214,19 @@ def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
     if not as_json:
         print_check(plan, ok=not problems)
     return int(problems[0].code) if problems else 0
+
+
+def _folder_problems(params: Params, folder: RunFolder, ranks: int) -> list[Problem]:
+    """What speaks against running, or going on, in this folder."""
+    target = resume_target(params)
+    if target.run_dir is None:
+        return folder.problems()
+    try:
+        start = find_start(folder, target.checkpoint, lambda line: None)
+        data = fingerprint(params.dataset_name)
+    except JobError as error:
+        return list(error.problems)
+    return resume_problems(folder, start, params, ranks, data)[0] if start else []
 
 
 def _try_out(params: Params, ranks: int, *, offline: bool) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The worker: `python -m plugin.worker RUN_FOLDER` trains, one process a device; `--check` tries the job without training.
+"""The worker: `python -m plugin.worker RUN_FOLDER [CHECKPOINT]` trains, one process a device; `--check` tries the job without training.
 
 It knows no host. It reads the parameters from run.json (or, for --check, from stdin), writes the run folder, and exits with the
 code of what went wrong.
@@ -38,7 +38,8 @@ def main() -> int:
     if sys.argv[1:2] == ["--check"]:
         return check(json.load(sys.stdin))
     folder = RunFolder(Path(sys.argv[1]))
-    run = Run(Params.model_validate(folder.read_run()["params"]), folder)
+    checkpoint = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+    run = Run(Params.model_validate(folder.read_run()["params"]), folder, checkpoint)
     try:
         result = run.go()
     except StopRequested:

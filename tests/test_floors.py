@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 from support import ROOT, run_python
 
-FLOOR_0 = {"params", "parse", "manifest", "job", "run_folder", "families", "launch", "summary", "model_files"} | {
+FLOOR_0 = {
+    "digests",
+    "resume",
+    "params",
+    "parse",
+    "manifest",
+    "job",
+    "run_folder",
+    "families",
+    "launch",
+    "summary",
+    "model_files",
+} | {
     *("child", "follow", "watchdog", "redact", "stacks"),
 }
 # quiet is what every torch program imports first, wherever it lives.

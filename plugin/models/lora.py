@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -69,6 +70,12 @@ def target_layers(model: PreTrainedModel, family: Family, targets: str) -> list[
         known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         raise JobError(Problem("lora_targets", f"auto or names of linear layers ({known})", ", ".join(absent) or "nothing"))
     return [name for name in linear if any(_ends_with(name, part) for part in wanted)]
+
+
+def restore_adapter(model: PeftModel, folder: Path) -> None:
+    """Put a saved adapter, and whatever trains beside it, into a model that has a new one of the same shape."""
+    loaded = set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
+    assert not loaded.unexpected_keys, loaded.unexpected_keys
 
 
 def _in_head(name: str, family: Family) -> bool:

@@ -1,0 +1,50 @@
+"""What a step that broke was made of, kept so that it can be looked at: `debug-step-<step>/` in the run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from .data.documents import Documents
+from .loop import NonFinite
+from .run_folder import RunFolder, rename_whole, to_json
+
+
+def row_of(documents: Documents | None, index: int) -> str:
+    """The row that a document came from; of a stream, whose rows are not kept, its number."""
+    return documents.rows[index] if documents else str(index)
+
+
+def write_bundle(folder: RunFolder, error: NonFinite, documents: Documents | None, rank: int) -> Path:
+    """Batches as safetensors, and `step.json` with row id, t, mask ratio and loss of every document, the broken ones first."""
+    final = folder / f"debug-step-{error.step}-rank-{rank}"
+    part = folder / f".{final.name}.part"
+    part.mkdir(parents=True)
+    told: list[dict[str, Any]] = []
+    for number, piece in enumerate(error.pieces):
+        batch = piece.batch.to(torch.device("cpu"))
+        tensors = {one.name: getattr(batch, one.name).contiguous() for one in fields(batch) if one.name != "longest"}
+        save_file(tensors, part / f"batch-{number}.safetensors")
+        losses = error.losses[number] if number < len(error.losses) else []
+        for place, (index, one) in enumerate(zip(piece.documents, piece.corruptions, strict=True)):
+            told.append(
+                {
+                    "document": index,
+                    "row": row_of(documents, index),
+                    "batch": number,
+                    "t": one.t,
+                    "mask_ratio": one.masked.size / max(1, one.noisy.size),
+                    "loss": losses[place] if place < len(losses) else None,
+                }
+            )
+    told.sort(key=lambda one: one["loss"] is not None and math.isfinite(one["loss"]))
+    content = {"step": error.step, "error": error.problems[0].as_json(), "documents": told}
+    (part / "step.json").write_text(json.dumps(json.loads(to_json(content)), indent=1) + "\n", encoding="utf-8")
+    rename_whole(part, final)
+    return final

@@ -1,0 +1,170 @@
+"""Going on with a run: which checkpoint, whether the parameters allow it, and the run's files cut back to it. Without torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .digests import why_broken
+from .job import JobError, Problem
+from .params import Params
+from .run_folder import RunFolder, to_json, write_whole
+
+STATE = "state.json"
+
+# What may be another when a run goes on: where and how fast it runs, how long, what it tells. Everything else has already shaped
+# the weights in the checkpoint.
+MAY_CHANGE = frozenset(
+    {
+        *("train_device", "gpu_ids", "num_proc", "train_steps", "num_train_epochs", "batch_size"),
+        *(
+            "gradient_accumulation_steps",
+            "per_device_eval_batch_size",
+            "tokens_per_batch",
+            "packing",
+            "adaptor_name",
+            "fuse_model",
+        ),
+        *("fuse_base", "recompute", "attn_implementation", "compile", "parallel", "num_processes"),
+        *("num_machines", "machine_rank", "main_process_ip", "main_process_port", "logging_steps", "eval_steps"),
+        *("eval_on_start", "save_steps", "save_total_limit", "resume", "log_to_wandb", "wandb_project"),
+        *("run_dir", "hang_timeout_s"),
+    }
+)
+# A stream's packs are its steps: these would change them.
+NOT_OF_A_STREAM = frozenset({"batch_size", "gradient_accumulation_steps", "tokens_per_batch", "num_processes", "num_machines"})
+
+
+@dataclass(frozen=True)
+class Target:
+    """What `resume` names."""
+
+    run_dir: Path | None  # None: a new run
+    checkpoint: Path | None  # None: the run's last one
+
+
+def resume_target(params: Params) -> Target:
+    """Raises JobError (exit 2) naming resume."""
+    if params.resume == "false":
+        return Target(None, None)
+    given = Path(params.run_dir).expanduser().absolute() if params.run_dir else None
+    if params.resume == "true":
+        if given is None:
+            raise JobError(Problem("resume", "a run_dir to go on in", "true without one", "Name the run folder in run_dir."))
+        return Target(given, None)
+    path = Path(params.resume).expanduser().absolute()
+    if not path.is_dir():
+        raise JobError(Problem("resume", "true, false, a run folder or a checkpoint in one", f"{path}, which is no folder"))
+    is_checkpoint = re.fullmatch(r"checkpoint-\d+", path.name) is not None
+    run_dir = path.parent if is_checkpoint else path
+    if given not in (None, run_dir):
+        raise JobError(Problem("resume", f"a folder of run_dir ({given})", str(path), "Leave run_dir empty."))
+    return Target(run_dir, path if is_checkpoint else None)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run goes on."""
+
+    checkpoint: Path
+    step: int
+
+
+def find_start(folder: RunFolder, named: Path | None, say: Callable[[str], None]) -> Start | None:
+    """The newest whole checkpoint, or the named one; None when the run has not written any. Broken ones are told and skipped.
+
+    Raises JobError (exit 2) when none is whole.
+    """
+    candidates = [named] if named else folder.checkpoints()[::-1]
+    for path in candidates:
+        reason = why_broken(path)
+        if not reason:
+            return Start(path, int(path.name.removeprefix("checkpoint-")))
+        say(f"resume: {path.name} is skipped: {reason}")
+    if not candidates:
+        return None
+    fix = "Start a new run in another run_dir."
+    raise JobError(Problem("resume", "a whole checkpoint that this program wrote", f"{candidates[0]} and no other", fix))
+
+
+def parameter_problems(old: Mapping[str, Any], params: Params) -> tuple[list[Problem], list[str]]:
+    """(problems, lines on what changes) between the run's parameters and the ones it is to go on with."""
+    new, problems, changes = params.as_json(), [], []
+    forbidden_here = NOT_OF_A_STREAM if params.streaming else frozenset[str]()
+    for name, value in new.items():
+        if name not in old or old[name] == value or name in ("run_dir", "resume", "machine_rank"):
+            continue
+        if name in MAY_CHANGE - forbidden_here:
+            changes.append(f"resume: {name} is {value!r} from here, {old[name]!r} before")
+        else:
+            fix = "Leave it as it was, or start a new run from the checkpoint as its model_name."
+            problems.append(Problem(name, f"{old[name]!r}, what this run was trained with so far", repr(value), fix))
+    return problems, changes
+
+
+def state_problems(start: Start, params: Params, ranks: int) -> list[Problem]:
+    """Whether the step keeps its size, and there is something left to do."""
+    state = read_state(start.checkpoint)
+    documents = params.batch_size * params.gradient_accumulation_steps * ranks
+    problems: list[Problem] = []
+    if documents != state["step_size"]:
+        got = f"{params.batch_size} x {params.gradient_accumulation_steps} x {ranks} processes = {documents}"
+        fix = "Change batch_size or gradient_accumulation_steps so that a step stays what it was."
+        problems.append(Problem("batch_size", f"{state['step_size']} documents a step, as before", got, fix))
+    if params.num_train_epochs == 0 and params.train_steps < start.step:
+        problems.append(Problem("train_steps", f"at least the {start.step} steps already done", str(params.train_steps)))
+    return problems
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+
+
+def cut_back(folder: RunFolder, step: int, say: Callable[[str], None]) -> None:
+    """Leave what a run that stood at `step` would have written: later metrics and samples go, half-written folders too.
+
+    Whole checkpoints of later steps are renamed, not removed: only naming an older one leaves any.
+    """
+    for part in folder.path.glob(".*.part"):
+        say(f"resume: {part.name} was only half written; removed")
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+    for name in ("adapter", "fused"):
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
+    for later in folder.checkpoints():
+        if int(later.name.removeprefix("checkpoint-")) <= step:
+            continue
+        if why_broken(later):
+            shutil.rmtree(later)
+        else:
+            kept = folder / f"replaced-{later.name}"
+            shutil.rmtree(kept, ignore_errors=True)
+            later.rename(kept)
+            say(f"resume: {later.name} is now {kept.name}")
+    latest: dict[str, Any] = {}
+    for line in _keep_lines(folder / "metrics.jsonl", step):
+        latest |= line
+    if latest:
+        write_whole(folder / "metrics.json", to_json(latest) + "\n")
+    _keep_lines(folder / "samples.jsonl", step)
+
+
+def _keep_lines(path: Path, step: int) -> list[dict[str, Any]]:
+    """Rewrite a .jsonl file with the lines of steps up to `step`; a half line, which a kill leaves, goes too."""
+    kept: list[dict[str, Any]] = []
+    if not path.exists():
+        return kept
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if line["step"] <= step:
+            kept.append(line)
+    write_whole(path, "".join(to_json(line) + "\n" for line in kept))
+    return kept
