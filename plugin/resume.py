@@ -19,25 +19,14 @@ STATE = "state.json"
 
 # What may be another when a run goes on: where and how fast it runs, how long, what it tells. Everything else has already shaped
 # the weights in the checkpoint.
-MAY_CHANGE = frozenset(
-    {
-        *("train_device", "gpu_ids", "num_proc", "train_steps", "num_train_epochs", "batch_size"),
-        *(
-            "gradient_accumulation_steps",
-            "per_device_eval_batch_size",
-            "tokens_per_batch",
-            "packing",
-            "adaptor_name",
-            "fuse_model",
-        ),
-        *("fuse_base", "recompute", "attn_implementation", "compile", "parallel", "num_processes"),
-        *("num_machines", "machine_rank", "main_process_ip", "main_process_port", "logging_steps", "eval_steps"),
-        *("eval_on_start", "save_steps", "save_total_limit", "resume", "log_to_wandb", "wandb_project"),
-        *("run_dir", "hang_timeout_s"),
-    }
-)
+WHERE = {"train_device", "gpu_ids", "parallel", "num_processes", "num_machines", "machine_rank", "main_process_ip"}
+LAYOUT = {"batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size", "tokens_per_batch", "packing"}
+SPEED = {"main_process_port", "num_proc", "recompute", "attn_implementation", "compile", "hang_timeout_s"}
+LENGTH = {"train_steps", "num_train_epochs", "eval_steps", "eval_on_start", "save_steps", "save_total_limit", "resume"}
+TOLD = {"logging_steps", "log_to_wandb", "wandb_project", "run_dir", "adaptor_name", "fuse_model", "fuse_base"}
+MAY_CHANGE = WHERE | LAYOUT | SPEED | LENGTH | TOLD
 # A stream's packs are its steps: these would change them.
-NOT_OF_A_STREAM = frozenset({"batch_size", "gradient_accumulation_steps", "tokens_per_batch", "num_processes", "num_machines"})
+NOT_OF_A_STREAM = {"batch_size", "gradient_accumulation_steps", "tokens_per_batch", "num_processes", "num_machines"}
 
 
 @dataclass(frozen=True)
@@ -95,7 +84,7 @@ def find_start(folder: RunFolder, named: Path | None, say: Callable[[str], None]
 def parameter_problems(old: Mapping[str, Any], params: Params) -> tuple[list[Problem], list[str]]:
     """(problems, lines on what changes) between the run's parameters and the ones it is to go on with."""
     new, problems, changes = params.as_json(), [], []
-    forbidden_here = NOT_OF_A_STREAM if params.streaming else frozenset[str]()
+    forbidden_here = NOT_OF_A_STREAM if params.streaming else set[str]()
     for name, value in new.items():
         if name not in old or old[name] == value or name in ("run_dir", "resume", "machine_rank"):
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from safetensors.torch import load_file
 from tiny import cpu, random_documents, rules, steps_of, tiny_model, train_tiny, weights, word_tokenizer
 from transformers import PreTrainedModel
 
-from plugin.checkpoints import State, save_checkpoint
+from plugin.checkpoints import Contents, State, load_state, save_checkpoint
+from plugin.digests import why_broken
 from plugin.models.load import load_model, load_tokenizer
 from plugin.models.publish import read_diffusion
 from plugin.optimizers import optimizer_tensors, restore_optimizer
@@ -36,8 +36,9 @@ def train(model: PreTrainedModel, optimizer: torch.optim.Optimizer, first: int, 
 
 
 def save(folder: Path, step: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer, keep: int = 2) -> Path:
-    state = State(step, 0, 4 * step, 7)
-    return save_checkpoint(RunFolder(folder), state, model, word_tokenizer(["a"]), FACTS, optimizer, keep)
+    state = State(step, 0, 4 * step, 7, 4)
+    contents = Contents(model, word_tokenizer(["a"]), FACTS, optimizer_tensors(optimizer), {})
+    return save_checkpoint(RunFolder(folder), state, contents, keep)
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -78,7 +79,8 @@ def test_a_checkpoint_is_a_whole_model_folder_without_pickles(tmp_path: Path) ->
     assert torch.equal(weights(load_model(str(path), offline=True)), weights(model))
     assert load_tokenizer(str(path), offline=True).mask_token_id == 4
     assert read_diffusion(path) == FACTS
-    assert json.loads((path / "state.json").read_text()) == {"step": 5, "pass_": 0, "position": 20, "seed": 7}
+    assert load_state(path) == State(5, 0, 20, 7, 4)
+    assert not why_broken(path)
     assert {file.suffix for file in path.iterdir()} <= {".safetensors", ".json", ".txt"}
 
 
