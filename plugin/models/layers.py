@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -16,36 +16,41 @@ from .diffusion import bare
 
 _aten = torch.ops.aten
 
-# What `selective` keeps: products and attention, nearly all of a layer's operations; norms, rotations and gates are made again.
-_KEPT = [
-    _aten.mm.default,
-    _aten.addmm.default,
-    _aten.bmm.default,
+# What `selective` keeps: attention and products over at least so many terms, nearly all of a layer's operations. Norms, rotations,
+# gates and the thin products of adapters are made again: they cost little, and an adapter's output is as large as its layer's.
+_TERMS = 256
+_PRODUCTS = {_aten.mm.default: 0, _aten.addmm.default: 1, _aten.bmm.default: 0}  # which argument ends with the terms
+_ATTENTION = {
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
     _aten._scaled_dot_product_flash_attention.default,
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
-]
+}
+
+
+def _policy(attention: set[Any], context: Any, operation: Any, *args: Any, **named: Any) -> CheckpointPolicy:
+    thick = operation in _PRODUCTS and args[_PRODUCTS[operation]].shape[-1] >= _TERMS
+    return CheckpointPolicy.MUST_SAVE if thick or operation in attention else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def set_recompute(model: nn.Module, mode: str) -> None:
-    """`none` keeps every activation, `full` only the input of each layer, `selective` also what _KEPT computes."""
+    """`none` keeps every activation, `full` only the input of each layer, `selective` also thick products and attention."""
     plain: Any = bare(model)
     if mode == "none":
         plain.activation_checkpointing_disable()
         return
     options: dict[str, Any] = {"use_reentrant": False}
     if mode == "selective":
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _KEPT + _varlen())
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, partial(_policy, _ATTENTION | _varlen()))
     plain.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
 
 
-def _varlen() -> list[Any]:
+def _varlen() -> set[Any]:
     try:
         import torch.nn.attention.varlen  # registers the operation
     except ImportError:
-        return []
-    return [torch.ops.torch_attn._varlen_attn.default]
+        return set()
+    return {torch.ops.torch_attn._varlen_attn.default}
 
 
 def compile_layers(model: nn.Module, *, may_fail: bool, backend: str = "inductor") -> int:

@@ -10,6 +10,7 @@ from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -53,6 +54,9 @@ def add_adapter(model: PreTrainedModel, family: Family, settings: LoraSettings, 
         **trained,  # type: ignore[arg-type]
     )
     adapted = cast("PeftModel", get_peft_model(model, config))
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):  # autocast knows the dtype; a float32 copy of every layer's input would only cost
+            module.cast_input_dtype_enabled = False
     for weight in adapted.parameters():
         if weight.requires_grad:  # peft does so for the adapter, not for a head that trains whole
             weight.data = weight.data.float()
