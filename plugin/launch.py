@@ -145,6 +145,7 @@ def plan_launch(params: Params, run_dir: Path, gpus: Sequence[str], port: int, e
     }
     if devices:
         common["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        common["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what deterministic products need, set before CUDA starts
     else:
         # Busy-waiting OpenMP threads are slower than one thread as soon as anything else runs.
         threads = {"OMP_NUM_THREADS": str(max(1, cores // processes)), "OMP_WAIT_POLICY": "PASSIVE"}

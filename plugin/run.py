@@ -30,6 +30,7 @@ from .loading import load_data, load_model, prepare_data
 from .meters import Stopwatch, measure_peak, memory_by_category
 from .optimizers import optimizer_tensors
 from .params import Params
+from .precision import make_deterministic
 from .rendezvous import join_ranks, serve_store
 from .reporting import Reporter
 from .run_folder import RunFolder
@@ -134,6 +135,8 @@ class Run:
         device = torch.device("cpu" if on_cpu or not torch.cuda.is_available() else "cuda")
         precision, why = assembly.choose_precision(self.params, device)
         self.reporter.log(f"dtype: {why}")
+        if flags := make_deterministic(device):
+            self.reporter.log(f"determinism: {flags}")
         self.store = serve_store()
         return join_ranks(precision, on_cpu=on_cpu)
 

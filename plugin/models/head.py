@@ -162,7 +162,8 @@ def _losses(
             correct[piece] = (likeliest == at)[:, 0].float()
             if grown is not None and factor is not None:
                 scale = factor[piece, None].float()
-                slope = logits.mul_(scale / mass).scatter_add_(1, at, -scale)  # d/d logits: factor * (softmax - truth)
+                slope = logits.mul_(scale / mass)  # d/d logits: factor * (softmax - truth); one truth a row, so nothing races
+                slope.scatter_(1, at, slope.gather(1, at) - scale)
                 _grow(grown, piece, slope.to(dtype), x, w)
     return nll, correct, grown
 
