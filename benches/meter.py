@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +34,12 @@ def resident() -> int:
 def reset_peak() -> None:
     """From now on the peak is a new one; see proc(5), clear_refs."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def return_free_memory() -> None:
+    """Hand what the allocator keeps back to the system, so that the next growth is seen."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(field: str) -> int:

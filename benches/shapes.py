@@ -46,6 +46,11 @@ class Shape:
         """The same with at most four documents in a micro-batch: enough to compare results."""
         return replace(self, batch_size=min(4, self.batch_size))
 
+    def without_head(self) -> Shape:
+        """The same body over a vocabulary so small that its head hardly counts, and positions enough for long documents."""
+        name = "max_sequence_length" if self.model_type == "llada" else "max_position_embeddings"
+        return replace(self, fields={**self.fields, "vocab_size": 512, name: 8192})
+
     def config(self) -> PretrainedConfig:
         if self.model_type in REGISTRY:
             return REGISTRY[self.model_type][0](**self.fields, pad_token_id=0, eos_token_id=2)

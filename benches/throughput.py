@@ -225,6 +225,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--rehearse", action="store_true", help="every path with narrow models: proves the code, not a figure")
     options = parser.parse_args(argv)
     if options.device == "cuda":
+        if options.bars or options.save:
+            parser.error("--bars and --save are of the CPU bench")
         from cuda import main as on_cuda  # the real shapes need a GPU, and their own way of being built
 
         return on_cuda(["--rehearse"] if options.rehearse else [])

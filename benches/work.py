@@ -43,7 +43,7 @@ def make_work(shape: Shape, kind: str, order: str, seed: int) -> Work:
     """One step: a typical micro-batch of answers of Alpaca-like (or other) lengths, in random order or grouped by length."""
     lengths, prompts = draw_batch(kind, order, shape.batch_size, seed)
     documents = make_documents(shape.vocabulary, lengths, prompts, seed)
-    step = _step(documents, shape)
+    step = _step(documents, shape.batch_size)
     by_document = {index: one for piece in step.pieces for index, one in zip(piece.documents, piece.corruptions, strict=True)}
     return Work(step, [(documents[index].ids, by_document[index]) for index in range(len(documents))])
 
@@ -52,7 +52,12 @@ def make_rows(shape: Shape, seed: int, tokens: int = 1024) -> Step:
     """One step of full rows of `tokens`, everything learned: pretraining's shape."""
     rows = min(tokens, shape.longest)
     lengths = np.full(shape.batch_size, rows)
-    return _step(make_documents(shape.vocabulary, lengths, np.ones_like(lengths), seed), shape)
+    return make_step(shape.vocabulary, lengths, np.ones_like(lengths), seed)
+
+
+def make_step(vocabulary: int, lengths: NDArray[np.int64], prompts: NDArray[np.int64], seed: int) -> Step:
+    """One step of documents of these lengths, packed into as few micro-batches as the automatic budget allows."""
+    return _step(make_documents(vocabulary, lengths, prompts, seed), len(lengths))
 
 
 def make_documents(vocabulary: int, lengths: NDArray[np.int64], prompts: NDArray[np.int64], seed: int) -> Documents:
@@ -64,6 +69,6 @@ def make_documents(vocabulary: int, lengths: NDArray[np.int64], prompts: NDArray
     return builder.build()
 
 
-def _step(documents: Documents, shape: Shape) -> Step:
+def _step(documents: Documents, batch_size: int) -> Step:
     slots = [Slot(0, index, index) for index in range(len(documents))]
-    return build_step(slots, documents, RULES, batch_size=shape.batch_size, layout=Layout(packed=True))
+    return build_step(slots, documents, RULES, batch_size=batch_size, layout=Layout(packed=True))
