@@ -36,7 +36,7 @@ Found = Mapping[str, Sequence[Mapping[str, Any]]]
 
 def draw(found: Found, path: Path) -> None:
     """Six panels, two rows, as a PNG."""
-    panels: tuple[Callable[[Axes, Found], None], ...] = (_step, _once, _memory, _attention, _head_time, _head_memory)
+    panels: tuple[Callable[[Axes, Found], None], ...] = (_step, _once, _memory, _attention, _packing, _head_memory)
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(2, 3, figsize=(13.5, 7.2), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
@@ -135,29 +135,29 @@ def _attention(area: Axes, found: Found) -> None:
 
 def _vocabularies(area: Axes, records: Sequence[Mapping[str, Any]]) -> list[float]:
     sizes = [size / 1000 for size in _column(records, "vocabulary")]
-    area.set_xlim(0, 1.25 * sizes[-1])
+    area.set_xlim(0, 1.05 * sizes[-1])
     area.set_xlabel("vocabulary, thousands of tokens")
     return sizes
 
 
-def _two_heads(area: Axes, found: Found, unit: str, right: bool) -> None:
-    records = found["vocabulary"]
-    sizes = _vocabularies(area, records)
-    plain, fused = (_column(records, f"{name}_{unit}") for name in ("plain", "fused"))
-    _line(area, sizes, plain, ORANGE)
-    _line(area, sizes, fused, BLUE)
-    _name(area, "all logits at once", (sizes[-2], plain[-2]), ORANGE, right=False)
-    _name(area, "ours, in chunks", (sizes[-2], fused[-2]), BLUE, right)
-    area.set_ylim(0, 1.15 * max(plain))
-
-
-def _head_time(area: Axes, found: Found) -> None:
-    _two_heads(area, found, "ms", right=True)
-    area.set_title("Head and loss take time\nin proportion to the vocabulary")
-    area.set_ylabel("ms of CPU for 512 masked tokens")
+def _packing(area: Axes, found: Found) -> None:
+    records = found["packing"]
+    tokens, times = _column(records, "tokens", 1e-3), _column(records, "ms_per_1k_tokens")
+    _line(area, tokens, times, BLUE)
+    area.set_ylim(0, 1.25 * max(times))
+    much = "more" if times[-1] > 1.15 * min(times) else "no more"
+    area.set_title(f"Documents packed into a fuller\nmicro-batch cost {much} a token")
+    area.set_xlabel("tokens of a micro-batch, thousands")
+    area.set_ylabel("ms of CPU per 1,000 tokens")
 
 
 def _head_memory(area: Axes, found: Found) -> None:
-    _two_heads(area, found, "mb", right=False)
-    area.set_title("Their memory stops growing:\none chunk of logits exists at a time")
+    records = found["vocabulary"]
+    sizes = _vocabularies(area, records)
+    for name, color, label in (("plain_mb", ORANGE, "all logits at once"), ("fused_mb", BLUE, "ours, in chunks")):
+        memory = _column(records, name)
+        _line(area, sizes, memory, color)
+        _name(area, label, (sizes[-2], memory[-2]), color, right=False)
+    area.set_ylim(bottom=0)
+    area.set_title("The head's memory stops growing:\none chunk of logits exists at a time")
     area.set_ylabel("MB beyond weights and gradients")

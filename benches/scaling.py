@@ -1,4 +1,4 @@
-"""What grows with the number of documents, with their length, and with the vocabulary?
+"""What grows with the number of documents, with their length, with how many are packed together, and with the vocabulary?
 
 `make scaling` (under four minutes on two cores) draws benches/results/scaling.png. Tokens are random, lengths Alpaca's, weights
 random; times are CPU time, so that a busy machine changes them little. The last line is one JSON object.
@@ -108,11 +108,7 @@ def _of_length(shape: Shape, length: int, tokens: int) -> dict[str, Any]:
     lengths = np.full(tokens // length, length)
     step = make_step(shape.vocabulary, lengths, np.ones_like(lengths), seed=0)
 
-    def run() -> None:
-        for piece in step.pieces:
-            (module(piece.batch).weighted.sum() / step.count).backward()
-
-    spent = spent_by(run).cpu
+    spent = spent_by(partial(_train, module, step)).cpu
     attention = _attention_seconds(bare(module.model).config, step)
     return {
         "shape": shape.name,
@@ -120,6 +116,11 @@ def _of_length(shape: Shape, length: int, tokens: int) -> dict[str, Any]:
         "ms_per_1k_tokens": round(1e6 * spent / step.tokens, 2),
         "attention_share": round(attention / spent, 4),
     }
+
+
+def _train(module: DiffusionModel, step: Step) -> None:
+    for piece in step.pieces:
+        (module(piece.batch).weighted.sum() / step.count).backward()
 
 
 def _attention_seconds(config: PretrainedConfig, step: Step) -> float:
@@ -140,6 +141,20 @@ def _attention_seconds(config: PretrainedConfig, step: Step) -> float:
 def _attend(query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: int | None) -> None:
     mixed = loop(query, key, value, segments, reach, query.shape[-1] ** -0.5)
     mixed.backward(torch.ones_like(mixed))
+
+
+def by_packing(shape: Shape, counts: Sequence[int]) -> Records:
+    """Forward and backward over one micro-batch of so many packed documents of Alpaca's lengths."""
+    torch.manual_seed(0)
+    module = DiffusionModel(build_model(shape.config()), PAD, "loop")
+    records = []
+    for count in counts:
+        step = make_step(shape.vocabulary, *draw_lengths("alpaca", count, seed=0), seed=0)
+        spent = spent_by(partial(_train, module, step)).cpu
+        records.append(
+            {"packed_documents": count, "tokens": step.tokens, "ms_per_1k_tokens": round(1e6 * spent / step.tokens, 2)}
+        )
+    return records
 
 
 def by_vocabulary(sizes: Sequence[int]) -> Records:
@@ -198,12 +213,14 @@ def main(argv: Sequence[str]) -> int:
     found = {
         "documents": by_documents((100, 200) if small else (1_000, 10_000, 100_000, 1_000_000)),
         "lengths": by_length(shapes, (32, 64) if small else (128, 512, 1024, 2048, 4096, 8192)),
+        "packing": by_packing(shapes[0], (2, 4) if small else (8, 32, 128, 340)),
         "vocabulary": by_vocabulary((256, 512) if small else (1_024, 4_096, 16_384, 50_368, 126_464, 152_064)),
     }
     console = Console(width=150)
     titles = (
         "Documents: CPU time and memory",
         "Length of a document: forward + backward",
+        "Documents of a micro-batch: forward + backward",
         "Vocabulary: head and loss, 512 tokens",
     )
     for title, records in zip(titles, found.values(), strict=True):

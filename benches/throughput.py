@@ -218,7 +218,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="*", choices=[shape.name for shape in CPU], default=[shape.name for shape in CPU])
     parser.add_argument("--lengths", choices=("alpaca", "tulu", "long"), default="alpaca")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--bars", action="store_true", help="exit 1 naming every bar that is missed")
     parser.add_argument("--save", type=Path, help="write the JSON there too, with the command")

@@ -120,6 +120,7 @@ def test_scaling_rehearsal(tmp_path: Path) -> None:
     assert all(record["step_ms"] > 0 for record in found["documents"])
     assert {record["shape"] for record in found["lengths"]} == {"tiny_modernbert", "tiny_llada"}
     assert all(0 < record["attention_share"] < 1 for record in found["lengths"])
+    assert [record["packed_documents"] for record in found["packing"]] == [2, 4]
     assert {"fused_ms", "fused_mb", "plain_ms", "plain_mb"} <= set(found["vocabulary"][0])
     assert found["step_growth"] > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
