@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 BASE ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo yes),$(name))))
 
-.PHONY: setup demo test check manifest bench
+.PHONY: setup demo test check manifest bench scaling
 
 $(PYTHON):
 	@test -n "$(BASE)" || { echo "Python 3.11 or 3.12 is needed" >&2; exit 1; }
@@ -29,7 +29,11 @@ check: setup
 manifest: setup
 	@$(PYTHON) -m plugin.manifest
 
-# Real tokens a second against two plain references; `make bench DEVICE=cuda` for the real shapes.
+# Real tokens a second against dLLM's padded rectangle; fails naming every bar missed. `make bench DEVICE=cuda` for the real shapes.
 DEVICE ?= cpu
 bench: setup
-	@$(PYTHON) benches/throughput.py --device $(DEVICE)
+	@$(PYTHON) benches/throughput.py --device $(DEVICE) $(if $(filter cpu,$(DEVICE)),--bars --save benches/results/cpu-$$(date +%F).json)
+
+# What grows with the data, with the length of a document and with the vocabulary: tables and a picture.
+scaling: setup
+	@$(PYTHON) benches/scaling.py --picture benches/results/scaling.png --save benches/results/scaling.json

@@ -1,19 +1,26 @@
-"""How many real tokens a second does forward + backward take, against a padded rectangle with full logits?
+"""How many real tokens a second does forward + backward take, against dLLM's padded rectangle with logits of every position?
 
-`make bench`. Ways: `random` (documents in the step's random order, padded), `grouped` (neighbours in length, padded) and `ours` (packed,
-logits at masked tokens only). Same documents, masks and weights for all; agreement is checked before anything is timed; ways are
-interleaved, and ratios are medians of CPU time over rounds (of the device's time on CUDA). The last line is one JSON object.
+`make bench`. Ways: `random` (documents in random order) and `grouped` (neighbours in length, as transformers' group_by_length) with
+dLLM's loss, `careful` (grouped, the best loss without a fused head) and `ours` (packed, logits at masked tokens only). Each ratio has
+the same documents, masks and weights on both sides; agreement and leaks are checked before anything is timed; ways are interleaved,
+and ratios are medians of CPU time over rounds, so that a busy machine changes them little. `--bars` exits 1 naming every bar missed.
+The last line is one JSON object. A typical micro-batch stands for a run: see shapes.py; the references' lines: references.py.
 """
 
 from __future__ import annotations
 
+import os
+
+# Threads that wait must sleep: spinning is CPU time too, several times the work's own when other programs want the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +29,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benches")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from references import grouped, in_order, padded_loss  # noqa: E402
+from bars import missed  # noqa: E402
+from meter import Spent, matmul_peak, resident, spent_by  # noqa: E402
+from references import padded_loss  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from shapes import CPU, Shape, draw_lengths  # noqa: E402
@@ -31,116 +40,132 @@ from work import MASK, PAD, Work, make_work  # noqa: E402
 
 from plugin import quiet  # noqa: E402, F401  # before anything that imports torch
 from plugin.data.layout import best_fit, lay_out  # noqa: E402
-from plugin.families import FAMILIES  # noqa: E402
 from plugin.models.diffusion import DiffusionModel  # noqa: E402
 from plugin.models.flops import count_flops  # noqa: E402
 from plugin.models.load import build_model  # noqa: E402
 
-WAYS = ("random", "grouped", "ours")
+# (order of the documents, way); every reference has a run of ours on its own documents beside it.
+RUNS = (("random", "random"), ("random", "ours"), ("grouped", "grouped"), ("grouped", "careful"), ("grouped", "ours"))
 
 
-def run_way(way: str, module: DiffusionModel, model: PreTrainedModel, work: Work, shape: Shape, device: torch.device) -> float:
+@dataclass(frozen=True)
+class Agreement:
+    """Relative difference of loss and gradient between ours and dLLM's, and the largest leak between packed documents (nats)."""
+
+    loss: float
+    gradient: float
+    leak: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured of one shape. Rates are real tokens a CPU second, by order and way."""
+
+    shape: Shape
+    agreement: Agreement
+    rates: dict[tuple[str, str], float]
+    ratios: dict[str, float]  # way -> CPU time of that reference / ours
+    real: dict[str, float]  # order -> share of the reference's positions that are real tokens
+    tokens_per_s: float  # of ours, wall time
+    rss_ratio: float
+    flops: float  # useful operations a CPU second
+
+    def as_json(self, peak: float) -> dict[str, Any]:
+        return {
+            "tokens_per_s": round(self.tokens_per_s, 1),
+            "tokens_per_cpu_s": round(self.rates["random", "ours"], 1),
+            **{f"vs_{way}": round(ratio, 3) for way, ratio in self.ratios.items()},
+            "rss_ratio": round(self.rss_ratio, 3),
+            "of_matmul_peak": round(self.flops / peak, 3),
+            "reference_batch": self.shape.batch_size,
+            **{f"{order}_real_share": round(share, 3) for order, share in self.real.items()},
+        }
+
+
+def run_way(way: str, module: DiffusionModel, model: PreTrainedModel, work: Work) -> float:
     """Forward and backward of one step; returns its loss."""
+    if way != "ours":
+        total = padded_loss(model, work.noised, PAD, way) / work.step.count
+        total.backward()
+        return total.item()
     loss = 0.0
-    if way == "ours":
-        for piece in work.step.pieces:
-            total = module(piece.batch.to(device)).weighted.sum() / work.step.count
-            total.backward()
-            loss += total.item()
-        return loss
-    for documents in (in_order if way == "random" else grouped)(work.noised, shape.batch_size):
-        total = padded_loss(model, documents, PAD) / work.step.count
+    for piece in work.step.pieces:
+        total = module(piece.batch).weighted.sum() / work.step.count
         total.backward()
         loss += total.item()
     return loss
 
 
-def agreement(module: DiffusionModel, model: PreTrainedModel, work: Work, shape: Shape, device: torch.device) -> dict[str, float]:
-    """Relative difference of loss and gradient between ours and the reference, and what leaks between packed documents."""
+def check_agreement(module: DiffusionModel, model: PreTrainedModel, work: Work) -> Agreement:
     losses, gradients = [], []
     for way in ("random", "ours"):
         model.zero_grad(set_to_none=True)
-        losses.append(run_way(way, module, model, work, shape, device))
-        gradients.append(
-            {name: weight.grad.detach().clone() for name, weight in model.named_parameters() if weight.grad is not None}
-        )
+        losses.append(run_way(way, module, model, work))
+        gradients.append({name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None})
     model.zero_grad(set_to_none=True)
-    apart = sum(((gradients[0][name] - gradients[1][name]) ** 2).sum().item() for name in gradients[0]) ** 0.5
-    size = sum((value**2).sum().item() for value in gradients[0].values()) ** 0.5
-    return {"loss": abs(losses[0] - losses[1]) / abs(losses[0]), "grad": apart / size, "leak": leak(module, work, device)}
+    theirs, ours = gradients
+    apart = sum(((theirs[name] - ours[name]) ** 2).sum().item() for name in theirs) ** 0.5
+    size = sum((value**2).sum().item() for value in theirs.values()) ** 0.5
+    return Agreement(abs(losses[0] - losses[1]) / abs(losses[0]), apart / size, leak(module, work))
 
 
 @torch.no_grad()
-def leak(module: DiffusionModel, work: Work, device: torch.device) -> float:
+def leak(module: DiffusionModel, work: Work) -> float:
     """Change every visible token of the first document of a micro-batch: the largest change in another document's sum."""
-    piece = next((one for one in work.step.pieces if len(one.documents) > 1), work.step.pieces[0])
+    piece = work.step.pieces[0]
+    assert len(piece.documents) > 1, "a document alone has nobody to leak to"
     true = [work.noised[index][0] for index in piece.documents]
     first = piece.corruptions[0]
     noisy = np.where(first.noisy == MASK, first.noisy, first.noisy + 1).astype(np.int32)
     edited = [type(first)(noisy, first.masked, first.weight, first.count, first.t, first.probability), *piece.corruptions[1:]]
-    before = module(piece.batch.to(device)).weighted
-    after = module(lay_out(true, edited).to(device)).weighted
-    return (before - after)[1:].abs().max().item() if len(true) > 1 else 0.0
+    before, after = module(piece.batch).weighted, module(lay_out(true, edited)).weighted
+    return (before - after)[1:].abs().max().item()
 
 
-def timed(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """(wall seconds, CPU seconds; on CUDA both are the device's wall time)."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    wall, cpu = time.perf_counter(), time.process_time()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        cpu = time.process_time() - (time.perf_counter() - wall)
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
-def measure(shape: Shape, kind: str, rounds: int, device: torch.device) -> dict[str, Any]:
-    torch.manual_seed(0)
-    model = build_model(shape.config()).to(device)
-    module = DiffusionModel(model, PAD, "varlen" if device.type == "cuda" else "loop")
-    agreed = agreement(module, model, make_work(shape, kind, 0), shape, device)
-    seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
-    tokens, flops = [], []
-    counter = count_flops(model)
-    for number in range(1, rounds + 1):
-        work = make_work(shape, kind, number)
-        tokens.append(work.step.tokens)
-        flops.append(counter.step(work.step.lengths, work.step.masked))
-        for way in WAYS[number % 3 :] + WAYS[: number % 3]:  # every way is first, second and last in turn
-            model.zero_grad(set_to_none=True)
-            seconds[way].append(timed(lambda way=way, work=work: run_way(way, module, model, work, shape, device), device))
-    rates = {way: statistics.median(count / wall for count, (wall, _) in zip(tokens, seconds[way], strict=True)) for way in WAYS}
-
-    def ratio(way: str) -> float:
-        return statistics.median(other / ours for (_, other), (_, ours) in zip(seconds[way], seconds["ours"], strict=True))
-
-    useful = statistics.median(count / wall for count, (wall, _) in zip(flops, seconds["ours"], strict=True))
-    return {"rates": rates, "vs_grouped": ratio("grouped"), "vs_random": ratio("random"), "flops_per_s": useful, **agreed}
-
-
-def peak_growth(shape: Shape, way: str, kind: str) -> int:
-    """Bytes by which one step of one way lifts the peak over an imported, empty process; runs in a process of its own."""
-    before = peak_rss()
+def measure(shape: Shape, kind: str, rounds: int, empty: int) -> Found:
+    """`empty`: bytes resident before any model was built."""
     torch.manual_seed(0)
     model = build_model(shape.config())
-    run_way(way, DiffusionModel(model, PAD, "loop"), model, make_work(shape, kind, 1), shape, torch.device("cpu"))
-    return peak_rss() - before
+    module, counter = DiffusionModel(model, PAD, "loop"), count_flops(model)
+    agreement = check_agreement(module, model, make_work(shape.few(), kind, "random", 0))
+    rounds_of: dict[tuple[str, str], list[Spent]] = {run: [] for run in RUNS}
+    works: dict[str, list[Work]] = {"random": [], "grouped": []}
+    for number in range(1, rounds + 1):
+        for order, made in works.items():
+            made.append(make_work(shape, kind, order, number))
+        turn = 2 * number % len(RUNS)
+        for order, way in RUNS[turn:] + RUNS[:turn]:  # no way is always first, or always behind the same one
+            model.zero_grad(set_to_none=True)
+            spent = spent_by(lambda order=order, way=way: run_way(way, module, model, works[order][-1]))
+            rounds_of[order, way].append(spent)
+
+    def rate(order: str, way: str, clock: str = "cpu") -> float:
+        spent = zip(works[order], rounds_of[order, way], strict=True)
+        return statistics.median(work.step.tokens / vars(one)[clock] for work, one in spent)
+
+    def ratio(order: str, way: str) -> float:
+        pairs = zip(rounds_of[order, way], rounds_of[order, "ours"], strict=True)
+        return statistics.median(theirs.cpu / ours.cpu for theirs, ours in pairs)
+
+    def grown(way: str) -> float:
+        return statistics.median(one.peak - empty for one in rounds_of["random", way])
+
+    useful = [counter.step(work.step.lengths, work.step.masked) for work in works["random"]]
+    return Found(
+        shape,
+        agreement,
+        rates={run: rate(*run) for run in RUNS},
+        ratios={way: ratio(order, way) for order, way in RUNS if way != "ours"},
+        real={order: statistics.median(real_share(work) for work in made) for order, made in works.items()},
+        tokens_per_s=rate("random", "ours", "wall"),
+        rss_ratio=grown("ours") / grown("random"),
+        flops=statistics.median(count / one.cpu for count, one in zip(useful, rounds_of["random", "ours"], strict=True)),
+    )
 
 
-def peak_rss() -> int:
-    """Bytes of this program's peak; getrusage would count what the parent held when it forked."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return 1024 * int(line.split()[1])
-
-
-def rss_ratio(shape: Shape, kind: str) -> float:
-    grown = {}
-    for way in ("random", "ours"):
-        command = [sys.executable, __file__, "--rss", way, "--shapes", shape.name, "--lengths", kind]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        grown[way] = int(done.stdout.splitlines()[-1])
-    return grown["ours"] / grown["random"]
+def real_share(work: Work) -> float:
+    """Real tokens among the positions of the padded rectangle."""
+    return work.step.tokens / (len(work.noised) * max(ids.size for ids, _ in work.noised))
 
 
 def packing_efficiency(kind: str, budget: int = 8192, documents: int = 1024) -> float:
@@ -150,87 +175,78 @@ def packing_efficiency(kind: str, budget: int = 8192, documents: int = 1024) -> 
     return sum(lengths) / (len(packs) * budget)
 
 
-def matmul_peak(device: torch.device) -> float:
-    """Operations a second of a square float32 product, measured in this run."""
-    size = 2048 if device.type == "cpu" else 8192
-    left, right = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
-    best = min(timed(lambda: left @ right, device)[0] for _ in range(5))
-    return 2 * size**3 / best
-
-
-def table(results: dict[str, dict[str, Any]], peak: float, kind: str) -> Table:
-    shown = Table(title=f"real tokens/s, forward + backward, {kind}-like lengths; matmul peak {peak / 1e9:.0f} GFLOP/s")
-    for column in (
-        "shape",
-        "random",
-        "grouped",
-        "ours",
-        "x grouped",
-        "x random",
-        "RSS x random",
-        "of peak",
-        "loss, gradient apart",
-        "leak",
-    ):
+def table(results: Sequence[Found], peak: float, kind: str) -> Table:
+    title = f"real tokens a CPU second, forward + backward, {kind}-like lengths; one core multiplies {peak / 1e9:.0f} GFLOP/s"
+    shown = Table(title=title)
+    columns = ("shape", "batch of the\nreferences", "random order\nreal", "x", "grouped\nreal", "x", "careful\nx", "ours")
+    for column in (*columns, "of peak", "peak memory\nx random", "loss, gradient\napart", "leak"):
         shown.add_column(column, justify="left" if column == "shape" else "right")
-    for name, one in results.items():
-        rates = (f"{one['rates'][way]:,.0f}" for way in WAYS)
-        apart = f"{one['loss']:.0e}, {one['grad']:.0e}"
-        shares = (
-            f"{one['vs_grouped']:.2f}",
-            f"{one['vs_random']:.2f}",
-            f"{one['rss_ratio']:.2f}",
-            f"{one['flops_per_s'] / peak:.0%}",
+    for one in results:
+        shown.add_row(
+            one.shape.name,
+            str(one.shape.batch_size),
+            f"{one.rates['random', 'random']:,.0f} ({one.real['random']:.0%})",
+            f"{one.ratios['random']:.2f}",
+            f"{one.rates['grouped', 'grouped']:,.0f} ({one.real['grouped']:.0%})",
+            f"{one.ratios['grouped']:.2f}",
+            f"{one.ratios['careful']:.2f}",
+            f"{one.rates['random', 'ours']:,.0f}",
+            f"{one.flops / peak:.0%}",
+            f"{one.rss_ratio:.2f}",
+            f"{one.agreement.loss:.0e}, {one.agreement.gradient:.0e}",
+            f"{one.agreement.leak:g}",
         )
-        shown.add_row(name, *rates, *shares, apart, f"{one['leak']:g}")
     return shown
 
 
+def summarise(results: Sequence[Found], peak: float, kind: str, seconds: float) -> dict[str, Any]:
+    return {
+        "shapes": {one.shape.name: one.as_json(peak) for one in results},
+        "loss_agreement": max(one.agreement.loss for one in results),
+        "grad_agreement": max(one.agreement.gradient for one in results),
+        "leak": max(one.agreement.leak for one in results),
+        "packing_efficiency": round(packing_efficiency(kind), 4),
+        "matmul_gflops": round(peak / 1e9, 1),
+        "lengths": kind,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "seconds": round(seconds, 1),
+    }
+
+
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", nargs="*", default=[shape.name for shape in CPU])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="*", choices=[shape.name for shape in CPU], default=[shape.name for shape in CPU])
     parser.add_argument("--lengths", choices=("alpaca", "tulu", "long"), default="alpaca")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rss", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--bars", action="store_true", help="exit 1 naming every bar that is missed")
+    parser.add_argument("--save", type=Path, help="write the JSON there too, with the command")
+    parser.add_argument("--rehearse", action="store_true", help="every path with narrow models: proves the code, not a figure")
     options = parser.parse_args(argv)
-    chosen = [shape for shape in CPU if shape.name in options.shapes]
-    if options.rss:
-        print(peak_growth(chosen[0], options.rss, options.lengths))
-        return 0
     if options.device == "cuda":
+        if options.bars or options.save:
+            parser.error("--bars and --save are of the CPU bench")
         from cuda import main as on_cuda  # the real shapes need a GPU, and their own way of being built
 
-        return on_cuda([])
-    device = torch.device("cpu")
-    peak = matmul_peak(device)
-    results: dict[str, dict[str, Any]] = {}
-    for shape in chosen:
-        rounds = max(2, options.rounds // 2) if shape.name == "modernbert_base" else options.rounds
-        results[shape.name] = measure(shape, options.lengths, rounds, device) | {"rss_ratio": rss_ratio(shape, options.lengths)}
-        print(f"{shape.name}: {results[shape.name]}", file=sys.stderr, flush=True)  # minutes pass between shapes
+        return on_cuda(["--rehearse"] if options.rehearse else [])
+    began, peak, empty = time.perf_counter(), matmul_peak(), resident()
+    results = []
+    for shape in (shape for shape in CPU if shape.name in options.shapes):
+        results.append(measure(shape.narrow() if options.rehearse else shape, options.lengths, options.rounds, empty))
+        print(f"{shape.name}: {results[-1].as_json(peak)}", file=sys.stderr, flush=True)  # minutes pass between shapes
     Console(width=150).print(table(results, peak, options.lengths))
-    shapes = {
-        name: {
-            "tokens_per_s": round(one["rates"]["ours"], 1),
-            **{key: round(one[key], 3) for key in ("vs_grouped", "vs_random", "rss_ratio")},
-        }
-        for name, one in results.items()
-    }
-    summary = {
-        "shapes": shapes,
-        "loss_agreement": max(one["loss"] for one in results.values()),
-        "grad_agreement": max(one["grad"] for one in results.values()),
-        "leak": max(one["leak"] for one in results.values()),
-        "packing_efficiency": round(packing_efficiency(options.lengths), 4),
-        "matmul_gflops": round(peak / 1e9, 1),
-        "lengths": options.lengths,
-        "threads": torch.get_num_threads(),
-    }
+    summary = summarise(results, peak, options.lengths, time.perf_counter() - began)
+    if options.save:
+        options.save.parent.mkdir(parents=True, exist_ok=True)
+        command = " ".join(["python benches/throughput.py", *argv])
+        options.save.write_text(json.dumps({"command": command, **summary}, indent=1) + "\n", encoding="utf-8")
+    misses = missed(summary) if options.bars else []
+    for miss in misses:
+        print(f"bar missed: {miss}", file=sys.stderr)
     print(json.dumps(summary))
-    return 0
+    return 1 if misses else 0
 
 
 if __name__ == "__main__":
-    assert set(FAMILIES) >= {shape.model_type for shape in CPU}
     sys.exit(main(sys.argv[1:]))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from references import Noised
-from shapes import Shape, draw_lengths
+from shapes import Shape, draw_batch
 
 from plugin.data.documents import Builder, Documents
 from plugin.data.layout import Layout
@@ -38,11 +39,11 @@ class Work:
     noised: list[Noised]
 
 
-def make_work(shape: Shape, kind: str, seed: int) -> Work:
-    """One step of `shape.documents` answers of Alpaca-like (or other) lengths."""
-    lengths, prompts = draw_lengths(kind, shape.documents, seed=seed)
-    documents = _documents(shape, lengths, prompts, seed)
-    step = _step(documents, shape)
+def make_work(shape: Shape, kind: str, order: str, seed: int) -> Work:
+    """One step: a typical micro-batch of answers of Alpaca-like (or other) lengths, in random order or grouped by length."""
+    lengths, prompts = draw_batch(kind, order, shape.batch_size, seed)
+    documents = make_documents(shape.vocabulary, lengths, prompts, seed)
+    step = _step(documents, shape.batch_size)
     by_document = {index: one for piece in step.pieces for index, one in zip(piece.documents, piece.corruptions, strict=True)}
     return Work(step, [(documents[index].ids, by_document[index]) for index in range(len(documents))])
 
@@ -50,19 +51,24 @@ def make_work(shape: Shape, kind: str, seed: int) -> Work:
 def make_rows(shape: Shape, seed: int, tokens: int = 1024) -> Step:
     """One step of full rows of `tokens`, everything learned: pretraining's shape."""
     rows = min(tokens, shape.longest)
-    lengths = np.full(shape.documents, rows)
-    return _step(_documents(shape, lengths, np.ones_like(lengths), seed), shape)
+    lengths = np.full(shape.batch_size, rows)
+    return make_step(shape.vocabulary, lengths, np.ones_like(lengths), seed)
 
 
-def _documents(shape: Shape, lengths: np.ndarray, prompts: np.ndarray, seed: int) -> Documents:
-    rng = np.random.default_rng(1000 + seed)
-    builder = Builder()
+def make_step(vocabulary: int, lengths: NDArray[np.int64], prompts: NDArray[np.int64], seed: int) -> Step:
+    """One step of documents of these lengths, packed into as few micro-batches as the automatic budget allows."""
+    return _step(make_documents(vocabulary, lengths, prompts, seed), len(lengths))
+
+
+def make_documents(vocabulary: int, lengths: NDArray[np.int64], prompts: NDArray[np.int64], seed: int) -> Documents:
+    """Documents of uniformly drawn tokens, everything after the prompt supervised."""
+    rng, builder = np.random.default_rng(1000 + seed), Builder()
     for length, prompt in zip(lengths, prompts, strict=True):
-        ids = rng.integers(8, shape.vocabulary - 8, length).astype(np.int32)
+        ids = rng.integers(8, vocabulary - 8, length).astype(np.int32)
         builder.add(ids, np.arange(length) >= prompt, int(prompt), "")
     return builder.build()
 
 
-def _step(documents: Documents, shape: Shape) -> Step:
+def _step(documents: Documents, batch_size: int) -> Step:
     slots = [Slot(0, index, index) for index in range(len(documents))]
-    return build_step(slots, documents, RULES, batch_size=shape.batch_size, layout=Layout(packed=True))
+    return build_step(slots, documents, RULES, batch_size=batch_size, layout=Layout(packed=True))

@@ -1,0 +1,55 @@
+"""What a piece of work takes: wall time, CPU time and peak memory of this process, on Linux."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Spent:
+    wall: float  # s
+    cpu: float  # s, all threads
+    peak: int  # bytes resident at most, everything that was there before included
+
+
+def spent_by(work: Callable[[], object]) -> Spent:
+    reset_peak()
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return Spent(time.perf_counter() - wall, time.process_time() - cpu, _status("VmHWM"))
+
+
+def resident() -> int:
+    """Bytes resident now."""
+    return _status("VmRSS")
+
+
+def reset_peak() -> None:
+    """From now on the peak is a new one; see proc(5), clear_refs."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def return_free_memory() -> None:
+    """Hand what the allocator keeps back to the system, so that the next growth is seen."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def _status(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
+    return 1024 * int(line.split()[1])
+
+
+def matmul_peak() -> float:
+    """Operations a CPU second of a square float32 product, measured in this run: what one core can do."""
+    size = 2048
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    best = min(spent_by(lambda: left @ right).cpu for _ in range(5))
+    return 2 * size**3 / best

@@ -1,0 +1,127 @@
+"""The benches: their bars and references by hand, and both programs at toy size through their real entry points."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import ROOT, child_env
+
+from benches.bars import missed
+from benches.references import careful_loss, dllm_loss
+from benches.shapes import draw_batch, draw_lengths
+
+GOOD: dict[str, Any] = {
+    "shapes": {
+        "tiny_modernbert": {"vs_grouped": 3.5, "vs_random": 8.0, "rss_ratio": 0.45},
+        "tiny_llada": {"vs_grouped": 3.5, "vs_random": 6.0, "rss_ratio": 0.45},
+        "modernbert_base": {"vs_grouped": 1.35, "vs_random": 1.8, "rss_ratio": 0.9},
+    },
+    "loss_agreement": 1e-5,
+    "grad_agreement": 1e-5,
+    "leak": 0.0,
+    "packing_efficiency": 0.98,
+}
+
+
+def run_bench(name: str, *argv: object) -> dict[str, Any]:
+    """The last line that a bench prints."""
+    command = [sys.executable, str(ROOT / "benches" / name), "--rehearse", *map(str, argv)]
+    done = subprocess.run(command, capture_output=True, text=True, env=child_env(), timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_figures_on_the_bars_miss_none() -> None:
+    assert missed(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("shapes tiny_modernbert vs_random", 7.99),
+        ("shapes tiny_modernbert vs_grouped", 3.49),
+        ("shapes tiny_llada vs_random", 5.99),
+        ("shapes tiny_llada rss_ratio", 0.46),
+        ("shapes modernbert_base vs_grouped", 1.34),
+        ("shapes modernbert_base vs_random", math.nan),
+        ("loss_agreement", 2e-5),
+        ("grad_agreement", math.nan),
+        ("leak", 1e-9),
+        ("packing_efficiency", 0.97),
+    ],
+)
+def test_a_missed_bar_is_named(place: str, value: float) -> None:
+    summary = copy.deepcopy(GOOD)
+    *path, key = place.split()
+    target = summary
+    for part in path:
+        target = target[part]
+    target[key] = value
+    (line,) = missed(summary)
+    assert line.startswith(place.removeprefix("shapes "))
+    assert str(value) in line
+
+
+def test_both_references_give_the_weighted_nll_of_masked_tokens() -> None:
+    # Two tokens of a vocabulary of four; the first is masked and weighs 3. Logit ln 5 for the truth: p = 5 / (5 + 3) = 5 / 8.
+    logits = torch.zeros(1, 2, 4)
+    logits[0, 0, 2] = math.log(5)
+    targets, masked = torch.tensor([[2, 1]]), torch.tensor([[True, False]])
+    weights = torch.tensor([[3.0, 0.0]])
+    for loss in (dllm_loss, careful_loss):
+        assert loss(logits, targets, weights, masked).item() == pytest.approx(3 * math.log(8 / 5))
+
+
+def test_a_typical_micro_batch_stands_for_its_fifty() -> None:
+    for seed in range(5):
+        lengths, prompts = draw_batch("alpaca", "random", 16, seed)
+        pool = draw_lengths("alpaca", 800, seed)[0]
+        rows = pool.reshape(50, 16)
+        assert lengths.tolist() in rows.tolist()
+        assert lengths.mean() / lengths.max() == pytest.approx(pool.sum() / (16 * rows.max(1).sum()), abs=0.02)
+        assert (prompts < lengths).all()
+
+
+def test_grouped_documents_are_neighbours_in_length() -> None:
+    lengths, _ = draw_batch("alpaca", "grouped", 16, seed=1)
+    pool = sorted(draw_lengths("alpaca", 800, seed=1)[0].tolist(), reverse=True)
+    assert lengths.tolist() == pool[400:416]
+    assert lengths.mean() / lengths.max() > 0.97
+
+
+def test_throughput_rehearsal(tmp_path: Path) -> None:
+    saved = tmp_path / "results" / "cpu.json"
+    found = run_bench("throughput.py", "--rounds", 1, "--save", saved)
+    assert set(found["shapes"]) == {"tiny_modernbert", "tiny_llada", "tiny_dream", "modernbert_base"}
+    for shape in found["shapes"].values():
+        assert {"tokens_per_s", "vs_grouped", "vs_random", "vs_careful", "rss_ratio", "reference_batch"} <= set(shape)
+        assert shape["tokens_per_s"] > 0
+    assert found["loss_agreement"] <= 1e-5
+    assert found["grad_agreement"] <= 1e-5
+    assert found["leak"] == 0
+    assert found["packing_efficiency"] >= 0.98
+    kept = json.loads(saved.read_text(encoding="utf-8"))
+    assert kept.pop("command").startswith("python benches/throughput.py --rehearse")
+    assert kept == found
+
+
+def test_scaling_rehearsal(tmp_path: Path) -> None:
+    picture = tmp_path / "scaling.png"
+    found = run_bench("scaling.py", "--picture", picture)
+    assert [record["documents"] for record in found["documents"]] == [100, 200]
+    assert all(record["step_ms"] > 0 for record in found["documents"])
+    assert {record["shape"] for record in found["lengths"]} == {"tiny_modernbert", "tiny_llada"}
+    assert all(0 < record["attention_share"] < 1 for record in found["lengths"])
+    assert [record["packed_documents"] for record in found["packing"]] == [2, 4]
+    assert {"fused_ms", "fused_mb", "plain_ms", "plain_mb"} <= set(found["vocabulary"][0])
+    assert found["step_growth"] > 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size < 200_000
