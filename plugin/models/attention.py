@@ -53,6 +53,18 @@ class Segments:
             self._masks[tokens, reach] = _within(torch.arange(tokens, device=self.document.device), reach)
         return self._masks[tokens, reach]
 
+    def band(self, tokens: int, reach: int) -> Tensor:
+        """Bool [n, B, B + 2 * reach]: which keys around it each query of a block of B sees; padding behind the end sees anything."""
+        if (tokens, reach) not in self._masks:
+            device = self.document.device
+            first = torch.arange(0, tokens, BLOCK, device=device)[:, None]
+            ahead = torch.arange(BLOCK + 2 * reach, device=device) - reach
+            near = (torch.arange(BLOCK, device=device)[:, None] - ahead).abs() <= reach
+            real = (first + ahead >= 0) & (first + ahead < tokens)
+            sees = near & real[:, None, :]
+            self._masks[tokens, reach] = sees | ~sees.any(-1, keepdim=True)
+        return self._masks[tokens, reach]
+
     def together(self, reach: int | None) -> Tensor:
         """Bool [N, N]: pairs of one document, at most `reach` apart."""
         N = self.document.shape[0]
@@ -94,15 +106,36 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 def loop(query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: int | None, scale: float) -> Tensor:
     """One sdpa for each run of documents of one length: nothing is computed that is not needed. The CPU's way."""
-    groups, parts, start = query.shape[1] // key.shape[1], [], 0
-    query, key, value = query[0], repeat_kv(key, groups)[0], repeat_kv(value, groups)[0]
-    for documents, T in segments.runs:
-        end = start + documents * T
-        q, k, v = (x[:, start:end].unflatten(1, (documents, T)).transpose(0, 1) for x in (query, key, value))  # [., H, T, E]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=segments.near(T, reach), scale=scale)
+    groups = query.shape[1] // key.shape[1]
+    sizes = [documents * T for documents, T in segments.runs]
+    # Split at once: the gradient of a slice is as long as the whole batch, and there may be hundreds.
+    pieces = zip(*(x[0].split(sizes, dim=1) for x in (query, repeat_kv(key, groups), repeat_kv(value, groups))), strict=True)
+    parts: list[Tensor] = []
+    for (documents, T), piece in zip(segments.runs, pieces, strict=True):
+        q, k, v = (x.unflatten(1, (documents, T)).transpose(0, 1) for x in piece)  # [., H, T, E]
+        if reach is not None and T >= LONG:
+            mixed = _windowed(q, k, v, segments.band(T, reach), reach, scale)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=segments.near(T, reach), scale=scale)
         parts.append(mixed.transpose(1, 2).flatten(0, 1))  # [documents * T, H, E]
-        start = end
     return torch.cat(parts)[None]
+
+
+# Queries of a block, and the length from which blocks beat a mask of all pairs: 3.5 against 4.8 ms at 256 tokens (reach 64, forward
+# and backward), 59 against 18 at 1,024, 3,955 against 156 at 8,192.
+BLOCK, LONG = 128, 400
+
+
+def _windowed(query: Tensor, key: Tensor, value: Tensor, band: Tensor, reach: int, scale: float) -> Tensor:
+    """Sliding-window attention [S, H, T, E] in blocks of queries, each with the keys it can reach: linear in T."""
+    S, _, T, _ = query.shape
+    blocks, width = band.shape[0], band.shape[2]
+    missing = blocks * BLOCK - T
+    query = F.pad(query, (0, 0, 0, missing)).unflatten(2, (blocks, BLOCK))  # [S, H, n, B, E]
+    near = (F.pad(x, (0, 0, reach, reach + missing)).unfold(2, width, BLOCK).transpose(-1, -2) for x in (key, value))
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, *near))  # [S * n, H, B or B + 2 * reach, E]
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=band.repeat(S, 1, 1)[:, None], scale=scale)
+    return mixed.unflatten(0, (S, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :T]
 
 
 def dense(query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: int | None, scale: float) -> Tensor:
