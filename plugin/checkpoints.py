@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .models.publish import write_model
-from .optimizers import optimizer_tensors
 from .run_folder import RunFolder, rename_whole
 
 
@@ -37,15 +36,15 @@ def save_checkpoint(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     diffusion: dict[str, Any],
-    optimizer: torch.optim.Optimizer,
+    optimizer: dict[str, torch.Tensor],
     keep: int,
 ) -> Path:
-    """Write checkpoint-<step> and remove the oldest beyond `keep`. A kill at any moment leaves the previous ones whole."""
+    """Write checkpoint-<step>, `optimizer` as optimizer_tensors gives it, and remove the oldest beyond `keep`. A kill at any moment leaves the previous ones whole."""
     final = folder / f"checkpoint-{state.step}"
     part = folder / f".checkpoint-{state.step}.part"
     shutil.rmtree(part, ignore_errors=True)
     write_model(part, model, tokenizer, diffusion)
-    save_file(optimizer_tensors(optimizer), part / "optimizer.safetensors")
+    save_file(optimizer, part / "optimizer.safetensors")
     (part / "state.json").write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
     rename_whole(part, final)
     for old in folder.checkpoints()[:-keep]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
@@ -18,15 +19,16 @@ from .data.chat import ChatFormat
 from .data.documents import Documents
 from .data.steps import step_slots
 from .disk import count_parameters
-from .models.diffusion import DiffusionModel
+from .models.diffusion import DiffusionModel, Predict
 from .models.flops import FlopCount, count_flops
 from .models.layers import compile_layers, set_recompute
 from .models.load import load_tokenizer
-from .optimizers import make_optimizer
+from .optimizers import make_optimizer, optimizer_tensors
 from .packing import Attention, check_fits, choose_attention, choose_compile
-from .params import Params
+from .params import SHARDED, Params
 from .reporting import Reporter
 from .run_folder import RunFolder, to_json
+from .sharding import choose_parallel, gathered_model, gathered_optimizer, hollow, shard, shared_predictor
 from .step import Step, StepRules, build_step
 
 SCHEDULES = {
@@ -97,14 +99,16 @@ def load_data(params: Params, folder: RunFolder, reporter: Reporter, accelerator
     )
 
 
-def step_maker(params: Params, data: Data, attention: Attention, rank: int, ranks: int) -> Callable[[int], Step]:
-    """Builds this rank's share of step k (from 0), of a run that does not stream."""
+def step_maker(
+    params: Params, data: Data, attention: Attention, rank: int, ranks: int, *, even: bool = False
+) -> Callable[[int], Step]:
+    """Builds this rank's share of step k (from 0), of a run that does not stream; `even` as in build_step."""
 
     def make(step: int) -> Step:
         clock = data.clock
         slots = step_slots(len(data.train), clock.step_size, step, params.seed, clock.total)
         layout, size = attention.layout, params.batch_size
-        return build_step(slots, data.train, data.rules, batch_size=size, layout=layout, rank=rank, ranks=ranks)
+        return build_step(slots, data.train, data.rules, batch_size=size, layout=layout, rank=rank, ranks=ranks, even=even)
 
     return make
 
@@ -122,6 +126,20 @@ class Trained:
     flops: FlopCount
     memory: memory.Memory | None  # the estimate
     weight_dtype: torch.dtype
+    empty: PreTrainedModel | PeftModel | None  # of a model that is cut up: what its weights are gathered into
+    predict: Predict | None  # of a model that is cut up
+
+    @property
+    def sharded(self) -> bool:
+        return self.empty is not None
+
+    def whole(self) -> PreTrainedModel | PeftModel | None:
+        """The model with all its weights, for rank 0; a model that is cut up needs every rank to call this, and the others get None."""
+        return self.model if self.empty is None else gathered_model(self.model, self.empty)
+
+    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        """`optimizer_tensors`, for rank 0; called as `whole` is."""
+        return gathered_optimizer(self.optimizer) if self.sharded else optimizer_tensors(self.optimizer)
 
 
 def load_model(
@@ -137,8 +155,22 @@ def load_model(
     reporter.log(f"attention: {attention.why}")
     for documents in (data.train, data.evaluation):
         check_fits(documents, data.rules, attention.layout)
-    make_step = data.stream or step_maker(params, data, attention, accelerator.process_index, accelerator.num_processes)
-    plan = _memory_plan(params, config, data, attention, make_step, accelerator.device, compute)
+    ranks, device = accelerator.num_processes, accelerator.device
+
+    def make_plan(parallel: str) -> memory.MakePlan:
+        make = data.stream or step_maker(params, data, attention, accelerator.process_index, ranks)
+        return _memory_plan(params, config, data, attention, make, device, compute, ranks if parallel in SHARDED else 1, parallel)
+
+    def fits() -> bool:
+        """Everywhere: ranks that chose differently would wait for one another forever."""
+        return all(gather_object([make_plan("ddp")().memory.peak <= memory.ROOM * memory.free_bytes(device)]))
+
+    parallel, why = choose_parallel(params, ranks=ranks, on_gpu=device.type == "cuda", fits=fits)
+    if ranks > 1:
+        reporter.log(f"parallel: {parallel}; {why}")
+    sharded = parallel in SHARDED
+    make_step = data.stream or step_maker(params, data, attention, accelerator.process_index, ranks, even=sharded)
+    plan = make_plan(parallel)
     on_plan(plan)
     recompute, estimated = _plan_memory(params, config, plan, accelerator.device, reporter)
     compiles, why = choose_compile(params, accelerator.device)
@@ -153,13 +185,20 @@ def load_model(
     if compiles:
         compile_layers(model, may_fail=params.compile == "auto")
         reporter.log(f"compile: {why}")
+    empty = hollow(model) if sharded else None
     module = DiffusionModel(model, data.chat.pad_id, attention.backend)
+    if sharded:
+        shard(module, device, ranks, parallel, compute)
     optimizer = make_optimizer(
         module, kind=params.optim, learning_rate=params.learning_rate, weight_decay=params.weight_decay, seed=params.seed
     )
-    prepared, wrapped = accelerator.prepare(module, optimizer)
+    if sharded:
+        prepared, wrapped = module, accelerator.prepare_optimizer(optimizer, device_placement=False)
+    else:
+        prepared, wrapped = accelerator.prepare(module, optimizer)
     schedule = _schedule(params, optimizer, data.clock.plan.steps)
-    return Trained(model, prepared, wrapped, schedule, attention, make_step, flops, estimated, dtype)
+    predict = shared_predictor(module, compute) if sharded else None
+    return Trained(model, prepared, wrapped, schedule, attention, make_step, flops, estimated, dtype, empty, predict)
 
 
 def _memory_plan(
@@ -170,14 +209,18 @@ def _memory_plan(
     make_step: Callable[[int], Step],
     device: torch.device,
     compute: torch.dtype,
+    cut: int,
+    parallel: str,
 ) -> memory.MakePlan:
+    """`cut`: ranks that the model is cut over."""
+
     def plan() -> memory.Plan:
         if params.streaming:  # its steps are built once, in order
             batch = memory.documents_of(streaming.pack_tokens(params), params.max_length)
             several = params.gradient_accumulation_steps > 1
         else:
             batch, several = memory.heaviest(make_step, data.clock.plan.steps, packed=attention.layout.packed)
-        setting = memory.Setting(device, compute, attention.backend, params.optim, several)
+        setting = memory.Setting(device, compute, attention.backend, params.optim, several, cut, parallel)
         return memory.plan_memory(params, config, batch, setting)
 
     return plan

@@ -27,6 +27,7 @@ from .rendezvous import join_ranks, serve_store
 from .reporting import Reporter
 from .run_folder import RunFolder
 from .sampler_watch import SampleWatch
+from .sharding import reshard
 from .stopping import Requests
 from .watchdog import Heartbeat, heartbeat_path
 
@@ -64,9 +65,11 @@ class Run:
         result = self._result(done, stopped, totals, peak)
         self.reporter.hparams(params.as_json(), {"loss": result["loss"], "eval_loss": result["eval_loss"]})
         if not stopped:
+            model = self.trained.whole()
             if self.main:
+                assert model is not None
                 ranks = self.accelerator.num_processes
-                result |= finish(params, self.folder, self.data, self.trained, self.reporter, self.last_eval, ranks)
+                result |= finish(params, self.folder, self.data, self.trained, model, self.reporter, self.last_eval, ranks)
             self.accelerator.wait_for_everyone()
         result["seconds"] = round(time.perf_counter() - self.started, 2)
         return result
@@ -88,7 +91,8 @@ class Run:
         self.data = load_data(self.params, self.folder, self.reporter, self.accelerator)
         self.heartbeat.beat("model")
         self.trained = load_model(self.params, self.data, self.reporter, self.accelerator, self._remember_plan)
-        self.watch = SampleWatch(self.trained.model, self.data.chat, self._watched(), self.data.facts["sampler"])
+        trained, sampler = self.trained, self.data.facts["sampler"]
+        self.watch = SampleWatch(trained.model, self.data.chat, self._watched(), sampler, trained.predict)
         if self.main:
             config = assembly.base_config(self.params, self.data.tokenizer, offline=True)
             check_room(self.params, *count_parameters(config, self.params))
@@ -174,7 +178,8 @@ class Run:
         self.reporter.phase("eval")
         data, beat = self.data, self.heartbeat.beat
         layout, size = self.trained.attention.layout, data.clock.eval_batch_size
-        metrics = evaluate(self.accelerator, self.trained.module, data.evaluation, data.rules, size, layout, beat)
+        even = self.trained.sharded
+        metrics = evaluate(self.accelerator, self.trained.module, data.evaluation, data.rules, size, layout, beat, even=even)
         if not math.isfinite(metrics["eval/loss"]):
             fix = "Lower learning_rate, or look at the model's weights."
             raise JobError(
@@ -187,23 +192,29 @@ class Run:
         self.reporter.phase("train")
 
     def _sample(self, step: int) -> None:
+        records = self.watch.samples() if self.main or self.trained.sharded else []
+        reshard(self.trained.module)
         if self.main:
-            for number, record in enumerate(self.watch.samples(), start=1):
+            for number, record in enumerate(records, start=1):
                 self.reporter.sample(step, number, **record)
         self.accelerator.wait_for_everyone()
 
     def _save(self, step: int) -> None:
         self.reporter.phase("save")
+        data, trained, params = self.data, self.trained, self.params
+        if self.main or trained.sharded:
+            model, optimizer = trained.whole(), trained.optimizer_tensors()
+        else:
+            model, optimizer = None, {}
         if self.main:
-            data, trained, params = self.data, self.trained, self.params
+            assert model is not None
             pass_, position = divmod(step * data.clock.step_size, len(data.train))
             if data.stream:
                 stream = data.stream.state_after(step)
                 pass_, position = stream.pass_, stream.row
             state = State(step, pass_, position, params.seed)
             facts = model_facts(params, data, trained.weight_dtype)
-            optimizer, keep = trained.optimizer, params.save_total_limit
-            path = save_checkpoint(self.folder, state, trained.model, data.tokenizer, facts, optimizer, keep)
+            path = save_checkpoint(self.folder, state, model, data.tokenizer, facts, optimizer, params.save_total_limit)
             self.reporter.event("checkpoint", step=step, path=str(path))
         self.accelerator.wait_for_everyone()
         self.reporter.phase("train")

@@ -37,7 +37,7 @@ def train(model: PreTrainedModel, optimizer: torch.optim.Optimizer, first: int, 
 
 def save(folder: Path, step: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer, keep: int = 2) -> Path:
     state = State(step, 0, 4 * step, 7)
-    return save_checkpoint(RunFolder(folder), state, model, word_tokenizer(["a"]), FACTS, optimizer, keep)
+    return save_checkpoint(RunFolder(folder), state, model, word_tokenizer(["a"]), FACTS, optimizer_tensors(optimizer), keep)
 
 
 @pytest.mark.parametrize("fused", [True, False])
