@@ -39,7 +39,10 @@ def save_checkpoint(
     optimizer: dict[str, torch.Tensor],
     keep: int,
 ) -> Path:
-    """Write checkpoint-<step>, `optimizer` as optimizer_tensors gives it, and remove the oldest beyond `keep`. A kill at any moment leaves the previous ones whole."""
+    """Write checkpoint-<step> and remove the oldest beyond `keep`. A kill at any moment leaves the previous ones whole.
+
+    `optimizer`: what optimizer_tensors gives.
+    """
     final = folder / f"checkpoint-{state.step}"
     part = folder / f".checkpoint-{state.step}.part"
     shutil.rmtree(part, ignore_errors=True)

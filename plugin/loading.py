@@ -28,7 +28,7 @@ from .packing import Attention, check_fits, choose_attention, choose_compile
 from .params import SHARDED, Params
 from .reporting import Reporter
 from .run_folder import RunFolder, to_json
-from .sharding import choose_parallel, gathered_model, gathered_optimizer, hollow, shard, shared_predictor
+from .sharding import choose_parallel, gathered_dtype, gathered_model, gathered_optimizer, hollow, shard, shared_predictor
 from .step import Step, StepRules, build_step
 
 SCHEDULES = {
@@ -158,16 +158,9 @@ def load_model(
     ranks, device = accelerator.num_processes, accelerator.device
 
     def make_plan(parallel: str) -> memory.MakePlan:
-        make = data.stream or step_maker(params, data, attention, accelerator.process_index, ranks)
-        return _memory_plan(params, config, data, attention, make, device, compute, ranks if parallel in SHARDED else 1, parallel)
+        return _memory_plan(params, config, data, attention, accelerator, parallel)
 
-    def fits() -> bool:
-        """Everywhere: ranks that chose differently would wait for one another forever."""
-        return all(gather_object([make_plan("ddp")().memory.peak <= memory.ROOM * memory.free_bytes(device)]))
-
-    parallel, why = choose_parallel(params, ranks=ranks, on_gpu=device.type == "cuda", fits=fits)
-    if ranks > 1:
-        reporter.log(f"parallel: {parallel}; {why}")
+    parallel = _choose_parallel(params, make_plan("ddp"), reporter, accelerator)
     sharded = parallel in SHARDED
     make_step = data.stream or step_maker(params, data, attention, accelerator.process_index, ranks, even=sharded)
     plan = make_plan(parallel)
@@ -176,6 +169,7 @@ def load_model(
     compiles, why = choose_compile(params, accelerator.device)
 
     model = assembly.make_model(params, data.tokenizer, compute)
+    empty = hollow(model) if sharded else None
     dtype = assembly.weight_dtype(params, compute)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     reporter.log(f"model: {trained:,} parameters train, weights kept in {str(dtype).removeprefix('torch.')}")
@@ -185,10 +179,9 @@ def load_model(
     if compiles:
         compile_layers(model, may_fail=params.compile == "auto")
         reporter.log(f"compile: {why}")
-    empty = hollow(model) if sharded else None
     module = DiffusionModel(model, data.chat.pad_id, attention.backend)
     if sharded:
-        shard(module, device, ranks, parallel, compute)
+        shard(module, device, ranks, parallel, gathered_dtype(device, compute))
     optimizer = make_optimizer(
         module, kind=params.optim, learning_rate=params.learning_rate, weight_decay=params.weight_decay, seed=params.seed
     )
@@ -201,26 +194,36 @@ def load_model(
     return Trained(model, prepared, wrapped, schedule, attention, make_step, flops, estimated, dtype, empty, predict)
 
 
+def _choose_parallel(params: Params, replicated: memory.MakePlan, reporter: Reporter, accelerator: Accelerator) -> str:
+    """ddp, zero2 or zero3, the same on every rank: those that chose differently would wait for one another forever."""
+    ranks, device = accelerator.num_processes, accelerator.device
+
+    def fits() -> bool:
+        return all(gather_object([replicated().memory.peak <= memory.ROOM * memory.free_bytes(device)]))
+
+    parallel, why = choose_parallel(params, ranks=ranks, on_gpu=device.type == "cuda", fits=fits)
+    if ranks > 1:
+        reporter.log(f"parallel: {parallel}; {why}")
+    return parallel
+
+
 def _memory_plan(
-    params: Params,
-    config: PretrainedConfig,
-    data: Data,
-    attention: Attention,
-    make_step: Callable[[int], Step],
-    device: torch.device,
-    compute: torch.dtype,
-    cut: int,
-    parallel: str,
+    params: Params, config: PretrainedConfig, data: Data, attention: Attention, accelerator: Accelerator, parallel: str
 ) -> memory.MakePlan:
-    """`cut`: ranks that the model is cut over."""
+    device, compute = accelerator.device, assembly.COMPUTE[accelerator.mixed_precision]
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    cut = ranks if parallel in SHARDED else 1
 
     def plan() -> memory.Plan:
         if params.streaming:  # its steps are built once, in order
             batch = memory.documents_of(streaming.pack_tokens(params), params.max_length)
             several = params.gradient_accumulation_steps > 1
         else:
+            make_step = step_maker(params, data, attention, rank, ranks)
             batch, several = memory.heaviest(make_step, data.clock.plan.steps, packed=attention.layout.packed)
-        setting = memory.Setting(device, compute, attention.backend, params.optim, several, cut, parallel)
+        # accelerate calls a CPU of several ranks cpu:0, which is another one to fake tensors.
+        place = torch.device("cpu") if device.type == "cpu" else device
+        setting = memory.Setting(place, compute, attention.backend, params.optim, several, cut, parallel)
         return memory.plan_memory(params, config, batch, setting)
 
     return plan

@@ -27,7 +27,7 @@ from .models.diffusion import DiffusionModel, bare
 from .models.layers import set_recompute
 from .optimizers import state_bytes, update_bytes
 from .params import Params
-from .sharding import gathered_bytes
+from .sharding import gathered_bytes, gathered_dtype
 from .step import Step
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
@@ -143,7 +143,7 @@ def estimate(model: nn.Module, batch: Batch, setting: Setting, recompute: str, *
         weights = sum(one.numel() * one.element_size() for one in held) - four_bit_saves
         gradients = sum(weight.numel() * weight.element_size() for weight in trained)
         states = sum(state_bytes(weight, setting.optim) for weight in trained)
-        at_once, last = gathered_bytes(module.model, setting.parallel, setting.compute) if setting.ranks > 1 else (0, 0)
+        gathered, last = gathered_bytes(module.model, setting.parallel, gathered_dtype(setting.device, setting.compute))
     activations, logits = tracker.highest["activations"], tracker.highest["logits"]
     update = gradients + update_bytes(trained, setting.optim, setting.device)
     during = tracker.peak + (gradients if setting.accumulates else 0)
@@ -152,7 +152,7 @@ def estimate(model: nn.Module, batch: Batch, setting: Setting, recompute: str, *
     if setting.ranks > 1:
         # This rank's share, and what is gathered on top: some weights, and the gradients of one unit until they are cut.
         weights, states, update = (-(-size // setting.ranks) for size in (weights, states, update))
-        weights += at_once
+        weights += gathered
         spared = max(0, gradients - -(-gradients // setting.ranks) - last)
         gradients, during = gradients - spared, during - spared
     return Memory(weights, gradients, states, activations, logits, peak=weights + states + max(during, update))

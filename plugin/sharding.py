@@ -9,7 +9,7 @@ Who calls a function marked "collective" calls it on every rank, or the others w
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
@@ -42,16 +42,24 @@ def choose_parallel(params: Params, *, ranks: int, on_gpu: bool, fits: Callable[
     return "zero3", "a whole copy does not fit on each device"
 
 
-def shard(module: DiffusionModel, device: torch.device, ranks: int, parallel: str, compute: torch.dtype) -> None:
+def gathered_dtype(device: torch.device, compute: torch.dtype) -> torch.dtype | None:
+    """The dtype that layers are gathered in; None is their own.
+
+    In half precision a GPU gathers them in the compute dtype: autocast would keep a cast copy of every weight until the backward,
+    the whole model again. All else is autocast's, as without sharding; only norms of layers see their weights rounded. A CPU's
+    autocast leaves LayerNorm to the dtypes it finds, and it refuses to mix them.
+    """
+    return compute if compute != torch.float32 and device.type == "cuda" else None
+
+
+def shard(module: DiffusionModel, device: torch.device, ranks: int, parallel: str, dtype: torch.dtype | None) -> None:
     """Cut the weights of `module` over all ranks, in place, and move this rank's part to its device. Before the optimizer is made.
 
-    In half precision layers are gathered in the compute dtype: autocast would keep a cast copy of every weight until the backward,
-    the whole model again. All else is autocast's, as without sharding; only norms of layers see their weights rounded.
+    `dtype`: see gathered_dtype.
     """
     assert parallel in SHARDED
     mesh = init_device_mesh(device.type, (ranks,))
-    half = compute != torch.float32
-    policy = MixedPrecisionPolicy(compute if half else None, torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     for layer in layers_of(module.model):
         fully_shard(layer, mesh=mesh, reshard_after_forward=parallel == "zero3", mp_policy=policy)
     # The root's weights begin the forward and the backward alike, so they are held between the two.
@@ -137,26 +145,23 @@ def own_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered_bytes(model: nn.Module, parallel: str, compute: torch.dtype) -> tuple[int, int]:
+def gathered_bytes(model: nn.Module, parallel: str, dtype: torch.dtype | None) -> tuple[int, int]:
     """(bytes of weights that are gathered at a time, bytes of the largest unit's gradients) of a model that is not cut up yet.
 
-    The root's weights and, of the layers, two under zero3 (one computes while the next arrives) or all under zero2.
+    The root's weights and, of the layers, two under zero3 (one computes while the next arrives) or all under zero2. `dtype`: see
+    gathered_dtype.
     """
-    layers = [_weights_of(layer) for layer in layers_of(model)]
+    layers = [list(layer.parameters()) for layer in layers_of(model)]
     inside = {id(weight) for layer in layers for weight in layer}
     root = [weight for weight in model.parameters() if id(weight) not in inside]
 
-    def size(weight: Tensor) -> int:
-        return weight.numel() * min(weight.element_size(), compute.itemsize)
+    def size(weights: Iterable[Tensor], dtype: torch.dtype | None) -> int:
+        return sum(weight.numel() * (dtype or weight.dtype).itemsize for weight in weights)
 
-    sizes = sorted((sum(map(size, layer)) for layer in layers), reverse=True)
-    held = sum(sizes[:2] if parallel == "zero3" else sizes)
-    learned = [sum(map(size, (weight for weight in unit if weight.requires_grad))) for unit in (root, *layers)]
-    return sum(weight.numel() * weight.element_size() for weight in root) + held, max(learned)
-
-
-def _weights_of(layer: nn.Module) -> list[Tensor]:
-    return list(layer.parameters())
+    sizes = sorted((size(layer, dtype) for layer in layers), reverse=True)
+    held = size(root, None) + sum(sizes[:2] if parallel == "zero3" else sizes)
+    learned = [size((weight for weight in unit if weight.requires_grad), None) for unit in (root, *layers)]
+    return held, max(learned)
 
 
 def _full(tensor: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ FLOOR_2 = {
         "ahead",
         "disk",
         "rendezvous",
+        "sharding",
         "streaming",
         "memory",
         "loading",

@@ -14,7 +14,6 @@ from plugin.parse import parse
 # Declared for later issues; the issue that builds one deletes its line here and its row in params.BUILT.
 PENDING = {
     "resume": "issue 5: resume",
-    "parallel": "issue 5: several devices",
     "log_to_wandb": "issue 6: hosts",
     "wandb_project": "issue 6: hosts",
 }
@@ -22,7 +21,6 @@ PENDING = {
 # Another valid value of every pending field.
 OTHER: dict[str, object] = {
     "resume": "true",
-    "parallel": "fsdp2",
     "log_to_wandb": True,
     "wandb_project": "mine",
 }

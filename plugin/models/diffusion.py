@@ -22,7 +22,6 @@ from ..job import JobError, Problem
 from .attention import NAME, Segments
 from .head import Rows, Sums, masked_sums
 
-
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # see predictor
 
 
@@ -133,7 +132,7 @@ class DiffusionModel(nn.Module):
         return face.encode(model, padded.view(rows, columns), mask).flatten(0, 1), cell
 
 
-def own_dtype(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+def own_dtype(model: nn.Module) -> contextlib.AbstractContextManager[object]:
     """Compute in the dtype of half-precision weights, where a few of them (new rows, a head that trains) are float32."""
     half = next((weight.dtype for weight in model.parameters() if weight.dtype in (torch.bfloat16, torch.float16)), None)
     return torch.autocast(next(model.parameters()).device.type, dtype=half) if half else contextlib.nullcontext()
