@@ -30,8 +30,11 @@ def evaluate(
     batch_size: int,
     layout: Layout = PADDED,
     beat: Callable[[], None] = lambda: None,
+    *,
+    even: bool = False,
 ) -> dict[str, float]:
     """Loss over all of `documents`, every rank its share; the same numbers on every rank. `beat` is called before each batch.
+    `even`: as in build_step.
 
     `eval/loss` is the training objective, `eval/loss_ci95` its 95 % half-width over documents; `eval/loss_t30_40` is the mean nll
     in nats of masked tokens in documents whose mask probability was in [0.3, 0.4).
@@ -51,7 +54,7 @@ def evaluate(
     module.eval()
     for start in range(0, len(documents), CHUNK):
         slots = [Slot(0, index, index) for index in range(start, min(start + CHUNK, len(documents)))]
-        step = build_step(slots, documents, frozen, batch_size=batch_size, layout=layout, rank=rank, ranks=ranks)
+        step = build_step(slots, documents, frozen, batch_size=batch_size, layout=layout, rank=rank, ranks=ranks, even=even)
         for piece in step.pieces:
             beat()
             with torch.no_grad(), accelerator.autocast():

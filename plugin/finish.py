@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from . import fuse, streaming
 from .loading import Data, Trained
@@ -26,12 +27,19 @@ def model_facts(params: Params, data: Data, dtype: torch.dtype) -> dict[str, Any
 
 
 def finish(
-    params: Params, folder: RunFolder, data: Data, trained: Trained, reporter: Reporter, metrics: dict[str, float], ranks: int
+    params: Params,
+    folder: RunFolder,
+    data: Data,
+    trained: Trained,
+    model: PreTrainedModel | PeftModel,
+    reporter: Reporter,
+    metrics: dict[str, float],
+    ranks: int,
 ) -> dict[str, Any]:
-    """Save the adapter, publish the fused model; what `result` of run.json says of it."""
+    """Save the adapter, publish the fused model; what `result` of run.json says of it. `model`: what was trained, whole."""
     if params.lora:
         part = folder / ".adapter.part"
-        write_model(part, trained.model, data.tokenizer, model_facts(params, data, trained.weight_dtype))
+        write_model(part, model, data.tokenizer, model_facts(params, data, trained.weight_dtype))
         rename_whole(part, folder / "adapter")
     if not params.fuse_model:
         return {}
@@ -43,19 +51,21 @@ def finish(
         tokenizer=data.tokenizer,
         facts={**data.facts, "fuse_base": params.fuse_base},
         card=_card(params, data, metrics, ranks),
-        trained=trained.model,
+        trained=model,
         ids=torch.tensor(longest[None].astype("int64")),
     )
-    fused = _fuse(params, folder, trained, target)
+    fused = _fuse(params, folder, trained.weight_dtype, model, target)
     reporter.log(f"fused: {fused.path}; reloaded, largest logit difference {fused.differences[fused.chosen]:.2e}")
     return {"fuse": fused.as_json()}
 
 
-def _fuse(params: Params, folder: RunFolder, trained: Trained, target: fuse.Target) -> fuse.Fused:
-    if isinstance(trained.model, PeftModel):
-        four_bit, base, dtype = params.load_in_4bit, params.fuse_base, trained.weight_dtype
+def _fuse(
+    params: Params, folder: RunFolder, dtype: torch.dtype, model: PreTrainedModel | PeftModel, target: fuse.Target
+) -> fuse.Fused:
+    if isinstance(model, PeftModel):
+        four_bit, base = params.load_in_4bit, params.fuse_base
         return fuse.fuse_adapter(folder / "adapter", target, four_bit=four_bit, fuse_base=base, dtype=dtype)
-    return fuse.Fused(target.folder, {params.fuse_base: fuse.publish(trained.model, target)}, params.fuse_base)
+    return fuse.Fused(target.folder, {params.fuse_base: fuse.publish(model, target)}, params.fuse_base)
 
 
 def _card(params: Params, data: Data, metrics: dict[str, float], ranks: int) -> fuse.Card:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
@@ -20,15 +21,16 @@ from .data.chat import ChatFormat
 from .data.documents import Documents
 from .data.steps import step_slots
 from .disk import count_parameters
-from .models.diffusion import DiffusionModel
+from .models.diffusion import DiffusionModel, Predict
 from .models.flops import FlopCount, count_flops
 from .models.layers import compile_layers, set_recompute
 from .models.load import load_tokenizer
-from .optimizers import make_optimizer
+from .optimizers import make_optimizer, optimizer_tensors
 from .packing import Attention, check_fits, choose_attention, choose_compile
-from .params import Params
+from .params import SHARDED, Params
 from .reporting import Reporter
 from .run_folder import RunFolder, rename_whole, to_json
+from .sharding import choose_parallel, gathered_dtype, gathered_model, gathered_optimizer, hollow, shard, shared_predictor
 from .step import Step, StepRules, build_step
 
 SCHEDULES = {
@@ -101,14 +103,16 @@ def load_data(params: Params, folder: RunFolder, reporter: Reporter, accelerator
     )
 
 
-def step_maker(params: Params, data: Data, attention: Attention, rank: int, ranks: int) -> Callable[[int], Step]:
-    """Builds this rank's share of step k (from 0), of a run that does not stream."""
+def step_maker(
+    params: Params, data: Data, attention: Attention, rank: int, ranks: int, *, even: bool = False
+) -> Callable[[int], Step]:
+    """Builds this rank's share of step k (from 0), of a run that does not stream; `even` as in build_step."""
 
     def make(step: int) -> Step:
         clock = data.clock
         slots = step_slots(len(data.train), clock.step_size, step, params.seed, clock.total)
         layout, size = attention.layout, params.batch_size
-        return build_step(slots, data.train, data.rules, batch_size=size, layout=layout, rank=rank, ranks=ranks)
+        return build_step(slots, data.train, data.rules, batch_size=size, layout=layout, rank=rank, ranks=ranks, even=even)
 
     return make
 
@@ -126,6 +130,20 @@ class Trained:
     flops: FlopCount
     memory: memory.Memory | None  # the estimate
     weight_dtype: torch.dtype
+    empty: PreTrainedModel | PeftModel | None  # of a model that is cut up: what its weights are gathered into
+    predict: Predict | None  # of a model that is cut up
+
+    @property
+    def sharded(self) -> bool:
+        return self.empty is not None
+
+    def whole(self) -> PreTrainedModel | PeftModel | None:
+        """The model with all its weights, for rank 0; a model that is cut up needs every rank to call this, and the others get None."""
+        return self.model if self.empty is None else gathered_model(self.model, self.empty)
+
+    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        """`optimizer_tensors`, for rank 0; called as `whole` is."""
+        return gathered_optimizer(self.optimizer) if self.sharded else optimizer_tensors(self.optimizer)
 
 
 def load_model(
@@ -148,13 +166,21 @@ def load_model(
     reporter.log(f"attention: {attention.why}")
     for documents in (data.train, data.evaluation):
         check_fits(documents, data.rules, attention.layout)
-    make_step = data.stream or step_maker(params, data, attention, accelerator.process_index, accelerator.num_processes)
-    plan = _memory_plan(params, config, data, attention, make_step, accelerator.device, compute)
+    ranks, device = accelerator.num_processes, accelerator.device
+
+    def make_plan(parallel: str) -> memory.MakePlan:
+        return _memory_plan(params, config, data, attention, accelerator, parallel)
+
+    parallel = _choose_parallel(params, make_plan("ddp"), reporter, accelerator)
+    sharded = parallel in SHARDED
+    make_step = data.stream or step_maker(params, data, attention, accelerator.process_index, ranks, even=sharded)
+    plan = make_plan(parallel)
     on_plan(plan)
     recompute, estimated = _plan_memory(params, config, plan, accelerator.device, reporter)
     compiles, why = choose_compile(params, accelerator.device)
 
     model = assembly.make_model(params, data.tokenizer, compute, checkpoint=checkpoint)
+    empty = hollow(model) if sharded else None
     dtype = assembly.weight_dtype(params, compute)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     reporter.log(f"model: {trained:,} parameters train, weights kept in {str(dtype).removeprefix('torch.')}")
@@ -165,30 +191,50 @@ def load_model(
         compile_layers(model, may_fail=params.compile == "auto")
         reporter.log(f"compile: {why}")
     module = DiffusionModel(model, data.chat.pad_id, attention.backend)
+    if sharded:
+        shard(module, device, ranks, parallel, gathered_dtype(device, compute))
     optimizer = make_optimizer(
         module, kind=params.optim, learning_rate=params.learning_rate, weight_decay=params.weight_decay, seed=params.seed
     )
-    prepared, wrapped = accelerator.prepare(module, optimizer)
+    if sharded:
+        prepared, wrapped = module, accelerator.prepare_optimizer(optimizer, device_placement=False)
+    else:
+        prepared, wrapped = accelerator.prepare(module, optimizer)
     schedule = _schedule(params, optimizer, data.clock.plan.steps)
-    return Trained(model, prepared, wrapped, schedule, attention, make_step, flops, estimated, dtype)
+    predict = shared_predictor(module, compute) if sharded else None
+    return Trained(model, prepared, wrapped, schedule, attention, make_step, flops, estimated, dtype, empty, predict)
+
+
+def _choose_parallel(params: Params, replicated: memory.MakePlan, reporter: Reporter, accelerator: Accelerator) -> str:
+    """ddp, zero2 or zero3, the same on every rank: those that chose differently would wait for one another forever."""
+    ranks, device = accelerator.num_processes, accelerator.device
+
+    def fits() -> bool:
+        return all(gather_object([replicated().memory.peak <= memory.ROOM * memory.free_bytes(device)]))
+
+    parallel, why = choose_parallel(params, ranks=ranks, on_gpu=device.type == "cuda", fits=fits)
+    if ranks > 1:
+        reporter.log(f"parallel: {parallel}; {why}")
+    return parallel
 
 
 def _memory_plan(
-    params: Params,
-    config: PretrainedConfig,
-    data: Data,
-    attention: Attention,
-    make_step: Callable[[int], Step],
-    device: torch.device,
-    compute: torch.dtype,
+    params: Params, config: PretrainedConfig, data: Data, attention: Attention, accelerator: Accelerator, parallel: str
 ) -> memory.MakePlan:
+    device, compute = accelerator.device, assembly.COMPUTE[accelerator.mixed_precision]
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    cut = ranks if parallel in SHARDED else 1
+
     def plan() -> memory.Plan:
         if params.streaming:  # its steps are built once, in order
             batch = memory.documents_of(streaming.pack_tokens(params), params.max_length)
             several = params.gradient_accumulation_steps > 1
         else:
+            make_step = step_maker(params, data, attention, rank, ranks)
             batch, several = memory.heaviest(make_step, data.clock.plan.steps, packed=attention.layout.packed)
-        setting = memory.Setting(device, compute, attention.backend, params.optim, several)
+        # accelerate calls a CPU of several ranks cpu:0, which is another one to fake tensors.
+        place = torch.device("cpu") if device.type == "cpu" else device
+        setting = memory.Setting(place, compute, attention.backend, params.optim, several, cut, parallel)
         return memory.plan_memory(params, config, batch, setting)
 
     return plan

@@ -1,8 +1,8 @@
 """THE training loop. One optimizer step, top to bottom:
 
 build the step (noised, counted) -> forward and backward each micro-batch, divided by the step's global count, times the number of
-ranks because DDP averages -> clip -> finite? -> update -> report, evaluate, save, stop. Micro-batches never wait for the device;
-one small read an optimizer step carries loss, gradient norm and everybody's wish to stop.
+ranks because DDP and FSDP2 average -> clip -> finite? -> update -> report, evaluate, save, stop. Micro-batches never wait for the
+device; one small read an optimizer step carries loss, gradient norm and everybody's wish to stop.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from .job import Code, JobError, Problem
 from .meters import Stopwatch
@@ -210,7 +211,8 @@ def _forward_backward(
         last = number + 1 == len(step.pieces)
         hooks.beat()
         with contextlib.nullcontext() if last else accelerator.no_sync(module):
-            sums: Sums = module(piece.batch.to(accelerator.device))
+            with accelerator.autocast():  # a sharded module is not one that accelerate has wrapped
+                sums: Sums = module(piece.batch.to(accelerator.device))
             watch.lap("forward")
             accelerator.backward(sums.weighted.sum() * (accelerator.num_processes / step.count))
             watch.lap("backward")
@@ -230,7 +232,8 @@ def _read(
     packed = torch.cat([sums.float(), flags.to(sums.device)])
     if accelerator.num_processes > 1:
         packed = cast("torch.Tensor", accelerator.reduce(packed, reduction="sum"))
-    loss, right, stop, save, sample, grad_norm = torch.cat([packed, torch.as_tensor(norm).to(packed).reshape(1)]).tolist()
+    whole = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
+    loss, right, stop, save, sample, grad_norm = torch.cat([packed, whole.to(packed).reshape(1)]).tolist()
     return loss, right, grad_norm, Requests(stop > 0, save > 0, sample > 0)
 
 

@@ -27,6 +27,7 @@ from .models.diffusion import DiffusionModel, bare
 from .models.layers import set_recompute
 from .optimizers import state_bytes, update_bytes
 from .params import Params
+from .sharding import gathered_bytes, gathered_dtype
 from .step import Step
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
@@ -66,6 +67,8 @@ class Setting:
     backend: str | None  # of packed documents; None pads
     optim: str
     accumulates: bool  # several micro-batches a step: gradients are held while the next one runs
+    ranks: int = 1  # that the model is cut over, as `parallel` says
+    parallel: str = "ddp"
 
 
 class _Tracker(TorchDispatchMode):
@@ -140,11 +143,18 @@ def estimate(model: nn.Module, batch: Batch, setting: Setting, recompute: str, *
         weights = sum(one.numel() * one.element_size() for one in held) - four_bit_saves
         gradients = sum(weight.numel() * weight.element_size() for weight in trained)
         states = sum(state_bytes(weight, setting.optim) for weight in trained)
+        gathered, last = gathered_bytes(module.model, setting.parallel, gathered_dtype(setting.device, setting.compute))
     activations, logits = tracker.highest["activations"], tracker.highest["logits"]
     update = gradients + update_bytes(trained, setting.optim, setting.device)
     during = tracker.peak + (gradients if setting.accumulates else 0)
     if setting.device.type == "cpu":
         during = gradients + round(CPU_HOLES * (activations + logits))
+    if setting.ranks > 1:
+        # This rank's share, and what is gathered on top: some weights, and the gradients of one unit until they are cut.
+        weights, states, update = (-(-size // setting.ranks) for size in (weights, states, update))
+        weights += gathered
+        spared = max(0, gradients - -(-gradients // setting.ranks) - last)
+        gradients, during = gradients - spared, during - spared
     return Memory(weights, gradients, states, activations, logits, peak=weights + states + max(during, update))
 
 

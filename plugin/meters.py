@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from .sharding import own_part
+
 LAPS = ("load", "forward", "backward", "optimizer", "eval", "save")
 PEAK_SIZE, PEAK_ROUNDS = 8192, 10
 
@@ -75,13 +77,13 @@ def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def memory_by_category(module: nn.Module, optimizer: torch.optim.Optimizer, peak: int, baseline: int) -> dict[str, int]:
-    """Bytes held for weights, gradients and optimizer states; `rest` of the measured peak is activations and logits."""
-    weights = list(module.parameters())
+    """Bytes this rank holds for weights, gradients and optimizer states; `rest` of the measured peak is activations and logits."""
+    weights = [own_part(weight) for weight in module.parameters()]
     held = {
         "weights": _bytes(weights),
         "gradients": sum(weight.numel() * weight.element_size() for weight in weights if weight.requires_grad),
         "optimizer": _bytes(
-            [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+            [own_part(value) for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
         ),
     }
     return {**held, "rest": max(0, peak - baseline - sum(held.values())), "peak": peak}

@@ -6,7 +6,7 @@ and its states cannot be written as safetensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -89,26 +89,38 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
     On a CPU these are the optimizer's own tensors: to be written before the next update.
     """
-    found: dict[str, torch.Tensor] = {}
-    for number, weight in enumerate(_weights(optimizer)):
+    return {key: as_saved(key, value) for key, value in states_of(optimizer)}
+
+
+def states_of(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor | int]]:
+    """Every state as (`<parameter number>.<name>`, value), in an order that depends on the parameters alone."""
+    for number, weight in enumerate(trained_weights(optimizer)):
         for name, value in optimizer.state.get(weight, {}).items():
-            if isinstance(value, torch.Tensor):
-                whole = value.detach().cpu().contiguous()
-                found[f"{number}.{name}"] = whole.clone() if name.startswith("qmap") else whole  # a table that all share
-            elif isinstance(value, int):
-                found[f"{number}.{name}"] = torch.tensor(value, dtype=torch.int64)
-    return found
+            if isinstance(value, torch.Tensor | int):
+                yield f"{number}.{name}", value
+
+
+def as_saved(key: str, value: torch.Tensor | int) -> torch.Tensor:
+    if isinstance(value, int):
+        return torch.tensor(value, dtype=torch.int64)
+    whole = value.detach().cpu().contiguous()
+    return whole.clone() if ".qmap" in key else whole  # a table that all share
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """Put tensors of `optimizer_tensors` back; groups and their options stay the optimizer's own."""
-    weights = _weights(optimizer)
+    weights = trained_weights(optimizer)
     for key, value in tensors.items():
-        number, name = key.split(".", 1)
-        weight = weights[int(number)]
-        whole = value.ndim == 0 and value.dtype == torch.int64
-        optimizer.state[weight][name] = int(value) if whole else value.to(weight.device, copy=True)
+        put_back(optimizer, weights, key, value)
 
 
-def _weights(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+def put_back(optimizer: torch.optim.Optimizer, weights: Sequence[torch.Tensor], key: str, value: torch.Tensor) -> None:
+    """One state of `states_of`, of the weight that its key counts among `weights`."""
+    number, name = key.split(".", 1)
+    weight = weights[int(number)]
+    whole = value.ndim == 0 and value.dtype == torch.int64
+    optimizer.state[weight][name] = int(value) if whole else value.to(weight.device, copy=True)
+
+
+def trained_weights(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [weight for group in optimizer.param_groups for weight in group["params"]]

@@ -199,7 +199,9 @@ class Params(BaseModel):
     attn_implementation: Literal["auto", "eager", "sdpa", "varlen"] = _field("auto", "Attention", "Attention kernel.")
     compile: Literal["auto", "on", "off"] = _field("auto", "Compile", "torch.compile of each layer; auto is on for GPUs.")
     parallel: Literal["auto", "ddp", "fsdp2", "zero2", "zero3"] = _field(
-        "auto", "Parallel", "How several devices share the model."
+        "auto",
+        "Parallel",
+        "ddp: a whole copy on each device. zero2 cuts up gradients and states, zero3 (fsdp2) weights too; auto: ddp if it fits.",
     )
     num_processes: AutoInt = _field("auto", "Processes", "On each machine; auto is one a GPU, or one on a CPU.")
     num_machines: Int = _field(1, "Machines", "Machines that train together, with as many processes each.", ge=1)
@@ -251,10 +253,12 @@ ALIASES = {
 }
 REPORT_TO = {"wandb": True, "all": True, "none": False, "tensorboard": False}
 
+# Values of `parallel` that cut the model up.
+SHARDED = ("fsdp2", "zero2", "zero3")
+
 # What is declared for a later release: the values that work today. Everything else is refused by name, never ignored.
 BUILT: dict[str, tuple[object, ...]] = {
     "train_device": ("auto", "cuda", "cpu"),
-    "parallel": ("auto", "ddp"),
     "log_to_wandb": (False,),
 }
 

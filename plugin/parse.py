@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn
 from pydantic import ValidationError
 
 from .job import JobError, Problem
-from .params import ALIASES, BUILT, METHOD_ONLY, NEEDS, REPORT_TO, Params, schema
+from .params import ALIASES, BUILT, METHOD_ONLY, NEEDS, REPORT_TO, SHARDED, Params, schema
 from .redact import MARK, redact
 
 SCHEMA = schema()
@@ -204,6 +204,7 @@ def _cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
         "Give one of the two.",
     )
     _check_machines(params, require)
+    _check_sharded(params, require)
     for name, value in params.as_json().items():
         clean = not isinstance(value, str) or redact(value) == value
         require(clean, name, "no key in a parameter", MARK, "Keys are read from the environment alone.")
@@ -219,6 +220,17 @@ def _check_machines(params: Params, require: Callable[..., None]) -> None:
         # Others of 127.0.0.0/8 are let through: several parents on one machine, for a trial.
         local = address in ("127.0.0.1", "localhost", "::1")
         require(not local, "main_process_ip", "machine 0's address in the network", address, "127.0.0.1 is each machine itself.")
+
+
+def _check_sharded(params: Params, require: Callable[..., None]) -> None:
+    """What cannot be cut up: 4-bit weights lose their scales, 8-bit states come in blocks of a whole tensor, and nobody has proved
+    that all ranks skip the same steps when float16 overflows."""
+    if params.parallel in SHARDED:
+        fix = "Or set parallel ddp."
+        got = f"{params.parallel} with "
+        require(not params.load_in_4bit, "parallel", "ddp with 4-bit weights", got + "load_in_4bit", "Or leave load_in_4bit off.")
+        require(params.optim == "adamw", "parallel", "optim adamw beside it", got + params.optim, fix)
+        require(params.dtype != "float16", "parallel", "bfloat16 or float32 beside it", got + "float16", fix)
 
 
 def _inapplicable(params: Params) -> list[str]:

@@ -17,7 +17,7 @@ from torch.distributed import TCPStore
 from .follow import LISTEN_FD, PARENT_PID
 from .job import JobError, Problem
 
-# How accelerate may share a model: everything that is saved and fused is read from one rank's whole copy.
+# How accelerate may share a model. Cutting it up is ours (sharding.py): on a CPU accelerate's own FSDP silently becomes DDP.
 REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 # Ranks may wait for hours while rank 0 reads the data; the parent's watchdog knows that from a hang, torch's ten minutes do not.
@@ -34,7 +34,7 @@ def serve_store() -> TCPStore | None:
 
 
 def join_ranks(precision: str, *, on_cpu: bool) -> Accelerator:
-    """Meet the other ranks. Raises JobError (exit 2) when accelerate was configured to cut the model up."""
+    """Meet the other ranks. Raises JobError (exit 2) when accelerate was configured to cut the model up itself."""
     patience: list[KwargsHandler] = []
     if PARENT_PID in os.environ:
         patience.append(InitProcessGroupKwargs(timeout=PATIENCE))
@@ -43,5 +43,6 @@ def join_ranks(precision: str, *, on_cpu: bool) -> Accelerator:
     assert accelerator.num_processes == ranks, f"accelerate runs {accelerator.num_processes} ranks instead of {ranks}"
     if accelerator.distributed_type not in REPLICATED:
         got = f"{accelerator.distributed_type.value} from accelerate's configuration"
-        raise JobError(Problem("parallel", "a whole model on each device (DDP)", got, "Cutting it up is planned, not built yet."))
+        fix = "Leave that configuration at DDP and set parallel zero2 or zero3."
+        raise JobError(Problem("parallel", "a model that this program itself cuts up", got, fix))
     return accelerator

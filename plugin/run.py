@@ -28,13 +28,13 @@ from .finish import finish, model_facts
 from .job import Code, JobError, Problem
 from .loading import load_data, load_model, prepare_data
 from .meters import Stopwatch, measure_peak, memory_by_category
-from .optimizers import optimizer_tensors
 from .params import Params
 from .precision import make_deterministic
 from .rendezvous import join_ranks, serve_store
 from .reporting import Reporter
 from .run_folder import RunFolder
 from .sampler_watch import SampleWatch
+from .sharding import reshard
 from .stopping import Requests
 from .watchdog import Heartbeat, heartbeat_path
 
@@ -74,9 +74,11 @@ class Run:
         result = self._result(done, stopped, totals, peak)
         self.reporter.hparams(params.as_json(), {"loss": result["loss"], "eval_loss": result["eval_loss"]})
         if not stopped:
+            model = self.trained.whole()
             if self.main:
+                assert model is not None
                 ranks = self.accelerator.num_processes
-                result |= finish(params, self.folder, self.data, self.trained, self.reporter, self.last_eval, ranks)
+                result |= finish(params, self.folder, self.data, self.trained, model, self.reporter, self.last_eval, ranks)
             self.accelerator.wait_for_everyone()
         result["seconds"] = round(time.perf_counter() - self.started, 2)
         return result
@@ -110,7 +112,8 @@ class Run:
         self.heartbeat.beat("model")
         self.trained = load_model(self.params, self.data, self.reporter, self.accelerator, self._remember_plan, self.checkpoint)
         self.progress = self._go_on()
-        self.watch = SampleWatch(self.trained.model, self.data.chat, self._watched(), self.data.facts["sampler"])
+        trained, sampler = self.trained, self.data.facts["sampler"]
+        self.watch = SampleWatch(trained.model, self.data.chat, self._watched(), sampler, trained.predict)
         if self.main:
             config = assembly.base_config(self.params, self.data.tokenizer, offline=True)
             check_room(self.params, *count_parameters(config, self.params))
@@ -222,7 +225,8 @@ class Run:
         self.reporter.phase("eval")
         data, beat = self.data, self.heartbeat.beat
         layout, size = self.trained.attention.layout, data.clock.eval_batch_size
-        metrics = evaluate(self.accelerator, self.trained.module, data.evaluation, data.rules, size, layout, beat)
+        even = self.trained.sharded
+        metrics = evaluate(self.accelerator, self.trained.module, data.evaluation, data.rules, size, layout, beat, even=even)
         if not math.isfinite(metrics["eval/loss"]):
             fix = "Lower learning_rate, or look at the model's weights."
             raise JobError(
@@ -235,8 +239,10 @@ class Run:
         self.reporter.phase("train")
 
     def _sample(self, step: int) -> None:
+        records = self.watch.samples() if self.main or self.trained.sharded else []
+        reshard(self.trained.module)
         if self.main:
-            for number, record in enumerate(self.watch.samples(), start=1):
+            for number, record in enumerate(records, start=1):
                 self.reporter.sample(step, number, **record)
         self.accelerator.wait_for_everyone()
 
@@ -244,16 +250,14 @@ class Run:
         self.reporter.phase("save")
         data, trained, params = self.data, self.trained, self.params
         streams = self._stream_states(step)
-        if self.main:
-            contents = Contents(
-                model=trained.model,
-                tokenizer=data.tokenizer,
-                facts=model_facts(params, data, trained.weight_dtype),
-                optimizer=optimizer_tensors(trained.optimizer),
-                streams=streams,
-            )
-            path = save_checkpoint(self.folder, self._state(step, streams), contents, params.save_total_limit)
-            self.reporter.event("checkpoint", step=step, path=str(path))
+        if self.main or trained.sharded:  # cut up, every rank has a hand in putting it together
+            model, optimizer = trained.whole(), trained.optimizer_tensors()
+            if self.main:
+                assert model is not None
+                facts = model_facts(params, data, trained.weight_dtype)
+                contents = Contents(model, data.tokenizer, facts, optimizer, streams)
+                path = save_checkpoint(self.folder, self._state(step, streams), contents, params.save_total_limit)
+                self.reporter.event("checkpoint", step=step, path=str(path))
         self.accelerator.wait_for_everyone()
         self.reporter.phase("train")
 

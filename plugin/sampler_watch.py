@@ -10,7 +10,7 @@ from torch import nn
 
 from .data.chat import ChatFormat
 from .data.documents import Documents
-from .models.diffusion import positions, predictor
+from .models.diffusion import Predict, positions, predictor
 from .sampling.blockwise import SamplerSettings, Vocabulary, generate
 
 PROMPTS = 4
@@ -20,8 +20,12 @@ FRAMES = 8  # canvas states kept of each answer
 class SampleWatch:
     """Fixed prompts, spread over at least one document, and how to answer them."""
 
-    def __init__(self, model: nn.Module, chat: ChatFormat, documents: Documents, sampler: dict[str, Any]):
+    def __init__(
+        self, model: nn.Module, chat: ChatFormat, documents: Documents, sampler: dict[str, Any], predict: Predict | None = None
+    ):
+        """`predict`: for a model that its own `predictor` cannot run, because it is cut up."""
         self._model, self._chat = model, chat
+        self._predict = predict or predictor(model)
         longest = min(int(sampler["max_new_tokens"]), 2 * int(sampler["block_length"]))
         # An answer must end within the model's positions: prompts that leave room for a whole one, else the shortest alone.
         limit = positions(model)
@@ -39,7 +43,7 @@ class SampleWatch:
         canvases: list[list[NDArray[np.int32]]] = []
         was_training = self._model.training
         self._model.eval()
-        answers = generate(predictor(self._model), prompts, self._vocabulary, self._settings, canvases.append)
+        answers = generate(self._predict, prompts, self._vocabulary, self._settings, canvases.append)
         self._model.train(was_training)
         records = []
         for row, (one, prompt, answer) in enumerate(zip(self._documents, prompts, answers, strict=True)):

@@ -90,14 +90,21 @@ def build_step(
     layout: Layout = PADDED,
     rank: int = 0,
     ranks: int = 1,
+    even: bool = False,
 ) -> Step:
-    """This rank's share of the step that holds `slots`, laid out in micro-batches. Raises JobError as micro_batches does."""
+    """This rank's share of the step that holds `slots`, laid out in micro-batches. Raises JobError as micro_batches does.
+
+    `even`: as many micro-batches as any other rank has, idle ones last.
+    """
     items, cut = step_items([documents[slot.index] for slot in slots], slots, rules)
     noised = [(item, one) for item, t in zip(items, _times(items, rules), strict=True) for one in corruptions(item, t, rules)]
     lengths = [item.ids.size for item, _ in noised]
-    groups = micro_batches(deal(lengths, ranks)[rank], lengths, batch_size, layout)
+    hands = deal(lengths, ranks)
+    groups = micro_batches(hands[rank], lengths, batch_size, layout)
+    most = max(len(micro_batches(hand, lengths, batch_size, layout)) for hand in hands) if even else 1
     pieces = [_piece([noised[place] for place in group]) for group in groups]
-    return _counted(pieces or [_idle_piece(items[0].ids)], noised, cut)
+    idle = [_idle_piece(items[0].ids)] * (most - len(pieces))
+    return _counted([*pieces, *idle], noised, cut)
 
 
 def build_streamed_step(packs: Sequence[Sequence[tuple[Document, Slot]]], rules: StepRules) -> Step:
@@ -243,6 +250,6 @@ def corruptions(item: Item, t: float, rules: StepRules) -> list[Corruption]:
 
 
 def _idle_piece(ids: NDArray[np.int32]) -> Piece:
-    """A rank without documents still takes part in the gradient exchange: one document, nothing masked, no loss."""
+    """A rank without documents still takes part in what all ranks exchange: one document, nothing masked, no loss."""
     nothing = Corruption(ids, np.zeros(0, np.int64), np.zeros(0, np.float32), 0.0, 0.0, 0.0)
     return Piece(lay_out([ids], [nothing]), (), ())

@@ -28,7 +28,8 @@ from .models.diffusion import DiffusionModel
 from .models.load import build_model, check_method, load_config, new_config
 from .models.published import REGISTRY
 from .packing import check_fits, choose_attention, choose_compile
-from .params import Params
+from .params import SHARDED, Params
+from .sharding import choose_parallel
 from .step import Step, StepRules, build_step, corruptions, step_items
 
 PREVIEW_TIMES = (0.15, 0.5, 0.9)
@@ -61,7 +62,8 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
     compiles, why = choose_compile(params, device)
     if compiles:
         notes.append(f"compile: {why}")
-    plan = _memory(params, config, step, memory.Setting(device, compute, attention.backend, params.optim, len(step.pieces) > 1))
+    setting = memory.Setting(device, compute, attention.backend, params.optim, len(step.pieces) > 1)
+    plan = _memory(params, config, step, setting, ranks, notes)
     notes.append(f"recompute: {plan.recompute}; {plan.why}")
     whole = parameters <= SMALL
     model = assembly.make_model(params, prepared.tokenizer, compute, offline=offline) if whole else _narrow(config)
@@ -87,11 +89,21 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
     }
 
 
-def _memory(params: Params, config: PretrainedConfig, step: Step, setting: memory.Setting) -> memory.Plan:
-    """The estimate for the heaviest micro-batch of the first step. Raises JobError (exit 5) when there is far too little room."""
+def _memory(
+    params: Params, config: PretrainedConfig, step: Step, setting: memory.Setting, ranks: int, notes: list[str]
+) -> memory.Plan:
+    """The estimate for the heaviest micro-batch of the first step, the model cut up if it will be. Raises JobError (exit 5) when
+    there is far too little room."""
     batch, _ = memory.heaviest(lambda _: step, 1, packed=setting.backend is not None)
+    room = memory.free_bytes(setting.device)
     plan = memory.plan_memory(params, config, batch, setting)
-    memory.check_memory(params, plan.memory, memory.free_bytes(setting.device))
+    fits = plan.memory.peak <= memory.ROOM * room
+    parallel, why = choose_parallel(params, ranks=ranks, on_gpu=setting.device.type == "cuda", fits=lambda: fits)
+    if ranks > 1:
+        notes.append(f"parallel: {parallel}; {why}")
+    if parallel in SHARDED:
+        plan = memory.plan_memory(params, config, batch, replace(setting, ranks=ranks, parallel=parallel))
+    memory.check_memory(params, plan.memory, room)
     return plan
 
 

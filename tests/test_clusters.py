@@ -131,6 +131,6 @@ def test_a_model_that_accelerate_would_cut_up_is_refused_by_name(monkeypatch: py
     AcceleratorState._reset_state(reset_partial_state=True)
     assert rendezvous.join_ranks("no", on_cpu=True).num_processes == 1
     monkeypatch.setattr(rendezvous, "REPLICATED", ())
-    with pytest.raises(JobError, match=r"parallel: expected a whole model on each device \(DDP\), got NO") as caught:
+    with pytest.raises(JobError, match=r"parallel: expected a model that this program itself cuts up, got NO") as caught:
         rendezvous.join_ranks("no", on_cpu=True)
     assert caught.value.code == 2

@@ -5,6 +5,7 @@ S documents, T tokens of the longest, N tokens of the batch, M masked, D width, 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -20,6 +21,8 @@ from ..families import FAMILIES
 from ..job import JobError, Problem
 from .attention import NAME, Segments
 from .head import Rows, Sums, masked_sums
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # see predictor
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,10 @@ class DiffusionModel(nn.Module):
         rows = Rows(batch.target, batch.weight, batch.document[batch.masked], batch.documents)
         return masked_sums(face.transform(model, gathered), output_projection(model), rows)
 
+    def predict(self, ids: Tensor, real: Tensor, places: Tensor) -> Tensor:
+        """As `predictor` does, but a method, which FSDP2 can gather weights for."""
+        return predictor(self.model)(ids, real, places)
+
     def _flat(self, face: Face, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
         """Hidden states [N, D], and where each token's is."""
         assert self.attention
@@ -125,10 +132,10 @@ class DiffusionModel(nn.Module):
         return face.encode(model, padded.view(rows, columns), mask).flatten(0, 1), cell
 
 
-def own_dtype(model: nn.Module) -> torch.autocast:
+def own_dtype(model: nn.Module) -> contextlib.AbstractContextManager[object]:
     """Compute in the dtype of half-precision weights, where a few of them (new rows, a head that trains) are float32."""
     half = next((weight.dtype for weight in model.parameters() if weight.dtype in (torch.bfloat16, torch.float16)), None)
-    return torch.autocast(next(model.parameters()).device.type, dtype=half or torch.bfloat16, enabled=half is not None)
+    return torch.autocast(next(model.parameters()).device.type, dtype=half) if half else contextlib.nullcontext()
 
 
 def is_packable(model_type: str) -> bool:
@@ -148,7 +155,7 @@ def output_projection(model: PreTrainedModel) -> nn.Module:
     return cast("nn.Module", model.get_output_embeddings())
 
 
-def predictor(model: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def predictor(model: nn.Module) -> Predict:
     """predict(ids [S, T], real [S, T] bool, places [M, 2]) -> logits [M, V] on the model's device, without gradients.
 
     Each row is padded on its right; position i predicts token i.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,8 @@ from torch.utils.checkpoint import checkpoint
 BUFFER = {"cpu": 64 << 20, "cuda": 512 << 20}
 
 
-@dataclass(frozen=True)
-class Sums:
-    """Per document, over its masked tokens; the loop alone divides."""
+class Sums(NamedTuple):
+    """Per document, over its masked tokens; the loop alone divides. A tuple, so that the hooks of FSDP2 find the tensors in it."""
 
     weighted: Tensor  # [S] sum of weight * nll: the objective
     nll: Tensor  # [S] sum of nll, nats

@@ -63,7 +63,12 @@ def compile_layers(model: nn.Module, *, may_fail: bool, backend: str = "inductor
 
     torch._dynamo.config.suppress_errors = may_fail
     AttentionInterface.register(NAME, torch.compiler.disable(document_attention))  # importing dynamo takes a second: only here
-    layers = [module for module in bare(model).modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = layers_of(model)
     for layer in layers:
         layer.compile(backend=backend)
     return len(layers)
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The model's layers, all of one kind, in order."""
+    return [module for module in bare(model).modules() if isinstance(module, GradientCheckpointingLayer)]

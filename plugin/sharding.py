@@ -1,0 +1,168 @@
+"""Weights, gradients and optimizer states cut over the ranks by torch's `fully_shard` (FSDP2), and put together to be saved.
+
+Every layer is a unit, whatever lies outside of the layers (embeddings, last norm, output head) is the root's. A unit's weights are
+gathered for its forward and backward, its gradients are averaged over the ranks in float32 and cut again. ZeRO's stages 2 and 3
+(arXiv 1910.02054) differ in whether a layer's weights are given back between its forward and its backward.
+Who calls a function marked "collective" calls it on every rank, or the others wait forever.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from .models.diffusion import DiffusionModel, Predict
+from .models.layers import layers_of
+from .optimizers import as_saved, put_back, states_of, trained_weights
+from .params import SHARDED, Params
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def choose_parallel(params: Params, *, ranks: int, on_gpu: bool, fits: Callable[[], bool]) -> tuple[str, str]:
+    """(ddp, zero2 or zero3; why). `fits`: whether a whole copy of the run fits on every device; asked only where it decides."""
+    if ranks == 1:
+        return "ddp", "one process, nothing to share"
+    if params.parallel != "auto":
+        return "zero3" if params.parallel == "fsdp2" else params.parallel, "as chosen"
+    if not on_gpu:
+        return "ddp", "ranks on CPUs share one memory as it is"
+    if params.load_in_4bit or params.optim != "adamw" or params.dtype == "float16":
+        return "ddp", "4-bit weights, 8-bit optimizers and float16 are not cut up"
+    if fits():
+        return "ddp", "a whole copy fits on each device"
+    return "zero3", "a whole copy does not fit on each device"
+
+
+def gathered_dtype(device: torch.device, compute: torch.dtype) -> torch.dtype | None:
+    """The dtype that layers are gathered in; None is their own.
+
+    In half precision a GPU gathers them in the compute dtype: autocast would keep a cast copy of every weight until the backward,
+    the whole model again. All else is autocast's, as without sharding; only norms of layers see their weights rounded. A CPU's
+    autocast leaves LayerNorm to the dtypes it finds, and it refuses to mix them.
+    """
+    return compute if compute != torch.float32 and device.type == "cuda" else None
+
+
+def shard(module: DiffusionModel, device: torch.device, ranks: int, parallel: str, dtype: torch.dtype | None) -> None:
+    """Cut the weights of `module` over all ranks, in place, and move this rank's part to its device. Before the optimizer is made.
+
+    `dtype`: see gathered_dtype.
+    """
+    assert parallel in SHARDED
+    mesh = init_device_mesh(device.type, (ranks,))
+    policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+    for layer in layers_of(module.model):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=parallel == "zero3", mp_policy=policy)
+    # The root's weights begin the forward and the backward alike, so they are held between the two.
+    whole = MixedPrecisionPolicy(None, torch.float32, cast_forward_inputs=False)
+    fully_shard(module, mesh=mesh, reshard_after_forward=False, mp_policy=whole)
+    register_fsdp_forward_method(module, "predict")
+    for name, weight in module.named_parameters():
+        assert isinstance(weight, DTensor), f"{name} was not cut up"
+
+
+def reshard(module: nn.Module) -> None:
+    """Give back what a forward without a backward has left gathered. Nothing to do on a module that is not cut up."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def shared_predictor(module: DiffusionModel, compute: torch.dtype) -> Predict:
+    """`predictor` of a module that is cut up. Collective: gathers one layer at a time, besides the root's weights.
+
+    Everybody goes on with rank 0's logits: a last bit that differs between two devices could end one rank's sampling earlier.
+    """
+
+    def predict(ids: Tensor, real: Tensor, places: Tensor) -> Tensor:
+        device = next(module.parameters()).device.type
+        with torch.no_grad(), torch.autocast(device, dtype=compute, enabled=compute != torch.float32):
+            logits = module.predict(ids, real, places).contiguous()
+        dist.broadcast(logits, 0)
+        return logits
+
+    return predict
+
+
+def hollow(model: Model) -> Model:
+    """A copy that holds no weights: they are on the meta device. Made before sharding, filled by `gathered_model`."""
+    empty = {
+        id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=weight.requires_grad)
+        for weight in model.parameters()
+    }
+    return copy.deepcopy(model, dict(empty))
+
+
+def gathered_model(model: nn.Module, empty: Model) -> Model | None:
+    """Collective: on rank 0 a plain, whole model on the CPU, like `empty` but with `model`'s weights; None on the others.
+
+    Takes one copy of all weights in rank 0's main memory, and on every device that of the largest tensor.
+    """
+    reshard(model)
+    keeps = dist.get_rank() == 0
+    whole: dict[int, nn.Parameter] = {}
+    hollows = dict(empty.named_parameters())
+    for name, weight in model.named_parameters():  # a tied weight once
+        full = _full(weight.detach())
+        if keeps:
+            whole[id(hollows[name])] = nn.Parameter(full.cpu(), requires_grad=weight.requires_grad)
+    assert not keeps or len(whole) == len(hollows)
+    return copy.deepcopy(empty, dict(whole)) if keeps else None
+
+
+def gathered_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Collective: `optimizer_tensors` of the whole optimizer on rank 0; empty on the others."""
+    keeps = dist.get_rank() == 0
+    found: dict[str, Tensor] = {}
+    for key, value in states_of(optimizer):
+        full = _full(value) if isinstance(value, Tensor) else value
+        if keeps:
+            found[key] = as_saved(key, full)
+    return found
+
+
+def scatter_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put tensors of `gathered_optimizer`, whole on every rank, back: each rank takes its part, whoever saved them on how many."""
+    weights = trained_weights(optimizer)
+    for key, value in tensors.items():
+        weight = weights[int(key.split(".", 1)[0])]
+        if isinstance(weight, DTensor) and value.shape == weight.shape:
+            value = distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
+        put_back(optimizer, weights, key, value)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered_bytes(model: nn.Module, parallel: str, dtype: torch.dtype | None) -> tuple[int, int]:
+    """(bytes of weights that are gathered at a time, bytes of the largest unit's gradients) of a model that is not cut up yet.
+
+    The root's weights and, of the layers, two under zero3 (one computes while the next arrives) or all under zero2. `dtype`: see
+    gathered_dtype.
+    """
+    layers = [list(layer.parameters()) for layer in layers_of(model)]
+    inside = {id(weight) for layer in layers for weight in layer}
+    root = [weight for weight in model.parameters() if id(weight) not in inside]
+
+    def size(weights: Iterable[Tensor], dtype: torch.dtype | None) -> int:
+        return sum(weight.numel() * (dtype or weight.dtype).itemsize for weight in weights)
+
+    sizes = sorted((size(layer, dtype) for layer in layers), reverse=True)
+    held = size(root, None) + sum(sizes[:2] if parallel == "zero3" else sizes)
+    learned = [size((weight for weight in unit if weight.requires_grad), None) for unit in (root, *layers)]
+    return held, max(learned)
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
