@@ -1,6 +1,6 @@
 """Two gloo ranks, forked from one process: train a model that is cut up, gather it, scatter it into new ones, train on.
 
-Prints one JSON object; test_sharding.py says what it should be. A program of its own, since torch's autograd cannot be forked from a
+Prints one JSON object; test_sharding.py starts it and says what it should be. A program of its own, since torch's autograd cannot be forked from a
 process that has used it.
 """
 
@@ -9,10 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
 import torch
 from tiny import PAD, in_order, pairs, rules, tiny_model, weights
