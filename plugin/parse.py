@@ -223,12 +223,11 @@ def _check_machines(params: Params, require: Callable[..., None]) -> None:
 
 
 def _check_sharded(params: Params, require: Callable[..., None]) -> None:
-    """What cannot be cut up: 4-bit weights lose their scales, 8-bit states come in blocks of a whole tensor, and nobody has proved
-    that all ranks skip the same steps when float16 overflows."""
+    """What cannot be cut up: 8-bit states come in blocks of a whole tensor, and nobody has proved that all ranks skip the same steps
+    when float16 overflows."""
     if params.parallel in SHARDED:
         fix = "Or set parallel ddp."
         got = f"{params.parallel} with "
-        require(not params.load_in_4bit, "parallel", "ddp with 4-bit weights", got + "load_in_4bit", "Or leave load_in_4bit off.")
         require(params.optim == "adamw", "parallel", "optim adamw beside it", got + params.optim, fix)
         require(params.dtype != "float16", "parallel", "bfloat16 or float32 beside it", got + "float16", fix)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -35,8 +36,8 @@ def choose_parallel(params: Params, *, ranks: int, on_gpu: bool, fits: Callable[
         return "zero3" if params.parallel == "fsdp2" else params.parallel, "as chosen"
     if not on_gpu:
         return "ddp", "ranks on CPUs share one memory as it is"
-    if params.load_in_4bit or params.optim != "adamw" or params.dtype == "float16":
-        return "ddp", "4-bit weights, 8-bit optimizers and float16 are not cut up"
+    if params.optim != "adamw" or params.dtype == "float16":
+        return "ddp", "8-bit optimizers and float16 are not cut up"
     if fits():
         return "ddp", "a whole copy fits on each device"
     return "zero3", "a whole copy does not fit on each device"
@@ -66,6 +67,11 @@ def shard(module: DiffusionModel, device: torch.device, ranks: int, parallel: st
     whole = MixedPrecisionPolicy(None, torch.float32, cast_forward_inputs=False)
     fully_shard(module, mesh=mesh, reshard_after_forward=False, mp_policy=whole)
     register_fsdp_forward_method(module, "predict")
+    for part in module.modules():
+        if isinstance(
+            part, Linear4bit
+        ):  # a 4-bit layer finds the scales of gathered weights by itself, but may repack those in place
+            part.support_avx512bf16_for_cpu = False
     for name, weight in module.named_parameters():
         assert isinstance(weight, DTensor), f"{name} was not cut up"
 

@@ -188,9 +188,9 @@ def test_a_gathered_adapter_is_the_adapter(tmp_path: Path) -> None:
 
 def test_two_ranks_gather_what_one_process_would_have_and_go_on_from_it(tmp_path: Path) -> None:
     """tests/two_ranks.py: three updates on unequal hands, gathered and scattered anew, then two more."""
-    done = run_python(
-        f"import runpy; runpy.run_path({str(ROOT / 'tests' / 'two_ranks.py')!r}, run_name='__main__')", cwd=tmp_path
-    )
+    tests = ROOT / "tests"
+    start = f"import runpy, sys; sys.path[:0] = [{str(ROOT)!r}, {str(tests)!r}]; "
+    done = run_python(start + f"runpy.run_path({str(tests / 'two_ranks.py')!r}, run_name='__main__')", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts["pieces"] == [[1, 3], [3, 3]], "micro-batches of each rank, as dealt and evened out"
@@ -244,7 +244,7 @@ def test_auto_cuts_up_only_what_does_not_fit() -> None:
     assert chosen(fits=False) == "zero3"
     assert chosen(fits=False, on_gpu=False) == "ddp"
     assert chosen(fits=False, ranks=1) == "ddp"
-    assert chosen(fits=False, lora=True, load_in_4bit=True) == "ddp"
+    assert chosen(fits=False, dtype="float16") == "ddp"
     assert chosen(fits=False, optim="adamw_8bit") == "ddp"
 
 
@@ -259,7 +259,6 @@ def test_a_choice_is_kept() -> None:
 @pytest.mark.parametrize(
     ("with_", "told"),
     [
-        ({"lora": True, "load_in_4bit": True}, "load_in_4bit"),
         ({"optim": "adamw_8bit"}, "adamw_8bit"),
         ({"dtype": "float16"}, "float16"),
     ],

@@ -1,7 +1,7 @@
 """Two gloo ranks, forked from one process: train a model that is cut up, gather it, scatter it into new ones, train on.
 
-Prints one JSON object; test_sharding.py starts it and says what it should be. A program of its own, since torch's autograd cannot be forked from a
-process that has used it.
+Prints one JSON object; test_sharding.py starts it and says what it should be. A program of its own, since a process that has used
+torch's autograd cannot be forked.
 """
 
 from __future__ import annotations
