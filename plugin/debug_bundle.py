@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ def write_bundle(folder: RunFolder, error: NonFinite, documents: Documents | Non
     """Batches as safetensors, and `step.json` with row id, t, mask ratio and loss of every document, the broken ones first."""
     final = folder / f"debug-step-{error.step}-rank-{rank}"
     part = folder / f".{final.name}.part"
+    for earlier in (part, final):  # a run that went on may break at the same step again
+        shutil.rmtree(earlier, ignore_errors=True)
     part.mkdir(parents=True)
     told: list[dict[str, Any]] = []
     for number, piece in enumerate(error.pieces):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Mapping
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,23 @@ from typing import Any
 from scenes import LONGEST_S, Scene
 from support import ROOT, child_env, is_running
 
+from .inject import FAULT
+
 ENVIRONMENT = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def ranks_of(pid: int) -> list[int]:
+    """Process ids of the ranks of a parent program, in the order they were started: sessions of their own."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [child for child in children if is_running(child) and os.getpgid(child) == child]
+    except (OSError, ProcessLookupError):
+        return []
+
+
+def _kill_tree(pid: int) -> None:
+    for one in (*ranks_of(pid), pid):
+        os.killpg(one, signal.SIGKILL)
 
 
 @dataclass
@@ -30,13 +44,7 @@ class Forked:
     pid: int  # of the parent program
 
     def ranks(self) -> list[int]:
-        """Process ids of the ranks that live, in the order they were started."""
-        try:
-            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        except OSError:
-            return []
-        own = str(self.folder).encode()
-        return [int(child) for child in children if own not in b"" and is_running(int(child))]
+        return ranks_of(self.pid)
 
     def running(self, wait_s: float) -> bool:
         """Whether it still runs after so long."""
@@ -50,7 +58,7 @@ class Forked:
 
 
 class Forks:
-    """The server and the runs it forked; a context."""
+    """The server and the runs it forked; a context. Threads may share it."""
 
     def __init__(self) -> None:
         self._server = subprocess.Popen(
@@ -62,7 +70,10 @@ class Forks:
         )
         self._pids: dict[int, int] = {}
         self._codes: dict[int, int] = {}
-        self._rest, self._next = b"", 0
+        self._next = 0
+        self._told = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def __enter__(self) -> Forks:
         return self
@@ -70,43 +81,47 @@ class Forks:
     def __exit__(self, *_: object) -> None:
         for number, pid in self._pids.items():
             if number not in self._codes and is_running(pid):
-                os.killpg(pid, signal.SIGKILL)
-        self._server.communicate()
+                _kill_tree(pid)
+        assert self._server.stdin
+        assert self._server.stdout
+        self._server.stdin.close()
+        self._server.wait()
+        self._reader.join()
+        self._server.stdout.close()
 
-    def start(self, folder: Path, *args: object, env: Mapping[str, str] | None = None, new: bool = True) -> Forked:
-        """Train in `folder`; its output goes beside it. `new`: the run folder is named by run_dir, not by resume."""
-        self._next += 1
+    def start(self, folder: Path, *args: object, fault: str = "") -> Forked:
+        """Train in `folder`, named by run_dir unless `resume` names it; what the program prints goes into files beside it."""
         folder.parent.mkdir(parents=True, exist_ok=True)
-        words = ["train", *map(str, args), *(["--run_dir", str(folder)] if new else [])]
-        request: dict[str, Any] = {"id": self._next, "args": words, "env": dict(env or {})}
+        words = ["train", *map(str, args)]
+        if not any(word.startswith(str(folder)) for word in words):
+            words += ["--run_dir", str(folder)]
+        request: dict[str, Any] = {"args": words, "env": {FAULT: fault}}
         request |= {name: str(folder.with_name(f"{folder.name}.{name}")) for name in ("out", "err")}
         assert self._server.stdin
-        self._server.stdin.write((json.dumps(request) + "\n").encode())
-        self._server.stdin.flush()
-        while self._next not in self._pids:
-            self._read(LONGEST_S)
-        return Forked(self, self._next, folder, self._pids[self._next])
+        with self._told:
+            self._next += 1
+            number = self._next
+            self._server.stdin.write((json.dumps(request | {"id": number}) + "\n").encode())
+            self._server.stdin.flush()
+            assert self._told.wait_for(lambda: number in self._pids, LONGEST_S), "the server of forks does not answer"
+            return Forked(self, number, folder, self._pids[number])
 
-    def run(self, folder: Path, *args: object, env: Mapping[str, str] | None = None) -> Scene:
-        return self.start(folder, *args, env=env).wait()
+    def run(self, folder: Path, *args: object, fault: str = "") -> Scene:
+        return self.start(folder, *args, fault=fault).wait()
 
     def code(self, number: int, wait_s: float) -> int | None:
         """The exit code of a run, or None when it has none after so long."""
-        deadline = time.monotonic() + wait_s
-        while number not in self._codes and (left := deadline - time.monotonic()) > 0:
-            self._read(left)
-        return self._codes.get(number)
+        with self._told:
+            self._told.wait_for(lambda: number in self._codes, wait_s)
+            return self._codes.get(number)
 
-    def _read(self, wait_s: float) -> None:
+    def _read(self) -> None:
         assert self._server.stdout
-        if not select.select([self._server.stdout], [], [], wait_s)[0]:
-            return
-        data = os.read(self._server.stdout.fileno(), 1 << 16)
-        assert data, "the server of forks has gone"
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
+        for line in iter(self._server.stdout.readline, b""):
             answer = json.loads(line)
-            if "pid" in answer:
-                self._pids[answer["id"]] = answer["pid"]
-            if "code" in answer:
-                self._codes[answer["id"]] = answer["code"]
+            with self._told:
+                if "pid" in answer:
+                    self._pids[answer["id"]] = answer["pid"]
+                if "code" in answer:
+                    self._codes[answer["id"]] = answer["code"]
+                self._told.notify_all()

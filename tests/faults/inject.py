@@ -1,6 +1,7 @@
 """Faults put into a rank's own code from outside: `arm("point:event:step:rank")` wraps the product's functions. Tests only.
 
-A fault strikes once, in the process it was armed in, right before the point's function would run.
+A fault strikes once, in the process it was armed in, right before the point's function would run, and leaves `RUN.struck` beside
+the run folder, whose time is the fault's.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import resource
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +76,8 @@ class _Fault:
     def _strike_once(self, args: tuple[Any, ...]) -> None:
         if not self._struck:
             self._struck = True
+            folder = Path(sys.argv[1])
+            folder.with_name(f"{folder.name}.struck").touch()
             self._event(args)
 
     def _wrap(self, module: ModuleType, name: str, before: Event) -> None:

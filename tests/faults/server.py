@@ -96,7 +96,9 @@ def _become(stdin: int | None, stdout: int, stderr: int, keep: Sequence[int] = (
                 os.close(int(name))
             except OSError:  # that of the listing itself
                 continue
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, encoding="utf-8", closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (
+        io.TextIOWrapper(io.FileIO(number, "w", closefd=False), "utf-8", line_buffering=True) for number in (1, 2)
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
 
