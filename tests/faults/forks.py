@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -45,6 +46,12 @@ class Forked:
 
     def ranks(self) -> list[int]:
         return ranks_of(self.pid)
+
+    def kill(self, *, parent: bool) -> None:
+        """kill -9 the first rank; or the parent, and the ranks with it, as when a machine goes down."""
+        for pid in (self.pid, *self.ranks()) if parent else self.ranks()[:1]:
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
+                os.kill(pid, signal.SIGKILL)
 
     def running(self, wait_s: float) -> bool:
         """Whether it still runs after so long."""
