@@ -187,8 +187,9 @@ class Run:
                 accelerator, trained.module, trained.optimizer, trained.scheduler, make_step, plan, hooks, meters, self.progress
             )
         except loop.NonFinite as error:
-            bundle = write_bundle(self.folder, error, None if data.stream else data.train, accelerator.process_index)
-            self.reporter.log(f"what step {error.step} was made of: {bundle}")
+            bundle, rows = write_bundle(self.folder, error, None if data.stream else data.train, accelerator.process_index)
+            named = f"; not finite: row {', '.join(rows[:5])}" if rows else ""
+            self.reporter.log(f"what step {error.step} was made of: {bundle}{named}")
             raise
         finally:
             ahead.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -214,3 +215,35 @@ def test_the_best_checkpoint_is_kept_beside_the_last(forks: Forks, job: tuple[ob
     kept = done.result["best_checkpoint"]
     assert kept == {"path": str(done.folder / f"checkpoint-{best}"), "eval_loss": losses[best]}
     assert json.loads((done.folder / f"checkpoint-{best}" / "state.json").read_text())["eval_loss"] == losses[best]
+
+
+def two_machines(forks: Forks, folders: tuple[Path, Path], *args: object) -> list[Scene]:
+    """Two parents that meet at one address; the second's own folder lies in the first's, or on a disk of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = (*args, "--num_machines", 2, "--main_process_ip", "127.0.0.2", "--main_process_port", port, "--batch_size", 2)
+    environ = {"GLOO_SOCKET_IFNAME": "lo"}
+    started = [
+        forks.start(folder / "machine-1" if rank else folder, *common, "--machine_rank", rank, "--run_dir", folder, env=environ)
+        for rank, folder in enumerate(folders)
+    ]
+    return [one.wait() for one in started]
+
+
+def test_two_machines_go_on_together_or_not_at_all(
+    forks: Forks, job: tuple[object, ...], undisturbed: Scene, tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    whole = two_machines(forks, (shared, shared), *job)
+    assert [scene.code for scene in whole] == [0, 0], whole[0].err + whole[1].err
+    again = Path(shutil.copytree(shared, tmp_path / "again"))
+    resumed = two_machines(forks, (again, again), *job, "--resume", again / "checkpoint-17")
+    assert [scene.code for scene in resumed] == [0, 0], resumed[0].err + resumed[1].err
+    assert differences(resumed[0], whole[0]) == []
+    assert resumed[0].losses() == pytest.approx(undisturbed.losses(), rel=1e-5)
+
+    apart = two_machines(forks, (again, tmp_path / "own disk"), *job, "--resume", "true")
+    for scene in apart:
+        assert scene.code == 2, scene.err
+        assert "resume: expected the same checkpoint on every machine, got steps 40, 0, by rank" in scene.err

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,13 +97,13 @@ class Forks:
         self._reader.join()
         self._server.stdout.close()
 
-    def start(self, folder: Path, *args: object, fault: str = "") -> Forked:
+    def start(self, folder: Path, *args: object, fault: str = "", env: Mapping[str, str] | None = None) -> Forked:
         """Train in `folder`, named by run_dir unless `resume` names it; what the program prints goes into files beside it."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         words = ["train", *map(str, args)]
-        if not any(word.startswith(str(folder)) for word in words):
+        if "--run_dir" not in words and not any(word.startswith(str(folder)) for word in words):
             words += ["--run_dir", str(folder)]
-        request: dict[str, Any] = {"args": words, "env": {FAULT: fault}}
+        request: dict[str, Any] = {"args": words, "env": {FAULT: fault, **(env or {})}}
         request |= {name: str(folder.with_name(f"{folder.name}.{name}")) for name in ("out", "err")}
         assert self._server.stdin
         with self._told:

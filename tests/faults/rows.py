@@ -240,26 +240,26 @@ def _kills() -> Iterator[Row]:
 
 
 def _rounds(stage: Stage) -> str:
-    """Runs killed again and again until they end: a rank, or every fifth time the parent, whose ranks are then killed too."""
+    """Runs killed again and again until they end: a rank, or every fifth time the parent and its ranks with it."""
     length = ("--train_steps", ROUND_STEPS, "--save_total_limit", 1, "--fuse_model", "false")
     whole = stage.forks.run(stage.folder("rounds whole"), *stage.job, *length)
     moments, kills, runs = random.Random(11), 0, 0
     while kills < KILLS:
         runs += 1
         folder = stage.folder(f"rounds {runs}")
-        while True:
+        ended = None
+        while ended is None:
             running = stage.forks.start(folder, *stage.job, *length, "--resume", "true")
             if kills < KILLS and running.running(moments.uniform(0.1, 1.1 + 0.1 * (kills % 9))):
-                ranks = running.ranks()
-                running.kill(parent=not ranks or kills % 5 == 4)
+                running.kill(parent=not running.ranks() or kills % 5 == 4)
                 kills += 1
-                running.wait()
-                continue
-            ended = running.wait()
-            break
+                killed = running.wait()
+                if "is skipped" in killed.err or killed.code not in (8, -9, 0):  # 0: it ended just before
+                    return f"kill {kills}: exit {killed.code}: {killed.err}"
+            else:
+                ended = running.wait()
         if ended.code:
             return f"kill {kills}: exit {ended.code}: {last_line(ended)}"
         if found := not_the_same(ended, whole):
             return f"after {kills} kills: {found}"
-        print("DEBUG", runs, kills)
     return ""
