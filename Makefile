@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 BASE ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo yes),$(name))))
 
-.PHONY: setup demo test check manifest bench scaling
+.PHONY: setup demo test check manifest bench scaling faults
 
 $(PYTHON):
 	@test -n "$(BASE)" || { echo "Python 3.11 or 3.12 is needed" >&2; exit 1; }
@@ -25,6 +25,11 @@ check: setup
 	@$(PYTHON) -m pyright
 	@$(PYTHON) -m plugin.manifest --check
 	@$(MAKE) --no-print-directory test
+
+# Every fault that users were promised to survive, injected for real; `make faults ROWS=kill` plays one group.
+ROWS ?=
+faults: setup
+	@PYTHONPATH=tests:. $(PYTHON) -m faults.table $(ROWS)
 
 manifest: setup
 	@$(PYTHON) -m plugin.manifest

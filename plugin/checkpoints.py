@@ -75,14 +75,28 @@ def save_checkpoint(folder: RunFolder, state: State, contents: Contents, keep: i
     best = best_checkpoint(folder)
     for old in saved[:-keep]:
         if old != best:
-            shutil.rmtree(old)
+            _remove(folder, old)
     return final
+
+
+def _remove(folder: RunFolder, checkpoint: Path) -> None:
+    """Renamed first: half removed, it must not look like a checkpoint."""
+    part = folder / f".{checkpoint.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    checkpoint.rename(part)
+    shutil.rmtree(part)
 
 
 def best_checkpoint(folder: RunFolder) -> Path | None:
     """The checkpoint with the lowest evaluation loss among those that were evaluated when they were saved."""
-    losses = {path: read_state(path).get("eval_loss") for path in folder.checkpoints()}
-    known = {path: loss for path, loss in losses.items() if loss is not None}
+    known: dict[Path, float] = {}
+    for path in folder.checkpoints():
+        try:
+            loss = read_state(path)["eval_loss"]
+        except (OSError, ValueError, KeyError):  # broken from outside: a run does not end for it
+            continue
+        if loss is not None:
+            known[path] = loss
     return min(known, key=lambda path: known[path]) if known else None
 
 

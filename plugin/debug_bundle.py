@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,15 @@ def row_of(documents: Documents | None, index: int) -> str:
     return documents.rows[index] if documents else str(index)
 
 
-def write_bundle(folder: RunFolder, error: NonFinite, documents: Documents | None, rank: int) -> Path:
-    """Batches as safetensors, and `step.json` with row id, t, mask ratio and loss of every document, the broken ones first."""
+def write_bundle(folder: RunFolder, error: NonFinite, documents: Documents | None, rank: int) -> tuple[Path, list[str]]:
+    """Batches as safetensors, and `step.json` with row id, t, mask ratio and loss of every document, the broken ones first.
+
+    Returns the folder and the rows whose loss is not finite.
+    """
     final = folder / f"debug-step-{error.step}-rank-{rank}"
     part = folder / f".{final.name}.part"
+    for earlier in (part, final):  # a run that went on may break at the same step again
+        shutil.rmtree(earlier, ignore_errors=True)
     part.mkdir(parents=True)
     told: list[dict[str, Any]] = []
     for number, piece in enumerate(error.pieces):
@@ -43,8 +49,12 @@ def write_bundle(folder: RunFolder, error: NonFinite, documents: Documents | Non
                     "loss": losses[place] if place < len(losses) else None,
                 }
             )
-    told.sort(key=lambda one: one["loss"] is not None and math.isfinite(one["loss"]))
+    told.sort(key=_is_finite)
     content = {"step": error.step, "error": error.problems[0].as_json(), "documents": told}
     (part / "step.json").write_text(json.dumps(json.loads(to_json(content)), indent=1) + "\n", encoding="utf-8")
     rename_whole(part, final)
-    return final
+    return final, [one["row"] for one in told if one["loss"] is not None and not _is_finite(one)]
+
+
+def _is_finite(document: dict[str, Any]) -> bool:
+    return document["loss"] is not None and math.isfinite(document["loss"])

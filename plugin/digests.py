@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 DIGESTS = "digests.json"  # file name -> BLAKE2b of its content, 32 hex digits
 
@@ -18,11 +19,13 @@ def write_digests(folder: Path) -> None:
 def why_broken(folder: Path) -> str:
     """What is wrong with the files, in words; empty when each is there with its own content."""
     try:
-        expected: dict[str, str] = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+        expected: Any = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return f"it has no {DIGESTS}, so this program did not finish it"
     except (OSError, ValueError) as error:
         return f"{DIGESTS} cannot be read: {error}"
+    if not isinstance(expected, dict) or not expected:
+        return f"{DIGESTS} names no files"
     for name, digest in expected.items():
         try:
             if _digest(folder / name) != digest:

@@ -172,7 +172,8 @@ def train(
         watch.lap("optimizer")
         watch.settle()
         at.done += 1
-        stop, last = asked.stop, at.done == plan.steps
+        last = at.done == plan.steps
+        stop = asked.stop and not last  # a run that is through ends as every other does
         seconds = time.perf_counter() - began
         _account(at, step, loss, right, seconds, overflow, meters.flops.step(step.lengths, step.masked))
         hooks.tick(at.done, loss, seconds)

@@ -21,6 +21,21 @@ def _no_bool(value: object) -> object:
     return value
 
 
+def _yes_or_no(value: object) -> object:
+    """A switch that may also be a path: what forms and files send for yes and no becomes `true` and `false`."""
+    words = {
+        "true": "true",
+        "yes": "true",
+        "on": "true",
+        "1": "true",
+        "false": "false",
+        "no": "false",
+        "off": "false",
+        "0": "false",
+    }
+    return words.get(str(value).lower(), value) if isinstance(value, bool | str) else value
+
+
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
 # Bounds before the validator, else they are missing from the schema and from what `expected()` says.
@@ -218,7 +233,7 @@ class Params(BaseModel):
     eval_on_start: bool = _field(True, "Evaluate first", "Evaluate before the first step too.")
     save_steps: Float = _field(0.25, "Save every", "Steps; below 1 a share of the run.", gt=0)
     save_total_limit: Int = _field(2, "Checkpoints kept", "Older ones are removed.", ge=1)
-    resume: str = _field(
+    resume: Annotated[str, BeforeValidator(_yes_or_no)] = _field(
         "false", "Resume", "false, true for run_dir's last checkpoint, or a run folder or checkpoint to go on from."
     )
     log_to_wandb: bool = _field(False, "Weights & Biases", "Also log there; needs a key in the environment.", form=True)

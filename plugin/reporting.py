@@ -115,6 +115,11 @@ class Reporter:
                 shown, {f"hparams/{name}": value for name, value in metrics.items() if value is not None}, run_name="."
             )
 
+    def flush(self) -> None:
+        """TensorBoard's curves; every other file is written at once."""
+        if self.speaks:
+            self._board.flush()
+
     def close(self) -> None:
         if self.speaks:
             self._board.close()

@@ -71,7 +71,7 @@ def find_start(folder: RunFolder, named: Path | None, say: Callable[[str], None]
     """
     candidates = [named] if named else folder.checkpoints()[::-1]
     for path in candidates:
-        reason = why_broken(path)
+        reason = why_broken(path) or ("" if (path / STATE).is_file() else f"it has no {STATE}")
         if not reason:
             return Start(path, int(path.name.removeprefix("checkpoint-")))
         say(f"resume: {path.name} is skipped: {reason}")
@@ -129,6 +129,7 @@ def cut_back(folder: RunFolder, step: int, say: Callable[[str], None]) -> None:
         if int(later.name.removeprefix("checkpoint-")) <= step:
             continue
         if why_broken(later):
+            say(f"resume: {later.name} is broken; removed")
             shutil.rmtree(later)
         else:
             kept = folder / f"replaced-{later.name}"
@@ -141,6 +142,14 @@ def cut_back(folder: RunFolder, step: int, say: Callable[[str], None]) -> None:
     if latest:
         write_whole(folder / "metrics.json", to_json(latest) + "\n")
     _keep_lines(folder / "samples.jsonl", step)
+    _end_last_line(folder / "events.jsonl")
+
+
+def _end_last_line(path: Path) -> None:
+    """Cut off the half line that a kill leaves, for the next one would be written behind it."""
+    if path.exists():
+        with path.open("rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _keep_lines(path: Path, step: int) -> list[dict[str, Any]]:

@@ -105,6 +105,7 @@ class Run:
     def _load(self) -> None:
         self.reporter.phase("load")
         self.accelerator = self._accelerator()
+        self._agree_on_start()
         if self.leads and not (self.folder / "data").exists():  # it appears whole, so a run that goes on has it
             prepare_data(self.params, self.folder, self.reporter, self._between_rows)
         self.accelerator.wait_for_everyone()
@@ -118,11 +119,25 @@ class Run:
             config = assembly.base_config(self.params, self.data.tokenizer, offline=True)
             check_room(self.params, *count_parameters(config, self.params))
 
+    def _agree_on_start(self) -> None:
+        """Raises JobError (exit 2) on every rank when one has another checkpoint, or none."""
+        if self.params.num_machines == 1:  # all of its ranks were told the same one
+            return
+        steps: list[int] = gather_object([self.resumed.step if self.resumed else 0])
+        if len(set(steps)) > 1:
+            got = f"steps {', '.join(map(str, steps))}, by rank"
+            fix = "Put run_dir on a disk that all machines share, or copy the checkpoint to each."
+            raise JobError(Problem("resume", "the same checkpoint on every machine", got, fix))
+
     def _go_on(self) -> loop.Progress:
         """Where the run begins: at step 0, or as the checkpoint left it."""
         state, checkpoint, trained = self.resumed, self.checkpoint, self.trained
         if state is None or checkpoint is None:
             return loop.Progress()
+        if state.step > self.data.clock.plan.steps:
+            name = "num_train_epochs" if self.params.num_train_epochs else "train_steps"
+            got = f"{self.data.clock.plan.steps} steps in all"
+            raise JobError(Problem(name, f"at least the {state.step} steps already done", got))
         restore_training(checkpoint, trained.optimizer, trained.scheduler, state.step)
         if self.data.stream:
             path = checkpoint / f"stream-{self.accelerator.process_index}.safetensors"
@@ -178,8 +193,9 @@ class Run:
                 accelerator, trained.module, trained.optimizer, trained.scheduler, make_step, plan, hooks, meters, self.progress
             )
         except loop.NonFinite as error:
-            bundle = write_bundle(self.folder, error, None if data.stream else data.train, accelerator.process_index)
-            self.reporter.log(f"what step {error.step} was made of: {bundle}")
+            bundle, rows = write_bundle(self.folder, error, None if data.stream else data.train, accelerator.process_index)
+            named = f"; not finite: row {', '.join(rows[:5])}" if rows else ""
+            self.reporter.log(f"what step {error.step} was made of: {bundle}{named}")
             raise
         finally:
             ahead.close()
@@ -256,6 +272,7 @@ class Run:
                 assert model is not None
                 facts = model_facts(params, data, trained.weight_dtype)
                 contents = Contents(model, data.tokenizer, facts, optimizer, streams)
+                self.reporter.flush()  # a run that goes on from here finds the curves up to it
                 path = save_checkpoint(self.folder, self._state(step, streams), contents, params.save_total_limit)
                 self.reporter.event("checkpoint", step=step, path=str(path))
         self.accelerator.wait_for_everyone()

@@ -23,6 +23,11 @@ from .redact import redact
 
 STOP, SAVE, SAMPLE = "STOP", "SAVE", "SAMPLE"
 LOCK = ".lock"
+# What a run has written before its first checkpoint, as patterns.
+WRITTEN = (
+    *(STOP, SAVE, SAMPLE, "data", "tb", "debug-step-*", ".*.part", ".heartbeat-*", "log.txt", "progress.json"),
+    *("metrics.json", "metrics.jsonl", "samples.jsonl", "events.jsonl", "run.json"),
+)
 LOCK_WAIT_S = 60.0  # how long a second starter waits for the folder; workers of a killed parent may live 30 s
 
 
@@ -95,13 +100,20 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def problems(self) -> list[Problem]:
-        """Why this folder cannot take a new run; empty when it can."""
+    def problems(self, *, goes_on: bool = False) -> list[Problem]:
+        """Why this folder cannot take a new run, or `goes_on`: the run in it; empty when it can."""
         fix = "Choose another run_dir; runs are never overwritten."
         if self.path.exists() and not self.path.is_dir():
             return [Problem("run_dir", "a folder", f"{self.path}, which is a file", fix)]
-        if self.path.is_dir() and self._contents() and not self._failed_before_a_step():
+        if not self.path.is_dir() or not self._contents() or self._failed_before_a_step():
+            return []
+        if not goes_on:
             return [Problem("run_dir", "a new or empty folder", f"{self.path}, which holds files", fix)]
+        if not self._holds_run():
+            return [Problem("resume", "the folder of a run, with its run.json", f"{self.path}, which holds other files", fix)]
+        if not self.checkpoints() and (kept := [name for name in ("adapter", "fused") if (self / name).exists()]):
+            got = f"{self.path}, which has none but holds {' and '.join(kept)}"
+            return [Problem("resume", "a checkpoint to go on from", got, fix)]
         return []
 
     def _contents(self) -> list[Path]:
@@ -116,24 +128,31 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    def create(self, *, may_hold_run: bool = False) -> None:
-        """Make the folder. Raises JobError (exit 2) when a run is in it that may not be, or it cannot be made."""
-        if not may_hold_run and (found := self.problems()):
+    def _holds_run(self) -> bool:
+        try:
+            return {"params", "environment", "result"} <= self.read_run().keys()
+        except (OSError, ValueError, AttributeError):
+            return False
+
+    def create(self, *, goes_on: bool = False) -> None:
+        """Make the folder. Raises JobError (exit 2) when something is in it that may not be, or it cannot be made."""
+        if found := self.problems(goes_on=goes_on):
             raise JobError(*found)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
-    def clear(self, *, unfinished: bool = False) -> None:
+    def clear(self, *, goes_on: bool = False) -> None:
         """Under the lock: look again, for another run may have come and gone while we waited, and take away a failed try.
 
-        `unfinished`: also a run of ours that has not come to its first checkpoint. Raises JobError (exit 2) when anything else is in
-        the folder.
+        `goes_on`: also a run of ours that has not come to its first checkpoint. What no run writes stays. Raises JobError (exit 2)
+        when anything else is in the folder.
         """
-        if (found := self.problems()) and not (unfinished and (self / "run.json").is_file() and not self.checkpoints()):
+        if found := self.problems(goes_on=goes_on):
             raise JobError(*found)
-        for path in self._contents():
+        written = [path for pattern in WRITTEN for path in self.path.glob(pattern)]
+        for path in written:  # run.json last: half cleared, it is still known as a run
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:

@@ -59,11 +59,11 @@ def train_job(parsed: Parsed, host: Host) -> int:
         data = _look_first(params)
         folder = RunFolder(run_dir)
         goes_on = params.resume != "false"
-        folder.create(may_hold_run=goes_on)
+        folder.create(goes_on=goes_on)
         lock = opened.enter_context(folder.locked(LOCK_WAIT_S, host.line))
         start = go_on(folder, params, plan, data, host.line) if goes_on else None
         if start is None:
-            folder.clear(unfinished=goes_on)
+            folder.clear(goes_on=goes_on)
         folder.answered(STOP)  # one that was meant for a run before
         environment = describe_environment(plan, data)
         if start:
@@ -221,6 +221,8 @@ def _folder_problems(params: Params, folder: RunFolder, ranks: int) -> list[Prob
     target = resume_target(params)
     if target.run_dir is None:
         return folder.problems()
+    if found := folder.problems(goes_on=True):
+        return found
     try:
         start = find_start(folder, target.checkpoint, lambda line: None)
         data = fingerprint(params.dataset_name)

@@ -84,6 +84,29 @@ def test_a_checkpoint_is_a_whole_model_folder_without_pickles(tmp_path: Path) ->
     assert {file.suffix for file in path.iterdir()} <= {".safetensors", ".json", ".txt"}
 
 
+def test_a_scaler_of_fp16_comes_back_with_its_scale(tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    scaler = torch.amp.GradScaler("cpu", init_scale=3 * 2.0**20, growth_interval=17)
+    window, totals = {"loss": 0.1 + 0.2, "steps": 3}, {"tokens": 2**53, "last_metrics": {"loss": 1 / 3}}
+    state = State(9, 1, 14, 7, 4, window, totals, {"eval/loss": 2.5}, {"eval/loss": 2.0}, 2.0, scaler.state_dict(), 4)
+    contents = Contents(model, word_tokenizer(["a"]), FACTS, {}, {})
+    back = load_state(save_checkpoint(RunFolder(tmp_path), state, contents, 1))
+    assert back == state
+    fresh = torch.amp.GradScaler("cpu")
+    fresh.load_state_dict(back.scaler)
+    assert (fresh.state_dict()["scale"], fresh.get_growth_interval()) == (3 * 2.0**20, 17)
+
+
+def test_a_broken_checkpoint_does_not_end_the_run_that_saves_the_next(tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    for step in (2, 4):
+        save(tmp_path, step, model, adam(model))
+    (tmp_path / "checkpoint-2" / "state.json").unlink()
+    (tmp_path / "checkpoint-4" / "state.json").write_text('{"st')
+    save(tmp_path, 6, model, adam(model), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-6"]
+
+
 def test_an_optimizer_that_never_stepped_is_saved_and_restored(tmp_path: Path) -> None:
     model = tiny_model("bert")
     path = save(tmp_path, 1, model, adam(model))

@@ -1,0 +1,31 @@
+"""Put first on PYTHONPATH: a real worker arms the fault that its environment names, once it has imported what the fault wraps."""
+
+import os
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
+
+
+class ArmAfter(MetaPathFinder):
+    """Lets the import of plugin.worker's last module through, and arms behind it."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "plugin.trial":  # the worker imports it after plugin.run
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        load = spec.loader.exec_module
+
+        def load_and_arm(module):
+            load(module)
+            sys.path.append(os.environ["TRAINER_TEST_PATH"])
+            from faults import inject
+
+            inject.arm(os.environ[inject.FAULT])
+
+        spec.loader.exec_module = load_and_arm
+        return spec
+
+
+if os.environ.get("TRAINER_TEST_FAULT"):
+    sys.meta_path.insert(0, ArmAfter())
