@@ -138,10 +138,10 @@ def load_model(
     for documents in (data.train, data.evaluation):
         check_fits(documents, data.rules, attention.layout)
     make_step = data.stream or step_maker(params, data, attention, accelerator.process_index, accelerator.num_processes)
-    plan = _memory_plan(params, config, data, attention, make_step, accelerator.device, compute)
-    on_plan(plan)
-    recompute, estimated = _plan_memory(params, config, plan, accelerator.device, reporter)
-    compiles, why = choose_compile(params, accelerator.device)
+    make_plan = _plan_maker(params, config, data, attention, make_step, accelerator, compute)
+    recompute, planned = _plan_memory(params, config, make_plan, accelerator.device, reporter)
+    on_plan(lambda: planned or make_plan(recompute))
+    compiles, why = choose_compile(params, accelerator.device, recompute)
 
     model = assembly.make_model(params, data.tokenizer, compute)
     dtype = assembly.weight_dtype(params, compute)
@@ -159,39 +159,44 @@ def load_model(
     )
     prepared, wrapped = accelerator.prepare(module, optimizer)
     schedule = _schedule(params, optimizer, data.clock.plan.steps)
+    estimated = planned.memory if planned else None
     return Trained(model, prepared, wrapped, schedule, attention, make_step, flops, estimated, dtype)
 
 
-def _memory_plan(
+def _plan_maker(
     params: Params,
     config: PretrainedConfig,
     data: Data,
     attention: Attention,
     make_step: Callable[[int], Step],
-    device: torch.device,
+    accelerator: Accelerator,
     compute: torch.dtype,
-) -> memory.MakePlan:
-    def plan() -> memory.Plan:
+) -> Callable[[str], memory.Plan]:
+    """What plans the run's memory, given the recompute that is asked for."""
+    device = accelerator.device
+    sharers = max(1, accelerator.num_processes // params.num_machines) if device.type == "cpu" else 1
+
+    def plan(asked: str) -> memory.Plan:
         if params.streaming:  # its steps are built once, in order
             batch = memory.documents_of(streaming.pack_tokens(params), params.max_length)
             several = params.gradient_accumulation_steps > 1
         else:
             batch, several = memory.heaviest(make_step, data.clock.plan.steps, packed=attention.layout.packed)
-        setting = memory.Setting(device, compute, attention.backend, params.optim, several)
-        return memory.plan_memory(params, config, batch, setting)
+        setting = memory.Setting(device, compute, attention.backend, params.optim, several, sharers)
+        return memory.plan_memory(params, config, batch, setting, asked)
 
     return plan
 
 
 def _plan_memory(
-    params: Params, config: PretrainedConfig, plan: memory.MakePlan, device: torch.device, reporter: Reporter
-) -> tuple[str, memory.Memory | None]:
-    """(recompute mode, estimate). A model of a few million weights on a CPU is not worth the second that asking takes."""
+    params: Params, config: PretrainedConfig, make_plan: Callable[[str], memory.Plan], device: torch.device, reporter: Reporter
+) -> tuple[str, memory.Plan | None]:
+    """(recompute mode, plan). A model of a few million weights on a CPU is not worth the second that asking takes."""
     if device.type == "cpu" and params.recompute == "auto" and count_parameters(config, params)[0] < memory.TINY:
         return "none", None
-    found = plan()
+    found = make_plan(params.recompute)
     reporter.log(f"memory: about {found.memory.peak / 1e9:.2f} GB at the peak; recompute {found.recompute}: {found.why}")
-    return found.recompute, found.memory
+    return found.recompute, found
 
 
 def _schedule(params: Params, optimizer: torch.optim.Optimizer, steps: int) -> Any:

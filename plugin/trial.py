@@ -58,11 +58,13 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
     else:
         slots = step_slots(len(prepared.train), clock.step_size, 0, params.seed, clock.total)
         step = build_step(slots, prepared.train, rules, batch_size=params.batch_size, layout=attention.layout)
-    compiles, why = choose_compile(params, device)
+    sharers = max(1, ranks // params.num_machines) if device.type == "cpu" else 1
+    several = len(step.pieces) > ranks
+    plan = _memory(params, config, step, memory.Setting(device, compute, attention.backend, params.optim, several, sharers))
+    notes.append(f"recompute: {plan.recompute}; {plan.why}")
+    compiles, why = choose_compile(params, device, plan.recompute)
     if compiles:
         notes.append(f"compile: {why}")
-    plan = _memory(params, config, step, memory.Setting(device, compute, attention.backend, params.optim, len(step.pieces) > 1))
-    notes.append(f"recompute: {plan.recompute}; {plan.why}")
     whole = parameters <= SMALL
     model = assembly.make_model(params, prepared.tokenizer, compute, offline=offline) if whole else _narrow(config)
     return {
@@ -90,8 +92,8 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
 def _memory(params: Params, config: PretrainedConfig, step: Step, setting: memory.Setting) -> memory.Plan:
     """The estimate for the heaviest micro-batch of the first step. Raises JobError (exit 5) when there is far too little room."""
     batch, _ = memory.heaviest(lambda _: step, 1, packed=setting.backend is not None)
-    plan = memory.plan_memory(params, config, batch, setting)
-    memory.check_memory(params, plan.memory, memory.free_bytes(setting.device))
+    plan = memory.plan_memory(params, config, batch, setting, params.recompute)
+    memory.check_memory(params, plan, memory.free_bytes(setting.device) // setting.sharers)
     return plan
 
 

@@ -97,8 +97,12 @@ def as_problem(error: BaseException) -> Problem:
     return Problem("worker", "no internal error", got, "Please report this with log.txt.", Code.INTERNAL)
 
 
+NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """torch's CPU allocator, a library of CUDA and a file mapped by safetensors tell it as text alone."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 def first_line(error: BaseException) -> str:
