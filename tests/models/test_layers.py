@@ -27,6 +27,9 @@ MODES = ("none", "selective", "full")
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_layout = pytest.mark.parametrize("attention", LAYOUTS, ids=["padded", "packed"])
 
+# Its tracer looks at every input's .grad, and is told so by torch.
+quiet_compiler = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
 
 def batch_of(count: int, step: int, *, packed: bool) -> Batch:
     chosen = slots(count, 60, step=step)
@@ -147,6 +150,7 @@ def graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
+@quiet_compiler
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize(("family", "mode"), [("bert", "none"), ("llada", "full")])
 def test_compiled_layers_give_the_same_numbers_and_are_compiled_once(family: str, mode: str) -> None:
@@ -165,6 +169,7 @@ def test_compiled_layers_give_the_same_numbers_and_are_compiled_once(family: str
     assert 0 < counted[0] == counted[-1] <= 6
 
 
+@quiet_compiler
 @pytest.mark.usefixtures("compiler")
 def test_attention_is_called_and_not_compiled() -> None:
     seen: list[bool] = []
