@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,10 @@ from .params import Params
 from .step import Step
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
-# A CPU's malloc gives nothing back between the phases of a step, and what comes and goes leaves holes in its heap. Measured on
-# ModernBERT, LLaDA and Dream shapes of 0.9 to 9 GB, full and LoRA: activations and logits took 1.1 to 1.7 times their own size.
-CPU_HOLES = 1.6
+# A CPU's malloc gives nothing back between the phases of a step, and small objects that settle in the gaps between tensors keep
+# what comes and goes from falling into the holes it left. So activations and logits take this many times their own size; measured
+# in benches/LOG.md. With an adapter there is no gradient of a weight to fill the holes.
+CPU_HOLES, CPU_HOLES_LORA = 1.6, 2.5
 TINY = 20_000_000  # parameters below which nobody waits for an estimate on a CPU
 STEPS_SEEN = 16  # of a run, to find its heaviest micro-batch
 CGROUP = Path("/sys/fs/cgroup")  # a container's own limit
@@ -147,7 +148,8 @@ def estimate(model: nn.Module, batch: Batch, setting: Setting, recompute: str, *
     update = gradients + update_bytes(trained, setting.optim, setting.device)
     during = tracker.peak + (gradients if setting.accumulates else 0)
     if setting.device.type == "cpu":
-        during = gradients + round(CPU_HOLES * (activations + logits))
+        holes = CPU_HOLES if len(trained) == len([*module.parameters()]) else CPU_HOLES_LORA
+        during = gradients + round(holes * (activations + logits))
     return Memory(weights, gradients, states, activations, logits, peak=weights + states + max(during, update))
 
 
@@ -177,10 +179,10 @@ def _alike(documents: int, length: int, masked: int) -> Batch:
     )
 
 
-@contextmanager
-def _autocast(setting: Setting) -> Iterator[None]:
-    with torch.autocast(setting.device.type, dtype=setting.compute, enabled=setting.compute != torch.float32):
-        yield
+def _autocast(setting: Setting) -> AbstractContextManager[object]:
+    if setting.compute == torch.float32:
+        return nullcontext()
+    return torch.autocast(setting.device.type, dtype=setting.compute)
 
 
 def free_bytes(device: torch.device) -> int:
