@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from .models.load import (
     new_config,
     new_model,
     new_tokens,
+    switch_off_dropout,
 )
 from .models.lora import LoraSettings, add_adapter, four_bit_saves, restore_adapter
 from .objectives.dream import by_context, parse_loss_weight_type
@@ -191,7 +193,8 @@ def make_model(
 
 def model_shape(params: Params, config: PretrainedConfig, compute: torch.dtype) -> tuple[nn.Module, int]:
     """What make_model would give, on the meta device, and the bytes by which its 4-bit layers are smaller than the plain ones here."""
-    family = FAMILIES[config.model_type]
+    family, config = FAMILIES[config.model_type], copy.deepcopy(config)
+    switch_off_dropout(config)
     with torch.device("meta"):
         model: Any = build_model(config)
         if params.model_name:

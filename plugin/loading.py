@@ -168,16 +168,16 @@ def load_model(
         check_fits(documents, data.rules, attention.layout)
     ranks, device = accelerator.num_processes, accelerator.device
 
-    def make_plan(parallel: str) -> memory.MakePlan:
-        return _memory_plan(params, config, data, attention, accelerator, parallel)
+    def plan_maker(parallel: str) -> Callable[[str], memory.Plan]:
+        return _plan_maker(params, config, data, attention, accelerator, parallel)
 
-    parallel = _choose_parallel(params, make_plan("ddp"), reporter, accelerator)
+    parallel = _choose_parallel(params, plan_maker("ddp"), reporter, accelerator)
     sharded = parallel in SHARDED
     make_step = data.stream or step_maker(params, data, attention, accelerator.process_index, ranks, even=sharded)
-    plan = make_plan(parallel)
-    on_plan(plan)
-    recompute, estimated = _plan_memory(params, config, plan, accelerator.device, reporter)
-    compiles, why = choose_compile(params, accelerator.device)
+    make_plan = plan_maker(parallel)
+    recompute, planned = _plan_memory(params, config, make_plan, device, reporter)
+    on_plan(lambda: planned or make_plan(recompute))
+    compiles, why = choose_compile(params, device, recompute)
 
     model = assembly.make_model(params, data.tokenizer, compute, checkpoint=checkpoint)
     empty = hollow(model) if sharded else None
@@ -201,16 +201,19 @@ def load_model(
     else:
         prepared, wrapped = accelerator.prepare(module, optimizer)
     schedule = _schedule(params, optimizer, data.clock.plan.steps)
+    estimated = planned.memory if planned else None
     predict = shared_predictor(module, compute) if sharded else None
     return Trained(model, prepared, wrapped, schedule, attention, make_step, flops, estimated, dtype, empty, predict)
 
 
-def _choose_parallel(params: Params, replicated: memory.MakePlan, reporter: Reporter, accelerator: Accelerator) -> str:
+def _choose_parallel(
+    params: Params, replicated: Callable[[str], memory.Plan], reporter: Reporter, accelerator: Accelerator
+) -> str:
     """ddp, zero2 or zero3, the same on every rank: those that chose differently would wait for one another forever."""
     ranks, device = accelerator.num_processes, accelerator.device
 
     def fits() -> bool:
-        return all(gather_object([replicated().memory.peak <= memory.ROOM * memory.free_bytes(device)]))
+        return all(gather_object([replicated(params.recompute).memory.peak <= memory.ROOM * memory.free_bytes(device)]))
 
     parallel, why = choose_parallel(params, ranks=ranks, on_gpu=device.type == "cuda", fits=fits)
     if ranks > 1:
@@ -218,37 +221,39 @@ def _choose_parallel(params: Params, replicated: memory.MakePlan, reporter: Repo
     return parallel
 
 
-def _memory_plan(
+def _plan_maker(
     params: Params, config: PretrainedConfig, data: Data, attention: Attention, accelerator: Accelerator, parallel: str
-) -> memory.MakePlan:
-    device, compute = accelerator.device, assembly.COMPUTE[accelerator.mixed_precision]
+) -> Callable[[str], memory.Plan]:
+    """What plans the run's memory, given the recompute that is asked for."""
+    compute = assembly.COMPUTE[accelerator.mixed_precision]
     rank, ranks = accelerator.process_index, accelerator.num_processes
+    # accelerate calls a CPU of several ranks cpu:0, which is another one to fake tensors.
+    device = torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device
     cut = ranks if parallel in SHARDED else 1
+    sharers = max(1, ranks // params.num_machines) if device.type == "cpu" else 1
 
-    def plan() -> memory.Plan:
+    def plan(asked: str) -> memory.Plan:
         if params.streaming:  # its steps are built once, in order
             batch = memory.documents_of(streaming.pack_tokens(params), params.max_length)
             several = params.gradient_accumulation_steps > 1
         else:
             make_step = step_maker(params, data, attention, rank, ranks)
             batch, several = memory.heaviest(make_step, data.clock.plan.steps, packed=attention.layout.packed)
-        # accelerate calls a CPU of several ranks cpu:0, which is another one to fake tensors.
-        place = torch.device("cpu") if device.type == "cpu" else device
-        setting = memory.Setting(place, compute, attention.backend, params.optim, several, cut, parallel)
-        return memory.plan_memory(params, config, batch, setting)
+        setting = memory.Setting(device, compute, attention.backend, params.optim, several, cut, parallel, sharers)
+        return memory.plan_memory(params, config, batch, setting, asked)
 
     return plan
 
 
 def _plan_memory(
-    params: Params, config: PretrainedConfig, plan: memory.MakePlan, device: torch.device, reporter: Reporter
-) -> tuple[str, memory.Memory | None]:
-    """(recompute mode, estimate). A model of a few million weights on a CPU is not worth the second that asking takes."""
+    params: Params, config: PretrainedConfig, make_plan: Callable[[str], memory.Plan], device: torch.device, reporter: Reporter
+) -> tuple[str, memory.Plan | None]:
+    """(recompute mode, plan). A model of a few million weights on a CPU is not worth the second that asking takes."""
     if device.type == "cpu" and params.recompute == "auto" and count_parameters(config, params)[0] < memory.TINY:
         return "none", None
-    found = plan()
+    found = make_plan(params.recompute)
     reporter.log(f"memory: about {found.memory.peak / 1e9:.2f} GB at the peak; recompute {found.recompute}: {found.why}")
-    return found.recompute, found.memory
+    return found.recompute, found
 
 
 def _schedule(params: Params, optimizer: torch.optim.Optimizer, steps: int) -> Any:

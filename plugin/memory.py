@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,13 @@ from .sharding import gathered_bytes, gathered_dtype
 from .step import Step
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
-# A CPU's malloc gives nothing back between the phases of a step, and what comes and goes leaves holes in its heap. Measured on
-# ModernBERT, LLaDA and Dream shapes of 0.9 to 9 GB, full and LoRA: activations and logits took 1.1 to 1.7 times their own size.
-CPU_HOLES = 1.6
+# A CPU's malloc gives nothing back between the phases of a step, and small objects that settle in the gaps between tensors keep
+# what comes and goes from falling into the holes it left. So activations and logits take this many times their own size; measured
+# in benches/LOG.md. With an adapter there is no gradient of a weight to fill the holes.
+CPU_HOLES, CPU_HOLES_LORA = 1.6, 2.5
 TINY = 20_000_000  # parameters below which nobody waits for an estimate on a CPU
 STEPS_SEEN = 16  # of a run, to find its heaviest micro-batch
+CGROUP = Path("/sys/fs/cgroup")  # a container's own limit
 ROOM = 0.92  # of a device's free memory: what a plan may use
 
 
@@ -69,16 +71,17 @@ class Setting:
     accumulates: bool  # several micro-batches a step: gradients are held while the next one runs
     ranks: int = 1  # that the model is cut over, as `parallel` says
     parallel: str = "ddp"
+    sharers: int = 1  # processes of this machine that share one memory: those on its CPU
 
 
-class _Tracker(TorchDispatchMode):
+class Tracker(TorchDispatchMode):
     """Bytes of live storages by kind, as operations create and lose them."""
 
     def __init__(self, vocabulary: int, known: set[int]):
         super().__init__()
         self._vocabulary, self._known = vocabulary, known
         self._live: dict[int, tuple[str, int]] = {}
-        self._held: dict[str, int] = dict.fromkeys(KINDS, 0)
+        self.held: dict[str, int] = dict.fromkeys(KINDS, 0)
         self.highest: dict[str, int] = dict.fromkeys(KINDS, 0)
         self.peak = 0
 
@@ -112,9 +115,9 @@ class _Tracker(TorchDispatchMode):
         self._add(*self._live.pop(key), sign=-1)
 
     def _add(self, kind: str, size: int, sign: int = 1) -> None:
-        self._held[kind] += sign * size
-        self.highest[kind] = max(self.highest[kind], self._held[kind])
-        self.peak = max(self.peak, sum(self._held.values()))
+        self.held[kind] += sign * size
+        self.highest[kind] = max(self.highest[kind], self.held[kind])
+        self.peak = max(self.peak, sum(self.held.values()))
 
 
 def estimate(model: nn.Module, batch: Batch, setting: Setting, recompute: str, *, four_bit_saves: int = 0) -> Memory:
@@ -122,14 +125,15 @@ def estimate(model: nn.Module, batch: Batch, setting: Setting, recompute: str, *
 
     `four_bit_saves`: bytes that 4-bit layers are smaller than those that stand in for them here.
     """
-    set_recompute(model, recompute)
+    set_recompute(model, recompute, draws=False)  # a CUDA generator takes no fake state back
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = model.to_empty(device=setting.device)
         bare(model).tie_weights()
         module = DiffusionModel(model, 0, setting.backend).train()
+        batch = batch.to(setting.device)
         held = [*module.parameters(), *module.buffers()]
         trained = [weight for weight in module.parameters() if weight.requires_grad]
-        tracker = _Tracker(bare(model).config.vocab_size, {one.untyped_storage()._cdata for one in held})
+        tracker = Tracker(bare(model).config.vocab_size, {one.untyped_storage()._cdata for one in held})
         if setting.accumulates:
             for weight in trained:
                 weight.grad = torch.zeros_like(weight)
@@ -148,7 +152,8 @@ def estimate(model: nn.Module, batch: Batch, setting: Setting, recompute: str, *
     update = gradients + update_bytes(trained, setting.optim, setting.device)
     during = tracker.peak + (gradients if setting.accumulates else 0)
     if setting.device.type == "cpu":
-        during = gradients + round(CPU_HOLES * (activations + logits))
+        holes = CPU_HOLES if len(trained) == len([*module.parameters()]) else CPU_HOLES_LORA
+        during = gradients + round(holes * (activations + logits))
     if setting.ranks > 1:
         # This rank's share, and what is gathered on top: some weights, and the gradients of one unit until they are cut.
         weights, states, update = (-(-size // setting.ranks) for size in (weights, states, update))
@@ -184,10 +189,10 @@ def _alike(documents: int, length: int, masked: int) -> Batch:
     )
 
 
-@contextmanager
-def _autocast(setting: Setting) -> Iterator[None]:
-    with torch.autocast(setting.device.type, dtype=setting.compute, enabled=setting.compute != torch.float32):
-        yield
+def _autocast(setting: Setting) -> AbstractContextManager[object]:
+    if setting.compute == torch.float32:
+        return nullcontext()
+    return torch.autocast(setting.device.type, dtype=setting.compute)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -195,9 +200,12 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     available = _meminfo()["MemAvailable"]
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    limit = CGROUP / "memory.max"
     if limit.is_file() and (most := limit.read_text().strip()).isdigit():
-        available = min(available, int(most) - int(used.read_text()))
+        pages = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        # Pages of files read are counted as used and given back when asked for.
+        used = int((CGROUP / "memory.current").read_text()) - int(pages["inactive_file"])
+        available = min(available, int(most) - used)
     return available
 
 
@@ -220,71 +228,88 @@ class Plan:
 MakePlan = Callable[[], Plan]
 
 
-def plan_memory(params: Params, config: PretrainedConfig, batch: Batch, setting: Setting) -> Plan:
-    """For a run whose heaviest micro-batch is `batch`."""
+def plan_memory(params: Params, config: PretrainedConfig, batch: Batch, setting: Setting, asked: str) -> Plan:
+    """For a run whose heaviest micro-batch is `batch`, with `asked` for recompute."""
 
     def estimated(mode: str) -> Memory:
         model, saves = assembly.model_shape(params, config, setting.compute)
         return estimate(model, batch, setting, mode, four_bit_saves=saves)
 
-    return choose_recompute(params.recompute, estimated, free_bytes(setting.device))
+    # What compiled layers keep is their compiler's choice: selective has no hold on them.
+    modes = ("none", "full") if params.compile == "on" else ("none", "selective", "full")
+    return choose_recompute(asked, estimated, free_bytes(setting.device) // setting.sharers, modes)
 
 
-def choose_recompute(asked: str, make_estimate: Callable[[str], Memory], room: int) -> Plan:
-    """`auto` is the first of none, selective and full that fits into `room` bytes, and full if none does."""
+def choose_recompute(asked: str, make_estimate: Callable[[str], Memory], room: int, modes: Sequence[str]) -> Plan:
+    """`auto` is the first of `modes`, the hungriest first, that fits into `room` bytes, and the last if none does."""
     if asked != "auto":
         return Plan(asked, make_estimate(asked), "as chosen")
     needs: list[str] = []
-    for mode in ("none", "selective", "full"):
+    for mode in modes:
         found = make_estimate(mode)
         needs.append(f"{mode} needs about {_gb(found.peak)}")
-        if found.peak <= ROOM * room or mode == "full":
+        if found.peak <= ROOM * room or mode == modes[-1]:
             return Plan(mode, found, f"{', '.join(needs)}; {_gb(room)} are free")
-    raise AssertionError("full is the last")
+    raise AssertionError("the last is taken")
 
 
-def cheaper_settings(params: Params, memory: Memory | None) -> list[str]:
+def cheaper_settings(params: Params, plan: Plan | None) -> list[str]:
     """Settings that need less memory and leave the effective batch as it is, the most effective first."""
-    batch, steps = params.batch_size, params.gradient_accumulation_steps
-    rows: list[str] = []
-    if batch > 1:
-        half = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
-        rows.append(f"batch_size {half} with gradient_accumulation_steps {steps * batch // half}")
-    if isinstance(params.tokens_per_batch, int) and params.tokens_per_batch > 2 * params.max_length:
-        rows.append(f"tokens_per_batch {params.tokens_per_batch // 2}")
-    elif params.tokens_per_batch == "auto" and batch > 1:
-        rows.append(f"tokens_per_batch {max(params.max_length, batch * params.max_length // 4)}")
-    if params.recompute != "full":
+    rows = _smaller_batches(params)
+    if (plan.recompute if plan else params.recompute) != "full":
         rows.append("recompute full")
     if params.attn_implementation == "eager":
         rows.insert(0, "attn_implementation sdpa")
     states: list[str] = []
     if params.optim == "adamw" and not params.lora:
         states.append("optim adamw_8bit")
-    if not params.lora:
+    if not params.lora and params.model_name:  # a new model has no base to adapt
         states.append("lora true")
     if params.lora and not params.load_in_4bit:
         states.append("load_in_4bit true")
     if params.dtype == "float32":
         states.append("dtype bfloat16")
+    memory = plan.memory if plan else None
     grows = memory is None or memory.activations + memory.logits > memory.weights + memory.gradients + memory.optimizer
     return (rows + states if grows else states + rows)[:3]
 
 
-def out_of_memory(params: Params, memory: Memory | None, told: str) -> Problem:
+def _smaller_batches(params: Params) -> list[str]:
+    """Ways to cut a step into more, smaller micro-batches."""
+    batch, tokens, steps = params.batch_size, params.tokens_per_batch, params.gradient_accumulation_steps
+    rows: list[str] = []
+    if params.streaming and isinstance(tokens, int):  # then a micro-batch is these tokens, and a step so many of them
+        if tokens % 2 == 0 and tokens >= 2 * params.max_length:
+            rows.append(f"tokens_per_batch {tokens // 2} with gradient_accumulation_steps {2 * steps}")
+        return rows
+    if batch > 1:
+        half = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
+        rows.append(f"batch_size {half} with gradient_accumulation_steps {steps * batch // half}")
+    if params.streaming:
+        return rows
+    if isinstance(tokens, int):
+        if tokens >= 2 * params.max_length:
+            rows.append(f"tokens_per_batch {tokens // 2}")
+    elif batch > 1:
+        rows.append(f"tokens_per_batch {max(params.max_length, batch * params.max_length // 4)}")
+    return rows
+
+
+def out_of_memory(params: Params, plan: Plan | None, told: str) -> Problem:
     """The error of a run that has run out of memory, or will: what is biggest, and what to do about it."""
     got = told
-    if memory:
+    if plan:
+        memory = plan.memory
         got += f"; most goes to {memory.biggest} ({_gb(asdict(memory)[memory.biggest])} of about {_gb(memory.peak)})"
-    settings = cheaper_settings(params, memory)
+    settings = cheaper_settings(params, plan)
     words = "; or ".join(settings) or "a smaller model or max_length"
     return Problem("memory", "room for the run", got, f"Same effective batch with less memory: {words}.", Code.OUT_OF_MEMORY)
 
 
-def check_memory(params: Params, memory: Memory, room: int) -> None:
+def check_memory(params: Params, plan: Plan, room: int) -> None:
     """Raises JobError (exit 5) when a run needs far more than there is; a narrow case may still go well."""
-    if memory.peak > 1.25 * room:
-        raise JobError(out_of_memory(params, memory, f"{_gb(room)} free where about {_gb(memory.peak)} are needed"))
+    if plan.memory.peak > 1.25 * room:
+        raise JobError(out_of_memory(params, plan, f"{_gb(room)} free where about {_gb(plan.memory.peak)} are needed"))
 
 
 def heaviest(make_step: Callable[[int], Step], steps: int, *, packed: bool) -> tuple[Batch, bool]:

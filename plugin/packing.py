@@ -79,8 +79,11 @@ def choose_attention(
     return packed("dense", f"a mask of all pairs ({lacks})") if packing == "on" else padded(lacks)
 
 
-def choose_compile(params: Params, device: torch.device) -> tuple[bool, str]:
-    """(whether the layers are compiled, why). Raises JobError (exit 2) for `on` where nothing can compile."""
+def choose_compile(params: Params, device: torch.device, recompute: str) -> tuple[bool, str]:
+    """(whether the layers are compiled, why), given the recompute that was chosen.
+
+    Raises JobError (exit 2) for `on` where nothing can compile.
+    """
     lacks = _why_no_compile(device)
     if params.compile == "on" and lacks:
         raise JobError(Problem("compile", "a machine that can compile", lacks, "Install it, or set compile auto."))
@@ -88,6 +91,8 @@ def choose_compile(params: Params, device: torch.device) -> tuple[bool, str]:
         return params.compile == "on", "as chosen"
     if device.type != "cuda":
         return False, "a CPU compiles for half a minute and gains little"
+    if recompute == "selective":
+        return False, "recompute selective keeps single operations, and compiled layers have none"
     return not lacks, lacks or "each layer, once; a layer that does not compile runs as it is"
 
 

@@ -99,7 +99,7 @@ class Run:
         found = None
         if self.memory_plan:
             with contextlib.suppress(MemoryError, RuntimeError):  # there may be no room left even for an estimate
-                found = self.memory_plan().memory
+                found = self.memory_plan()
         return memory.out_of_memory(self.params, found, told)
 
     def _load(self) -> None:

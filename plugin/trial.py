@@ -59,12 +59,14 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
     else:
         slots = step_slots(len(prepared.train), clock.step_size, 0, params.seed, clock.total)
         step = build_step(slots, prepared.train, rules, batch_size=params.batch_size, layout=attention.layout)
-    compiles, why = choose_compile(params, device)
-    if compiles:
-        notes.append(f"compile: {why}")
-    setting = memory.Setting(device, compute, attention.backend, params.optim, len(step.pieces) > 1)
+    sharers = max(1, ranks // params.num_machines) if device.type == "cpu" else 1
+    several = len(step.pieces) > ranks
+    setting = memory.Setting(device, compute, attention.backend, params.optim, several, sharers=sharers)
     plan = _memory(params, config, step, setting, ranks, notes)
     notes.append(f"recompute: {plan.recompute}; {plan.why}")
+    compiles, why = choose_compile(params, device, plan.recompute)
+    if compiles:
+        notes.append(f"compile: {why}")
     whole = parameters <= SMALL
     model = assembly.make_model(params, prepared.tokenizer, compute, offline=offline) if whole else _narrow(config)
     return {
@@ -95,15 +97,15 @@ def _memory(
     """The estimate for the heaviest micro-batch of the first step, the model cut up if it will be. Raises JobError (exit 5) when
     there is far too little room."""
     batch, _ = memory.heaviest(lambda _: step, 1, packed=setting.backend is not None)
-    room = memory.free_bytes(setting.device)
-    plan = memory.plan_memory(params, config, batch, setting)
+    room = memory.free_bytes(setting.device) // setting.sharers
+    plan = memory.plan_memory(params, config, batch, setting, params.recompute)
     fits = plan.memory.peak <= memory.ROOM * room
     parallel, why = choose_parallel(params, ranks=ranks, on_gpu=setting.device.type == "cuda", fits=lambda: fits)
     if ranks > 1:
         notes.append(f"parallel: {parallel}; {why}")
     if parallel in SHARDED:
-        plan = memory.plan_memory(params, config, batch, replace(setting, ranks=ranks, parallel=parallel))
-    memory.check_memory(params, plan.memory, room)
+        plan = memory.plan_memory(params, config, batch, replace(setting, ranks=ranks, parallel=parallel), params.recompute)
+    memory.check_memory(params, plan, room)
     return plan
 
 

@@ -12,6 +12,7 @@ from .quiet import quiet_loading  # isort: skip  # before anything that imports 
 import contextlib
 import errno
 import json
+import re
 import shutil
 import sys
 import traceback
@@ -46,7 +47,7 @@ def main() -> int:
         run.reporter.event("finished", result={"outcome": "stopped", "steps": 0})
         return 0
     except Exception as error:
-        problem = run.out_of_memory(first_line(error)) if is_out_of_memory(error) else as_problem(error)
+        problem = run.out_of_memory(what_was_wanted(error)) if is_out_of_memory(error) else as_problem(error)
         if problem.code == Code.INTERNAL:
             traceback.print_exc()
         if problem.code == Code.DISK:
@@ -75,7 +76,7 @@ def check(request: dict[str, Any]) -> int:
         traceback.print_exc()
         found = as_problem(error)
         if is_out_of_memory(error):
-            found = out_of_memory(Params.model_validate(request["params"]), None, first_line(error))
+            found = out_of_memory(Params.model_validate(request["params"]), None, what_was_wanted(error))
         problems = (found,)
     print(json.dumps({"problems": [one.as_json() for one in problems], "report": report, "notes": notes}, ensure_ascii=False))
     return int(problems[0].code) if problems else 0
@@ -98,8 +99,18 @@ def as_problem(error: BaseException) -> Problem:
     return Problem("worker", "no internal error", got, "Please report this with log.txt.", Code.INTERNAL)
 
 
+NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """torch's CPU allocator, a library of CUDA and a file mapped by safetensors tell it as text alone."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in NO_MEMORY)
+
+
+def what_was_wanted(error: BaseException) -> str:
+    """An allocation that failed, in words; torch's CPU allocator begins with a line of its own source."""
+    wanted = re.search(r"tried to allocate (\d+) bytes", str(error))
+    return f"no room for {int(wanted[1]) / 1e9:.2f} GB more" if wanted else first_line(error)
 
 
 def first_line(error: BaseException) -> str:

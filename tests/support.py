@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -11,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from plugin.params import Params
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = ROOT / "main.py"
@@ -136,6 +140,16 @@ def _processes_naming(text: bytes) -> Iterator[int]:
                 continue
             if named and is_running(int(folder.name)):
                 yield int(folder.name)
+
+
+def try_out_here(params: Params, ranks: int, *, offline: bool) -> Mapping[str, Any]:
+    """What `plugin.worker --check` answers, without the seconds a new process takes to import torch."""
+    from plugin import worker
+
+    answer = io.StringIO()
+    with contextlib.redirect_stdout(answer):
+        worker.check({"params": params.as_json(), "ranks": ranks, "offline": offline})
+    return json.loads(answer.getvalue().splitlines()[-1])
 
 
 def refusal(result: tuple[int, list[str], str]) -> tuple[int, str, str]:

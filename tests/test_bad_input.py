@@ -6,19 +6,16 @@ programs.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ERROR, pairs, refusal, write_rows
+from support import ERROR, pairs, refusal, try_out_here, write_rows
 
 from plugin import cli, train
-from plugin.params import Params
 
 
 @pytest.fixture
@@ -43,16 +40,6 @@ def check(
         return code, [line for line in err.splitlines() if line.startswith("error[")], out
 
     return call
-
-
-def try_out_here(params: Params, ranks: int, *, offline: bool) -> Mapping[str, Any]:
-    """What `plugin.worker --check` answers, without the seconds a new process takes to import torch."""
-    from plugin import worker
-
-    answer = io.StringIO()
-    with contextlib.redirect_stdout(answer):
-        worker.check({"params": params.as_json(), "ranks": ranks, "offline": offline})
-    return json.loads(answer.getvalue().splitlines()[-1])
 
 
 def test_a_good_job_passes(check: Callable[..., Any]) -> None:

@@ -33,13 +33,16 @@ def _policy(attention: set[Any], context: Any, operation: Any, *args: Any, **nam
     return CheckpointPolicy.MUST_SAVE if thick or operation in attention else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def set_recompute(model: nn.Module, mode: str) -> None:
-    """`none` keeps every activation, `full` only the input of each layer, `selective` also thick products and attention."""
+def set_recompute(model: nn.Module, mode: str, *, draws: bool = True) -> None:
+    """`none` keeps every activation, `full` only the input of each layer, `selective` also thick products and attention.
+
+    `draws`: a recomputed layer draws the random numbers (of LoRA's dropout) it drew before.
+    """
     plain: Any = bare(model)
     if mode == "none":
         plain.activation_checkpointing_disable()
         return
-    options: dict[str, Any] = {"use_reentrant": False}
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": draws}
     if mode == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, partial(_policy, _ATTENTION | _varlen()))
     plain.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
@@ -63,12 +66,26 @@ def compile_layers(model: nn.Module, *, may_fail: bool, backend: str = "inductor
 
     torch._dynamo.config.suppress_errors = may_fail
     AttentionInterface.register(NAME, torch.compiler.disable(document_attention))  # importing dynamo takes a second: only here
-    layers = layers_of(model)
+    layers: list[Any] = list(layers_of(model))
+    compiled: dict[type, Any] = {}
     for layer in layers:
-        layer.compile(backend=backend)
+        kind = type(layer)
+        if kind not in compiled:
+            plain: Any = kind.forward
+            # Numbers of tokens change with every batch: `dynamic` spares the compilation of a first, fixed one.
+            compiled[kind] = torch.compile(plain.__wrapped__, backend=backend, dynamic=True)
+        layer.forward = partial(_run_compiled, layer, compiled[kind])
     return len(layers)
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
     """The model's layers, all of one kind, in order."""
     return [module for module in bare(model).modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def _run_compiled(layer: Any, compiled: Any, *inputs: Any, **options: Any) -> Any:
+    """A layer's forward, recomputation around what is compiled: the other way round, a call that cannot be compiled (attention)
+    inside of it leaves the whole layer as it was, in silence."""
+    if layer.gradient_checkpointing and layer.training:
+        return layer._gradient_checkpointing_func(partial(compiled, layer, **options), *inputs)
+    return compiled(layer, *inputs, **options)

@@ -51,7 +51,7 @@ def load_model(
     Raises JobError (exit 4): not there, no safetensors, an unknown family, no masked-LM head, missing or unexpected weights.
     """
     config = load_config(name, offline=offline)
-    _switch_off_dropout(config)
+    switch_off_dropout(config)
     options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if four_bit:
         options["quantization_config"] = nf4(FAMILIES[config.model_type], dtype)
@@ -151,7 +151,7 @@ def fit_config(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> 
         raise model_error("model_config", f"vocab_size >= the tokenizer's {len(tokenizer)}", str(config.vocab_size))
     for name in ("pad", "cls", "sep", "bos", "eos", "mask"):
         setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
-    _switch_off_dropout(config)
+    switch_off_dropout(config)
     try:
         with torch.device("meta"):  # shapes only: whether a model can be built from it
             build_model(config)
@@ -271,7 +271,8 @@ def _check_report(name: str, report: dict[str, Any]) -> None:
         raise model_error("model_name", "exactly the weights of its architecture", f"{name}: {'; '.join(wrong)}", fix)
 
 
-def _switch_off_dropout(config: PretrainedConfig) -> None:
+def switch_off_dropout(config: PretrainedConfig) -> None:
+    """In place: what is trained has none, and packed attention takes none."""
     for field, value in config.to_dict().items():
         if field.endswith(("dropout", "dropout_prob")) and isinstance(value, float):
             setattr(config, field, 0.0)

@@ -1,0 +1,220 @@
+"""What a run will need of memory: exact where it can be worked out, and right for whole shapes where it cannot."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from support import ROOT, run_python
+from tiny import KNOWN, tiny_config, tiny_model
+
+from plugin import assembly
+from plugin.memory import Memory, Setting, documents_of, estimate, stand_in
+from plugin.meters import memory_by_category
+from plugin.models import head
+from plugin.models.load import build_model, load_config, load_model, switch_off_dropout
+from plugin.models.lora import LoraSettings, add_adapter, four_bit_saves
+from plugin.optimizers import make_optimizer, state_bytes, update_bytes
+from plugin.params import Params
+
+CPU = torch.device("cpu")
+PLAIN = Setting(CPU, torch.float32, "loop", "adamw", accumulates=False)
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+ELSEWHERE = torch.device("meta")  # stands for a GPU: another device than the batch comes from
+
+
+def shape(family: str = "llada", dtype: torch.dtype = torch.float32, *, lora: bool = False, **changes: Any) -> Any:
+    with torch.device("meta"):
+        config = tiny_config(family, **{**WIDE, **changes})
+        switch_off_dropout(config)
+        model = build_model(config).to(dtype)
+        return add_adapter(model, KNOWN[family], LoraSettings(4, 8, 0.0, "auto"), []) if lora else model
+
+
+def estimated(tokens: int = 400, setting: Setting = PLAIN, recompute: str = "none", **how: Any) -> Memory:
+    return estimate(shape(**how), documents_of(tokens, 40), setting, recompute)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meta device knows no autocast, not even one that is off."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+
+
+def size_of(weights: Any) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in weights)
+
+
+# --- optimizers
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [100, 4095, 4096, 100_001])
+def test_states_take_the_bytes_foretold(kind: str, dtype: torch.dtype, count: int) -> None:
+    weight = torch.nn.Parameter(torch.ones(count, 1, dtype=dtype))
+    module = torch.nn.ParameterList([weight])
+    optimizer = make_optimizer(module, kind=kind, learning_rate=0.1, weight_decay=0.0, seed=0)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    own = [value for name, value in optimizer.state[weight].items() if isinstance(value, torch.Tensor) and "qmap" not in name]
+    assert size_of(own) == state_bytes(weight, kind)
+    tables = size_of(value for name, value in optimizer.state[weight].items() if "qmap" in name)  # for all weights together
+    assert memory_by_category(module, optimizer, 0, 0)["optimizer"] == state_bytes(weight, kind) + tables
+    assert tables <= 2048
+
+
+def test_only_an_eight_bit_update_needs_room_beside_the_states_that_of_its_largest_weight() -> None:
+    weights = [torch.nn.Parameter(torch.ones(size, dtype=torch.bfloat16)) for size in (3, 1000, 7)]
+    assert update_bytes(weights, "adamw", CPU) == 0
+    assert update_bytes([], "adamw_8bit", CPU) == 0
+    assert update_bytes(weights, "adamw_8bit", ELSEWHERE) == 14 * 1000
+    assert update_bytes(weights, "adamw_8bit", CPU) > update_bytes(weights, "adamw_8bit", ELSEWHERE)
+
+
+# --- estimates
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("optim", ["adamw", "adamw_8bit"])
+def test_weights_gradients_and_states_are_exact(dtype: torch.dtype, optim: str) -> None:
+    found = estimated(setting=replace(PLAIN, optim=optim, compute=dtype), dtype=dtype)
+    model = tiny_model("llada", **WIDE).to(dtype)
+    assert found.weights == found.gradients == size_of(model.parameters())
+    assert found.optimizer == sum(state_bytes(weight, optim) for weight in model.parameters())
+
+
+def test_an_adapter_trains_alone_and_its_base_is_held() -> None:
+    base, whole = estimated(), estimated(lora=True)
+    adapter = size_of(weight for weight in shape(lora=True).parameters() if weight.requires_grad)
+    assert (whole.weights, whole.gradients) == (base.weights + adapter, adapter)
+    assert whole.optimizer < 0.2 * base.optimizer
+
+
+@pytest.mark.parametrize("backend", ["loop", None], ids=["packed", "padded"])
+def test_more_tokens_need_more_and_recomputation_less(backend: str | None) -> None:
+    setting = replace(PLAIN, backend=backend)
+    less, more = (estimated(tokens, setting).activations for tokens in (400, 800))
+    assert more / less == pytest.approx(2, rel=0.2), "tokens are what activations grow with"
+    none, selective, full = (estimated(800, setting, mode, num_hidden_layers=6) for mode in ("none", "selective", "full"))
+    assert none.activations > 1.2 * selective.activations
+    assert selective.activations > 1.2 * full.activations
+    assert none.peak > selective.peak > full.peak
+
+
+def test_logits_take_one_chunk_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(head.BUFFER, "cpu", 1 << 20)
+    small, large = (estimated(tokens, vocab_size=2000, embedding_size=2000).logits for tokens in (1000, 4000))
+    assert small == pytest.approx(1 << 20, rel=0.1)
+    assert large == pytest.approx(1 << 20, rel=0.1)
+    assert 10 * large < 4000 // 2 * 2000 * 4, "all of them at once would be far more"
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_gradients_of_an_earlier_micro_batch_are_held_through_the_next() -> None:
+    elsewhere = replace(PLAIN, device=ELSEWHERE, backend="dense")
+    once, adds = (estimated(setting=replace(elsewhere, accumulates=several)) for several in (False, True))
+    assert once.peak < adds.peak <= once.peak + adds.gradients
+    assert adds.peak >= adds.weights + adds.optimizer + adds.gradients
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize(
+    ("family", "backend", "recompute"),
+    [
+        ("bert", "varlen", "selective"),
+        ("roberta", None, "full"),
+        ("modernbert", "varlen", "full"),
+        ("modernbert", "dense", "none"),
+        ("llada", "varlen", "selective"),
+        ("Dream", None, "selective"),
+    ],
+)
+def test_a_run_on_another_device_than_the_batch_comes_from_can_be_estimated(
+    family: str, backend: str | None, recompute: str
+) -> None:
+    setting = Setting(ELSEWHERE, torch.float32, backend, "adamw", accumulates=False)
+    half = {"dtype": torch.bfloat16, "lora": recompute == "full"}  # as varlen's kernels want it
+    found = estimate(shape(family, **half), documents_of(200, 40), setting, recompute)
+    assert found.peak > found.weights > 0
+    assert found.activations > 0
+
+
+def test_a_stand_in_is_as_large_as_what_it_stands_for() -> None:
+    ragged = documents_of(397, 40)
+    alike = stand_in(ragged)
+    assert alike.documents == 10
+    assert 397 <= alike.ids.shape[0] < 397 + 10
+    assert alike.masked.shape[0] == 198
+    assert alike.cu_seqlens.tolist() == list(range(0, 401, 40))
+
+
+# --- 4-bit bases
+
+
+def quantised_bytes(model: torch.nn.Module) -> int:
+    """All weights, and what 4-bit ones are read with: scales, and the scales of scales."""
+    total = size_of(model.parameters())
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            state: Any = layer.weight.quant_state
+            total += size_of([state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code])
+    return total
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_four_bit_weights_are_estimated_within_one_percent(tmp_path: Path, dtype: torch.dtype) -> None:
+    tiny_model("bert", hidden_size=512, intermediate_size=1024, num_attention_heads=4).save_pretrained(tmp_path)
+    plain = load_model(str(tmp_path), dtype=dtype)
+    foretold = size_of(plain.parameters()) - four_bit_saves(plain, KNOWN["bert"])
+    real = quantised_bytes(load_model(str(tmp_path), dtype=dtype, four_bit=True))
+    assert foretold == pytest.approx(real, rel=0.01)
+    assert real < 0.4 * size_of(plain.parameters())
+    params = Params(model_name=str(tmp_path), lora=True, load_in_4bit=True, lora_r=1)
+    model, saves = assembly.model_shape(params, load_config(str(tmp_path), offline=True), dtype)
+    assert size_of(model.parameters()) - saves == pytest.approx(real, rel=0.02)
+
+
+# --- the promise
+
+
+# Bytes a process grows by at most in two steps of training, read where the kernel counts them.
+MEASURED = """\
+import resource, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import torch
+from test_memory import LARGE, TOKENS, build_model, documents_of, tiny_config
+from plugin.models.diffusion import DiffusionModel
+from plugin.optimizers import make_optimizer
+
+def most():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+torch.set_num_threads(1)
+before = most()
+module = DiffusionModel(build_model(tiny_config(**LARGE)), 0, "loop").train()
+optimizer = make_optimizer(module, kind="adamw", learning_rate=1e-4, weight_decay=0.0, seed=0)
+batch = documents_of(TOKENS, 128)
+for _ in range(2):
+    module(batch).weighted.sum().backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+print(most() - before)
+"""
+LARGE: dict[str, Any] = {"family": "modernbert", "hidden_size": 512, "intermediate_size": 768, "num_attention_heads": 8}
+LARGE |= {"num_hidden_layers": 8, "vocab_size": 20_000, "max_position_embeddings": 512, "local_attention": 128}
+TOKENS = 1536
+
+
+def test_the_estimate_of_a_run_of_a_gigabyte_is_within_a_quarter_of_what_it_takes(tmp_path: Path) -> None:
+    done = run_python(MEASURED.format(root=str(ROOT), tests=str(ROOT / "tests")), cwd=tmp_path, timeout_s=120)
+    assert done.returncode == 0, done.stderr
+    found = estimate(shape(**LARGE), documents_of(TOKENS, 128), PLAIN, "none")
+    assert 90e6 < found.weights < 130e6
+    assert found.peak == pytest.approx(int(done.stdout), rel=0.25)
