@@ -23,7 +23,6 @@ from .data.steps import run_length
 from .data.templates import compile_templates
 from .data.tokenizer import train_tokenizer
 from .families import DEFAULT_NORM, FAMILIES
-from .job import Code, JobError, Problem
 from .loop import Plan
 from .models.load import (
     build_model,
@@ -43,6 +42,7 @@ from .objectives.dream import by_context, parse_loss_weight_type
 from .objectives.mdlm import Weigh, by_time
 from .objectives.noise import Noise
 from .params import Params
+from .precision import weight_dtype
 from .sampling.blockwise import SamplerSettings
 from .step import StepRules
 
@@ -171,7 +171,7 @@ def make_model(
     """
     config = base_config(params, tokenizer, offline=offline)
     attention = params.attn_implementation if params.attn_implementation in ("eager", "sdpa") else None
-    dtype = torch.float32 if params.model_config_file else weight_dtype(params, compute)
+    dtype = weight_dtype(params, compute)
     torch.manual_seed(params.seed)
     if checkpoint and not params.lora:  # a whole model folder
         return load_model(str(checkpoint), dtype=dtype, attn_implementation=attention, offline=True)
@@ -196,22 +196,14 @@ def model_shape(params: Params, config: PretrainedConfig, compute: torch.dtype) 
     family, config = FAMILIES[config.model_type], copy.deepcopy(config)
     switch_off_dropout(config)
     with torch.device("meta"):
-        model: Any = build_model(config)
-        if params.model_name:
-            model = model.to(weight_dtype(params, compute))
+        plain: Any = build_model(config)
+        model = plain.to(weight_dtype(params, compute))
         saves = four_bit_saves(model, family) if params.load_in_4bit else 0
         return (add_adapter(model, family, lora_settings(params), []) if params.lora else model), saves
 
 
 def lora_settings(params: Params) -> LoraSettings:
     return LoraSettings(params.lora_r, params.lora_alpha, params.lora_dropout, params.lora_targets)
-
-
-def weight_dtype(params: Params, compute: torch.dtype) -> torch.dtype:
-    """The dtype weights are kept in; see make_model."""
-    if params.lora or (params.optim == "adamw_8bit" and compute == torch.bfloat16):
-        return compute
-    return torch.float32
 
 
 # Per method, the weight of a masked token.
@@ -277,27 +269,6 @@ def _every(value: float, steps: int) -> int:
 
 def warmup_steps(params: Params, steps: int) -> int:
     return params.warmup_steps or math.ceil(params.warmup_ratio * steps)
-
-
-COMPUTE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by accelerate's mixed_precision
-
-
-def choose_precision(params: Params, device: torch.device) -> tuple[str, str]:
-    """(accelerate's mixed_precision, why). Raises JobError (exit 2) for a dtype the device cannot train in."""
-    if params.dtype == "auto":
-        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16", "bfloat16 compute with float32 master weights: this GPU does it well"
-        return "no", "float32: " + (
-            "this GPU has no fast bfloat16" if device.type == "cuda" else "CPUs are slow in anything else"
-        )
-    if params.dtype == "float32":
-        return "no", "float32, as chosen"
-    if device.type == "cpu" and params.dtype == "float16":
-        raise JobError(Problem("dtype", "float32 on a CPU", "float16", "CPUs do not train in float16.", Code.CONFIGURATION))
-    slow = "; a CPU does this many times slower than float32" if device.type == "cpu" else ""
-    return {"bfloat16": "bf16", "float16": "fp16"}[
-        params.dtype
-    ], f"{params.dtype} compute with float32 master weights, as chosen{slow}"
 
 
 def sampler_settings(params: Params) -> SamplerSettings:

@@ -28,6 +28,7 @@ from .models.load import load_tokenizer
 from .optimizers import make_optimizer, optimizer_tensors
 from .packing import Attention, check_fits, choose_attention, choose_compile
 from .params import SHARDED, Params
+from .precision import COMPUTE, weight_dtype
 from .reporting import Reporter
 from .run_folder import RunFolder, rename_whole, to_json
 from .sharding import choose_parallel, gathered_dtype, gathered_model, gathered_optimizer, hollow, shard, shared_predictor
@@ -160,7 +161,7 @@ def load_model(
 
     Raises JobError (exit 2 or 4).
     """
-    compute = assembly.COMPUTE[accelerator.mixed_precision]
+    compute = COMPUTE[accelerator.mixed_precision]
     config = assembly.base_config(params, data.tokenizer)
     attention = choose_attention(params, config, accelerator.device, compute, float(data.train.lengths.mean()))
     reporter.log(f"attention: {attention.why}")
@@ -181,7 +182,7 @@ def load_model(
 
     model = assembly.make_model(params, data.tokenizer, compute, checkpoint=checkpoint)
     empty = hollow(model) if sharded else None
-    dtype = assembly.weight_dtype(params, compute)
+    dtype = weight_dtype(params, compute)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     reporter.log(f"model: {trained:,} parameters train, weights kept in {str(dtype).removeprefix('torch.')}")
     reporter.log("dropout: off; the masking noise is the regulariser, and the loss does not depend on the layout")
@@ -225,7 +226,7 @@ def _plan_maker(
     params: Params, config: PretrainedConfig, data: Data, attention: Attention, accelerator: Accelerator, parallel: str
 ) -> Callable[[str], memory.Plan]:
     """What plans the run's memory, given the recompute that is asked for."""
-    compute = assembly.COMPUTE[accelerator.mixed_precision]
+    compute = COMPUTE[accelerator.mixed_precision]
     rank, ranks = accelerator.process_index, accelerator.num_processes
     # accelerate calls a CPU of several ranks cpu:0, which is another one to fake tensors.
     device = torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device

@@ -1,4 +1,4 @@
-"""How exactly a device computes: flags that make a run repeat itself to the last bit."""
+"""How exactly a run computes: the dtype of its products, that of its weights, and flags that make it repeat itself to the last bit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,38 @@ import warnings
 
 import torch
 import torch.utils.deterministic
+
+from .job import Code, JobError, Problem
+from .params import Params
+
+COMPUTE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by accelerate's mixed_precision
+
+
+def choose_precision(params: Params, device: torch.device) -> tuple[str, str]:
+    """(accelerate's mixed_precision, why). Raises JobError (exit 2) for a dtype the device cannot train in."""
+    if params.dtype == "auto":
+        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "bfloat16 compute with float32 master weights: this GPU does it well"
+        return "no", "float32: " + (
+            "this GPU has no fast bfloat16" if device.type == "cuda" else "CPUs are slow in anything else"
+        )
+    if params.dtype == "float32":
+        return "no", "float32, as chosen"
+    if device.type == "cpu" and params.dtype == "float16":
+        raise JobError(Problem("dtype", "float32 on a CPU", "float16", "CPUs do not train in float16.", Code.CONFIGURATION))
+    slow = "; a CPU does this many times slower than float32" if device.type == "cpu" else ""
+    return {"bfloat16": "bf16", "float16": "fp16"}[
+        params.dtype
+    ], f"{params.dtype} compute with float32 master weights, as chosen{slow}"
+
+
+def weight_dtype(params: Params, compute: torch.dtype) -> torch.dtype:
+    """The dtype weights are kept in; see make_model."""
+    if params.model_config_file:
+        return torch.float32  # a new model learns all it knows in small steps
+    if params.lora or (params.optim == "adamw_8bit" and compute == torch.bfloat16):
+        return compute
+    return torch.float32
 
 
 def make_deterministic(device: torch.device) -> str:

@@ -29,7 +29,7 @@ from .job import Code, JobError, Problem
 from .loading import load_data, load_model, prepare_data
 from .meters import Stopwatch, measure_peak, memory_by_category
 from .params import Params
-from .precision import make_deterministic
+from .precision import COMPUTE, choose_precision, make_deterministic
 from .rendezvous import join_ranks, serve_store
 from .reporting import Reporter
 from .run_folder import RunFolder
@@ -151,12 +151,12 @@ class Run:
     def _accelerator(self) -> Accelerator:
         on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "true"
         device = torch.device("cpu" if on_cpu or not torch.cuda.is_available() else "cuda")
-        precision, why = assembly.choose_precision(self.params, device)
+        mixed, why = choose_precision(self.params, device)
         self.reporter.log(f"dtype: {why}")
         if flags := make_deterministic(device):
             self.reporter.log(f"determinism: {flags}")
         self.store = serve_store()
-        return join_ranks(precision, on_cpu=on_cpu)
+        return join_ranks(mixed, on_cpu=on_cpu)
 
     def _between_rows(self) -> None:
         self.heartbeat.beat("rows")
@@ -174,7 +174,7 @@ class Run:
         on_gpu = accelerator.device.type == "cuda"
         peak = 0.0
         if on_gpu:
-            peak = accelerator.num_processes * measure_peak(accelerator.device, assembly.COMPUTE[accelerator.mixed_precision])
+            peak = accelerator.num_processes * measure_peak(accelerator.device, COMPUTE[accelerator.mixed_precision])
         hooks = loop.Hooks(
             requests=lambda: loop.Requests(self.requests.stop(), self.requests.save(), self.requests.sample()),
             log=self.reporter.metrics,

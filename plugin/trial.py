@@ -29,6 +29,7 @@ from .models.load import build_model, check_method, load_config, new_config
 from .models.published import REGISTRY
 from .packing import check_fits, choose_attention, choose_compile
 from .params import SHARDED, Params
+from .precision import COMPUTE, choose_precision
 from .sharding import choose_parallel
 from .step import Step, StepRules, build_step, corruptions, step_items
 
@@ -44,9 +45,9 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
     clock = assembly.make_clock(params, len(prepared.train), len(prepared.evaluation), ranks)
     parameters, trained = count_parameters(config, params)
     device = torch.device("cuda" if torch.cuda.is_available() and params.train_device != "cpu" else "cpu")
-    precision, why = assembly.choose_precision(params, device)
+    precision, why = choose_precision(params, device)
     notes.append(f"dtype: {why}")
-    compute = assembly.COMPUTE[precision]
+    compute = COMPUTE[precision]
     mean_length = float(prepared.train.lengths.mean())
     attention = choose_attention(params, config, device, compute, mean_length)
     notes.append(f"attention: {attention.why}")

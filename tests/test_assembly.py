@@ -15,6 +15,7 @@ from plugin import assembly
 from plugin.data.chat import ChatFormat
 from plugin.job import JobError
 from plugin.params import Params
+from plugin.precision import weight_dtype
 from plugin.step import StepRules
 
 
@@ -106,7 +107,7 @@ def test_what_a_model_remembers_of_its_training() -> None:
 def test_full_training_keeps_float32_weights_unless_the_optimizer_rounds_stochastically(
     values: dict[str, Any], compute: torch.dtype, kept: torch.dtype
 ) -> None:
-    assert assembly.weight_dtype(Params.model_validate(values), compute) == kept
+    assert weight_dtype(Params.model_validate(values), compute) == kept
 
 
 def test_what_a_mixture_holds_and_a_run_does_not_read_is_said(tmp_path: Path, tiny_bert: Path) -> None:
