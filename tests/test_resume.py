@@ -195,7 +195,7 @@ def test_a_run_that_is_through_is_fused_again_and_nothing_else(forks: Forks, job
 def test_curves_hold_every_step_once_after_a_kill(
     undisturbed: Scene, forks: Forks, job: tuple[object, ...], tmp_path: Path
 ) -> None:
-    """TensorBoard keeps seconds of curves in memory, which a kill takes along."""
+    """What was drawn after the checkpoint is drawn again, and shown once."""
     killed = forks.run(tmp_path / "killed", *job, fault="step:kill:33:0")
     assert killed.code == 8, killed.err
     resumed = forks.run(killed.folder, *job, "--resume", "true")
