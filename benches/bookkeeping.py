@@ -20,11 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benches")]
 
-from plugin import (  # noqa: E402
-    loop,
-    quiet,  # noqa: F401  # before anything that imports torch
-    run,
-)
+import plugin.quiet  # noqa: E402, F401  # before anything that imports torch
+from plugin import loop, run  # noqa: E402
 from plugin.parse import parse  # noqa: E402
 from plugin.run_folder import RunFolder  # noqa: E402
 

@@ -116,7 +116,7 @@ class Reporter:
             )
 
     def flush(self) -> None:
-        """TensorBoard's curves; every other file is written at once."""
+        """TensorBoard's curves, which a thread of its own writes; every other file is written at once."""
         if self.speaks:
             self._board.flush()
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from faults.compare import differences, tensors_of
 from faults.forks import Forks
-from scenes import Scene
-from support import read_lines, wait_until, write_rows
+from scenes import LONGEST_S, Scene
+from support import read_lines, run_main, wait_until, write_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 Go = Callable[..., tuple[Scene, Scene]]
@@ -119,6 +119,17 @@ def test_a_stream_goes_on_with_its_buffer(processes: int, unbroken_and_resumed: 
     assert f"stream-{processes - 1}.safetensors" in tensors_of(whole.folder / "checkpoint-17")
 
 
+def test_the_programs_of_a_user_go_on_with_what_a_fork_began(forks: Forks, job: tuple[object, ...], tmp_path: Path) -> None:
+    """Three programs for real, once: the other tests fork them."""
+    two = (*job, "--batch_size", 2, "--num_processes", 2)
+    begun = forks.run(tmp_path / "begun", *two)
+    assert begun.code == 0, begun.err
+    again = Path(shutil.copytree(begun.folder, tmp_path / "again"))
+    done = run_main("train", *two, "--resume", again / "checkpoint-17", timeout_s=LONGEST_S)
+    assert done.returncode == 0, done.stderr
+    assert differences(Scene(again, 0, done.stdout, done.stderr), begun) == []
+
+
 def test_another_number_of_devices_sees_the_same_documents_and_noise(unbroken_and_resumed: Go) -> None:
     two, one = ("--num_processes", 2, "--batch_size", 2), ("--num_processes", 1, "--gradient_accumulation_steps", 2)
     whole, resumed = unbroken_and_resumed(*two, then=one)
@@ -181,10 +192,16 @@ def test_a_run_that_is_through_is_fused_again_and_nothing_else(forks: Forks, job
     assert resumed.result["loss"] == before[-2]["loss"]
 
 
-def test_curves_hold_every_step_once(unbroken_and_resumed: Go) -> None:
-    whole, resumed = unbroken_and_resumed()
+def test_curves_hold_every_step_once_after_a_kill(
+    undisturbed: Scene, forks: Forks, job: tuple[object, ...], tmp_path: Path
+) -> None:
+    """What was drawn after the checkpoint is drawn again, and shown once."""
+    killed = forks.run(tmp_path / "killed", *job, fault="step:kill:33:0")
+    assert killed.code == 8, killed.err
+    resumed = forks.run(killed.folder, *job, "--resume", "true")
+    assert resumed.code == 0, resumed.err
     curves: list[dict[str, list[tuple[int, float]]]] = []
-    for scene in (whole, resumed):
+    for scene in (undisturbed, resumed):
         board = EventAccumulator(str(scene.folder / "tb"), size_guidance={"scalars": 0})
         board.Reload()
         found = {tag: [(one.step, one.value) for one in board.Scalars(tag)] for tag in ("train/loss", "eval/loss")}
