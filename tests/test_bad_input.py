@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,34 @@ def test_an_unknown_option_exits_2_with_a_hint(check: Callable[..., Any]) -> Non
     assert code == 2
     assert line.startswith("error[2]: batch-size: ")
     assert line.endswith("Did you mean batch_size?")
+
+
+@pytest.mark.parametrize("packing", ["on", "off"])
+def test_a_document_longer_than_a_micro_batch_names_both_lengths(check: Callable[..., Any], packing: str) -> None:
+    code, field, line = refusal(check(tokens_per_batch=20, packing=packing, eos_policy="single"))
+    assert (code, field) == (2, "tokens_per_batch")
+    assert re.search(r"at least the \d\d tokens of the longest document, got 20", line)
+
+
+def test_an_attention_that_the_device_lacks_is_refused(check: Callable[..., Any]) -> None:
+    code, field, line = refusal(check(attn_implementation="varlen", train_device="cpu"))
+    assert (code, field) == (2, "attn_implementation")
+    assert "varlen; its kernels are CUDA's, and this is a CPU" in line
+
+
+def test_a_model_that_nobody_proved_to_keep_documents_apart_is_not_packed(
+    check: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from plugin.models.diffusion import FACES
+
+    monkeypatch.setitem(FACES, "modernbert", replace(FACES["modernbert"], encode_flat=None))
+    code, field, line = refusal(check(packing="on"))
+    assert (code, field) == (2, "packing")
+    assert "(bert, roberta, llada, Dream), got modernbert. Set packing off." in line
+
+
+def test_layers_cannot_be_compiled_and_recomputed_in_parts(check: Callable[..., Any]) -> None:
+    assert refusal(check(compile="on", recompute="selective"))[:2] == (2, "recompute")
 
 
 # --- data

@@ -50,7 +50,7 @@ class Segments:
         if reach is None or tokens - 1 <= reach:
             return None
         if (tokens, reach) not in self._masks:
-            self._masks[tokens, reach] = _within(torch.arange(tokens, device=self.document.device), reach)
+            self._masks[tokens, reach] = within(torch.arange(tokens, device=self.document.device), reach)
         return self._masks[tokens, reach]
 
     def band(self, tokens: int, reach: int) -> Tensor:
@@ -70,11 +70,12 @@ class Segments:
         N = self.document.shape[0]
         if (N, reach) not in self._masks:
             same = self.document[:, None] == self.document
-            self._masks[N, reach] = same if reach is None else same & _within(torch.arange(N, device=same.device), reach)
+            self._masks[N, reach] = same if reach is None else same & within(torch.arange(N, device=same.device), reach)
         return self._masks[N, reach]
 
 
-def _within(places: Tensor, reach: int) -> Tensor:
+def within(places: Tensor, reach: int) -> Tensor:
+    """Bool [T, T]: pairs of `places` [T] at most `reach` apart."""
     return (places[:, None] - places).abs() <= reach
 
 

@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 from ..batch import Batch
 from ..families import FAMILIES
 from ..job import JobError, Problem
-from .attention import NAME, Segments
+from .attention import NAME, Segments, within
 from .head import Rows, Sums, masked_sums
+from .parts import attention_bias
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # see predictor
 
@@ -59,7 +60,24 @@ def _roberta_transform(model: Any, hidden: Tensor) -> Tensor:
 
 
 def _encoder(name: str) -> Callable[[Any, Tensor, Tensor | None], Tensor]:
-    return lambda model, ids, mask: getattr(model, name)(input_ids=ids, attention_mask=mask).last_hidden_state
+    return lambda model, ids, mask: getattr(model, name)(input_ids=ids, attention_mask=_pairs(model, mask)).last_hidden_state
+
+
+def _pairs(model: Any, mask: Tensor | None) -> Tensor | None:
+    """Which pairs see one another, from mask [S, T]. transformers would make the same, but first look whether all tokens are real:
+    the CPU would wait for the device in every micro-batch."""
+    if mask is None:
+        return None
+    return attention_bias(model.config, torch.empty(*mask.shape, 0, dtype=model.dtype, device=mask.device), mask)
+
+
+def _encode_modernbert(model: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
+    masks: Any = None
+    if (pairs := _pairs(model, mask)) is not None:
+        near = within(torch.arange(ids.shape[1], device=ids.device), model.config.sliding_window)
+        far = False if pairs.dtype == torch.bool else torch.finfo(pairs.dtype).min
+        masks = {"full_attention": pairs, "sliding_attention": pairs.masked_fill(~near, far)}
+    return model.model(input_ids=ids, attention_mask=masks).last_hidden_state
 
 
 _OURS = Face(
@@ -70,7 +88,7 @@ _OURS = Face(
 FACES = {
     "bert": Face(_encoder("bert"), _flat_bert, lambda model, hidden: model.cls.predictions.transform(hidden)),
     "roberta": Face(_encoder("roberta"), _flat_roberta, _roberta_transform),
-    "modernbert": Face(_encoder("model"), _flat_modernbert, lambda model, hidden: model.head(hidden)),
+    "modernbert": Face(_encode_modernbert, _flat_modernbert, lambda model, hidden: model.head(hidden)),
     "llada": _OURS,
     "Dream": _OURS,
 }

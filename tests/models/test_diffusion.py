@@ -44,9 +44,11 @@ def test_every_supported_family_has_a_face() -> None:
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sums_are_those_of_every_document_alone(family: str, lora: bool) -> None:
+def test_sums_are_those_of_every_document_alone(family: str, kernel: str, lora: bool) -> None:
     model, piece = tiny_model(family), one_piece()
+    model.set_attn_implementation(kernel)
     model = adapted(model, family) if lora else model
     assert len({one.noisy.size for one in piece.corruptions}) > 5, "lengths differ, or nothing is padded"
     assert piece.batch.longest > 3 * 4, "longer than ModernBERT's window of 4"
