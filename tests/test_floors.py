@@ -21,9 +21,9 @@ FLOOR_2 = {
     *("optimizers", "fuse", "run", "meters", "packing", "ahead", "disk", "rendezvous", "streaming", "memory"),
     *("loading", "finish", "debug_bundle"),
 }
-FLOOR_3 = {"hosts", "cli", "train", "report", "chat"}  # edges: a host, a command line, a program of its own
+FLOOR_3 = {"hosts", "hosted", "guard", "cli", "train", "report", "chat"}  # edges: a host, a command line, a program of its own
 HEAVY = {"torch", "transformers", "numpy", "accelerate", "datasets", "peft", "tokenizers", "safetensors", "pyarrow"}
-PARENT = FLOOR_0 | {"hosts", "cli", "train", "report"}
+PARENT = FLOOR_0 | {"hosts", "hosted", "guard", "cli", "train", "report"}
 
 
 def module_files() -> dict[str, list[Path]]:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from ..job import Outcome
 from ..launch import LaunchPlan
 from ..run_folder import RunFolder
-from ..summary import outcome_line
+from ..summary import metrics_line, outcome_line
 
 QUIET_LINES = 20  # without a terminal, so many metric lines a run
 
@@ -87,8 +87,7 @@ class FolderHost:
 
     def _metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         if "eval/loss" in metrics:
-            self.line(f"step {step}: eval loss {metrics['eval/loss']:.4f} ± {metrics['eval/loss_ci95']:.4f}")
+            self.line(metrics_line(step, metrics))
         elif self._bar is None and step >= self._next_line:
             self._next_line = step + max(1, step // QUIET_LINES)
-            rate = f"{metrics['tokens_per_s']:,.0f} tokens/s"
-            self.line(f"step {step}: loss {metrics['loss']:.4f}, lr {metrics['learning_rate']:.2e}, {rate}")
+            self.line(metrics_line(step, metrics))
