@@ -35,6 +35,10 @@ def run(argv: Sequence[str]) -> int:
         from .hosted import run_harness
 
         return run_harness(argv)
+    if argv[:1] == ["--task"]:
+        from .hosted import run_task
+
+        return run_task()
     guard_streams()
     return guarded(lambda: _verb(argv), lambda error: report(error, json_of=argv[0] if "--json" in argv else None))
 

@@ -1,4 +1,7 @@
-"""Ways in for hosts: the plugin-era harness calls `main.main()` with an input file. Each ends in the same `train_job`."""
+"""Ways in for hosts: the plugin-era harness calls `main.main()` with an input file, a task runs `main.py --task`.
+
+Each ends in the same `train_job`.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from werkzeug.utils import secure_filename
 
+from .child import ROOT
 from .guard import guarded
+from .hosts.lab import LabHost, go_on_here, task_values
 from .hosts.tlab import TlabHost
 from .hosts.tlab_job import TlabJob, form_values, read_job
 from .hosts.tlab_sdk import TlabSdk
@@ -37,21 +42,56 @@ def run_harness(argv: Sequence[str]) -> int:
     return guarded(lambda: _harness_job(read_job(path)), refused)
 
 
-def _harness_job(job: TlabJob) -> int:
-    host = TlabHost(job)
+def run_task() -> int:
+    """A job of today's host: the parameters are the SDK's to tell. Returns the exit code, which the host looks at."""
+    guard_streams()
+    from lab import lab  # type: ignore
+
+    lab.init()
+    host = LabHost(lab)
 
     def train() -> int:
-        parsed = _tlab_parameters(job, host)
-        host.line("effective values:")
-        for name, value in parsed.params.as_json().items():
-            host.line(f"  {name} = {json.dumps(value, ensure_ascii=False)}")
+        values = task_values(lab.get_config())
+        job_id, checkpoint = str(lab.job.id), lab.get_checkpoint_to_resume()
+        run_dir = Path(str(values.get("run_dir") or ROOT / "runs" / f"job-{job_id}")).expanduser().absolute()
+        if checkpoint:
+            go_on_here(Path(checkpoint), run_dir)
+            values |= {"run_dir": str(run_dir), "resume": "true"}
+        elif not values.get("resume"):
+            values["run_dir"] = str(run_dir)
+        name = str(values.get("dataset_name") or "")
+        if name and not Path(name).exists() and (ROOT / name).exists():  # the task's files may land in a sub-folder
+            values["dataset_name"] = str(ROOT / name)
+        parsed = parse(values, unknown="note")
+        _say_effective(host, parsed)
         return train_job(parsed, host)
 
+    return _reporting(host, train)
+
+
+def _reporting(host: TlabHost | LabHost, train: Callable[[], int]) -> int:
     def failed(error: JobError) -> int:
         host.failed(error.problems)
         return error.code
 
     return guarded(train, failed)
+
+
+def _say_effective(host: TlabHost | LabHost, parsed: Parsed) -> None:
+    host.line("effective values:")
+    for name, value in parsed.params.as_json().items():
+        host.line(f"  {name} = {json.dumps(value, ensure_ascii=False)}")
+
+
+def _harness_job(job: TlabJob) -> int:
+    host = TlabHost(job)
+
+    def train() -> int:
+        parsed = _tlab_parameters(job, host)
+        _say_effective(host, parsed)
+        return train_job(parsed, host)
+
+    return _reporting(host, train)
 
 
 def _tlab_parameters(job: TlabJob, host: TlabHost) -> Parsed:

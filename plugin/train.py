@@ -77,7 +77,7 @@ def train_job(parsed: Parsed, host: Host) -> int:
         outcome = Outcome("failed", Code.INTERNAL, Problem("main", "a run to its end", "an internal error", "See stderr.", 1))
         try:
             with stop_signals() as signals:
-                relay = Relay(line=host.line, event=host.event, stop_signals=lambda: signals, stop_wanted=host.stop_wanted)
+                relay = Relay(host.line, host.event, lambda: signals, host.stop_wanted, host.stop_grace_s)
                 outcome = run_workers(plan, folder, relay, Inherited(lock, listener), params.hang_timeout_s)
         finally:
             _write_outcome(folder, host, params, environment, outcome)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -27,6 +28,8 @@ def _quoted(path: object) -> str:
 
 class FolderHost:
     """Prints on stderr; the result goes to stdout, as JSON if asked."""
+
+    stop_grace_s = math.inf
 
     def __init__(self, *, as_json: bool = False):
         self._as_json = as_json

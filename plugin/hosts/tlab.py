@@ -31,6 +31,8 @@ def local_time() -> str:
 
 
 class TlabHost:
+    stop_grace_s = math.inf
+
     def __init__(self, job: TlabJob):
         self.job = job
         self._sdk = TlabSdk(self.line)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 from support import MAIN, ROOT, child_env, processes_naming
 
 HERE = Path(__file__).parent
+CONTRACT = ROOT / ".contract"  # where `make contract` puts requirements-contract.txt
 LONGEST_S = 150.0  # of any job, on a busy machine
 Values = Mapping[str, object]
 
@@ -195,3 +197,63 @@ class TlabDriver:
         folder = Path(resumed[1]) if resumed else folder
         code = max(program.returncode, int(outcome == "failed"))  # the harness does not look at what main() returns
         return Ended(outcome, details, code, folder, score, log, tuple(processes_naming(str(folder))))
+
+
+PUT_JOB = """\
+import asyncio, json, sys
+from lab import Experiment
+experiment = asyncio.run(Experiment.create_or_get("probe", create_new=True))
+job = asyncio.run(experiment.create_job())
+asyncio.run(job.update_job_data_field("parameters", json.load(sys.stdin)))
+print(job.id)
+"""
+
+
+class LabDriver:
+    """Today's host: the real SDK from PyPI over a local workspace, in a folder beside the tests' own environment."""
+
+    def __init__(self, root: Path, datasets: Mapping[str, Path]):
+        self.root, self.datasets = root, datasets
+        self.env = {"PYTHONPATH": str(CONTRACT), "TFL_HOME_DIR": str(root / "home"), "TFL_WORKSPACE_DIR": str(root / "ws")}
+        for name in ("home", "ws"):
+            (root / name).mkdir()
+        self.ids: dict[str, str] = {}
+
+    def run_dir(self, job: str, sweep: str = "") -> Path:
+        return self.root / "runs" / f"{job}{sweep}"
+
+    def job(self, job: str) -> dict[str, Any]:
+        path = self.root / "ws" / "experiments" / "probe" / "jobs" / self.ids[job] / "index.json"
+        return json.loads(path.read_text())
+
+    def start(self, job: str, values: Values, *, template: str = "plain", sweep: str = "") -> Running:
+        dataset = str(self.datasets.get(str(values["dataset_name"]), values["dataset_name"]))
+        given = {**values, "dataset_name": {"type": "string", "default": dataset}}
+        if "resume" not in values:
+            given["run_dir"] = str(self.run_dir(job, sweep))
+        put = subprocess.run(
+            [sys.executable, "-c", PUT_JOB],
+            input=json.dumps(given),
+            env=child_env(self.env),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        self.ids[job] = put.stdout.split()[-1]
+        env = {**self.env, "_TFL_JOB_ID": self.ids[job], "_TFL_EXPERIMENT_ID": "probe"}
+        return Running(self, job, sweep, _popen([sys.executable, MAIN, "--task"], env, self.root))
+
+    def press_stop(self, job: str, program: subprocess.Popen[str]) -> None:
+        """SIGTERM to the whole tree, as the host sends it."""
+        for pid in {program.pid, *processes_naming(str(self.run_dir(job)))}:
+            os.kill(pid, signal.SIGTERM)
+
+    def ended(self, job: str, program: subprocess.Popen[str], log: str, sweep: str) -> Ended:
+        content = self.job(job)
+        data = content["job_data"]
+        outcome = {"success": "done", "failed": "failed"}.get(data.get("completion_status", ""), "stopped")
+        score = data.get("score", {}).get("eval/loss")
+        resumed = re.search(r"^run folder: (.*)$", log, re.MULTILINE)
+        folder = Path(resumed[1]) if resumed else self.run_dir(job, sweep)
+        details = data.get("completion_details", "")
+        return Ended(outcome, details, program.returncode, folder, score, log, tuple(processes_naming(str(folder))))
