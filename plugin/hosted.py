@@ -17,7 +17,7 @@ from werkzeug.utils import secure_filename
 
 from .child import ROOT
 from .guard import guarded
-from .hosts.lab import LabHost, go_on_here, task_values
+from .hosts.lab import LabHost, go_on_here, started_sdk, task_values
 from .hosts.tlab import TlabHost
 from .hosts.tlab_job import TlabJob, form_values, read_job
 from .hosts.tlab_sdk import TlabSdk
@@ -45,9 +45,7 @@ def run_harness(argv: Sequence[str]) -> int:
 def run_task() -> int:
     """A job of today's host: the parameters are the SDK's to tell. Returns the exit code, which the host looks at."""
     guard_streams()
-    from lab import lab  # type: ignore
-
-    lab.init()
+    lab = started_sdk()
     host = LabHost(lab)
 
     def train() -> int:

@@ -128,6 +128,14 @@ class LabHost:
         self._lab.save_model(str(folder / "fused"), params["adaptor_name"], architecture=architecture, pipeline_tag=tag)
 
 
+def started_sdk() -> Any:
+    """The host's SDK, with the job that the host started us for."""
+    from lab import lab  # type: ignore
+
+    lab.init()
+    return lab
+
+
 def task_values(config: Mapping[str, Any]) -> dict[str, Any]:
     """A task's parameters as `parse` takes them. Launched through the API they may come as the schema of task.yaml itself."""
     unwrapped = {name: value.get("default") if isinstance(value, dict) else value for name, value in config.items()}

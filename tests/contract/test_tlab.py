@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import read_lines
+from published_checkpoints import write_checkpoint
+from support import ROOT, pairs, read_lines, run_python
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 from plugin.families import ARCHITECTURES
@@ -28,7 +29,7 @@ class Seen:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, pairs_file: Path) -> Iterator[Seen]:
+def seen(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, pairs_file: Path) -> Seen:
     """One job with an adapter, from a template with a space and a leaked field of another plugin, on a host that takes its time."""
     driver = TlabDriver(tmp_path_factory.mktemp("tlab"), {"toy_ds": pairs_file})
     driver.env["FAKE_CALL_S"] = str(CALL_S)
@@ -40,7 +41,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, pairs_file: 
     running = driver.start("1", {name: str(value) for name, value in values.items()}, template="my first")
     ended = running.end()
     assert ended.outcome == "done", ended.log
-    yield Seen(driver, ended, driver.job("1"))
+    return Seen(driver, ended, driver.job("1"))
 
 
 def test_the_workers_start_before_the_sdk_is_imported(seen: Seen) -> None:
@@ -63,7 +64,7 @@ def test_progress_comes_at_most_once_a_second_and_ends_at_100(seen: Seen) -> Non
     assert last == 100
     assert all(0 <= percent <= 99 for _, percent in during)
     assert [percent for _, percent in during] == sorted(percent for _, percent in during)
-    assert min(b[0] - a[0] for a, b in zip(during, during[1:], strict=False)) >= 1.0
+    assert min(b[0] - a[0] for a, b in pairwise(during)) >= 1.0
 
 
 def test_completion_says_what_happened(seen: Seen) -> None:
@@ -148,12 +149,23 @@ def test_what_a_form_can_send_wrongly_is_refused_by_name(
 
 
 def test_an_input_file_that_cannot_be_read_is_one_line(seen: Seen, tmp_path: Path) -> None:
-    from support import ROOT, run_python
-
     path = tmp_path / "input.json"
     path.write_text('{"config": {}}')
-    code = f"import sys; sys.path.append({str(ROOT)!r}); sys.argv = ['h', '--plugin_dir', 'x', '--input_file', {str(path)!r}]; import main; print(main.main())"
+    argv = ["harness", "--plugin_dir", "x", "--input_file", str(path)]
+    code = f"import sys; sys.path.append({str(ROOT)!r}); sys.argv = {argv!r}; import main; print(main.main())"
     done = run_python(code, cwd=tmp_path)
     assert done.stdout == "2\n"
     assert done.stderr.startswith("error[2]: input_file: expected the host's JSON with experiment and config")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_chosen_method_is_the_one_that_trains(seen: Seen, tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "dream", "dream", (text for row in pairs() for text in row.values()))
+    values = {"model_name": base, "dataset_name": "toy_ds", "train_device": "cpu", "max_length": 64, "training_method": "dream"}
+    values |= {"train_steps": "3", "logging_steps": "1", "loss_weight_type": "uniform", "save_steps": 3, "eval_strategy": "no"}
+    ended = seen.driver.start("30", {name: str(value) for name, value in values.items()}).end()
+    assert ended.outcome == "done", ended.log
+    listed = json.loads((seen.driver.ws / "models" / "dream_adaptor" / "index.json").read_text())["json_data"]
+    assert listed["architecture"] == "DreamModel"
+    assert (listed["training_method"], listed["loss_weight_type"]) == ("dream", "uniform")
+    assert "train/cut_share" in ended.log or "cut_share" in (ended.folder / "metrics.jsonl").read_text(), "CART's cutoffs ran"
