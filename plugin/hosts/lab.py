@@ -19,6 +19,7 @@ from ..job import Outcome, Problem
 from ..launch import LaunchPlan
 from ..run_folder import RunFolder
 from ..summary import metrics_line, outcome_line
+from ..wandb_relay import FACTS
 
 EVERY_S = 1.0
 # The host sends SIGTERM to the whole tree, SIGKILL 3 s later: the workers have this long to save, the rest is for the last words.
@@ -95,6 +96,8 @@ class LabHost:
             self.failed([outcome.error])
             return
         line = outcome_line(outcome)
+        if (folder / FACTS).exists() and (url := json.loads((folder / FACTS).read_text(encoding="utf-8"))["url"]):
+            self._caller.call(lambda: self._lab.capture_wandb_url(url))
         if outcome.outcome == "done" and (folder / "fused").is_dir():
             self._caller.call(lambda: self._save_model(folder))
         if outcome.code:  # the host has marked the job as stopped itself, and waits no longer
