@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 BASE ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo yes),$(name))))
 
-.PHONY: setup demo test check manifest bench scaling faults
+.PHONY: setup demo test contract faults check manifest bench scaling
 
 $(PYTHON):
 	@test -n "$(BASE)" || { echo "Python 3.11 or 3.12 is needed" >&2; exit 1; }
@@ -18,6 +18,15 @@ demo: setup
 
 test: setup
 	@$(PYTHON) -m pytest -n 2 --dist worksteal
+
+# Every host against one suite, with the real parts there are; prints host x scenario. The SDK stays out of $(VENV): see the file.
+contract: setup .contract/lab
+	@OMP_NUM_THREADS=1 $(PYTHON) tests/contract/table.py
+
+.contract/lab: requirements-contract.txt
+	@if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(PYTHON) --no-deps --target .contract -r $<; \
+	else $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .contract -r $<; fi
+	@touch $@
 
 check: setup
 	@$(PYTHON) -m ruff check .

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from typing import Any
 import yaml
 
 from .child import child_path
+from .guard import guarded
 from .hosts.folder import FolderHost
-from .job import Code, JobError, Outcome, Problem
+from .job import JobError, Outcome, Problem
 from .manifest import add_arguments
 from .params import ALIASES
 from .parse import CommandLine, Parsed, parse
@@ -31,25 +31,27 @@ def run(argv: Sequence[str]) -> int:
         program = TORCH_VERBS[argv[0]]
         environ = {**os.environ, **child_path(os.environ)}
         os.execve(sys.executable, [sys.executable, "-P", "-m", program, *argv[1:]], environ)
+    if "--plugin_dir" in argv:  # what the harness of the plugin-era host starts us with
+        from .hosted import run_harness
+
+        return run_harness(argv)
+    if argv[:1] == ["--task"]:
+        from .hosted import run_task
+
+        return run_task()
     guard_streams()
-    try:
-        options, extra = _parser().parse_known_args(argv)
-        if options.verb is None:
-            _parser().print_help(sys.stderr)
-            return 2
-        parsed = _parameters(options, extra)
-        if options.verb == "check":
-            return check_job(parsed, as_json=options.json, download=options.download)
-        return train_job(parsed, FolderHost(as_json=options.json))
-    except JobError as error:
-        return report(error, json_of=argv[0] if "--json" in argv else None)
-    except Exception as error:
-        # The one guarded call: a bug of ours gets its line too, and its traceback.
-        got = f"{type(error).__name__}: {error}".split("\n")[0][:300]
-        problem = Problem("main", "no internal error", got, "Please report this with the lines below.", Code.INTERNAL)
-        print(problem.line, file=sys.stderr)
-        traceback.print_exc()
-        return int(Code.INTERNAL)
+    return guarded(lambda: _verb(argv), lambda error: report(error, json_of=argv[0] if "--json" in argv else None))
+
+
+def _verb(argv: Sequence[str]) -> int:
+    options, extra = _parser().parse_known_args(argv)
+    if options.verb is None:
+        _parser().print_help(sys.stderr)
+        return 2
+    parsed = _parameters(options, extra)
+    if options.verb == "check":
+        return check_job(parsed, as_json=options.json, download=options.download)
+    return train_job(parsed, FolderHost(as_json=options.json))
 
 
 def report(error: JobError, *, json_of: str | None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -38,6 +39,7 @@ class Relay:
     event: Callable[[dict[str, Any]], None]  # one event of events.jsonl
     stop_signals: Callable[[], Sequence[int]]  # signals so far: the first asks, a second ends the workers now
     stop_wanted: Callable[[], bool]  # the host's own stop button
+    stop_grace_s: float = math.inf  # after a signal, how long the workers may take to save
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ def _wait(
             break
         if (signals or relay.stop_wanted()) and not folder.asked(STOP):
             folder.ask(STOP)
+            deadline = min(deadline, time.monotonic() + (relay.stop_grace_s if signals else math.inf))
         ended = [code for code in codes if code is not None]
         # A rank that said why it failed may yet hang while it ends.
         broken = any(ended) or reading.final.get("type") == "failed" or reading.given_up
@@ -167,7 +170,7 @@ def _outcome(codes: Sequence[int | None], ranks: Sequence[int], reading: Reading
     if final.get("type") == "failed" and not killed:  # a killed rank is the cause of what the others say
         error = Problem(**final["error"])
         return Outcome("failed", error.code, error, final.get("result"))
-    if len(signals) > 1:
+    if len(signals) > 1 or (signals and None in codes and not any(codes)):
         return Outcome("stopped", 128 + signals[0])  # ended at once: what it did and saved is in the run folder
     problem = _died(codes, ranks)
     return Outcome("failed", problem.code, problem)

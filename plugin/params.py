@@ -236,8 +236,10 @@ class Params(BaseModel):
     resume: Annotated[str, BeforeValidator(_yes_or_no)] = _field(
         "false", "Resume", "false, true for run_dir's last checkpoint, or a run folder or checkpoint to go on from."
     )
-    log_to_wandb: bool = _field(False, "Weights & Biases", "Also log there; needs a key in the environment.", form=True)
-    wandb_project: str = _field("", "W&B project", "Empty takes the host's setting.")
+    log_to_wandb: bool = _field(
+        False, "Weights & Biases", "Also log there; needs a key in the environment, or WANDB_MODE=offline.", form=True
+    )
+    wandb_project: str = _field("", "W&B project", "Empty takes the host's setting, or WANDB_PROJECT.")
     seed: Int = _field(42, "Seed", "Seeds data order, noise and new weights.", form=True, ge=0, lt=2**63)
     run_dir: str = _field("", "Run folder", "Empty is runs/<date>-<name>.")
     hang_timeout_s: Int = _field(
@@ -274,7 +276,6 @@ SHARDED = ("fsdp2", "zero2", "zero3")
 # What is declared for a later release: the values that work today. Everything else is refused by name, never ignored.
 BUILT: dict[str, tuple[object, ...]] = {
     "train_device": ("auto", "cuda", "cpu"),
-    "log_to_wandb": (False,),
 }
 
 # Options that belong to one method; set to anything but the default elsewhere, they are named once in the log.

@@ -30,6 +30,7 @@ from .parse import Parsed
 from .report import print_check
 from .resume import Start, cut_back, find_start, parameter_problems, resume_target, state_problems
 from .run_folder import LOCK_WAIT_S, STOP, RunFolder, local_path
+from .wandb_relay import key_problem, relayed
 
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors", "numpy")
 
@@ -74,10 +75,11 @@ def train_job(parsed: Parsed, host: Host) -> int:
         for note in parsed.notes:
             host.line(note)
         host.started(folder, plan)
+        opened.enter_context(relayed(params, folder, host.line))
         outcome = Outcome("failed", Code.INTERNAL, Problem("main", "a run to its end", "an internal error", "See stderr.", 1))
         try:
             with stop_signals() as signals:
-                relay = Relay(line=host.line, event=host.event, stop_signals=lambda: signals, stop_wanted=host.stop_wanted)
+                relay = Relay(host.line, host.event, lambda: signals, host.stop_wanted, host.stop_grace_s)
                 outcome = run_workers(plan, folder, relay, Inherited(lock, listener), params.hang_timeout_s)
         finally:
             _write_outcome(folder, host, params, environment, outcome)
@@ -203,6 +205,8 @@ def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
     except JobError as error:
         problems += error.problems
     problems += _folder_problems(params, RunFolder(run_dir), ranks)
+    if problem := key_problem(params, os.environ):
+        problems.append(problem)
     answer = _try_out(params, ranks, offline=not download)
     problems += [Problem(**problem) for problem in answer["problems"]]
     plan |= {"params": params.as_json(), "notes": [*parsed.notes, *answer["notes"]], **(answer["report"] or {})}

@@ -12,7 +12,7 @@ from support import ROOT, run_python
 
 FLOOR_0 = {
     *("params", "parse", "manifest", "job", "run_folder", "families", "launch", "summary", "model_files"),
-    *("child", "follow", "watchdog", "redact", "stacks", "digests", "resume"),
+    *("child", "follow", "watchdog", "redact", "stacks", "digests", "resume", "task", "wandb_relay"),
 }
 # quiet is what every torch program imports first, wherever it lives.
 FLOOR_1 = {"quiet", "batch", "objectives", "data", "models", "sampling"}
@@ -21,9 +21,9 @@ FLOOR_2 = {
     *("optimizers", "fuse", "run", "meters", "packing", "ahead", "disk", "rendezvous", "streaming", "memory"),
     *("loading", "finish", "debug_bundle", "precision", "sharding"),
 }
-FLOOR_3 = {"hosts", "cli", "train", "report", "chat"}  # edges: a host, a command line, a program of its own
+FLOOR_3 = {"hosts", "hosted", "guard", "cli", "train", "report", "chat"}  # edges: a host, a command line, a program of its own
 HEAVY = {"torch", "transformers", "numpy", "accelerate", "datasets", "peft", "tokenizers", "safetensors", "pyarrow"}
-PARENT = FLOOR_0 | {"hosts", "cli", "train", "report"}
+PARENT = FLOOR_0 | {"hosts", "hosted", "guard", "cli", "train", "report"}
 
 
 def module_files() -> dict[str, list[Path]]:

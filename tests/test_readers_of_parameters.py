@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import ast
+from typing import get_args
 
 import pytest
 from support import ROOT
 
 from plugin.job import JobError
-from plugin.params import Params
+from plugin.params import BUILT, Params
 from plugin.parse import parse
-
-# Declared for later issues; the issue that builds one deletes its line here and its row in params.BUILT.
-PENDING = {
-    "log_to_wandb": "issue 6: hosts",
-    "wandb_project": "issue 6: hosts",
-}
-
-# Another valid value of every pending field.
-OTHER: dict[str, object] = {
-    "log_to_wandb": True,
-    "wandb_project": "mine",
-}
 
 
 def read_fields(source: str) -> set[str]:
@@ -54,29 +43,15 @@ def test_the_reader_of_sources_sees_what_it_should() -> None:
     assert not read_fields(source) & {"batch_size", "max_length"}
 
 
-def test_every_parameter_has_a_reader_or_waits_for_its_issue() -> None:
-    unread = set(Params.model_fields) - set(readers())
-    assert unread - set(PENDING) == set(), "nobody reads these: use them, or delete them"
+def test_every_parameter_has_a_reader() -> None:
+    assert set(Params.model_fields) - set(readers()) == set(), "nobody reads these: use them, or delete them"
 
 
-def test_a_pending_parameter_that_gained_a_reader_leaves_the_list() -> None:
-    found = readers()
-    assert {name: found[name] for name in PENDING if name in found} == {}
-    assert set(PENDING) <= set(Params.model_fields)
-    assert all(issue.startswith("issue ") for issue in PENDING.values())
-
-
-@pytest.mark.parametrize("name", PENDING)
-def test_a_pending_parameter_is_refused_or_said_to_do_nothing(name: str) -> None:
-    values = {"dataset_name": "d", "model_name": "m"}
-    field = Params.model_fields[name]
-    assert OTHER[name] != field.default
-    try:
-        said = list(parse({**values, name: OTHER[name]}).notes)
-    except JobError as error:
-        said = [str(problem) for problem in error.problems]
-    assert [line for line in said if line.startswith(f"{name}:")], f"{name}={OTHER[name]!r} is ignored in silence"
-
-
-def test_the_lists_belong_together() -> None:
-    assert set(OTHER) == set(PENDING)
+@pytest.mark.parametrize("name", BUILT)
+def test_a_value_that_is_declared_and_not_built_is_refused_by_name(name: str) -> None:
+    absent = set(get_args(Params.model_fields[name].annotation)) - set(BUILT[name])
+    assert absent
+    for value in absent:
+        with pytest.raises(JobError) as error:
+            parse({"dataset_name": "d", "model_name": "m", name: value})
+        assert [problem.field for problem in error.value.problems] == [name]

@@ -11,6 +11,11 @@ from ..run_folder import RunFolder
 
 
 class Host(Protocol):
+    @property
+    def stop_grace_s(self) -> float:
+        """Seconds from a signal to the end that the workers have; infinite where nobody kills the parent meanwhile."""
+        ...
+
     def started(self, folder: RunFolder, plan: LaunchPlan) -> None:
         """The run folder exists; the workers start next."""
         ...

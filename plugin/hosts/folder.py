@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from ..job import Outcome
 from ..launch import LaunchPlan
 from ..run_folder import RunFolder
-from ..summary import outcome_line
+from ..summary import metrics_line, outcome_line
 
 QUIET_LINES = 20  # without a terminal, so many metric lines a run
 
@@ -27,6 +28,8 @@ def _quoted(path: object) -> str:
 
 class FolderHost:
     """Prints on stderr; the result goes to stdout, as JSON if asked."""
+
+    stop_grace_s = math.inf
 
     def __init__(self, *, as_json: bool = False):
         self._as_json = as_json
@@ -87,8 +90,7 @@ class FolderHost:
 
     def _metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         if "eval/loss" in metrics:
-            self.line(f"step {step}: eval loss {metrics['eval/loss']:.4f} ± {metrics['eval/loss_ci95']:.4f}")
+            self.line(metrics_line(step, metrics))
         elif self._bar is None and step >= self._next_line:
             self._next_line = step + max(1, step // QUIET_LINES)
-            rate = f"{metrics['tokens_per_s']:,.0f} tokens/s"
-            self.line(f"step {step}: loss {metrics['loss']:.4f}, lr {metrics['learning_rate']:.2e}, {rate}")
+            self.line(metrics_line(step, metrics))

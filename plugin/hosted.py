@@ -1,0 +1,119 @@
+"""Ways in for hosts: the plugin-era harness calls `main.main()` with an input file, a task runs `main.py --task`.
+
+Each ends in the same `train_job`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from werkzeug.utils import secure_filename
+
+from .child import ROOT
+from .guard import guarded
+from .hosts.lab import LabHost, go_on_here, started_sdk, task_values
+from .hosts.tlab import TlabHost
+from .hosts.tlab_job import TlabJob, form_values, read_job
+from .hosts.tlab_sdk import TlabSdk
+from .job import JobError, Problem
+from .parse import Parsed, parse
+from .redact import guard_streams
+from .train import train_job
+
+
+def run_harness(argv: Sequence[str]) -> int:
+    """A job of the plugin-era host: `--plugin_dir D --input_file F --experiment_name E`. Returns the exit code."""
+    guard_streams()
+    options = argparse.ArgumentParser(allow_abbrev=False)
+    options.add_argument("--input_file", required=True)
+    path = options.parse_known_args(argv)[0].input_file
+
+    def refused(error: JobError) -> int:
+        for problem in error.problems:  # without a readable file there is no job to report to
+            print(problem.line, file=sys.stderr, flush=True)
+        return error.code
+
+    return guarded(lambda: _harness_job(read_job(path)), refused)
+
+
+def run_task() -> int:
+    """A job of today's host: the parameters are the SDK's to tell. Returns the exit code, which the host looks at."""
+    guard_streams()
+    lab = started_sdk()
+    host = LabHost(lab)
+
+    def train() -> int:
+        values = task_values(lab.get_config())
+        job_id, checkpoint = str(lab.job.id), lab.get_checkpoint_to_resume()
+        run_dir = Path(str(values.get("run_dir") or ROOT / "runs" / f"job-{job_id}")).expanduser().absolute()
+        if checkpoint:
+            go_on_here(Path(checkpoint), run_dir)
+            values |= {"run_dir": str(run_dir), "resume": "true"}
+        elif not values.get("resume"):
+            values["run_dir"] = str(run_dir)
+        name = str(values.get("dataset_name") or "")
+        if name and not Path(name).exists() and (ROOT / name).exists():  # the task's files may land in a sub-folder
+            values["dataset_name"] = str(ROOT / name)
+        parsed = parse(values, unknown="note")
+        _say_effective(host, parsed)
+        return train_job(parsed, host)
+
+    return _reporting(host, train)
+
+
+def _reporting(host: TlabHost | LabHost, train: Callable[[], int]) -> int:
+    def failed(error: JobError) -> int:
+        host.failed(error.problems)
+        return error.code
+
+    return guarded(train, failed)
+
+
+def _say_effective(host: TlabHost | LabHost, parsed: Parsed) -> None:
+    host.line("effective values:")
+    for name, value in parsed.params.as_json().items():
+        host.line(f"  {name} = {json.dumps(value, ensure_ascii=False)}")
+
+
+def _harness_job(job: TlabJob) -> int:
+    host = TlabHost(job)
+
+    def train() -> int:
+        parsed = _tlab_parameters(job, host)
+        _say_effective(host, parsed)
+        return train_job(parsed, host)
+
+    return _reporting(host, train)
+
+
+def _tlab_parameters(job: TlabJob, host: TlabHost) -> Parsed:
+    """The form's values as parameters, the host's own settings put in. Raises JobError."""
+    values, ignored = form_values(job)
+    parsed = parse(values, unknown="note")
+    params = parsed.params
+    update: dict[str, object] = {"dataset_name": _dataset(job, params.dataset_name, host)}
+    if job.sweep_run:
+        if params.eval_strategy == "no":
+            fix = "A sweep compares eval/loss."
+            raise JobError(Problem("eval_strategy", "steps or epoch in a sweep", "no", fix))
+        update["fuse_model"] = False  # of many models one is kept: the host trains it again
+    if params.log_to_wandb and not params.wandb_project:
+        update["wandb_project"] = os.environ.get("WANDB_PROJECT", "") or job.experiment
+    return replace(parsed, params=params.model_copy(update=update), notes=(*ignored, *parsed.notes))
+
+
+def _dataset(job: TlabJob, name: str, host: TlabHost) -> str:
+    """Where a data set of the host is. A folder of the workspace is found without its SDK, which takes ten seconds to import: only
+    for other names is it asked before the workers start."""
+    folder = job.workspace / "datasets" / secure_filename(name)
+    if secure_filename(name) and folder.is_dir() and any(path.name != "index.json" for path in folder.iterdir()):
+        return str(folder)
+    if os.path.isabs(name) and Path(name).exists():
+        return name
+    return TlabSdk(host.line).dataset_path(name)

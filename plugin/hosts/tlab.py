@@ -1,0 +1,166 @@
+"""The plugin-era Transformer Lab (app up to v0.30.1): its job, progress, stop button, curves, checkpoints, adapters and models.
+
+One writer, this process, once a second: the host's job file has no lock. The workers never wait for any of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from werkzeug.utils import secure_filename
+
+from ..job import Code, JobError, Outcome, Problem
+from ..launch import LaunchPlan
+from ..run_folder import RunFolder, to_json, write_whole
+from ..summary import metrics_line, outcome_line
+from .shelf import free_name, shelve, show_link
+from .tlab_job import WORST, TlabJob, viewer_dir
+from .tlab_sdk import TlabSdk
+
+EVERY_S = 1.0
+
+
+def local_time() -> str:
+    return datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+
+
+class TlabHost:
+    stop_grace_s = math.inf
+
+    def __init__(self, job: TlabJob):
+        self.job = job
+        self._sdk = TlabSdk(self.line)
+        self._pending: dict[str, Any] = {"start_time": local_time(), "template_name": job.template}
+        self._percent, self._stop, self._asked = 0, False, -math.inf
+        self._report_metrics({})  # a run that dies with this process must not win a sweep
+
+    # --- what train_job calls
+
+    def started(self, folder: RunFolder, plan: LaunchPlan) -> None:
+        where = f"GPU {', '.join(plan.gpus)}" if plan.gpus else "CPU"
+        self.line(f"run folder: {folder.path}")
+        self.line(f"devices: {where}, {len(plan.ranks)} process{'es' if len(plan.ranks) > 1 else ''}")
+        self._show_board(folder)
+
+    def line(self, text: str) -> None:
+        print(text, flush=True)  # the host streams this from a file
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        if event["type"] == "progress":
+            self._percent = min(99, int(event["percent"]))  # 100 is for a run that has ended
+        elif event["type"] == "metrics":
+            self.line(metrics_line(event["step"], event["metrics"]))
+        elif event["type"] == "checkpoint":
+            self._show_checkpoints(Path(event["path"]).parent)
+
+    def stop_wanted(self) -> bool:
+        if time.monotonic() - self._asked >= EVERY_S:
+            self._beat()
+            self._asked = time.monotonic()
+        return self._stop
+
+    def finished(self, folder: RunFolder, outcome: Outcome) -> None:
+        if outcome.error:
+            self.failed([outcome.error])
+            return
+        metrics = json.loads((folder / "metrics.json").read_text()) if (folder / "metrics.json").exists() else {}
+        made: dict[str, Any] = {}
+        if outcome.outcome == "done":
+            made = self._publish(folder)
+        if outcome.outcome == "done" or not self.job.sweep_run:
+            self._report_metrics(metrics)
+        self._show_checkpoints(folder.path)
+        self._end("success", outcome_line(outcome), made)
+
+    # --- endings
+
+    def failed(self, problems: Sequence[Problem]) -> None:
+        """Before, during or after the run: the cause where the host's job page shows it, and last in the log."""
+        self._report_metrics({})
+        details = "\n".join(problem.line for problem in problems)
+        self._end("failed", details, {})
+
+    def _end(self, status: str, details: str, made: Mapping[str, Any]) -> None:
+        """The host sets the job's status itself, whatever happened; completion_status is what a user can trust."""
+        self._sdk.put({"completion_details": details, **self._pending, **made})
+        self._sdk.put({"completion_status": status, "end_time": local_time()})
+        if status == "success" and not self._stop:
+            self._sdk.beat(100, in_sweep=False)
+        self.line(details)
+
+    def _report_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """`metrics.json` where the host ranks sweeps by `eval/loss`. Without figures it holds one that cannot win."""
+        shown = {name: value for name, value in metrics.items() if isinstance(value, int | float) and math.isfinite(value)}
+        if not shown or (self.job.sweep_run and "eval/loss" not in shown):
+            shown["eval/loss"] = WORST
+        self.job.output_dir.mkdir(parents=True, exist_ok=True)
+        write_whole(self.job.output_dir / "metrics.json", to_json(shown) + "\n")
+
+    def _beat(self) -> None:
+        if self._pending:
+            self._sdk.put(self._pending)
+            self._pending = {}
+        if not self._stop:
+            self._stop = self._sdk.beat(self._percent, in_sweep=bool(self.job.sweep_run))
+
+    # --- what a user finds in the host
+
+    def _show_board(self, folder: RunFolder) -> None:
+        """The events of the run, where the SDK would write them and where the host's viewer looks."""
+        name = f"job_{self.job.job_id}_{secure_filename(self.job.template)}".rstrip("_")
+        looked_at = viewer_dir(self.job, secure_filename(self.job.template))
+        (folder / "tb").mkdir(exist_ok=True)
+        for parent in dict.fromkeys([self.job.output_dir, looked_at]):
+            show_link(parent / name, folder / "tb", self.line)
+        self._pending["tensorboard_output_dir"] = str(looked_at)
+
+    def _show_checkpoints(self, run_dir: Path) -> None:
+        """Links in the job's folder, one a checkpoint that is still there."""
+        shelf = self.job.folder / "checkpoints"
+        checkpoints = RunFolder(run_dir).checkpoints()
+        for path in checkpoints:
+            show_link(shelf / path.name, path, self.line)
+        if shelf.is_dir():
+            for link in shelf.iterdir():
+                if link.is_symlink() and not link.exists():
+                    link.unlink()
+        if checkpoints:
+            self._pending["checkpoints"] = [str(shelf / path.name) for path in checkpoints]
+
+    def _publish(self, folder: RunFolder) -> dict[str, Any]:
+        """Adapter and fused model to where the host lists them. Returns job data on them. A sweep's runs leave theirs where they are."""
+        if self.job.sweep_run:
+            return {}
+        made: dict[str, Any] = {}
+        try:
+            if (folder / "adapter").is_dir():
+                target = free_name(self.job.adaptor_dir, self.job.job_id, self.line)
+                shelve(folder / "adapter", target)
+                made["adaptor_dir"] = str(target)
+                self.line(f"adapter: {target}")
+            if (folder / "fused").is_dir():
+                made["fused_model_name"] = self._register(folder)
+        except OSError as error:
+            got = f"{error.filename}: {error.strerror}"
+            fix = f"The results are whole in {folder.path}."
+            raise JobError(Problem("adaptor_output_dir", "room for the results", got, fix, Code.DISK)) from error
+        return made
+
+    def _register(self, folder: RunFolder) -> str:
+        params = folder.read_run()["params"]
+        base = secure_filename(Path(params["model_name"] or "scratch").name)
+        target = free_name(self.job.workspace / "models" / f"{base}_{params['adaptor_name']}", self.job.job_id, self.line)
+        shelve(folder / "fused", target)
+        architecture = json.loads((target / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+        kept = ("training_method", "perbatch_cutoff", "resp_cutoff_ratio", "loss_weight_type", "loss_norm", "noise_schedule")
+        facts = {name: params[name] for name in kept} | {"description": f"{params['model_name']}, trained as a diffusion model."}
+        tag = "fill-mask" if params["training_method"] == "bert" else "text-generation"
+        self._sdk.register_model(target.name, architecture, facts, tag)
+        self.line(f"model: {target.name} ({architecture})")
+        return target.name

@@ -1,0 +1,113 @@
+"""The input file of the plugin-era Transformer Lab: what the form sent, and where the host expects what comes of it.
+
+Read here and not through the SDK, whose own defaults win over the form's values. Nothing in this file imports the SDK.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..job import JobError, Problem
+from ..params import ALIASES
+from ..parse import SCHEMA
+
+# What the host sends beside the form's fields, for itself.
+HOST_KEYS = {
+    *("template_name", "plugin_name", "type", "job_id", "adaptor_output_dir", "output_dir", "run_sweeps", "sweep_config"),
+    *("model_architecture", "foundation_model_file_path", "embedding_model", "embedding_model_architecture"),
+    *("embedding_model_file_path", "chatml_formatted_column"),
+}
+WORST = 1e30  # eval/loss of a run that must not win a sweep: the host minimises, and reads a missing file as 0.0
+
+
+@dataclass(frozen=True)
+class TlabJob:
+    """One job of the host."""
+
+    job_id: str
+    template: str  # any text a person typed
+    experiment: str
+    workspace: Path
+    output_dir: Path  # where the host reads metrics.json and TensorBoard events
+    adaptor_dir: Path
+    sweep_run: str  # number of the run in a sweep; empty outside of one
+    config: Mapping[str, Any]  # the form's values, and the host's own
+
+    @property
+    def folder(self) -> Path:
+        return self.workspace / "jobs" / self.job_id
+
+    @property
+    def run_dir(self) -> Path:
+        """Named by the job, so that a template that is queued again never meets an old run."""
+        return self.folder / (f"run_{self.sweep_run}" if self.sweep_run else "run")
+
+
+def read_job(path: str) -> TlabJob:
+    """Raises JobError (exit 2) for a file that is not such an input."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        config: dict[str, Any] = dict(content["config"])
+        job_id, output_dir = str(config["job_id"]), str(config["output_dir"]).rstrip("/")
+        experiment = str(content["experiment"]["name"])
+        adaptor_dir = Path(str(config["adaptor_output_dir"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        got = f"{path}: {type(error).__name__} {error}"
+        fix = "The host writes this file; report it there."
+        raise JobError(Problem("input_file", "the host's JSON with experiment and config", got, fix)) from error
+    found = re.match(r"(.*)/experiments/[^/]+/tensorboards/.", output_dir)
+    if not found:
+        raise JobError(Problem("output_dir", "<workspace>/experiments/<experiment>/tensorboards/<template>", output_dir))
+    sweep = re.search(rf"/sweep_{re.escape(job_id)}/run_(\d+)$", output_dir)
+    return TlabJob(
+        job_id=job_id,
+        template=str(config.get("template_name", "")),
+        experiment=experiment,
+        workspace=Path(found[1]),
+        output_dir=Path(output_dir),
+        adaptor_dir=adaptor_dir,
+        sweep_run=sweep[1] if sweep else "",
+        config=config,
+    )
+
+
+def form_values(job: TlabJob) -> tuple[dict[str, Any], list[str]]:
+    """What `parse` gets, and notes on what it does not.
+
+    A form carries the values of whichever plugin made the template first: another name of a parameter counts only where the
+    parameter's own name is missing.
+    """
+    values: dict[str, Any] = {"run_dir": "" if _resumes_elsewhere(job) else str(job.run_dir)}
+    notes: list[str] = []
+    for name, value in job.config.items():
+        target = ALIASES.get(name, name)
+        if name in HOST_KEYS or name == "run_dir":
+            continue
+        if name != target and (target == "run_dir" or target in job.config):
+            notes.append(f"{name}: ignored, as {target} is given.")
+        elif isinstance(value, list | dict):
+            notes.append(f"{name}: ignored, a {type(value).__name__} is not a value of this plugin's form.")
+            if name in SCHEMA:
+                raise JobError(Problem(name, "one value", f"a {type(value).__name__}"))
+        else:
+            values[name] = value
+    return values, notes
+
+
+def _resumes_elsewhere(job: TlabJob) -> bool:
+    """Whether `resume` names another job's run, which then goes on in its own folder."""
+    advanced = re.search(r"^\s*resume\s*:\s*(\S.*?)\s*$", str(job.config.get("advanced", "")), re.MULTILINE)
+    asked = advanced[1] if advanced else str(job.config.get("resume", "")).strip()
+    return asked.lower() not in ("", "false", "true")
+
+
+def viewer_dir(job: TlabJob, safe_name: str) -> Path:
+    """Where the host's TensorBoard button looks: the same folder, its template under the name that `secure_filename` gives it."""
+    boards = job.workspace / "experiments"
+    experiment, tensorboards, _, *rest = job.output_dir.relative_to(boards).parts
+    return boards.joinpath(experiment, tensorboards, *([safe_name] if safe_name else []), *rest)

@@ -1,0 +1,20 @@
+"""Hosts that the contract is put to, each with a workspace of its own in a path with unicode and a space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .drivers import CONTRACT, FolderDriver, Host, LabDriver, TlabDriver
+
+HOSTS = {"folder": FolderDriver, "tlab": TlabDriver, "lab": LabDriver}
+# The licence of the real SDK keeps it out of the environment that `make test` uses.
+PARAMS = [pytest.param(name, marks=pytest.mark.contract) if name == "lab" else name for name in HOSTS]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pairs_file: Path) -> Host:
+    if request.param == "lab":
+        assert (CONTRACT / "lab").is_dir(), "run `make contract`, which installs the SDK"
+    return HOSTS[request.param](tmp_path_factory.mktemp("höst s"), {"toy_ds": pairs_file})

@@ -1,0 +1,14 @@
+"""The harness's start sequence: our folder last on the path, `import main`, `main.main()`, its answer unused."""
+
+import argparse
+import sys
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--plugin_dir", required=True)
+known, _ = parser.parse_known_args()
+sys.path.append(known.plugin_dir)
+
+import main  # noqa: E402
+
+if callable(main.main):
+    main.main()

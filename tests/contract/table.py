@@ -1,0 +1,52 @@
+"""Runs every contract test and prints host x scenario, then one JSON object: `make contract`."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+class Results:
+    """Collects outcome and seconds of each test as pytest reports them."""
+
+    def __init__(self) -> None:
+        self.cells: dict[str, dict[str, str]] = defaultdict(dict)
+        self.others: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call" and report.passed:
+            return
+        words = "ok" if report.passed else report.outcome
+        name = report.nodeid.rpartition("::")[2]
+        found = re.fullmatch(r"test_(\w+)\[(folder|tlab|lab)\]", name)
+        if found and "test_contract" in report.nodeid:
+            self.cells[found[1]][found[2]] = f"{words} {report.duration:.0f} s"
+        else:
+            self.others[name] = words
+
+
+def main() -> int:
+    began, results = time.monotonic(), Results()
+    others = [HERE.parent / name for name in ("test_wandb_relay.py", "test_task.py", "test_harness_start.py")]
+    code = pytest.main([str(HERE), *map(str, others), "-m", "contract or not contract"], plugins=[results])
+    hosts = ("folder", "tlab", "lab")
+    print(f"{'':20}" + "".join(f"{host:>16}" for host in hosts))
+    for scenario, row in results.cells.items():
+        print(f"{scenario:20}" + "".join(f"{row.get(host, '-'):>16}" for host in hosts))
+    passed = sum(words == "ok" for words in results.others.values())
+    print(f"and {passed} of {len(results.others)} others")
+    summary = {"exit": int(code), "scenarios": results.cells, "others": {"passed": passed, "of": len(results.others)}}
+    print(json.dumps({**summary, "seconds": round(time.monotonic() - began, 1)}))
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
