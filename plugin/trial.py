@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from . import assembly, memory, streaming
+from .advice import check_memory
 from .data.chat import ChatFormat
 from .data.documents import Document
 from .data.steps import Slot, step_slots
@@ -106,7 +107,7 @@ def _memory(
         notes.append(f"parallel: {parallel}; {why}")
     if parallel in SHARDED:
         plan = memory.plan_memory(params, config, batch, replace(setting, ranks=ranks, parallel=parallel), params.recompute)
-    memory.check_memory(params, plan, room)
+    check_memory(params, plan, room)
     return plan
 
 
