@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -47,9 +48,10 @@ class Witness:
         self.events: list[dict[str, Any]] = []
         self.signals: Callable[[], list[int]] = list
         self.stop: Callable[[], bool] = bool
+        self.stop_grace_s = math.inf
 
     def relay(self) -> Relay:
-        return Relay(self.lines.append, self.events.append, lambda: self.signals(), lambda: self.stop())
+        return Relay(self.lines.append, self.events.append, lambda: self.signals(), lambda: self.stop(), self.stop_grace_s)
 
 
 @pytest.fixture
@@ -344,3 +346,20 @@ def test_workers_learn_whose_death_to_watch_for_and_inherit_the_lock(folder: Run
     """
     run(folder, witness, program)
     assert witness.lines == [f"{os.getpid()} True"]
+
+
+def test_a_host_that_waits_three_seconds_gets_its_answer_in_time(folder: RunFolder, witness: Witness) -> None:
+    """A save that takes longer than the grace is given up: the last checkpoint is whole, and the parent can still report."""
+    witness.stop_grace_s = 0.5
+    asked: list[float] = []
+
+    def signals() -> list[int]:
+        if (folder / "pid0").exists():
+            asked.append(time.monotonic())
+        return [signal.SIGTERM] if asked else []
+
+    witness.signals = signals
+    outcome = run(folder, witness, "wait_for('STOP'); time.sleep(60); finished('stopped')")
+    assert (outcome.outcome, outcome.code, outcome.error) == ("stopped", 143, None)
+    assert 0.5 <= time.monotonic() - asked[0] < 3
+    assert not is_running(pid(folder, "pid0"))

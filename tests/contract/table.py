@@ -36,7 +36,7 @@ class Results:
 def main() -> int:
     began, results = time.monotonic(), Results()
     others = [HERE.parent / name for name in ("test_wandb_relay.py", "test_task.py", "test_harness_start.py")]
-    code = pytest.main([str(HERE), *map(str, others), "-m", "contract or not contract"], plugins=[results])
+    code = pytest.main([str(HERE), *map(str, others), "-m", "contract or not contract", *sys.argv[1:]], plugins=[results])
     hosts = ("folder", "tlab", "lab")
     print(f"{'':20}" + "".join(f"{host:>16}" for host in hosts))
     for scenario, row in results.cells.items():
