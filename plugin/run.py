@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from . import advice, assembly, loop, memory, streaming
+from . import assembly, loop, memory, memory_advice, streaming
 from .ahead import Ahead
 from .checkpoints import Contents, State, best_checkpoint, load_state, restore_training, save_checkpoint
 from .data.documents import Documents
@@ -100,7 +100,7 @@ class Run:
         if self.memory_plan:
             with contextlib.suppress(MemoryError, RuntimeError):  # there may be no room left even for an estimate
                 found = self.memory_plan()
-        return advice.out_of_memory(self.params, found, told)
+        return memory_advice.out_of_memory(self.params, found, told)
 
     def _load(self) -> None:
         self.reporter.phase("load")

@@ -19,12 +19,12 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from . import assembly, memory, streaming
-from .advice import check_memory
 from .data.chat import ChatFormat
 from .data.documents import Document
 from .data.steps import Slot, step_slots
 from .disk import check_room, count_parameters
 from .job import Code, JobError, Problem
+from .memory_advice import check_memory
 from .models.diffusion import DiffusionModel
 from .models.load import build_model, check_method, load_config, new_config
 from .models.published import REGISTRY

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from .advice import out_of_memory
 from .job import Code, JobError, Problem
+from .memory_advice import out_of_memory
 from .params import Params
 from .redact import guard_streams
 from .reporting import report_failure
