@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from . import assembly, loop, memory, streaming
+from . import assembly, loop, memory, memory_advice, streaming
 from .ahead import Ahead
 from .checkpoints import State, save_checkpoint
 from .data.documents import Documents
@@ -77,7 +77,7 @@ class Run:
         if self.memory_plan:
             with contextlib.suppress(MemoryError, RuntimeError):  # there may be no room left even for an estimate
                 found = self.memory_plan()
-        return memory.out_of_memory(self.params, found, told)
+        return memory_advice.out_of_memory(self.params, found, told)
 
     def _load(self) -> None:
         self.reporter.phase("load")

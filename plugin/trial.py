@@ -24,6 +24,7 @@ from .data.documents import Document
 from .data.steps import Slot, step_slots
 from .disk import check_room, count_parameters
 from .job import Code, JobError, Problem
+from .memory_advice import check_memory
 from .models.diffusion import DiffusionModel
 from .models.load import build_model, check_method, load_config, new_config
 from .models.published import REGISTRY
@@ -93,7 +94,7 @@ def _memory(params: Params, config: PretrainedConfig, step: Step, setting: memor
     """The estimate for the heaviest micro-batch of the first step. Raises JobError (exit 5) when there is far too little room."""
     batch, _ = memory.heaviest(lambda _: step, 1, packed=setting.backend is not None)
     plan = memory.plan_memory(params, config, batch, setting, params.recompute)
-    memory.check_memory(params, plan, memory.free_bytes(setting.device) // setting.sharers)
+    check_memory(params, plan, memory.free_bytes(setting.device) // setting.sharers)
     return plan
 
 

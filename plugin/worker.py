@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 
 from .job import Code, JobError, Problem
-from .memory import out_of_memory
+from .memory_advice import out_of_memory
 from .params import Params
 from .redact import guard_streams
 from .reporting import report_failure

@@ -28,6 +28,7 @@ FLOOR_2 = {
         "rendezvous",
         "streaming",
         "memory",
+        "memory_advice",
         "loading",
         "finish",
     ),

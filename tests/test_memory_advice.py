@@ -17,7 +17,8 @@ from support import MAIN, ROOT, TINY_CONFIG, child_env, pairs, refusal, try_out_
 
 from plugin import cli, memory, train, trial
 from plugin.job import Code, JobError
-from plugin.memory import KINDS, Memory, Plan, cheaper_settings, check_memory, choose_recompute, free_bytes
+from plugin.memory import KINDS, Memory, Plan, choose_recompute, free_bytes
+from plugin.memory_advice import cheaper_settings, check_memory
 from plugin.models.load import load_model
 from plugin.packing import choose_compile
 from plugin.params import Params

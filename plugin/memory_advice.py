@@ -1,0 +1,68 @@
+"""What to say when memory is out, or will be: what needs most of it, and settings that need less."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from .job import Code, JobError, Problem
+from .memory import Plan, in_gb
+from .params import Params
+
+
+def cheaper_settings(params: Params, plan: Plan | None) -> list[str]:
+    """Settings that need less memory and leave the effective batch as it is, the most effective first."""
+    rows = _smaller_batches(params)
+    if (plan.recompute if plan else params.recompute) != "full":
+        rows.append("recompute full")
+    if params.attn_implementation == "eager":
+        rows.insert(0, "attn_implementation sdpa")
+    states: list[str] = []
+    if params.optim == "adamw" and not params.lora:
+        states.append("optim adamw_8bit")
+    if not params.lora and params.model_name:  # a new model has no base to adapt
+        states.append("lora true")
+    if params.lora and not params.load_in_4bit:
+        states.append("load_in_4bit true")
+    if params.dtype == "float32":
+        states.append("dtype bfloat16")
+    memory = plan.memory if plan else None
+    grows = memory is None or memory.activations + memory.logits > memory.weights + memory.gradients + memory.optimizer
+    return (rows + states if grows else states + rows)[:3]
+
+
+def _smaller_batches(params: Params) -> list[str]:
+    """Ways to cut a step into more, smaller micro-batches."""
+    batch, tokens, steps = params.batch_size, params.tokens_per_batch, params.gradient_accumulation_steps
+    rows: list[str] = []
+    if params.streaming and isinstance(tokens, int):  # then a micro-batch is these tokens, and a step so many of them
+        if tokens % 2 == 0 and tokens >= 2 * params.max_length:
+            rows.append(f"tokens_per_batch {tokens // 2} with gradient_accumulation_steps {2 * steps}")
+        return rows
+    if batch > 1:
+        half = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
+        rows.append(f"batch_size {half} with gradient_accumulation_steps {steps * batch // half}")
+    if params.streaming:
+        return rows
+    if isinstance(tokens, int):
+        if tokens >= 2 * params.max_length:
+            rows.append(f"tokens_per_batch {tokens // 2}")
+    elif batch > 1:
+        rows.append(f"tokens_per_batch {max(params.max_length, batch * params.max_length // 4)}")
+    return rows
+
+
+def out_of_memory(params: Params, plan: Plan | None, told: str) -> Problem:
+    """The error of a run that has run out of memory, or will: what is biggest, and what to do about it."""
+    got = told
+    if plan:
+        memory = plan.memory
+        got += f"; most goes to {memory.biggest} ({in_gb(asdict(memory)[memory.biggest])} of about {in_gb(memory.peak)})"
+    settings = cheaper_settings(params, plan)
+    words = "; or ".join(settings) or "a smaller model or max_length"
+    return Problem("memory", "room for the run", got, f"Same effective batch with less memory: {words}.", Code.OUT_OF_MEMORY)
+
+
+def check_memory(params: Params, plan: Plan, room: int) -> None:
+    """Raises JobError (exit 5) when a run needs far more than there is; a narrow case may still go well."""
+    if plan.memory.peak > 1.25 * room:
+        raise JobError(out_of_memory(params, plan, f"{in_gb(room)} free where about {in_gb(plan.memory.peak)} are needed"))
