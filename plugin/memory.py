@@ -126,10 +126,12 @@ def estimate(model: nn.Module, batch: Batch, setting: Setting, recompute: str, *
     """
     set_recompute(model, recompute, draws=False)  # a CUDA generator takes no fake state back
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = model.to_empty(device=setting.device)
+        # accelerate numbers the CPUs of several ranks, which nothing else does.
+        device = torch.device("cpu") if setting.device.type == "cpu" else setting.device
+        model = model.to_empty(device=device)
         bare(model).tie_weights()
         module = DiffusionModel(model, 0, setting.backend).train()
-        batch = batch.to(setting.device)
+        batch = batch.to(device)  # on a CPU it stays real: a loop over documents reads their lengths
         held = [*module.parameters(), *module.buffers()]
         trained = [weight for weight in module.parameters() if weight.requires_grad]
         tracker = Tracker(bare(model).config.vocab_size, {one.untyped_storage()._cdata for one in held})

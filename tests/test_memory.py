@@ -146,6 +146,13 @@ def test_a_run_on_another_device_than_the_batch_comes_from_can_be_estimated(
     assert found.activations > 0
 
 
+@pytest.mark.parametrize("backend", ["loop", None], ids=["packed", "padded"])
+def test_ranks_that_share_a_cpu_are_estimated_as_one_alone_is(backend: str | None) -> None:
+    """accelerate numbers their device."""
+    first = replace(PLAIN, backend=backend, device=torch.device("cpu", 0))
+    assert estimated(setting=first) == estimated(setting=replace(PLAIN, backend=backend))
+
+
 def test_a_stand_in_is_as_large_as_what_it_stands_for() -> None:
     ragged = documents_of(397, 40)
     alike = stand_in(ragged)
