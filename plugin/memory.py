@@ -33,7 +33,7 @@ KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
 # A CPU's malloc gives nothing back between the phases of a step, and small objects that settle in the gaps between tensors keep
 # what comes and goes from falling into the holes it left. So activations and logits take this many times their own size; measured
 # in benches/LOG.md. With an adapter there is no gradient of a weight to fill the holes.
-CPU_HOLES, CPU_HOLES_LORA = 1.4, 2.1
+CPU_HOLES, CPU_HOLES_LORA = 1.3, 2.1
 TINY = 20_000_000  # parameters below which nobody waits for an estimate on a CPU
 STEPS_SEEN = 16  # of a run, to find its heaviest micro-batch
 CGROUP = Path("/sys/fs/cgroup")  # a container's own limit

@@ -87,7 +87,7 @@ def update_bytes(weights: Sequence[torch.Tensor], kind: str, device: torch.devic
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """An optimizer's state per parameter as `<parameter number>.<name>`; whole numbers become int64 scalars.
 
-    On a CPU these are the optimizer's own tensors: to be written before the next update.
+    On a CPU the large ones are the optimizer's own: to be written before the next update.
     """
     return {key: as_saved(key, value) for key, value in states_of(optimizer)}
 
@@ -104,7 +104,7 @@ def as_saved(key: str, value: torch.Tensor | int) -> torch.Tensor:
     if isinstance(value, int):
         return torch.tensor(value, dtype=torch.int64)
     whole = value.detach().cpu().contiguous()
-    return whole.clone() if ".qmap" in key else whole  # a table that all share
+    return whole.clone() if ".qmap" in key or not whole.ndim else whole  # a table that all share; a step counted on in place
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:

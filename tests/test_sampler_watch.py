@@ -56,8 +56,9 @@ def test_samples_of_prompts_that_begin_alike_are_kept_apart(tmp_path: Path) -> N
 
     from plugin.reporting import Reporter
     from plugin.run_folder import RunFolder
+    from plugin.watchdog import Heartbeat
 
-    reporter = Reporter(RunFolder(tmp_path), speaks=True)
+    reporter = Reporter(RunFolder(tmp_path), Heartbeat(tmp_path / "beat"), speaks=True)
     for number in (1, 2):
         reporter.sample(0, number, prompt="x" * 100 + str(number), expected="e", text="t", frames=[])
     reporter.hparams({"seed": 1}, {"loss": 2.0, "eval_loss": None})
