@@ -44,8 +44,9 @@ def _print_run(console: Console, plan: Mapping[str, Any]) -> None:
     )
     console.print(f"every       {plan['eval_every'] or 'never'} steps evaluated, {plan['save_every']} saved")
     needs = plan["memory"]
-    kinds = " + ".join(f"{needs[kind] / 1e9:.2f} {kind}" for kind in KINDS)
-    console.print(f"memory      {kinds}: about {needs['peak'] / 1e9:.2f} GB at the peak, {needs['free'] / 1e9:.1f} GB free")
+    unit, size = ("GB", 1e9) if needs["peak"] >= 1e9 else ("MB", 1e6)
+    kinds = " + ".join(f"{needs[kind] / size:.2f} {kind}" for kind in KINDS)
+    console.print(f"memory      {kinds}: about {needs['peak'] / size:.2f} {unit} at the peak, {needs['free'] / 1e9:.1f} GB free")
     disk = plan["disk"]
     console.print(f"disk        {disk['needed_bytes'] / 1e9:.2f} GB needed, {disk['free_bytes'] / 1e9:.1f} GB free")
 
