@@ -21,9 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .data.stream import StreamState
 from .digests import write_digests
 from .models.publish import write_model
+from .optimizers import restore_optimizer
 from .resume import STATE, read_state
 from .run_folder import RunFolder, rename_whole, to_json
-from .sharding import scatter_optimizer
 
 OPTIMIZER = "optimizer.safetensors"
 
@@ -106,6 +106,6 @@ def load_state(checkpoint: Path) -> State:
 
 def restore_training(checkpoint: Path, optimizer: torch.optim.Optimizer, scheduler: Any, step: int) -> None:
     """Optimizer and learning rate as they were after `step`."""
-    scatter_optimizer(optimizer, load_file(checkpoint / OPTIMIZER))
+    restore_optimizer(optimizer, load_file(checkpoint / OPTIMIZER))
     scheduler.last_epoch = step - 1
     scheduler.step()

@@ -6,12 +6,13 @@ and its states cannot be written as safetensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from bitsandbytes.optim import AdamW8bit
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 BLOCK, SMALL = 256, 4096  # bitsandbytes' block of 8-bit states, and the size below which states stay float32
 
@@ -107,19 +108,22 @@ def as_saved(key: str, value: torch.Tensor | int) -> torch.Tensor:
     return whole.clone() if ".qmap" in key or not whole.ndim else whole  # a table that all share; a step counted on in place
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Put tensors of `optimizer_tensors` back; groups and their options stay the optimizer's own."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put tensors of `optimizer_tensors`, whole on every rank, back; groups and their options stay the optimizer's own.
+
+    Of a weight that is cut over the ranks each takes its part, whoever saved them on how many.
+    """
     weights = trained_weights(optimizer)
     for key, value in tensors.items():
-        put_back(optimizer, weights, key, value)
-
-
-def put_back(optimizer: torch.optim.Optimizer, weights: Sequence[torch.Tensor], key: str, value: torch.Tensor) -> None:
-    """One state of `states_of`, of the weight that its key counts among `weights`."""
-    number, name = key.split(".", 1)
-    weight = weights[int(number)]
-    whole = value.ndim == 0 and value.dtype == torch.int64
-    optimizer.state[weight][name] = int(value) if whole else value.to(weight.device, copy=True)
+        number, name = key.split(".", 1)
+        weight = weights[int(number)]
+        if value.ndim == 0 and value.dtype == torch.int64:
+            optimizer.state[weight][name] = int(value)
+        elif isinstance(weight, DTensor) and value.shape == weight.shape:
+            own = distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
+            optimizer.state[weight][name] = own.to(weight.device, copy=True)
+        else:
+            optimizer.state[weight][name] = value.to(weight.device, copy=True)
 
 
 def trained_weights(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

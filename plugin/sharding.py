@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from .models.diffusion import DiffusionModel, Predict
 from .models.layers import layers_of
-from .optimizers import as_saved, put_back, states_of, trained_weights
+from .optimizers import as_saved, states_of
 from .params import SHARDED, Params
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -134,16 +134,6 @@ def gathered_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         if keeps:
             found[key] = as_saved(key, full)
     return found
-
-
-def scatter_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put tensors of `gathered_optimizer`, whole on every rank, back: each rank takes its part, whoever saved them on how many."""
-    weights = trained_weights(optimizer)
-    for key, value in tensors.items():
-        weight = weights[int(key.split(".", 1)[0])]
-        if isinstance(weight, DTensor) and value.shape == weight.shape:
-            value = distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
-        put_back(optimizer, weights, key, value)
 
 
 def own_part(tensor: Tensor) -> Tensor:

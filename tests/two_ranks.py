@@ -17,7 +17,7 @@ from torch import distributed as dist
 
 from plugin.models.diffusion import DiffusionModel
 from plugin.optimizers import make_optimizer, optimizer_tensors, restore_optimizer
-from plugin.sharding import gathered_model, gathered_optimizer, hollow, scatter_optimizer, shard
+from plugin.sharding import gathered_model, gathered_optimizer, hollow, shard
 from plugin.step import Step, build_step
 
 DOCUMENTS = pairs((4, 40), *[(2, 4)] * 7)
@@ -80,7 +80,7 @@ def together(rank: int, parallel: str, reference: tuple[Any, dict[str, torch.Ten
     again.load_state_dict(saved)
     empty = hollow(again)
     module, fresh = made(again, parallel)
-    scatter_optimizer(fresh, tensors)
+    restore_optimizer(fresh, tensors)
     back = gathered_optimizer(fresh)
     train(module, fresh, step(rank, RANKS, even=True), RANKS, THEN)
     after = gathered_model(again, empty)
