@@ -40,14 +40,7 @@ def evaluate(
     in nats of masked tokens in documents whose mask probability was in [0.3, 0.4).
     """
     noise = replace(rules.noise, seed=EVAL_SEED, t_sampling="stratified")
-    whole = {
-        "perbatch_cutoff": False,
-        "resp_cutoff_ratio": 0.0,
-        "complementary": False,
-        "stochastic_length": 0.0,
-        "prompt_drop": 0.0,
-    }
-    frozen = replace(rules, noise=noise, **whole)
+    frozen = replace(rules.undisturbed(), noise=noise)
     # Rows: per-bucket nll, masked; then, in the last row, sums of w, c, w*w, w*c, c*c over documents (w loss, c divisor).
     sums = torch.zeros(BUCKETS + 1, 5, dtype=torch.float64)
     rank, ranks = accelerator.process_index, accelerator.num_processes

@@ -46,6 +46,17 @@ class StepRules:
     stochastic_length: float = 0.0
     prompt_drop: float = 0.0
 
+    def undisturbed(self) -> StepRules:
+        """Every document whole and once: no cutoffs, pairs or splits, no prompt dropped."""
+        return replace(
+            self,
+            perbatch_cutoff=False,
+            resp_cutoff_ratio=0.0,
+            complementary=False,
+            stochastic_length=0.0,
+            prompt_drop=0.0,
+        )
+
 
 @dataclass(frozen=True)
 class Piece:

@@ -160,7 +160,7 @@ def _try_step(model: nn.Module, step: Step, pad_id: int, *, packed: bool) -> flo
 def _preview(document: Document, rules: StepRules, chat: ChatFormat) -> list[dict[str, Any]]:
     """One document as the model sees it at a few times: runs of tokens of one kind, in order."""
     views: list[dict[str, Any]] = []
-    whole = replace(rules, perbatch_cutoff=False, resp_cutoff_ratio=0.0, complementary=False, stochastic_length=0.0)
+    whole = replace(rules.undisturbed(), prompt_drop=rules.prompt_drop)  # a dropped prompt is worth seeing
     ((item,), _) = step_items([document], [Slot(0, 0, document.index)], whole)
     ids, supervised = item.ids, item.supervised
     for t in PREVIEW_TIMES:
