@@ -7,24 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PretrainedConfig
 
 from . import assembly
-from .families import FAMILIES
 from .job import Code, JobError, Problem
-from .models.load import build_model
-from .models.lora import add_adapter
 from .params import Params
 
 
 def count_parameters(config: PretrainedConfig, params: Params) -> tuple[int, int]:
     """(all, trained) parameters, counted without memory. The adapter's own do not count among all: fused, they are gone."""
-    with torch.device("meta"):
-        model: nn.Module = build_model(config)
-        total = sum(weight.numel() for weight in model.parameters())
-        if params.lora:
-            model = add_adapter(build_model(config), FAMILIES[config.model_type], assembly.lora_settings(params), [])
+    model, _ = assembly.model_shape(params, config, torch.float32)
+    total = sum(weight.numel() for name, weight in model.named_parameters() if ".lora_" not in name)
     return total, sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
