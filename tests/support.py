@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +64,24 @@ def child_env(env: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**os.environ, **(env or {})}
 
 
-def start_main(*args: object, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """`python main.py ARGS`, running; the caller ends it."""
+def start(
+    command: Sequence[object], *, cwd: Path | None = None, env: Mapping[str, str] | None = None, stderr: int = subprocess.PIPE
+) -> subprocess.Popen[str]:
+    """A command, running, its output read by the caller, who ends it."""
     return subprocess.Popen(
-        [sys.executable, str(MAIN), *map(str, args)],
+        [str(word) for word in command],
         cwd=cwd,
         env=child_env(env),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
+
+
+def start_main(*args: object, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """`python main.py ARGS`, running; the caller ends it."""
+    return start([sys.executable, MAIN, *args], cwd=cwd, env=env)
 
 
 def run_main(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from support import MAIN, ROOT, child_env, processes_naming
+from support import MAIN, ROOT, child_env, processes_naming, start
 
 HERE = Path(__file__).parent
 CONTRACT = ROOT / ".contract"  # where `make contract` puts requirements-contract.txt
@@ -60,15 +60,7 @@ class Running:
 
 
 def _popen(command: list[object], env: Mapping[str, str], cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [str(word) for word in command],
-        cwd=cwd,
-        env=child_env(env),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return start(command, cwd=cwd, env=env, stderr=subprocess.STDOUT)
 
 
 class FolderDriver:
