@@ -133,7 +133,7 @@ class LabHost:
 
 def started_sdk() -> Any:
     """The host's SDK, with the job that the host started us for."""
-    from lab import lab  # type: ignore
+    from lab import lab  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]  # the host has it, we do not
 
     lab.init()
     return lab

@@ -60,7 +60,7 @@ class TlabSdk:
 
     def dataset_path(self, name: str) -> str:
         """A folder or hub id. Raises JobError (exit 3) for a name the host does not know."""
-        from transformerlab.plugin import get_dataset_path  # type: ignore
+        from transformerlab.plugin import get_dataset_path  # pyright: ignore[reportMissingImports]  # the host has it, we do not
 
         try:
             return str(_settled(get_dataset_path(name)))
@@ -78,6 +78,6 @@ class TlabSdk:
 
 
 def _trainer() -> Any:
-    from transformerlab.sdk.v1.train import tlab_trainer  # type: ignore
+    from transformerlab.sdk.v1.train import tlab_trainer  # pyright: ignore[reportMissingImports]  # the host has it, we do not
 
     return tlab_trainer

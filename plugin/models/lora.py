@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
@@ -39,7 +39,7 @@ def add_adapter(model: PreTrainedModel, family: Family, settings: LoraSettings, 
     Rows `new_ids` of the embedding train too, with a tied head; an untied head then trains whole, or it could never say them.
     Raises JobError (exit 2) naming lora_targets when a name fits no linear layer.
     """
-    trained: dict[str, object] = {}
+    trained: dict[str, Any] = {}
     if new_ids:
         embedding = _name_of(model, model.get_input_embeddings())
         trained["trainable_token_indices"] = {embedding: list(new_ids)}
@@ -51,7 +51,7 @@ def add_adapter(model: PreTrainedModel, family: Family, settings: LoraSettings, 
         lora_dropout=settings.dropout,
         target_modules=target_layers(model, family, settings.targets),
         bias="none",
-        **trained,  # type: ignore[arg-type]
+        **trained,
     )
     adapted = cast("PeftModel", get_peft_model(model, config))
     for module in adapted.modules():
