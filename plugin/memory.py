@@ -31,8 +31,9 @@ from .step import Step
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
 # A CPU's malloc gives nothing back between the phases of a step, and small objects that settle in the gaps between tensors keep
-# what comes and goes from falling into the holes it left. So activations and logits take this many times their own size; measured
-# in benches/LOG.md. With an adapter there is no gradient of a weight to fill the holes.
+# what comes and goes from falling into the holes it left. So beside the gradients, activations and logits take this many times
+# their own size; measured in benches/LOG.md, where it differs by a third between runs and machines. With an adapter there is no
+# gradient of a weight to fill the holes.
 CPU_HOLES, CPU_HOLES_LORA = 1.3, 2.1
 TINY = 20_000_000  # parameters below which nobody waits for an estimate on a CPU
 STEPS_SEEN = 16  # of a run, to find its heaviest micro-batch
@@ -42,13 +43,17 @@ ROOM = 0.92  # of a device's free memory: what a plan may use
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. `peak` is when most is held; the kinds are each at their own highest."""
+    """Bytes on one device. `peak` is when most is held; the kinds are each at their own highest.
+
+    Of the peak, `heap` is what a CPU's malloc keeps besides: tensors alone take `peak - heap`.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
     logits: int
+    heap: int
     peak: int
 
     def as_json(self) -> dict[str, int]:
@@ -152,16 +157,18 @@ def estimate(model: nn.Module, batch: Batch, setting: Setting, recompute: str, *
     activations, logits = tracker.highest["activations"], tracker.highest["logits"]
     update = gradients + update_bytes(trained, setting.optim, setting.device)
     during = tracker.peak + (gradients if setting.accumulates else 0)
+    heap = 0
     if setting.device.type == "cpu":
         holes = CPU_HOLES if len(trained) == len([*module.parameters()]) else CPU_HOLES_LORA
-        during = gradients + round(holes * (activations + logits))
+        heap = max(0, gradients + round(holes * (activations + logits)) - during)
     if setting.ranks > 1:
         # This rank's share, and what is gathered on top: some weights, and the gradients of one unit until they are cut.
         weights, states, update = (-(-size // setting.ranks) for size in (weights, states, update))
         weights += gathered
         spared = max(0, gradients - -(-gradients // setting.ranks) - last)
         gradients, during = gradients - spared, during - spared
-    return Memory(weights, gradients, states, activations, logits, peak=weights + states + max(during, update))
+    live, most = max(during, update), max(during + heap, update)
+    return Memory(weights, gradients, states, activations, logits, heap=most - live, peak=weights + states + most)
 
 
 def documents_of(tokens: int, longest: int) -> Batch:

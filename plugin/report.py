@@ -12,7 +12,7 @@ from rich.text import Text
 
 STYLES = {"prompt": "cyan", "answer": "green", "end": "dim green", "masked": "bold white on magenta"}
 HOLE = "░"  # a masked token where there is no colour to mark it
-KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
+KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "heap")
 BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -45,7 +45,7 @@ def _print_run(console: Console, plan: Mapping[str, Any]) -> None:
     console.print(f"every       {plan['eval_every'] or 'never'} steps evaluated, {plan['save_every']} saved")
     needs = plan["memory"]
     unit, size = ("GB", 1e9) if needs["peak"] >= 1e9 else ("MB", 1e6)
-    kinds = " + ".join(f"{needs[kind] / size:.2f} {kind}" for kind in KINDS)
+    kinds = " + ".join(f"{needs[kind] / size:.2f} {kind}" for kind in KINDS if needs[kind])
     console.print(f"memory      {kinds}: about {needs['peak'] / size:.2f} {unit} at the peak, {needs['free'] / 1e9:.1f} GB free")
     disk = plan["disk"]
     console.print(f"disk        {disk['needed_bytes'] / 1e9:.2f} GB needed, {disk['free_bytes'] / 1e9:.1f} GB free")

@@ -197,7 +197,7 @@ MEASURED = """\
 import resource, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import torch
-from test_memory import BATCHES, LARGE, build_model, documents_of, tiny_config
+from test_memory import BATCHES, build, documents_of
 from plugin.models.diffusion import DiffusionModel
 from plugin.optimizers import make_optimizer
 
@@ -206,7 +206,7 @@ def most():
 
 torch.set_num_threads(1)
 before = most()
-module = DiffusionModel(build_model(tiny_config(**LARGE)), 0, "loop").train()
+module = DiffusionModel(build({lora}), 0, "loop").train()
 optimizer = make_optimizer(module, kind="adamw", learning_rate=1e-4, weight_decay=0.0, seed=0)
 for tokens, longest in BATCHES:
     module(documents_of(tokens, longest)).weighted.sum().backward()
@@ -216,12 +216,23 @@ print(most() - before)
 """
 LARGE: dict[str, Any] = {"family": "modernbert", "hidden_size": 512, "intermediate_size": 768, "num_attention_heads": 8}
 LARGE |= {"num_hidden_layers": 8, "vocab_size": 20_000, "max_position_embeddings": 512, "local_attention": 128}
-BATCHES = ((2048, 128), (1800, 90), (1900, 105))  # (tokens, those of a document): no two steps of a run are alike
+BATCHES = ((1280, 128), (1200, 90))  # (tokens, those of a document): no two steps of a run are alike
+# malloc then gives every tensor back at once. Left alone it keeps 5 to 30 % more, another share in every run: benches/LOG.md.
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
-def test_the_estimate_of_a_run_of_a_gigabyte_is_within_a_quarter_of_what_it_takes(tmp_path: Path) -> None:
-    done = run_python(MEASURED.format(root=str(ROOT), tests=str(ROOT / "tests")), cwd=tmp_path, timeout_s=120)
+def build(lora: bool) -> Any:
+    model = build_model(tiny_config(**LARGE))
+    return add_adapter(model, KNOWN["modernbert"], LoraSettings(8, 16, 0.0, "auto"), []) if lora else model
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "LoRA"])
+def test_half_a_gigabyte_and_more_is_foretold_to_a_twentieth(tmp_path: Path, lora: bool) -> None:
+    program = MEASURED.format(root=str(ROOT), tests=str(ROOT / "tests"), lora=lora)
+    done = run_python(program, cwd=tmp_path, env=GIVES_BACK, timeout_s=120)
     assert done.returncode == 0, done.stderr
-    found = estimate(shape(**LARGE), documents_of(*BATCHES[0]), PLAIN, "none")
-    assert 90e6 < found.weights < 130e6
-    assert found.peak == pytest.approx(int(done.stdout), rel=0.25)
+    with torch.device("meta"):
+        model = build(lora)
+    found = estimate(model, documents_of(*BATCHES[0]), PLAIN, "none")
+    assert found.peak > found.peak - found.heap > 500e6
+    assert found.peak - found.heap == pytest.approx(int(done.stdout), rel=0.05)

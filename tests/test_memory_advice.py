@@ -32,7 +32,7 @@ NEEDS = {"none": 10 * GB, "selective": 6 * GB, "full": 3 * GB}
 
 
 def need(peak: int, **kinds: int) -> Memory:
-    return Memory(**{**dict.fromkeys(KINDS, 0), **kinds}, peak=peak)
+    return Memory(**{**dict.fromkeys(KINDS, 0), **kinds}, heap=0, peak=peak)
 
 
 # --- what is recomputed
@@ -222,7 +222,7 @@ def test_check_tells_what_memory_is_needed_and_what_there_is(check: Callable[...
     assert code == 0
     plan = json.loads(out)["plan"]
     needs = plan["memory"]
-    assert set(needs) == {*KINDS, "peak", "free", "device"}
+    assert set(needs) == {*KINDS, "heap", "peak", "free", "device"}
     assert needs["gradients"] == 4 * plan["parameters"]
     assert needs["weights"] == pytest.approx(needs["gradients"], rel=0.001), "rotary tables are no parameters"
     assert needs["optimizer"] == pytest.approx(2 * needs["gradients"], rel=0.001)
