@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .data.chat import ChatFormat
 from .data.documents import Documents
@@ -37,7 +36,7 @@ from .models.load import (
     new_tokens,
     switch_off_dropout,
 )
-from .models.lora import LoraSettings, add_adapter, four_bit_saves, restore_adapter
+from .models.lora import LoraSettings, MaybeAdapted, add_adapter, four_bit_saves, restore_adapter
 from .objectives.dream import by_context, parse_loss_weight_type
 from .objectives.mdlm import Weigh, by_time
 from .objectives.noise import Noise
@@ -162,7 +161,7 @@ def make_model(
     *,
     offline: bool = False,
     checkpoint: Path | None = None,
-) -> PreTrainedModel | PeftModel:
+) -> MaybeAdapted:
     """What is trained: the base or a new model seeded by the run's seed, with its adapter if one is asked for; with the weights of
     the run's own `checkpoint`, if it goes on from one.
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .data.stream import StreamState
 from .digests import write_digests
+from .models.lora import MaybeAdapted
 from .models.publish import write_model
 from .optimizers import restore_optimizer
 from .resume import STATE, read_state
@@ -50,7 +50,7 @@ class State:
 class Contents:
     """What goes into a checkpoint. Tensors are whole, whatever the ranks hold of them."""
 
-    model: PreTrainedModel | PeftModel
+    model: MaybeAdapted
     tokenizer: PreTrainedTokenizerBase
     facts: Mapping[str, Any]  # diffusion.json
     optimizer: Mapping[str, torch.Tensor]

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel
 
 from . import fuse, streaming
 from .loading import Data, Trained
+from .models.lora import MaybeAdapted, has_adapter
 from .models.publish import write_model
 from .models.verify import TOKENS
 from .params import Params
@@ -31,7 +30,7 @@ def finish(
     folder: RunFolder,
     data: Data,
     trained: Trained,
-    model: PreTrainedModel | PeftModel,
+    model: MaybeAdapted,
     reporter: Reporter,
     metrics: dict[str, float],
     ranks: int,
@@ -59,10 +58,8 @@ def finish(
     return {"fuse": fused.as_json()}
 
 
-def _fuse(
-    params: Params, folder: RunFolder, dtype: torch.dtype, model: PreTrainedModel | PeftModel, target: fuse.Target
-) -> fuse.Fused:
-    if isinstance(model, PeftModel):
+def _fuse(params: Params, folder: RunFolder, dtype: torch.dtype, model: MaybeAdapted, target: fuse.Target) -> fuse.Fused:
+    if has_adapter(model):
         four_bit, base = params.load_in_4bit, params.fuse_base
         return fuse.fuse_adapter(folder / "adapter", target, four_bit=four_bit, fuse_base=base, dtype=dtype)
     return fuse.Fused(target.folder, {params.fuse_base: fuse.publish(model, target)}, params.fuse_base)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,7 +23,7 @@ from .families import FAMILIES
 from .job import Code, JobError, Problem, model_error
 from .models.identity import base_digest, local_folder
 from .models.load import load_config, load_model, load_tokenizer, table_rows
-from .models.lora import merged_model
+from .models.lora import merged_model, with_adapter
 from .models.publish import read_diffusion, write_card, write_model
 from .models.verify import TOKENS, difference_after_reload, logits_of
 from .parse import CommandLine
@@ -161,7 +160,7 @@ def _fuse_earlier(adapter: Path, base: str, out: Path, fuse_base: str) -> Fused:
     trained = load_model(base, dtype=dtype, four_bit=recorded["four_bit"])
     if len(tokenizer) > table_rows(trained):
         trained.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    live = PeftModel.from_pretrained(trained, str(adapter)).eval()
+    live = with_adapter(trained, adapter)
     ids = torch.arange(min(TOKENS, len(tokenizer)))[None]
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.is_dir():

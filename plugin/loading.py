@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from peft import PeftModel
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from . import assembly, memory, streaming
 from .data.chat import ChatFormat
@@ -25,23 +24,16 @@ from .models.diffusion import DiffusionModel, Predict
 from .models.flops import FlopCount, count_flops
 from .models.layers import compile_layers, set_recompute
 from .models.load import load_tokenizer
+from .models.lora import MaybeAdapted
 from .optimizers import make_optimizer, optimizer_tensors
 from .packing import Attention, check_fits, choose_attention, choose_compile
 from .params import SHARDED, Params
 from .precision import COMPUTE, weight_dtype
 from .reporting import Reporter
 from .run_folder import RunFolder, rename_whole, to_json
+from .schedules import make_schedule
 from .sharding import choose_parallel, gathered_dtype, gathered_model, gathered_optimizer, hollow, shard, shared_predictor
 from .step import Step, StepRules, build_step
-
-SCHEDULES = {
-    "constant": "constant",
-    "linear": "linear",
-    "cosine": "cosine",
-    "constant_with_warmup": "constant_with_warmup",
-    "wsd": "warmup_stable_decay",
-    "one_minus_sqrt": "warmup_stable_decay",
-}
 
 
 @dataclass(frozen=True)
@@ -122,7 +114,7 @@ def step_maker(
 class Trained:
     """What is trained, and how."""
 
-    model: PreTrainedModel | PeftModel
+    model: MaybeAdapted
     module: nn.Module  # the model with its loss, as accelerate wraps it
     optimizer: Any
     scheduler: Any
@@ -131,14 +123,14 @@ class Trained:
     flops: FlopCount
     memory: memory.Memory | None  # the estimate
     weight_dtype: torch.dtype
-    empty: PreTrainedModel | PeftModel | None  # of a model that is cut up: what its weights are gathered into
+    empty: MaybeAdapted | None  # of a model that is cut up: what its weights are gathered into
     predict: Predict | None  # of a model that is cut up
 
     @property
     def sharded(self) -> bool:
         return self.empty is not None
 
-    def whole(self) -> PreTrainedModel | PeftModel | None:
+    def whole(self) -> MaybeAdapted | None:
         """The model with all its weights, for rank 0; a model that is cut up needs every rank to call this, and the others get None."""
         return self.model if self.empty is None else gathered_model(self.model, self.empty)
 
@@ -201,7 +193,8 @@ def load_model(
         prepared, wrapped = module, accelerator.prepare_optimizer(optimizer, device_placement=False)
     else:
         prepared, wrapped = accelerator.prepare(module, optimizer)
-    schedule = _schedule(params, optimizer, data.clock.plan.steps)
+    steps = data.clock.plan.steps
+    schedule = make_schedule(optimizer, params.learning_rate_schedule, steps, assembly.warmup_steps(params, steps))
     estimated = planned.memory if planned else None
     predict = shared_predictor(module, compute) if sharded else None
     return Trained(model, prepared, wrapped, schedule, attention, make_step, flops, estimated, dtype, empty, predict)
@@ -255,13 +248,3 @@ def _plan_memory(
     found = make_plan(params.recompute)
     reporter.log(f"memory: about {found.memory.peak / 1e9:.2f} GB at the peak; recompute {found.recompute}: {found.why}")
     return found.recompute, found
-
-
-def _schedule(params: Params, optimizer: torch.optim.Optimizer, steps: int) -> Any:
-    name, warmup = params.learning_rate_schedule, assembly.warmup_steps(params, steps)
-    specific: dict[str, Any] = {}
-    if name == "wsd":
-        specific = {"num_decay_steps": max(1, steps // 10), "decay_type": "linear"}
-    if name == "one_minus_sqrt":
-        specific = {"num_decay_steps": max(1, steps - warmup), "decay_type": "1-sqrt", "min_lr_ratio": 0.001}
-    return get_scheduler(SCHEDULES[name], optimizer, warmup, steps, scheduler_specific_kwargs=specific)

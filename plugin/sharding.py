@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
-from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -22,6 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from .models.diffusion import DiffusionModel, Predict
 from .models.layers import layers_of
+from .models.load import keep_exact
 from .optimizers import as_saved, states_of
 from .params import SHARDED, Params
 
@@ -67,11 +67,7 @@ def shard(module: DiffusionModel, device: torch.device, ranks: int, parallel: st
     whole = MixedPrecisionPolicy(None, torch.float32, cast_forward_inputs=False)
     fully_shard(module, mesh=mesh, reshard_after_forward=False, mp_policy=whole)
     register_fsdp_forward_method(module, "predict")
-    for part in module.modules():
-        if isinstance(
-            part, Linear4bit
-        ):  # a 4-bit layer finds the scales of gathered weights by itself, but may repack those in place
-            part.support_avx512bf16_for_cpu = False
+    keep_exact(module)  # a 4-bit layer finds the scales of gathered weights by itself, but may repack those in place
     for name, weight in module.named_parameters():
         assert isinstance(weight, DTensor), f"{name} was not cut up"
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from tiny import cpu, meters
-from transformers import get_scheduler
 
 from plugin import assembly
 from plugin.data.steps import step_slots
@@ -20,6 +19,7 @@ from plugin.models.diffusion import DiffusionModel, predictor
 from plugin.optimizers import make_optimizer
 from plugin.params import Params
 from plugin.sampling.blockwise import SamplerSettings, Vocabulary, generate
+from plugin.schedules import make_schedule
 from plugin.step import build_step
 
 Pairs = Sequence[tuple[str, str]]
@@ -69,7 +69,7 @@ def run(folder: Path, method: str, base: Path, pairs: Pairs, **values: Any) -> R
     module, optimizer = accelerator.prepare(module, adam)
     clock = assembly.make_clock(params, len(prepared.train), 0, 1)
     steps = clock.plan.steps
-    scheduler = get_scheduler(params.learning_rate_schedule, optimizer, assembly.warmup_steps(params, steps), steps)
+    scheduler = make_schedule(optimizer, params.learning_rate_schedule, steps, assembly.warmup_steps(params, steps))
     rules, losses = assembly.step_rules(params, prepared.chat), []
 
     def make_step(step: int) -> Any:

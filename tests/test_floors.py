@@ -18,7 +18,20 @@ FLOOR_0 = {
 FLOOR_1 = {"quiet", "batch", "objectives", "data", "models", "sampling"}
 FLOOR_2 = {
     *("loop", "step", "evals", "checkpoints", "assembly", "worker", "reporting", "sampler_watch", "stopping", "trial"),
-    *("optimizers", "fuse", "run", "meters", "packing", "ahead", "disk", "rendezvous", "streaming", "memory"),
+    *(
+        "optimizers",
+        "eight_bit",
+        "schedules",
+        "fuse",
+        "run",
+        "meters",
+        "packing",
+        "ahead",
+        "disk",
+        "rendezvous",
+        "streaming",
+        "memory",
+    ),
     *("loading", "finish", "debug_bundle", "precision", "sharding", "memory_advice"),
 }
 FLOOR_3 = {"hosts", "hosted", "guard", "cli", "train", "report", "chat"}  # edges: a host, a command line, a program of its own
@@ -161,3 +174,10 @@ def test_floor_0_tests_do_not_import_torch() -> None:
         names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         assert not {word.split(".")[0] for word in names} & HEAVY, name
+
+
+def test_a_worker_that_adapts_nothing_starts_without_peft_and_bitsandbytes() -> None:
+    """They take a third of its start; transformers imports them in places."""
+    program = "import sys, plugin.worker, plugin.run\nprint({'peft', 'bitsandbytes'} & set(sys.modules))"
+    done = run_python(program, cwd=ROOT)
+    assert done.stdout == "set()\n", done.stderr

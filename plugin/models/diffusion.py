@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -21,6 +20,7 @@ from ..families import FAMILIES
 from ..job import JobError, Problem
 from .attention import NAME, Segments, within
 from .head import Rows, Sums, masked_sums
+from .lora import has_adapter
 from .parts import attention_bias
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # see predictor
@@ -96,7 +96,7 @@ FACES = {
 
 def bare(model: nn.Module) -> PreTrainedModel:
     """The model itself, adapter layers inside it but without the wrapper of peft."""
-    return cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
+    return cast("PreTrainedModel", model.get_base_model() if has_adapter(model) else model)
 
 
 def positions(model: nn.Module) -> int:

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -72,17 +74,18 @@ def load_model(
     model, report = loaded
     _check_report(name, report)
     if four_bit:
-        _keep_exact(model)
+        keep_exact(model)
     return model.eval()
 
 
-def _keep_exact(model: PreTrainedModel) -> None:
-    """On some CPUs bitsandbytes repacks a layer in bfloat16 at its first forward without gradients, for good: the samples of a
+def keep_exact(model: nn.Module) -> None:
+    """On some CPUs bitsandbytes repacks a 4-bit layer in bfloat16 at its first forward without gradients, for good: the samples of a
     training run would change the weights it trains on."""
-    from bitsandbytes.nn import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
+    if "bitsandbytes" not in sys.modules:  # which takes a second to import, and no such layer is without it
+        return
+    layers: Any = model.modules()
+    for module in layers:
+        if isinstance(module, sys.modules["bitsandbytes"].nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
 
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
+from typing_extensions import TypeIs
 
 from ..families import Family
 from ..job import JobError, Problem, model_error
 from .load import load_model, table_rows
 
+if TYPE_CHECKING:  # importing peft, and bitsandbytes with it, takes two of a worker's six seconds: only who adapts pays
+    from peft import PeftModel
+
+MaybeAdapted: TypeAlias = "PreTrainedModel | PeftModel"
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -39,6 +43,9 @@ def add_adapter(model: PreTrainedModel, family: Family, settings: LoraSettings, 
     Rows `new_ids` of the embedding train too, with a tied head; an untied head then trains whole, or it could never say them.
     Raises JobError (exit 2) naming lora_targets when a name fits no linear layer.
     """
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
+
     trained: dict[str, Any] = {}
     if new_ids:
         embedding = _name_of(model, model.get_input_embeddings())
@@ -63,6 +70,10 @@ def add_adapter(model: PreTrainedModel, family: Family, settings: LoraSettings, 
     return adapted
 
 
+def has_adapter(model: nn.Module) -> TypeIs[PeftModel]:
+    return "peft" in sys.modules and isinstance(model, sys.modules["peft"].PeftModel)
+
+
 def target_layers(model: PreTrainedModel, family: Family, targets: str) -> list[str]:
     """Full names of the linear layers that get an adapter: by default all but the output head's."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and not _in_head(name, family)]
@@ -78,6 +89,8 @@ def target_layers(model: PreTrainedModel, family: Family, targets: str) -> list[
 
 def restore_adapter(model: PeftModel, folder: Path) -> None:
     """Put a saved adapter, and whatever trains beside it, into a model that has a new one of the same shape."""
+    from peft import set_peft_model_state_dict
+
     loaded = set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
     assert not loaded.unexpected_keys, loaded.unexpected_keys
 
@@ -107,8 +120,14 @@ def merged_model(
     if embedding_rows and embedding_rows > table_rows(model):
         model.resize_token_embeddings(embedding_rows, mean_resizing=False)
     _check_fits(model, base, adapter)
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    return cast("PreTrainedModel", merged).eval()
+    return cast("PreTrainedModel", with_adapter(model, adapter).merge_and_unload()).eval()
+
+
+def with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
+    """A model with a saved adapter put onto it, to be asked and not trained."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(adapter)).eval()
 
 
 def four_bit_saves(model: nn.Module, family: Family) -> int:

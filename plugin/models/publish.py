@@ -6,18 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
+
+from .lora import MaybeAdapted, has_adapter
 
 DIFFUSION_FILE = "diffusion.json"  # method, noise, loss weighting, end-of-answer policy, sampler settings
 
 
-def write_model(
-    folder: Path, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, diffusion: dict[str, Any]
-) -> None:
-    """Write safetensors weights (an adapter's alone for a PeftModel), configuration, tokenizer and `diffusion.json`."""
+def write_model(folder: Path, model: MaybeAdapted, tokenizer: PreTrainedTokenizerBase, diffusion: dict[str, Any]) -> None:
+    """Write safetensors weights (an adapter's alone, if there is one), configuration, tokenizer and `diffusion.json`."""
     folder.mkdir(parents=True)
-    if isinstance(model, PeftModel):
+    if has_adapter(model):
         model.save_pretrained(str(folder), save_embedding_layers=False)
     else:
         model.save_pretrained(folder)
