@@ -31,8 +31,8 @@ class Results:
         if found and "test_contract" in report.nodeid:
             self.cells[found[1]][found[2]] = f"{words} {report.duration:.0f} s"
         elif "test_form.py" in report.nodeid:
-            # A skip says why.
-            self.form[name.removeprefix("test_")] = f"{words}: {report.longrepr[2].removeprefix('Skipped: ')}" if report.skipped else words
+            why = report.longrepr[2].removeprefix("Skipped") if isinstance(report.longrepr, tuple) else ""  # place, line, words
+            self.form[name.removeprefix("test_")] = words + why
         else:
             self.others[name] = words
 
