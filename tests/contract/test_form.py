@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ TYPED = {
     "lora_dropout": "0.105",
     ADVANCED: "t_min: 0.1\neos_policy: single",
 }
+# What another plugin's form left in a template that is edited: another name of a parameter of ours, and names of its own.
+LEAKED = {"lora_rank": "7", "max_steps": "3", "their_switch": "true"}
 
 Values = dict[str, Any]
 
@@ -68,7 +71,7 @@ def scenes() -> dict[str, Any]:
     assert modules.is_dir(), "run `make contract`, which installs rjsf"
     script = ROOT / "tests" / "contract" / "form" / "scenes.cjs"
     env = child_env({"NODE_PATH": str(modules)})
-    given = json.dumps({"index": INDEX, "values": CHANGES})
+    given = json.dumps({"index": INDEX, "values": CHANGES, "leaked": LEAKED})
     done = subprocess.run([node, str(script)], input=given, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -83,8 +86,8 @@ def door(folder: Path, submitted: Mapping[str, Any], chosen: Mapping[str, str] =
     path = folder / "input.json"
     path.write_text(json.dumps(content))
     values, ignored = form_values(read_job(str(path)))
-    assert ignored == []
-    return parse(values, unknown="note")
+    parsed = parse(values, unknown="note")
+    return replace(parsed, notes=(*ignored, *parsed.notes))
 
 
 def shown(parsed: Parsed) -> Values:
@@ -133,13 +136,15 @@ def test_every_field_can_be_changed(scenes: dict[str, Any], tmp_path: Path) -> N
 @pytest.mark.parametrize("spelling", ["words", "boxes"])
 @pytest.mark.parametrize("values", ["defaults", "changes"])
 def test_editing_changes_nothing(scenes: dict[str, Any], tmp_path: Path, values: str, spelling: str) -> None:
-    """A saved template that is opened and saved again, twice: strings all over, and the same parameters."""
-    before = shown(door(tmp_path, scenes["untouched" if values == "defaults" else "changed"]))
+    """A saved template that is opened and saved again, twice: strings all over, another plugin's too, and the same parameters."""
+    before = door(tmp_path, scenes["untouched" if values == "defaults" else "changed"])
     edited = scenes["edited"][f"{values} as {spelling}"]
     for submitted in (edited["once"], edited["again"]):
-        assert submitted.keys() == FIELDS.keys()
+        assert submitted.keys() == FIELDS.keys() | LEAKED.keys()
         assert {type(value) for value in submitted.values()} == {str}
-        assert shown(door(tmp_path, submitted)) == before
+        after = door(tmp_path, submitted)
+        assert after.params == before.params
+        assert {note.partition(":")[0] for note in set(after.notes) - set(before.notes)} == set(LEAKED), "each is told"
 
 
 def test_a_cleared_number_is_its_default(scenes: dict[str, Any], tmp_path: Path) -> None:
@@ -150,3 +155,11 @@ def test_a_cleared_number_is_its_default(scenes: dict[str, Any], tmp_path: Path)
 
 def test_the_form_library_has_nothing_to_complain_of(scenes: dict[str, Any]) -> None:
     assert scenes["complaints"] == []
+
+
+def test_the_lock_names_no_registry() -> None:
+    """Whoever installs asks the registry that they have set."""
+    lock = json.loads((ROOT / "tests" / "contract" / "form" / "package-lock.json").read_text(encoding="utf-8"))
+    packages = {name: package for name, package in lock["packages"].items() if name}
+    assert len(packages) > 50
+    assert [name for name, package in packages.items() if "resolved" in package or "integrity" not in package] == []

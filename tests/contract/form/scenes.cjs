@@ -1,5 +1,6 @@
-// The form of the plugin-era host, played by a user: index.json in the real rjsf, in jsdom. Reads {index, values} from stdin, where
-// `values` is what a user types into each field; prints what each scene submitted, as JSON. The libraries are found by NODE_PATH.
+// The form of the plugin-era host, played by a user: index.json in the real rjsf, in jsdom. Reads {index, values, leaked} from stdin
+// (the manifest, what a user types into each field, what another plugin left in a template) and prints what each scene submitted,
+// as JSON. The libraries are found by NODE_PATH.
 "use strict";
 
 const { JSDOM } = require("jsdom");
@@ -94,10 +95,10 @@ function chosen(index) {
 }
 
 // Editing: the host hands every value back as a string, a switch as a word or as what a checkbox says.
-function edited(index, before, [yes, no]) {
+function edited(index, before, leaked, [yes, no]) {
   const asText = (value) => (value === true ? yes : value === false ? no : String(value));
   const strings = (values) => Object.fromEntries(Object.entries(values).map(([name, value]) => [name, asText(value)]));
-  const once = new Page(index, strings(before)).submit();
+  const once = new Page(index, { ...leaked, ...strings(before) }).submit();
   return { once, again: new Page(index, strings(once)).submit() };
 }
 
@@ -109,7 +110,7 @@ async function cleared(index) {
 }
 
 async function main() {
-  const { index, values } = JSON.parse(require("node:fs").readFileSync(0, "utf8"));
+  const { index, values, leaked } = JSON.parse(require("node:fs").readFileSync(0, "utf8"));
   const untouched = new Page(index).submit();
   const filled = await changed(index, values);
   const scenes = { untouched, chosen: chosen(index), changed: filled, cleared: await cleared(index) };
@@ -118,8 +119,8 @@ async function main() {
   const boxes = ["on", "off"];
   scenes.edited = Object.fromEntries(
     [["defaults", untouched], ["changes", filled]].flatMap(([name, from]) => [
-      [`${name} as words`, edited(index, from, words)],
-      [`${name} as boxes`, edited(index, from, boxes)],
+      [`${name} as words`, edited(index, from, leaked, words)],
+      [`${name} as boxes`, edited(index, from, leaked, boxes)],
     ]),
   );
   process.stdout.write(JSON.stringify(scenes));
