@@ -30,7 +30,7 @@ contract: setup .contract/lab .contract/form/node_modules/.package-lock.json
 
 # The form library of the app's plugin era. Without npm the table says that its form was not tried.
 .contract/form/node_modules/.package-lock.json: $(addprefix tests/contract/form/,package.json package-lock.json .npmrc)
-	@if command -v npm >/dev/null 2>&1; then mkdir -p .contract/form && cp $^ .contract/form && cd .contract/form && npm ci --ignore-scripts --silent; fi
+	@if command -v npm >/dev/null 2>&1; then mkdir -p .contract/form && cp $^ .contract/form && cd .contract/form && npm ci --ignore-scripts --loglevel=error >/dev/null; fi
 
 check: setup
 	@$(PYTHON) -m ruff check .
@@ -56,6 +56,6 @@ bench: setup
 scaling: setup
 	@$(PYTHON) benches/scaling.py --picture benches/results/scaling.png --save benches/results/scaling.json
 
-# The README's pictures, from runs of their own, and TensorBoard's other tabs in runs/pictures to look at. Needs chromium.
+# The README's pictures, from a run of their own, and TensorBoard's other tabs in runs/pictures to look at. Needs chromium.
 pictures: setup
 	@$(PYTHON) examples/pictures.py
