@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 BASE ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo yes),$(name))))
 
-.PHONY: setup demo test contract faults check manifest bench scaling
+.PHONY: setup demo test contract faults check manifest bench scaling pictures
 
 $(PYTHON):
 	@test -n "$(BASE)" || { echo "Python 3.11 or 3.12 is needed" >&2; exit 1; }
@@ -20,13 +20,17 @@ test: setup
 	@$(PYTHON) -m pytest -n 2 --dist worksteal
 
 # Every host against one suite, with the real parts there are; prints host x scenario. The SDK stays out of $(VENV): see the file.
-contract: setup .contract/lab
+contract: setup .contract/lab .contract/form/node_modules/.package-lock.json
 	@OMP_NUM_THREADS=1 $(PYTHON) tests/contract/table.py
 
 .contract/lab: requirements-contract.txt
 	@if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(PYTHON) --no-deps --target .contract -r $<; \
 	else $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .contract -r $<; fi
 	@touch $@
+
+# The form library of the app's plugin era. Without npm the table says that its form was not tried.
+.contract/form/node_modules/.package-lock.json: $(addprefix tests/contract/form/,package.json package-lock.json .npmrc)
+	@if command -v npm >/dev/null 2>&1; then mkdir -p .contract/form && cp $^ .contract/form && cd .contract/form && npm ci --ignore-scripts --loglevel=error >/dev/null; fi
 
 check: setup
 	@$(PYTHON) -m ruff check .
@@ -51,3 +55,7 @@ bench: setup
 # What grows with the data, with the length of a document and with the vocabulary: tables and a picture.
 scaling: setup
 	@$(PYTHON) benches/scaling.py --picture benches/results/scaling.png --save benches/results/scaling.json
+
+# The README's pictures, from a run of their own, and TensorBoard's other tabs in runs/pictures to look at. Needs chromium.
+pictures: setup
+	@$(PYTHON) examples/pictures.py

@@ -173,18 +173,24 @@ def _answer_live(chatter: Chatter, turns: Sequence[Turn], console: Console) -> s
     with Live(console=console, auto_refresh=False) as live:
 
         def show(canvas: list[NDArray[np.int32]]) -> None:
-            live.update(_frame(chatter.chat, canvas[0][start:].tolist()), refresh=True)
+            live.update(canvas_line(chatter.chat, canvas[0][start:].tolist()), refresh=True)
 
         (answer,) = chatter.answer([turns], show)
-        live.update(Text.assemble(("bot  ", "bold green"), answer.text, (f"   {answer.steps} steps", "dim")), refresh=True)
+        live.update(answer_line(answer), refresh=True)
     return answer.text
 
 
-def _frame(chat: ChatFormat, ids: list[int]) -> Text:
+def canvas_line(chat: ChatFormat, ids: list[int]) -> Text:
+    """A half-revealed answer as the terminal shows it."""
     text = Text("bot  ", style="bold green")
     for piece in chat.frame(ids, HOLE):
         text.append(piece, style="magenta" if piece == HOLE else "default")
     return text
+
+
+def answer_line(answer: Answer) -> Text:
+    """A whole one."""
+    return Text.assemble(("bot  ", "bold green"), answer.text, (f"   {answer.steps} steps", "dim"))
 
 
 if __name__ == "__main__":

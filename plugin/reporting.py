@@ -12,10 +12,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from .job import Problem
 from .redact import redact
+from .resume import MAY_CHANGE
 from .run_folder import JsonLines, RunFolder, to_json, utc_now, write_whole
 from .watchdog import Heartbeat
 
 PROGRESS_EVERY_S = 1.0
+NO_CURVE = {"eval/documents"}  # the same at every step
+# Runs are compared by what may have shaped them, not by where they ran and what they told.
+NOT_COMPARED = MAY_CHANGE - {"batch_size", "gradient_accumulation_steps", "train_steps", "num_train_epochs"}
 
 
 class Reporter:
@@ -83,7 +87,8 @@ class Reporter:
         self._latest |= {"step": step, **lasting}
         write_whole(self._folder / "metrics.json", to_json(self._latest) + "\n", durable=False)
         for name, value in values.items():
-            self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+            if name not in NO_CURVE:
+                self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
         if "tokens_per_s" in values:
             spent = {name.removeprefix("time/"): round(value, 4) for name, value in values.items() if name.startswith("time/")}
             self._progress |= {"seconds_by_work": spent, "mfu": values.get("mfu")}
@@ -110,7 +115,11 @@ class Reporter:
     def hparams(self, params: dict[str, Any], metrics: dict[str, float | None]) -> None:
         """Parameters beside what came of them; what was not measured is left out, for a made-up 0 would win every comparison."""
         if self.speaks:
-            shown = {name: value for name, value in params.items() if isinstance(value, bool | int | float | str)}
+            shown = {
+                name: str(value).lower() if isinstance(value, bool) else value  # a number otherwise: 0.0000
+                for name, value in params.items()
+                if name not in NOT_COMPARED
+            }
             self._board.add_hparams(
                 shown, {f"hparams/{name}": value for name, value in metrics.items() if value is not None}, run_name="."
             )

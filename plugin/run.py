@@ -72,7 +72,7 @@ class Run:
             self.data.truncation["train"] = streaming.whole_report(stream.state_after(done).report)
             self.reporter.data("train", self.data.truncation["train"])
         result = self._result(done, stopped, totals, peak)
-        self.reporter.hparams(params.as_json(), {"loss": result["loss"], "eval_loss": result["eval_loss"]})
+        self.reporter.hparams(params.as_json(), {"eval_loss": result["eval_loss"], "loss": result["loss"]})
         if not stopped:
             model = self.trained.whole()
             if self.main:

@@ -19,6 +19,7 @@ class Results:
 
     def __init__(self) -> None:
         self.cells: dict[str, dict[str, str]] = defaultdict(dict)
+        self.form: dict[str, str] = {}
         self.others: dict[str, str] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -29,6 +30,9 @@ class Results:
         found = re.fullmatch(r"test_(\w+)\[(folder|tlab|lab)\]", name)
         if found and "test_contract" in report.nodeid:
             self.cells[found[1]][found[2]] = f"{words} {report.duration:.0f} s"
+        elif "test_form.py" in report.nodeid:
+            why = report.longrepr[2].removeprefix("Skipped") if isinstance(report.longrepr, tuple) else ""  # place, line, words
+            self.form[name.removeprefix("test_")] = words + why
         else:
             self.others[name] = words
 
@@ -41,9 +45,16 @@ def main() -> int:
     print(f"{'':20}" + "".join(f"{host:>16}" for host in hosts))
     for scenario, row in results.cells.items():
         print(f"{scenario:20}" + "".join(f"{row.get(host, '-'):>16}" for host in hosts))
+    for scene, words in results.form.items():
+        print(f"form  {scene:44}{words}")
     passed = sum(words == "ok" for words in results.others.values())
     print(f"and {passed} of {len(results.others)} others")
-    summary = {"exit": int(code), "scenarios": results.cells, "others": {"passed": passed, "of": len(results.others)}}
+    summary = {
+        "exit": int(code),
+        "scenarios": results.cells,
+        "form": results.form,
+        "others": {"passed": passed, "of": len(results.others)},
+    }
     print(json.dumps({**summary, "seconds": round(time.monotonic() - began, 1)}))
     return int(code)
 
