@@ -26,6 +26,7 @@ from .disk import check_room, count_parameters
 from .evals import evaluate
 from .finish import finish, model_facts
 from .job import Code, JobError, Problem
+from .launched import take_launchers_choice
 from .loading import load_data, load_model, prepare_data
 from .meters import Stopwatch, measure_peak, memory_by_category
 from .params import Params
@@ -149,8 +150,13 @@ class Run:
         return loop.Progress(state.step, loop.Window(**state.window), loop.Totals(**state.totals), state.overflows)
 
     def _accelerator(self) -> Accelerator:
-        on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "true"
-        device = torch.device("cpu" if on_cpu or not torch.cuda.is_available() else "cuda")
+        # A launcher of somebody else's says nothing of CPUs: accelerate then joins no ranks on a machine without a GPU.
+        wants_cpu = self.params.train_device == "cpu" or os.environ.get("ACCELERATE_USE_CPU") == "true"
+        on_cpu = wants_cpu or not torch.cuda.is_available()
+        self.params, line = take_launchers_choice(self.params, os.environ)
+        if line:
+            self.reporter.log(line)
+        device = torch.device("cpu" if on_cpu else "cuda")
         mixed, why = choose_precision(self.params, device)
         self.reporter.log(f"dtype: {why}")
         if flags := make_deterministic(device):
