@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from .board import hush_writer_thread
 from .follow import PARENT_PID
 from .job import Code, JobError, Problem
 from .memory_advice import out_of_memory
@@ -38,6 +39,7 @@ from .trial import try_out
 def main() -> int:
     guard_streams()
     quiet_loading()
+    hush_writer_thread()
     if sys.argv[1:2] == ["--check"]:
         return check(json.load(sys.stdin))
     folder = RunFolder(Path(sys.argv[1]))
