@@ -7,13 +7,14 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT, wait_until
+from support import ERROR, ROOT, read_lines, start, wait_until
 
 from plugin.job import JobError
 from plugin.launched import take_launchers_choice
@@ -242,6 +243,21 @@ def test_what_cannot_be_done_is_refused_by_name_all_at_once(
     assert problem.code == 2
     assert [words for words in named if words not in problem.got] == []
     assert environ == before
+
+
+def test_a_worker_that_somebody_else_launched_says_itself_why_it_ends(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"params": Params(dataset_name="d", model_name="m").as_json()}))
+    with start(
+        [sys.executable, "-m", "plugin.worker", tmp_path], cwd=ROOT, env=told(*FSDP, "--fsdp_offload_params", "true")
+    ) as worker:
+        _, err = worker.communicate(timeout=120)
+    assert worker.returncode == 2
+    (line,) = [line for line in err.splitlines() if ERROR.match(line)]
+    assert line.startswith(
+        "error[2]: parallel: expected what this program can do of accelerate's configuration, got fsdp_offload"
+    )
+    (event,) = [event for event in read_lines(tmp_path / "events.jsonl") if event["type"] == "failed"]
+    assert event["error"]["field"] == "parallel"
 
 
 def test_a_way_of_sharing_that_is_accelerates_own_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
