@@ -1,4 +1,4 @@
-"""What a run will hold on disk, told before it trains: by `check` and, right before its first step, by `train`."""
+"""What a run will hold on disk, told before it trains: by `check` and, before it loads its model, by `train`."""
 
 from __future__ import annotations
 

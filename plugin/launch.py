@@ -171,8 +171,10 @@ def plan_launch(params: Params, run_dir: Path, gpus: Sequence[str], port: int, e
 
 
 def _accelerate_command(params: Params, world: int, gpus: Sequence[str], port: int, run_dir: Path) -> str:
-    device = ["--gpu_ids", ",".join(gpus)] if gpus else ["--cpu"]
-    several = ["--multi_gpu"] if gpus and world > 1 else []  # accelerate refuses it beside --cpu
+    # Beside --cpu accelerate starts one process, however many are named. With --multi_gpu it starts them all, on whatever device.
+    alone = [] if world > 1 else ["--cpu"]
+    device = ["--gpu_ids", ",".join(gpus)] if gpus else alone
+    several = ["--multi_gpu"] if world > 1 else []
     machines = ["--num_machines", str(params.num_machines), "--machine_rank", str(params.machine_rank)]
     machines += ["--main_process_ip", params.main_process_ip, "--main_process_port", str(port)]
     size = ["--num_processes", str(world), *(machines if params.num_machines > 1 else [])]

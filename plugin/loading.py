@@ -19,7 +19,7 @@ from . import assembly, memory, streaming
 from .data.chat import ChatFormat
 from .data.documents import Documents
 from .data.steps import step_slots
-from .disk import count_parameters
+from .disk import check_room, count_parameters
 from .models.diffusion import DiffusionModel, Predict
 from .models.flops import FlopCount, count_flops
 from .models.layers import compile_layers, set_recompute
@@ -151,10 +151,13 @@ def load_model(
 
     `on_plan` is handed what can estimate the run's memory, before memory is taken.
 
-    Raises JobError (exit 2 or 4).
+    Raises JobError (exit 2, 4 or 7).
     """
     compute = COMPUTE[accelerator.mixed_precision]
     config = assembly.base_config(params, data.tokenizer)
+    counted = count_parameters(config, params)
+    if accelerator.is_main_process:  # who saves
+        check_room(params, *counted)
     attention = choose_attention(params, config, accelerator.device, compute, float(data.train.lengths.mean()))
     reporter.log(f"attention: {attention.why}")
     for documents in (data.train, data.evaluation):
@@ -168,16 +171,14 @@ def load_model(
     sharded = parallel in SHARDED
     make_step = data.stream or step_maker(params, data, attention, accelerator.process_index, ranks, even=sharded)
     make_plan = plan_maker(parallel)
-    recompute, planned = _plan_memory(params, config, make_plan, device, reporter)
+    recompute, planned = _plan_memory(params, counted[0], make_plan, device, reporter)
     on_plan(lambda: planned or make_plan(recompute))
     compiles, why = choose_compile(params, device, recompute)
 
-    model = assembly.make_model(params, data.tokenizer, compute, checkpoint=checkpoint)
-    empty = hollow(model) if sharded else None
     dtype = weight_dtype(params, compute)
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    reporter.log(f"model: {trained:,} parameters train, weights kept in {str(dtype).removeprefix('torch.')}")
-    reporter.log("dropout: off; the masking noise is the regulariser, and the loss does not depend on the layout")
+    model = assembly.make_model(params, data.tokenizer, compute, checkpoint=checkpoint)
+    _tell_model(model, dtype, reporter)
+    empty = hollow(model) if sharded else None
     set_recompute(model, recompute)
     flops = count_flops(model)  # before anything is compiled: it looks into the layers
     if compiles:
@@ -186,6 +187,22 @@ def load_model(
     module = DiffusionModel(model, data.chat.pad_id, attention.backend)
     if sharded:
         shard(module, device, ranks, parallel, gathered_dtype(device, compute))
+    prepared, optimizer, schedule = _prepare(params, module, accelerator, data.clock.plan.steps, sharded=sharded)
+    estimated = planned.memory if planned else None
+    predict = shared_predictor(module, compute) if sharded else None
+    return Trained(model, prepared, optimizer, schedule, attention, make_step, flops, estimated, dtype, empty, predict)
+
+
+def _tell_model(model: nn.Module, dtype: torch.dtype, reporter: Reporter) -> None:
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    reporter.log(f"model: {trained:,} parameters train, weights kept in {str(dtype).removeprefix('torch.')}")
+    reporter.log("dropout: off; the masking noise is the regulariser, and the loss does not depend on the layout")
+
+
+def _prepare(
+    params: Params, module: DiffusionModel, accelerator: Accelerator, steps: int, *, sharded: bool
+) -> tuple[nn.Module, Any, Any]:
+    """(the module, its new optimizer, both as accelerate wraps them; the schedule)."""
     optimizer = make_optimizer(
         module, kind=params.optim, learning_rate=params.learning_rate, weight_decay=params.weight_decay, seed=params.seed
     )
@@ -193,11 +210,8 @@ def load_model(
         prepared, wrapped = module, accelerator.prepare_optimizer(optimizer, device_placement=False)
     else:
         prepared, wrapped = accelerator.prepare(module, optimizer)
-    steps = data.clock.plan.steps
     schedule = make_schedule(optimizer, params.learning_rate_schedule, steps, assembly.warmup_steps(params, steps))
-    estimated = planned.memory if planned else None
-    predict = shared_predictor(module, compute) if sharded else None
-    return Trained(model, prepared, wrapped, schedule, attention, make_step, flops, estimated, dtype, empty, predict)
+    return prepared, wrapped, schedule
 
 
 def _choose_parallel(
@@ -240,10 +254,10 @@ def _plan_maker(
 
 
 def _plan_memory(
-    params: Params, config: PretrainedConfig, make_plan: Callable[[str], memory.Plan], device: torch.device, reporter: Reporter
+    params: Params, parameters: int, make_plan: Callable[[str], memory.Plan], device: torch.device, reporter: Reporter
 ) -> tuple[str, memory.Plan | None]:
     """(recompute mode, plan). A model of a few million weights on a CPU is not worth the second that asking takes."""
-    if device.type == "cpu" and params.recompute == "auto" and count_parameters(config, params)[0] < memory.TINY:
+    if device.type == "cpu" and params.recompute == "auto" and parameters < memory.TINY:
         return "none", None
     found = make_plan(params.recompute)
     reporter.log(f"memory: about {found.memory.peak / 1e9:.2f} GB at the peak; recompute {found.recompute}: {found.why}")

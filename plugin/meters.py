@@ -5,6 +5,7 @@ Nothing here waits for the device inside a step: on CUDA the laps are events, re
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Sequence
 
@@ -74,6 +75,16 @@ def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
     end.record()
     end.synchronize()
     return PEAK_ROUNDS * 2 * PEAK_SIZE**3 / (start.elapsed_time(end) / 1000)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """At the run's peak: of the GPU, or of this process."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes()
+
+
+def resident_bytes() -> int:
+    """The most that this process has held in memory."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def memory_by_category(module: nn.Module, optimizer: torch.optim.Optimizer, peak: int, baseline: int) -> dict[str, int]:

@@ -206,7 +206,7 @@ def _cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
         "Give one of the two.",
     )
     _check_machines(params, require)
-    _check_sharded(params, require)
+    found += sharding_problems(params)
     for name, value in params.as_json().items():
         clean = not isinstance(value, str) or redact(value) == value
         require(clean, name, "no key in a parameter", MARK, "Keys are read from the environment alone.")
@@ -224,14 +224,17 @@ def _check_machines(params: Params, require: Callable[..., None]) -> None:
         require(not local, "main_process_ip", "machine 0's address in the network", address, "127.0.0.1 is each machine itself.")
 
 
-def _check_sharded(params: Params, require: Callable[..., None]) -> None:
+def sharding_problems(params: Params) -> list[Problem]:
     """What cannot be cut up: 8-bit states come in blocks of a whole tensor, and nobody has proved that all ranks skip the same steps
     when float16 overflows."""
+    found: list[Problem] = []
     if params.parallel in SHARDED:
         fix = "Or set parallel ddp."
-        got = f"{params.parallel} with "
-        require(params.optim == "adamw", "parallel", "optim adamw beside it", got + params.optim, fix)
-        require(params.dtype != "float16", "parallel", "bfloat16 or float32 beside it", got + "float16", fix)
+        if params.optim != "adamw":
+            found.append(Problem("parallel", "optim adamw beside it", f"{params.parallel} with {params.optim}", fix))
+        if params.dtype == "float16":
+            found.append(Problem("parallel", "bfloat16 or float32 beside it", f"{params.parallel} with float16", fix))
+    return found
 
 
 def _inapplicable(params: Params) -> list[str]:

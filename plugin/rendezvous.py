@@ -17,7 +17,7 @@ from torch.distributed import TCPStore
 from .follow import LISTEN_FD, PARENT_PID
 from .job import JobError, Problem
 
-# How accelerate may share a model. Cutting it up is ours (sharding.py): on a CPU accelerate's own FSDP silently becomes DDP.
+# How accelerate may share a model. Cutting it up is ours (sharding.py); what a launcher says of that is read in launched.py.
 REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 # Ranks may wait for hours while rank 0 reads the data; the parent's watchdog knows that from a hang, torch's ten minutes do not.
@@ -34,7 +34,7 @@ def serve_store() -> TCPStore | None:
 
 
 def join_ranks(precision: str, *, on_cpu: bool) -> Accelerator:
-    """Meet the other ranks. Raises JobError (exit 2) when accelerate was configured to cut the model up itself."""
+    """Meet the other ranks. Raises JobError (exit 2) when accelerate shares the model in a way of its own."""
     patience: list[KwargsHandler] = []
     if PARENT_PID in os.environ:
         patience.append(InitProcessGroupKwargs(timeout=PATIENCE))

@@ -8,8 +8,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
+from .board import Board
 from .job import Problem
 from .redact import redact
 from .resume import MAY_CHANGE
@@ -34,7 +33,7 @@ class Reporter:
         self._events = JsonLines(folder / "events.jsonl")
         self._metrics = JsonLines(folder / "metrics.jsonl")
         self._samples = JsonLines(folder / "samples.jsonl")
-        self._board = SummaryWriter(str(folder / "tb"), flush_secs=10, purge_step=first_step + 1 if first_step else None)
+        self._board = Board(folder / "tb", self.log, first_step)
         latest = folder / "metrics.json"
         self._latest: dict[str, Any] = json.loads(latest.read_text(encoding="utf-8")) if first_step and latest.exists() else {}
         self._progress: dict[str, Any] = {"phase": "load", "step": first_step, "steps": 0, "percent": 0.0, "eta_seconds": None}
@@ -88,7 +87,8 @@ class Reporter:
         write_whole(self._folder / "metrics.json", to_json(self._latest) + "\n", durable=False)
         for name, value in values.items():
             if name not in NO_CURVE:
-                self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+                tag = name if "/" in name else f"train/{name}"
+                self._board.draw(lambda board, tag=tag, value=value: board.add_scalar(tag, value, step))
         if "tokens_per_s" in values:
             spent = {name.removeprefix("time/"): round(value, 4) for name, value in values.items() if name.startswith("time/")}
             self._progress |= {"seconds_by_work": spent, "mfu": values.get("mfu")}
@@ -105,12 +105,13 @@ class Reporter:
         shown = "\n".join(
             f"    {_plain(line)}" for line in (f"prompt:   {prompt}", f"expected: {expected}", *frames, f"answer:   {text}")
         )
-        self._board.add_text(f"samples/{number}", redact(shown), step)  # not by its text: prompts may begin alike
+        tag = f"samples/{number}"  # not by its text: prompts may begin alike
+        self._board.draw(lambda board: board.add_text(tag, redact(shown), step))
         self.event("sample", **{key: record[key] for key in ("step", "prompt", "expected", "text")})
 
     def lengths(self, split: str, lengths: Any) -> None:
         if self.speaks and len(lengths):
-            self._board.add_histogram(f"lengths/{split}", lengths, 0)
+            self._board.draw(lambda board: board.add_histogram(f"lengths/{split}", lengths, 0))
 
     def hparams(self, params: dict[str, Any], metrics: dict[str, float | None]) -> None:
         """Parameters beside what came of them; what was not measured is left out, for a made-up 0 would win every comparison."""
@@ -120,9 +121,8 @@ class Reporter:
                 for name, value in params.items()
                 if name not in NOT_COMPARED
             }
-            self._board.add_hparams(
-                shown, {f"hparams/{name}": value for name, value in metrics.items() if value is not None}, run_name="."
-            )
+            found = {f"hparams/{name}": value for name, value in metrics.items() if value is not None}
+            self._board.draw(lambda board: board.add_hparams(shown, found, run_name="."))
 
     def flush(self) -> None:
         """TensorBoard's curves, which a thread of its own writes; every other file is written at once."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import resource
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,18 +15,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from . import assembly, loop, memory, memory_advice, streaming
+from . import loop, memory, memory_advice, streaming
 from .ahead import Ahead
 from .checkpoints import Contents, State, best_checkpoint, load_state, restore_training, save_checkpoint
 from .data.documents import Documents
 from .data.stream import StreamState
 from .debug_bundle import write_bundle
-from .disk import check_room, count_parameters
 from .evals import evaluate
 from .finish import finish, model_facts
 from .job import Code, JobError, Problem
+from .launched import take_launchers_choice
 from .loading import load_data, load_model, prepare_data
-from .meters import Stopwatch, measure_peak, memory_by_category
+from .meters import Stopwatch, measure_peak, memory_by_category, peak_bytes, resident_bytes
 from .params import Params
 from .precision import COMPUTE, choose_precision, make_deterministic
 from .rendezvous import join_ranks, serve_store
@@ -53,7 +52,7 @@ class Run:
         self.reporter = Reporter(folder, self.heartbeat, speaks=self.leads, first_step=self.resumed.step if self.resumed else 0)
         self.requests = Requests(folder, reads_files=self.leads)
         self.started = time.perf_counter()
-        self.baseline = 0 if torch.cuda.is_available() else _resident()
+        self.baseline = 0 if torch.cuda.is_available() else resident_bytes()
         self.memory_plan: memory.MakePlan | None = None
         self.first_eval = self.resumed.first_eval if self.resumed else {}
         self.last_eval = self.resumed.last_eval if self.resumed else {}
@@ -115,9 +114,6 @@ class Run:
         self.progress = self._go_on()
         trained, sampler = self.trained, self.data.facts["sampler"]
         self.watch = SampleWatch(trained.model, self.data.chat, self._watched(), sampler, trained.predict)
-        if self.main:
-            config = assembly.base_config(self.params, self.data.tokenizer, offline=True)
-            check_room(self.params, *count_parameters(config, self.params))
 
     def _agree_on_start(self) -> None:
         """Raises JobError (exit 2) on every rank when one has another checkpoint, or none."""
@@ -149,8 +145,13 @@ class Run:
         return loop.Progress(state.step, loop.Window(**state.window), loop.Totals(**state.totals), state.overflows)
 
     def _accelerator(self) -> Accelerator:
-        on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "true"
-        device = torch.device("cpu" if on_cpu or not torch.cuda.is_available() else "cuda")
+        # A launcher of somebody else's says nothing of CPUs: accelerate then joins no ranks on a machine without a GPU.
+        wants_cpu = self.params.train_device == "cpu" or os.environ.get("ACCELERATE_USE_CPU") == "true"
+        on_cpu = wants_cpu or not torch.cuda.is_available()
+        self.params, line = take_launchers_choice(self.params, os.environ)
+        if line:
+            self.reporter.log(line)
+        device = torch.device("cpu" if on_cpu else "cuda")
         mixed, why = choose_precision(self.params, device)
         self.reporter.log(f"dtype: {why}")
         if flags := make_deterministic(device):
@@ -202,7 +203,7 @@ class Run:
         return done, stopped, totals, peak
 
     def _result(self, done: int, stopped: bool, totals: loop.Totals, peak: float) -> dict[str, Any]:
-        held = memory_by_category(self.trained.module, self.trained.optimizer, self._peak(), self.baseline)
+        held = memory_by_category(self.trained.module, self.trained.optimizer, peak_bytes(self.accelerator.device), self.baseline)
         seconds = max(totals.seconds, 1e-9)
         return {
             "outcome": "stopped" if stopped else "done",
@@ -228,12 +229,6 @@ class Run:
     def _best(self) -> dict[str, Any] | None:
         path = best_checkpoint(self.folder)
         return {"path": str(path), "eval_loss": load_state(path).eval_loss} if path else None
-
-    def _peak(self) -> int:
-        """Bytes at the run's peak: of the GPU, or of this process."""
-        if self.accelerator.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.accelerator.device)
-        return _resident()
 
     # --- hooks
 
@@ -304,8 +299,3 @@ class Run:
             eval_loss=self.last_eval["eval/loss"] if self.evaluated == step else None,
             scaler=scaler.state_dict() if scaler is not None else {},
         )
-
-
-def _resident() -> int:
-    """The most bytes this process has held in memory."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -163,19 +163,37 @@ class RunFolder:
         """Hold the folder for one parent and all that inherit the descriptor this yields; it is free when the last has gone.
 
         While another run holds it, says so once and waits. Raises JobError (exit 2) after `wait_s` seconds, or when the folder
-        cannot be written.
+        cannot be written. A JobError inside, a refusal, takes the file away again if it was not there before.
         """
+        descriptor, new = self._take_lock(wait_s, say)
         try:
-            descriptor = os.open(self / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
-        try:
-            self._wait_for(descriptor, wait_s, say)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             yield descriptor
+        except JobError:
+            if new:
+                (self / LOCK).unlink()
+            raise
         finally:
             os.close(descriptor)
+
+    def _take_lock(self, wait_s: float, say: Callable[[str], None]) -> tuple[int, bool]:
+        """(the open lock, whether there was none)."""
+        path = self / LOCK
+        while True:
+            new = not path.exists()
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                raise _unwritable(self.path, error) from error
+            try:
+                self._wait_for(descriptor, wait_s, say)
+                if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor, new
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)  # whoever held it was refused and took the file away: the next starter would lock another
 
     def _wait_for(self, descriptor: int, wait_s: float, say: Callable[[str], None]) -> None:
         deadline, said = time.monotonic() + wait_s, False

@@ -243,6 +243,7 @@ def _try_out(params: Params, ranks: int, *, offline: bool) -> Mapping[str, Any]:
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, **child_path(os.environ), "TOKENIZERS_PARALLELISM": "true"},
+        process_group=0,  # a terminal's Ctrl-C is for this program alone, which then ends that one without a word from it
         check=False,
     )
     if not done.stdout:

@@ -12,6 +12,7 @@ from .quiet import quiet_loading  # isort: skip  # before anything that imports 
 import contextlib
 import errno
 import json
+import os
 import re
 import shutil
 import sys
@@ -22,6 +23,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from .board import hush_writer_thread
+from .follow import PARENT_PID
 from .job import Code, JobError, Problem
 from .memory_advice import out_of_memory
 from .params import Params
@@ -36,6 +39,7 @@ from .trial import try_out
 def main() -> int:
     guard_streams()
     quiet_loading()
+    hush_writer_thread()
     if sys.argv[1:2] == ["--check"]:
         return check(json.load(sys.stdin))
     folder = RunFolder(Path(sys.argv[1]))
@@ -52,6 +56,8 @@ def main() -> int:
             traceback.print_exc()
         if problem.code == Code.DISK:
             remove_parts(folder)  # room for the last words below
+        if PARENT_PID not in os.environ:  # a foreign launcher shows what its processes print, and only exit codes besides
+            print(problem.line, file=sys.stderr)
         with contextlib.suppress(OSError):  # the exit code tells it too
             report_failure(folder, problem, run.rank)
         return int(problem.code)

@@ -65,9 +65,14 @@ def child_env(env: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def start(
-    command: Sequence[object], *, cwd: Path | None = None, env: Mapping[str, str] | None = None, stderr: int = subprocess.PIPE
+    command: Sequence[object],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stderr: int = subprocess.PIPE,
+    own_group: bool = False,
 ) -> subprocess.Popen[str]:
-    """A command, running, its output read by the caller, who ends it."""
+    """A command, running, its output read by the caller, who ends it; `own_group`: as a terminal starts it."""
     return subprocess.Popen(
         [str(word) for word in command],
         cwd=cwd,
@@ -76,6 +81,7 @@ def start(
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
+        process_group=0 if own_group else None,
     )
 
 

@@ -12,27 +12,14 @@ from support import ROOT, run_python
 
 FLOOR_0 = {
     *("params", "parse", "manifest", "job", "run_folder", "families", "launch", "summary", "model_files"),
-    *("child", "follow", "watchdog", "redact", "stacks", "digests", "resume", "task", "wandb_relay"),
+    *("child", "follow", "watchdog", "redact", "stacks", "digests", "resume", "task", "wandb_relay", "launched"),
 }
 # quiet is what every torch program imports first, wherever it lives.
 FLOOR_1 = {"quiet", "batch", "objectives", "data", "models", "sampling"}
 FLOOR_2 = {
     *("loop", "step", "evals", "checkpoints", "assembly", "worker", "reporting", "sampler_watch", "stopping", "trial"),
-    *(
-        "optimizers",
-        "eight_bit",
-        "schedules",
-        "fuse",
-        "run",
-        "meters",
-        "packing",
-        "ahead",
-        "disk",
-        "rendezvous",
-        "streaming",
-        "memory",
-    ),
-    *("loading", "finish", "debug_bundle", "precision", "sharding", "memory_advice"),
+    *("optimizers", "eight_bit", "schedules", "fuse", "run", "meters", "packing", "ahead", "disk", "rendezvous"),
+    *("streaming", "memory", "loading", "finish", "debug_bundle", "precision", "sharding", "memory_advice", "board"),
 }
 FLOOR_3 = {"hosts", "hosted", "guard", "cli", "train", "report", "chat"}  # edges: a host, a command line, a program of its own
 HEAVY = {"torch", "transformers", "numpy", "accelerate", "datasets", "peft", "tokenizers", "safetensors", "pyarrow"}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
+from support import start
 
 from plugin.child import ROOT
 from plugin.job import JobError
@@ -208,11 +210,25 @@ def test_fewer_processes_use_the_first_gpus_and_more_are_refused() -> None:
 
 
 def test_the_equal_accelerate_command_is_one_that_accelerate_takes() -> None:
-    """accelerate refuses --multi_gpu beside --cpu."""
+    """accelerate refuses --multi_gpu beside --cpu, and starts one process with --cpu."""
     assert plan().accelerate == "accelerate launch --num_processes 1 --cpu -m plugin.worker /runs/one"
-    assert plan(num_processes=2).accelerate == "accelerate launch --num_processes 2 --cpu -m plugin.worker /runs/one"
+    assert plan(num_processes=2).accelerate == "accelerate launch --multi_gpu --num_processes 2 -m plugin.worker /runs/one"
     two = "accelerate launch --multi_gpu --num_processes 2 --gpu_ids 0,2 -m plugin.worker /runs/one"
     assert plan(("0", "2")).accelerate == two
+
+
+def test_the_equal_accelerate_command_starts_every_process(tmp_path: Path) -> None:
+    """By itself, with a program in the worker's place that says which of them it is."""
+    words = shlex.split(plan(num_processes=2).accelerate)
+    assert words[0] == "accelerate"
+    assert words[-3:] == ["-m", "plugin.worker", "/runs/one"]
+    program = tmp_path / "program.py"
+    program.write_text("import os, sys; open(sys.argv[1] + os.environ['RANK'], 'w').write(os.environ['WORLD_SIZE'])")
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *words[1:-3], str(program), f"{tmp_path}/rank-"]
+    with start(launch, env={"HF_HOME": str(tmp_path)}) as launcher:  # whatever the user of this machine has configured
+        _, err = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, err
+    assert {path.name: path.read_text() for path in tmp_path.glob("rank-*")} == {"rank-0": "2", "rank-1": "2"}
 
 
 def test_the_plan_as_json_holds_every_process() -> None:

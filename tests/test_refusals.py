@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import time
+import sys
 from pathlib import Path
 
 import pytest
-from support import ERROR, read_lines, refusal, run_main, start_main, wait_until
+from support import ERROR, MAIN, is_running, read_lines, refusal, run_main, start, wait_until
 
 
 def job(tiny_config: Path, pairs_file: Path) -> list[object]:
@@ -92,13 +93,22 @@ def test_other_verbs_refuse_a_command_line_alike(tmp_path: Path, words: tuple[st
 
 
 def test_ctrl_c_before_a_run_shows_no_traceback(tmp_path: Path, tiny_config: Path, pairs_file: Path) -> None:
-    program = start_main("check", *job(tiny_config, pairs_file), cwd=tmp_path)
-    wait_until(lambda: Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text(), "the torch part of check")
-    time.sleep(0.5)
-    program.send_signal(signal.SIGINT)
-    _, err = program.communicate(timeout=30)
+    """A terminal signals the whole group, so the torch part must not be in it; here that stands still where it would import torch."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, pathlib, signal, sys\n"
+        "if 'plugin.worker' in sys.orig_argv:\n"
+        "    pathlib.Path(__file__).with_name('importing').symlink_to(str(os.getpid()))  # there at once, with its content\n"
+        "    signal.pause()\n"
+    )
+    command = [sys.executable, MAIN, "check", *job(tiny_config, pairs_file)]
+    with start(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, own_group=True) as program:
+        wait_until((tmp_path / "importing").is_symlink, "the torch part of check")
+        child = int(os.readlink(tmp_path / "importing"))
+        os.killpg(program.pid, signal.SIGINT)
+        _, err = program.communicate(timeout=60)
     assert program.returncode == 130
     assert "Traceback" not in err
+    assert not is_running(child), "it ended with its parent"
 
 
 @pytest.mark.parametrize("verb", ["check", "train"])

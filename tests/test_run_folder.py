@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from support import ROOT, child_env, wait_until
 
-from plugin.job import JobError
+from plugin.job import JobError, Problem
 from plugin.run_folder import RunFolder, to_json
 
 HOLD = """\
@@ -85,6 +88,29 @@ def test_the_folder_stays_locked_while_a_killed_parents_worker_lives(tmp_path: P
         with RunFolder(tmp_path).locked(10, said.append):
             pass
     assert len(said) <= 2
+
+
+def test_a_refusal_takes_its_own_lock_away_and_who_waited_for_it_locks_anew(tmp_path: Path) -> None:
+    folder, held = RunFolder(tmp_path), threading.Event()
+    refusal = JobError(Problem("resume", "this", "that"))
+
+    def wait() -> list[str]:
+        with folder.locked(30, lambda line: held.set()):
+            return [path.read_text() for path in tmp_path.iterdir()]
+
+    def refuse_while_another_waits() -> Future[list[str]]:
+        with contextlib.suppress(JobError), folder.locked(0, print):
+            waiting = pool.submit(wait)
+            assert held.wait(30), "the other starter waits for this one"
+            raise refusal
+        return waiting
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = refuse_while_another_waits()
+        assert waiting.result(timeout=30) == [f"{os.getpid()}\n"], "the file that others will look at"
+    with pytest.raises(JobError, match="resume"), folder.locked(0, print):
+        raise refusal
+    assert (tmp_path / ".lock").exists(), "it was there before"
 
 
 def test_a_folder_that_became_a_runs_while_we_waited_is_not_overwritten(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ A rank with half of the weights computes in another order, so numbers agree to r
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from scenes import LONGEST_S, Scene, whole
-from support import pairs, read_lines, run_main, write_rows
+from support import ROOT, pairs, read_lines, run_main, start, write_rows
 
 from plugin.data.documents import Documents
 from plugin.data.layout import deal
@@ -23,6 +24,8 @@ from plugin.data.steps import step_slots
 STEPS, STEP = 6, 8  # documents of a step
 TWO = ("--num_processes", 2, "--batch_size", 1, "--gradient_accumulation_steps", STEP // 2)
 PACKED = ("--num_processes", 2, "--batch_size", 2, "--gradient_accumulation_steps", 2, "--packing", "on", "--recompute", "full")
+
+FSDP = ROOT / "examples" / "accelerate_fsdp.yaml"
 
 Scenes = dict[str, "Future[Scene]"]
 
@@ -96,6 +99,32 @@ def test_what_is_saved_and_published_is_what_one_process_saves(scene: Callable[[
         for done in (alone, split)
     )
     assert {name for name in ours if "rank" not in name} == {name for name in theirs if "rank" not in name}
+
+
+def test_accelerates_launcher_with_its_fsdp_configuration_gives_that_trace_too(
+    scene: Callable[[str], Scene], tmp_path: Path
+) -> None:
+    """The example as it is, on one machine: what a cluster starts, without our parent."""
+    alone = scene("one")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    split = {"batch_size": 1, "gradient_accumulation_steps": STEP // 2, "fuse_model": False, "save_steps": STEPS}
+    params = alone.json("run.json")["params"] | split
+    assert params["parallel"] == "auto"
+    (folder / "run.json").write_text(json.dumps({"params": params}), encoding="utf-8")
+    here = ("--num_machines", 1, "--num_processes", 2, "--main_process_port", 0)
+    launch = (sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", FSDP, *here)
+    with start([*launch, "-m", "plugin.worker", folder], cwd=ROOT) as launcher:
+        out, err = launcher.communicate(timeout=4 * LONGEST_S)  # several processes import at once
+    assert launcher.returncode == 0, out + err
+    together = Scene(folder, 0, out, err)
+    for name in ("loss", "grad_norm", "eval/loss"):
+        theirs, ours = ([line[name] for line in done.trace() if name in line] for done in (alone, together))
+        assert len(theirs) >= 4
+        assert ours == pytest.approx(theirs, rel=1e-5), name
+    said = [line for line in out.splitlines() if line.startswith(("accelerate: ", "parallel: "))]
+    assert said[0].startswith("accelerate: FSDP with fsdp_reshard_after_forward true is parallel zero3 here; ")
+    assert said[1:] == ["parallel: zero3; as chosen"]
 
 
 def test_the_ranks_had_different_numbers_of_micro_batches(scene: Callable[[str], Scene]) -> None:

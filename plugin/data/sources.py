@@ -12,23 +12,21 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from ..job import Code, JobError, Problem, data_error
+from .hub import Split, hub_rows, hub_split
 from .readers import FIELD, READERS
 
-Split = Literal["train", "eval"]
-
 _LIMITS: dict[str, Split] = {"train": "train", "eval": "eval", "valid": "eval", "validation": "eval", "test": "eval"}
-_HUB_EVAL_SPLITS = ("validation", "valid", "dev", "test", "eval")
 _EVAL_WORD = "(?:eval|valid|validation|val|test|dev)"
 _EVAL_STEM = re.compile(rf"{_EVAL_WORD}(?![a-z0-9])|.*(?<![a-z0-9]){_EVAL_WORD}$", re.IGNORECASE)
 _SHARD = re.compile(r"-\d+-of-\d+$")
+_KNOWN = ", ".join(READERS)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z"}
 # What Transformer Lab and `datasets` put beside the data; read as rows they would spoil the columns.
@@ -229,7 +227,9 @@ def skipped_files(spec: str) -> tuple[str, ...]:
 def has_eval_split(spec: str, *, offline: bool = False) -> bool:
     """Whether any part has an eval split of its own. Asks the hub about hub ids. Raises JobError as `read_rows`."""
     parts = parse_mixture(spec)
-    return any(_files(parts, "eval")) or any(_hub_split(part, "eval", offline) for part in parts)
+    return any(_files(parts, "eval")) or any(
+        hub_split(part.name, part.config, "eval", offline) for part in parts if part.path is None
+    )
 
 
 def read_rows(spec: str, split: Split, *, offline: bool = False) -> Iterator[Row]:
@@ -246,7 +246,8 @@ def read_rows(spec: str, split: Split, *, offline: bool = False) -> Iterator[Row
 
 def _part_rows(part: Part, paths: Sequence[Path], split: Split, offline: bool, names: Counter[str]) -> Iterator[Row]:
     if part.path is None:
-        yield from _hub_rows(part, split, offline)
+        for number, values in enumerate(hub_rows(part.name, part.config, split, offline), start=1):
+            yield Row(f"{part.name}:{number}", values)
     for path in paths:
         # Two files of one name would share their row ids.
         label = path.name if names[path.name] == 1 else str(path)
@@ -274,59 +275,3 @@ def fingerprint(spec: str) -> str:
             facts.append([split, path.name, content])
         digest.update(json.dumps(facts).encode())
     return digest.hexdigest()
-
-
-_KNOWN = ", ".join(READERS)
-
-
-def _hub_failures() -> tuple[type[Exception], ...]:
-    """What `datasets` lets through: its own errors, httpx's and Python's have no common base below Exception."""
-    import httpx
-    from datasets.exceptions import DatasetsError
-
-    return (DatasetsError, httpx.HTTPError, OSError, ValueError, RuntimeError, LookupError, TypeError)
-
-
-def _hub_error(part: Part, error: Exception) -> JobError:
-    message = (str(error).splitlines() or [""])[0][:300]
-    fix = "Check the name, the network and access rights, or give a local file."
-    return data_error(FIELD, f"a hub data set {part.name} that can be loaded", f"{type(error).__name__}: {message}", fix)
-
-
-@lru_cache(maxsize=16)
-def _load_hub(part: Part) -> dict[str, Iterable[dict[str, Any]]]:
-    """The splits of a hub data set, streamed; never with code from its repository, which `datasets` 5 cannot run."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise _hub_error(part, error) from error
-    try:
-        splits = datasets.load_dataset(part.name, part.config, streaming=True)
-        return {str(name): cast("Iterable[dict[str, Any]]", rows) for name, rows in splits.items()}
-    except _hub_failures() as error:
-        raise _hub_error(part, error) from error
-
-
-def _hub_split(part: Part, split: Split, offline: bool) -> str | None:
-    if part.path is not None:
-        return None
-    if offline:
-        # `datasets` looks at the network before its own cache, whatever DownloadConfig says.
-        fix = "Allow downloads, or give a local file or folder."
-        raise data_error(FIELD, "a local file or folder, as downloads are off", f"the hub id {part.name}", fix)
-    splits = _load_hub(part)
-    if split == "eval":
-        return next((name for name in _HUB_EVAL_SPLITS if name in splits), None)
-    if "train" not in splits:
-        raise data_error(FIELD, f"a split 'train' in {part.name}", f"the splits {', '.join(splits)}")
-    return "train"
-
-
-def _hub_rows(part: Part, split: Split, offline: bool) -> Iterator[Row]:
-    name = _hub_split(part, split, offline)
-    rows = _load_hub(part)[name] if name else ()
-    try:
-        for number, values in enumerate(rows, start=1):
-            yield Row(f"{part.name}:{number}", values)
-    except _hub_failures() as error:
-        raise _hub_error(part, error) from error

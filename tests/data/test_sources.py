@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from plugin.data import readers, sources
+from plugin.data import readers
+from plugin.data.hub import load_hub
 from plugin.data.sources import Part, Row, absolute_mixture, fingerprint, has_eval_split, parse_mixture, read_rows, skipped_files
 from plugin.job import JobError
 
@@ -296,11 +297,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     errors = SimpleNamespace(DatasetsError=DatasetsError)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset, exceptions=errors))
     monkeypatch.setitem(sys.modules, "datasets.exceptions", errors)
-    sources._load_hub.cache_clear()
+    load_hub.cache_clear()
     content["asked"] = asked
     content["DatasetsError"] = DatasetsError
     yield content
-    sources._load_hub.cache_clear()
+    load_hub.cache_clear()
 
 
 def test_a_hub_id_streams_its_splits(hub: dict[str, object]) -> None:

@@ -161,7 +161,15 @@ def _stop(args: tuple[Any, ...]) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _board(args: tuple[Any, ...]) -> None:
+    """TensorBoard's folder becomes a file: nothing can be written there, even by root."""
+    board = Path(sys.argv[1]) / "tb"
+    shutil.rmtree(board)
+    board.touch()
+
+
 EVENTS: dict[str, Event] = {
+    "board": _board,
     "raise": _raise,
     "kill": _kill,
     "parent": _kill_parent,

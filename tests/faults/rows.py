@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from scenes import Scene
+from support import ROOT
 
 from plugin.resume import find_start
 from plugin.run_folder import RunFolder
@@ -35,7 +36,7 @@ class Row:
 
 
 def all_rows() -> list[Row]:
-    return [*_hangs(), *_programs(), *_struck(), *_parents(), *_corrupt(), *_kills()]
+    return [*_hangs(), *_programs(), *_struck(), *_beside(), *_parents(), *_corrupt(), *_kills()]
 
 
 # --- a fault at a point of a run, told, and gone on from
@@ -115,6 +116,45 @@ def _hang(fault: str, step: int) -> Play:
             return f"exit {done.code}: {last_line(done)}"
         stacks = (folder / "log.txt").read_text(encoding="utf-8").partition("--- stacks of rank 0")[2]
         return stage.goes_on(folder, step) if "inject.py" in stacks else "no stacks in log.txt"
+
+    return play
+
+
+# --- what a run does besides, and can do without
+
+NO_CURVES = r"warning: tb: .*; no more curves there, metrics.jsonl has them all"
+NOT_ALL = r"warning: log_to_wandb: not everything arrived there; see .*wandb.log. The run itself is whole."
+SITE = str(ROOT / "tests" / "faults" / "site")
+KEY = "0123456789abcdef" * 2 + "01234567"
+RELAYS: dict[str, tuple[Mapping[str, str], str]] = {  # event -> what of the environment makes it so, the warning
+    "W&B without a key": ({}, "warning: log_to_wandb: expected a W&B key in the environment or in netrc, got none"),
+    "W&B out of reach": ({"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}, NOT_ALL),
+    "W&B's process killed": ({"WANDB_MODE": "offline", "TRAINER_TEST_RELAY": "kill"}, NOT_ALL),
+    "W&B's folder unwritable": ({"WANDB_MODE": "offline", "TRAINER_TEST_RELAY": "spoil"}, NOT_ALL),
+}
+
+
+def _beside() -> Iterator[Row]:
+    promise = "one warning, and the undisturbed run"
+    for phase in ("load", "step", "eval", "save"):
+        point, step = POINTS[phase]
+        yield Row("board", "TensorBoard unwritable", phase, promise, _without(phase, NO_CURVES, fault=f"{point}:board:{step}:0"))
+    for event, (env, warning) in RELAYS.items():
+        yield Row("wandb", event, "load", promise, _without(event, warning, env))
+
+
+def _without(name: str, warning: str, relay: Mapping[str, str] | None = None, fault: str = "") -> Play:
+    def play(stage: Stage) -> str:
+        folder = stage.folder(f"without {name}")
+        wandb = () if relay is None else ("--log_to_wandb", "true")
+        env = {"HOME": str(folder.parent), "WANDB_API_KEY": "", "WANDB_MODE": "", "PYTHONPATH": SITE, **(relay or {})}
+        done = stage.forks.start(folder, *stage.job, *wandb, fault=fault, env=env).wait()
+        if done.code or done.result["outcome"] != "done":
+            return f"exit {done.code}: {last_line(done)}"
+        said = [line for line in done.err.splitlines() if line.startswith("warning") or "Traceback" in line]
+        if len(said) != 1 or not re.match(warning, said[0]):
+            return f"expected one warning, got {said}"
+        return not_the_same(done, stage.whole)
 
     return play
 

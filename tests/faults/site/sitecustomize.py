@@ -1,6 +1,10 @@
-"""Put first on PYTHONPATH: a real worker arms the fault that its environment names, once it has imported what the fault wraps."""
+"""Put first on PYTHONPATH: a real worker arms the fault that its environment names, once it has imported what the fault wraps.
+
+Or what logs to W&B, a process of its own, is struck where it begins.
+"""
 
 import os
+import signal
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
@@ -29,3 +33,9 @@ class ArmAfter(MetaPathFinder):
 
 if os.environ.get("TRAINER_TEST_FAULT"):
     sys.meta_path.insert(0, ArmAfter())
+
+if "plugin.wandb_relay" in sys.orig_argv:
+    if os.environ.get("TRAINER_TEST_RELAY") == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ.get("TRAINER_TEST_RELAY") == "spoil":  # where the library wants a folder there is a file
+        open(os.path.join(sys.orig_argv[-1], "wandb"), "x").close()
