@@ -227,7 +227,7 @@ def main(argv: Sequence[str]) -> int:
     if options.device == "cuda":
         if options.bars or options.save:
             parser.error("--bars and --save are of the CPU bench")
-        from cuda import main as on_cuda  # the real shapes need a GPU, and their own way of being built
+        from gpu import main as on_cuda  # the real shapes need a GPU, and their own way of being built
 
         return on_cuda(["--rehearse"] if options.rehearse else [])
     began, peak, empty = time.perf_counter(), matmul_peak(), resident()
