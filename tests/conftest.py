@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults.forks import Forks
 from support import TINY_CONFIG, pairs, write_rows
 
 # Before anything imports torch or a hub client, and inherited by every child.
@@ -101,3 +102,10 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Pa
 def model_copy(tiny_bert: Path, tmp_path: Path) -> Path:
     """The tiny model again, to be broken."""
     return Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Runs of `main.py train` that need no imports of their own."""
+    with Forks() as running:
+        yield running

@@ -14,13 +14,14 @@ from support import ERROR
 from plugin.batch import Batch
 
 
-def test_a_poisoned_row_is_named_and_its_batch_can_be_loaded(tiny_config: Path, pairs_file: Path, tmp_path: Path) -> None:
+def test_a_poisoned_row_is_named_and_its_batch_can_be_loaded(
+    forks: Forks, tiny_config: Path, pairs_file: Path, tmp_path: Path
+) -> None:
     job = ("--model_config", tiny_config, "--dataset_name", pairs_file, "--max_length", 64, "--batch_size", 4, "--train_steps", 9)
-    with Forks() as forks:
-        broken = forks.run(tmp_path / "run", *job, "--save_steps", 4, fault="step:nan:6:0")
-        bundle = broken.folder / "debug-step-6-rank-0"
-        first = (bundle / "step.json").read_bytes()
-        again = forks.run(broken.folder, *job, "--save_steps", 4, "--resume", "true", fault="step:nan:6:0")
+    broken = forks.run(tmp_path / "run", *job, "--save_steps", 4, fault="step:nan:6:0")
+    bundle = broken.folder / "debug-step-6-rank-0"
+    first = (bundle / "step.json").read_bytes()
+    again = forks.run(broken.folder, *job, "--save_steps", 4, "--resume", "true", fault="step:nan:6:0")
     for scene in (broken, again):
         (line,) = [line for line in scene.err.splitlines() if ERROR.match(line)]
         assert scene.code == scene.result["code"] == 6

@@ -1,7 +1,4 @@
-"""Runs of several ranks and several machines for real, two at once; one that hangs, and one that meets a key.
-
-The scenes run side by side in the background; each test reads what became of one.
-"""
+"""Runs of several ranks and several machines, two at once; one that hangs, and one that meets a key."""
 
 from __future__ import annotations
 
@@ -10,28 +7,40 @@ import os
 import re
 import signal
 import socket
-import subprocess
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import datetime
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scenes import LONGEST_S, Scene, broken_off, whole
-from support import ERROR, processes_naming, read_lines, run_main, wait_until, write_rows
+from faults.forks import Forks
+from scenes import ENDLESS, LONGEST_S, Scene
+from support import ERROR, is_running, run_main, wait_until, write_rows
 
-HANG_S = 25  # longer than a rank's imports take on a busy machine
+HANG_S = 10
 KEYS = {"HF_TOKEN": "hf_" + "Zy9" * 12, "WANDB_API_KEY": "fedcba98" * 5, "MY_SECRET": 'Tr0ub4dor&3 "quoted"'}
-Scenes = dict[str, "Future[Any]"]
 
 
-def stop_one_rank(program: subprocess.Popen[str], folder: Path) -> None:
-    """Rank 1 stands still, as a process does that waits for a lost disk; rank 0 waits for it in a collective."""
-    (rank,) = [
-        pid for pid in processes_naming(str(folder)) if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    ]
-    os.kill(rank, signal.SIGSTOP)
+def hangs_beside_another(forks: Forks, root: Path, hang: tuple[object, ...], two: tuple[object, ...]) -> tuple[Scene, Scene]:
+    """An endless run of two ranks, and once it trains another to its end. Then rank 1 of the first stands still, as a process does
+    that waits for a lost disk; rank 0 waits for it in a collective."""
+
+    def steps() -> int:
+        progress = hung.folder / "progress.json"
+        return json.loads(progress.read_text())["step"] if progress.exists() else 0
+
+    hung = forks.start(root / "hang" / "run", *hang, *ENDLESS)
+    wait_until(lambda: steps() >= 2, "two steps", deadline_s=LONGEST_S)
+    beside = forks.run(root / "link" / "two", *two)
+    ranks, before = hung.ranks(), steps()
+    wait_until(lambda: steps() > before, "steps while both ran and after", deadline_s=LONGEST_S)
+    os.kill(ranks[1], signal.SIGSTOP)
+    began = time.monotonic()
+    ended = hung.wait()
+    ended.seen.update(took_s=time.monotonic() - began, left=[pid for pid in ranks if is_running(pid)])
+    return ended, beside
 
 
 def two_machines(root: Path, *args: object) -> list[Scene]:
@@ -60,43 +69,33 @@ def meets_a_key(root: Path, *args: object) -> Scene:
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, pairs_file: Path) -> Iterator[Scenes]:
+def scene(forks: Forks, tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, pairs_file: Path) -> Callable[[str], Any]:
     root = tmp_path_factory.mktemp("läuft weiter")  # unicode and a space in every path, and a link in one
     (root / "disk").mkdir()
     (root / "link").symlink_to("disk")
     model = ("--model_config", tiny_config, "--max_length", 64, "--learning_rate", "3e-3", "--train_device", "cpu")
     job = (*model, "--dataset_name", pairs_file, "--batch_size", 4)
     four = (*job, "--train_steps", 4, "--logging_steps", 1, "--fuse_model", "false", "--save_steps", 4)
-    with ThreadPoolExecutor(3) as pool:
-        hang = (*job, "--num_processes", 2, "--hang_timeout_s", HANG_S)
-        yield {
-            "hang": pool.submit(broken_off, stop_one_rank, root / "hang", *hang),
-            "two processes": pool.submit(whole, root / "link" / "two", *four, "--num_processes", 2),
-            "key": pool.submit(meets_a_key, root, *model),
-            "two machines": pool.submit(two_machines, root, *four),
-        }
+    hang = (*job, "--num_processes", 2, "--hang_timeout_s", HANG_S)
+    played: dict[str, Callable[[], Any]] = {
+        "hang and another": lambda: hangs_beside_another(forks, root, hang, (*four, "--num_processes", 2)),
+        "key": lambda: meets_a_key(root, *model),
+        "two machines": lambda: two_machines(root, *four),
+    }
+    return cache(lambda name: played[name]())
 
 
-@pytest.fixture
-def scene(scenes: Scenes) -> Callable[[str], Any]:
-    return lambda name: scenes[name].result(timeout=4 * LONGEST_S)
-
-
-def test_two_jobs_of_two_processes_at_once_each_find_a_port(scene: Callable[[str], Scene]) -> None:
-    spans = []
-    for name in ("two processes", "hang"):
-        times = [datetime.fromisoformat(event["time"]) for event in read_lines(scene(name).folder / "events.jsonl")]
-        spans.append((times[0], times[-1]))
-        assert [event for event in read_lines(scene(name).folder / "events.jsonl") if event["type"] == "progress"]
-    assert max(start for start, _ in spans) < min(end for _, end in spans), "they did not run at the same time"
-    assert scene("two processes").code == 0, scene("two processes").err
+def test_two_jobs_of_two_processes_at_once_each_find_a_port(scene: Callable[[str], Any]) -> None:
+    _, beside = scene("hang and another")
+    assert beside.code == 0, beside.err
+    assert len(beside.losses()) == 4
 
 
 def test_two_machines_train_as_two_processes_of_one_do(scene: Callable[[str], Any]) -> None:
     first, second = scene("two machines")
     assert (first.code, second.code) == (0, 0), first.err + second.err
     assert len(first.losses()) == 4
-    assert first.losses() == pytest.approx(scene("two processes").losses(), rel=1e-6)
+    assert first.losses() == pytest.approx(scene("hang and another")[1].losses(), rel=1e-6)
     assert second.trace() == first.trace(), "every machine reports, in its own folder"
 
 
@@ -112,21 +111,21 @@ def test_the_first_machine_owns_the_run_and_the_others_keep_a_record(scene: Call
     }
 
 
-def test_a_hang_is_exit_9_with_stacks_and_nothing_left(scene: Callable[[str], Scene]) -> None:
-    hung = scene("hang")
+def test_a_hang_is_exit_9_with_stacks_and_nothing_left(scene: Callable[[str], Any]) -> None:
+    hung, _ = scene("hang and another")
     (line,) = [line for line in hung.err.splitlines() if ERROR.match(line)]
     assert hung.code == hung.result["code"] == 9
     assert line.startswith(f"error[9]: worker: expected progress within {HANG_S} s, got none from rank ")
     assert hung.result["outcome"] == "failed"
     assert hung.result["error"]["code"] == 9
-    assert HANG_S <= hung.seen["took"].total_seconds() < HANG_S + 20
+    assert HANG_S - 1 <= hung.seen["took_s"] < HANG_S + 20
     stacks = (hung.folder / "log.txt").read_text().partition("--- stacks of rank 0")[2]
     assert re.search(r"loop\.py.* in train", stacks), "rank 0 waits in a collective and answers all the same"
     assert "rank 1 did not answer" in stacks
-    wait_until(lambda: processes_naming(str(hung.folder)) == [], "the ranks to be gone", deadline_s=1)
+    assert hung.seen["left"] == []
 
 
-def test_keys_of_the_environment_are_nowhere_in_a_failed_run(scene: Callable[[str], Scene]) -> None:
+def test_keys_of_the_environment_are_nowhere_in_a_failed_run(scene: Callable[[str], Any]) -> None:
     failed = scene("key")
     assert failed.code == 3, failed.err
     assert "[redacted]" in failed.err, "the message did hold the keys"

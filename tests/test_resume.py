@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,12 +16,6 @@ from support import read_lines, run_main, wait_until, write_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 Go = Callable[..., tuple[Scene, Scene]]
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
+from faults.forks import Forks
 from safetensors.torch import load_file
-from scenes import LONGEST_S, Scene, whole
+from scenes import LONGEST_S, Scene
 from support import ROOT, pairs, read_lines, run_main, start, write_rows
 
 from plugin.data.documents import Documents
@@ -27,11 +28,9 @@ PACKED = ("--num_processes", 2, "--batch_size", 2, "--gradient_accumulation_step
 
 FSDP = ROOT / "examples" / "accelerate_fsdp.yaml"
 
-Scenes = dict[str, "Future[Scene]"]
-
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, tiny_bert: Path) -> Iterator[Scenes]:
+def scene(forks: Forks, tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, tiny_bert: Path) -> Callable[[str], Scene]:
     root = tmp_path_factory.mktemp("sharded")
     long = [{"prompt": f"Count to {n}.", "response": " ".join(map(str, range(n)))} for n in (20, 24, 28, 32)]
     rows = write_rows(root / "rows.jsonl", [*pairs(), *long])  # dealt by tokens: a hand with a long row has fewer
@@ -48,14 +47,10 @@ def scenes(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, tiny_ber
         "4-bit zero3": (*four_bit, *TWO, "--parallel", "zero3"),
         "4-bit ddp": (*four_bit, *TWO, "--parallel", "ddp"),
     }
-    with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(whole, root / name, *job, *args) for name, args in kinds.items()}
 
-
-@pytest.fixture
-def scene(scenes: Scenes) -> Callable[[str], Scene]:
+    @cache  # run when a test first asks: pytest-xdist may give this module's tests to two processes
     def ended(name: str) -> Scene:
-        done = scenes[name].result(timeout=4 * LONGEST_S)
+        done = forks.run(root / name, *job, *kinds[name])
         assert done.code == 0, done.err
         return done
 

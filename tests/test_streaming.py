@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scenes import Scene, whole
+from faults.forks import Forks
+from scenes import Scene
 from support import write_rows
 from tiny import CLS, PAD, alone_in, cpu, rules, tiny_model
 
@@ -263,21 +264,18 @@ def test_a_state_belongs_to_its_step_though_the_next_is_built(job: Callable[...,
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, text_file: Path) -> Iterator[dict[str, Future[Scene]]]:
+def run_of(forks: Forks, tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, text_file: Path) -> Callable[[str], Scene]:
     root = tmp_path_factory.mktemp("runs")
     options = {"training_stage": "pretrain", "streaming": "true", "max_length": 64, "batch_size": 4, "train_steps": 24}
     options |= {"learning_rate": "1e-2", "logging_steps": 1, "gradient_accumulation_steps": 2, "train_device": "cpu"}
     args = [word for name, value in options.items() for word in (f"--{name}", value)]
     job = ("--model_config", tiny_config, "--dataset_name", text_file, *args)
-    with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(whole, root / "one", *job)
-        two = pool.submit(whole, root / "two", *job, "--num_processes", 2)
-        yield {"one": one, "two": two}
+    return cache(lambda name: forks.run(root / name, *job, "--num_processes", {"one": 1, "two": 2}[name]))
 
 
 @pytest.mark.parametrize("name", ["one", "two"])
-def test_a_streamed_run_learns_and_leaves_a_whole_model(runs: dict[str, Future[Scene]], name: str) -> None:
-    run = runs[name].result()
+def test_a_streamed_run_learns_and_leaves_a_whole_model(run_of: Callable[[str], Scene], name: str) -> None:
+    run = run_of(name)
     assert run.code == 0, run.err
     assert run.result["eval_loss"] < run.result["eval_loss_first"] - 0.5
     assert (run.folder / "fused" / "model.safetensors").is_file()
@@ -289,8 +287,8 @@ def test_a_streamed_run_learns_and_leaves_a_whole_model(runs: dict[str, Future[S
 
 
 @pytest.mark.parametrize("name", ["one", "two"])
-def test_rows_are_reported_over_all_processes(runs: dict[str, Future[Scene]], name: str) -> None:
-    run = runs[name].result()
+def test_rows_are_reported_over_all_processes(run_of: Callable[[str], Scene], name: str) -> None:
+    run = run_of(name)
     found = run.result["truncation"]
     held = found["eval"]["rows"]
     assert found["train"]["rows"] == 301
@@ -301,9 +299,9 @@ def test_rows_are_reported_over_all_processes(runs: dict[str, Future[Scene]], na
     assert len([line for line in log if line.startswith("data: pass 1 ended")]) == 1
 
 
-def test_two_ranks_divide_by_what_they_have_together(runs: dict[str, Future[Scene]]) -> None:
+def test_two_ranks_divide_by_what_they_have_together(run_of: Callable[[str], Scene]) -> None:
     """The first loss, from both ranks' steps built here and the model a run begins with."""
-    run = runs["two"].result()
+    run = run_of("two")
     params = parse({**run.json("run.json")["params"], "run_dir": ""}).params
     one, _ = prepared(params)
     model = assembly.make_model(params, one.tokenizer, torch.float32, offline=True)

@@ -22,6 +22,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, NoReturn
 
+import bitsandbytes  # noqa: F401  # a worker imports these two when it needs them
+import peft  # noqa: F401
+
 import plugin.worker
 from plugin import cli, follow
 from plugin.models import verify
