@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .quiet import quiet_loading  # isort: skip  # before anything that imports torch
 
-import argparse
 import json
 import sys
 import time
@@ -28,16 +27,11 @@ from .models.diffusion import positions, predictor
 from .models.load import load_model, load_tokenizer
 from .models.lora import ADAPTER_CONFIG, merged_model
 from .models.publish import read_diffusion
-from .parse import CommandLine
 from .run_folder import RunFolder, local_path
 from .sampling.blockwise import OnStep, SamplerSettings, Vocabulary, generate
+from .verbs import SAMPLER_OPTIONS, chat_options
 
 HOLE = "░"
-SAMPLER_OPTIONS = {
-    "max_new_tokens": "longest answer",
-    "block_length": "tokens of a block",
-    "steps": "denoising steps of a block",
-}
 
 
 @dataclass(frozen=True)
@@ -106,9 +100,7 @@ def load_chatter(name: str, overrides: dict[str, int]) -> Chatter:
 def main(argv: Sequence[str]) -> int:
     quiet_loading()
     try:
-        options = _parser().parse_args(argv)
-        if options.json and options.prompt is None:
-            raise JobError(Problem("json", "--prompt beside it", "no prompt", "A dialogue is for people."))
+        options = chat_options(argv)
         overrides = {name: value for name in SAMPLER_OPTIONS if (value := vars(options)[name])}
         chatter = load_chatter(options.model, overrides)
         if options.prompt is None:
@@ -124,23 +116,6 @@ def main(argv: Sequence[str]) -> int:
     else:
         print(answer.text)
     return 0
-
-
-def _parser() -> CommandLine:
-    parser = CommandLine(prog="main.py chat", description=__doc__)
-    parser.add_argument("model", help="a run folder, a model folder or a hub id")
-    parser.add_argument("--prompt", help="answer this and exit")
-    parser.add_argument("--json", action="store_true", help="with --prompt: {prompt, text, steps, seconds}")
-    for name, text in SAMPLER_OPTIONS.items():
-        parser.add_argument(f"--{name}", type=_positive, metavar="N", help=f"{text} (default: what the model was saved with)")
-    return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("a whole number above 0")
-    return value
 
 
 def _talk(chatter: Chatter) -> int:

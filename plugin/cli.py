@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,19 @@ from .params import ALIASES
 from .parse import CommandLine, Parsed, parse
 from .redact import guard_streams
 from .train import check_job, train_job
+from .verbs import chat_options, fuse_options
 
-TORCH_VERBS = {"chat": "plugin.chat", "fuse": "plugin.fuse"}  # programs of their own: they import torch, this one does not
+# Programs of their own, and what they take: they import torch, this one does not.
+TORCH_VERBS: dict[str, tuple[str, Callable[[Sequence[str]], object]]] = {
+    "chat": ("plugin.chat", chat_options),
+    "fuse": ("plugin.fuse", fuse_options),
+}
 
 
 def run(argv: Sequence[str]) -> int:
     """Run one verb. Returns the exit code; every failure printed `error[CODE]: ...` lines on stderr."""
     if argv and argv[0] in TORCH_VERBS:
-        program = TORCH_VERBS[argv[0]]
-        environ = {**os.environ, **child_path(os.environ)}
-        os.execve(sys.executable, [sys.executable, "-P", "-m", program, *argv[1:]], environ)
+        return guarded(lambda: _become(*TORCH_VERBS[argv[0]], argv[1:]), lambda error: report(error, json_of=None))
     if "--plugin_dir" in argv:  # what the harness of the plugin-era host starts us with
         from .hosted import run_harness
 
@@ -41,6 +44,13 @@ def run(argv: Sequence[str]) -> int:
         return run_task()
     guard_streams()
     return guarded(lambda: _verb(argv), lambda error: report(error, json_of=argv[0] if "--json" in argv else None))
+
+
+def _become(program: str, read: Callable[[Sequence[str]], object], argv: Sequence[str]) -> int:
+    """Another program instead of this one, once its command line is known to be right."""
+    read(argv)
+    environ = {**os.environ, **child_path(os.environ)}
+    os.execve(sys.executable, [sys.executable, "-P", "-m", program, *argv], environ)
 
 
 def _verb(argv: Sequence[str]) -> int:

@@ -26,8 +26,8 @@ from .models.load import load_config, load_model, load_tokenizer, table_rows
 from .models.lora import merged_model, with_adapter
 from .models.publish import read_diffusion, write_card, write_model
 from .models.verify import TOKENS, difference_after_reload, logits_of
-from .parse import CommandLine
 from .run_folder import local_path, rename_whole
+from .verbs import fuse_options
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -120,7 +120,7 @@ def adapter_facts(base: str, *, four_bit: bool, dtype: torch.dtype) -> dict[str,
 def main(argv: Sequence[str]) -> int:
     quiet_loading()
     try:
-        options = _parser().parse_args(argv)
+        options = fuse_options(argv)
         fused = _fuse_earlier(
             options.adapter.expanduser(), local_path(options.model_name), options.out.expanduser(), options.fuse_base
         )
@@ -130,16 +130,6 @@ def main(argv: Sequence[str]) -> int:
         return error.code
     print(json.dumps(fused.as_json()) if options.json else f"fused model  {fused.path}")
     return 0
-
-
-def _parser() -> CommandLine:
-    parser = CommandLine(prog="main.py fuse", description="Merge an adapter that was trained earlier into its base.")
-    parser.add_argument("--adapter", type=Path, required=True, help="the adapter's folder (or a run folder)")
-    parser.add_argument("--model_name", required=True, help="the base it was trained on")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder for the fused model")
-    parser.add_argument("--fuse_base", choices=("trained", "original"), default="trained", help="for a 4-bit base: see info.md")
-    parser.add_argument("--json", action="store_true", help="print {path, fuse_base, max_logit_difference, differences}")
-    return parser
 
 
 def _fuse_earlier(adapter: Path, base: str, out: Path, fuse_base: str) -> Fused:

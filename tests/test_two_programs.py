@@ -1,68 +1,52 @@
-"""`main.py train` for real: parent, workers and the run folder between them, ended in every way a run can end.
-
-The scenes run three at a time in the background; each test reads what became of one.
-"""
+"""`main.py train` for real: parent, workers and the run folder between them, ended in every way a run can end."""
 
 from __future__ import annotations
 
 import json
 import re
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 import pytest
+from faults.forks import Forks
 from scenes import ENDS, LONGEST_S, Scene, broken_off, whole
-from support import ERROR, is_running, processes_naming, read_lines, run_main
+from support import ERROR, processes_naming, read_lines, run_main
 
 from plugin.parse import SCHEMA
 
-Scenes = dict[str, "Future[Scene]"]
 PROMPT = "What colour is the sky?"
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, pairs_file: Path) -> Iterator[Scenes]:
+def scene(forks: Forks, tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, pairs_file: Path) -> Callable[[str], Scene]:
     root = tmp_path_factory.mktemp("two programs")  # the space belongs to the test
     job = ("--model_config", tiny_config, "--dataset_name", pairs_file, "--max_length", 64, "--learning_rate", "3e-3")
     six = (*job, "--train_steps", 6, "--logging_steps", 1)
-    with ThreadPoolExecutor(3) as pool:
-        found: Scenes = {"one": pool.submit(whole, root / "one", *six, "--batch_size", 8, "--json")}
-        found["two processes"] = pool.submit(
-            whole, root / "two", *six, "--batch_size", 4, "--num_processes", 2, "--train_device", "cpu"
-        )
-        accumulated = ("--batch_size", 2, "--gradient_accumulation_steps", 4)
-        found["accumulated"] = pool.submit(whole, root / "accumulated", *six, *accumulated)
-        for name, end in ENDS.items():
-            found[name] = pool.submit(broken_off, end, root / name, *job, "--batch_size", 4)
+    forked = {
+        "two processes": (*six, "--batch_size", 4, "--num_processes", 2, "--train_device", "cpu"),
+        "accumulated": (*six, "--batch_size", 2, "--gradient_accumulation_steps", 4),
+        "again": ("--config", root / "one" / "run.json"),
+    }
 
-        def again() -> Scene:
-            return whole(root / "again", "--config", found["one"].result().folder / "run.json")
+    @cache
+    def played(name: str) -> Scene:
+        if name in ENDS:
+            return broken_off(ENDS[name], root / name, *job, "--batch_size", 4)
+        if name == "one":
+            return whole(root / name, *six, "--batch_size", 8, "--json")
+        return forks.run(root / name, *forked[name])
 
-        found["again"] = pool.submit(again)
-        yield found
-
-
-@pytest.fixture(scope="module")
-def chat(scenes: Scenes) -> Iterator[Future[subprocess.CompletedProcess[str]]]:
-    """Started early, so that its imports run beside the other scenes."""
-    with ThreadPoolExecutor(1) as pool:
-        folder = scenes["one"].result().folder
-        yield pool.submit(run_main, "chat", folder, "--prompt", PROMPT, "--json", "--max_new_tokens", 8)
+    return played
 
 
 @pytest.fixture
-def scene(scenes: Scenes) -> Callable[[str], Scene]:
-    return lambda name: scenes[name].result(timeout=4 * LONGEST_S)
-
-
-@pytest.fixture
-def one(scene: Callable[[str], Scene], chat: object) -> Scene:
+def one(scene: Callable[[str], Scene]) -> Scene:
     done = scene("one")
     assert done.code == 0, done.err
+    assert processes_naming(str(done.folder)) == []
     return done
 
 
@@ -161,8 +145,8 @@ def test_the_fused_model_and_the_checkpoints_load_with_transformers_alone(one: S
         assert bool(logits.isfinite().all())
 
 
-def test_chat_prints_one_object(chat: Future[subprocess.CompletedProcess[str]]) -> None:
-    done = chat.result()
+def test_chat_prints_one_object(one: Scene) -> None:
+    done = run_main("chat", one.folder, "--prompt", PROMPT, "--json", "--max_new_tokens", 8, timeout_s=LONGEST_S)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert set(answer) == {"prompt", "text", "steps", "seconds"}
@@ -261,8 +245,3 @@ def loads(checkpoint: Path) -> bool:
     AutoModelForMaskedLM.from_pretrained(checkpoint)
     state = json.loads((checkpoint / "state.json").read_text())
     return state["step"] == int(checkpoint.name.split("-")[1]) and bool(load_file(checkpoint / "optimizer.safetensors"))
-
-
-def test_no_process_is_left(scenes: Scenes) -> None:
-    folders = [waiting.result().folder for waiting in scenes.values()]
-    assert [pid for folder in folders for pid in processes_naming(str(folder)) if is_running(pid)] == []

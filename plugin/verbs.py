@@ -1,0 +1,49 @@
+"""What `main.py chat` and `main.py fuse` take. Read before torch is, so that a mistyped word is told at once, and by the programs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from .job import JobError, Problem
+from .parse import CommandLine
+
+SAMPLER_OPTIONS = {
+    "max_new_tokens": "longest answer",
+    "block_length": "tokens of a block",
+    "steps": "denoising steps of a block",
+}
+
+
+def chat_options(argv: Sequence[str]) -> argparse.Namespace:
+    """Raises JobError (exit 2)."""
+    about = "Talk to a trained model. In a terminal the answer is seen denoising; --prompt prints one answer."
+    parser = CommandLine(prog="main.py chat", description=about)
+    parser.add_argument("model", help="a run folder, a model folder or a hub id")
+    parser.add_argument("--prompt", help="answer this and exit")
+    parser.add_argument("--json", action="store_true", help="with --prompt: {prompt, text, steps, seconds}")
+    for name, text in SAMPLER_OPTIONS.items():
+        parser.add_argument(f"--{name}", type=_positive, metavar="N", help=f"{text} (default: what the model was saved with)")
+    options = parser.parse_args(argv)
+    if options.json and options.prompt is None:
+        raise JobError(Problem("json", "--prompt beside it", "no prompt", "A dialogue is for people."))
+    return options
+
+
+def fuse_options(argv: Sequence[str]) -> argparse.Namespace:
+    """Raises JobError (exit 2)."""
+    parser = CommandLine(prog="main.py fuse", description="Merge an adapter that was trained earlier into its base.")
+    parser.add_argument("--adapter", type=Path, required=True, help="the adapter's folder (or a run folder)")
+    parser.add_argument("--model_name", required=True, help="the base it was trained on")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder for the fused model")
+    parser.add_argument("--fuse_base", choices=("trained", "original"), default="trained", help="for a 4-bit base: see info.md")
+    parser.add_argument("--json", action="store_true", help="print {path, fuse_base, max_logit_difference, differences}")
+    return parser.parse_args(argv)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("a whole number above 0")
+    return value
