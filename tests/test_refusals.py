@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from faults.forks import Forks
 from support import ERROR, MAIN, is_running, read_lines, refusal, run_main, start, wait_until
 
 
@@ -131,19 +132,19 @@ def test_a_model_that_is_not_finite_ends_with_exit_6(verb: str, tmp_path: Path, 
 
 
 def test_a_corrected_second_try_may_have_the_folder_of_a_refused_first_one(
-    tmp_path: Path, tiny_config: Path, pairs_file: Path
+    forks: Forks, tmp_path: Path, tiny_config: Path, pairs_file: Path
 ) -> None:
     """What is only found while loading leaves a folder that says why; nothing in it is worth keeping."""
-    common = ("--model_config", str(tiny_config), "--dataset_name", str(pairs_file), "--run_dir", str(tmp_path / "run"))
-    fast = ("--train_steps", "1", "--batch_size", "2", "--eval_strategy", "no", "--fuse_model", "false")
-    first = run_main("train", *common, *fast, "--max_length", "2")
-    assert first.returncode == 3, first.stderr
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["result"]["error"]["field"] == "max_length"
-    second = run_main("train", *common, *fast, "--max_length", "64")
-    assert second.returncode == 0, second.stderr
-    third = run_main("train", *common, *fast, "--max_length", "64")
-    assert third.returncode == 2
-    assert "run_dir" in third.stderr
+    common = ("--model_config", tiny_config, "--dataset_name", pairs_file)
+    fast = ("--train_steps", 1, "--batch_size", 2, "--eval_strategy", "no", "--fuse_model", "false")
+    first = forks.run(tmp_path / "run", *common, *fast, "--max_length", 2)
+    assert first.code == 3, first.err
+    assert first.result["error"]["field"] == "max_length"
+    second = forks.run(tmp_path / "run", *common, *fast, "--max_length", 64)
+    assert second.code == 0, second.err
+    third = forks.run(tmp_path / "run", *common, *fast, "--max_length", 64)
+    assert third.code == 2
+    assert "run_dir" in third.err
 
 
 def test_a_model_and_templates_that_can_be_seen_wrong_leave_no_folder(tmp_path: Path, pairs_file: Path) -> None:
