@@ -16,6 +16,7 @@ from .parse import sharding_problems
 # FSDP 1's sharding_strategy, by name or by number as accelerate counts them; HYBRID_SHARD and HYBRID_SHARD_ZERO2 are not offered.
 STRATEGIES = {"FULL_SHARD": "zero3", "SHARD_GRAD_OP": "zero2", "NO_SHARD": "ddp", "1": "zero3", "2": "zero2", "3": "ddp"}
 STAGES = {"0": "ddp", "1": "zero2", "2": "zero2", "3": "zero3"}  # DeepSpeed's; there is no stage between ddp and zero2 here
+PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 RESHARD = {"true": "zero3", "1": "zero3", "false": "zero2", "0": "zero2"}
 
 # Environment variable -> (its name in accelerate's configuration, values that ask for nothing).
@@ -42,30 +43,37 @@ READ_HERE_BY_PREFIX = ("FSDP_", "ACCELERATE_DEEPSPEED_", "ACCELERATE_GRADIENT_")
 
 
 def take_launchers_choice(params: Params, environ: MutableMapping[str, str]) -> tuple[Params, str]:
-    """(`params` with the launcher's choice where `parallel` is auto; a line on that, or none), the launcher's words gone from `environ`.
+    """(`params` with the launcher's choice where `parallel` or `dtype` is auto; a line on that, or none), the launcher's words gone
+    from `environ`.
 
-    Raises JobError (exit 2) that names all at once what this program cannot do of it, and an explicit `parallel` that is another.
+    Raises JobError (exit 2) that names all at once what this program cannot do of it, and explicit parameters that are others.
     """
-    refused = list(_not_done(params, environ))
+    refused, taken = list(_not_done(params, environ)), []
+    mixed = environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if mixed != "no" and PRECISIONS.get(mixed) != params.dtype:
+        if params.dtype == "auto" and mixed in PRECISIONS:
+            params = params.model_copy(update={"dtype": PRECISIONS[mixed]})
+            taken.append(f"mixed_precision {mixed} is dtype {params.dtype} here")
+        else:
+            refused.append(f"mixed_precision {mixed} beside dtype {params.dtype}")
     parallel, said = _choice(environ)
     if said and not parallel:
         refused.append(said)
-    line = ""
     if parallel:
         cut = params.model_copy(update={"parallel": parallel})
         if params.parallel == "auto":
             refused += [f"{said}, which is {one.got} ({one.expected} is needed)" for one in sharding_problems(cut)]
-            line = f"accelerate: {said} is parallel {parallel} here; wrapping, loading and saving are this program's own"
+            taken.append(f"{said} is parallel {parallel} here; wrapping, loading and saving are this program's own")
             params = cut
         elif {"fsdp2": "zero3"}.get(params.parallel, params.parallel) != parallel:
             refused.append(f"{said}, which is {parallel}, beside parallel {params.parallel}")
     if refused:
         expected = "what this program can do of accelerate's configuration"
-        fix = "Take it out of that configuration; parallel auto follows the rest."
+        fix = "Take it out of that configuration; parallel auto and dtype auto follow the rest."
         raise JobError(Problem("parallel", expected, "; ".join(refused), fix))
     for name in [name for name in environ if name in READ_HERE or name.startswith(READ_HERE_BY_PREFIX)]:
         del environ[name]
-    return params, line
+    return params, f"accelerate: {'; '.join(taken)}" if taken else ""
 
 
 def _choice(environ: Mapping[str, str]) -> tuple[str, str]:

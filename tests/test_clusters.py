@@ -192,6 +192,14 @@ def test_a_launcher_that_shares_nothing_is_not_spoken_of() -> None:
     assert take_launchers_choice(Params(parallel="fsdp2"), told(*FSDP))[0].parallel == "fsdp2", "another word for zero3"
 
 
+@pytest.mark.parametrize(("mixed", "dtype"), [("bf16", "bfloat16"), ("fp16", "float16")])
+def test_the_launchers_precision_is_taken_where_dtype_is_auto(mixed: str, dtype: str) -> None:
+    environ = told("--multi_gpu", "--mixed_precision", mixed)
+    chosen = Params(dtype=dtype)  # type: ignore[arg-type]
+    assert take_launchers_choice(Params(), environ) == (chosen, f"accelerate: mixed_precision {mixed} is dtype {dtype} here")
+    assert take_launchers_choice(chosen, environ) == (chosen, ""), "as chosen"
+
+
 NEEDS_CLASSES = ("--deepspeed_moe_layer_cls_names", "Experts")
 
 
@@ -230,6 +238,8 @@ NEEDS_CLASSES = ("--deepspeed_moe_layer_cls_names", "Experts")
         (("--use_megatron_lm",), {}, ("use_megatron_lm true",)),
         ((*FSDP, "--use_parallelism_config"), {}, ("use_parallelism_config true",)),
         (FSDP, {"optim": "adamw_8bit"}, ("zero3 with adamw_8bit",)),
+        (("--multi_gpu", "--mixed_precision", "bf16"), {"dtype": "float32"}, ("mixed_precision bf16 beside dtype float32",)),
+        (("--multi_gpu", "--mixed_precision", "fp8"), {}, ("mixed_precision fp8 beside dtype auto",)),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name_all_at_once(
