@@ -1,0 +1,229 @@
+"""What does it cost the workers to be watched, and how long does a user of Transformer Lab wait for the first line of training?
+
+Overhead: one job trains on this CPU while the parent, which relays it, is stopped (SIGSTOP) and let go on in turn, a few seconds each;
+neighbouring blocks make a pair, so what else the machine does falls on both. A stopped parent costs exactly nothing, and what it missed
+it catches up on afterwards, so the blocks in which it runs carry twice what is usual. Every call of the plugin-era host takes 50 ms.
+
+First line: from the start of that host's harness, whose SDK imports what the real one does, to the first line with a loss. The host is
+the contract tests' stand-in. The last line printed is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from contract.drivers import FolderDriver, Host, Running, TlabDriver  # noqa: E402
+
+CALL_S = 0.05
+SDK_IMPORTS = "transformers datasets"
+OVERHEAD_BAR, FIRST_LINE_BAR_S = 0.01, 40.0
+SETTLE_S = 3.0  # after the first line, before the first block
+CONFIG = {"model_type": "modernbert", "vocab_size": 500, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+CONFIG |= {"num_attention_heads": 4, "max_position_embeddings": 128, "global_attn_every_n_layers": 1}
+TRAINS = re.compile(r"step \d+: loss ")
+
+
+@dataclass
+class Log:
+    """A program's lines as they come, so that its pipe never fills up."""
+
+    running: Running
+    began: float = field(default_factory=time.monotonic)
+    first: dict[str, float] = field(default_factory=dict)  # seconds until the first line of a kind
+    lines: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self.running.program.stdout
+        for line in self.running.program.stdout:
+            self.lines.append(line)
+            kind = "train" if TRAINS.match(line) else "run" if line.startswith("run folder:") else "any"
+            self.first.setdefault(kind, time.monotonic() - self.began)
+
+    def wait_for(self, kind: str) -> float:
+        while kind not in self.first:
+            if self.running.program.poll() is not None:
+                self._thread.join()
+                raise RuntimeError("the job ended before it trained:\n" + "".join(self.lines[-20:]))
+            time.sleep(0.01)
+        return self.first[kind]
+
+
+def make_inputs(root: Path) -> tuple[dict[str, object], Path]:
+    """A job without an end whose documents are all as long, so that every step is the same work."""
+    (root / "config.json").write_text(json.dumps(CONFIG))
+    rows = [{"prompt": f"Count from {n}.", "response": " ".join(f"{n + k:03d}" for k in range(30))} for n in range(100, 164)]
+    data = root / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values: dict[str, object] = {
+        "model_config": root / "config.json",
+        "dataset_name": "rows",
+        "train_device": "cpu",
+        "batch_size": 4,
+    }
+    values |= {"max_length": 64, "train_steps": 10_000_000, "save_steps": 10_000_000, "eval_strategy": "no"}
+    return values, data
+
+
+def hosts(root: Path, data: Path) -> dict[str, Host]:
+    slow = TlabDriver(root / "tlab", {"rows": data})
+    slow.env |= {"FAKE_CALL_S": str(CALL_S), "FAKE_IMPORTS": SDK_IMPORTS}
+    return {"folder": FolderDriver(root / "folder", {"rows": data}), "tlab": slow}
+
+
+def processor_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def windows(folder: Path) -> list[tuple[float, float, int]]:
+    """(from, to, steps) between one line of metrics and the next, by the worker's clock."""
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    told = [(datetime.fromisoformat(event["time"]).timestamp(), event["step"]) for event in events if event["type"] == "metrics"]
+    return [(a, b, after - before) for (a, before), (b, after) in pairwise(told)]
+
+
+def step_ms(found: list[tuple[float, float, int]], begin: float, end: float) -> float:
+    """Milliseconds of a step, over the windows that lie whole within a block."""
+    inside = [(b - a, steps) for a, b, steps in found if a >= begin and b <= end]
+    return 1000 * sum(seconds for seconds, _ in inside) / sum(steps for _, steps in inside)
+
+
+def overhead(host: Host, job: str, values: dict[str, object], pairs: int, block_s: float) -> dict[str, float]:
+    """Of `pairs` pairs of blocks: the median of what a step takes longer while it is relayed, and how sure that is."""
+    running = host.start(job, values)
+    log, pid = Log(running), running.program.pid
+    log.wait_for("train")
+    time.sleep(SETTLE_S)
+    blocks: list[tuple[bool, float, float]] = []
+    spent = began = 0.0
+    try:
+        spent, began = processor_s(pid), time.time()
+        for number in range(2 * pairs):
+            relays = number % 4 in (0, 3)  # on off off on: a machine that grows slower does so for both
+            os.kill(pid, signal.SIGCONT if relays else signal.SIGSTOP)
+            begin = time.time()
+            time.sleep(block_s)
+            blocks.append((relays, begin, time.time()))
+        os.kill(pid, signal.SIGCONT)
+        spent, began = processor_s(pid) - spent, time.time() - began
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        running.stop()
+        running.program.wait()
+    found = windows(running.folder)
+    timed = [(relays, step_ms(found, begin, end)) for relays, begin, end in blocks]
+    both = [dict(timed[n : n + 2]) for n in range(0, len(timed), 2)]
+    ratios = sorted(pair[True] / pair[False] - 1 for pair in both)
+    reach = round(0.98 * len(ratios) ** 0.5)  # order statistics: a 95 % interval of a median, whatever the distribution
+    middle = len(ratios) / 2
+    low, high = max(0, int(middle - reach)), min(len(ratios) - 1, int(middle + reach))
+    step = statistics.median(pair[False] for pair in both)
+    return {
+        "pairs": len(both),
+        "step_ms": round(step, 2),
+        "relayed_ms": round(statistics.median(pair[True] for pair in both), 2),
+        "overhead": round(statistics.median(ratios), 5),
+        "overhead_low": round(ratios[low], 5),
+        "overhead_high": round(ratios[high], 5),
+        "parent_processor_share": round(spent / began, 5),  # of one core
+    }
+
+
+def first_line(host: Host, job: str, values: dict[str, object]) -> dict[str, float]:
+    running = host.start(job, values)
+    log = Log(running)
+    try:
+        seconds = {"run folder": log.wait_for("run"), "training": log.wait_for("train")}
+    finally:
+        running.stop()
+        running.program.wait()
+    return {name: round(value, 2) for name, value in seconds.items()}
+
+
+def measure(pairs: int, block_s: float, rounds: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as root:
+        values, data = make_inputs(Path(root))
+        there = hosts(Path(root), data)
+        found = {name: overhead(host, "1", values, pairs, block_s) for name, host in there.items()}
+        lines = [
+            {name: first_line(host, str(10 + n), {**values, "logging_steps": 1}) for name, host in there.items()}
+            for n in range(rounds)
+        ]
+    waits = {name: {kind: [line[name][kind] for line in lines] for kind in lines[0][name]} for name in there}
+    medians = {name: {kind: statistics.median(seconds) for kind, seconds in kinds.items()} for name, kinds in waits.items()}
+    return {
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "overhead": found,
+        "first_line_s": medians,
+        "first_lines_s": waits,
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    lines = [
+        f"{'host':8}{'step ms':>9}{'relayed':>9}{'overhead %':>12}{'95 %':>18}{'parent, % of a core':>22}{'first line s':>14}"
+    ]
+    for name, row in found["overhead"].items():
+        between = f"{100 * row['overhead_low']:.2f} .. {100 * row['overhead_high']:.2f}"
+        cells = f"{row['step_ms']:9.2f}{row['relayed_ms']:9.2f}{100 * row['overhead']:12.2f}{between:>18}"
+        lines.append(f"{name:8}{cells}{100 * row['parent_processor_share']:22.2f}{found['first_line_s'][name]['training']:14.1f}")
+    return "\n".join(lines)
+
+
+def missed(found: dict[str, Any]) -> list[str]:
+    """A bar is missed when the interval of the overhead lies above it: a machine with other work proves nothing else."""
+    over = [f"{name}: overhead" for name, row in found["overhead"].items() if row["overhead_low"] > OVERHEAD_BAR]
+    late = [f"{name}: first line" for name, row in found["first_line_s"].items() if row["training"] > FIRST_LINE_BAR_S]
+    return over + late
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--block_s", type=float, default=2.0)
+    parser.add_argument("--rounds", type=int, default=3, help="of the time to the first line")
+    parser.add_argument("--rehearse", action="store_true", help="a few seconds of each, without bars")
+    parser.add_argument("--save", type=Path, help="write the JSON there too, with the command")
+    options = parser.parse_args()
+    # As in the contract: one thread, so that a core is left for the parent, and no hub.
+    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    found = measure(2, 2.0, 1) if options.rehearse else measure(options.pairs, options.block_s, options.rounds)
+    below = [] if options.rehearse else missed(found)
+    print(table(found))
+    for bar in below:
+        print(f"missed: {bar}", file=sys.stderr)
+    if options.save:
+        commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        command = "python " + shlex.join([f"benches/{Path(__file__).name}", *sys.argv[1:]])
+        saved = {"command": command, "commit": commit.stdout.strip(), **found}
+        options.save.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({"missed": below, **found}))
+    return 1 if below else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
