@@ -16,7 +16,7 @@ for _name in os.environ.get("FAKE_IMPORTS", "").split():  # the SDK's own take a
 
 with Path(WORKSPACE_DIR, "imports.jsonl").open("a") as _imports:
     _logs = sorted(str(path) for path in Path(WORKSPACE_DIR).glob("jobs/*/run*/log.txt"))
-    _imports.write(json.dumps({"at": time.time(), "logs of workers": _logs}) + "\n")
+    _imports.write(json.dumps({"at": time.time(), "pid": os.getpid(), "logs of workers": _logs}) + "\n")
 
 
 def get_dataset_path(dataset_id):
