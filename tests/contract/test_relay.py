@@ -1,13 +1,18 @@
-"""What a slow host costs the workers: nothing they could wait for."""
+"""What a slow host costs the workers: nothing they could wait for. benches/relay.py measures it, tested here as well."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import ROOT, child_env
 
+from benches.relay import compare, missed, step_ms, windows
 from plugin.hosts import tlab, tlab_sdk
 from plugin.hosts.tlab_job import TlabJob
 
@@ -61,3 +66,54 @@ def test_a_thousand_events_a_second_are_one_report(tmp_path: Path, slow: SlowTra
     for percent in range(1000):
         host.event({"type": "progress", "percent": percent / 10})
     assert time.monotonic() - spent < CALL_S, "an event that called the host would take 50 ms"
+
+
+# --- the bench
+
+
+def test_the_median_of_pairs_and_its_interval_by_hand() -> None:
+    pairs = [(100.0 + n, 100.0) for n in range(-8, 9)]  # 17 ratios from -8 % to 8 %, in steps of 1 %
+    found = compare(pairs[::2] + pairs[1::2])
+    assert found["overhead"] == 0
+    assert (found["overhead_low"], found["overhead_high"]) == (-0.04, 0.04)  # ranks 8.5 -+ 4 of 0 to 16
+    assert (found["step_ms"], found["relayed_ms"], found["pairs"]) == (100.0, 100.0, 17)
+    assert compare([(103.0, 100.0), (51.0, 50.0), (11.0, 10.0)])["overhead"] == pytest.approx(0.03)
+
+
+def test_only_windows_that_lie_whole_within_a_block_count(tmp_path: Path) -> None:
+    told = [("00:00:01.000", 10), ("00:00:02.000", 20), ("00:00:04.000", 30), ("00:00:05.500", 40)]
+    events = [{"time": f"1970-01-01T{at}+00:00", "type": "metrics", "step": step} for at, step in told]
+    lines = [json.dumps(event) for event in [*events[:2], {"time": events[1]["time"], "type": "progress"}, *events[2:]]]
+    (tmp_path / "events.jsonl").write_text("\n".join(lines) + "\n")
+    found = windows(tmp_path)
+    assert found == [(1.0, 2.0, 10), (2.0, 4.0, 10), (4.0, 5.5, 10)]
+    assert step_ms(found, 1.5, 5.4) == 200.0
+    assert step_ms(found, 0.0, 4.0) == 150.0
+
+
+def test_what_the_bench_calls_missed() -> None:
+    def row(low: float, share: float) -> dict[str, float]:
+        return {"overhead_low": low, "parent_processor_share": share}
+
+    good = {"overhead": {"tlab": row(0.009, 0.009)}, "first_line_s": {"tlab": {"training": 39.0}}}
+    bad = {"overhead": {"tlab": row(0.011, 0.011)}, "first_line_s": {"tlab": {"training": 41.0}}}
+    assert missed(good) == []
+    assert missed(bad) == ["tlab: overhead", "tlab: processor", "tlab: first line"]
+
+
+@pytest.mark.contract
+def test_the_bench_rehearses_to_its_end() -> None:
+    done = run_main_of_bench("--rehearse")
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert set(found["overhead"]) == {"folder", "tlab"}
+    assert all(row["pairs"] == 2 and row["step_ms"] > 0 for row in found["overhead"].values())
+    waits = found["first_line_s"]
+    assert all(0 < row["run folder"] < row["training"] for row in waits.values())
+    assert waits["tlab"]["run folder"] < waits["tlab, asked"]["run folder"], "asking imports the SDK first"
+
+
+def run_main_of_bench(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benches" / "relay.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=child_env(), timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
