@@ -97,11 +97,14 @@ def test_the_model_is_in_the_hosts_list_beside_the_one_of_that_name(seen: Seen, 
     assert "the name is taken" in seen.ended.log
 
 
-def test_the_adapter_is_in_adaptor_output_dir(seen: Seen) -> None:
+def test_the_adapter_is_in_adaptor_output_dir(seen: Seen, tiny_bert: Path) -> None:
     folder = seen.driver.ws / "adaptors" / "tiny" / "mine"
     assert (folder / "adapter_model.safetensors").read_bytes() == (
         seen.ended.folder / "adapter" / "adapter_model.safetensors"
     ).read_bytes()
+    card = (folder / "README.md").read_text()
+    assert f"(method `bert`) on `{tiny_bert}`." in card
+    assert "More Information Needed" not in card, "peft's empty form"
 
 
 def test_real_tensorboard_reads_the_curves_where_the_viewer_looks(seen: Seen) -> None:
