@@ -3,6 +3,8 @@
 Overhead: one job trains on this CPU while the parent, which relays it, is stopped (SIGSTOP) and let go on in turn, a few seconds each;
 neighbouring blocks make a pair, so what else the machine does falls on both. A stopped parent costs exactly nothing, and what it missed
 it catches up on afterwards, so the blocks in which it runs carry twice what is usual. Every call of the plugin-era host takes 50 ms.
+A step's time is the training thread's without what it waited for a core that others had (the kernel counts that), since machines are
+shared; what the parent may take from it there is the parent's own processor time. `clock_...` is the same by the clock.
 
 First line: from the start of that host's harness to the first line with a loss. Its SDK imports torch, transformers' trainer and
 datasets, for the real one takes about ten seconds to import; for a data set that only the SDK knows, it is imported before the workers
@@ -25,14 +27,16 @@ import threading
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from contract.drivers import FolderDriver, Host, Running, TlabDriver  # noqa: E402
+from support import processes_naming  # noqa: E402
 
 CALL_S = 0.05
 SDK_IMPORTS = "torch transformers.trainer datasets"
@@ -100,17 +104,30 @@ def processor_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def windows(folder: Path) -> list[tuple[float, float, int]]:
-    """(from, to, steps) between one line of metrics and the next, by the worker's clock."""
+def queued_s(pid: int) -> float:
+    """Seconds a process's first thread, which trains, was ready and got no core."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+
+
+@dataclass(frozen=True)
+class Block:
+    relays: bool
+    begin: float
+    end: float
+    queued: float  # of its seconds
+
+
+def told_steps(folder: Path) -> list[tuple[float, int]]:
+    """(time, finished steps) of every line of metrics, by the worker's clock."""
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    told = [(datetime.fromisoformat(event["time"]).timestamp(), event["step"]) for event in events if event["type"] == "metrics"]
-    return [(a, b, after - before) for (a, before), (b, after) in pairwise(told)]
+    return [(datetime.fromisoformat(event["time"]).timestamp(), event["step"]) for event in events if event["type"] == "metrics"]
 
 
-def step_ms(found: list[tuple[float, float, int]], begin: float, end: float) -> float:
-    """Milliseconds of a step, over the windows that lie whole within a block."""
-    inside = [(b - a, steps) for a, b, steps in found if a >= begin and b <= end]
-    return 1000 * sum(seconds for seconds, _ in inside) / sum(steps for _, steps in inside)
+def step_ms(told: list[tuple[float, int]], block: Block) -> tuple[float, float]:
+    """Milliseconds of a step in a block: by the clock, and without those in which others had the cores."""
+    done = np.interp([block.begin, block.end], [at for at, _ in told], [step for _, step in told])
+    seconds, steps = block.end - block.begin, float(done[1] - done[0])
+    return 1000 * seconds / steps, 1000 * (seconds - block.queued) / steps
 
 
 def compare(pairs: list[tuple[float, float]]) -> dict[str, float]:
@@ -128,33 +145,39 @@ def compare(pairs: list[tuple[float, float]]) -> dict[str, float]:
     }
 
 
+def alternate(parent: int, worker: int, pairs: int, block_s: float) -> list[Block]:
+    blocks: list[Block] = []
+    for number in range(2 * pairs):
+        relays = number % 4 in (0, 3)  # on off off on: a machine that grows slower does so for both
+        os.kill(parent, signal.SIGCONT if relays else signal.SIGSTOP)
+        begin, queued = time.time(), queued_s(worker)
+        time.sleep(block_s)
+        blocks.append(Block(relays, begin, time.time(), queued_s(worker) - queued))
+    return blocks
+
+
 def overhead(host: Host, job: str, values: dict[str, object], pairs: int, block_s: float) -> dict[str, float]:
     """`pairs` pairs of blocks of one job, and what its parent takes of a core."""
     running = host.start(job, values)
-    log, pid = Log(running), running.program.pid
+    log, parent = Log(running), running.program.pid
     log.wait_for("train")
     time.sleep(SETTLE_S)
-    blocks: list[tuple[bool, float, float]] = []
-    spent = began = 0.0
+    (worker,) = [pid for pid in processes_naming(str(running.folder)) if pid != parent]
     try:
-        spent, began = processor_s(pid), time.time()
-        for number in range(2 * pairs):
-            relays = number % 4 in (0, 3)  # on off off on: a machine that grows slower does so for both
-            os.kill(pid, signal.SIGCONT if relays else signal.SIGSTOP)
-            begin = time.time()
-            time.sleep(block_s)
-            blocks.append((relays, begin, time.time()))
-        os.kill(pid, signal.SIGCONT)
-        spent, began = processor_s(pid) - spent, time.time() - began
+        spent, began = processor_s(parent), time.time()
+        blocks = alternate(parent, worker, pairs, block_s)
+        os.kill(parent, signal.SIGCONT)
+        share = (processor_s(parent) - spent) / (time.time() - began)
     finally:
-        os.kill(pid, signal.SIGCONT)
+        os.kill(parent, signal.SIGCONT)
         running.stop()
         running.program.wait()
-    found = windows(running.folder)
-    timed = [(relays, step_ms(found, begin, end)) for relays, begin, end in blocks]
+    told = told_steps(running.folder)
+    timed = [(block.relays, step_ms(told, block)) for block in blocks]
     both = [dict(timed[n : n + 2]) for n in range(0, len(timed), 2)]
-    # Share of one core, whatever the workers do with theirs.
-    return {**compare([(pair[True], pair[False]) for pair in both]), "parent_processor_share": round(spent / began, 5)}
+    wall, own = ([(pair[True][kind], pair[False][kind]) for pair in both] for kind in (0, 1))
+    by_clock = {f"clock_{name}": value for name, value in compare(wall).items() if name != "pairs"}
+    return {**compare(own), **by_clock, "parent_processor_share": round(share, 5)}
 
 
 def first_line(host: Host, job: str, values: dict[str, object]) -> dict[str, float]:

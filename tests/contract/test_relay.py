@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support import ROOT, child_env
 
-from benches.relay import compare, missed, step_ms, windows
+from benches.relay import Block, compare, missed, step_ms, told_steps
 from plugin.hosts import tlab, tlab_sdk
 from plugin.hosts.tlab_job import TlabJob
 
@@ -80,15 +80,15 @@ def test_the_median_of_pairs_and_its_interval_by_hand() -> None:
     assert compare([(103.0, 100.0), (51.0, 50.0), (11.0, 10.0)])["overhead"] == pytest.approx(0.03)
 
 
-def test_only_windows_that_lie_whole_within_a_block_count(tmp_path: Path) -> None:
-    told = [("00:00:01.000", 10), ("00:00:02.000", 20), ("00:00:04.000", 30), ("00:00:05.500", 40)]
-    events = [{"time": f"1970-01-01T{at}+00:00", "type": "metrics", "step": step} for at, step in told]
-    lines = [json.dumps(event) for event in [*events[:2], {"time": events[1]["time"], "type": "progress"}, *events[2:]]]
-    (tmp_path / "events.jsonl").write_text("\n".join(lines) + "\n")
-    found = windows(tmp_path)
-    assert found == [(1.0, 2.0, 10), (2.0, 4.0, 10), (4.0, 5.5, 10)]
-    assert step_ms(found, 1.5, 5.4) == 200.0
-    assert step_ms(found, 0.0, 4.0) == 150.0
+def test_the_time_of_a_step_with_and_without_waiting_for_a_core(tmp_path: Path) -> None:
+    lines = [("00:00:01.000", 10), ("00:00:02.000", 20), ("00:00:04.000", 30), ("00:00:05.500", 45)]
+    events = [{"time": f"1970-01-01T{at}+00:00", "type": "metrics", "step": step} for at, step in lines]
+    events.insert(2, {"time": events[1]["time"], "type": "progress", "step": 21})
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    told = told_steps(tmp_path)
+    assert told == [(1.0, 10), (2.0, 20), (4.0, 30), (5.5, 45)]
+    # From 1.5 s (step 15) to 4.5 s (step 35): 3 s for 20 steps, 1 s of them in a queue.
+    assert step_ms(told, Block(True, 1.5, 4.5, 1.0)) == pytest.approx((150.0, 100.0))
 
 
 def test_what_the_bench_calls_missed() -> None:
