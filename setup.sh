@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the lock into the ACTIVE environment (a venv, or the one Transformer Lab made for this plugin).
-# torch comes first and exactly, because a range on an empty environment takes gigabytes of CUDA packages; a torch already there
-# is kept when it is in our range. Quick when repeated. `setup.sh --dev` adds what tests, checks and the demo need.
+# torch is named exactly, because a range on an empty environment takes gigabytes of CUDA packages; one that is already there is kept
+# when it is in our range. Quick when repeated. `setup.sh --dev` adds what tests, checks and the demo need.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -14,7 +14,40 @@ locks=(requirements.txt)
 
 digest=$(cat setup.sh "${locks[@]}" | sha256sum | cut -c1-16)
 stamp="$("$PYTHON" -c 'import sys; print(sys.prefix)')/.diffusion_llm_trainer-${#locks[@]}-$digest"
-if [ -f "$stamp" ]; then
+
+# Prints what is not as the locks say, and fails then. A host may have put its own pins over a set-up that was whole.
+differences() {
+    "$PYTHON" - "$TORCH_AT_LEAST" "${locks[@]}" <<'PY'
+import re
+import sys
+from importlib import metadata
+
+least, *locks = sys.argv[1:]
+
+
+def version(name):
+    try:
+        return metadata.version(name) or "missing"  # None of a package that lost its files
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+def too_old(found):
+    return found == "missing" or [int(part) for part in re.findall(r"\d+", found)[:2]] < [int(part) for part in least.split(".")]
+
+
+wrong = [f"torch {version('torch')}"] if too_old(version("torch")) else []
+for lock in locks:
+    for line in open(lock, encoding="utf-8"):
+        name, _, pin = line.partition("#")[0].strip().partition("==")
+        if pin and version(name).partition("+")[0] != pin:
+            wrong.append(f"{name} {version(name)}")
+print(*wrong, sep="\n")
+sys.exit(bool(wrong))
+PY
+}
+
+if [ -f "$stamp" ] && differences >/dev/null; then
     echo "setup: nothing to do"
     exit 0
 fi
@@ -31,21 +64,10 @@ else
     exit 1
 fi
 
-has_torch() {
-    "$PYTHON" - "$TORCH_AT_LEAST" <<'PY'
-import sys
-from importlib import metadata
-
-try:
-    have = tuple(int(part) for part in metadata.version("torch").split("+")[0].split(".")[:2])
-except metadata.PackageNotFoundError:
-    sys.exit(1)
-sys.exit(have < tuple(int(part) for part in sys.argv[1].split(".")))
-PY
-}
-
 echo "setup: installing into $("$PYTHON" -c 'import sys; print(sys.prefix)')"
-has_torch || install "$TORCH"
-install "${locks[@]/#/-r}"
+packages=("${locks[@]/#/-r}")
+case "$(differences || true)" in torch\ *) packages=("$TORCH" "${packages[@]}") ;; esac
+rm -f "$stamp" # what was whole may be so no longer when this is cut short
+install "${packages[@]}" # one call: what cannot be found or fetched fails before anything is replaced
 touch "$stamp" # last: an installation that failed half-way is repeated
 echo "setup: done"

@@ -123,7 +123,7 @@ def unread(spec: str, wants_eval: bool, own_files: bool, instead: str) -> Iterab
     """What a mixture names or holds and this run does not read; `instead`: what is held out without an eval split."""
     if skipped := skipped_files(spec):
         shown = ", ".join(Path(file).name for file in skipped[:5])
-        yield f"{len(skipped)} files of the folder are not read: {shown}{', ...' if len(skipped) > 5 else ''}"
+        yield f"not read of the folder: {shown}{f', ... ({len(skipped)} in all)' if len(skipped) > 5 else ''}"
     if wants_eval and not own_files and any(part.eval_limit for part in parse_mixture(spec)):
         yield f"no part has an eval split of its own: test:N does nothing, and {instead} is held out"
 

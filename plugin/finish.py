@@ -11,7 +11,7 @@ import torch
 from . import fuse, streaming
 from .loading import Data, Trained
 from .models.lora import MaybeAdapted, has_adapter
-from .models.publish import write_model
+from .models.publish import write_adapter_card, write_model
 from .models.verify import TOKENS
 from .params import Params
 from .reporting import Reporter
@@ -38,7 +38,9 @@ def finish(
     """Save the adapter, publish the fused model; what `result` of run.json says of it. `model`: what was trained, whole."""
     if params.lora:
         part = folder / ".adapter.part"
-        write_model(part, model, data.tokenizer, model_facts(params, data, trained.weight_dtype))
+        facts = model_facts(params, data, trained.weight_dtype)
+        write_model(part, model, data.tokenizer, facts)
+        write_adapter_card(part, facts)
         rename_whole(part, folder / "adapter")
     if not params.fuse_model:
         return {}
@@ -74,7 +76,7 @@ def _card(params: Params, data: Data, metrics: dict[str, float], ranks: int) -> 
         "data": params.dataset_name,
         "steps": f"{data.clock.plan.steps} x {step}",
         "learning rate, schedule": f"{params.learning_rate:g}, {params.learning_rate_schedule}",
-        "noise": f"{params.noise_schedule}, t in [{params.t_min:g}, {params.t_max:g}], loss per {data.rules.norm}",
+        "noise": f"{params.noise_schedule}, t in [{params.t_min:g}, {params.t_max:g}], loss norm {data.rules.norm}",
         "end of answer": data.rules.eos_policy,
         "sampler": json.dumps(data.facts["sampler"]),
     }

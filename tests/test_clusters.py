@@ -239,7 +239,7 @@ NEEDS_CLASSES = ("--deepspeed_moe_layer_cls_names", "Experts")
         ((*FSDP, "--use_parallelism_config"), {}, ("use_parallelism_config true",)),
         (FSDP, {"optim": "adamw_8bit"}, ("zero3 with adamw_8bit",)),
         (("--multi_gpu", "--mixed_precision", "bf16"), {"dtype": "float32"}, ("mixed_precision bf16 beside dtype float32",)),
-        (("--multi_gpu", "--mixed_precision", "fp8"), {}, ("mixed_precision fp8 beside dtype auto",)),
+        (("--multi_gpu", "--mixed_precision", "fp16"), {"dtype": "bfloat16"}, ("mixed_precision fp16 beside dtype bfloat16",)),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name_all_at_once(

@@ -142,6 +142,7 @@ def test_a_published_folder_holds_all_that_it_needs(bases: dict[str, Path], tmp_
     card = (tmp_path / "fused" / "README.md").read_text()
     assert "| data | a\\|b.jsonl |" in card
     assert "| eval/loss | 1.2500 |" in card
+    assert "pipeline_tag: text-generation" in card
     assert "largest logit difference after reloading |" in card
     assert load_tokenizer(str(tmp_path / "fused"), family=KNOWN["Dream"]).chat_template
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

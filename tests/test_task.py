@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from support import ROOT
 
 from plugin.hosts.lab import go_on_here, task_values
 from plugin.parse import SCHEMA, parse
-from plugin.task import _float, _parameter
+from plugin.task import NAME, OWNER, _float, _parameter, gallery_entry
 
 TASK: dict[str, Any] = yaml.safe_load((ROOT / "task.yaml").read_text(encoding="utf-8"))
 JOB = {"dataset_name": "data.jsonl", "model_name": "model"}
@@ -37,6 +38,18 @@ def test_a_default_has_the_type_it_declares(name: str) -> None:
     assert field["type"] != "enum" or field["default"] in field["options"]
     for bound in ("min", "max"):
         assert bound not in field or isinstance(field[bound], int | float)
+
+
+def test_the_gallery_entry_leads_to_the_task_of_whoever_publishes_it() -> None:
+    (entry,) = json.loads(gallery_entry("some-one"))
+    assert entry["github_repo_url"] == f"https://github.com/some-one/{NAME}"
+    assert (ROOT / entry["github_repo_dir"] / "task.yaml").is_file()
+    assert TASK["name"] == NAME
+    assert all(isinstance(entry[key], str) and entry[key] for key in ("title", "description"))
+    assert set(entry) == {"title", "description", "github_repo_url", "github_repo_dir", "metadata"}
+    (committed,) = json.loads((ROOT / "gallery.json").read_text(encoding="utf-8"))
+    assert committed == {**entry, "github_repo_url": f"https://github.com/{OWNER}/{NAME}"}
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,38}", OWNER), "a name that GitHub gives"
 
 
 def test_the_form_reads_every_float_as_a_float() -> None:

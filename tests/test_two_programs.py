@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from faults.forks import Forks
 from scenes import ENDS, LONGEST_S, Scene, broken_off, whole
-from support import ERROR, processes_naming, read_lines, run_main
+from support import ERROR, ROOT, processes_naming, read_lines, run_main
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from plugin.parse import SCHEMA
 
@@ -89,6 +90,19 @@ def test_progress_json_has_its_keys_from_the_start(one: Scene, scene: Callable[[
     assert datetime.fromisoformat(progress["heartbeat"]).utcoffset() == timedelta(0)
     assert keys <= set(progress)
     assert keys <= set(scene("STOP").seen["progress"])
+
+
+def test_info_md_names_every_curve_of_the_run_and_no_other(one: Scene) -> None:
+    board = EventAccumulator(str(one.folder / "tb"))
+    board.Reload()
+    written = {tag for kind in ("scalars", "histograms", "tensors") for tag in board.Tags()[kind]}
+    written = {re.sub(r"_t\d\d_\d+$", "_tXX_YY", tag) for tag in written}
+    written = {re.sub(r"^samples/\d+/text_summary$", "samples/N", tag) for tag in written}
+    assert {"eval/loss_tXX_YY", "samples/N", "train/loss", "time/save", "lengths/train", "hparams/loss"} <= written
+    _, _, told = (ROOT / "info.md").read_text(encoding="utf-8").partition("## What the curves mean")
+    rows = [line.split("|")[1] for line in told.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    named = {tag for row in rows for tag in re.findall(r"`([^`]+)`", row)}
+    assert named == written | {"train/mfu"}, "mfu is of a GPU's peak"
 
 
 def test_metrics_jsonl_has_one_object_a_logging_or_eval_step(one: Scene) -> None:

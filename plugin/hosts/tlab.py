@@ -17,6 +17,7 @@ from werkzeug.utils import secure_filename
 
 from ..job import Code, JobError, Outcome, Problem
 from ..launch import LaunchPlan
+from ..params import METHOD_ONLY
 from ..run_folder import RunFolder, to_json, write_whole
 from ..summary import metrics_line, outcome_line
 from .shelf import free_name, shelve, show_link
@@ -158,9 +159,13 @@ class TlabHost:
         target = free_name(self.job.workspace / "models" / f"{base}_{params['adaptor_name']}", self.job.job_id, self.line)
         shelve(folder / "fused", target)
         architecture = json.loads((target / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-        kept = ("training_method", "perbatch_cutoff", "resp_cutoff_ratio", "loss_weight_type", "loss_norm", "noise_schedule")
-        facts = {name: params[name] for name in kept} | {"description": f"{params['model_name']}, trained as a diffusion model."}
-        tag = "fill-mask" if params["training_method"] == "bert" else "text-generation"
+        method, name = params["training_method"], params["model_name"]
+        kept = ("training_method", "noise_schedule", *(only for only, of in METHOD_ONLY.items() if of == method))
+        facts: dict[str, Any] = {kept_name: params[kept_name] for kept_name in kept}
+        facts["loss_norm"] = json.loads((target / "diffusion.json").read_text(encoding="utf-8"))["loss_norm"]  # what auto became
+        shown = Path(name).name if Path(name).is_absolute() else name or "A new model"
+        facts["description"] = f"{shown}, trained as a diffusion model."
+        tag = "fill-mask" if method == "bert" else "text-generation"
         self._sdk.register_model(target.name, architecture, facts, tag)
         self.line(f"model: {target.name} ({architecture})")
         return target.name

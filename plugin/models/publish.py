@@ -18,6 +18,7 @@ def write_model(folder: Path, model: MaybeAdapted, tokenizer: PreTrainedTokenize
     folder.mkdir(parents=True)
     if has_adapter(model):
         model.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink()  # peft's is a form that nobody fills in
     else:
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -35,7 +36,7 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
     lines = [
         "---",
         "library_name: transformers",
-        "pipeline_tag: fill-mask",
+        f"pipeline_tag: {'fill-mask' if facts['method'] == 'bert' else 'text-generation'}",
         "tags: [masked-diffusion, text-diffusion]",
         "---",
         f"# {facts['name']}",
@@ -59,8 +60,34 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
 
 
+def write_adapter_card(folder: Path, diffusion: dict[str, Any]) -> None:
+    """README.md of an adapter, which says what it belongs to."""
+    base = diffusion["base"]
+    bits = ", as 4-bit weights" if base["four_bit"] else ""
+    lines = [
+        "---",
+        "library_name: peft",
+        f"base_model: {base['name']}",
+        "tags: [masked-diffusion, text-diffusion, lora]",
+        "---",
+        "# LoRA adapter",
+        "",
+        f"Trained by masked diffusion (method `{diffusion['method']}`) on `{base['name']}`{bits}.",
+        "It is no model by itself: it belongs to exactly these weights, whose digest `diffusion.json` holds.",
+        "",
+        "```",
+        "python main.py chat FOLDER",
+        "python main.py fuse --adapter FOLDER --model_name BASE --out MODEL",
+        "```",
+        "",
+        "The base model's and the data's licences apply; check both before you share this adapter.",
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
 def _evaluation(metrics: dict[str, float]) -> list[str]:
-    rows = [f"| {key} | {value:.4f} |" for key, value in metrics.items()]
+    rows = [f"| {key} | {f'{value:g}' if value == int(value) else f'{value:.4f}'} |" for key, value in metrics.items()]
     return ["## Evaluation", "", "| metric | value |", "|---|---|", *rows, ""] if rows else []
 
 

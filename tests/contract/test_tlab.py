@@ -26,6 +26,8 @@ class Seen:
     driver: TlabDriver
     ended: Ended
     job: dict[str, Any]
+    imports: list[dict[str, Any]]  # of the SDK
+    pid: int
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +43,14 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, pairs_file: 
     running = driver.start("1", {name: str(value) for name, value in values.items()}, template="my first")
     ended = running.end()
     assert ended.outcome == "done", ended.log
-    return Seen(driver, ended, driver.job("1"))
+    return Seen(driver, ended, driver.job("1"), read_lines(driver.ws / "imports.jsonl"), running.program.pid)
 
 
-def test_the_workers_start_before_the_sdk_is_imported(seen: Seen) -> None:
-    first = read_lines(seen.driver.ws / "imports.jsonl")[0]
-    assert first["logs of workers"] == [str(seen.ended.folder / "log.txt")]
+def test_the_workers_start_before_the_sdk_is_imported_and_never_import_it(seen: Seen) -> None:
+    """Who does not import it calls nobody: a slow host is the parent's alone to wait for."""
+    (only,) = seen.imports
+    assert only["logs of workers"] == [str(seen.ended.folder / "log.txt")]
+    assert only["pid"] == seen.pid
 
 
 def test_values_of_the_form_win_and_are_logged(seen: Seen) -> None:
@@ -84,18 +88,23 @@ def test_the_model_is_in_the_hosts_list_beside_the_one_of_that_name(seen: Seen, 
     assert listed["architecture"] == "ModernBertForMaskedLM"
     assert listed["architecture"] in ARCHITECTURES
     assert listed["pipeline_tag"] == "fill-mask"
-    assert listed["training_method"] == "bert"
+    assert (listed["training_method"], listed["loss_norm"]) == ("bert", "token")
+    assert "loss_weight_type" not in listed, "Dream's alone"
+    assert listed["description"] == "tiny_bert, trained as a diffusion model."
     assert (folder / "model.safetensors").exists()
     assert (folder / "_tlab_provenance.json").exists()
     assert seen.job["job_data"]["fused_model_name"] == name
     assert "the name is taken" in seen.ended.log
 
 
-def test_the_adapter_is_in_adaptor_output_dir(seen: Seen) -> None:
+def test_the_adapter_is_in_adaptor_output_dir(seen: Seen, tiny_bert: Path) -> None:
     folder = seen.driver.ws / "adaptors" / "tiny" / "mine"
     assert (folder / "adapter_model.safetensors").read_bytes() == (
         seen.ended.folder / "adapter" / "adapter_model.safetensors"
     ).read_bytes()
+    card = (folder / "README.md").read_text()
+    assert f"(method `bert`) on `{tiny_bert}`." in card
+    assert "More Information Needed" not in card, "peft's empty form"
 
 
 def test_real_tensorboard_reads_the_curves_where_the_viewer_looks(seen: Seen) -> None:
@@ -167,5 +176,5 @@ def test_the_chosen_method_is_the_one_that_trains(seen: Seen, tmp_path: Path) ->
     assert ended.outcome == "done", ended.log
     listed = json.loads((seen.driver.ws / "models" / "dream_adaptor" / "index.json").read_text())["json_data"]
     assert listed["architecture"] == "DreamModel"
-    assert (listed["training_method"], listed["loss_weight_type"]) == ("dream", "uniform")
+    assert (listed["training_method"], listed["loss_weight_type"], listed["loss_norm"]) == ("dream", "uniform", "masked")
     assert "train/cut_share" in ended.log or "cut_share" in (ended.folder / "metrics.jsonl").read_text(), "CART's cutoffs ran"
