@@ -87,7 +87,7 @@ def write_adapter_card(folder: Path, diffusion: dict[str, Any]) -> None:
 
 
 def _evaluation(metrics: dict[str, float]) -> list[str]:
-    rows = [f"| {key} | {f'{value:g}' if value == int(value) else f'{value:.4f}'} |" for key, value in metrics.items()]
+    rows = [f"| {key} | {f'{value:g}' if float(value).is_integer() else f'{value:.4f}'} |" for key, value in metrics.items()]
     return ["## Evaluation", "", "| metric | value |", "|---|---|", *rows, ""] if rows else []
 
 
