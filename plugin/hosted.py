@@ -16,6 +16,7 @@ from pathlib import Path
 from werkzeug.utils import secure_filename
 
 from .child import ROOT
+from .data.sources import renamed_mixture
 from .guard import guarded
 from .hosts.lab import LabHost, go_on_here, started_sdk, task_values
 from .hosts.tlab import TlabHost
@@ -108,12 +109,17 @@ def _tlab_parameters(job: TlabJob, host: TlabHost) -> Parsed:
     return replace(parsed, params=params.model_copy(update=update), notes=(*ignored, *parsed.notes))
 
 
-def _dataset(job: TlabJob, name: str, host: TlabHost) -> str:
-    """Where a data set of the host is. A folder of the workspace is found without its SDK, which takes ten seconds to import: only
-    for other names is it asked before the workers start."""
+def _dataset(job: TlabJob, spec: str, host: TlabHost) -> str:
+    """Where a data set of the host is, or a mixture of them. A folder of the workspace is found without its SDK, which takes ten
+    seconds to import: only for other names is it asked before the workers start."""
+    return _in_workspace(job, spec) or renamed_mixture(
+        spec, lambda name: _in_workspace(job, name) or TlabSdk(host.line).dataset_path(name)
+    )
+
+
+def _in_workspace(job: TlabJob, name: str) -> str:
+    """Nothing for what is elsewhere."""
     folder = job.workspace / "datasets" / secure_filename(name)
     if secure_filename(name) and folder.is_dir() and any(path.name != "index.json" for path in folder.iterdir()):
         return str(folder)
-    if os.path.isabs(name) and Path(name).exists():
-        return name
-    return TlabSdk(host.line).dataset_path(name)
+    return name if os.path.isabs(name) and Path(name).exists() else ""

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -75,13 +75,13 @@ def parse_mixture(spec: str) -> tuple[Part, ...]:
 
 def absolute_mixture(spec: str) -> str:
     """The same mixture with every path in full, so that it means the same from any folder."""
-    return "|".join(_absolute(text) for text in _split(spec))
+    return renamed_mixture(spec, lambda name: os.path.abspath(os.path.expanduser(name)) if _exists(name) else name)
 
 
-def _absolute(text: str) -> str:
-    name, options = (text, None) if _exists(text) else _bracketed(text)
-    full = os.path.abspath(os.path.expanduser(name)) if _exists(name) else name
-    return full if options is None else f"{full}[{options}]"
+def renamed_mixture(spec: str, rename: Callable[[str], str]) -> str:
+    """The same mixture, its limits kept, of the data sets that `rename` makes of its names."""
+    parts = [(text, None) if _exists(text) else _bracketed(text) for text in _split(spec)]
+    return "|".join(rename(name) if options is None else f"{rename(name)}[{options}]" for name, options in parts)
 
 
 def _split(spec: str) -> Iterator[str]:

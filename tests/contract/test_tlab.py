@@ -143,6 +143,7 @@ def bad(driver: TlabDriver, number: int, tiny_bert: Path, change: dict[str, str]
         (23, {"lora": "perhaps"}, "", "lora: expected true or false, got 'perhaps'"),
         (24, {"eval_strategy": "no"}, "0", "eval_strategy: expected steps or epoch in a sweep, got no"),
         (25, {"learning_rate": "1e-4,"}, "1", "learning_rate: expected a number"),
+        (26, {"dataset_name": "toy_ds[train:9]|lost"}, "", "dataset_name: expected a dataset of the host, got 'lost'"),
     ],
 )
 def test_what_a_form_can_send_wrongly_is_refused_by_name(

@@ -13,7 +13,17 @@ import pytest
 
 from plugin.data import readers
 from plugin.data.hub import load_hub
-from plugin.data.sources import Part, Row, absolute_mixture, fingerprint, has_eval_split, parse_mixture, read_rows, skipped_files
+from plugin.data.sources import (
+    Part,
+    Row,
+    absolute_mixture,
+    fingerprint,
+    has_eval_split,
+    parse_mixture,
+    read_rows,
+    renamed_mixture,
+    skipped_files,
+)
 from plugin.job import JobError
 
 
@@ -351,3 +361,4 @@ def test_a_mixture_in_full_means_the_same_from_any_folder(tmp_path: Path, monkey
     monkeypatch.chdir("/")
     assert absolute_mixture(full) == full
     assert [part.train_limit for part in parse_mixture(full)] == [5, None, None, 2]
+    assert renamed_mixture("a set[train:5]|org/b + c", "/of/{}".format) == "/of/a set[train:5]|/of/org/b|/of/c"
