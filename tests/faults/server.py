@@ -10,6 +10,7 @@ In: {"id", "args", "env", "out", "err"}; out: {"id", "pid"} at once and {"id", "
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -21,9 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, NoReturn
-
-import bitsandbytes  # noqa: F401  # a worker imports these two when it needs them
-import peft  # noqa: F401
 
 import plugin.worker
 from plugin import cli, follow
@@ -140,6 +138,8 @@ def _answer(**content: object) -> None:
 
 
 def main() -> None:
+    for late in ("peft", "bitsandbytes"):  # a worker imports them when it needs them
+        importlib.import_module(late)
     (threads,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Threads:"))
     assert threads == "1", f"a fork takes one thread along and finds the locks of {threads} taken"
     _answer(ready=True)
