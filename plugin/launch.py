@@ -160,8 +160,9 @@ def plan_launch(params: Params, run_dir: Path, gpus: Sequence[str], port: int, e
             # Every rank is a client of the store that rank 0 serves on the port the parent had bound; see rendezvous.py.
             "TORCHELASTIC_USE_AGENT_STORE": "True",
         }
-    if world > 1 and params.num_machines == 1 and sys.platform == "linux":
-        common["GLOO_SOCKET_IFNAME"] = environ.get("GLOO_SOCKET_IFNAME", "lo")  # ranks of one machine need no network
+    alone = params.num_machines == 1 and sys.platform == "linux"  # ranks of one machine need no network
+    if world > 1 and (interface := environ.get("GLOO_SOCKET_IFNAME", "lo" if alone else "")):
+        common["GLOO_SOCKET_IFNAME"] = interface
     first = params.machine_rank * processes
     numbers = [{"RANK": str(first + local), "LOCAL_RANK": str(local)} if world > 1 else {} for local in range(processes)]
     # -P: the folder a user happens to stand in must not shadow our packages.

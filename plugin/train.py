@@ -25,6 +25,7 @@ from .hosts import Host
 from .job import Code, JobError, Outcome, Problem
 from .launch import LaunchPlan, count_processes, listen, machine_dir, nvidia_smi, plan_launch, resolve_gpus, visible_gpus
 from .model_files import check_model_files
+from .network import interface_to
 from .params import Params
 from .parse import Parsed
 from .report import print_check
@@ -43,7 +44,10 @@ def make_plan(params: Params, run_dir: Path, opened: ExitStack) -> tuple[LaunchP
         opened.enter_context(listener)
     chosen = params.main_process_port if isinstance(params.main_process_port, int) else 0
     port = listener.getsockname()[1] if listener else chosen
-    return plan_launch(params, run_dir, gpus, port, os.environ), listener
+    environ = dict(os.environ)
+    if params.num_machines > 1 and "GLOO_SOCKET_IFNAME" not in environ:
+        environ["GLOO_SOCKET_IFNAME"] = interface_to(params.main_process_ip)
+    return plan_launch(params, run_dir, gpus, port, environ), listener
 
 
 def chosen_run_dir(params: Params) -> Path:

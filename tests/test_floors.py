@@ -12,7 +12,20 @@ from support import ROOT, run_python
 
 FLOOR_0 = {
     *("params", "parse", "manifest", "job", "run_folder", "families", "launch", "summary", "model_files"),
-    *("child", "follow", "watchdog", "redact", "stacks", "digests", "resume", "task", "wandb_relay", "launched", "verbs"),
+    *(
+        "child",
+        "follow",
+        "watchdog",
+        "redact",
+        "stacks",
+        "digests",
+        "resume",
+        "task",
+        "wandb_relay",
+        "launched",
+        "verbs",
+        "network",
+    ),
 }
 # quiet is what every torch program imports first, wherever it lives.
 FLOOR_1 = {"quiet", "batch", "objectives", "data", "models", "sampling"}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,10 @@ from typing import Any
 import pytest
 from faults.forks import Forks
 from scenes import ENDLESS, LONGEST_S, Scene
-from support import ERROR, is_running, run_main, wait_until, write_rows
+from support import ERROR, MAIN, is_running, run_main, start, wait_until, write_rows
 
 HANG_S = 15  # more than a forked rank needs to load on a busy machine
+FIRST_MACHINE = "10.77.0.1"
 KEYS = {"HF_TOKEN": "hf_" + "Zy9" * 12, "WANDB_API_KEY": "fedcba98" * 5, "MY_SECRET": 'Tr0ub4dor&3 "quoted"'}
 
 
@@ -43,21 +47,43 @@ def hangs_beside_another(forks: Forks, root: Path, hang: tuple[object, ...], two
     return ended, beside
 
 
+def ip(*words: object) -> bool:
+    return bool(shutil.which("ip")) and subprocess.run(["ip", *map(str, words)], capture_output=True, check=False).returncode == 0
+
+
+@contextmanager
+def two_networks() -> Iterator[list[tuple[str, ...]]]:
+    """What starts a program on either end of a cable, between namespaces that share no other network; nothing where it is forbidden."""
+    names = [f"trainer-{os.getpid()}-{number}" for number in range(2)]
+    try:
+        laid = all(ip("netns", "add", name) for name in names)
+        laid = laid and ip("link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns", names[1])
+        for number, name in enumerate(names):
+            laid = laid and ip("-n", name, "addr", "add", f"{FIRST_MACHINE[:-1]}{number + 1}/24", "dev", "cable")
+            laid = laid and all(ip("-n", name, "link", "set", link, "up") for link in ("lo", "cable"))
+        yield [("ip", "netns", "exec", name) if laid else () for name in names]
+    finally:
+        for name in names:
+            ip("netns", "del", name)
+
+
 def two_machines(root: Path, *args: object) -> list[Scene]:
     """Two parents that meet at one address, each with a run folder on a disk of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    common = (*args, "--num_machines", 2, "--main_process_ip", "127.0.0.2", "--main_process_port", port)
-    env = {"GLOO_SOCKET_IFNAME": "lo", "HOME": "/proc/nowhere"}  # a home nobody can write to, root neither
-
-    def machine(rank: int) -> Scene:
-        folder = root / f"disk-{rank}" / "run"
-        done = run_main("train", *common, "--machine_rank", rank, "--run_dir", folder, env=env, timeout_s=LONGEST_S)
-        return Scene(folder / "machine-1" if rank else folder, done.returncode, done.stdout, done.stderr)
-
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(machine, (1, 0)))[::-1]
+    env = {"HOME": "/proc/nowhere"}  # a home nobody can write to, root neither
+    folders = [root / f"disk-{rank}" / "run" for rank in range(2)]
+    with two_networks() as ends, ExitStack() as running:
+        address = FIRST_MACHINE if ends[0] else "127.0.0.2"
+        common = (*args, "--num_machines", 2, "--main_process_ip", address, "--main_process_port", port)
+        programs: list[subprocess.Popen[str]] = []
+        for rank, (end, folder) in enumerate(zip(ends, folders, strict=True)):
+            command = (*end, sys.executable, MAIN, "train", *common, "--machine_rank", rank, "--run_dir", folder)
+            programs.append(running.enter_context(start(command, env=env)))
+        told = [program.communicate(timeout=LONGEST_S) for program in programs]
+    places = (folders[0], folders[1] / "machine-1")
+    return [Scene(place, one.returncode, *words) for place, one, words in zip(places, programs, told, strict=True)]
 
 
 def meets_a_key(root: Path, *args: object) -> Scene:

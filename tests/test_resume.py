@@ -234,9 +234,8 @@ def two_machines(forks: Forks, folders: tuple[Path, Path], *args: object) -> lis
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = (*args, "--num_machines", 2, "--main_process_ip", "127.0.0.2", "--main_process_port", port, "--batch_size", 2)
-    environ = {"GLOO_SOCKET_IFNAME": "lo"}
     started = [
-        forks.start(folder / "machine-1" if rank else folder, *common, "--machine_rank", rank, "--run_dir", folder, env=environ)
+        forks.start(folder / "machine-1" if rank else folder, *common, "--machine_rank", rank, "--run_dir", folder)
         for rank, folder in enumerate(folders)
     ]
     return [one.wait() for one in started]
