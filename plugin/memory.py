@@ -30,11 +30,8 @@ from .sharding import gathered_bytes, gathered_dtype
 from .step import Step
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
-# A CPU's malloc gives nothing back between the phases of a step, and small objects that settle in the gaps between tensors keep
-# what comes and goes from falling into the holes it left. So beside the gradients, activations and logits take this many times
-# their own size; measured in benches/LOG.md, where it differs by a third between runs and machines. With an adapter there is no
-# gradient of a weight to fill the holes.
-CPU_HOLES, CPU_HOLES_LORA = 1.3, 2.1
+# What a CPU's malloc keeps besides: holes that no tensor fits, 7 to 35 % of what lives (benches/LOG.md), as launch.py has it set up.
+CPU_HEAP = 0.2
 TINY = 20_000_000  # parameters below which nobody waits for an estimate on a CPU
 STEPS_SEEN = 16  # of a run, to find its heaviest micro-batch
 CGROUP = Path("/sys/fs/cgroup")  # a container's own limit
@@ -154,21 +151,19 @@ def estimate(model: nn.Module, batch: Batch, setting: Setting, recompute: str, *
         gradients = sum(weight.numel() * weight.element_size() for weight in trained)
         states = sum(state_bytes(weight, setting.optim) for weight in trained)
         gathered, last = gathered_bytes(module.model, setting.parallel, gathered_dtype(setting.device, setting.compute))
-    activations, logits = tracker.highest["activations"], tracker.highest["logits"]
     update = gradients + update_bytes(trained, setting.optim, setting.device)
     during = tracker.peak + (gradients if setting.accumulates else 0)
-    heap = 0
-    if setting.device.type == "cpu":
-        holes = CPU_HOLES if len(trained) == len([*module.parameters()]) else CPU_HOLES_LORA
-        heap = max(0, gradients + round(holes * (activations + logits)) - during)
     if setting.ranks > 1:
         # This rank's share, and what is gathered on top: some weights, and the gradients of one unit until they are cut.
         weights, states, update = (-(-size // setting.ranks) for size in (weights, states, update))
         weights += gathered
         spared = max(0, gradients - -(-gradients // setting.ranks) - last)
         gradients, during = gradients - spared, during - spared
-    live, most = max(during, update), max(during + heap, update)
-    return Memory(weights, gradients, states, activations, logits, heap=most - live, peak=weights + states + most)
+    live = weights + states + max(during, update)
+    heap = round(CPU_HEAP * live) if setting.device.type == "cpu" else 0
+    return Memory(
+        weights, gradients, states, tracker.highest["activations"], tracker.highest["logits"], heap=heap, peak=live + heap
+    )
 
 
 def documents_of(tokens: int, longest: int) -> Batch:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -82,6 +83,8 @@ def start(
         stderr=stderr,
         text=True,
         process_group=0 if own_group else None,
+        # A shell's background jobs, and all that they start, ignore Ctrl-C: these tests may be among them.
+        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) if own_group else None,
     )
 
 

@@ -259,6 +259,21 @@ def test_nothing_listens_where_nobody_will_serve(values: dict[str, int], process
     assert listen(Params(**values), processes) is None  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("", "glibc.malloc.tcache_count=0"),
+        ("glibc.malloc.arena_max=2", "glibc.malloc.arena_max=2:glibc.malloc.tcache_count=0"),
+        ("glibc.malloc.tcache_count=9", "glibc.malloc.tcache_count=9"),
+    ],
+)
+def test_ranks_on_a_cpu_have_a_malloc_that_joins_its_holes_unless_told_otherwise(theirs: str, ours: str) -> None:
+    for rank in plan_launch(Params(num_processes=2), RUN, (), 4321, {"GLIBC_TUNABLES": theirs}).ranks:
+        assert rank["GLIBC_TUNABLES"] == ours
+    (rank,) = plan_launch(Params(), RUN, ("0",), 4321, {}).ranks
+    assert "GLIBC_TUNABLES" not in rank
+
+
 # --- several machines
 
 MACHINES: dict[str, object] = {"num_machines": 3, "main_process_ip": "10.0.0.5", "main_process_port": 4321}

@@ -106,7 +106,10 @@ def test_ctrl_c_before_a_run_shows_no_traceback(tmp_path: Path, tiny_config: Pat
         wait_until((tmp_path / "importing").is_symlink, "the torch part of check")
         child = int(os.readlink(tmp_path / "importing"))
         os.killpg(program.pid, signal.SIGINT)
-        _, err = program.communicate(timeout=60)
+        try:
+            _, err = program.communicate(timeout=60)
+        finally:
+            program.kill()
     assert program.returncode == 130
     assert "Traceback" not in err
     assert not is_running(child), "it ended with its parent"
