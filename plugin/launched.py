@@ -101,9 +101,9 @@ def _not_done(params: Params, environ: Mapping[str, str]) -> Iterator[str]:
             value = environ.get(variable, nothing[0])
             if value.lower() not in nothing:
                 yield f"{name} {value}"
-    for name in ("gradient_accumulation_steps", "gradient_clipping") if deepspeed else ():
+    of_run = {"gradient_accumulation_steps": params.gradient_accumulation_steps, "gradient_clipping": params.max_grad_norm}
+    for name, ours in of_run.items() if deepspeed else ():
         value = environ.get(f"ACCELERATE_{name.upper()}", "auto")
-        ours = params.gradient_accumulation_steps if name == "gradient_accumulation_steps" else params.max_grad_norm
         if value not in ("auto", "none") and _number(value) != ours:
             yield f"{name} {value} beside {ours} in run.json"
 

@@ -235,8 +235,7 @@ def _plan_maker(
     """What plans the run's memory, given the recompute that is asked for."""
     compute = COMPUTE[accelerator.mixed_precision]
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    # accelerate calls a CPU of several ranks cpu:0, which is another one to fake tensors.
-    device = torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device
+    device = accelerator.device
     cut = ranks if parallel in SHARDED else 1
     sharers = max(1, ranks // params.num_machines) if device.type == "cpu" else 1
 

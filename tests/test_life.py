@@ -38,10 +38,9 @@ def hangs_beside_another(forks: Forks, root: Path, hang: tuple[object, ...], two
     hung = forks.start(root / "hang" / "run", *hang, *ENDLESS)
     wait_until(lambda: steps() >= 2, "two steps", deadline_s=LONGEST_S)
     beside = forks.run(root / "link" / "two", *two)
-    ranks, before = hung.ranks(), steps()
+    ranks, before, began = hung.ranks(), steps(), time.monotonic()
     wait_until(lambda: steps() > before, "steps while both ran and after", deadline_s=LONGEST_S)
     os.kill(ranks[1], signal.SIGSTOP)
-    began = time.monotonic()
     ended = hung.wait()
     ended.seen.update(took_s=time.monotonic() - began, left=[pid for pid in ranks if is_running(pid)])
     return ended, beside
@@ -144,7 +143,7 @@ def test_a_hang_is_exit_9_with_stacks_and_nothing_left(scene: Callable[[str], An
     assert line.startswith(f"error[9]: worker: expected progress within {HANG_S} s, got none from rank ")
     assert hung.result["outcome"] == "failed"
     assert hung.result["error"]["code"] == 9
-    assert HANG_S - 1 <= hung.seen["took_s"] < HANG_S + 20
+    assert HANG_S <= hung.seen["took_s"] < HANG_S + 20
     stacks = (hung.folder / "log.txt").read_text().partition("--- stacks of rank 0")[2]
     assert re.search(r"loop\.py.* in train", stacks), "rank 0 waits in a collective and answers all the same"
     assert "rank 1 did not answer" in stacks
