@@ -259,7 +259,7 @@ def test_a_configuration_that_is_none_of_ours_is_refused(check: Callable[..., An
 
 def test_wrong_model_and_wrong_data_are_reported_together(check: Callable[..., Any], tiny_bert: Path) -> None:
     code, lines, _ = check(dataset_name="missing.jsonl", model_name="./not-there", gpu_ids="4")
-    assert sorted(ERROR.match(line)[2] for line in lines) == ["dataset_name", "gpu_ids", "model_name"]  # type: ignore[index]
+    assert sorted(ERROR.match(line)[2] for line in lines) == ["dataset_name", "gpu_ids", "model_name"]
     assert code == 2
 
 

@@ -69,6 +69,6 @@ def test_no_other_mistake_is_swallowed(tmp_path: Path, act: Callable[[SummaryWri
     said: list[str] = []
     drawn = board.Board(tmp_path / "tb", said.append, 0)
     with pytest.raises(TypeError):
-        drawn.draw(lambda writer: act(writer, "too much"))  # type: ignore[call-arg]
+        drawn.draw(lambda writer: act(writer, "too much"))
     drawn.close()
     assert said == []

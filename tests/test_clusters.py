@@ -177,11 +177,11 @@ def example(name: str) -> tuple[str, str]:
 def test_what_the_launcher_was_told_becomes_parallel_and_leaves_the_environment(words: tuple[str, ...], parallel: str) -> None:
     environ = told(*words)
     params, line = take_launchers_choice(Params(), environ)
-    assert params == Params(parallel=parallel)  # type: ignore[arg-type]
+    assert params == Params(parallel=parallel)
     assert re.fullmatch(rf"accelerate: (FSDP|DeepSpeed) .* is parallel {parallel} here; .*", line)
     assert not [name for name in environ if "FSDP" in name or "DEEPSPEED" in name or "GRADIENT" in name]
     assert take_launchers_choice(Params(), environ) == (Params(), ""), "nothing is left for accelerate to wrap by"
-    same = Params(parallel=parallel)  # type: ignore[arg-type]
+    same = Params(parallel=parallel)
     assert take_launchers_choice(same, told(*words)) == (same, ""), "as chosen"
 
 
@@ -195,7 +195,7 @@ def test_a_launcher_that_shares_nothing_is_not_spoken_of() -> None:
 @pytest.mark.parametrize(("mixed", "dtype"), [("bf16", "bfloat16"), ("fp16", "float16")])
 def test_the_launchers_precision_is_taken_where_dtype_is_auto(mixed: str, dtype: str) -> None:
     environ = told("--multi_gpu", "--mixed_precision", mixed)
-    chosen = Params(dtype=dtype)  # type: ignore[arg-type]
+    chosen = Params(dtype=dtype)
     assert take_launchers_choice(Params(), environ) == (chosen, f"accelerate: mixed_precision {mixed} is dtype {dtype} here")
     assert take_launchers_choice(chosen, environ) == (chosen, ""), "as chosen"
 

@@ -147,5 +147,5 @@ def test_a_run_json_that_cannot_be_written_does_not_hide_the_outcome(tmp_path: P
             self.line = self.lines.append
 
     host = Listening()
-    _write_outcome(RunFolder(tmp_path / "gone"), host, Params(), {}, Outcome("done", 0))  # type: ignore[arg-type]
+    _write_outcome(RunFolder(tmp_path / "gone"), host, Params(), {}, Outcome("done", 0))
     assert host.lines == ["run.json could not be written: No such file or directory"]

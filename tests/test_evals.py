@@ -72,11 +72,11 @@ def test_two_ranks_know_the_loss_that_one_computes(policy: str) -> None:
     whole = scores(how, module=module)
     first = [OneOfTwo(rank) for rank in range(2)]
     for one in first:
-        evaluate(one, module, DOCUMENTS, how, 8)  # type: ignore[arg-type]
+        evaluate(one, module, DOCUMENTS, how, 8)
     total = first[0].sent + first[1].sent
     assert all(0 < one.sent[-1, 1] < total[-1, 1] for one in first), "each does a part"
     for rank in range(2):
-        got = evaluate(OneOfTwo(rank, total), module, DOCUMENTS, how, 8)  # type: ignore[arg-type]
+        got = evaluate(OneOfTwo(rank, total), module, DOCUMENTS, how, 8)
         assert got == pytest.approx(whole, rel=1e-5)
 
 

@@ -34,7 +34,7 @@ def visible(chosen: str | None, listing: str = FOUR) -> list[str]:
 
 
 def resolve(seen: list[str], **values: object) -> tuple[str, ...]:
-    return resolve_gpus(Params(**values), seen)  # type: ignore[arg-type]
+    return resolve_gpus(Params(**values), seen)
 
 
 def refused(seen: list[str], **values: object) -> list[tuple[str, str]]:
@@ -45,7 +45,7 @@ def refused(seen: list[str], **values: object) -> list[tuple[str, str]]:
 
 
 def plan(gpus: tuple[str, ...] = (), environ: dict[str, str] | None = None, **values: object) -> LaunchPlan:
-    return plan_launch(Params(**values), RUN, gpus, 29_555, environ or {})  # type: ignore[arg-type]
+    return plan_launch(Params(**values), RUN, gpus, 29_555, environ or {})
 
 
 # --- what CUDA would show
@@ -234,7 +234,7 @@ def test_the_equal_accelerate_command_starts_every_process(tmp_path: Path) -> No
 def test_the_plan_as_json_holds_every_process() -> None:
     shown = plan(("0", "1")).as_json()
     assert (shown["processes"], shown["gpus"]) == (2, ["0", "1"])
-    assert [rank["RANK"] for rank in shown["ranks"]] == ["0", "1"]  # type: ignore[attr-defined,union-attr]
+    assert [rank["RANK"] for rank in shown["ranks"]] == ["0", "1"]
 
 
 # --- where the ranks meet
@@ -256,7 +256,7 @@ def test_the_port_is_bound_from_the_start_so_nobody_else_can_take_it() -> None:
 
 @pytest.mark.parametrize(("values", "processes"), [({}, 1), ({"num_machines": 2, "machine_rank": 1}, 2)])
 def test_nothing_listens_where_nobody_will_serve(values: dict[str, int], processes: int) -> None:
-    assert listen(Params(**values), processes) is None  # type: ignore[arg-type]
+    assert listen(Params(**values), processes) is None
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ MACHINES: dict[str, object] = {"num_machines": 3, "main_process_ip": "10.0.0.5",
 
 
 def test_machines_count_their_ranks_one_after_the_other() -> None:
-    ranks = plan_launch(Params(**MACHINES, machine_rank=2, num_processes=2), RUN, (), 4321, {}).ranks  # type: ignore[arg-type]
+    ranks = plan_launch(Params(**MACHINES, machine_rank=2, num_processes=2), RUN, (), 4321, {}).ranks
     assert [(env["RANK"], env["LOCAL_RANK"]) for env in ranks] == [("4", "0"), ("5", "1")]
     for env in ranks:
         assert (env["WORLD_SIZE"], env["LOCAL_WORLD_SIZE"]) == ("6", "2")
@@ -289,12 +289,12 @@ def test_machines_count_their_ranks_one_after_the_other() -> None:
 
 
 def test_one_process_a_machine_is_still_one_of_several() -> None:
-    (env,) = plan_launch(Params(**MACHINES, machine_rank=1), RUN, (), 4321, {}).ranks  # type: ignore[arg-type]
+    (env,) = plan_launch(Params(**MACHINES, machine_rank=1), RUN, (), 4321, {}).ranks
     assert (env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"]) == ("1", "0", "3")
 
 
 def test_the_equal_accelerate_command_names_every_machine() -> None:
-    machine = plan_launch(Params(**MACHINES, machine_rank=1), RUN, ("0", "1"), 4321, {})  # type: ignore[arg-type]
+    machine = plan_launch(Params(**MACHINES, machine_rank=1), RUN, ("0", "1"), 4321, {})
     words = "--num_processes 6 --num_machines 3 --machine_rank 1 --main_process_ip 10.0.0.5 --main_process_port 4321"
     command = f"accelerate launch --multi_gpu {words} --gpu_ids 0,1 -m plugin.worker /runs/one"
     assert machine.accelerate == command

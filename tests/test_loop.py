@@ -49,7 +49,7 @@ def test_no_gradient_is_left_for_the_next_step() -> None:
 
     def descend(model: torch.nn.Module, first: int, steps: int) -> None:
         plain = torch.optim.SGD(model.parameters(), lr=0.1)
-        train_tiny(cpu(), model, lambda step: make(first + step), steps=steps, optimizer=plain)  # type: ignore[arg-type]
+        train_tiny(cpu(), model, lambda step: make(first + step), steps=steps, optimizer=plain)
         assert all(parameter.grad is None for parameter in model.parameters())
 
     once, twice = tiny_model("bert"), tiny_model("bert")
@@ -133,7 +133,7 @@ def test_a_step_with_nothing_masked_is_skipped_and_counted(masked_step: int) -> 
         seen.append(weights(model))
         return Requests()
 
-    run = train_tiny(cpu(), model, make, steps=3, optimizer=optimizer, asked=asked)  # type: ignore[arg-type]
+    run = train_tiny(cpu(), model, make, steps=3, optimizer=optimizer, asked=asked)
     after = [*seen[2:], weights(model)]
     for step, (before, then) in enumerate(zip(seen[1:], after, strict=True)):
         assert torch.equal(before, then) == (step != masked_step), "not even weight decay moves a skipped step"
@@ -161,7 +161,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_update_and_names_the_
     before, how = weights(model), rules(t_min=0.6)
     make = steps_of(documents, how, step_size=5, batch_size=batch_size)
     with pytest.raises(JobError) as caught:
-        train_tiny(cpu(), model, make, steps=3)  # type: ignore[arg-type]
+        train_tiny(cpu(), model, make, steps=3)
     (problem,) = caught.value.problems
     assert problem.code == 6
     step = steps_of(documents, how, step_size=5, batch_size=5)(0)

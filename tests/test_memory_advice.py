@@ -65,8 +65,8 @@ def test_what_is_asked_for_is_done_whatever_the_room() -> None:
 def test_layers_that_are_compiled_are_never_recomputed_selectively(ways: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, ...]] = []
     monkeypatch.setattr(memory, "choose_recompute", lambda asked, make, room, modes: seen.append(tuple(modes)))
-    for params in (Params(**ways), Params()):  # type: ignore[arg-type]
-        memory.plan_memory(params, None, None, memory.Setting(torch.device("cpu"), torch.float32, None, "adamw", False), "auto")  # type: ignore[arg-type]
+    for params in (Params(**ways), Params()):
+        memory.plan_memory(params, None, None, memory.Setting(torch.device("cpu"), torch.float32, None, "adamw", False), "auto")
     assert seen == [("none", "full"), ALL]
     with pytest.raises(JobError, match="recompute") as caught:
         parse({"dataset_name": "d", "model_name": "m", "compile": "on", "recompute": "selective"})

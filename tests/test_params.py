@@ -177,7 +177,7 @@ def test_the_name_pattern_is_the_promised_one() -> None:
 def test_params_cannot_be_changed_or_extended() -> None:
     params = parse(REQUIRED).params
     with pytest.raises(ValueError, match="frozen"):
-        params.batch_size = 8  # type: ignore[misc]
+        params.batch_size = 8
     assert not accepts("no_such_field", 1)
 
 
@@ -229,7 +229,7 @@ def test_what_is_not_built_is_refused_by_name_with_exit_2(name: str) -> None:
     default, allowed = TABLE[name]
     assert default in BUILT[name]
     other = {"float": 0.5, "int": default + 1 if isinstance(default, int) else 8, "auto or int": 8, "t": "true"}
-    words = WORDS.get(name) or (other[allowed[0]],)  # type: ignore[index]
+    words = WORDS.get(name) or (other[allowed[0]],)
     missing = [word for word in words if word not in BUILT[name]]
     assert missing, f"{name}: everything is built, so its row in BUILT can go"
     for word in missing:

@@ -18,7 +18,7 @@ def value_of(name: str, value: object) -> object:
 
 def refused(values: dict[str, object], **options: object) -> list[Problem]:
     with pytest.raises(JobError) as caught:
-        parse({**REQUIRED, **values}, **options)  # type: ignore[arg-type]
+        parse({**REQUIRED, **values}, **options)
     assert caught.value.code == 2
     return list(caught.value.problems)
 

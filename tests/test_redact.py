@@ -127,6 +127,6 @@ raise ValueError("bad key " + os.environ["WANDB_API_KEY"])
 
 
 def test_a_guarded_terminal_is_still_one() -> None:
-    guarded = GuardedStream(sys.__stdout__)  # type: ignore[arg-type]
-    assert guarded.isatty() == sys.__stdout__.isatty()  # type: ignore[union-attr]
-    assert guarded.encoding == sys.__stdout__.encoding  # type: ignore[union-attr]
+    guarded = GuardedStream(sys.__stdout__)
+    assert guarded.isatty() == sys.__stdout__.isatty()
+    assert guarded.encoding == sys.__stdout__.encoding

@@ -22,7 +22,7 @@ def test_every_wrong_value_is_on_stderr_at_once_and_nothing_is_started(verb: str
     done = run_main(verb, "--batch_size", 0, "--learning_rate", "fast", "--training_metod", "bert", cwd=tmp_path)
     lines = done.stderr.splitlines()
     assert done.returncode == 2
-    assert [ERROR.match(line)[2] for line in lines] == [  # type: ignore[index]
+    assert [ERROR.match(line)[2] for line in lines] == [
         *("training_metod", "batch_size", "learning_rate", "dataset_name", "model_name"),
     ]
     assert done.stdout == ""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support import read_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore[reportAttributeAccessIssue]  # made when imported
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from plugin.params import Params
 from plugin.reporting import Reporter

@@ -162,7 +162,7 @@ def test_a_gathered_model_is_the_model_its_tied_weights_still_tied(family: str, 
     assert whole is not None
     assert torch.equal(weights(whole), weights(plain))
     head, table = whole.get_output_embeddings(), whole.get_input_embeddings()
-    assert (head.weight is table.weight) == tied  # type: ignore[union-attr]
+    assert (head.weight is table.weight) == tied
     ids = torch.arange(5, 20)[None]
     assert torch.equal(logits_of(whole, ids), logits_of(plain, ids))
     whole.save_pretrained(tmp_path / "whole")

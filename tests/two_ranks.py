@@ -73,7 +73,7 @@ def together(rank: int, parallel: str, reference: tuple[Any, dict[str, torch.Ten
     whole, tensors = gathered_model(model, empty), gathered_optimizer(optimizer)
     assert (whole is not None) == bool(tensors) == (rank == 0)
 
-    held = [None, None] if rank else [whole.state_dict(), tensors]  # type: ignore[union-attr]
+    held = [None, None] if rank else [whole.state_dict(), tensors]
     dist.broadcast_object_list(held, 0)
     saved, tensors = held
     again = fresh_model()

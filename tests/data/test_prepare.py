@@ -38,7 +38,7 @@ def reader(train: Rows, eval_: Rows | None = None) -> Callable[[str], Iterable[t
 
 
 def split(read: Callable[[str], Iterable[tuple[str, Example | str]]], held: HeldOut, seed: int) -> tuple[Rows, Rows]:
-    return tuple(list(split_examples(read, held, name, seed)) for name in ("train", "eval"))  # type: ignore[return-value]
+    return tuple(list(split_examples(read, held, name, seed)) for name in ("train", "eval"))
 
 
 def prompts(rows: Rows) -> set[str]:

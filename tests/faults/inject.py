@@ -62,7 +62,7 @@ class _Fault:
         }
         self._wrap(plugin.loop, "train", self._remember)
         if self._point == "save.remove":
-            plugin.checkpoints.shutil = _Shutil(self._strike_once, self._is_due)  # pyright: ignore
+            plugin.checkpoints.shutil = _Shutil(self._strike_once, self._is_due)
             return
         module, name, done = points[self._point]
         self._wrap(module, name, lambda args: self._strike_once(args) if done < 0 or self._is_due(done) else None)

@@ -75,7 +75,7 @@ DEVNULL = -3
 
 
 def _rank() -> int:
-    verify.subprocess = SimpleNamespace(run=_reload_here, PIPE=-1)  # pyright: ignore
+    verify.subprocess = SimpleNamespace(run=_reload_here, PIPE=-1)
     inject.arm(os.environ.get(inject.FAULT, ""))
     return plugin.worker.main()
 
@@ -129,7 +129,7 @@ def _start(request: Mapping[str, Any]) -> int:
     out, err = (os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in ("out", "err"))
     _become(None, out, err)
     os.environ.update(request["env"])
-    follow.subprocess = SimpleNamespace(Popen=ForkedRank, DEVNULL=DEVNULL)  # pyright: ignore
+    follow.subprocess = SimpleNamespace(Popen=ForkedRank, DEVNULL=DEVNULL)
     _leave(lambda: cli.run(request["args"]))
 
 

@@ -80,7 +80,7 @@ def test_every_norm_of_a_document_of_four_answer_tokens_at_half_time(norm: str, 
 def epoch(schedule: str, norm: str, mask_count: str, t_sampling: str, documents: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Weighted loss [S] under uniform logits and count [S] of each document, and their mean supervised length."""
     lengths = np.random.default_rng(1).integers(1, 40, size=documents)
-    noise = Noise(17, schedule=schedule, mask_count=mask_count, t_sampling=t_sampling)  # type: ignore[arg-type]
+    noise = Noise(17, schedule=schedule, mask_count=mask_count, t_sampling=t_sampling)
     times = draw_times(noise, 0, range(documents), range(documents))
     how = replace(rules(schedule=schedule, norm=norm), noise=noise)
     losses, counts = np.zeros(documents), np.zeros(documents)
