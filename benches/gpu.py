@@ -30,7 +30,7 @@ from plugin.families import FAMILIES  # noqa: E402
 from plugin.meters import measure_peak  # noqa: E402
 from plugin.models.diffusion import DiffusionModel, bare  # noqa: E402
 from plugin.models.flops import count_flops  # noqa: E402
-from plugin.models.load import build_model  # noqa: E402
+from plugin.models.load import build_model, keep_exact  # noqa: E402
 from plugin.models.lora import LoraSettings, add_adapter  # noqa: E402
 from plugin.optimizers import make_optimizer  # noqa: E402
 
@@ -79,6 +79,7 @@ def quantise(model: nn.Module, head: tuple[str, ...], device: torch.device) -> N
         small.bias = layer.bias
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent) if parent else model, own, small.to(device))
+    keep_exact(model)
 
 
 def measure(case: Case, device: torch.device, peak: float) -> dict[str, Any]:

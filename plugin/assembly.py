@@ -43,6 +43,7 @@ from .objectives.noise import Noise
 from .params import Params
 from .precision import weight_dtype
 from .sampling.blockwise import SamplerSettings
+from .schedules import Schedule, make_schedule, warmup_steps
 from .step import StepRules
 
 Log = Callable[[str], None]
@@ -266,8 +267,12 @@ def _every(value: float, steps: int) -> int:
     return max(1, round(value * steps)) if value < 1 else int(value)
 
 
-def warmup_steps(params: Params, steps: int) -> int:
-    return params.warmup_steps or math.ceil(params.warmup_ratio * steps)
+def make_run_schedule(params: Params, optimizer: torch.optim.Optimizer, steps: int, log: Log) -> Schedule:
+    """The learning rate of a run of `steps` updates; a warm-up that would be no shorter is shortened, and logged."""
+    warmup = warmup_steps(steps, share=params.warmup_ratio, number=params.warmup_steps)
+    if params.warmup_steps > warmup and params.learning_rate_schedule != "constant":
+        log(f"warmup_steps: {params.warmup_steps} is not shorter than the run of {steps}; {warmup} are used")
+    return make_schedule(optimizer, params.learning_rate_schedule, steps, warmup)
 
 
 def sampler_settings(params: Params) -> SamplerSettings:

@@ -24,6 +24,7 @@ from .models.publish import write_model
 from .optimizers import restore_optimizer
 from .resume import STATE, read_state
 from .run_folder import RunFolder, rename_whole, to_json
+from .schedules import Schedule
 
 OPTIMIZER = "optimizer.safetensors"
 
@@ -104,8 +105,7 @@ def load_state(checkpoint: Path) -> State:
     return State(**read_state(checkpoint))
 
 
-def restore_training(checkpoint: Path, optimizer: torch.optim.Optimizer, scheduler: Any, step: int) -> None:
+def restore_training(checkpoint: Path, optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:
     """Optimizer and learning rate as they were after `step`."""
     restore_optimizer(optimizer, load_file(checkpoint / OPTIMIZER))
-    scheduler.last_epoch = step - 1
-    scheduler.step()
+    schedule.move_to(step)

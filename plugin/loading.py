@@ -31,7 +31,7 @@ from .params import SHARDED, Params
 from .precision import COMPUTE, weight_dtype
 from .reporting import Reporter
 from .run_folder import RunFolder, rename_whole, to_json
-from .schedules import make_schedule
+from .schedules import Schedule
 from .sharding import choose_parallel, gathered_dtype, gathered_model, gathered_optimizer, hollow, shard, shared_predictor
 from .step import Step, StepRules, build_step
 
@@ -117,7 +117,7 @@ class Trained:
     model: MaybeAdapted
     module: nn.Module  # the model with its loss, as accelerate wraps it
     optimizer: Any
-    scheduler: Any
+    scheduler: Schedule
     attention: Attention
     make_step: Callable[[int], Step]
     flops: FlopCount
@@ -187,7 +187,8 @@ def load_model(
     module = DiffusionModel(model, data.chat.pad_id, attention.backend)
     if sharded:
         shard(module, device, ranks, parallel, gathered_dtype(device, compute))
-    prepared, optimizer, schedule = _prepare(params, module, accelerator, data.clock.plan.steps, sharded=sharded)
+    steps = data.clock.plan.steps
+    prepared, optimizer, schedule = _prepare(params, module, accelerator, steps, reporter.log, sharded=sharded)
     estimated = planned.memory if planned else None
     predict = shared_predictor(module, compute) if sharded else None
     return Trained(model, prepared, optimizer, schedule, attention, make_step, flops, estimated, dtype, empty, predict)
@@ -200,8 +201,14 @@ def _tell_model(model: nn.Module, dtype: torch.dtype, reporter: Reporter) -> Non
 
 
 def _prepare(
-    params: Params, module: DiffusionModel, accelerator: Accelerator, steps: int, *, sharded: bool
-) -> tuple[nn.Module, Any, Any]:
+    params: Params,
+    module: DiffusionModel,
+    accelerator: Accelerator,
+    steps: int,
+    log: Callable[[str], None],
+    *,
+    sharded: bool,
+) -> tuple[nn.Module, Any, Schedule]:
     """(the module, its new optimizer, both as accelerate wraps them; the schedule)."""
     optimizer = make_optimizer(
         module, kind=params.optim, learning_rate=params.learning_rate, weight_decay=params.weight_decay, seed=params.seed
@@ -210,7 +217,7 @@ def _prepare(
         prepared, wrapped = module, accelerator.prepare_optimizer(optimizer, device_placement=False)
     else:
         prepared, wrapped = accelerator.prepare(module, optimizer)
-    schedule = make_schedule(optimizer, params.learning_rate_schedule, steps, assembly.warmup_steps(params, steps))
+    schedule = assembly.make_run_schedule(params, optimizer, steps, log)
     return prepared, wrapped, schedule
 
 

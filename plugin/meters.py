@@ -15,6 +15,7 @@ from torch import nn
 from .sharding import own_part
 
 LAPS = ("load", "forward", "backward", "optimizer", "eval", "save")
+CPU_LAPS = ("load", "eval", "save")  # work of the CPU, which the device's events would not see
 PEAK_SIZE, PEAK_ROUNDS = 8192, 10
 
 
@@ -23,7 +24,8 @@ class Stopwatch:
 
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
-        self._marks: list[tuple[str, torch.cuda.Event]] = []
+        self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []  # laps that the device may not have reached
+        self._mark: torch.cuda.Event | None = None
         self._last = 0.0
         self.seconds: dict[str, float] = dict.fromkeys(LAPS, 0.0)
         self.start()
@@ -32,23 +34,25 @@ class Stopwatch:
         """Begin a step: what came before belongs to nobody."""
         self._last = time.perf_counter()
         if self._cuda:
-            self._marks = [("", self._event())]
+            self._mark = self._event()
 
     def lap(self, kind: str) -> None:
-        if self._cuda:
-            self._marks.append((kind, self._event()))
         now = time.perf_counter()
-        if not self._cuda or kind in ("load", "eval", "save"):  # work of the CPU, which events would not see
+        if not self._cuda or kind in CPU_LAPS:
             self.seconds[kind] += now - self._last
         self._last = now
+        if self._cuda:
+            event, before = self._event(), self._mark
+            if before is not None and kind not in CPU_LAPS:
+                self._pending.append((kind, before, event))
+            self._mark = event
 
     def settle(self) -> None:
-        """Read the device's clock; call it only after the step's own read has waited for the device."""
-        for (_, before), (kind, after) in zip(self._marks, self._marks[1:], strict=False):
-            if kind in ("forward", "backward"):
-                after.synchronize()
-                self.seconds[kind] += before.elapsed_time(after) / 1000
-        self._marks = self._marks[-1:]
+        """Book the laps that the device has passed, without waiting for it. The update of a step is booked by the next one,
+        which waits for it before it reads its own loss."""
+        while self._pending and self._pending[0][2].query():
+            kind, before, after = self._pending.pop(0)
+            self.seconds[kind] += before.elapsed_time(after) / 1000
 
     def take(self) -> dict[str, float]:
         """Seconds since the last take, as `time/<kind>`."""

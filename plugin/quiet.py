@@ -17,7 +17,6 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 for name in ("bitsandbytes", "torch", "torchao", "accelerate"):
     logging.getLogger(name).setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning)
-warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")  # a skipped first step is counted, not an error
 
 
 def _on_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

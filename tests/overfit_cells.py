@@ -19,7 +19,6 @@ from plugin.models.diffusion import DiffusionModel, predictor
 from plugin.optimizers import make_optimizer
 from plugin.params import Params
 from plugin.sampling.blockwise import SamplerSettings, Vocabulary, generate
-from plugin.schedules import make_schedule
 from plugin.step import build_step
 
 Pairs = Sequence[tuple[str, str]]
@@ -69,7 +68,7 @@ def run(folder: Path, method: str, base: Path, pairs: Pairs, **values: Any) -> R
     module, optimizer = accelerator.prepare(module, adam)
     clock = assembly.make_clock(params, len(prepared.train), 0, 1)
     steps = clock.plan.steps
-    scheduler = make_schedule(optimizer, params.learning_rate_schedule, steps, assembly.warmup_steps(params, steps))
+    scheduler = assembly.make_run_schedule(params, optimizer, steps, lambda line: None)
     rules, losses = assembly.step_rules(params, prepared.chat), []
 
     def make_step(step: int) -> Any:

@@ -21,6 +21,7 @@ from plugin.models.diffusion import DiffusionModel
 from plugin.models.flops import count_flops
 from plugin.optimizers import make_optimizer
 from plugin.parse import parse
+from plugin.schedules import Schedule
 from plugin.step import build_step
 
 RECIPES = sorted(path for path in (ROOT / "examples").glob("*.yaml") if not path.name.startswith("accelerate_"))
@@ -73,7 +74,7 @@ def test_a_recipe_says_where_its_numbers_are_from_and_trains(recipe: Path, check
         Accelerator(cpu=True),
         module,
         optimizer,
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0),
+        Schedule(optimizer, lambda _: 1.0),
         lambda step: build_step(step_slots(len(prepared.train), clock.step_size, step, 0), prepared.train, rules, batch_size=4),
         clock.plan,
         loop.Hooks(

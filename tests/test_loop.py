@@ -121,7 +121,6 @@ def barely_masked(step_with_masks: int) -> object:
     return make
 
 
-@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step")  # torch, when the very first step is skipped
 @pytest.mark.parametrize("masked_step", [0, 1])
 def test_a_step_with_nothing_masked_is_skipped_and_counted(masked_step: int) -> None:
     model = tiny_model("bert")

@@ -19,6 +19,7 @@ from plugin.data.layout import Layout
 from plugin.loop import Hooks, Plan, Requests, train
 from plugin.models.diffusion import DiffusionModel
 from plugin.models.layers import set_recompute
+from plugin.schedules import Schedule
 from plugin.step import Step, build_step
 
 DOCUMENTS = random_documents(40)
@@ -88,7 +89,7 @@ def trainer(model: Any, steps: list[Step], backend: str | None) -> Callable[[], 
     """A run of the loop over `steps`, its module and optimizer ready."""
     accelerator = cpu()
     module, optimizer = accelerator.prepare(DiffusionModel(model, PAD, backend), torch.optim.SGD(model.parameters(), lr=0.1))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 1.0)
+    scheduler = Schedule(optimizer.optimizer, lambda step: 1.0)
 
     def nothing(*_: Any) -> None:
         pass

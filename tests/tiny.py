@@ -28,6 +28,7 @@ from plugin.models.load import build_model
 from plugin.models.lora import LoraSettings, add_adapter
 from plugin.objectives.mdlm import Corruption, by_time
 from plugin.objectives.noise import Noise
+from plugin.schedules import Schedule
 from plugin.step import Item, Piece, Step, StepRules, build_step, corruptions
 
 torch.set_num_threads(1)
@@ -238,7 +239,7 @@ def train_tiny(
     module, prepared = accelerator.prepare(
         DiffusionModel(model, PAD), optimizer or torch.optim.AdamW(model.parameters(), lr=1e-2)
     )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(prepared.optimizer, rates)
+    scheduler = Schedule(prepared.optimizer, rates)
     hooks = Hooks(
         requests=lambda: asked(next(calls)),
         log=lambda step, metrics: run.logs.append({"step": float(step), **metrics}),

@@ -25,6 +25,7 @@ from transformers.masking_utils import sdpa_mask
 from ..batch import Batch
 
 NAME = "documents"
+HALF = (torch.float16, torch.bfloat16)  # what flash attention computes in
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,12 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach:
     """torch's varlen_attn: flash attention over cumulative lengths, windows included."""
     from torch.nn.attention.varlen import varlen_attn
 
-    # Rotary tables may have lifted queries and keys to float32; the kernel wants one half precision.
-    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))  # [N, H or G, E]
+    # The kernel takes one half precision. Rotary tables lift queries and keys to float32, and the 4-bit layers of bitsandbytes,
+    # which autocast does not reach, give values the dtype of their input: float32 behind a LayerNorm.
+    kind = value.device.type
+    lifted = value.dtype not in HALF and torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if lifted else value.dtype
+    q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))  # [N, H or G, E]
     options: dict[str, Any] = {}
     if "enable_gqa" in _varlen_options():
         options["enable_gqa"] = True
@@ -181,7 +186,7 @@ def why_no_varlen(config: PretrainedConfig, device: torch.device, dtype: torch.d
     """What keeps varlen from running here, in words; empty when nothing does."""
     if device.type != "cuda":
         return f"its kernels are CUDA's, and this is a {device.type.upper()}"
-    if dtype not in (torch.float16, torch.bfloat16):
+    if dtype not in HALF:
         return f"its kernels compute in half precision, and this run in {str(dtype).removeprefix('torch.')}"
     width = config.hidden_size // config.num_attention_heads
     if width % 8 or width > 256:

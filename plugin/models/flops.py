@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..families import FAMILIES
-from .diffusion import FACES, bare, output_projection
+from .diffusion import FACES, bare, output_projection, own_dtype
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def _without_input_gradient(model: PreTrainedModel) -> set[nn.Module]:
             found.add(module)
 
     hooks = [module.register_forward_pre_hook(look) for module in model.modules() if isinstance(module, nn.Linear)]
-    with torch.enable_grad():
+    # In half precision a float32 adapter meets the base's own dtype only under autocast, as in the run.
+    with torch.enable_grad(), own_dtype(model):
         ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
         face = FACES[model.config.model_type]
         output_projection(model)(face.transform(model, face.encode(model, ids, None)))

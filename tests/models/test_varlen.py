@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.attention.varlen as torch_varlen
-from tiny import FAMILIES, PAD, random_documents, rules, slots, tiny_config, tiny_model
+from tiny import FAMILIES, PAD, adapted, random_documents, rules, slots, tiny_config, tiny_model
 from torch import Tensor
 from torch.nn import functional as F
 
+from benches.gpu import quantise
 from plugin.batch import Batch
 from plugin.data.layout import Layout
+from plugin.families import FAMILIES as KNOWN
 from plugin.models import attention
 from plugin.models.attention import Segments
 from plugin.models.diffusion import DiffusionModel
@@ -87,6 +89,21 @@ def test_varlen_runs_in_the_dtype_of_the_values(monkeypatch: pytest.MonkeyPatch)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             DiffusionModel(tiny_model(family), PAD, "varlen")(packed_batch()).weighted.sum().backward()
     assert {call[name].dtype for call in seen for name in "qkv"} == {torch.bfloat16}
+
+
+def test_varlen_four_bit_layers_computes_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes' layers give their input's dtype back, and a LayerNorm under autocast gives float32: so did every value."""
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch_varlen, "varlen_attn", fake_varlen(seen, grouped=True))
+    for family in FAMILIES:
+        model = tiny_model(family).to(torch.bfloat16)
+        quantise(model, KNOWN[family].head, torch.device("cpu"))
+        model.requires_grad_(False)
+        module = DiffusionModel(adapted(model, family), PAD, "varlen")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            module(packed_batch()).weighted.sum().backward()
+    assert {call[name].dtype for call in seen for name in "qkv"} == {torch.bfloat16}
+    assert len(seen) == sum(tiny_config(family).num_hidden_layers for family in FAMILIES)
 
 
 @pytest.mark.parametrize("reach", [None, 2])
