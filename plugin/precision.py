@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.utils.deterministic
@@ -41,18 +44,40 @@ def weight_dtype(params: Params, compute: torch.dtype) -> torch.dtype:
     return torch.float32
 
 
-def make_deterministic(device: torch.device) -> str:
-    """Make a GPU add in one order every time, so that a resumed run is the unbroken one; what was set, in words. CPUs do already.
+NO_FIXED_ORDER = re.compile(r"(\S.*?) (?:does not have a deterministic implementation|defaults to a non-deterministic algorithm)")
 
-    Operations without such a way run as they are: they are none of ours, but a library's may be.
+
+def make_deterministic(device: torch.device, log: Callable[[str], None]) -> str:
+    """Make a GPU add in one order every time, so that a resumed run is the unbroken one. CPUs do already.
+
+    Returns what was set, in words. An operation that has no such order runs as it is; `log` names it once, when it first runs.
     """
     if device.type != "cuda":
         return ""
     torch.use_deterministic_algorithms(True, warn_only=True)
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # it would write every buffer once more
     torch.backends.cudnn.benchmark = False
-    warnings.filterwarnings("ignore", ".* does not have a deterministic implementation")
+    _name_operations_without_order(log)
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG", "not set")  # by the parent, before CUDA started
     return (
-        f"deterministic algorithms, no cuDNN benchmark, CUBLAS_WORKSPACE_CONFIG {workspace}: the same devices give the same bits"
+        f"deterministic algorithms, no cuDNN benchmark, CUBLAS_WORKSPACE_CONFIG {workspace}: the same devices give the same bits, "
+        "but for operations that a line below names, if there are any"
     )
+
+
+def _name_operations_without_order(log: Callable[[str], None]) -> None:
+    """Turn torch's warnings of them into one line of the log each; every other warning is shown as before."""
+    show, named = warnings.showwarning, set[str]()
+
+    def shown(message: Warning | str, *where: Any, **how: Any) -> None:
+        found = NO_FIXED_ORDER.search(str(message))
+        if found is None:
+            show(message, *where, **how)
+        elif found[1] not in named:
+            named.add(found[1])
+            log(
+                f"determinism: {found[1]} adds in no fixed order here: what follows from it agrees to rounding, not to the last bit"
+            )
+
+    warnings.showwarning = shown
+    warnings.filterwarnings("always", NO_FIXED_ORDER.pattern)  # torch says it at each place that calls the operation

@@ -154,7 +154,7 @@ class Run:
         device = torch.device("cpu" if on_cpu else "cuda")
         mixed, why = choose_precision(self.params, device)
         self.reporter.log(f"dtype: {why}")
-        if flags := make_deterministic(device):
+        if flags := make_deterministic(device, self.reporter.log):
             self.reporter.log(f"determinism: {flags}")
         self.store = serve_store()
         return join_ranks(mixed, on_cpu=on_cpu)

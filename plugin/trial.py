@@ -70,7 +70,8 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
     if compiles:
         notes.append(f"compile: {why}")
     whole = parameters <= SMALL
-    model = assembly.make_model(params, prepared.tokenizer, compute, offline=offline) if whole else _narrow(config)
+    # In float32 whatever the run computes in: half precision takes a CPU minutes, and no user's mistake shows only there.
+    model = assembly.make_model(params, prepared.tokenizer, torch.float32, offline=offline) if whole else _narrow(config)
     return {
         "steps": clock.plan.steps,
         "documents_per_step": len(step.lengths) if params.streaming else clock.step_size,
