@@ -24,6 +24,7 @@ from .data.layouts import Turn
 from .families import FAMILIES
 from .job import JobError, Problem, model_error
 from .models.diffusion import positions, predictor
+from .models.identity import find_base
 from .models.load import load_model, load_tokenizer
 from .models.lora import ADAPTER_CONFIG, merged_model
 from .models.publish import read_diffusion
@@ -77,16 +78,16 @@ def find_model(name: str) -> str:
     raise model_error("model", "a run folder with a fused model or a checkpoint", name, "Did the run end before its first save?")
 
 
-def load_chatter(name: str, overrides: dict[str, int]) -> Chatter:
-    """A model folder, or an adapter's on the base that it names. Raises JobError (exit 4)."""
+def load_chatter(name: str, overrides: dict[str, int], given_base: str = "") -> Chatter:
+    """A model folder, or an adapter's on its base, see find_base. Raises JobError (exit 4)."""
     path = Path(find_model(name))
     saved = read_diffusion(path)
     settings = replace(SamplerSettings(**saved.get("sampler", {})), **overrides)
     if (path / ADAPTER_CONFIG).is_file() and "base" in saved:
-        base = saved["base"]
+        base, folder = saved["base"], find_base(path, saved["base"], given_base)
         tokenizer = load_tokenizer(str(path))
         model = merged_model(
-            base["name"], path, four_bit=base["four_bit"], dtype=getattr(torch, base["dtype"]), embedding_rows=len(tokenizer)
+            folder, path, four_bit=base["four_bit"], dtype=getattr(torch, base["dtype"]), embedding_rows=len(tokenizer)
         )
         return Chatter(model, ChatFormat(tokenizer), settings)
     model = load_model(str(path) if path.exists() else name)
@@ -102,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         options = chat_options(argv)
         overrides = {name: value for name in SAMPLER_OPTIONS if (value := vars(options)[name])}
-        chatter = load_chatter(options.model, overrides)
+        chatter = load_chatter(options.model, overrides, local_path(options.base))
         if options.prompt is None:
             return _talk(chatter)
         (answer,) = chatter.answer([[Turn("user", options.prompt)]])

@@ -56,6 +56,7 @@ class Contents:
     facts: Mapping[str, Any]  # diffusion.json
     optimizer: Mapping[str, torch.Tensor]
     streams: Mapping[int, StreamState]  # by rank
+    base: str = ""  # the folder or hub id that the model was made of
 
 
 def save_checkpoint(folder: RunFolder, state: State, contents: Contents, keep: int) -> Path:
@@ -63,7 +64,7 @@ def save_checkpoint(folder: RunFolder, state: State, contents: Contents, keep: i
     final = folder / f"checkpoint-{state.step}"
     part = folder / f".checkpoint-{state.step}.part"
     shutil.rmtree(part, ignore_errors=True)
-    write_model(part, contents.model, contents.tokenizer, dict(contents.facts))
+    write_model(part, contents.model, contents.tokenizer, dict(contents.facts), base=contents.base)
     save_file(dict(contents.optimizer), part / OPTIMIZER)
     for rank, stream in contents.streams.items():
         stream.save(part / f"stream-{rank}.safetensors")

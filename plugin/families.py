@@ -45,3 +45,8 @@ ARCHITECTURES = tuple(family.architecture for family in FAMILIES.values())
 
 # Loss norm that each method's authors use; `loss_norm: auto` reads it.
 DEFAULT_NORM = {"bert": "token", "llada": "sequence", "dream": "masked"}
+
+
+def pipeline_tag(method: str) -> str:
+    """The task by which hubs and hosts list a model of this method."""
+    return "fill-mask" if method == "bert" else "text-generation"

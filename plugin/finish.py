@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from . import fuse, streaming
+from .data.sources import renamed_mixture
 from .loading import Data, Trained
 from .models.lora import MaybeAdapted, has_adapter
-from .models.publish import write_adapter_card, write_model
-from .models.verify import TOKENS
+from .models.publish import public_name, write_adapter_card, write_model
 from .params import Params
 from .reporting import Reporter
 from .run_folder import RunFolder, rename_whole
+from .verify import TOKENS
 
 
 def model_facts(params: Params, data: Data, dtype: torch.dtype) -> dict[str, Any]:
@@ -64,16 +65,19 @@ def _fuse(params: Params, folder: RunFolder, dtype: torch.dtype, model: MaybeAda
     if has_adapter(model):
         four_bit, base = params.load_in_4bit, params.fuse_base
         return fuse.fuse_adapter(folder / "adapter", target, four_bit=four_bit, fuse_base=base, dtype=dtype)
-    return fuse.Fused(target.folder, {params.fuse_base: fuse.publish(model, target)}, params.fuse_base)
+    found = fuse.publish(model, target)
+    return fuse.Fused(target.folder, {params.fuse_base: found.max_logit_difference}, params.fuse_base, found.template)
 
 
 def _card(params: Params, data: Data, metrics: dict[str, float], ranks: int) -> fuse.Card:
     packs = params.gradient_accumulation_steps * ranks
     step = f"{packs * streaming.pack_tokens(params)} tokens" if params.streaming else f"{data.clock.step_size} documents"
     table = {
-        "base model": params.model_name or f"from scratch ({Path(params.model_config_file).name})",
+        "base model": public_name(params.model_name)
+        if params.model_name
+        else f"from scratch ({Path(params.model_config_file).name})",
         "trained": f"LoRA, rank {params.lora_r}, alpha {params.lora_alpha}" if params.lora else "all weights",
-        "data": params.dataset_name,
+        "data": renamed_mixture(params.dataset_name, public_name),
         "steps": f"{data.clock.plan.steps} x {step}",
         "learning rate, schedule": f"{params.learning_rate:g}, {params.learning_rate_schedule}",
         "noise": f"{params.noise_schedule}, t in [{params.t_min:g}, {params.t_max:g}], loss norm {data.rules.norm}",

@@ -19,15 +19,18 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .data.chat import ChatFormat
+from .data.layouts import Turn
 from .families import FAMILIES
-from .job import Code, JobError, Problem, model_error
-from .models.identity import base_digest, local_folder
+from .job import Code, JobError, Problem
+from .models.diffusion import logits_of
+from .models.identity import base_digest, find_base, local_folder
 from .models.load import load_config, load_model, load_tokenizer, table_rows
 from .models.lora import merged_model, with_adapter
-from .models.publish import read_diffusion, write_card, write_model
-from .models.verify import TOKENS, difference_after_reload, logits_of
+from .models.publish import public_name, read_diffusion, write_card, write_model
 from .run_folder import local_path, rename_whole
 from .verbs import fuse_options
+from .verify import PROMPT, TOKENS, Reloaded, compare_reloaded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,6 +62,7 @@ class Fused:
     path: Path
     differences: dict[str, float]  # largest logit difference from the model that was trained, for each base merged onto
     chosen: str
+    template: bool  # the saved chat template alone writes prompts as in training
 
     def as_json(self) -> dict[str, Any]:
         """`result.fuse` of run.json."""
@@ -67,36 +71,42 @@ class Fused:
             "fuse_base": self.chosen,
             "max_logit_difference": self.differences[self.chosen],
             "differences": self.differences,
+            "chat_template_as_trained": self.template,
         }
 
 
-def publish(model: PreTrainedModel, target: Target) -> float:
-    """Write `model` to the target's folder, whole or not at all.
-
-    Returns the largest difference of its logits, reloaded in a fresh process, from those of the live model.
-    """
+def publish(model: PreTrainedModel, target: Target) -> Reloaded:
+    """Write `model` to the target's folder, whole or not at all; returns what a fresh process found there."""
     final = target.folder
     part = final.with_name(f".{final.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        difference = _write_and_compare(part, model, target)
+        found = _write_and_compare(part, model, target)
         rename_whole(part, final)
     finally:
         shutil.rmtree(part, ignore_errors=True)  # of a failure or Ctrl-C; gone after the renaming
-    return difference
+    return found
 
 
-def _write_and_compare(part: Path, model: PreTrainedModel, target: Target) -> float:
-    write_model(part, model, target.tokenizer, target.facts)
+def _write_and_compare(part: Path, model: PreTrainedModel, target: Target) -> Reloaded:
+    prompt = ChatFormat(target.tokenizer).prompt([Turn("user", PROMPT)])  # a tokenizer without a template is given one here
+    write_model(part, model, target.tokenizer, target.facts, base=target.base)
     if target.base and (settings := local_folder(target.base) / "generation_config.json").is_file():
         shutil.copy(settings, part)
     dtype = next(model.parameters()).dtype
-    difference = difference_after_reload(part, target.ids, logits_of(target.trained, target.ids), dtype)
-    checked = {"weights": str(dtype).removeprefix("torch."), "largest logit difference after reloading": f"{difference:.2e}"}
+    found = compare_reloaded(part, target.ids, logits_of(target.trained, target.ids), prompt, dtype)
+    if not found.prompt:
+        raise JobError(
+            Problem("fuse_model", "the prompt layout trained with, after reloading", "another one", code=Code.INTERNAL)
+        )
+    difference = f"{found.max_logit_difference:.2e}"
+    layout = "its chat template" if found.template else "main.py chat (another program may split its words otherwise)"
+    checked = {"weights": str(dtype).removeprefix("torch."), "largest logit difference after reloading": difference}
+    checked |= {"prompts are written as in training by": layout}
     card = target.card
     method = target.facts.get("method", "")
     write_card(part, {"name": card.name, "method": method, "table": {**card.table, **checked}, "metrics": card.metrics})
-    return difference
+    return found
 
 
 def fuse_adapter(adapter: Path, target: Target, *, four_bit: bool, fuse_base: str, dtype: torch.dtype) -> Fused:
@@ -105,16 +115,24 @@ def fuse_adapter(adapter: Path, target: Target, *, four_bit: bool, fuse_base: st
     rows = len(target.tokenizer)
     onto_4bit = four_bit and fuse_base == "trained"
     merged = merged_model(target.base, adapter, four_bit=onto_4bit, dtype=dtype, embedding_rows=rows)
-    differences = {fuse_base: publish(merged, target)}
+    found = publish(merged, target)
+    differences = {fuse_base: found.max_logit_difference}
     if four_bit and fuse_base == "original":
         other = merged_model(target.base, adapter, four_bit=True, dtype=dtype, embedding_rows=rows)
         differences["trained"] = (logits_of(other, target.ids) - logits_of(target.trained, target.ids)).abs().max().item()
-    return Fused(target.folder, differences, fuse_base)
+    return Fused(target.folder, differences, fuse_base, found.template)
 
 
 def adapter_facts(base: str, *, four_bit: bool, dtype: torch.dtype) -> dict[str, Any]:
     """What an adapter remembers of its base, so that it is never merged into another one."""
-    return {"base": {"name": base, "digest": base_digest(base), "four_bit": four_bit, "dtype": str(dtype).removeprefix("torch.")}}
+    return {
+        "base": {
+            "name": public_name(base),
+            "digest": base_digest(base),
+            "four_bit": four_bit,
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+    }
 
 
 def main(argv: Sequence[str]) -> int:
@@ -141,8 +159,7 @@ def _fuse_earlier(adapter: Path, base: str, out: Path, fuse_base: str) -> Fused:
     facts = read_diffusion(adapter)
     recorded = facts.get("base", {"four_bit": False, "dtype": "float32", "digest": None, "name": base})
     family = FAMILIES[load_config(base).model_type]
-    if recorded["digest"] not in (None, base_digest(base)):
-        raise model_error("adapter", f"an adapter of {base}", f"{adapter}, trained on {recorded['name']}", "Give that model.")
+    find_base(adapter, recorded, base)
     tokenizer = load_tokenizer(str(adapter if (adapter / "tokenizer_config.json").is_file() else base), family=family)
     dtype = DTYPES[recorded["dtype"]]
     # merged_model checks names and shapes first; only then is the adapter put on the base as it was trained.
@@ -155,7 +172,7 @@ def _fuse_earlier(adapter: Path, base: str, out: Path, fuse_base: str) -> Fused:
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.is_dir():
         out.rmdir()
-    card = Card(out.name, {"base model": base, "adapter": str(adapter)}, {})
+    card = Card(out.name, {"base model": public_name(base), "adapter": public_name(str(adapter))}, {})
     target = Target(out, base, tokenizer, {key: value for key, value in facts.items() if key != "base"}, card, live, ids)
     return fuse_adapter(adapter, target, four_bit=recorded["four_bit"], fuse_base=fuse_base, dtype=dtype)
 

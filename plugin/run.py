@@ -266,7 +266,7 @@ class Run:
             if self.main:
                 assert model is not None
                 facts = model_facts(params, data, trained.weight_dtype)
-                contents = Contents(model, data.tokenizer, facts, optimizer, streams)
+                contents = Contents(model, data.tokenizer, facts, optimizer, streams, params.model_name)
                 self.reporter.flush()  # a run that goes on from here finds the curves up to it
                 path = save_checkpoint(self.folder, self._state(step, streams), contents, params.save_total_limit)
                 self.reporter.event("checkpoint", step=step, path=str(path))

@@ -22,6 +22,7 @@ def chat_options(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandLine(prog="main.py chat", description=about)
     parser.add_argument("model", help="a run folder, a model folder or a hub id")
     parser.add_argument("--prompt", help="answer this and exit")
+    parser.add_argument("--base", default="", help="of an adapter: the model it was trained on, where it does not lie in its run")
     parser.add_argument("--json", action="store_true", help="with --prompt: {prompt, text, steps, seconds}")
     for name, text in SAMPLER_OPTIONS.items():
         parser.add_argument(f"--{name}", type=_positive, metavar="N", help=f"{text} (default: what the model was saved with)")

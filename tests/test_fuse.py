@@ -7,21 +7,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from published_checkpoints import write_checkpoint
 from safetensors.torch import load_file, save_file
 from tiny import adapted
 
-from plugin import fuse
+from plugin import fuse, verify
 from plugin.chat import load_chatter
+from plugin.data.chat import ChatFormat
 from plugin.data.layouts import Turn
 from plugin.families import FAMILIES as KNOWN
 from plugin.fuse import Card, Target, adapter_facts, fuse_adapter, publish
-from plugin.models import verify
+from plugin.job import JobError
+from plugin.models.diffusion import logits_of
 from plugin.models.load import load_model, load_tokenizer
 from plugin.models.publish import read_diffusion, write_model
-from plugin.models.verify import logits_of
 
 METHODS = ("classic", "bert", "llada", "dream")
 FACTS = {"method": "dream", "sampler": {"steps": 8}}
@@ -37,14 +39,16 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def in_this_process(folder: Path, ids: torch.Tensor, logits: torch.Tensor, dtype: torch.dtype) -> float:
+def in_this_process(
+    folder: Path, ids: torch.Tensor, logits: torch.Tensor, prompt: np.ndarray, dtype: torch.dtype
+) -> verify.Reloaded:
     """What the fresh process computes, without starting one."""
-    return (logits_of(load_model(str(folder), dtype=dtype), ids) - logits).abs().max().item()
+    return verify.reload(folder, {"ids": ids, "logits": logits, "prompt": torch.from_numpy(prompt)}, dtype)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuse, "difference_after_reload", in_this_process)
+    monkeypatch.setattr(fuse, "compare_reloaded", in_this_process)
 
 
 def trained(base: Path, folder: Path, *, four_bit: bool = False, **facts: Any) -> torch.nn.Module:
@@ -75,6 +79,7 @@ def test_a_fused_qlora_model_reloaded_in_a_fresh_process_is_the_one_that_was_tra
         "fuse_base": "trained",
         "max_logit_difference": 0,
         "differences": fused.differences,
+        "chat_template_as_trained": True,
     }
 
 
@@ -83,7 +88,11 @@ def test_the_fresh_process_would_see_a_difference(
 ) -> None:
     """Its own program, called here: one layer's weights half as large again must show."""
     model = load_model(str(bases["llada"]))
-    save_file({"ids": IDS.contiguous(), "logits": logits_of(model, IDS)}, tmp_path / "reference.safetensors")
+    prompt = torch.from_numpy(
+        ChatFormat(load_tokenizer(str(bases["llada"]), family=KNOWN["llada"])).prompt([Turn("user", verify.PROMPT)])
+    )
+    tensors = {"ids": IDS.contiguous(), "logits": logits_of(model, IDS), "prompt": prompt}
+    save_file(tensors, tmp_path / "reference.safetensors")
     shutil.copytree(bases["llada"], tmp_path / "other")
     weights = load_file(tmp_path / "other" / "model.safetensors")
     name = "model.transformer.blocks.1.ff_out.weight"
@@ -92,9 +101,23 @@ def test_the_fresh_process_would_see_a_difference(
     for folder in (bases["llada"], tmp_path / "other"):
         capsys.readouterr()
         assert verify.main(str(folder), str(tmp_path / "reference.safetensors"), "float32") == 0
-        found.append(json.loads(capsys.readouterr().out)["max_logit_difference"])
-    assert found[0] == 0
-    assert found[1] > 1e-3
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0] == {"max_logit_difference": 0, "prompt": True, "template": True}
+    assert found[1]["max_logit_difference"] > 1e-3
+
+
+def test_reload_other_prompt_layout_is_seen(bases: dict[str, Path], tmp_path: Path) -> None:
+    """A folder whose template was lost or replaced is asked in a layout that the model never saw."""
+    model = load_model(str(bases["llada"]))
+    prompt = torch.from_numpy(
+        ChatFormat(load_tokenizer(str(bases["llada"]), family=KNOWN["llada"])).prompt([Turn("user", verify.PROMPT)])
+    )
+    folder = Path(shutil.copytree(bases["llada"], tmp_path / "other"))
+    tokenizer = load_tokenizer(str(folder), family=KNOWN["llada"])
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{{ eos_token }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    tensors = {"ids": IDS, "logits": logits_of(model, IDS), "prompt": prompt}
+    assert verify.reload(folder, tensors, torch.float32) == verify.Reloaded(0.0, prompt=False, template=False)
 
 
 @pytest.mark.usefixtures("quick")
@@ -104,7 +127,7 @@ def test_a_fully_trained_model_is_published_as_it_is(method: str, bases: dict[st
     with torch.no_grad():
         for weight in model.parameters():
             weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-    assert publish(model, target(tmp_path / "fused", bases[method], model)) <= 1e-5
+    assert publish(model, target(tmp_path / "fused", bases[method], model)).max_logit_difference <= 1e-5
     assert (logits_of(load_model(str(bases[method])), IDS) - logits_of(model, IDS)).abs().max() > 0.02
 
 
@@ -136,7 +159,8 @@ def test_a_published_folder_holds_all_that_it_needs(bases: dict[str, Path], tmp_
     } <= names
     assert not [name for name in names if name.startswith("adapter") or name.endswith(".bin")]
     config = json.loads((tmp_path / "fused" / "config.json").read_text())
-    assert config["auto_map"] == {"AutoModel": "modeling_dream.DreamModel"}, "as published"
+    assert config["auto_map"]["AutoModel"] == "modeling_dream.DreamModel"
+    assert "modeling_dream.py" in names, "the base named a file that it does not hold: ours takes its place"
     assert json.loads((tmp_path / "fused" / "generation_config.json").read_text()) == {"temperature": 0.2}
     assert read_diffusion(tmp_path / "fused") == FACTS
     card = (tmp_path / "fused" / "README.md").read_text()
@@ -172,11 +196,26 @@ def test_an_adapter_trained_earlier_is_fused_from_its_folder(
 @pytest.mark.parametrize("four_bit", [False, True], ids=["lora", "qlora"])
 def test_an_adapters_folder_chats_on_the_base_it_remembers(four_bit: bool, bases: dict[str, Path], tmp_path: Path) -> None:
     live = trained(bases["llada"], tmp_path / "adapter", four_bit=four_bit, sampler={"block_length": 4, "steps": 4})
+    (tmp_path / "run.json").write_text(json.dumps({"params": {"model_name": str(bases["llada"])}}))
     chatter = load_chatter(str(tmp_path / "adapter"), {"max_new_tokens": 8})
     assert (logits_of(chatter.model, IDS) - logits_of(live, IDS)).abs().max() <= 1e-5
     assert (chatter.settings.block_length, chatter.settings.max_new_tokens) == (4, 8)
     (answer,) = chatter.answer([[Turn("user", "how are you")]])
     assert answer.steps > 0
+
+
+def test_adapter_alone_needs_its_base_named(bases: dict[str, Path], tmp_path: Path) -> None:
+    """Given away without its run it knows its base by name and digest only: no path of another machine is in it."""
+    live = trained(bases["llada"], tmp_path / "given" / "adapter")
+    folder = str(tmp_path / "given" / "adapter")
+    for file in Path(folder).glob("*.json"):
+        assert str(bases["llada"].parent) not in file.read_text(), file.name
+    with pytest.raises(JobError, match=r"base: expected the model that .* got llada, which is not here\. Name it with --base"):
+        load_chatter(folder, {})
+    with pytest.raises(JobError, match=r"adapter: expected an adapter of .*dream"):
+        load_chatter(folder, {}, str(bases["dream"]))
+    chatter = load_chatter(folder, {}, str(bases["llada"]))
+    assert (logits_of(chatter.model, IDS) - logits_of(live, IDS)).abs().max() <= 1e-5
 
 
 def refusal(capsys: pytest.CaptureFixture[str], code: int, *words: object) -> str:
@@ -196,7 +235,7 @@ def test_an_adapter_of_other_weights_is_refused_though_every_shape_fits(
     other = write_checkpoint(tmp_path / "other", "llada", ["how are you", "fine, thanks"], seed=1)
     line = refusal(capsys, 4, "--adapter", tmp_path / "adapter", "--model_name", other, "--out", tmp_path / "out")
     assert f"adapter: expected an adapter of {other}" in line
-    assert str(bases["llada"]) in line
+    assert f"trained on {bases['llada'].name}" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -211,7 +250,7 @@ def test_an_adapter_of_other_shapes_is_refused_by_the_layers_that_do_not_fit(
     line = refusal(capsys, 4, "--adapter", tmp_path / "adapter", "--model_name", other, "--out", tmp_path / "out")
     assert "adapter: expected an adapter of" in line
     assert "model.layers." in line
-    assert f"made for {bases['dream']}" in line
+    assert f"made for {bases['dream'].name}" in line
 
 
 def test_an_adapter_of_another_family_or_none_at_all_is_refused(

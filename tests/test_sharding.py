@@ -33,9 +33,8 @@ from plugin import assembly, memory, sharding
 from plugin.batch import Batch
 from plugin.data.layout import Layout
 from plugin.job import JobError
-from plugin.models.diffusion import DiffusionModel, predictor
+from plugin.models.diffusion import DiffusionModel, logits_of, predictor
 from plugin.models.layers import layers_of, set_recompute
-from plugin.models.verify import logits_of
 from plugin.params import SHARDED, Params
 from plugin.parse import parse
 from plugin.step import build_step

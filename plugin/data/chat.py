@@ -1,7 +1,6 @@
 """Dialogues and texts as token ids, and which of them are answers. T tokens of a document.
 
-A tokenizer with a chat template writes dialogues by it; any other encoder writes `[CLS] turn [SEP] turn [SEP] ...`: no new tokens,
-and [SEP] is the end of a turn that generation waits for.
+A tokenizer's chat template writes its dialogues; one without is given the encoder's, see encoder_template.py.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ..job import model_error
+from .encoder_template import ends_of, set_encoder_template
 from .layouts import Turn
 
 _CONTENT = "\ue000{}\ue001"  # private-use characters: no template and no text holds them
@@ -37,14 +37,16 @@ class ChatFormat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
-        self.start_id = _first(tokenizer.cls_token_id, tokenizer.bos_token_id)
-        fill_id = _first(tokenizer.sep_token_id, tokenizer.eos_token_id)
+        start, end = ends_of(tokenizer)
+        self.start_id: int | None = getattr(tokenizer, f"{start}_token_id") if start else None
+        fill_id: int | None = getattr(tokenizer, f"{end}_token_id") if end else None
         mask_id = _first(tokenizer.mask_token_id)
         if fill_id is None or mask_id is None:
             raise model_error("tokenizer_name", "a mask token and an end token ([SEP] or end of sequence)", "one without")
         self.fill_id, self.mask_id = fill_id, mask_id
         self.pad_id = _first(tokenizer.pad_token_id, fill_id) or 0
-        self._frame_of = lru_cache(maxsize=256)(self._render if tokenizer.chat_template else self._encoder_frame)
+        set_encoder_template(tokenizer)
+        self._frame_of = lru_cache(maxsize=256)(self._render)
         after_answer = self._frame_of(("user", "assistant"), False)[-1]
         if not after_answer:
             raise model_error(
@@ -107,10 +109,6 @@ class ChatFormat:
             ids += after
         # What a template writes after the last end token (ChatML's line break) belongs to no turn.
         return Encoded(np.array(ids[: answers[-1][1]] if answers else ids, dtype=np.int32), tuple(answers))
-
-    def _encoder_frame(self, roles: tuple[str, ...], _generation: bool) -> list[list[int]]:
-        opening = [] if self.start_id is None else [self.start_id]
-        return [opening, *([self.fill_id] for _ in roles)]
 
     def _render(self, roles: tuple[str, ...], generation: bool) -> list[list[int]]:
         """Ids of the template's own text before, between and after the contents; it depends on the roles alone."""

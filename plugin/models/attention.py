@@ -23,8 +23,8 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from ..batch import Batch
+from .parts import DOCUMENTS as NAME
 
-NAME = "documents"
 HALF = (torch.float16, torch.bfloat16)  # what flash attention computes in
 
 

@@ -192,3 +192,15 @@ def predictor(model: nn.Module) -> Predict:
             return output_projection(plain)(face.transform(plain, gathered))
 
     return predict
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
+    """Logits [S, T, V] in float32 on the CPU."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    with own_dtype(model):
+        logits = model(input_ids=ids.to(device)).logits.float().cpu()
+    model.train(was_training)
+    return logits

@@ -22,8 +22,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
-from ..job import model_error
-from .attention import Segments
 from .parts import attention_bias, first_tokens, positions, refused, rotary_tables, shift_right
 
 # Fields that change the arithmetic, with the values this file computes (see llada.py).
@@ -78,14 +76,14 @@ class DreamConfig(PretrainedConfig):
 
 
 def check_dream(config: DreamConfig) -> None:
-    """Raises JobError naming every field of the config that this file cannot honour."""
+    """Raises ValueError naming every field of the config that this file cannot honour."""
     wrong = refused(config, HONOURED | {"head_dim": (config.hidden_size // config.num_attention_heads,)})
     if config.hidden_size % (2 * config.num_attention_heads):
         wrong.append(f"hidden_size={config.hidden_size} with num_attention_heads={config.num_attention_heads}")
     if config.num_attention_heads % config.num_key_value_heads:
         wrong.append(f"num_attention_heads={config.num_attention_heads} with num_key_value_heads={config.num_key_value_heads}")
     if wrong:
-        raise model_error("config.json", "a Dream model that this program can compute", ", ".join(wrong))
+        raise ValueError(f"config.json: expected a Dream model that this code computes, got {', '.join(wrong)}.")
 
 
 class DreamModel(PreTrainedModel):
@@ -119,7 +117,7 @@ class DreamModel(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        segments: Segments | None = None,
+        segments: object | None = None,
     ) -> Tensor:
         """Hidden states [S, T, D] after the last norm, raw: state i predicts token i+1.
 

@@ -1,11 +1,16 @@
-"""Which weights a folder holds, in one short digest: an adapter remembers the base it was trained on."""
+"""The identity of weights, as one short digest, and the way from an adapter to the base it was trained on."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers.utils import cached_file
+
+from ..job import model_error
 
 SAMPLES, SAMPLE_BYTES = 16, 65_536
 
@@ -31,3 +36,21 @@ def base_digest(name: str) -> str:
                 file.seek(max(0, size - SAMPLE_BYTES) * number // (SAMPLES - 1))
                 digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def find_base(adapter: Path, recorded: Mapping[str, Any], given: str = "") -> str:
+    """The folder or hub id of an adapter's base: `given`, else what the run beside it was started with, else the recorded name.
+
+    `recorded` is the adapter's `base` in diffusion.json, whose name holds no path. Raises JobError (exit 4) where nothing is
+    there, or other weights than it was trained on.
+    """
+    run = adapter.parent / "run.json"
+    name = given or (json.loads(run.read_text(encoding="utf-8"))["params"]["model_name"] if run.is_file() else recorded["name"])
+    try:
+        digest = base_digest(name)
+    except OSError as error:
+        got = f"{name}, which is not here"
+        raise model_error("base", f"the model that {adapter} was trained on", got, "Name it with --base.") from error
+    if recorded["digest"] not in (None, digest):
+        raise model_error("adapter", f"an adapter of {name}", f"{adapter}, trained on {recorded['name']}", "Give that model.")
+    return name

@@ -24,8 +24,6 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
-from ..job import model_error
-from .attention import Segments
 from .parts import attention_bias, positions, refused, rotary_tables, rotate
 
 # Fields that change the arithmetic, with the values this file computes; () refuses any. Fields that only matter to the
@@ -105,7 +103,7 @@ class LLaDAConfig(PretrainedConfig):
 
 
 def check_llada(config: LLaDAConfig) -> None:
-    """Raises JobError naming every field of the config that this file cannot honour."""
+    """Raises ValueError naming every field of the config that this file cannot honour."""
     wrong = refused(config, HONOURED)
     if config.d_model % (2 * config.n_heads):  # RoPE turns pairs, so a head's width is even
         wrong.append(f"d_model={config.d_model} with n_heads={config.n_heads}")
@@ -114,7 +112,7 @@ def check_llada(config: LLaDAConfig) -> None:
     if config.embedding_size < config.vocab_size:
         wrong.append(f"embedding_size={config.embedding_size} below vocab_size={config.vocab_size}")
     if wrong:
-        raise model_error("config.json", "a LLaDA model that this program can compute", ", ".join(wrong))
+        raise ValueError(f"config.json: expected a LLaDA model that this code computes, got {', '.join(wrong)}.")
 
 
 class LLaDABlock(GradientCheckpointingLayer):
@@ -140,7 +138,7 @@ class LLaDABlock(GradientCheckpointingLayer):
         self.up_proj = nn.Linear(D, config.mlp_hidden_size, bias=False)
         self.ff_out = nn.Linear(config.mlp_hidden_size, D, bias=False)
 
-    def attend(self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, segments: Segments | None) -> Tensor:
+    def attend(self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, segments: object | None) -> Tensor:
         """Full attention of x [S, T, D]; bias as made by attention_bias, or segments of a flat batch."""
         S, T, D = x.shape
         q, k, v = (
@@ -161,7 +159,7 @@ class LLaDABlock(GradientCheckpointingLayer):
         return self.attn_out(mixed.reshape(S, T, D))
 
     def forward(
-        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, segments: Segments | None = None
+        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, segments: object | None = None
     ) -> Tensor:
         hidden = hidden + self.attend(self.attn_norm(hidden), rotary, bias, segments)
         x = self.ff_norm(hidden)
@@ -201,7 +199,7 @@ class LLaDAModelLM(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        segments: Segments | None = None,
+        segments: object | None = None,
     ) -> Tensor:
         """Hidden states [S, T, D] after the last norm; state i belongs to token i.
 

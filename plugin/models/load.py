@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -200,9 +201,15 @@ def load_tokenizer(
         tokenizer.mask_token = family.mask_token
     if tokenizer.mask_token_id is None:
         raise model_error(field, "a tokenizer with a mask token", f"{name}, which has none", "Masked diffusion needs one.")
-    if family and family.chat_template and not tokenizer.chat_template:
+    if family and not tokenizer.chat_template and _has_tokens_of(family.chat_template, tokenizer):
         tokenizer.chat_template = family.chat_template
     return tokenizer
+
+
+def _has_tokens_of(template: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a published template's markers are tokens here: a model trained from scratch never saw the others."""
+    markers, words = set(re.findall(r"<\|\w+\|>", template)), tokenizer.get_vocab()
+    return bool(markers) and all(marker in words for marker in markers)
 
 
 def _any_tokenizer(name: str, offline: bool) -> Any:

@@ -1,4 +1,7 @@
-"""What LLaDA and Dream share: rotary tables, who may see whom, and Dream's one-token shift.
+"""Rotary tables, visibility and Dream's one-token shift, shared by LLaDA and Dream.
+
+This file, llada.py and dream.py import torch, transformers and one another alone: publish.py copies them into the folder of a
+model that plain transformers is to load.
 
 Shapes: S documents (rows), T tokens of a row, D width, H heads, E = D / H width of a head.
 """
@@ -10,10 +13,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 
-from ..job import model_error
-from .attention import NAME
-
-_BY_MASK = ("eager", "sdpa", NAME)
+DOCUMENTS = "documents"  # our attention over the documents of a flat batch, where the plugin is: attention.py
+_BY_MASK = ("eager", "sdpa", DOCUMENTS)
 
 
 def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -60,15 +61,14 @@ def attention_bias(config: PretrainedConfig, hidden: Tensor, attention_mask: Ten
 
     Args: hidden [S, T, D]; attention_mask [S, T] (1 = real) or [S, 1, T, T] (boolean or additive), None = no padding.
     Returns: None, or [S, 1, T, T], boolean for sdpa and `documents`, additive for eager; other functions get transformers' own form.
-    Raises: JobError for a 4-D mask where the attention function takes none.
+    Raises: ValueError for a 4-D mask where the attention function takes none.
     Every query sees at least one key: a softmax over an empty row is NaN or, with finite minima, sees everything.
     No value is read back from the device, so a training step does not wait here.
     """
     implementation = config._attn_implementation
     if attention_mask is not None and implementation not in _BY_MASK:
         if attention_mask.dim() == 4:
-            fix = "Use eager or sdpa for packed documents."
-            raise model_error("attn_implementation", "one that takes a 4-D mask", str(implementation), fix)
+            raise ValueError(f"attn_implementation: expected eager or sdpa for a 4-D mask, got {implementation}.")
         return create_bidirectional_mask(config, hidden, attention_mask)
     if attention_mask is None:
         return None if implementation in _BY_MASK else create_bidirectional_mask(config, hidden, None)

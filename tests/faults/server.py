@@ -24,8 +24,7 @@ from types import SimpleNamespace
 from typing import IO, Any, NoReturn
 
 import plugin.worker
-from plugin import cli, follow
-from plugin.models import verify
+from plugin import cli, follow, verify
 
 from . import inject
 
@@ -75,14 +74,14 @@ DEVNULL = -3
 
 
 def _rank() -> int:
-    verify.subprocess = SimpleNamespace(run=_reload_here, PIPE=-1)
+    verify.subprocess = SimpleNamespace(run=_reload_here, PIPE=-1, DEVNULL=DEVNULL)
     inject.arm(os.environ.get(inject.FAULT, ""))
     return plugin.worker.main()
 
 
 def _reload_here(command: Sequence[str], **_: object) -> SimpleNamespace:
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        verify.main(*command[command.index("plugin.models.verify") + 1 :])
+        verify.main(*command[command.index("plugin.verify") + 1 :])
     return SimpleNamespace(stdout=out.getvalue())
 
 

@@ -16,11 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from plugin import assembly
 from plugin.families import FAMILIES as KNOWN
 from plugin.job import JobError
-from plugin.models.diffusion import DiffusionModel
+from plugin.models.diffusion import DiffusionModel, logits_of
 from plugin.models.load import load_model, load_tokenizer
 from plugin.models.lora import LoraSettings, add_adapter, merged_model, target_layers
 from plugin.models.publish import write_model
-from plugin.models.verify import logits_of
 from plugin.params import Params
 from plugin.step import build_step
 

@@ -1,0 +1,93 @@
+"""`python -m plugin.verify FOLDER REFERENCE DTYPE`: load a published model in this fresh process and compare it.
+
+REFERENCE is a safetensors file with `ids` [S, T] and `logits` [S, T, V] of the model that was trained, and `prompt` [T], a rendered
+prompt. Prints one JSON object {"max_logit_difference": x, "prompt": bool, "template": bool}: whether the prompt has the same ids
+here, and by the tokenizer's chat template as any program renders it.
+"""
+
+from __future__ import annotations
+
+from .quiet import quiet_loading  # isort: skip  # before anything that imports torch
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from .child import child_path
+from .data.chat import ChatFormat
+from .data.layouts import Turn
+from .families import FAMILIES
+from .models.diffusion import logits_of
+from .models.load import load_model, load_tokenizer
+
+TOKENS = 64  # of a document, compared over the whole vocabulary
+PROMPT = "What is the capital of France?"
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """A published folder as a fresh process found it."""
+
+    max_logit_difference: float
+    prompt: bool  # a prompt is asked as in training
+    template: bool  # and so by any program that renders the chat template
+
+
+def compare_reloaded(
+    folder: Path, ids: torch.Tensor, logits: torch.Tensor, prompt: NDArray[np.int32], dtype: torch.dtype
+) -> Reloaded:
+    """Load `folder` in a fresh process and compare its logits on `ids` with `logits`, and PROMPT's ids with `prompt`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        reference = Path(scratch) / "reference.safetensors"
+        tensors = {"ids": ids.contiguous(), "logits": logits.contiguous(), "prompt": torch.from_numpy(prompt)}
+        save_file(tensors, reference)
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "plugin.verify",
+            str(folder),
+            str(reference),
+            str(dtype).removeprefix("torch."),
+        ]
+        alone: Mapping[str, str] = {
+            name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        }
+        environment = {**alone, **child_path(os.environ)}
+        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True)
+    return Reloaded(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def reload(folder: Path, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Reloaded:
+    """Load `folder` in this process and compare it with the `tensors` of a reference file."""
+    model = load_model(str(folder), dtype=dtype)
+    difference = (logits_of(model, tensors["ids"]) - tensors["logits"]).abs().max().item()
+    tokenizer = load_tokenizer(str(folder), offline=True, family=FAMILIES[model.config.model_type])
+    rendered: Any = None
+    if tokenizer.chat_template:
+        message = {"role": "user", "content": PROMPT}
+        rendered = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=True, return_dict=False)
+    asked = ChatFormat(tokenizer).prompt([Turn("user", PROMPT)])
+    wanted = tensors["prompt"].tolist()
+    return Reloaded(difference, prompt=asked.tolist() == wanted, template=rendered == wanted)
+
+
+def main(folder: str, reference: str, dtype: str) -> int:
+    quiet_loading()
+    print(json.dumps(asdict(reload(Path(folder), load_file(reference), getattr(torch, dtype)))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
