@@ -80,6 +80,7 @@ class Window:
     tokens: int = 0
     supervised: int = 0
     cut: int = 0
+    fill: int = 0
     flops: float = 0.0
     seconds: float = 0.0
     skipped: int = 0
@@ -94,7 +95,8 @@ class Window:
             "masked_accuracy": self.correct / max(1, self.masked),
             "tokens_per_s": self.tokens / seconds,
             "supervised_tokens_per_s": self.supervised / seconds,
-            "cut_share": self.cut / max(1, self.cut + self.supervised),  # of answer tokens, by Dream's cutoffs
+            "cut_share": self.cut / max(1, self.cut + self.supervised - self.fill),  # of answer tokens, see Step.cut
+            "fill_share": self.fill / max(1, self.fill + self.tokens),  # end tokens added, beside those of the data
             "skipped_steps": float(self.skipped),
             **mfu,
             **meters.watch.take(),  # time/<kind>: to TensorBoard and progress.json, which nobody compares
@@ -108,6 +110,7 @@ class Totals:
     tokens: int = 0
     supervised: int = 0
     cut: int = 0
+    fill: int = 0
     flops: float = 0.0
     seconds: float = 0.0
     skipped: int = 0
@@ -247,6 +250,7 @@ def _account(at: Progress, step: Step, loss: float, right: float, seconds: float
         sums.tokens += step.tokens
         sums.supervised += step.supervised
         sums.cut += step.cut
+        sums.fill += step.fill
         sums.flops += flops
         sums.seconds += seconds
         sums.skipped += int(overflow or not step.masked)

@@ -45,11 +45,13 @@ class StepRules:
     complementary: bool = False
     stochastic_length: float = 0.0
     prompt_drop: float = 0.0
+    shows_blocks: bool = True  # under eos_policy block, see _show_blocks
 
     def undisturbed(self) -> StepRules:
-        """Every document whole and once: no cutoffs, pairs or splits, no prompt dropped."""
+        """Every document whole and once: no cutoffs, borders, pairs or splits, no prompt dropped."""
         return replace(
             self,
+            shows_blocks=False,
             perbatch_cutoff=False,
             resp_cutoff_ratio=0.0,
             complementary=False,
@@ -72,13 +74,15 @@ class Step:
     pieces: tuple[Piece, ...]  # this rank's
     count: float  # what the whole step's loss is divided by, all ranks together
     masked: int  # masked tokens of the whole step
-    lengths: tuple[int, ...]  # real tokens of each document of the whole step
+    lengths: tuple[int, ...]  # tokens of each document of the whole step, end fill included
     supervised: int
-    cut: int  # answer tokens that the cutoffs removed
+    cut: int  # answer tokens that cutoffs and block borders removed
+    fill: int = 0  # end tokens among the lengths that no document holds
 
     @property
     def tokens(self) -> int:
-        return sum(self.lengths)
+        """Tokens that the data holds."""
+        return sum(self.lengths) - self.fill
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,9 @@ class Item:
     prompt: int
     slot: Slot
     part: int = 0
+    fill: int = 0  # end tokens added
+    scale: NDArray[np.float64] | None = None  # [T] inverse of each token's chance to be shown; None: all are, always
+    left_out: int = 0  # supervised tokens that are not shown
 
 
 def build_step(
@@ -145,6 +152,7 @@ def _counted(pieces: Sequence[Piece], noised: Sequence[tuple[Item, Corruption]],
         lengths=tuple(item.ids.size for item, _ in noised),
         supervised=sum(int(np.count_nonzero(item.supervised)) for item, _ in noised),
         cut=cut,
+        fill=sum(item.fill for item, _ in noised),
     )
 
 
@@ -162,7 +170,10 @@ def step_items(chosen: Sequence[Document], slots: Sequence[Slot], rules: StepRul
     filled: list[Item] = []
     for item, length in zip(items, lengths, strict=True):
         ids, supervised = fill_with_end(item.ids, item.supervised, length, rules.end_ids, rules.fill_id)
-        filled += _split(_show_blocks(replace(item, ids=ids, supervised=supervised), rules), rules)
+        whole = replace(item, ids=ids, supervised=supervised, fill=ids.size - item.ids.size)
+        shown = _show_blocks(whole, rules)
+        cut += max(0, item.ids.size - shown.ids.size)
+        filled += _split(shown, rules)
     return filled, cut
 
 
@@ -170,16 +181,29 @@ def _show_blocks(item: Item, rules: StepRules) -> Item:
     """Under `eos_policy block`, half of the time an answer ends at one of its block borders, uniformly drawn.
 
     Generation meets an answer block by block. A model that was only shown whole answers reads their length off the canvas, and
-    squeezes a long one into the first block: measured, 5 of 8 long answers right without this, 8 of 8 with it.
+    squeezes a long one into the first block: measured, 5 of 8 long answers right without this, 8 of 8 with it. Tokens behind the
+    border are missing from the canvas, the last block's half of the time. Those shown weigh the inverse of their chance to be, so
+    that every token of an answer counts alike over the passes.
     """
-    blocks = -(-(item.ids.size - item.prompt) // rules.eos_block)
-    if rules.eos_policy != "block" or blocks < 2:
+    answer = item.ids.size - item.prompt
+    blocks = -(-answer // rules.eos_block)
+    if not rules.shows_blocks or rules.eos_policy != "block" or blocks < 2:
         return item
     rng = generator(rules.noise.seed, item.slot.index, item.slot.pass_, _BLOCKS)
-    if rng.random() < 0.5:
-        return item
-    end = item.prompt + int(rng.integers(1, blocks)) * rules.eos_block
-    return replace(item, ids=item.ids[:end], supervised=item.supervised[:end])
+    whole, end = rng.random() < 0.5, item.ids.size
+    if not whole:
+        end = item.prompt + int(rng.integers(1, blocks)) * rules.eos_block
+    # Block k of B, from 1, is in the whole canvas and behind the borders k, ..., B - 1 of B - 1.
+    block = np.concatenate([np.ones(item.prompt), np.arange(answer) // rules.eos_block + 1])
+    chance = 0.5 + 0.5 * (blocks - block) / (blocks - 1)
+    return replace(
+        item,
+        ids=item.ids[:end],
+        supervised=item.supervised[:end],
+        fill=max(0, item.fill - (item.ids.size - end)),
+        scale=1 / chance[:end],
+        left_out=int(np.count_nonzero(item.supervised[end:])),
+    )
 
 
 def _cut_answers(items: list[Item], rules: StepRules) -> tuple[list[Item], int]:
@@ -247,6 +271,8 @@ def corruptions(item: Item, t: float, rules: StepRules) -> list[Corruption]:
             mask_id=rules.mask_id,
             t=t,
             dropped_prompt=item.prompt if drops else 0,
+            scale=item.scale,
+            left_out=item.left_out,
         )
 
     if not rules.complementary:

@@ -126,7 +126,9 @@ def test_end_tokens_are_filled_in_before_the_noise(policy: str, lengths: list[in
     assert [item.ids.size for item in filled] == lengths
     assert all((item.ids[3 + answer - 1 :] == SEP).all() for item, answer in zip(filled, (2, 6), strict=True))
     step = build_step([Slot(0, 0, 0), Slot(0, 1, 1)], documents, how, batch_size=2)
-    assert step.tokens == sum(lengths)
+    assert sum(step.lengths) == sum(lengths)
+    assert step.tokens == 14, "those of the data: fill is counted beside them"
+    assert step.fill == sum(lengths) - 14
     assert step.supervised == sum(lengths) - 6, "every filled end token is learned"
 
 

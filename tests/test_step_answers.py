@@ -37,6 +37,42 @@ def test_a_long_answer_is_shown_whole_half_of_the_time_and_else_up_to_one_of_its
     assert shares == {27: pytest.approx(0.5, abs=0.045), 11: pytest.approx(0.25, abs=0.04), 19: pytest.approx(0.25, abs=0.04)}
 
 
+@pytest.mark.parametrize("norm", ["token", "sequence", "masked", "batch"])
+@pytest.mark.parametrize("count", ["bernoulli", "exact"])
+def test_block_borders_every_token_has_equal_weight(norm: str, count: str) -> None:
+    """Over 20,000 passes each token of a long answer, its end and fill too, gets the mean loss weight of the whole canvas."""
+    documents, passes = pairs((3, 20)), 20_000
+    how = rules(eos_policy="block", norm=norm, mask_count=count, t_min=0.5)  # tame weights: 1/t within [1, 2]
+    summed, divisor = np.zeros(27), 0.0
+    for pass_ in range(passes):
+        (one,) = build_step([Slot(pass_, 0, 0)], documents, how, batch_size=1).pieces[0].corruptions
+        summed[one.masked] += one.weight
+        divisor += one.count
+    expected = 1 / 24 if norm == "sequence" else 1.0  # E[1/t x t] = 1 a token; sequence divides by the answer's 24
+    assert summed[:3].tolist() == [0, 0, 0]
+    # One weight's deviation is below 2 (three halves of the time absent, else at most 2 x 2): 5 errors of the mean.
+    assert summed[3:] / passes == pytest.approx(np.full(24, expected), abs=5 * 2 * expected / passes**0.5)
+    mean = {"token": 24, "sequence": 1, "batch": 1, "masked": 24 * 0.75}[norm]  # t has the mean .75
+    assert divisor / passes == pytest.approx(mean, rel=0.05 if norm == "masked" else 1e-12)
+
+
+def test_block_borders_what_is_cut_is_counted() -> None:
+    documents, how = pairs((3, 20)), rules(eos_policy="block")
+    seen = set()
+    for pass_ in range(100):
+        step = build_step([Slot(pass_, 0, 0)], documents, how, batch_size=1)
+        seen.add((sum(step.lengths), step.tokens, step.fill, step.supervised, step.cut))
+    assert seen == {(27, 23, 4, 24, 0), (19, 19, 0, 16, 4), (11, 11, 0, 8, 12)}
+
+
+def test_undisturbed_rules_show_whole_answers() -> None:
+    """As evaluation and the preview of check are promised."""
+    how = rules(eos_policy="block").undisturbed()
+    for pass_ in range(50):
+        (item,) = items(pairs((3, 20)), [Slot(pass_, 0, 0)], how)
+        assert (item.ids.size, item.scale, item.left_out) == (27, None, 0)
+
+
 def test_an_answer_of_one_block_is_always_shown_whole() -> None:
     assert {one_item(3, 8, pass_, eos_policy="block").ids.size for pass_ in range(200)} == {11}
     assert {one_item(3, 2, pass_, eos_policy="block").ids.size for pass_ in range(200)} == {11}
@@ -86,7 +122,7 @@ def test_batch_fill_reaches_the_longest_of_the_whole_step_on_every_rank() -> Non
         for rank in range(ranks):
             step = build_step(in_order(documents), documents, how, batch_size=batch_size, rank=rank, ranks=ranks)
             assert {one.noisy.size for piece in step.pieces for one in piece.corruptions} == {15}
-            assert step.tokens == 60
+            assert (sum(step.lengths), step.tokens) == (60, 34)
 
 
 def test_a_cut_answer_is_not_filled() -> None:

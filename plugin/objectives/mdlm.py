@@ -48,26 +48,31 @@ def corrupt(
     mask_id: int,
     t: float,
     dropped_prompt: int = 0,
+    scale: NDArray[np.float64] | None = None,
+    left_out: int = 0,
 ) -> Corruption:
     """Mask the drawn tokens of one document, always with `mask_id` (never 80/10/10), and weigh them.
 
-    `dropped_prompt`: so many first tokens are hidden too, without being learned (training for guidance).
+    `dropped_prompt`: this many first tokens are hidden too, without being learned (training for guidance). `scale` [T]: the inverse
+    of each token's chance to be in this canvas, and `left_out` supervised tokens that are not: the expected loss of the canvases of
+    a document is then that of the whole one (Horvitz and Thompson 1952), and its share of the divisor does not depend on the draw.
     """
     hidden = masked.copy()
     hidden[:dropped_prompt] = True
     places = np.flatnonzero(masked)
-    length = int(np.count_nonzero(supervised))
-    weights = np.broadcast_to(weigh(hidden, t, factor), ids.shape)[places]
+    length = int(np.count_nonzero(supervised)) + left_out
+    chance = np.ones(places.size) if scale is None else scale[places]
+    weights = np.broadcast_to(weigh(hidden, t, factor), ids.shape)[places] * chance
     return Corruption(
         noisy=np.where(hidden, np.int32(mask_id), ids),
         masked=places,
         weight=(weights / (max(length, 1) if norm == "sequence" else 1)).astype(np.float32),
-        count=document_count(norm, length, places.size),
+        count=document_count(norm, length, float(chance.sum())),
         t=t,
         probability=mask_probability(schedule, t),
     )
 
 
-def document_count(norm: str, supervised: int, masked: int) -> float:
+def document_count(norm: str, supervised: int, masked: float) -> float:
     """What one document adds to the step's divisor."""
     return {"token": supervised, "masked": masked, "sequence": 1, "batch": 1}[norm]
