@@ -239,6 +239,11 @@ class RunFolder:
         found = [path for path in self.path.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
         return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
+    def what_is_saved(self) -> str:
+        """A sentence on the last checkpoint, with a space before it; empty if there is none."""
+        found = self.checkpoints()
+        return f" The last checkpoint, {found[-1].name}, is whole." if found else ""
+
 
 class JsonLines:
     """An append-only .jsonl file, one flushed line an object, so that a reader can follow it while it grows."""

@@ -23,6 +23,7 @@ from .data.templates import compile_templates
 from .follow import Inherited, Relay, run_workers
 from .hosts import Host
 from .job import Code, JobError, Outcome, Problem
+from .last_words import LastWords
 from .launch import LaunchPlan, count_processes, listen, machine_dir, nvidia_smi, plan_launch, resolve_gpus, visible_gpus
 from .model_files import check_model_files
 from .network import interface_to
@@ -244,14 +245,15 @@ def _try_out(params: Params, ranks: int, *, offline: bool) -> Mapping[str, Any]:
     done = subprocess.run(
         [sys.executable, "-P", "-m", "plugin.worker", "--check"],
         input=json.dumps(request),
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
         env={**os.environ, **child_path(os.environ), "TOKENIZERS_PARALLELISM": "true"},
         process_group=0,  # a terminal's Ctrl-C is for this program alone, which then ends that one without a word from it
         check=False,
     )
+    print(done.stderr, end="", file=sys.stderr)
     if not done.stdout:
-        raise JobError(
-            Problem("worker", "a check that ends", f"exit {done.returncode} without an answer", "See the lines above.", 8)
-        )
+        cause = LastWords(done.stderr.splitlines()).cause or "without an answer"
+        got = f"exit {done.returncode}: {cause}"
+        raise JobError(Problem("worker", "a check that ends", got, "See the lines above.", Code.WORKER_DIED))
     return json.loads(done.stdout.splitlines()[-1])

@@ -25,6 +25,7 @@ FLOOR_0 = {
         "launched",
         "verbs",
         "network",
+        "last_words",
     ),
 }
 # quiet is what every torch program imports first, wherever it lives.
