@@ -201,7 +201,13 @@ class Params(BaseModel):
         0.05, "LoRA dropout", "Dropout before the adapter.", form={"minimum": 0, "maximum": 0.9}, ge=0, le=0.9
     )
     lora_targets: str = _field("auto", "LoRA targets", "auto (all linear layers but the head) or layer names, comma separated.")
-    adaptor_name: str = _field("adaptor", "Adapter name", "Name of the result.", pattern=NAME_PATTERN)
+    adaptor_name: str = _field(
+        "adaptor",
+        "Adapter name",
+        "Name of the result. Left at adaptor, a job of a template is named after the template.",
+        form=True,
+        pattern=NAME_PATTERN,
+    )
     fuse_model: bool = _field(True, "Fuse", "Save a whole model that loads without this plugin.", form=True)
     fuse_base: Literal["trained", "original"] = _field(
         "trained", "Fuse onto", "trained: the 4-bit weights trained on, dequantised; original: the unquantised base."

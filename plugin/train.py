@@ -25,7 +25,7 @@ from .hosts import Host
 from .job import Code, JobError, Outcome, Problem
 from .last_words import LastWords
 from .launch import LaunchPlan, count_processes, listen, machine_dir, nvidia_smi, plan_launch, resolve_gpus, visible_gpus
-from .model_files import check_model_files
+from .model_files import check_method, check_model_files
 from .network import interface_to
 from .params import Params
 from .parse import Parsed
@@ -155,6 +155,7 @@ def _look_first(params: Params) -> str:
     try:
         if params.model_name:
             check_model_files(params.model_name)
+        check_method(params)
     except JobError as error:
         problems += error.problems
     try:
