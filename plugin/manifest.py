@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .families import ARCHITECTURES
+from .params import GROUPS, METHOD_ONLY, NEEDS
 from .parse import ADVANCED, SCHEMA, choices, expected
 from .run_folder import write_whole
 from .task import gallery_entry, task_yaml
@@ -84,13 +85,22 @@ def _cell(default: object) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One `--name VALUE` a parameter. Values stay text (a bare flag is `true`): `parse()` is the one that understands them."""
-    group = parser.add_argument_group("parameters")
+    group: Any = parser
     for name, kind in SCHEMA.items():
-        help_text = f"{kind['description']} [{_cell(kind['default']).strip('`') or 'empty'}; {expected(name)}]".replace("%", "%%")
+        group = parser.add_argument_group(GROUPS[name]) if name in GROUPS else group
+        takes = f"[{_cell(kind['default']).strip('`') or 'empty'}; {expected(name)}]"
+        help_text = f"{_belongs(name)}{kind['description']} {takes}".replace("%", "%%")
         bare = "?" if kind.get("type") == "boolean" else None
         group.add_argument(
             f"--{name}", default=argparse.SUPPRESS, metavar="VALUE", help=help_text, nargs=bare, const="true" if bare else None
         )
+
+
+def _belongs(name: str) -> str:
+    """The method or the switch without which an option does nothing."""
+    if method := METHOD_ONLY.get(name):
+        return f"{method} only: "
+    return f"with --{NEEDS[name]} true: " if name in NEEDS else ""
 
 
 def rendered(root: Path = ROOT) -> dict[Path, str]:

@@ -276,6 +276,37 @@ ALIASES = {
 }
 REPORT_TO = {"wandb": True, "all": True, "none": False, "tensorboard": False}
 
+# Names that people try, for a suggestion alone: too short or too vague to be taken.
+NICKNAMES = {
+    "lr": "learning_rate",
+    "bs": "batch_size",
+    "epochs": "num_train_epochs",
+    "steps": "train_steps",
+    "model": "model_name",
+    "base": "model_name",
+    "data": "dataset_name",
+    "dataset": "dataset_name",
+    "method": "training_method",
+    "out": "run_dir",
+    "output": "run_dir",
+    "device": "train_device",
+    "wandb": "log_to_wandb",
+    "qlora": "load_in_4bit",
+}
+
+# The groups of the help, each by its first parameter.
+GROUPS = {
+    "train_device": "where it runs",
+    "training_method": "what is trained",
+    "dataset_name": "data",
+    "num_train_epochs": "length and size of the run",
+    "learning_rate": "optimizer",
+    "noise_schedule": "diffusion",
+    "lora": "adapters",
+    "recompute": "speed and memory",
+    "logging_steps": "logs, evaluation, checkpoints",
+}
+
 # Values of `parallel` that cut the model up.
 SHARDED = ("fsdp2", "zero2", "zero3")
 

@@ -18,9 +18,9 @@ def outcome_line(outcome: Outcome, folder: RunFolder) -> str:
         return outcome.error.line
     if outcome.outcome == "stopped":
         return f"stopped {_stopped(outcome.result, folder)}"
-    result: Mapping[str, Any] = outcome.result or {}
+    result: dict[str, Any] = {**(outcome.result or {})}
     spent = result.get("throughput", {}).get("training_seconds")
-    steps = count(result.get("steps", 0), "step") + (f" in {spent} s" if spent is not None else "")
+    steps = counted(result.get("steps", 0), "step") + (f" in {spent} s" if spent is not None else "")
     loss = result.get("eval_loss")
     shown = f", eval loss {loss:.4f}" if isinstance(loss, float) else ""
     return f"{outcome.outcome}: {steps}{shown}; {result.get('seconds', 0)} s with loading, evaluation and saving"
@@ -46,9 +46,9 @@ def _last_loss(folder: RunFolder) -> float | None:
         return None
 
 
-def count(number: int, noun: str) -> str:
-    """`1 row`, `2 rows`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def metrics_line(step: int, metrics: Mapping[str, float]) -> str:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from ..job import Outcome
 from ..launch import LaunchPlan
 from ..run_folder import RunFolder
-from ..summary import metrics_line, outcome_line
+from ..summary import counted, metrics_line, outcome_line
 from .pulse import Pulse
 
 QUIET_LINES = 20  # without a terminal, so many metric lines a run
@@ -43,7 +43,7 @@ class FolderHost:
     def started(self, folder: RunFolder, plan: LaunchPlan) -> None:
         where = f"GPU {', '.join(plan.gpus)}" if plan.gpus else "CPU"
         self.line(f"run folder: {folder.path}")
-        self.line(f"devices: {where}, {len(plan.ranks)} process{'es' if len(plan.ranks) > 1 else ''}")
+        self.line(f"devices: {where}, {counted(len(plan.ranks), 'process', 'processes')}")
         self.line(f"stop with Ctrl-C or: touch {_quoted(folder / 'STOP')}")
         if self._console.is_terminal:
             columns = (TextColumn("{task.description:>6}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
@@ -76,7 +76,11 @@ class FolderHost:
             self._bar = None
         self.line(outcome_line(outcome, folder))
         if self._as_json:
-            print(json.dumps({"run_dir": str(folder.path), **outcome.as_json()}, ensure_ascii=False))
+            print(
+                json.dumps(
+                    {"run_dir": str(folder.path) if folder.path.is_dir() else None, **outcome.as_json()}, ensure_ascii=False
+                )
+            )
             return
         if not folder.path.is_dir():
             return

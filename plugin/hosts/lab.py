@@ -20,7 +20,7 @@ from ..job import JobError, Outcome, Problem
 from ..launch import LaunchPlan
 from ..resume import STATE
 from ..run_folder import RunFolder
-from ..summary import metrics_line, outcome_line, sample_line
+from ..summary import counted, metrics_line, outcome_line, sample_line
 from ..wandb_relay import FACTS
 from .pulse import Pulse
 
@@ -72,7 +72,7 @@ class LabHost:
     def started(self, folder: RunFolder, plan: LaunchPlan) -> None:
         where = f"GPU {', '.join(plan.gpus)}" if plan.gpus else "CPU"
         self.line(f"run folder: {folder.path}")
-        self.line(f"devices: {where}, {len(plan.ranks)} process{'es' if len(plan.ranks) > 1 else ''}")
+        self.line(f"devices: {where}, {counted(len(plan.ranks), 'process', 'processes')}")
         self._pulse.start()
 
     def line(self, text: str) -> None:

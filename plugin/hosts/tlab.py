@@ -19,7 +19,7 @@ from ..job import Code, JobError, Outcome, Problem
 from ..launch import LaunchPlan
 from ..params import METHOD_ONLY
 from ..run_folder import RunFolder, to_json, write_whole
-from ..summary import metrics_line, outcome_line, sample_line
+from ..summary import counted, metrics_line, outcome_line, sample_line
 from .pulse import Pulse
 from .shelf import free_name, shelve, show_link
 from .tlab_job import WORST, TlabJob, viewer_dir
@@ -51,7 +51,7 @@ class TlabHost:
     def started(self, folder: RunFolder, plan: LaunchPlan) -> None:
         where = f"GPU {', '.join(plan.gpus)}" if plan.gpus else "CPU"
         self.line(f"run folder: {folder.path}")
-        self.line(f"devices: {where}, {len(plan.ranks)} process{'es' if len(plan.ranks) > 1 else ''}")
+        self.line(f"devices: {where}, {counted(len(plan.ranks), 'process', 'processes')}")
         self._board = folder
         self._pulse.start()
 

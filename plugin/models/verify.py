@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..child import child_path
+from ..child import torch_program
 from .diffusion import own_dtype
 from .load import load_model
 
@@ -56,7 +56,7 @@ def difference_after_reload(folder: Path, ids: torch.Tensor, logits: torch.Tenso
         alone: Mapping[str, str] = {
             name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         }
-        done = subprocess.run(command, env={**alone, **child_path(os.environ)}, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(command, env=torch_program(alone), stdout=subprocess.PIPE, text=True, check=True)
     return float(json.loads(done.stdout.splitlines()[-1])["max_logit_difference"])
 
 
