@@ -131,7 +131,7 @@ class RunFolder:
         return [path for path in self.path.iterdir() if path.name != LOCK and not path.name.startswith("machine-")]
 
     def _holder(self) -> str:
-        """Name who holds the lock now; empty when nobody does."""
+        """Name the other process that holds the lock now; empty when there is none."""
         try:
             descriptor = os.open(self / LOCK, os.O_RDONLY)
         except OSError:
@@ -139,7 +139,8 @@ class RunFolder:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return _holder_of(descriptor)
+            holder = _holder_of(descriptor)
+            return "" if f"process {os.getpid()} " in holder else holder
         except OSError:  # a disk without locks: `locked` refuses it
             return ""
         finally:

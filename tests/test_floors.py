@@ -26,6 +26,7 @@ FLOOR_0 = {
         "verbs",
         "network",
         "last_words",
+        "environment",
     ),
 }
 # quiet is what every torch program imports first, wherever it lives.
