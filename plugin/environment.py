@@ -7,9 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 OLDEST = (3, 11)
+# What is imported whatever the job is.
 NEEDED = (
-    *("accelerate", "datasets", "huggingface_hub", "jinja2", "numpy", "peft", "psutil", "pydantic", "rich", "safetensors"),
-    *("tensorboard", "tokenizers", "torch", "transformers", "werkzeug", "yaml"),
+    *("accelerate", "datasets", "jinja2", "numpy", "peft", "psutil", "pydantic", "rich", "safetensors", "tensorboard"),
+    *("tokenizers", "torch", "transformers", "yaml"),
 )
 
 

@@ -21,7 +21,7 @@ def test_a_python_without_packages_says_how_to_get_in(words: tuple[str, ...], tm
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error[2]: environment: expected Python 3.11 or 3.12 with the packages of requirements.txt, got ")
-    assert f"{sys.executable} without accelerate, datasets, huggingface_hub and " in line
+    assert f"{sys.executable} without accelerate, datasets, jinja2 and " in line
     assert f"source {ROOT / '.venv' / 'bin' / 'activate'}" in line
     assert list(tmp_path.iterdir()) == []
 

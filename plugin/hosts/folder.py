@@ -54,8 +54,8 @@ class FolderHost:
             self._pulse.start()
 
     def line(self, text: str) -> None:
-        self._pulse.said()
-        (self._bar.console if self._bar else self._console).print(text, markup=False)
+        with self._pulse.speaking():
+            (self._bar.console if self._bar else self._console).print(text, markup=False)
 
     def event(self, event: Mapping[str, Any]) -> None:
         self._pulse.event(event)

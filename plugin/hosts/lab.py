@@ -60,8 +60,8 @@ class LabHost:
 
     def __init__(self, lab: Any):
         self._lab = lab
-        self._caller = Caller(self.line)
         self._pulse = Pulse(self.line)
+        self._caller = Caller(self.line)
         self._percent, self._sent = 0, -math.inf
         self._told = 0  # the percentage that the host knows
         self._rows: dict[int, dict[str, float]] = {}  # step -> figures that the host does not know
@@ -76,8 +76,8 @@ class LabHost:
         self._pulse.start()
 
     def line(self, text: str) -> None:
-        self._pulse.said()
-        print(text, flush=True)
+        with self._pulse.speaking():
+            print(text, flush=True)
 
     def event(self, event: Mapping[str, Any]) -> None:
         self._pulse.event(event)

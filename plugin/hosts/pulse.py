@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 EVERY_S = 10.0
@@ -22,6 +23,7 @@ class Pulse:
         self._first_step: int | None = None
         self._moves = False  # steps are being finished: their figures are the sign of life
         self._over = threading.Event()
+        self._lock = threading.RLock()
 
     def start(self) -> None:
         self._since = self._last = time.monotonic()
@@ -30,9 +32,12 @@ class Pulse:
     def stop(self) -> None:
         self._over.set()
 
-    def said(self) -> None:
-        """Note that the log has just had a line."""
-        self._last = time.monotonic()
+    @contextmanager
+    def speaking(self) -> Generator[None]:
+        """Write to the log inside of this: one thread at a time, and the silence begins anew."""
+        with self._lock:
+            yield
+            self._last = time.monotonic()
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Follow the phase of the run."""

@@ -38,9 +38,9 @@ class TlabHost:
 
     def __init__(self, job: TlabJob):
         self.job = job
+        self._pulse = Pulse(self.line)
         self._sdk = TlabSdk(self.line)
         self._pending: dict[str, Any] = {"start_time": local_time(), "template_name": job.template}
-        self._pulse = Pulse(self.line)
         self._percent, self._stop, self._asked = 0, False, -math.inf
         self._board: RunFolder | None = None  # shown once there is a curve
         self._estimated = -math.inf
@@ -56,8 +56,8 @@ class TlabHost:
         self._pulse.start()
 
     def line(self, text: str) -> None:
-        self._pulse.said()
-        print(text, flush=True)  # the host streams this from a file
+        with self._pulse.speaking():
+            print(text, flush=True)  # the host streams this from a file
 
     def event(self, event: Mapping[str, Any]) -> None:
         self._pulse.event(event)
