@@ -90,7 +90,8 @@ def test_the_command_that_check_prints_trains_from_any_folder(
     write_rows(tmp_path / "my data" / "pairs.jsonl", pairs()[:1])
     common = ("--model_config", tiny_config, "--dataset_name", "my data/pairs.jsonl", "--max_length", 64, "--train_steps", 1)
     options = ("--eval_strategy", "no", "--batch_size", 1, "--fuse_model", "false", "--run_dir", "my run")
-    checked = run_main("check", *common, *options, "--output_template", "{{ response }} ", cwd=tmp_path)
+    templates = ("--instruction_template", "Say: {{ prompt }}", "--output_template", "{{ response }}")
+    checked = run_main("check", *common, *options, *templates, cwd=tmp_path)
     assert checked.returncode == 0, checked.stderr
     lines = [line.partition(" ") for line in checked.stdout.splitlines()]
     command = next(rest.strip() for name, _, rest in lines if name == "train" and "main.py" in rest)
