@@ -15,7 +15,7 @@ def child_path(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def cpu_threads(environ: Mapping[str, str], processes: int = 1) -> dict[str, str]:
-    """The threads of each of `processes` programs that compute on this machine's CPU, where a person has set no others.
+    """Return the threads of each of `processes` programs that compute on this machine's CPU, where a person has set no others.
 
     OpenMP's threads wait busily by default: as soon as anything else runs, two of them are slower than one, and a small model's
     thousands of short waits a hundred times slower.
@@ -25,5 +25,5 @@ def cpu_threads(environ: Mapping[str, str], processes: int = 1) -> dict[str, str
 
 
 def torch_program(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a torch program that is no rank of a run."""
+    """Return the environment of a torch program that is no rank of a run."""
     return {**environ, **child_path(environ), **cpu_threads(environ)}

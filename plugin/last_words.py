@@ -35,7 +35,7 @@ class LastWords:
 
     @property
     def cause(self) -> str:
-        """`ImportError: ...`, with the error it came from; empty if no traceback was printed."""
+        """Return `ImportError: ...`, with the error it came from; empty if no traceback was printed."""
         if not self._errors:
             return ""
         first, last = self._errors[0], self._errors[-1]

@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _belongs(name: str) -> str:
-    """The method or the switch without which an option does nothing."""
+    """Name the method or the switch without which an option does nothing."""
     if method := METHOD_ONLY.get(name):
         return f"{method} only: "
     return f"with --{NEEDS[name]} true: " if name in NEEDS else ""

@@ -277,7 +277,7 @@ class RunFolder:
         return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
     def what_is_saved(self) -> str:
-        """A sentence on the last checkpoint, with a space before it; empty if there is none."""
+        """Return a sentence on the last checkpoint, with a space before it; empty if there is none."""
         found = self.checkpoints()
         return f" The last checkpoint, {found[-1].name}, is whole." if found else ""
 

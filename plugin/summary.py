@@ -39,7 +39,7 @@ def _stopped(result: Mapping[str, Any] | None, folder: RunFolder) -> str:
 
 
 def _last_loss(folder: RunFolder) -> float | None:
-    """The loss of the newest step that was reported, for a run that stopped before it logged any."""
+    """Return the loss of the newest step that was reported, for a run that stopped before it logged any."""
     try:
         return json.loads((folder / "progress.json").read_text(encoding="utf-8"))["loss"]
     except (OSError, ValueError, KeyError):
@@ -47,7 +47,7 @@ def _last_loss(folder: RunFolder) -> float | None:
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """`1 row`, `2,000 rows`."""
+    """Write a number with its noun: `1 row`, `2,000 rows`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
@@ -61,7 +61,7 @@ def metrics_line(step: int, metrics: Mapping[str, float]) -> str:
 
 
 def _rounded(spread: float) -> str:
-    """Four decimals, or two digits of what is smaller: never 0.0000."""
+    """Round to four decimals, or to two digits of what is smaller: never 0.0000."""
     return f"{spread:.4f}" if spread >= 0.00005 else f"{spread:.1e}"
 
 

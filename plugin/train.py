@@ -237,7 +237,7 @@ def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
 
 
 def train_command(params: Params) -> list[str]:
-    """The words that train what was checked, from any folder; what has its default is left out."""
+    """Return the words that train what was checked, from any folder; what has its default is left out."""
     words = [sys.executable, str(ROOT / "main.py"), "train"]
     for name, value in with_full_paths(params).as_json().items():
         ignored = name == "train_steps" and params.num_train_epochs > 0

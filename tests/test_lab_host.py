@@ -133,7 +133,7 @@ def test_what_a_run_leaves_is_handed_over(host: LabHost, lab: Lab, folder: RunFo
     assert lab.ended["message"].startswith("done: 3 steps")
 
 
-def test_a_failure_hands_its_log_over_before_the_host_hears_of_it(host: LabHost, lab: Lab, folder: RunFolder) -> None:
+def test_a_failure_hands_its_log_over_first(host: LabHost, lab: Lab, folder: RunFolder) -> None:
     (folder / "log.txt").write_text("why")
     host.finished(folder, Outcome("failed", 8, Problem("worker", "e", "g", code=Code.WORKER_DIED)))
     assert (lab.artifacts / "log.txt").read_text() == "why"
@@ -182,7 +182,7 @@ def test_what_is_no_checkpoint_of_ours_is_refused(tmp_path: Path, name: str, fil
     assert not (tmp_path / "run").exists()
 
 
-def test_a_chosen_checkpoint_that_is_gone_is_refused_not_ignored(lab: Lab) -> None:
+def test_a_chosen_checkpoint_that_is_gone_is_refused(lab: Lab) -> None:
     assert chosen_checkpoint(lab) is None
     lab.data |= {"parent_job_id": "7", "resumed_from_checkpoint": "checkpoint-4"}
     with pytest.raises(JobError, match=r"resume: .*got checkpoint-4 of job 7, which is not there"):

@@ -65,9 +65,7 @@ def test_check_as_json_is_one_object_with_the_problem(tmp_path: Path, tiny_confi
 
 
 @pytest.mark.parametrize("made", [False, True])
-def test_a_refusal_of_the_worker_is_one_line_and_leaves_no_run_folder(
-    tmp_path: Path, pairs_file: Path, model_copy: Path, made: bool
-) -> None:
+def test_a_refusal_of_the_worker_leaves_no_run_folder(tmp_path: Path, pairs_file: Path, model_copy: Path, made: bool) -> None:
     (model_copy / "model.safetensors").write_bytes(b"not safetensors")  # only loading it tells
     out = tmp_path / "runs" / "out"
     if made:
@@ -162,7 +160,7 @@ def test_a_model_that_is_not_finite_ends_with_exit_6(verb: str, tmp_path: Path, 
         assert read_lines(run_dir / "metrics.jsonl") == []
 
 
-def test_a_corrected_second_try_may_have_the_folder_of_a_refused_one(
+def test_a_corrected_second_try_may_have_the_same_folder(
     forks: Forks, tmp_path: Path, tiny_config: Path, pairs_file: Path
 ) -> None:
     common = ("--model_config", tiny_config, "--dataset_name", pairs_file)

@@ -205,7 +205,7 @@ def test_the_chosen_method_is_the_one_that_trains(seen: Seen, tmp_path: Path) ->
     assert "train/cut_share" in ended.log or "cut_share" in (ended.folder / "metrics.jsonl").read_text(), "CART's cutoffs ran"
 
 
-def test_the_host_may_start_its_next_job_only_when_the_workers_are_gone(seen: Seen, tiny_bert: Path) -> None:
+def test_stopped_is_set_when_the_workers_are_gone(seen: Seen, tiny_bert: Path) -> None:
     values = {"model_name": tiny_bert, "dataset_name": "toy_ds", "train_device": "cpu", "max_length": 64, "eval_strategy": "no"}
     values |= {"train_steps": 1_000_000, "save_steps": 1_000_000}
     running = seen.driver.start("40", {name: str(value) for name, value in values.items()})
