@@ -15,6 +15,11 @@ def main() -> int:
 
     if Path(plugin.__file__ or "").resolve().parent.parent != ROOT:
         raise ImportError(f"the package `plugin` came from {plugin.__file__}; {ROOT / 'plugin'} was expected")
+    from plugin import environment
+
+    if line := environment.problem(ROOT):
+        print(line, file=sys.stderr)
+        return 2
     from plugin.cli import run
 
     return run(sys.argv[1:])

@@ -23,6 +23,7 @@ from .data.chat import ChatFormat
 from .data.layouts import Turn
 from .families import FAMILIES
 from .job import JobError, Problem, model_error
+from .model_files import refuse_missing_path
 from .models.diffusion import positions, predictor
 from .models.identity import find_base
 from .models.load import load_model, load_tokenizer
@@ -70,6 +71,7 @@ def find_model(name: str) -> str:
     """A run folder means its fused model, or its last checkpoint; anything else is a model folder or hub id."""
     folder = Path(name).expanduser()
     if not (folder / "run.json").exists():
+        refuse_missing_path("model", name)
         return local_path(name)
     if (folder / "fused").is_dir():
         return str(folder / "fused")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any
 
 import yaml
 
-from .child import child_path
+from .child import torch_program
 from .guard import guarded
 from .hosts.folder import FolderHost
 from .job import JobError, Outcome, Problem
-from .manifest import add_arguments
+from .manifest import VERSION, add_arguments
 from .params import ALIASES
 from .parse import CommandLine, Parsed, parse
 from .redact import guard_streams
@@ -49,8 +50,7 @@ def run(argv: Sequence[str]) -> int:
 def _become(program: str, read: Callable[[Sequence[str]], object], argv: Sequence[str]) -> int:
     """Another program instead of this one, once its command line is known to be right."""
     read(argv)
-    environ = {**os.environ, **child_path(os.environ)}
-    os.execve(sys.executable, [sys.executable, "-P", "-m", program, *argv], environ)
+    os.execve(sys.executable, [sys.executable, "-P", "-m", program, *argv], torch_program(os.environ))
 
 
 def _verb(argv: Sequence[str]) -> int:
@@ -77,6 +77,7 @@ def report(error: JobError, *, json_of: str | None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandLine(prog="main.py", description="Train text-diffusion language models.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"diffusion-llm-trainer {VERSION}")
     verbs = parser.add_subparsers(dest="verb", metavar="train|check|chat|fuse")
     for verb, text in (("train", "train a model into a run folder"), ("check", "try the job without training; writes nothing")):
         sub = verbs.add_parser(verb, help=text, description=text, allow_abbrev=False)
@@ -108,8 +109,8 @@ def _unknown(extra: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     name = ""
     for word in extra:
-        if word.startswith("--"):
-            name, _, value = word.removeprefix("--").partition("=")
+        if re.match(r"--?[A-Za-z]", word):
+            name, _, value = word.lstrip("-").partition("=")
             found[name] = value or "true"
         elif name:
             found[name], name = word, ""
@@ -121,6 +122,10 @@ def _unknown(extra: Sequence[str]) -> dict[str, str]:
 def _config_file(path: str | None) -> Mapping[str, Any]:
     if path is None:
         return {}
+    if Path(path).expanduser().is_dir():
+        record = Path(path) / "run.json"
+        fix = f"Give {record}, which repeats that run." if record.expanduser().is_file() else "Give the file in it."
+        raise JobError(Problem("config", "a YAML or JSON file", f"{path}, which is a folder", fix))
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
         # JSON is YAML. Words stay text: to YAML `no` and `off` are booleans and 007 is 7; parse() knows what each field takes.

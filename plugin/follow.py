@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from .job import Code, Outcome, Problem
+from .last_words import LastWords
 from .launch import LaunchPlan
 from .redact import redact, scrub
 from .run_folder import STOP, RunFolder, Tail
@@ -55,12 +56,15 @@ class Reading:
 
     def __init__(self, folder: RunFolder, relay: Relay):
         self._relay = relay
+        self.last_words = LastWords()
         self._lines, self._events = Tail(folder / "log.txt", from_end=True), Tail(folder / "events.jsonl", from_end=True)
         self.final: dict[str, Any] = {}
 
     def pump(self) -> None:
         for line in self._lines.new_lines():
-            self._relay.line(redact(line))
+            shown = redact(line)
+            self.last_words.read(shown)
+            self._relay.line(shown)
         for text in self._events.new_lines():
             try:
                 event = json.loads(text)
@@ -108,7 +112,7 @@ def run_workers(plan: LaunchPlan, folder: RunFolder, relay: Relay, inherited: In
         scrub(folder / "log.txt")
     if hang:
         return Outcome("failed", Code.HANG, hang)
-    return _outcome(codes, numbers, reading, relay.stop_signals())
+    return _outcome(codes, numbers, reading, relay.stop_signals(), folder)
 
 
 def _start(argv: Sequence[str], rank: Mapping[str, str], log: IO[bytes], inherited: Inherited) -> subprocess.Popen[bytes]:
@@ -158,7 +162,9 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
     worker.wait()
 
 
-def _outcome(codes: Sequence[int | None], ranks: Sequence[int], reading: Reading, signals: Sequence[int]) -> Outcome:
+def _outcome(
+    codes: Sequence[int | None], ranks: Sequence[int], reading: Reading, signals: Sequence[int], folder: RunFolder
+) -> Outcome:
     """Done only when every rank exited 0 and the final event was written; a signal that was obeyed gives 128 + its number."""
     final = reading.final
     killed = any(code in FATAL for code in codes)
@@ -172,25 +178,27 @@ def _outcome(codes: Sequence[int | None], ranks: Sequence[int], reading: Reading
         return Outcome("failed", error.code, error, final.get("result"))
     if len(signals) > 1 or (signals and None in codes and not any(codes)):
         return Outcome("stopped", 128 + signals[0])  # ended at once: what it did and saved is in the run folder
-    problem = _died(codes, ranks)
+    problem = _died(codes, ranks, reading.last_words, folder)
     return Outcome("failed", problem.code, problem)
 
 
-def _died(codes: Sequence[int | None], ranks: Sequence[int]) -> Problem:
-    """What the exit codes tell when no event does."""
-    fix = "See log.txt; the last checkpoint is whole."
+def _died(codes: Sequence[int | None], ranks: Sequence[int], last_words: LastWords, folder: RunFolder) -> Problem:
+    """Tell a death from the exit codes and from what was printed, where no event does."""
+    fix = f"See {folder / 'log.txt'}.{folder.what_is_saved()}"
     ended = [(rank, code) for rank, code in zip(ranks, codes, strict=True) if code]
     if not ended:
         if None in codes:
             got = f"rank {ranks[codes.index(None)]} still running {EXIT_GRACE_S:g} s after another had ended"
             return Problem("worker", "every rank to end", got, fix, Code.WORKER_DIED)
-        return Problem("worker", "a final event", "an exit without one", "Please report this.", Code.WORKER_DIED)
+        return Problem("worker", "a final event", "an exit without one", f"Please report this. {fix}", Code.WORKER_DIED)
     rank, code = min(ended, key=lambda one: one[1] not in FATAL)  # the cause before what followed from it
     if code == Code.DISK:  # a full disk takes the worker's last words too
         return Problem("disk", "space for the run's files", f"none left for rank {rank}", f"Free some. {fix}", Code.DISK)
     if code < 0:
         likely = " (likely out of memory)" if code == -signal.SIGKILL else ""
         got = f"worker died{likely}: rank {rank} ended by {signal.Signals(-code).name}"
+    elif cause := last_words.cause:
+        got = f"worker died: rank {rank} exited {code}: {cause}"
     else:
         got = f"worker died: rank {rank} exited {code} without saying why"
     return Problem("worker", "every rank to finish", got, fix, Code.WORKER_DIED)

@@ -23,6 +23,7 @@ from .data.chat import ChatFormat
 from .data.layouts import Turn
 from .families import FAMILIES
 from .job import Code, JobError, Problem
+from .model_files import refuse_missing_path
 from .models.diffusion import logits_of
 from .models.identity import base_digest, find_base, local_folder
 from .models.load import load_config, load_model, load_tokenizer, table_rows
@@ -151,6 +152,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _fuse_earlier(adapter: Path, base: str, out: Path, fuse_base: str) -> Fused:
+    refuse_missing_path("model_name", base)
+    if not adapter.is_dir():
+        raise model_error("adapter", "an adapter's folder, or that of a run", f"{adapter}, which is not there")
     adapter = adapter / "adapter" if (adapter / "adapter").is_dir() else adapter
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise JobError(

@@ -18,11 +18,12 @@ from werkzeug.utils import secure_filename
 from .child import ROOT
 from .data.sources import renamed_mixture
 from .guard import guarded
-from .hosts.lab import LabHost, go_on_here, started_sdk, task_values
+from .hosts.lab import LabHost, chosen_checkpoint, go_on_here, started_sdk, task_values
 from .hosts.tlab import TlabHost
-from .hosts.tlab_job import TlabJob, form_values, read_job
+from .hosts.tlab_job import TlabJob, adaptor_name, form_values, read_job
 from .hosts.tlab_sdk import TlabSdk
 from .job import JobError, Problem
+from .model_files import check_architecture
 from .parse import Parsed, parse
 from .redact import guard_streams
 from .train import train_job
@@ -51,10 +52,10 @@ def run_task() -> int:
 
     def train() -> int:
         values = task_values(lab.get_config())
-        job_id, checkpoint = str(lab.job.id), lab.get_checkpoint_to_resume()
+        job_id, checkpoint = str(lab.job.id), chosen_checkpoint(lab)
         run_dir = Path(str(values.get("run_dir") or ROOT / "runs" / f"job-{job_id}")).expanduser().absolute()
         if checkpoint:
-            go_on_here(Path(checkpoint), run_dir)
+            go_on_here(checkpoint, run_dir)
             values |= {"run_dir": str(run_dir), "resume": "true"}
         elif not values.get("resume"):
             values["run_dir"] = str(run_dir)
@@ -98,7 +99,9 @@ def _tlab_parameters(job: TlabJob, host: TlabHost) -> Parsed:
     values, ignored = form_values(job)
     parsed = parse(values, unknown="note")
     params = parsed.params
+    check_architecture(params, str(job.config.get("model_architecture") or ""))
     update: dict[str, object] = {"dataset_name": _dataset(job, params.dataset_name, host)}
+    update["adaptor_name"] = adaptor_name(job, params.adaptor_name)
     if job.sweep_run:
         if params.eval_strategy == "no":
             fix = "A sweep compares eval/loss."

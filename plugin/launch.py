@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .child import child_path
+from .child import child_path, cpu_threads
 from .job import JobError, Problem
 from .params import Params
 
@@ -147,9 +147,7 @@ def plan_launch(params: Params, run_dir: Path, gpus: Sequence[str], port: int, e
         common["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         common["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what deterministic products need, set before CUDA starts
     else:
-        # Busy-waiting OpenMP threads are slower than one thread as soon as anything else runs.
-        threads = {"OMP_NUM_THREADS": str(max(1, cores // processes)), "OMP_WAIT_POLICY": "PASSIVE"}
-        common |= {"ACCELERATE_USE_CPU": "true"} | {name: environ.get(name, value) for name, value in threads.items()}
+        common |= {"ACCELERATE_USE_CPU": "true"} | cpu_threads(environ, processes)
         common["GLIBC_TUNABLES"] = _without_tcache(environ.get("GLIBC_TUNABLES", ""))
     world = params.num_machines * processes
     if world > 1:

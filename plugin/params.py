@@ -201,7 +201,13 @@ class Params(BaseModel):
         0.05, "LoRA dropout", "Dropout before the adapter.", form={"minimum": 0, "maximum": 0.9}, ge=0, le=0.9
     )
     lora_targets: str = _field("auto", "LoRA targets", "auto (all linear layers but the head) or layer names, comma separated.")
-    adaptor_name: str = _field("adaptor", "Adapter name", "Name of the result.", pattern=NAME_PATTERN)
+    adaptor_name: str = _field(
+        "adaptor",
+        "Adapter name",
+        "Name of the result. Left at adaptor, a job of a template is named after the template.",
+        form=True,
+        pattern=NAME_PATTERN,
+    )
     fuse_model: bool = _field(True, "Fuse", "Save a whole model that loads without this plugin.", form=True)
     fuse_base: Literal["trained", "original"] = _field(
         "trained", "Fuse onto", "trained: the 4-bit weights trained on, dequantised; original: the unquantised base."
@@ -269,6 +275,37 @@ ALIASES = {
     "report_to": "log_to_wandb",
 }
 REPORT_TO = {"wandb": True, "all": True, "none": False, "tensorboard": False}
+
+# Names that people try, for a suggestion alone: too short or too vague to be taken.
+NICKNAMES = {
+    "lr": "learning_rate",
+    "bs": "batch_size",
+    "epochs": "num_train_epochs",
+    "steps": "train_steps",
+    "model": "model_name",
+    "base": "model_name",
+    "data": "dataset_name",
+    "dataset": "dataset_name",
+    "method": "training_method",
+    "out": "run_dir",
+    "output": "run_dir",
+    "device": "train_device",
+    "wandb": "log_to_wandb",
+    "qlora": "load_in_4bit",
+}
+
+# The groups of the help, each by its first parameter.
+GROUPS = {
+    "train_device": "where it runs",
+    "training_method": "what is trained",
+    "dataset_name": "data",
+    "num_train_epochs": "length and size of the run",
+    "learning_rate": "optimizer",
+    "noise_schedule": "diffusion",
+    "lora": "adapters",
+    "recompute": "speed and memory",
+    "logging_steps": "logs, evaluation, checkpoints",
+}
 
 # Values of `parallel` that cut the model up.
 SHARDED = ("fsdp2", "zero2", "zero3")

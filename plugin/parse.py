@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn
 from pydantic import ValidationError
 
 from .job import JobError, Problem
-from .params import ALIASES, BUILT, METHOD_ONLY, NEEDS, REPORT_TO, SHARDED, Params, schema
+from .params import ALIASES, BUILT, METHOD_ONLY, NEEDS, NICKNAMES, REPORT_TO, SHARDED, Params, schema
 from .redact import MARK, redact
 
 SCHEMA = schema()
@@ -31,10 +31,35 @@ class CommandLine(argparse.ArgumentParser):
     """argparse's own complaints, raised as every other problem is."""
 
     def error(self, message: str) -> NoReturn:
-        found = re.match(r"argument (?:--)?(\w+)\S*: (.+)", message)
-        field, got = (found[1], found[2]) if found else ("command", message)
-        fix = "A value that begins with - is written --name=VALUE; see --help."
-        raise JobError(Problem(field, "a command line that can be read", got, fix))
+        raise JobError(self._problem(message))
+
+    def _problem(self, message: str) -> Problem:
+        see = f"See {self.prog} --help."
+        if found := re.match(r"argument (\S+?)(?:/\S+)?: invalid choice: '(.*?)' \(choose from (.+)\)", message):
+            name, got, words = found[1], found[2], re.findall(r"[\w-]+", found[3])
+            field = name.lstrip("-") if name.startswith("-") else "command"
+            return Problem(field, f"one of {', '.join(words)}", got, did_you_mean(got, words) or see)
+        if found := re.match(r"argument --(\w+)\S*: (.+)", message):
+            return self._option_problem(found[1], found[2])
+        if found := re.match(r"the following arguments are required: (.+)", message):
+            names = [name.lstrip("-") for name in found[1].split(", ")]
+            return Problem(names[0], " and ".join(f"a value for {name}" for name in names), "nothing", see)
+        if found := re.match(r"unrecognized arguments: (\S+)", message):
+            name = found[1].lstrip("-").partition("=")[0]
+            known = [option.lstrip("-") for option in self._option_string_actions if option.startswith("--")]
+            return Problem(name, "an option or a value that belongs here", found[1], did_you_mean(name, known) or see)
+        return Problem("command", "a command line that can be read", message, see)
+
+    def _option_problem(self, name: str, message: str) -> Problem:
+        takes = expected(name) if name in SCHEMA else "a value"
+        if message.startswith("expected"):
+            fix = f"A value that begins with - is written --{name}=VALUE."
+            return Problem(name, takes, "nothing", fix)
+        if found := re.match(r"ignored explicit argument '(.*)'", message):
+            return Problem(name, "no value, it is a switch", repr(found[1]))
+        if found := re.match(r"invalid \S+ value: '(.*)'", message):
+            return Problem(name, "a whole number above 0", repr(found[1]))
+        return Problem(name, takes, message)
 
 
 @dataclass(frozen=True)
@@ -141,8 +166,13 @@ def _value_hint(name: str, value: str) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"Did you mean {close[0]}?" if close else ""
+    """Return a question that names the closest of `known`, or nothing."""
+    names, asked = list(known), word.replace("-", "_").lower()
+    nickname = [NICKNAMES[asked]] if NICKNAMES.get(asked) in names else []
+    part = [name for name in names if asked in name.split("_")]
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    found = next(iter((*nickname, *close, *part)), "")
+    return f"Did you mean {found}?" if found else ""
 
 
 def _unbuilt(params: Params) -> list[Problem]:

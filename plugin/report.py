@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from .summary import counted
+
 STYLES = {"prompt": "cyan", "answer": "green", "end": "dim green", "masked": "bold white on magenta"}
 HOLE = "░"  # a masked token where there is no colour to mark it
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "heap")
@@ -23,9 +25,9 @@ def print_check(plan: Mapping[str, Any], *, ok: bool) -> None:
         console.print(f"note: {note}", markup=False)
     if launch := plan.get("launch"):
         where = f"GPU {', '.join(launch['gpus'])}" if launch["gpus"] else "CPU"
-        console.print(f"devices     {where}; {launch['processes']} process(es)")
-        console.print(f"command     {shlex.join(launch['argv'])}", markup=False)
-        console.print(f"or          {launch['accelerate']}", markup=False)
+        console.print(f"devices     {where}; {counted(launch['processes'], 'process', 'processes')}")
+        console.print(f"train       {shlex.join(plan['command'])}", markup=False)
+        console.print(f"cluster     examples/accelerate_ddp.yaml says what comes before: {launch['accelerate']}", markup=False)
     if "steps" in plan:
         _print_run(console, plan)
         for split, report in plan["data"].items():
@@ -38,11 +40,13 @@ def _print_run(console: Console, plan: Mapping[str, Any]) -> None:
     size, steps = plan["documents_per_step"], plan["steps"]
     console.print(f"model       {plan['parameters'] / 1e6:,.1f} M parameters, {plan['precision']}")
     passes = "(read as it trains)" if plan["passes"] is None else f"= {plan['passes']:g} passes"
-    console.print(f"run         {steps:,} steps x {size} documents {passes}, about {plan['tokens']:,} tokens")
+    amount = f"{counted(steps, 'step')} x {counted(size, 'document')}"
+    console.print(f"run         {amount} {passes}, about {plan['tokens']:,} tokens")
     console.print(
         f"first step  {plan['tokens_first_step']:,} tokens, {plan['supervised_first_step']:,} learned; tried on {plan['tried']}"
     )
-    console.print(f"every       {plan['eval_every'] or 'never'} steps evaluated, {plan['save_every']} saved")
+    evaluated = f"evaluated every {counted(plan['eval_every'], 'step')}" if plan["eval_every"] else "never evaluated"
+    console.print(f"meanwhile   {evaluated}, saved every {counted(plan['save_every'], 'step')}")
     needs = plan["memory"]
     unit, size = ("GB", 1e9) if needs["peak"] >= 1e9 else ("MB", 1e6)
     kinds = " + ".join(f"{needs[kind] / size:.2f} {kind}" for kind in KINDS if needs[kind])
@@ -55,7 +59,8 @@ def _print_data(console: Console, split: str, report: Mapping[str, Any]) -> None
     if not report["rows"]:
         return
     length = report["length"]
-    console.print(f"{split:<11} {report['documents']:,} documents of {report['rows']:,} rows, {report['tokens']:,} tokens")
+    amount = f"{counted(report['documents'], 'document')} of {counted(report['rows'], 'row')}"
+    console.print(f"{split:<11} {amount}, {counted(report['tokens'], 'token')}")
     peak = max(length["counts"]) or 1
     bars = "".join(BARS[-(-count * (len(BARS) - 1) // peak)] for count in length["counts"])
     console.print(

@@ -13,6 +13,7 @@ from .job import Problem
 from .redact import redact
 from .resume import MAY_CHANGE
 from .run_folder import JsonLines, RunFolder, to_json, utc_now, write_whole
+from .summary import counted
 from .watchdog import Heartbeat
 
 PROGRESS_EVERY_S = 1.0
@@ -54,7 +55,8 @@ class Reporter:
 
     def data(self, split: str, report: dict[str, Any]) -> None:
         """What became of a split's rows: {rows, documents, truncated, dropped}."""
-        self.log(f"data: {split} {report['documents']} documents of {report['rows']} rows, {report['truncated']} truncated")
+        amount = f"{counted(report['documents'], 'document')} of {counted(report['rows'], 'row')}"
+        self.log(f"data: {split} {amount}, {report['truncated']} truncated")
         for reason, count in report["dropped"].items():
             self.log(f"data: {split} dropped {count}: {reason}")
 

@@ -91,6 +91,10 @@ def _unwritable(path: Path, error: OSError) -> JobError:
     return JobError(Problem("run_dir", "a folder that can be written", got, "Choose another run_dir."))
 
 
+def _holder_of(lock: int) -> str:
+    return f"process {os.pread(lock, 20, 0).decode().strip() or 'unknown'} or its workers"
+
+
 class RunFolder:
     """Paths and small reads and writes of one run folder; holds no state besides its path."""
 
@@ -107,6 +111,12 @@ class RunFolder:
             return [Problem("run_dir", "a folder", f"{self.path}, which is a file", fix)]
         if not self.path.is_dir() or not self._contents() or self._failed_before_a_step():
             return []
+        if not goes_on and (holder := self._holder()):
+            got = f"{self.path}, in use by {holder}"
+            return [Problem("run_dir", "a run folder no other run holds", got, "Wait, or end that run.")]
+        if not goes_on and self._holds_run() and not self.problems(goes_on=True):
+            fix = "Choose another run_dir, or resume that run with --resume true."
+            return [Problem("run_dir", "a new or empty folder", f"{self.path}, which holds a run", fix)]
         if not goes_on:
             return [Problem("run_dir", "a new or empty folder", f"{self.path}, which holds files", fix)]
         if not self._holds_run():
@@ -119,6 +129,33 @@ class RunFolder:
     def _contents(self) -> list[Path]:
         """What a run has written: not the lock, nor the folders of the other machines, which may be there first."""
         return [path for path in self.path.iterdir() if path.name != LOCK and not path.name.startswith("machine-")]
+
+    def _holder(self) -> str:
+        """Name the other process that holds the lock now; empty when there is none."""
+        try:
+            descriptor = os.open(self / LOCK, os.O_RDONLY)
+        except OSError:
+            return ""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder_of(descriptor)
+            return "" if f"process {os.getpid()} " in holder else holder
+        except OSError:  # a disk without locks: `locked` refuses it
+            return ""
+        finally:
+            os.close(descriptor)
+        return ""
+
+    def remove_refused(self) -> None:
+        """Take away what a run wrote that was refused before its first step; another starter's folder stays."""
+        try:
+            with self.locked(0, lambda line: None):
+                if self._failed_before_a_step():
+                    self.clear()
+                    (self / LOCK).unlink()
+        except (JobError, OSError):
+            return
 
     def _failed_before_a_step(self) -> bool:
         """A run of ours that was refused or broke while loading: a corrected try may have its folder."""
@@ -201,7 +238,7 @@ class RunFolder:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                holder = f"process {os.pread(descriptor, 20, 0).decode().strip() or 'unknown'} or its workers"
+                holder = _holder_of(descriptor)
                 if time.monotonic() > deadline:
                     got = f"{self.path}, still in use by {holder}"
                     raise JobError(
@@ -238,6 +275,11 @@ class RunFolder:
         """Whole checkpoints, oldest first; partial ones carry another name until they are whole."""
         found = [path for path in self.path.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
         return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+    def what_is_saved(self) -> str:
+        """Return a sentence on the last checkpoint, with a space before it; empty if there is none."""
+        found = self.checkpoints()
+        return f" The last checkpoint, {found[-1].name}, is whole." if found else ""
 
 
 class JsonLines:

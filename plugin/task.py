@@ -21,7 +21,7 @@ _HEAD = """\
 
 def task_yaml() -> str:
     """Only keys that the host knows: it refuses a task with any other."""
-    names = [*FIRST, *(name for name, kind in SCHEMA.items() if kind["form"])]
+    names = dict.fromkeys([*FIRST, *(name for name, kind in SCHEMA.items() if kind["form"])])
     task: dict[str, Any] = {
         "name": NAME,
         "resources": {"accelerators": "H100:1"},

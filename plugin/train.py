@@ -10,29 +10,31 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .child import ROOT, child_path
+from .child import ROOT, torch_program
 from .data.sources import absolute_mixture, fingerprint
 from .data.templates import compile_templates
 from .follow import Inherited, Relay, run_workers
 from .hosts import Host
 from .job import Code, JobError, Outcome, Problem
+from .last_words import LastWords
 from .launch import LaunchPlan, count_processes, listen, machine_dir, nvidia_smi, plan_launch, resolve_gpus, visible_gpus
-from .model_files import check_model_files
+from .model_files import check_method, check_model_files, refuse_missing_path
 from .network import interface_to
 from .params import Params
-from .parse import Parsed
+from .parse import SCHEMA, Parsed
 from .report import print_check
 from .resume import Start, cut_back, find_start, parameter_problems, resume_target, state_problems
 from .run_folder import LOCK_WAIT_S, STOP, RunFolder, local_path
 from .wandb_relay import key_problem, relayed
 
+REFUSALS = (Code.CONFIGURATION, Code.DATA, Code.MODEL)  # before the first step they leave nothing
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors", "numpy")
 
 
@@ -64,6 +66,7 @@ def train_job(parsed: Parsed, host: Host) -> int:
         data = _look_first(params)
         folder = RunFolder(run_dir)
         goes_on = params.resume != "false"
+        new = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
         folder.create(goes_on=goes_on)
         lock = opened.enter_context(folder.locked(LOCK_WAIT_S, host.line))
         start = go_on(folder, params, plan, data, host.line) if goes_on else None
@@ -87,6 +90,11 @@ def train_job(parsed: Parsed, host: Host) -> int:
                 outcome = run_workers(plan, folder, relay, Inherited(lock, listener), params.hang_timeout_s)
         finally:
             _write_outcome(folder, host, params, environment, outcome)
+    if outcome.code in REFUSALS and start is None:
+        folder.remove_refused()
+        for path in new:
+            with suppress(OSError):  # it holds something of somebody else's
+                path.rmdir()
     host.finished(folder, outcome)
     return int(outcome.code)
 
@@ -154,6 +162,9 @@ def _look_first(params: Params) -> str:
     try:
         if params.model_name:
             check_model_files(params.model_name)
+        if params.tokenizer_name:
+            refuse_missing_path("tokenizer_name", params.tokenizer_name)
+        check_method(params)
     except JobError as error:
         problems += error.problems
     try:
@@ -213,6 +224,7 @@ def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
         problems.append(problem)
     answer = _try_out(params, ranks, offline=not download)
     problems += [Problem(**problem) for problem in answer["problems"]]
+    plan["command"] = train_command(parsed.params)
     plan |= {"params": params.as_json(), "notes": [*parsed.notes, *answer["notes"]], **(answer["report"] or {})}
     if as_json:
         shown = [problem.as_json() for problem in problems]
@@ -222,6 +234,16 @@ def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
     if not as_json:
         print_check(plan, ok=not problems)
     return int(problems[0].code) if problems else 0
+
+
+def train_command(params: Params) -> list[str]:
+    """Return the words that train what was checked, from any folder; what has its default is left out."""
+    words = [sys.executable, str(ROOT / "main.py"), "train"]
+    for name, value in with_full_paths(params).as_json().items():
+        ignored = name == "train_steps" and params.num_train_epochs > 0
+        if value != SCHEMA[name]["default"] and not ignored:
+            words.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
+    return words
 
 
 def _folder_problems(params: Params, folder: RunFolder, ranks: int) -> list[Problem]:
@@ -244,14 +266,15 @@ def _try_out(params: Params, ranks: int, *, offline: bool) -> Mapping[str, Any]:
     done = subprocess.run(
         [sys.executable, "-P", "-m", "plugin.worker", "--check"],
         input=json.dumps(request),
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
-        env={**os.environ, **child_path(os.environ), "TOKENIZERS_PARALLELISM": "true"},
+        env={**torch_program(os.environ), "TOKENIZERS_PARALLELISM": "true"},
         process_group=0,  # a terminal's Ctrl-C is for this program alone, which then ends that one without a word from it
         check=False,
     )
+    print(done.stderr, end="", file=sys.stderr)
     if not done.stdout:
-        raise JobError(
-            Problem("worker", "a check that ends", f"exit {done.returncode} without an answer", "See the lines above.", 8)
-        )
+        cause = LastWords(done.stderr.splitlines()).cause or "without an answer"
+        got = f"exit {done.returncode}: {cause}"
+        raise JobError(Problem("worker", "a check that ends", got, "See the lines above.", Code.WORKER_DIED))
     return json.loads(done.stdout.splitlines()[-1])

@@ -46,5 +46,5 @@ def fuse_options(argv: Sequence[str]) -> argparse.Namespace:
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError("a whole number above 0")
+        raise ValueError(text)  # argparse makes its own words of it
     return value

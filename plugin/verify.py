@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from .child import child_path
+from .child import torch_program
 from .data.chat import ChatFormat
 from .data.layouts import Turn
 from .families import FAMILIES
@@ -64,7 +64,7 @@ def compare_reloaded(
         alone: Mapping[str, str] = {
             name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         }
-        environment = {**alone, **child_path(os.environ)}
+        environment = torch_program(alone)
         done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True)
     return Reloaded(**json.loads(done.stdout.splitlines()[-1]))
 

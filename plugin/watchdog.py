@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from .job import Code, Problem
+from .run_folder import RunFolder
 
 ANSWER_S = 3.0  # how long one rank may take to write its stacks
 QUIET_S = 0.3  # without a new byte, they are taken to be complete
@@ -42,6 +43,7 @@ class Watch:
     """The parent's side, over the ranks it started; times are the parent's own clock."""
 
     def __init__(self, folder: Path, ranks: Sequence[int], timeout_s: float, now: Callable[[], float] = time.monotonic):
+        self._folder = folder
         self._paths = {rank: heartbeat_path(folder, rank) for rank in ranks}
         self._timeout_s, self._now = timeout_s, now
         self._beats = {rank: _read(path) for rank, path in self._paths.items()}  # what an earlier run left is no progress
@@ -59,7 +61,7 @@ class Watch:
             return None
         silent = sorted(self._since, key=lambda rank: self._since[rank])
         got = "none from " + ", ".join(f"rank {rank} in phase {self._phases[rank]}" for rank in silent)
-        fix = "The last checkpoint is whole. If a phase is only slow, raise hang_timeout_s."
+        fix = f"If a phase is only slow, raise hang_timeout_s.{RunFolder(self._folder).what_is_saved()}"
         got += "; stacks are in log.txt"
         return Problem("worker", f"progress within {self._timeout_s:g} s", got, fix, Code.HANG)
 

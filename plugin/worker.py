@@ -51,7 +51,7 @@ def main() -> int:
         run.reporter.event("finished", result={"outcome": "stopped", "steps": 0})
         return 0
     except Exception as error:
-        problem = run.out_of_memory(what_was_wanted(error)) if is_out_of_memory(error) else as_problem(error)
+        problem = run.out_of_memory(what_was_wanted(error)) if is_out_of_memory(error) else as_problem(error, folder)
         if problem.code == Code.INTERNAL:
             traceback.print_exc()
         if problem.code == Code.DISK:
@@ -94,15 +94,16 @@ def remove_parts(folder: RunFolder) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def as_problem(error: BaseException) -> Problem:
-    """The one problem that a failure is reported as."""
+def as_problem(error: BaseException, folder: RunFolder | None = None) -> Problem:
+    """Turn a failure into the one problem that it is reported as; `folder`: of a run, which `check` has none of."""
     if isinstance(error, JobError):
         return error.problems[0]
     if is_disk_full(error):
-        fix = "Free some; earlier checkpoints are whole."
+        fix = f"Free some.{folder.what_is_saved() if folder else ''}"
         return Problem("disk", "space for the run's files", first_line(error), fix, Code.DISK)
     got = f"{type(error).__name__}: {first_line(error)}"
-    return Problem("worker", "no internal error", got, "Please report this with log.txt.", Code.INTERNAL)
+    fix = f"Please report this with {folder / 'log.txt' if folder else 'the lines above'}."
+    return Problem("worker", "no internal error", got, fix, Code.INTERNAL)
 
 
 NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support import ROOT
 
 from plugin import cli
-from plugin.params import Params
+from plugin.params import GROUPS, METHOD_ONLY, Params
 from plugin.parse import Parsed, parse
 
 JOB = {"dataset_name": "data.jsonl", "model_name": "model"}
@@ -121,19 +124,103 @@ def test_a_missing_or_unreadable_file_is_refused(run: Run, tmp_path: Path) -> No
     assert run("check", "--config", tmp_path / "binary.yaml")[0] == 2
 
 
+GOOD = ("--dataset_name", "d", "--model_name", "m")
+
+
 @pytest.mark.parametrize(
-    ("words", "start"),
+    ("words", "error"),
     [
-        (("check", "--batch_size"), "error[2]: batch_size: "),
-        (("check", "--learning_rate", "-1e-5", "--dataset_name", "d", "--model_name", "m"), "error[2]: learning_rate: "),
-        (("trian",), "error[2]: "),
-        (("check", "stray", "--dataset_name", "d", "--model_name", "m"), "error[2]: stray: "),
+        (("trian",), "command: expected one of train, check, chat, fuse, got trian. Did you mean train?"),
+        (("check", "--batch_size"), "batch_size: expected an integer >= 1, got nothing. A value that begins with - is written"),
+        (("check", "--learning_rate", "-1e-5", *GOOD), "learning_rate: expected a number"),
+        (("check", "--json=yes", *GOOD), "json: expected no value, it is a switch, got 'yes'."),
+        (("check", "stray", *GOOD), "stray: expected a known parameter, got an unknown name."),
+        (("check", "--lr", "1", *GOOD), "lr: expected a known parameter, got an unknown name. Did you mean learning_rate?"),
+        (("check", "--adaptor=x", *GOOD), "adaptor: expected a known parameter, got an unknown name. Did you mean adaptor_name?"),
+        (
+            ("check", "--batch-size", "4", *GOOD),
+            "batch-size: expected a known parameter, got an unknown name. Did you mean batch_",
+        ),
+        (("check", "-lr", "1", *GOOD), "lr: expected a known parameter, got an unknown name. Did you mean learning_rate?"),
+        (("check", "--optim", "adam", *GOOD), "optim: expected one of adamw, adamw_8bit, got 'adam'. Did you mean adamw?"),
+        (("chat",), "model: expected a value for model, got nothing. See main.py chat --help."),
+        (
+            ("chat", "m", "--bloc_length", "3"),
+            "bloc_length: expected an option or a value that belongs here, got --bloc_length. Did",
+        ),
+        (("chat", "m", "--steps", "0"), "steps: expected a whole number above 0, got '0'."),
+        (("fuse", "--out", "x"), "adapter: expected a value for adapter and a value for model_name, got nothing."),
+        (
+            ("fuse", "--adapter", "a", "--model_name", "m", "--out", "o", "--fuse_base", "orginal"),
+            "fuse_base: expected one of trained, original, got orginal. Did you mean original?",
+        ),
     ],
 )
-def test_a_command_line_that_makes_no_sense_is_one_error_line_too(run: Run, words: tuple[str, ...], start: str) -> None:
+def test_a_command_line_that_makes_no_sense_is_one_error_line(run: Run, words: tuple[str, ...], error: str) -> None:
     code, params, (line,) = run(*words)
     assert (code, params) == (2, None)
-    assert line.startswith(start)
+    assert line.startswith(f"error[2]: {error}")
+
+
+def test_a_folder_as_config_names_the_file_in_it(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "run.json").touch()
+    code, _, (line,) = run("check", "--config", tmp_path)
+    assert code == 2
+    assert line.endswith(f"got {tmp_path}, which is a folder. Give {tmp_path / 'run.json'}, which repeats that run.")
+
+
+@pytest.fixture
+def help_text(capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit, match="0"):
+        cli.run(["train", "--help"])
+    return capsys.readouterr().out
+
+
+def test_the_help_names_the_method_an_option_belongs_to(help_text: str) -> None:
+    for name, method in METHOD_ONLY.items():
+        assert re.search(rf"--{name} \S+\s+{method} only: ", help_text), name
+    assert re.search(r"--lora_r VALUE\s+with --lora true: ", help_text)
+
+
+def test_the_help_has_the_groups_of_the_declaration(help_text: str) -> None:
+    source = (ROOT / "plugin" / "params.py").read_text(encoding="utf-8")
+    declared = re.findall(r"# --- (.+)\n    (\w+): ", source)
+    assert {first: title for title, first in declared} == GROUPS
+    assert [line for line in help_text.splitlines() if line.rstrip(":") in GROUPS.values()] == [f"{t}:" for t in GROUPS.values()]
+
+
+def test_the_version_is_the_manifests(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.run(["--version"])
+    version = json.loads((ROOT / "index.json").read_text(encoding="utf-8"))["version"]
+    assert capsys.readouterr().out == f"diffusion-llm-trainer {version}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "before", "threads", "policy"),
+    [
+        (("chat", "m"), {}, str(os.cpu_count()), "PASSIVE"),
+        (("fuse", "--adapter", "a", "--model_name", "m", "--out", "o"), {}, str(os.cpu_count()), "PASSIVE"),
+        (("chat", "m"), {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "ACTIVE"}, "3", "ACTIVE"),  # a person's own settings
+    ],
+)
+def test_torch_programs_get_the_threads_of_a_worker(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], before: dict[str, str], threads: str, policy: str
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    started: list[dict[str, str]] = []
+
+    def execve(path: str, argv: list[str], env: dict[str, str]) -> None:
+        started.append(env)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "execve", execve)
+    with pytest.raises(KeyboardInterrupt):
+        cli.run(words)
+    (env,) = started
+    assert (env["OMP_NUM_THREADS"], env["OMP_WAIT_POLICY"]) == (threads, policy)
 
 
 def test_no_verb_shows_the_help_and_exits_2(run: Run) -> None:

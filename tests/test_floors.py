@@ -25,6 +25,8 @@ FLOOR_0 = {
         "launched",
         "verbs",
         "network",
+        "last_words",
+        "environment",
     ),
 }
 # quiet is what every torch program imports first, wherever it lives.

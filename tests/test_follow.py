@@ -126,6 +126,33 @@ def test_another_signal_is_named_without_a_guess(folder: RunFolder, witness: Wit
     assert "worker died: rank 0 ended by SIGABRT" in outcome.error.line
 
 
+def test_an_import_that_fails_is_the_cause_with_the_log_named(folder: RunFolder, witness: Witness) -> None:
+    """As transformers reports a torchvision that was built for another torch: the error that a user can search for comes first."""
+    program = """
+    try:
+        raise RuntimeError("operator torchvision::nms does not exist")
+    except RuntimeError as error:
+        raise ModuleNotFoundError("Could not import module 'PreTrainedModel'.") from error
+    """
+    outcome = run(folder, witness, program)
+    assert outcome.error is not None
+    assert outcome.error.line == (
+        "error[8]: worker: expected every rank to finish, got worker died: rank 0 exited 1: "
+        "ModuleNotFoundError: Could not import module 'PreTrainedModel'. "
+        f"(from RuntimeError: operator torchvision::nms does not exist). See {folder / 'log.txt'}."
+    )
+
+
+@pytest.mark.parametrize("saved", [[], ["checkpoint-5", "checkpoint-20"]])
+def test_only_a_checkpoint_that_is_there_is_called_whole(folder: RunFolder, witness: Witness, saved: list[str]) -> None:
+    for name in saved:
+        (folder / name).mkdir()
+    outcome = run(folder, witness, "os.kill(os.getpid(), signal.SIGKILL)")
+    assert outcome.error is not None
+    assert outcome.error.fix.endswith(" The last checkpoint, checkpoint-20, is whole." if saved else "log.txt.")
+    assert ("is whole" in outcome.error.line) is bool(saved)
+
+
 def test_one_failing_rank_ends_the_other_within_the_grace(
     folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from faults.forks import Forks
 from scenes import ENDLESS, LONGEST_S, Scene
-from support import ERROR, MAIN, is_running, run_main, start, wait_until, write_rows
+from support import ERROR, MAIN, is_running, pairs, run_main, start, wait_until, write_rows
 
 HANG_S = 15  # more than a forked rank needs to load on a busy machine
 FIRST_MACHINE = "10.77.0.1"
@@ -85,16 +85,28 @@ def two_machines(root: Path, *args: object) -> list[Scene]:
     return [Scene(place, one.returncode, *words) for place, one, words in zip(places, programs, told, strict=True)]
 
 
-def meets_a_key(root: Path, *args: object) -> Scene:
-    """The data has a column named by a key, and the message that refuses it names the columns seen."""
-    data = write_rows(root / "dump.jsonl", [dict.fromkeys(KEYS.values(), "x")] * 4)
-    folder = root / "keys"
-    done = run_main("train", *args, "--dataset_name", data, "--run_dir", folder, "--json", env=KEYS, timeout_s=LONGEST_S)
+def meets_a_key(root: Path, model: Path) -> Scene:
+    """The data lies in files named by keys, and the message of a step that is not finite names its rows."""
+    from safetensors.torch import load_file, save_file
+
+    data, spoilt, folder = root / "dump", root / "spoilt", root / "keys"
+    data.mkdir()
+    for number, key in enumerate(KEYS.values()):
+        write_rows(data / f"{key}.jsonl", pairs()[8 * number : 8 * number + 8])
+    shutil.copytree(model, spoilt)
+    weights = load_file(spoilt / "model.safetensors")
+    weights["decoder.bias"][:] = float("nan")
+    save_file(weights, spoilt / "model.safetensors", metadata={"format": "pt"})
+    args = ("--model_name", spoilt, "--dataset_name", data, "--eval_strategy", "no", "--batch_size", 8, "--train_steps", 4)
+    more = ("--max_length", 64, "--train_device", "cpu", "--run_dir", folder, "--json")
+    done = run_main("train", *args, *more, env=KEYS, timeout_s=LONGEST_S)
     return Scene(folder, done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module")
-def scene(forks: Forks, tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, pairs_file: Path) -> Callable[[str], Any]:
+def scene(
+    forks: Forks, tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, tiny_bert: Path, pairs_file: Path
+) -> Callable[[str], Any]:
     root = tmp_path_factory.mktemp("läuft weiter")  # unicode and a space in every path, and a link in one
     (root / "disk").mkdir()
     (root / "link").symlink_to("disk")
@@ -104,7 +116,7 @@ def scene(forks: Forks, tmp_path_factory: pytest.TempPathFactory, tiny_config: P
     hang = (*job, "--num_processes", 2, "--hang_timeout_s", HANG_S)
     played: dict[str, Callable[[], Any]] = {
         "hang and another": lambda: hangs_beside_another(forks, root, hang, (*four, "--num_processes", 2)),
-        "key": lambda: meets_a_key(root, *model),
+        "key": lambda: meets_a_key(root, tiny_bert),
         "two machines": lambda: two_machines(root, *four),
     }
     return cache(lambda name: played[name]())
@@ -152,11 +164,14 @@ def test_a_hang_is_exit_9_with_stacks_and_nothing_left(scene: Callable[[str], An
 
 def test_keys_of_the_environment_are_nowhere_in_a_failed_run(scene: Callable[[str], Any]) -> None:
     failed = scene("key")
-    assert failed.code == 3, failed.err
+    assert failed.code == 6, failed.err
     assert "[redacted]" in failed.err, "the message did hold the keys"
-    assert "[redacted]" in failed.result["error"]["got"]
+    assert "[redacted]" in (failed.folder / "log.txt").read_text()
+    assert list(failed.folder.glob("debug-step-*"))
     texts = {"stdout": failed.out.encode(), "stderr": failed.err.encode()}
-    texts |= {str(path): path.read_bytes() for path in failed.folder.rglob("*") if path.is_file()}
+    copied = failed.folder / "data"  # of what the user gave, names of files included
+    files = [path for path in failed.folder.rglob("*") if path.is_file() and copied not in path.parents]
+    texts |= {str(path): path.read_bytes() for path in files}
     assert len(texts) > 6
     for name, text in texts.items():
         for key in KEYS.values():

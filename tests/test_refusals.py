@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from faults.forks import Forks
-from support import ERROR, MAIN, is_running, read_lines, refusal, run_main, start, wait_until
+from support import ERROR, MAIN, child_env, is_running, pairs, read_lines, refusal, run_main, start, wait_until, write_rows
 
 
 def job(tiny_config: Path, pairs_file: Path) -> list[object]:
@@ -63,19 +64,44 @@ def test_check_as_json_is_one_object_with_the_problem(tmp_path: Path, tiny_confi
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_train_that_fails_in_the_worker_says_so_everywhere_and_leaves_nothing_half_written(
-    tmp_path: Path, tiny_config: Path, pairs_file: Path, model_copy: Path
-) -> None:
+@pytest.mark.parametrize("made", [False, True])
+def test_a_refusal_of_the_worker_leaves_no_run_folder(tmp_path: Path, pairs_file: Path, model_copy: Path, made: bool) -> None:
     (model_copy / "model.safetensors").write_bytes(b"not safetensors")  # only loading it tells
-    args = ("--model_name", model_copy, "--dataset_name", pairs_file, "--run_dir", "out", "--max_length", 64)
-    done = run_main("train", *args, cwd=tmp_path)
+    out = tmp_path / "runs" / "out"
+    if made:
+        out.mkdir(parents=True)
+    args = ("--model_name", model_copy, "--dataset_name", pairs_file, "--run_dir", out, "--max_length", 64)
+    done = run_main("train", *args, "--json", cwd=tmp_path)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error[")]
     assert refusal((done.returncode, lines, ""))[:2] == (4, "model_name")
     assert "Traceback" not in done.stderr
-    result = json.loads((tmp_path / "out" / "run.json").read_text())["result"]
-    assert (result["outcome"], result["code"], result["error"]["field"]) == ("failed", 4, "model_name")
-    assert read_lines(tmp_path / "out" / "events.jsonl")[-1]["type"] == "failed"
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".part") or path.suffix == ".safetensors"]
+    answer = json.loads(done.stdout)
+    assert (answer["outcome"], answer["code"], answer["error"]["field"]) == ("failed", 4, "model_name")
+    assert list((tmp_path / "runs").rglob("*")) == ([out] if made else []), "a folder of the user's stays, empty"
+    assert (tmp_path / "runs").exists() is made
+
+
+def test_the_command_that_check_prints_trains_from_any_folder(
+    tmp_path: Path, tiny_config: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (tmp_path / "my data").mkdir()
+    write_rows(tmp_path / "my data" / "pairs.jsonl", pairs()[:1])
+    common = ("--model_config", tiny_config, "--dataset_name", "my data/pairs.jsonl", "--max_length", 64, "--train_steps", 1)
+    options = ("--eval_strategy", "no", "--batch_size", 1, "--fuse_model", "false", "--run_dir", "my run")
+    templates = ("--instruction_template", "Say: {{ prompt }}", "--output_template", "{{ response }}")
+    checked = run_main("check", *common, *options, *templates, cwd=tmp_path)
+    assert checked.returncode == 0, checked.stderr
+    lines = [line.partition(" ") for line in checked.stdout.splitlines()]
+    command = next(rest.strip() for name, _, rest in lines if name == "train" and "main.py" in rest)
+    assert "never evaluated, saved every 1 step\n" in checked.stdout
+    assert "1 step x 1 document = 1 pass" in checked.stdout
+    assert "1 document of 1 row, " in checked.stdout
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    done = subprocess.run(command, shell=True, cwd=elsewhere, env=child_env(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    params = json.loads((elsewhere / "my run" / "run.json").read_text())["params"]
+    assert (params["train_steps"], params["batch_size"], params["fuse_model"]) == (1, 1, False)
+    assert params["dataset_name"] == str(tmp_path / "my data" / "pairs.jsonl")
 
 
 def test_train_as_json_refuses_as_json(tmp_path: Path) -> None:
@@ -134,20 +160,21 @@ def test_a_model_that_is_not_finite_ends_with_exit_6(verb: str, tmp_path: Path, 
         assert read_lines(run_dir / "metrics.jsonl") == []
 
 
-def test_a_corrected_second_try_may_have_the_folder_of_a_refused_first_one(
+def test_a_corrected_second_try_may_have_the_same_folder(
     forks: Forks, tmp_path: Path, tiny_config: Path, pairs_file: Path
 ) -> None:
-    """What is only found while loading leaves a folder that says why; nothing in it is worth keeping."""
     common = ("--model_config", tiny_config, "--dataset_name", pairs_file)
     fast = ("--train_steps", 1, "--batch_size", 2, "--eval_strategy", "no", "--fuse_model", "false")
     first = forks.run(tmp_path / "run", *common, *fast, "--max_length", 2)
     assert first.code == 3, first.err
-    assert first.result["error"]["field"] == "max_length"
+    assert "error[3]: max_length: " in first.err
+    assert not (tmp_path / "run").exists()
     second = forks.run(tmp_path / "run", *common, *fast, "--max_length", 64)
     assert second.code == 0, second.err
     third = forks.run(tmp_path / "run", *common, *fast, "--max_length", 64)
     assert third.code == 2
-    assert "run_dir" in third.err
+    assert "run_dir: expected a new or empty folder, got " in third.err
+    assert "or resume that run with --resume true." in third.err
 
 
 def test_a_model_and_templates_that_can_be_seen_wrong_leave_no_folder(tmp_path: Path, pairs_file: Path) -> None:

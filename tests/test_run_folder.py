@@ -118,7 +118,7 @@ def test_a_folder_that_became_a_runs_while_we_waited_is_not_overwritten(tmp_path
     folder = RunFolder(tmp_path / "run")
     folder.create()
     (folder / "run.json").write_text('{"params": {}, "environment": {}, "result": {"outcome": "done"}}')
-    with pytest.raises(JobError, match="which holds files"):
+    with pytest.raises(JobError, match="which holds a run"):
         folder.clear()
     assert (folder / "run.json").exists()
 
@@ -172,3 +172,31 @@ def test_a_waiting_starter_goes_on_as_soon_as_the_folder_is_free(tmp_path: Path)
         with RunFolder(tmp_path).locked(30, said.append):
             assert time.monotonic() - began < 15
     wait_until(lambda: len(said) == 1, "the waiting line", deadline_s=1)
+
+
+def test_a_folder_in_use_says_by_whom(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    folder.write_run({}, {}, None)
+    with folder.locked(0, lambda line: None) as lock:
+        (problem,) = folder.problems()
+        assert problem.got.endswith("which holds a run"), "this process itself does not count"
+        os.pwrite(lock, b"7654321\n", 0)  # as another one would hold it
+        (problem,) = folder.problems()
+        assert problem.got == f"{folder.path}, in use by process 7654321 or its workers"
+    (problem,) = folder.problems()
+    assert problem.got == f"{folder.path}, which holds a run"
+    assert problem.fix.endswith("resume that run with --resume true.")
+
+
+def test_a_refused_run_goes_and_what_is_anothers_stays(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    folder.write_run({}, {}, {"outcome": "failed"})
+    (folder / "metrics.jsonl").touch()
+    with folder.locked(0, lambda line: None):
+        folder.remove_refused()
+        assert (folder / "run.json").exists(), "another starter holds the folder"
+    (folder / "theirs").touch()
+    folder.remove_refused()
+    assert [path.name for path in folder.path.iterdir()] == ["theirs"]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from support import ROOT
 
-from plugin.hosts.lab import go_on_here, task_values
+from plugin.hosts.lab import task_values
 from plugin.parse import SCHEMA, parse
 from plugin.task import NAME, OWNER, _float, _parameter, gallery_entry
 
@@ -71,16 +70,3 @@ def test_defaults_as_values_or_as_their_schema_change_nothing() -> None:
 def test_bounds_are_those_of_the_parameters() -> None:
     assert _parameter("warmup_ratio")["min"] == SCHEMA["warmup_ratio"]["minimum"] == 0
     assert _parameter("batch_size") == {"type": "integer", "min": 1, "default": 4, "title": "Batch size"}
-
-
-def test_a_copied_checkpoint_becomes_a_run_to_go_on_with(tmp_path: Path) -> None:
-    copied = tmp_path / "job" / "checkpoints" / "checkpoint-4"
-    copied.mkdir(parents=True)
-    (copied / "state.json").write_text("{}")
-    (copied.parent / "run.json").write_text('{"params": {}}')
-    run_dir = tmp_path / "run"
-    for _ in range(2):  # a restarted job finds its own run there
-        go_on_here(copied, run_dir)
-        assert sorted(path.name for path in run_dir.iterdir()) == ["checkpoint-4", "run.json"]
-        assert (run_dir / "checkpoint-4" / "state.json").read_text() == "{}"
-    assert list(tmp_path.glob(".*")) == []

@@ -16,7 +16,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from ..job import Outcome
 from ..launch import LaunchPlan
 from ..run_folder import RunFolder
-from ..summary import metrics_line, outcome_line
+from ..summary import counted, metrics_line, outcome_line
+from .pulse import Pulse
 
 QUIET_LINES = 20  # without a terminal, so many metric lines a run
 
@@ -37,22 +38,27 @@ class FolderHost:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._next_line = 0
+        self._pulse = Pulse(self.line)
 
     def started(self, folder: RunFolder, plan: LaunchPlan) -> None:
         where = f"GPU {', '.join(plan.gpus)}" if plan.gpus else "CPU"
         self.line(f"run folder: {folder.path}")
-        self.line(f"devices: {where}, {len(plan.ranks)} process{'es' if len(plan.ranks) > 1 else ''}")
+        self.line(f"devices: {where}, {counted(len(plan.ranks), 'process', 'processes')}")
         self.line(f"stop with Ctrl-C or: touch {_quoted(folder / 'STOP')}")
         if self._console.is_terminal:
             columns = (TextColumn("{task.description:>6}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
             self._bar = Progress(*columns, console=self._console, transient=False)
             self._task = self._bar.add_task("load", total=None, text="")
             self._bar.start()
+        else:
+            self._pulse.start()
 
     def line(self, text: str) -> None:
-        (self._bar.console if self._bar else self._console).print(text, markup=False)
+        with self._pulse.speaking():
+            (self._bar.console if self._bar else self._console).print(text, markup=False)
 
     def event(self, event: Mapping[str, Any]) -> None:
+        self._pulse.event(event)
         if event["type"] == "progress":
             self._progress(event)
         elif event["type"] == "metrics":
@@ -64,17 +70,28 @@ class FolderHost:
         return False
 
     def finished(self, folder: RunFolder, outcome: Outcome) -> None:
+        self._pulse.stop()
         if self._bar:
             self._bar.stop()
             self._bar = None
-        self.line(outcome_line(outcome))
+        self.line(outcome_line(outcome, folder))
         if self._as_json:
-            print(json.dumps({"run_dir": str(folder.path), **outcome.as_json()}, ensure_ascii=False))
+            print(
+                json.dumps(
+                    {"run_dir": str(folder.path) if folder.path.is_dir() else None, **outcome.as_json()}, ensure_ascii=False
+                )
+            )
+            return
+        if not folder.path.is_dir():
             return
         print(f"run folder   {folder.path}")
+        program = f"python {_quoted(os.path.relpath(sys.argv[0]))}"
+        if outcome.outcome == "stopped" and folder.checkpoints():
+            where = _quoted(folder.path)
+            print(f"resume       {program} train --config {_quoted(folder / 'run.json')} --resume true --run_dir {where}")
         if (folder / "fused").is_dir():
             print(f"fused model  {folder / 'fused'}")
-            print(f"chat         python {_quoted(os.path.relpath(sys.argv[0]))} chat {_quoted(folder.path)}")
+            print(f"chat         {program} chat {_quoted(folder.path)}")
         print(f"curves       tensorboard --logdir {_quoted(folder / 'tb')}")
 
     def _progress(self, event: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import queue
+import re
 import shutil
 import threading
 import time
@@ -15,16 +16,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..job import Outcome, Problem
+from ..job import JobError, Outcome, Problem
 from ..launch import LaunchPlan
+from ..resume import STATE
 from ..run_folder import RunFolder
-from ..summary import metrics_line, outcome_line
+from ..summary import counted, metrics_line, outcome_line, sample_line
 from ..wandb_relay import FACTS
+from .pulse import Pulse
 
 EVERY_S = 1.0
 # The host sends SIGTERM to the whole tree, SIGKILL 3 s later: the workers have this long to save, the rest is for the last words.
 STOP_GRACE_S = 1.5
 LAST_WORDS_S = 0.8
+ARTIFACTS = ("run.json", "log.txt", "samples.jsonl", "tb", "adapter")  # beside the model, the checkpoints and the metrics
 
 
 class Caller:
@@ -56,34 +60,42 @@ class LabHost:
 
     def __init__(self, lab: Any):
         self._lab = lab
+        self._pulse = Pulse(self.line)
         self._caller = Caller(self.line)
         self._percent, self._sent = 0, -math.inf
-        self._rows: list[tuple[int, dict[str, float]]] = []
+        self._told = 0  # the percentage that the host knows
+        self._rows: dict[int, dict[str, float]] = {}  # step -> figures that the host does not know
+        self._step: int = 0  # the newest finished one, and its loss
+        self._loss: float | None = None
         self._latest: dict[str, float] = {}
 
     def started(self, folder: RunFolder, plan: LaunchPlan) -> None:
         where = f"GPU {', '.join(plan.gpus)}" if plan.gpus else "CPU"
         self.line(f"run folder: {folder.path}")
-        self.line(f"devices: {where}, {len(plan.ranks)} process{'es' if len(plan.ranks) > 1 else ''}")
-        # Beside the checkpoints, so that another job can go on from one.
-        self._caller.call(lambda: self._lab.save_checkpoint(str(folder / "run.json"), "run.json"))
+        self.line(f"devices: {where}, {counted(len(plan.ranks), 'process', 'processes')}")
+        self._pulse.start()
 
     def line(self, text: str) -> None:
-        print(text, flush=True)
+        with self._pulse.speaking():
+            print(text, flush=True)
 
     def event(self, event: Mapping[str, Any]) -> None:
+        self._pulse.event(event)
         if event["type"] == "progress":
             self._percent = min(99, int(event["percent"]))
+            self._step, self._loss = event["step"], event["loss"]
         elif event["type"] == "metrics":
             self.line(metrics_line(event["step"], event["metrics"]))
             figures: dict[str, float] = {
                 name: value for name, value in event["metrics"].items() if isinstance(value, int | float)
             }
-            self._rows.append((event["step"], figures))
+            self._rows[event["step"]] = self._rows.get(event["step"], {}) | figures
             self._latest |= figures
+        elif event["type"] == "sample":
+            self.line(sample_line(event))
         elif event["type"] == "checkpoint":
             path = Path(event["path"])
-            self._caller.call(lambda: self._lab.save_checkpoint(str(path), path.name))
+            self._caller.call(lambda: self._save_checkpoint(path))
 
     def stop_wanted(self) -> bool:
         if time.monotonic() - self._sent >= EVERY_S:
@@ -93,36 +105,70 @@ class LabHost:
     def finished(self, folder: RunFolder, outcome: Outcome) -> None:
         self._send()
         if outcome.error:
+            self._save_artifacts(folder)
             self.failed([outcome.error])
             return
-        line = outcome_line(outcome)
+        line = outcome_line(outcome, folder)
+        if outcome.outcome == "stopped" and (saved := folder.checkpoints()):
+            line += f". To resume, start a job from this job's {saved[-1].name}"
         if (folder / FACTS).exists() and (url := json.loads((folder / FACTS).read_text(encoding="utf-8"))["url"]):
             self._caller.call(lambda: self._lab.capture_wandb_url(url))
-        if outcome.outcome == "done" and (folder / "fused").is_dir():
-            self._caller.call(lambda: self._save_model(folder))
         if outcome.code:  # the host has marked the job as stopped itself, and waits no longer
             self._caller.call(lambda: self._lab.set_job_data_field("completion_details", line))
-        else:
+        if outcome.outcome == "done" and (folder / "fused").is_dir():
+            self._caller.call(lambda: self._save_model(folder))
+        self._save_artifacts(folder)
+        if not outcome.code:
             score = {"eval/loss": self._latest["eval/loss"]} if "eval/loss" in self._latest else {}
             self._caller.call(lambda: self._lab.finish(message=line, score=score))
+        self._pulse.stop()
         self._caller.finish(LAST_WORDS_S if outcome.code else None)
         self.line(line)
 
     def failed(self, problems: Sequence[Problem]) -> None:
         """The cause, where the job's page shows it and last in its log."""
+        self._pulse.stop()
         details = "\n".join(problem.line for problem in problems)
         self._caller.call(lambda: self._lab.error(message=details))
         self._caller.finish()
         self.line(details)
 
     def _send(self) -> None:
-        """Progress, with every evaluation and the newest other figures: the host asks for one report a second."""
-        self._sent, rows, self._rows = time.monotonic(), self._rows, []
+        """Send what has moved: every evaluation, and the newest other figures, for the host asks for one report a second.
+
+        Each row holds the training loss; the host's page shows the newest row alone.
+        """
+        self._sent, rows, self._rows = time.monotonic(), self._rows, {}
         percent = self._percent
-        for step, figures in [row for row in rows if "eval/loss" in row[1] or row is rows[-1]]:
-            self._caller.call(lambda step=step, figures=figures: self._lab.update_progress(percent, metrics=figures, step=step))
-        if not rows:
-            self._caller.call(lambda: self._lab.update_progress(percent))
+        if not rows and percent != self._told:
+            rows = {self._step: {}}
+        loss = {} if self._loss is None else {"loss": self._loss}
+        for step, figures in rows.items():
+            if "eval/loss" in figures or step == max(rows):
+                row = loss | figures
+                self._caller.call(lambda step=step, row=row: self._lab.update_progress(percent, metrics=row, step=step))
+        self._told = percent
+
+    def _save_checkpoint(self, path: Path) -> None:
+        """Copy a checkpoint to the host, and remove what the run has removed: the host keeps as many as `save_total_limit` says."""
+        run = RunFolder(path.parent)
+        try:
+            if path.is_dir():  # a slow copy of the one before may have outlived it
+                saved = Path(self._lab.save_checkpoint(str(path), path.name))
+                if saved.is_dir():  # a folder of this machine, and no bucket
+                    shutil.copy(run / "run.json", saved)  # another job resumes from the folder alone
+        finally:
+            kept = {one.name for one in run.checkpoints()}
+            there = [Path(one) for one in self._lab.get_checkpoint_paths()]
+            for one in there:
+                if one.name not in kept and one.is_dir():
+                    shutil.rmtree(one)
+            self._lab.set_job_data_field("checkpoints", [str(one) for one in there if one.name in kept])
+
+    def _save_artifacts(self, folder: RunFolder) -> None:
+        for name in ARTIFACTS:
+            if (path := folder / name).exists():
+                self._caller.call(lambda path=path: self._lab.save_artifact(str(path), path.name))
 
     def _save_model(self, folder: RunFolder) -> None:
         params = folder.read_run()["params"]
@@ -145,11 +191,26 @@ def task_values(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in unwrapped.items() if name != "experiment_name"}
 
 
+def chosen_checkpoint(lab: Any) -> Path | None:
+    """Return the checkpoint of another job that the user chose to resume from. Raises JobError (exit 2) for one that is gone."""
+    if path := lab.get_checkpoint_to_resume():
+        return Path(path)
+    data = lab.get_job_data()
+    if name := data.get("resumed_from_checkpoint"):
+        got = f"{name} of job {data.get('parent_job_id')}, which is not there"
+        raise JobError(Problem("resume", "a checkpoint of an earlier job", got, "Choose one that the job's page lists."))
+    return None
+
+
 def go_on_here(checkpoint: Path, run_dir: Path) -> None:
-    """Make `run_dir` a run that stands at the checkpoint of another job, which the host copied beside its run.json."""
+    """Make `run_dir` a run that stands at the checkpoint of another job. Raises JobError (exit 2) if it is none of this program."""
+    record = checkpoint / "run.json"
+    if not (re.fullmatch(r"checkpoint-\d+", checkpoint.name) and (checkpoint / STATE).is_file() and record.is_file()):
+        fix = "Choose one of the job's checkpoint-N."
+        raise JobError(Problem("resume", "a checkpoint that this trainer wrote", str(checkpoint), fix))
     if not run_dir.exists():
         part = run_dir.with_name(f".{run_dir.name}.part")
         shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(checkpoint, part / checkpoint.name)
-        shutil.copy(checkpoint.parent / "run.json", part)
+        shutil.copytree(checkpoint, part / checkpoint.name, ignore=shutil.ignore_patterns("run.json"))
+        shutil.copy(record, part)
         part.rename(run_dir)

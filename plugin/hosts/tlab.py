@@ -19,12 +19,14 @@ from ..job import Code, JobError, Outcome, Problem
 from ..launch import LaunchPlan
 from ..params import METHOD_ONLY
 from ..run_folder import RunFolder, to_json, write_whole
-from ..summary import metrics_line, outcome_line
+from ..summary import counted, metrics_line, outcome_line, sample_line
+from .pulse import Pulse
 from .shelf import free_name, shelve, show_link
 from .tlab_job import WORST, TlabJob, viewer_dir
 from .tlab_sdk import TlabSdk
 
 EVERY_S = 1.0
+ESTIMATE_EVERY_S = 10.0  # the time that remains: one more write of the job's file
 
 
 def local_time() -> str:
@@ -36,9 +38,12 @@ class TlabHost:
 
     def __init__(self, job: TlabJob):
         self.job = job
+        self._pulse = Pulse(self.line)
         self._sdk = TlabSdk(self.line)
         self._pending: dict[str, Any] = {"start_time": local_time(), "template_name": job.template}
         self._percent, self._stop, self._asked = 0, False, -math.inf
+        self._board: RunFolder | None = None  # shown once there is a curve
+        self._estimated = -math.inf
         self._report_metrics({})  # a run that dies with this process must not win a sweep
 
     # --- what train_job calls
@@ -46,17 +51,25 @@ class TlabHost:
     def started(self, folder: RunFolder, plan: LaunchPlan) -> None:
         where = f"GPU {', '.join(plan.gpus)}" if plan.gpus else "CPU"
         self.line(f"run folder: {folder.path}")
-        self.line(f"devices: {where}, {len(plan.ranks)} process{'es' if len(plan.ranks) > 1 else ''}")
-        self._show_board(folder)
+        self.line(f"devices: {where}, {counted(len(plan.ranks), 'process', 'processes')}")
+        self._board = folder
+        self._pulse.start()
 
     def line(self, text: str) -> None:
-        print(text, flush=True)  # the host streams this from a file
+        with self._pulse.speaking():
+            print(text, flush=True)  # the host streams this from a file
 
     def event(self, event: Mapping[str, Any]) -> None:
+        self._pulse.event(event)
         if event["type"] == "progress":
             self._percent = min(99, int(event["percent"]))  # 100 is for a run that has ended
+            self._estimate(event["eta_seconds"])
+            if event["phase"] != "load":
+                self._show_board()
         elif event["type"] == "metrics":
             self.line(metrics_line(event["step"], event["metrics"]))
+        elif event["type"] == "sample":
+            self.line(sample_line(event))
         elif event["type"] == "checkpoint":
             self._show_checkpoints(Path(event["path"]).parent)
 
@@ -77,7 +90,10 @@ class TlabHost:
         if outcome.outcome == "done" or not self.job.sweep_run:
             self._report_metrics(metrics)
         self._show_checkpoints(folder.path)
-        self._end("success", outcome_line(outcome), made)
+        line = outcome_line(outcome, folder)
+        if outcome.outcome == "stopped" and folder.checkpoints():
+            line += f". To resume, start a job with this line in Advanced: resume: {folder.path}"
+        self._end("success", line, made)
 
     # --- endings
 
@@ -88,12 +104,16 @@ class TlabHost:
         self._end("failed", details, {})
 
     def _end(self, status: str, details: str, made: Mapping[str, Any]) -> None:
-        """The host sets the job's status itself, whatever happened; completion_status is what a user can trust."""
+        """The host sets the job's status itself, whatever happened; completion_status is what a user can trust.
+
+        STOPPED comes last: it frees the host's queue.
+        """
+        self._pulse.stop()
         self._sdk.put({"completion_details": details, **self._pending, **made})
         self._sdk.put({"completion_status": status, "end_time": local_time()})
-        if status == "success" and not self._stop:
-            self._sdk.beat(100, in_sweep=False)
         self.line(details)
+        if status == "success":
+            self._sdk.end(self._percent if self._stop else 100)
 
     def _report_metrics(self, metrics: Mapping[str, Any]) -> None:
         """`metrics.json` where the host ranks sweeps by `eval/loss`. Without figures it holds one that cannot win."""
@@ -102,6 +122,11 @@ class TlabHost:
             shown["eval/loss"] = WORST
         self.job.output_dir.mkdir(parents=True, exist_ok=True)
         write_whole(self.job.output_dir / "metrics.json", to_json(shown) + "\n")
+
+    def _estimate(self, seconds: float | None) -> None:
+        if seconds is not None and time.monotonic() - self._estimated >= ESTIMATE_EVERY_S:
+            self._pending["estimated_time_remaining"] = round(seconds)
+            self._estimated = time.monotonic()
 
     def _beat(self) -> None:
         if self._pending:
@@ -112,8 +137,11 @@ class TlabHost:
 
     # --- what a user finds in the host
 
-    def _show_board(self, folder: RunFolder) -> None:
-        """The events of the run, where the SDK would write them and where the host's viewer looks."""
+    def _show_board(self) -> None:
+        """Show the events of the run where the SDK would write them and where the host's viewer looks; a refusal has none."""
+        folder, self._board = self._board, None
+        if folder is None:
+            return
         name = f"job_{self.job.job_id}_{secure_filename(self.job.template)}".rstrip("_")
         looked_at = viewer_dir(self.job, secure_filename(self.job.template))
         (folder / "tb").mkdir(exist_ok=True)
@@ -141,7 +169,8 @@ class TlabHost:
         made: dict[str, Any] = {}
         try:
             if (folder / "adapter").is_dir():
-                target = free_name(self.job.adaptor_dir, self.job.job_id, self.line)
+                name = folder.read_run()["params"]["adaptor_name"]
+                target = free_name(self.job.adaptors / name, self.job.job_id, self.line)
                 shelve(folder / "adapter", target)
                 made["adaptor_dir"] = str(target)
                 self.line(f"adapter: {target}")

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from werkzeug.utils import secure_filename
+
 from ..job import JobError, Problem
 from ..params import ALIASES
 from ..parse import SCHEMA
@@ -34,7 +36,7 @@ class TlabJob:
     experiment: str
     workspace: Path
     output_dir: Path  # where the host reads metrics.json and TensorBoard events
-    adaptor_dir: Path
+    adaptors: Path  # where the host lists those of the job's base model
     sweep_run: str  # number of the run in a sweep; empty outside of one
     config: Mapping[str, Any]  # the form's values, and the host's own
 
@@ -55,7 +57,9 @@ def read_job(path: str) -> TlabJob:
         config: dict[str, Any] = dict(content["config"])
         job_id, output_dir = str(config["job_id"]), str(config["output_dir"]).rstrip("/")
         experiment = str(content["experiment"]["name"])
-        adaptor_dir = Path(str(config["adaptor_output_dir"]))
+        adaptors = Path(str(config["adaptor_output_dir"]))
+        if config.get("adaptor_name", "") != "" or "adaptor_name" not in config:  # the path ends in that name, or the host's own
+            adaptors = adaptors.parent
     except (OSError, ValueError, KeyError, TypeError) as error:
         got = f"{path}: {type(error).__name__} {error}"
         fix = "The host writes this file; report it there."
@@ -70,7 +74,7 @@ def read_job(path: str) -> TlabJob:
         experiment=experiment,
         workspace=Path(found[1]),
         output_dir=Path(output_dir),
-        adaptor_dir=adaptor_dir,
+        adaptors=adaptors,
         sweep_run=sweep[1] if sweep else "",
         config=config,
     )
@@ -104,6 +108,12 @@ def _resumes_elsewhere(job: TlabJob) -> bool:
     advanced = re.search(r"^\s*resume\s*:\s*(\S.*?)\s*$", str(job.config.get("advanced", "")), re.MULTILINE)
     asked = advanced[1] if advanced else str(job.config.get("resume", "")).strip()
     return asked.lower() not in ("", "false", "true")
+
+
+def adaptor_name(job: TlabJob, given: str) -> str:
+    """Return the name of the job's results: the template's where nobody has chosen another."""
+    chosen = given if given != SCHEMA["adaptor_name"]["default"] else secure_filename(job.template)
+    return chosen.lstrip("._-")[:64] or given
 
 
 def viewer_dir(job: TlabJob, safe_name: str) -> Path:

@@ -30,18 +30,34 @@ class TlabSdk:
         self._told = False
 
     def beat(self, percent: int, *, in_sweep: bool) -> bool:
-        """Report progress; whether the stop button was pressed. The SDK tells of it by raising, and in a sweep not at all."""
+        """Report progress; return whether the stop button was pressed.
+
+        Not with the SDK's `progress_update`: on a stop it sets the job to STOPPED at once, and the host starts the next job beside
+        workers that still save. `end` calls it when they are gone.
+        """
         trainer = _trainer()
         try:
-            trainer.progress_update(percent)
-            return in_sweep and bool(self._data().get("stop"))
-        except KeyboardInterrupt:
-            return True
+            if in_sweep:  # the bar of one run of the sweep
+                trainer.add_job_data("sweep_subprogress", percent)
+            else:
+                _settled(trainer.job.update_progress(percent))
+            return bool(self._data().get("stop"))
         except (OSError, ValueError) as error:  # the job's file is written without a lock: it may be read half-written
             if not self._told:
                 self._say(f"progress could not be reported ({error}); trying again at the next one")
             self._told = True
             return False
+
+    def end(self, percent: int) -> None:
+        """Report the last progress, and let the SDK set the job to STOPPED if the stop button was pressed."""
+        for _ in range(TRIES):
+            try:
+                _trainer().progress_update(percent)
+            except KeyboardInterrupt:  # STOPPED is set
+                return
+            except (OSError, ValueError):
+                continue
+            return
 
     def put(self, values: Mapping[str, Any]) -> None:
         """Write job data and see that it is there: the host writes the same file without a lock, and its old copy may come back."""

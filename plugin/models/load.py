@@ -29,8 +29,8 @@ from transformers import (
 from transformers.utils import cached_file
 
 from ..families import ARCHITECTURES, FAMILIES, Family
-from ..job import Code, JobError, Problem, model_error
-from ..model_files import check_model_files
+from ..job import JobError, Problem, model_error
+from ..model_files import check_model_files, refuse_other_methods
 from .published import REGISTRY, field_problems
 
 # What the libraries raise over a broken file; these have no common base below Exception.
@@ -232,12 +232,7 @@ def family_of(config: PretrainedConfig, name: str, field: str = "model_name") ->
 
 def check_method(config: PretrainedConfig, method: str) -> None:
     """Raises JobError (exit 2) when the chosen method is not the one of this model's family."""
-    family = FAMILIES[config.model_type]
-    if family.method != method:
-        fix = f"Set training_method {family.method}, or choose another model."
-        raise JobError(
-            Problem("training_method", f"{family.method} for a {family.architecture}", method, fix, Code.CONFIGURATION)
-        )
+    refuse_other_methods(FAMILIES[config.model_type], method)
 
 
 def check_pair(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:

@@ -106,6 +106,7 @@ class TlabDriver:
             shutil.copy(path, folder)
             (folder / "index.json").write_text('{"location": "local"}')
         self.env: dict[str, str] = {}
+        self.python, self.plugin = Path(sys.executable), ROOT
 
     def run_dir(self, job: str, sweep: str = "") -> Path:
         return self.ws / "jobs" / job / (f"run_{sweep}" if sweep else "run")
@@ -151,14 +152,14 @@ class TlabDriver:
         harness = HERE / "plugin_era" / "plugin_harness.py"
         words = [
             "--plugin_dir",
-            ROOT,
+            self.plugin,
             "--input_file",
             self.input_file(job, values, template, sweep),
             "--experiment_name",
             "probe",
         ]
         env = {"TFL_WORKSPACE_DIR": str(self.ws), **self.env}
-        return Running(self, job, sweep, _popen([sys.executable, harness, *words], env, HERE))
+        return Running(self, job, sweep, _popen([self.python, harness, *words], env, HERE))
 
     def press_stop(self, job: str, program: subprocess.Popen[str]) -> None:
         """As the host does: without a lock, so a write of the job may undo it, and the user presses again."""

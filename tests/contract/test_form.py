@@ -40,6 +40,7 @@ TYPED = {
     "resp_cutoff_ratio": "0.5",
     "loss_weight_type": "uniform",
     "lora_dropout": "0.105",
+    "adaptor_name": "my.adapter_2",
     ADVANCED: "t_min: 0.1\neos_policy: single",
 }
 # What another plugin's form left in a template that is edited: another name of a parameter of ours, and names of its own.

@@ -1,8 +1,9 @@
-"""setup.sh where the plugin-era host runs it: an environment that uv made, without pip, in which the host has put its own pins."""
+"""setup.sh where a host runs it: an environment in which the host has put its own pins, made by uv without pip, or with pip alone."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
@@ -16,15 +17,23 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-from .drivers import CONTRACT
+from .drivers import CONTRACT, TlabDriver
 
 pytestmark = pytest.mark.contract
 
-# What that host installs first, without what these need in turn: it is the lock that has to bring that. torch is an empty wheel made
-# here, since the host's own takes gigabytes.
+# What that host installs first, without what these need in turn: it is the lock that has to bring that. torch and what is built
+# against it are wheels made here, since the host's own take gigabytes.
 PINS = ("transformers==4.57.1", "accelerate==1.3.0", "peft==0.14.0", "datasets==3.6.0", "tensorboardX==2.6.2.2", "wandb==0.23.1")
 SDK = ("transformerlab==0.0.82", "aiofiles==25.1.0")
 OLD_TORCH = "2.9.1"
+BUILT_FOR_IT = {"torchvision": "0.24.1", "torchaudio": "2.9.1"}
+BREAKS = "operator torchvision::nms does not exist"
+# As the real ones do: their binaries fit one torch.
+BINARY = f"""\
+from importlib import metadata
+if metadata.version("torch").partition("+")[0] != "{OLD_TORCH}":
+    raise RuntimeError("{BREAKS}")
+"""
 LONGEST_S = 500.0
 
 
@@ -34,6 +43,8 @@ class Plugin:
 
     folder: Path
     uv: Path
+    has_pip: bool
+    wheels: tuple[Path, ...]  # of torch and what is built against it
 
     @property
     def prefix(self) -> Path:
@@ -42,7 +53,8 @@ class Plugin:
     def run(self, *words: object) -> subprocess.CompletedProcess[str]:
         """As the host runs it: the environment active, no terminal, cwd the plugin's folder."""
         env = {**os.environ, "VIRTUAL_ENV": str(self.prefix)}
-        env["PATH"] = f"{self.prefix / 'bin'}:{self.uv.parent}:/usr/local/bin:/usr/bin:/bin"
+        folders = [self.prefix / "bin", *([] if self.has_pip else [self.uv.parent]), "/usr/local/bin", "/usr/bin", "/bin"]
+        env["PATH"] = os.pathsep.join(map(str, folders))
         command = [str(word) for word in words]
         return subprocess.run(
             command,
@@ -62,12 +74,20 @@ class Plugin:
         lines = self.run(self.uv, "pip", "freeze").stdout.splitlines()
         return {name.lower(): version for name, _, version in (re.split(r"(==| @ )", line, maxsplit=1) for line in lines)}
 
+    def put(self, *words: object) -> None:
+        """Install by hand what the words name, and nothing that it needs."""
+        done = self.run(self.uv, "pip", "install", "--quiet", "--no-deps", *words)
+        assert done.returncode == 0, done.stderr
+
+    def site(self) -> Path:
+        return next(self.prefix.glob("lib/python*/site-packages"))
+
     def stamps(self) -> list[Path]:
         return list(self.prefix.glob(".diffusion_llm_trainer-*"))
 
     def files(self, *packages: str) -> dict[str, str]:
         """Digests of what a package has installed."""
-        site = next(self.prefix.glob("lib/python*/site-packages"))
+        site = self.site()
         paths = [path for name in packages for path in site.glob(f"{name}/**/*") if path.is_file() and path.suffix != ".pyc"]
         return {str(path.relative_to(site)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
@@ -77,12 +97,14 @@ def lock() -> dict[str, str]:
     return dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
 
 
-def empty_wheel(folder: Path, name: str, version: str) -> Path:
+def make_wheel(folder: Path, name: str, version: str, code: str = "", requires: str = "") -> Path:
+    """A package of one module and its metadata."""
     path = folder / f"{name}-{version}-py3-none-any.whl"
     info = f"{name}-{version}.dist-info"
+    needs = f"Requires-Dist: {requires}\n" if requires else ""
     files = {
-        f"{name}/__init__.py": "",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{name}/__init__.py": code,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     with zipfile.ZipFile(path, "w") as wheel:
@@ -98,20 +120,24 @@ def copy_tree(folder: Path) -> None:
     shutil.copytree(ROOT, folder, ignore=left_out, dirs_exist_ok=True)
 
 
-@pytest.fixture(scope="module")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plugin]:
+@pytest.fixture(scope="module", params=["uv", "pip"])
+def plugin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plugin]:
     found = shutil.which("uv", path=f"{CONTRACT / 'bin'}:{os.environ['PATH']}")
     assert found, "run `make contract`, which installs uv"
     root = tmp_path_factory.mktemp("work space")
-    plugin = Plugin(root / "plugins" / "diffusion_llm_trainer", Path(found).absolute())
+    wheels = [make_wheel(root, "torch", OLD_TORCH)]
+    wheels += [make_wheel(root, name, version, BINARY, f"torch=={OLD_TORCH}") for name, version in BUILT_FOR_IT.items()]
+    has_pip = request.param == "pip"
+    plugin = Plugin(root / "plugins" / "diffusion_llm_trainer", Path(found).absolute(), has_pip, tuple(wheels))
     copy_tree(plugin.folder)
-    made = plugin.run(found, "venv", "--quiet", "--python", "3.11", "venv")
+    seeded = ["--seed"] if has_pip else []
+    made = plugin.run(found, "venv", "--quiet", *seeded, "--python", "3.11", "venv")
     assert made.returncode == 0, made.stderr
-    torch = empty_wheel(root, "torch", OLD_TORCH)
-    pinned = plugin.run(found, "pip", "install", "--quiet", "--no-deps", torch, *PINS, *SDK)
+    pinned = plugin.run(found, "pip", "install", "--quiet", "--no-deps", *wheels, *PINS, *SDK)
     if pinned.returncode:
         pytest.skip(f"the host's own packages cannot be had here: {pinned.stderr.strip().splitlines()[-1]}")
-    assert plugin.run("python", "-m", "pip", "--version").returncode != 0, "the host's environment has no pip"
+    assert (plugin.run("python", "-m", "pip", "--version").returncode == 0) is has_pip
+    assert (plugin.run("bash", "-c", "command -v uv").returncode == 0) is not has_pip
     yield plugin
     shutil.rmtree(plugin.prefix)  # gigabytes
 
@@ -119,6 +145,8 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plugin]:
 def test_a_set_up_that_cannot_succeed_changes_nothing(plugin: Plugin) -> None:
     before = plugin.versions()
     assert before["torch"].endswith(f"torch-{OLD_TORCH}-py3-none-any.whl")
+    assert set(BUILT_FOR_IT) <= set(before)
+    assert plugin.run("python", "-c", "import torchvision, torchaudio").returncode == 0, "they fit the host's torch"
     requirements = plugin.folder / "requirements.txt"
     good = requirements.read_text(encoding="utf-8")
     requirements.write_text(good.replace("accelerate==1.15.0", "accelerate==0.0.0.1"), encoding="utf-8")
@@ -142,6 +170,8 @@ def test_the_next_one_lifts_the_hosts_pins_to_the_lock_and_leaves_its_sdk(plugin
     wanted = lock()
     assert {name: after.get(name) for name in wanted} == wanted
     assert after["torch"].split("+")[0] == "2.13.0"
+    assert not set(BUILT_FOR_IT) & set(after), "what was built for the torch that is gone breaks every import"
+    assert "setup: removing what was built for another torch: " in done.stdout
     lifted = {pin.lower().split("==")[0] for pin in PINS} & set(wanted)
     assert lifted >= {"transformers", "accelerate", "peft", "datasets", "wandb"}
     assert all(after[name] != before[name] for name in lifted)
@@ -172,10 +202,26 @@ def test_the_check_of_a_job_runs_in_there(plugin: Plugin, tiny_bert: Path, pairs
     assert done.returncode == 0, done.stderr
 
 
+def test_packages_no_import_has_touched_have_bytecode(plugin: Plugin) -> None:
+    site = plugin.site()
+    for source in ("transformers/models/whisper/modeling_whisper.py", "torch/_inductor/ir.py"):
+        assert Path(importlib.util.cache_from_source(str(site / source))).is_file(), source
+
+
+def test_a_job_of_the_harness_trains_in_there(plugin: Plugin, tiny_bert: Path, pairs_file: Path) -> None:
+    """As the host starts it: its harness, under the environment's Python, in the copied folder."""
+    driver = TlabDriver(plugin.folder.parent.parent / "host", {"toy_ds": pairs_file})
+    driver.python, driver.plugin = plugin.prefix / "bin" / "python", plugin.folder
+    values = {"model_name": tiny_bert, "dataset_name": "toy_ds", "train_device": "cpu", "max_length": 64, "train_steps": 3}
+    values |= {"lora": "true", "eval_strategy": "no"}
+    ended = driver.start("1", {name: str(value) for name, value in values.items()}).end()
+    assert ended.outcome == "done", ended.log
+    assert (ended.folder / "fused" / "config.json").is_file()
+
+
 def test_pins_that_come_back_are_lifted_again(plugin: Plugin) -> None:
     """A re-install may keep the environment, and puts the host's pins over the lock's."""
-    back = plugin.run(plugin.uv, "pip", "install", "--quiet", "--no-deps", "accelerate==1.3.0")
-    assert back.returncode == 0, back.stderr
+    plugin.put("accelerate==1.3.0")
     assert plugin.versions()["accelerate"] == "1.3.0"
     again = plugin.set_up()
     assert again.returncode == 0, again.stderr
@@ -183,9 +229,31 @@ def test_pins_that_come_back_are_lifted_again(plugin: Plugin) -> None:
     assert plugin.stamps()
 
 
+def test_what_misfits_torch_alone_is_removed_again(plugin: Plugin) -> None:
+    plugin.put(*plugin.wheels[1:])
+    again = plugin.set_up()
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.splitlines()[-1] == "setup: done"
+    assert not set(BUILT_FOR_IT) & set(plugin.versions())
+
+
+def test_what_breaks_the_imports_fails_setup_in_one_line(plugin: Plugin) -> None:
+    """A package that does not say for which torch it was built."""
+    plugin.put(make_wheel(plugin.folder.parent, "torchvision", "0.1", BINARY))
+    for stamp in plugin.stamps():
+        stamp.unlink()
+    failed = plugin.set_up()
+    plugin.run(plugin.uv, "pip", "uninstall", "--quiet", "torchvision")
+    assert failed.returncode == 1
+    (line,) = failed.stderr.splitlines()
+    assert line.startswith("setup: failed, for the programs cannot be imported: RuntimeError: " + BREAKS)
+    assert plugin.stamps() == [], "the next run does not take it for whole"
+    assert plugin.set_up().returncode == 0
+
+
 def test_one_that_is_cut_short_is_repeated(plugin: Plugin) -> None:
     """Killed between two packages: no stamp, so the next run looks at every one."""
-    site = next(plugin.prefix.glob("lib/python*/site-packages"))
+    site = plugin.site()
     (stamp,) = plugin.stamps()
     stamp.unlink()
     for folder in site.glob("peft*"):

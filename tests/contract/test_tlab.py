@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 from published_checkpoints import write_checkpoint
-from support import ROOT, pairs, read_lines, run_python
+from support import ROOT, pairs, read_lines, run_python, wait_until
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 from plugin.families import ARCHITECTURES
+from plugin.hosts.tlab_job import adaptor_name, read_job
+from plugin.parse import parse
 
-from .drivers import Ended, TlabDriver
+from .drivers import LONGEST_S, Ended, TlabDriver
 
 CALL_S = 0.05
 
@@ -79,6 +81,17 @@ def test_completion_says_what_happened(seen: Seen) -> None:
     started, ended = (time.strptime(data[name], "%Y-%m-%d %H:%M:%S") for name in ("start_time", "end_time"))
     assert started < ended
     assert seen.job["status"] == "RUNNING", "left to the host"
+
+
+def test_the_remaining_time_is_written_in_seconds(seen: Seen) -> None:
+    assert 0 <= seen.job["job_data"]["estimated_time_remaining"] < 600
+
+
+def test_samples_are_in_the_log(seen: Seen) -> None:
+    lines = [line for line in seen.ended.log.splitlines() if ": sample: " in line]
+    asked = {sample["prompt"] for sample in read_lines(seen.ended.folder / "samples.jsonl")}
+    assert {line.split(": sample: ")[1].split(" -> ")[0] for line in lines} == asked
+    assert any(line.startswith("step 40: ") for line in lines)
 
 
 def test_the_model_is_in_the_hosts_list_beside_the_one_of_that_name(seen: Seen, tiny_bert: Path) -> None:
@@ -144,6 +157,14 @@ def bad(driver: TlabDriver, number: int, tiny_bert: Path, change: dict[str, str]
         (24, {"eval_strategy": "no"}, "0", "eval_strategy: expected steps or epoch in a sweep, got no"),
         (25, {"learning_rate": "1e-4,"}, "1", "learning_rate: expected a number"),
         (26, {"dataset_name": "toy_ds[train:9]|lost"}, "", "dataset_name: expected a dataset of the host, got 'lost'"),
+        (27, {"training_method": "llada"}, "", "training_method: expected bert for a ModernBertForMaskedLM, got llada"),
+        (
+            28,
+            {"model_name": "some/hub-id", "training_method": "dream"},
+            "",
+            "expected bert for a ModernBertForMaskedLM, got dream",
+        ),
+        (29, {"train_device": "tpu"}, "", "train_device: expected what this version has: auto or cuda or cpu, got tpu"),
     ],
 )
 def test_what_a_form_can_send_wrongly_is_refused_by_name(
@@ -156,6 +177,9 @@ def test_what_a_form_can_send_wrongly_is_refused_by_name(
     assert ended.score > 1e6, "a host that ranks by it never takes this run"
     assert ended.log.splitlines()[-1] in ended.details
     assert "Traceback" not in ended.log or number == 21
+    assert not ended.folder.exists(), "no worker was started"
+    board = seen.driver.ws / "experiments" / "probe" / "tensorboards" / "plain"
+    assert not list(board.rglob(f"job_{number}_*")), "no run among the curves"
 
 
 def test_an_input_file_that_cannot_be_read_is_one_line(seen: Seen, tmp_path: Path) -> None:
@@ -173,9 +197,52 @@ def test_the_chosen_method_is_the_one_that_trains(seen: Seen, tmp_path: Path) ->
     base = write_checkpoint(tmp_path / "dream", "dream", (text for row in pairs() for text in row.values()))
     values = {"model_name": base, "dataset_name": "toy_ds", "train_device": "cpu", "max_length": 64, "training_method": "dream"}
     values |= {"train_steps": "3", "logging_steps": "1", "loss_weight_type": "uniform", "save_steps": 3, "eval_strategy": "no"}
-    ended = seen.driver.start("30", {name: str(value) for name, value in values.items()}).end()
+    ended = seen.driver.start("30", {name: str(value) for name, value in values.items()}, template="a dream").end()
     assert ended.outcome == "done", ended.log
-    listed = json.loads((seen.driver.ws / "models" / "dream_adaptor" / "index.json").read_text())["json_data"]
+    listed = json.loads((seen.driver.ws / "models" / "dream_a_dream" / "index.json").read_text())["json_data"]
     assert listed["architecture"] == "DreamModel"
     assert (listed["training_method"], listed["loss_weight_type"], listed["loss_norm"]) == ("dream", "uniform", "masked")
     assert "train/cut_share" in ended.log or "cut_share" in (ended.folder / "metrics.jsonl").read_text(), "CART's cutoffs ran"
+
+
+def test_stopped_is_set_when_the_workers_are_gone(seen: Seen, tiny_bert: Path) -> None:
+    values = {"model_name": tiny_bert, "dataset_name": "toy_ds", "train_device": "cpu", "max_length": 64, "eval_strategy": "no"}
+    values |= {"train_steps": 1_000_000, "save_steps": 1_000_000}
+    running = seen.driver.start("40", {name: str(value) for name, value in values.items()})
+    progress = running.folder / "progress.json"
+    wait_until(lambda: progress.exists() and json.loads(progress.read_text())["step"] > 2, "a few steps", deadline_s=LONGEST_S)
+    running.stop()
+    ended = running.end()
+    job = seen.driver.job("40")
+    assert (ended.outcome, job["status"], job["alive"]) == ("stopped", "STOPPED", [])
+    (checkpoint,) = ended.folder.glob("checkpoint-*")
+    step = checkpoint.name.removeprefix("checkpoint-")
+    details = job["job_data"]["completion_details"]
+    assert details.startswith(f"stopped after step {step}, loss ")
+    assert details.endswith(f"resume: {ended.folder}")
+    assert ended.log.splitlines()[-1] == details
+
+
+@pytest.mark.parametrize(
+    ("form", "template", "parsed", "name"),
+    [
+        ({"adaptor_name": "adaptor"}, "my first", "adaptor", "my_first"),
+        ({"adaptor_name": "mine"}, "my first", "mine", "mine"),
+        ({"adaptor_name": "adaptor"}, "my first", "of-advanced", "of-advanced"),  # typed in Advanced, which wins over the form
+        ({"adaptor_name": ""}, "x" * 80, "adaptor", "x" * 64),
+        ({}, "日本", "adaptor", "adaptor"),
+        ({}, "-.a", "adaptor", "a"),
+    ],
+)
+def test_the_results_are_named_by_the_form_or_the_template(
+    tmp_path: Path, form: dict[str, str], template: str, parsed: str, name: str
+) -> None:
+    of_model = f"{tmp_path}/adaptors/tiny"
+    config = {"job_id": 1, "template_name": template, **form, "output_dir": f"{tmp_path}/experiments/e/tensorboards/t"}
+    config["adaptor_output_dir"] = f"{of_model}/{form.get('adaptor_name', 'adaptor')}"
+    path = tmp_path / "input.json"
+    path.write_text(json.dumps({"experiment": {"name": "e"}, "config": config}))
+    job = read_job(str(path))
+    assert adaptor_name(job, parsed) == name
+    assert job.adaptors == Path(of_model)
+    assert parse({"dataset_name": "d", "model_name": "m", "adaptor_name": name})

@@ -54,4 +54,16 @@ class Job:
         await self.change(lambda content: content.update(progress=value, beats=content["beats"] + [[time.time(), value]]))
 
     async def update_status(self, value):
-        await self.change(lambda content: content.update(status=value))
+        """Set it, which lets the host start its next job, with a note of what still runs in this one's folder then."""
+        await self.change(lambda content: content.update(status=value, alive=self.processes()))
+
+    def processes(self):
+        named = str(self.path.parent / "run").encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                try:
+                    found += [int(entry.name)] if named in (entry / "cmdline").read_bytes() else []
+                except OSError:  # it ended meanwhile
+                    continue
+        return found

@@ -1,0 +1,55 @@
+"""A sign of life in a log: while a run loads, evaluates, saves or fuses in silence, one line says so every few seconds."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+EVERY_S = 10.0
+POLL_S = 1.0
+WORDS = {"load": "loading", "train": "training", "eval": "evaluating", "save": "saving", "fuse": "fusing"}
+
+
+class Pulse:
+    """A thread of its own: the host's calls may take seconds, the import of its SDK ten."""
+
+    def __init__(self, say: Callable[[str], None], *, every_s: float = EVERY_S):
+        self._say, self._every_s = say, every_s
+        self._phase, self._since = "load", time.monotonic()
+        self._last = self._since
+        self._first_step: int | None = None
+        self._moves = False  # steps are being finished: their figures are the sign of life
+        self._over = threading.Event()
+        self._lock = threading.RLock()
+
+    def start(self) -> None:
+        self._since = self._last = time.monotonic()
+        threading.Thread(target=self._run, daemon=True, name="pulse").start()
+
+    def stop(self) -> None:
+        self._over.set()
+
+    @contextmanager
+    def speaking(self) -> Generator[None]:
+        """Write to the log inside of this: one thread at a time, and the silence begins anew."""
+        with self._lock:
+            yield
+            self._last = time.monotonic()
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Follow the phase of the run."""
+        if event["type"] != "progress":
+            return
+        self._first_step = event["step"] if self._first_step is None else self._first_step
+        if event["phase"] != self._phase:
+            self._phase, self._since = event["phase"], time.monotonic()
+        self._moves = event["phase"] == "train" and event["step"] > self._first_step
+
+    def _run(self) -> None:
+        while not self._over.wait(min(POLL_S, self._every_s)):
+            now = time.monotonic()
+            if not self._moves and now - self._last >= self._every_s:
+                self._say(f"still {WORDS.get(self._phase, self._phase)}, for {now - self._since:.0f} s now")

@@ -1,0 +1,42 @@
+"""The cause of a death in what a program printed: the last line of its last traceback, and of the error that it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+BEGIN = "Traceback (most recent call last):"
+LINKS = (
+    "The above exception was the direct cause of the following exception:",
+    "During handling of the above exception, another exception occurred:",
+)
+LONGEST = 300
+
+
+class LastWords:
+    """Reads a program's lines as they come."""
+
+    def __init__(self, lines: Iterable[str] = ()):
+        self._inside = False  # among the indented lines of a traceback
+        self._linked = False  # the next traceback belongs to the error before it
+        self._errors: list[str] = []  # of the last traceback, the first cause first
+        for line in lines:
+            self.read(line)
+
+    def read(self, line: str) -> None:
+        line = line.rstrip()
+        if line == BEGIN:
+            self._errors = self._errors if self._linked else []
+            self._inside, self._linked = True, False
+        elif line in LINKS:
+            self._linked = True
+        elif self._inside and line and not line.startswith(" "):
+            self._inside = False
+            self._errors.append(line[:LONGEST])
+
+    @property
+    def cause(self) -> str:
+        """Return `ImportError: ...`, with the error it came from; empty if no traceback was printed."""
+        if not self._errors:
+            return ""
+        first, last = self._errors[0], self._errors[-1]
+        return last if len(self._errors) == 1 else f"{last} (from {first})"
