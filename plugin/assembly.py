@@ -15,10 +15,11 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .data.chat import ChatFormat
 from .data.documents import Documents
+from .data.layout import Layout
 from .data.layouts import Example, detect_layout, read_example
 from .data.prepare import Encoding, HeldOut, Report, check_trainable, encode_split, hold_out, split_examples
 from .data.sources import has_eval_split, parse_mixture, read_rows, skipped_files
-from .data.steps import run_length
+from .data.steps import run_length, step_slots
 from .data.templates import compile_templates
 from .data.tokenizer import train_tokenizer
 from .families import DEFAULT_NORM, FAMILIES
@@ -44,7 +45,7 @@ from .params import Params
 from .precision import weight_dtype
 from .sampling.blockwise import SamplerSettings
 from .schedules import Schedule, make_schedule, warmup_steps
-from .step import StepRules
+from .step import Step, StepRules, build_step
 
 Log = Callable[[str], None]
 
@@ -244,12 +245,22 @@ class Clock:
     step_size: int  # documents
     total: int | None  # documents of the whole run, when it is counted in epochs
     eval_batch_size: int
+    behind: int = 0  # documents, see step_slots
+
+    def seen(self, step: int) -> int:
+        """Documents that the first `step` steps hold."""
+        documents = step * self.step_size - self.behind
+        return documents if self.total is None else min(documents, self.total)
 
 
-def make_clock(params: Params, documents: int, evaluated: int, ranks: int) -> Clock:
-    """Steps, and how often to log, evaluate and save; shares of the run become steps here."""
+def make_clock(params: Params, documents: int, evaluated: int, ranks: int, *, done: int = 0, seen: int = 0) -> Clock:
+    """Steps, and how often to log, evaluate and save; shares of the run become steps here.
+
+    A resumed run has made `done` steps over `seen` documents: fewer than whole steps hold where it was to end there first.
+    """
     step_size = params.batch_size * params.gradient_accumulation_steps * ranks
-    steps, total = run_length(documents, step_size, params.num_train_epochs, params.train_steps)
+    behind = done * step_size - seen
+    steps, total = run_length(documents, step_size, params.num_train_epochs, params.train_steps, behind)
     every = {"no": 0, "steps": _every(params.eval_steps, steps), "epoch": math.ceil(documents / step_size)}
     plan = Plan(
         steps=steps,
@@ -260,7 +271,28 @@ def make_clock(params: Params, documents: int, evaluated: int, ranks: int) -> Cl
         seed=params.seed,
     )
     per_device = params.per_device_eval_batch_size
-    return Clock(plan, step_size, total, per_device if isinstance(per_device, int) else params.batch_size)
+    return Clock(plan, step_size, total, per_device if isinstance(per_device, int) else params.batch_size, behind)
+
+
+def step_maker(
+    params: Params,
+    documents: Documents,
+    rules: StepRules,
+    clock: Clock,
+    layout: Layout,
+    rank: int,
+    ranks: int,
+    *,
+    even: bool = False,
+) -> Callable[[int], Step]:
+    """Return a function that builds this rank's share of step k (from 0); `even` as in build_step. Not for a streamed run."""
+
+    def make(step: int) -> Step:
+        slots = step_slots(len(documents), clock.step_size, step, params.seed, clock.total, clock.behind)
+        size = params.batch_size
+        return build_step(slots, documents, rules, batch_size=size, layout=layout, rank=rank, ranks=ranks, even=even)
+
+    return make
 
 
 def _every(value: float, steps: int) -> int:

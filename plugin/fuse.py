@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .data.chat import ChatFormat
 from .data.layouts import Turn
 from .families import FAMILIES
-from .job import Code, JobError, Problem
+from .job import Code, JobError, Problem, model_error
 from .model_files import refuse_missing_path
 from .models.diffusion import logits_of
 from .models.identity import base_digest, find_base, local_folder

@@ -16,10 +16,12 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from . import assembly, memory, streaming
+from .assembly import step_maker
+from .checkpoints import State
 from .data.chat import ChatFormat
 from .data.documents import Documents
-from .data.steps import step_slots
 from .disk import check_room, count_parameters
+from .heaviest import heaviest_batch
 from .models.diffusion import DiffusionModel, Predict
 from .models.flops import FlopCount, count_flops
 from .models.layers import compile_layers, set_recompute
@@ -33,7 +35,7 @@ from .reporting import Reporter
 from .run_folder import RunFolder, rename_whole, to_json
 from .schedules import Schedule
 from .sharding import choose_parallel, gathered_dtype, gathered_model, gathered_optimizer, hollow, shard, shared_predictor
-from .step import Step, StepRules, build_step
+from .step import Step, StepRules
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ def prepare_data(params: Params, folder: RunFolder, reporter: Reporter, between_
     rename_whole(data, folder / "data")
 
 
-def load_data(params: Params, folder: RunFolder, reporter: Reporter, accelerator: Accelerator) -> Data:
-    """Map what prepare_data wrote: the same files on every rank."""
+def load_data(params: Params, folder: RunFolder, reporter: Reporter, accelerator: Accelerator, resumed: State | None) -> Data:
+    """Map what prepare_data wrote: the same files on every rank. `resumed`: of the checkpoint that the run continues from."""
     data = folder / "data"
     reports = json.loads((data / "report.json").read_text(encoding="utf-8"))
     kept = ("rows", "documents", "truncated", "dropped")
@@ -77,7 +79,10 @@ def load_data(params: Params, folder: RunFolder, reporter: Reporter, accelerator
     chat = ChatFormat(tokenizer)
     rules = assembly.step_rules(params, chat)
     rank, ranks = accelerator.process_index, accelerator.num_processes
+    done = seen = 0
     stream = None
+    if resumed and not params.streaming:
+        done, seen = resumed.step, resumed.pass_ * len(train) + resumed.position
     if params.streaming:
         evaluated = len(evaluation) > 0
         stream = streaming.start_streaming(params, chat, rules, reporter.log, evaluated=evaluated, rank=rank, ranks=ranks)
@@ -89,25 +94,11 @@ def load_data(params: Params, folder: RunFolder, reporter: Reporter, accelerator
         tokenizer=tokenizer,
         chat=chat,
         rules=rules,
-        clock=assembly.make_clock(params, len(train), len(evaluation), ranks),
+        clock=assembly.make_clock(params, len(train), len(evaluation), ranks, done=done, seen=seen),
         facts=assembly.diffusion_facts(params, rules),
         truncation=truncation,
         stream=stream,
     )
-
-
-def step_maker(
-    params: Params, data: Data, attention: Attention, rank: int, ranks: int, *, even: bool = False
-) -> Callable[[int], Step]:
-    """Builds this rank's share of step k (from 0), of a run that does not stream; `even` as in build_step."""
-
-    def make(step: int) -> Step:
-        clock = data.clock
-        slots = step_slots(len(data.train), clock.step_size, step, params.seed, clock.total)
-        layout, size = attention.layout, params.batch_size
-        return build_step(slots, data.train, data.rules, batch_size=size, layout=layout, rank=rank, ranks=ranks, even=even)
-
-    return make
 
 
 @dataclass(frozen=True)
@@ -169,7 +160,9 @@ def load_model(
 
     parallel = _choose_parallel(params, plan_maker("ddp"), reporter, accelerator)
     sharded = parallel in SHARDED
-    make_step = data.stream or step_maker(params, data, attention, accelerator.process_index, ranks, even=sharded)
+    make_step = data.stream or step_maker(
+        params, data.train, data.rules, data.clock, attention.layout, accelerator.process_index, ranks, even=sharded
+    )
     make_plan = plan_maker(parallel)
     recompute, planned = _plan_memory(params, counted[0], make_plan, device, reporter)
     on_plan(lambda: planned or make_plan(recompute))
@@ -177,7 +170,7 @@ def load_model(
 
     dtype = weight_dtype(params, compute)
     model = assembly.make_model(params, data.tokenizer, compute, checkpoint=checkpoint)
-    _tell_model(model, dtype, reporter)
+    _log_model(params, model, dtype, reporter)
     empty = hollow(model) if sharded else None
     set_recompute(model, recompute)
     flops = count_flops(model)  # before anything is compiled: it looks into the layers
@@ -194,10 +187,13 @@ def load_model(
     return Trained(model, prepared, optimizer, schedule, attention, make_step, flops, estimated, dtype, empty, predict)
 
 
-def _tell_model(model: nn.Module, dtype: torch.dtype, reporter: Reporter) -> None:
+def _log_model(params: Params, model: nn.Module, dtype: torch.dtype, reporter: Reporter) -> None:
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     reporter.log(f"model: {trained:,} parameters train, weights kept in {str(dtype).removeprefix('torch.')}")
-    reporter.log("dropout: off; the masking noise is the regulariser, and the loss does not depend on the layout")
+    if params.lora and params.lora_dropout:
+        reporter.log(f"dropout: {params.lora_dropout:g} before the adapter; the loss then depends on how a step is laid out")
+    else:
+        reporter.log("dropout: off; the masking noise is the regulariser, and the loss does not depend on the layout")
 
 
 def _prepare(
@@ -241,18 +237,13 @@ def _plan_maker(
 ) -> Callable[[str], memory.Plan]:
     """What plans the run's memory, given the recompute that is asked for."""
     compute = COMPUTE[accelerator.mixed_precision]
-    rank, ranks = accelerator.process_index, accelerator.num_processes
-    device = accelerator.device
+    ranks, device = accelerator.num_processes, accelerator.device
     cut = ranks if parallel in SHARDED else 1
     sharers = max(1, ranks // params.num_machines) if device.type == "cpu" else 1
 
     def plan(asked: str) -> memory.Plan:
-        if params.streaming:  # its steps are built once, in order
-            batch = memory.documents_of(streaming.pack_tokens(params), params.max_length)
-            several = params.gradient_accumulation_steps > 1
-        else:
-            make_step = step_maker(params, data, attention, rank, ranks)
-            batch, several = memory.heaviest(make_step, data.clock.plan.steps, packed=attention.layout.packed)
+        first_rank = step_maker(params, data.train, data.rules, data.clock, attention.layout, 0, ranks)
+        batch, several = heaviest_batch(params, data.train, data.rules, data.clock, attention.layout, ranks, first_rank)
         setting = memory.Setting(device, compute, attention.backend, params.optim, several, cut, parallel, sharers)
         return memory.plan_memory(params, config, batch, setting, asked)
 

@@ -27,13 +27,11 @@ from .models.layers import set_recompute
 from .optimizers import state_bytes, update_bytes
 from .params import Params
 from .sharding import gathered_bytes, gathered_dtype
-from .step import Step
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
 # What a CPU's malloc keeps besides: holes that no tensor fits, 7 to 35 % of what lives (benches/LOG.md), as launch.py has it set up.
 CPU_HEAP = 0.2
 TINY = 20_000_000  # parameters below which nobody waits for an estimate on a CPU
-STEPS_SEEN = 16  # of a run, to find its heaviest micro-batch
 CGROUP = Path("/sys/fs/cgroup")  # a container's own limit
 ROOM = 0.92  # of a device's free memory: what a plan may use
 
@@ -254,16 +252,6 @@ def choose_recompute(asked: str, make_estimate: Callable[[str], Memory], room: i
         if found.peak <= ROOM * room or mode == modes[-1]:
             return Plan(mode, found, f"{', '.join(needs)}; {gb(room)} are free")
     raise AssertionError("the last is taken")
-
-
-def heaviest(make_step: Callable[[int], Step], steps: int, *, packed: bool) -> tuple[Batch, bool]:
-    """(the batch with the most tokens, padding included, among the first steps; whether a step has several)."""
-    pieces = [make_step(step).pieces for step in range(min(STEPS_SEEN, steps))]
-    batches = [piece.batch for step in pieces for piece in step]
-    several = any(len(step) > 1 for step in pieces)
-    if packed:
-        return stand_in(max(batches, key=lambda batch: batch.ids.shape[0])), several
-    return max(batches, key=lambda batch: batch.documents * batch.longest), several
 
 
 def gb(size: int) -> str:

@@ -120,7 +120,8 @@ class Params(BaseModel):
     eos_policy: Literal["single", "block", "batch"] = _field(
         "block",
         "End of answer",
-        "single: one end token; block: more, up to a multiple of eos_block_length; batch: up to the longest of the step.",
+        "single: one end token; block: more, up to a multiple of eos_block_length, and half of the long answers end at a block "
+        "border, later tokens weighing more to make up for it; batch: up to the longest of the step.",
     )
     eos_block_length: Int = _field(32, "End block", "Tokens of a block for eos_policy block.", ge=1)
     insert_eos: bool = _field(True, "End of text", "pretrain: end every text with the end token.")
@@ -198,7 +199,12 @@ class Params(BaseModel):
         64, "LoRA alpha", "Scale of the adapter.", form={"minimum": 4, "maximum": 128, "multipleOf": 4}, ge=1
     )
     lora_dropout: Float = _field(
-        0.05, "LoRA dropout", "Dropout before the adapter.", form={"minimum": 0, "maximum": 0.9}, ge=0, le=0.9
+        0.0,
+        "LoRA dropout",
+        "Dropout before the adapter; above 0 the loss depends on the layout.",
+        form={"minimum": 0, "maximum": 0.9},
+        ge=0,
+        le=0.9,
     )
     lora_targets: str = _field("auto", "LoRA targets", "auto (all linear layers but the head) or layer names, comma separated.")
     adaptor_name: str = _field(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 
-from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import KwargsHandler
 from torch.distributed import TCPStore
 
@@ -35,10 +35,11 @@ def serve_store() -> TCPStore | None:
 
 def join_ranks(precision: str, *, on_cpu: bool) -> Accelerator:
     """Meet the other ranks. Raises JobError (exit 2) when accelerate shares the model in a way of its own."""
-    patience: list[KwargsHandler] = []
+    # Gradients live in the buckets that DDP exchanges, instead of beside a copy of them.
+    handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if PARENT_PID in os.environ:
-        patience.append(InitProcessGroupKwargs(timeout=PATIENCE))
-    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=patience)
+        handlers.append(InitProcessGroupKwargs(timeout=PATIENCE))
+    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=handlers)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     assert accelerator.num_processes == ranks, f"accelerate runs {accelerator.num_processes} ranks instead of {ranks}"
     if accelerator.distributed_type not in REPLICATED:

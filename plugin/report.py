@@ -42,8 +42,9 @@ def _print_run(console: Console, plan: Mapping[str, Any]) -> None:
     passes = "(read as it trains)" if plan["passes"] is None else f"= {plan['passes']:g} passes"
     amount = f"{counted(steps, 'step')} x {counted(size, 'document')}"
     console.print(f"run         {amount} {passes}, about {plan['tokens']:,} tokens")
+    fill = f" and {plan['fill_first_step']:,} of end fill" if plan["fill_first_step"] else ""
     console.print(
-        f"first step  {plan['tokens_first_step']:,} tokens, {plan['supervised_first_step']:,} learned; tried on {plan['tried']}"
+        f"first step  {plan['tokens_first_step']:,} tokens{fill}, {plan['supervised_first_step']:,} learned; tried on {plan['tried']}"
     )
     evaluated = f"evaluated every {counted(plan['eval_every'], 'step')}" if plan["eval_every"] else "never evaluated"
     console.print(f"meanwhile   {evaluated}, saved every {counted(plan['save_every'], 'step')}")

@@ -108,7 +108,7 @@ class Run:
         if self.leads and not (self.folder / "data").exists():  # it appears whole, so a run that goes on has it
             prepare_data(self.params, self.folder, self.reporter, self._between_rows)
         self.accelerator.wait_for_everyone()
-        self.data = load_data(self.params, self.folder, self.reporter, self.accelerator)
+        self.data = load_data(self.params, self.folder, self.reporter, self.accelerator, self.resumed)
         self.heartbeat.beat("model")
         self.trained = load_model(self.params, self.data, self.reporter, self.accelerator, self._remember_plan, self.checkpoint)
         self.progress = self._go_on()
@@ -224,6 +224,7 @@ class Run:
             "best_checkpoint": self._best(),
             "skipped_steps": totals.skipped,
             "cut_answer_tokens": totals.cut,
+            "fill_tokens": totals.fill,
         }
 
     def _best(self) -> dict[str, Any] | None:
@@ -281,7 +282,7 @@ class Run:
         return dict(enumerate(gather_object(own) if self.accelerator.num_processes > 1 else own))
 
     def _state(self, step: int, streams: Mapping[int, StreamState]) -> State:
-        pass_, position = divmod(step * self.data.clock.step_size, len(self.data.train))
+        pass_, position = divmod(self.data.clock.seen(step), len(self.data.train))
         if streams:
             pass_, position = streams[0].pass_, streams[0].row
         scaler, at = self.accelerator.scaler, self.progress

@@ -19,10 +19,12 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from . import assembly, memory, streaming
+from .batch import Batch
 from .data.chat import ChatFormat
 from .data.documents import Document
-from .data.steps import Slot, step_slots
+from .data.steps import Slot
 from .disk import check_room, count_parameters
+from .heaviest import heaviest_batch
 from .job import Code, JobError, Problem
 from .memory_advice import check_memory
 from .models.diffusion import DiffusionModel
@@ -32,7 +34,7 @@ from .packing import check_fits, choose_attention, choose_compile
 from .params import SHARDED, Params
 from .precision import COMPUTE, choose_precision
 from .sharding import choose_parallel
-from .step import Step, StepRules, build_step, corruptions, step_items
+from .step import Step, StepRules, corruptions, step_items
 
 PREVIEW_TIMES = (0.15, 0.5, 0.9)
 SMALL = 100_000_000  # parameters up to which a model is tried as it is
@@ -59,12 +61,12 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
         step = streaming.first_step(params, prepared.chat, rules, evaluated=evaluated, ranks=ranks, offline=offline)
         notes.append("streaming: the data reported is what a run begins with; the rest is read while it trains")
     else:
-        slots = step_slots(len(prepared.train), clock.step_size, 0, params.seed, clock.total)
-        step = build_step(slots, prepared.train, rules, batch_size=params.batch_size, layout=attention.layout)
+        step = assembly.step_maker(params, prepared.train, rules, clock, attention.layout, 0, 1)(0)
+    first_rank = assembly.step_maker(params, prepared.train, rules, clock, attention.layout, 0, ranks)
+    batch, several = heaviest_batch(params, prepared.train, rules, clock, attention.layout, ranks, first_rank)
     sharers = max(1, ranks // params.num_machines) if device.type == "cpu" else 1
-    several = len(step.pieces) > ranks
     setting = memory.Setting(device, compute, attention.backend, params.optim, several, sharers=sharers)
-    plan = _memory(params, config, step, setting, ranks, notes)
+    plan = _memory(params, config, batch, setting, ranks, notes)
     notes.append(f"recompute: {plan.recompute}; {plan.why}")
     compiles, why = choose_compile(params, device, plan.recompute)
     if compiles:
@@ -76,6 +78,7 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
         "steps": clock.plan.steps,
         "documents_per_step": len(step.lengths) if params.streaming else clock.step_size,
         "tokens_first_step": step.tokens,
+        "fill_first_step": step.fill,
         "supervised_first_step": step.supervised,
         "tokens": clock.plan.steps * (step.tokens if params.streaming else round(mean_length * clock.step_size)),
         "passes": None if params.streaming else round(clock.step_size * clock.plan.steps / len(prepared.train), 2),
@@ -95,11 +98,10 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
 
 
 def _memory(
-    params: Params, config: PretrainedConfig, step: Step, setting: memory.Setting, ranks: int, notes: list[str]
+    params: Params, config: PretrainedConfig, batch: Batch, setting: memory.Setting, ranks: int, notes: list[str]
 ) -> memory.Plan:
-    """The estimate for the heaviest micro-batch of the first step, the model cut up if it will be. Raises JobError (exit 5) when
+    """The estimate for the heaviest micro-batch of the run, the model sharded if it will be. Raises JobError (exit 5) when
     there is far too little room."""
-    batch, _ = memory.heaviest(lambda _: step, 1, packed=setting.backend is not None)
     room = memory.free_bytes(setting.device) // setting.sharers
     plan = memory.plan_memory(params, config, batch, setting, params.recompute)
     fits = plan.memory.peak <= memory.ROOM * room

@@ -34,7 +34,19 @@ FLOOR_1 = {"quiet", "batch", "objectives", "data", "models", "sampling"}
 FLOOR_2 = {
     *("loop", "step", "evals", "checkpoints", "assembly", "worker", "reporting", "sampler_watch", "stopping", "trial"),
     *("optimizers", "eight_bit", "schedules", "fuse", "run", "meters", "packing", "ahead", "disk", "rendezvous"),
-    *("streaming", "memory", "loading", "finish", "debug_bundle", "verify", "precision", "sharding", "memory_advice", "board"),
+    *(
+        "streaming",
+        "memory",
+        "loading",
+        "finish",
+        "debug_bundle",
+        "verify",
+        "heaviest",
+        "precision",
+        "sharding",
+        "memory_advice",
+        "board",
+    ),
 }
 FLOOR_3 = {"hosts", "hosted", "guard", "cli", "train", "report", "chat"}  # edges: a host, a command line, a program of its own
 HEAVY = {"torch", "transformers", "numpy", "accelerate", "datasets", "peft", "tokenizers", "safetensors", "pyarrow"}

@@ -32,9 +32,12 @@ def pass_order(documents: int, seed: int, pass_: int) -> NDArray[np.int64]:
     return np.random.Generator(np.random.Philox(key=key)).permutation(documents)
 
 
-def step_slots(documents: int, step_size: int, step: int, seed: int, total: int | None = None) -> list[Slot]:
-    """The slots of step `step` (from 0). `total` ends the run after so many documents: its last step may be short."""
-    first = step * step_size
+def step_slots(documents: int, step_size: int, step: int, seed: int, total: int | None = None, behind: int = 0) -> list[Slot]:
+    """The slots of step `step` (from 0). `total` documents end the run: its last step may be short.
+
+    `behind`: documents by which a resumed run lags behind whole steps, because the one it resumes ended with a short step.
+    """
+    first = step * step_size - behind
     last = first + step_size if total is None else min(first + step_size, total)
     slots: list[Slot] = []
     for place in range(first, last):
@@ -43,9 +46,9 @@ def step_slots(documents: int, step_size: int, step: int, seed: int, total: int 
     return slots
 
 
-def run_length(documents: int, step_size: int, epochs: float, steps: int) -> tuple[int, int | None]:
+def run_length(documents: int, step_size: int, epochs: float, steps: int, behind: int = 0) -> tuple[int, int | None]:
     """(steps, total documents or None): epochs above 0 win, and then nothing is dropped and nothing seen twice too often."""
     if epochs > 0:
         total = math.ceil(documents * epochs)
-        return math.ceil(total / step_size), total
+        return math.ceil((total + behind) / step_size), total
     return steps, None

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..families import pipeline_tag
 from ..job import JobError, Outcome, Problem
 from ..launch import LaunchPlan
 from ..resume import STATE
@@ -173,7 +174,7 @@ class LabHost:
     def _save_model(self, folder: RunFolder) -> None:
         params = folder.read_run()["params"]
         architecture = json.loads((folder / "fused" / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-        tag = "fill-mask" if params["training_method"] == "bert" else "text-generation"
+        tag = pipeline_tag(params["training_method"])
         self._lab.save_model(str(folder / "fused"), params["adaptor_name"], architecture=architecture, pipeline_tag=tag)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from werkzeug.utils import secure_filename
 
+from ..families import pipeline_tag
 from ..job import Code, JobError, Outcome, Problem
 from ..launch import LaunchPlan
 from ..params import METHOD_ONLY
@@ -194,7 +195,7 @@ class TlabHost:
         facts["loss_norm"] = json.loads((target / "diffusion.json").read_text(encoding="utf-8"))["loss_norm"]  # what auto became
         shown = Path(name).name if Path(name).is_absolute() else name or "A new model"
         facts["description"] = f"{shown}, trained as a diffusion model."
-        tag = "fill-mask" if method == "bert" else "text-generation"
+        tag = pipeline_tag(method)
         self._sdk.register_model(target.name, architecture, facts, tag)
         self.line(f"model: {target.name} ({architecture})")
         return target.name

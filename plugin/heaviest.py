@@ -1,0 +1,75 @@
+"""The heaviest micro-batch of a run, for the memory estimate of `check` and `train` alike.
+
+Every step of a run is looked at by its documents' lengths alone; the few heaviest are then built as they will be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import assembly, streaming
+from .batch import Batch
+from .data.chat import filled_lengths
+from .data.documents import Documents
+from .data.layout import Layout, token_budget
+from .data.steps import pass_order
+from .memory import documents_of, stand_in
+from .params import Params
+from .step import Step, StepRules
+
+BUILT = 4  # steps built, of those that look heaviest
+PASSES = 64  # of the run that are looked at: later ones only shuffle the same documents anew
+
+
+def heaviest_batch(
+    params: Params,
+    documents: Documents,
+    rules: StepRules,
+    clock: assembly.Clock,
+    layout: Layout,
+    ranks: int,
+    make_step: Callable[[int], Step],
+) -> tuple[Batch, bool]:
+    """(the micro-batch with the most tokens, padding included; whether a step has several micro-batches).
+
+    `make_step` gives the first rank's share, which holds the longest document of each step. A streamed run builds its steps once
+    and in order: a stand-in of its size takes their place.
+    """
+    if params.streaming:
+        return documents_of(streaming.pack_tokens(params), params.max_length), params.gradient_accumulation_steps > 1
+    heavy = heavy_steps(lengths_of(documents, rules), clock, params.seed, params.batch_size, layout, ranks)
+    pieces = [make_step(step).pieces for step in heavy]
+    several = any(len(step) > 1 for step in pieces)
+    batches = [piece.batch for step in pieces for piece in step]
+    if layout.packed:
+        return stand_in(max(batches, key=lambda batch: batch.ids.shape[0])), several
+    return max(batches, key=lambda batch: batch.documents * batch.longest), several
+
+
+def lengths_of(documents: Documents, rules: StepRules) -> NDArray[np.int64]:
+    """Tokens of each document with its end fill; `eos_policy batch`, which fills by step, is left to heavy_steps."""
+    lengths, prompts = documents.lengths.tolist(), documents.prompts.tolist()
+    policy = "single" if rules.eos_policy == "batch" else rules.eos_policy
+    filled = filled_lengths(lengths, prompts, policy=policy, block=rules.eos_block, max_length=rules.max_length)
+    return np.array(filled, dtype=np.int64)
+
+
+def heavy_steps(
+    lengths: NDArray[np.int64], clock: assembly.Clock, seed: int, batch_size: int, layout: Layout, ranks: int
+) -> list[int]:
+    """Steps, the heaviest first, by a bound on the tokens of their heaviest micro-batch on the first rank."""
+    passes = min(PASSES, -(-clock.plan.steps * clock.step_size // lengths.size))
+    order = np.concatenate([pass_order(lengths.size, seed, pass_) for pass_ in range(passes)])
+    steps = max(1, min(clock.plan.steps, order.size // clock.step_size))
+    chosen = lengths[np.resize(order, steps * clock.step_size)].reshape(steps, clock.step_size)  # [steps, documents]
+    longest, total = chosen.max(1), chosen.sum(1)
+    if layout.packed:
+        budget = layout.tokens or np.array([token_budget([int(most)], batch_size) for most in longest])
+        bound = np.minimum(budget, np.maximum(total // ranks, longest))
+    else:
+        bound = longest * min(batch_size, clock.step_size)
+        bound = np.minimum(bound, layout.tokens) if layout.tokens else bound
+    return np.argsort(-bound, kind="stable")[:BUILT].tolist()
