@@ -15,7 +15,7 @@ from tiny import adapted
 
 from plugin import fuse
 from plugin.chat import load_chatter
-from plugin.data.layouts import Turn
+from plugin.data.turns import Turn
 from plugin.families import FAMILIES as KNOWN
 from plugin.fuse import Card, Target, adapter_facts, fuse_adapter, publish
 from plugin.models import verify

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -42,7 +43,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _parse_json(path: Path, line: int, text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text.rstrip())  # else JSON that breaks at the end of its line breaks in the next one
     except json.JSONDecodeError as error:
         got = f"column {error.colno}: {error.msg}"
         raise _bad(path, line + error.lineno - 1, "a JSON object", got) from error
@@ -111,6 +112,22 @@ def _read_csv(path: Path) -> Numbered:
         raise _bad(path, start, "a row of comma-separated cells", str(error)) from error
 
 
+def _read_text_lines(path: Path) -> Numbered:
+    """One row a line that is not blank."""
+    for number, line in _lines(path):
+        if line.strip():
+            yield number, {"text": line.rstrip("\r\n")}
+
+
+def _read_text_file(path: Path) -> Numbered:
+    """One row, which is the whole file."""
+    if path.stat().st_size > MAX_LINE:
+        raise data_error(FIELD, f"a .txt of at most {MAX_LINE} bytes with text_rows file", path.name, "Set text_rows paragraph.")
+    text = "".join(line for _, line in _lines(path)).replace("\r\n", "\n")
+    if text.strip():
+        yield 1, {"text": text}
+
+
 def _read_text(path: Path) -> Numbered:
     """One row a paragraph, numbered by its first line; the line breaks inside it stay."""
     paragraph: list[str] = []
@@ -153,6 +170,11 @@ def _read_columns(path: Path) -> Numbered:
         raise data_error(FIELD, f"a {path.suffix.lower()} file", got) from error
 
 
+TEXT_ROWS: dict[str, Callable[[Path], Numbered]] = {
+    "line": _read_text_lines,
+    "paragraph": _read_text,
+    "file": _read_text_file,
+}
 READERS: dict[str, Callable[[Path], Numbered]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
@@ -161,3 +183,21 @@ READERS: dict[str, Callable[[Path], Numbered]] = {
     ".arrow": _read_columns,
     ".txt": _read_text,
 }
+
+
+def read_file(path: Path, text_rows: str) -> Numbered:
+    """The rows of one file by its suffix, NaN as an empty cell; `text_rows`: what one row of a .txt is."""
+    suffix = path.suffix.lower()
+    reader = TEXT_ROWS[text_rows] if suffix == ".txt" else READERS[suffix]
+    return ((number, without_nan(values)) for number, values in reader(path))
+
+
+def without_nan(value: Any) -> Any:
+    """The same value with None for every NaN, which is how pandas writes an empty cell."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return value

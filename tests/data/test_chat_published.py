@@ -11,7 +11,7 @@ from published_checkpoints import published_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from plugin.data.chat import ChatFormat, fill_with_end
-from plugin.data.layouts import Turn
+from plugin.data.turns import Turn
 from plugin.families import FAMILIES
 from plugin.job import JobError
 from plugin.models.load import load_tokenizer

@@ -11,9 +11,11 @@ from tiny import CLS, SEP, word_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from plugin.data.chat import ChatFormat
-from plugin.data.layouts import Example, Turn
-from plugin.data.prepare import Encoding, HeldOut, check_trainable, encode_split, hold_out, split_examples
+from plugin.data.hold_out import HeldOut, hold_out, split_examples
+from plugin.data.layouts import Example
+from plugin.data.prepare import Encoding, check_trainable, encode_split
 from plugin.data.tokenizer import train_tokenizer
+from plugin.data.turns import Turn
 from plugin.job import JobError
 
 Rows = list[tuple[str, Example | str]]

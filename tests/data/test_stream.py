@@ -16,9 +16,10 @@ from tiny import CLS, SEP, word_tokenizer
 
 from plugin import assembly
 from plugin.data.chat import ChatFormat, Encoded
-from plugin.data.layouts import Example, Turn
+from plugin.data.layouts import Example
 from plugin.data.prepare import Encoding
 from plugin.data.stream import BUFFERED, PIECES, Pack, Source, Stream, StreamPlan, StreamState, choose_pack
+from plugin.data.turns import Turn
 from plugin.job import JobError
 from plugin.objectives.noise import Noise, draw_times
 from plugin.params import Params
