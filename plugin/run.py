@@ -113,6 +113,8 @@ class Run:
             prepare_data(self.params, self.folder, self.reporter, self._between_rows, moment)
         self.accelerator.wait_for_everyone()
         self.data = load_data(self.params, self.folder, self.reporter, self.accelerator)
+        if self.data.chat.moment and self.resumed and self.resumed.moment:
+            self.reporter.log(f"resume: the chat template writes the time; it stays {self.moment}")
         self.heartbeat.beat("model")
         self.trained = load_model(self.params, self.data, self.reporter, self.accelerator, self._remember_plan, self.checkpoint)
         self.progress = self._go_on()

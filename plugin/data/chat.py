@@ -77,7 +77,7 @@ class ChatFormat:
     @property
     def moment(self) -> datetime | None:
         """The time that the template writes; None where it writes none."""
-        return self._template.clock.moment if self._template and self._template.clock.read else None
+        return self._template.moment if self._template else None
 
     def encode(self, dialogues: Sequence[Sequence[Turn]], *, last: bool = False) -> list[Encoded | str]:
         """Encode many dialogues in one tokenizer call; a string says why the template does not take one.

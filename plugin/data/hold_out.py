@@ -75,8 +75,9 @@ def hold_out(read: Reader, own_files: bool, seed: int, *, share: float = 0.1, dr
     sizes = _sizes(read, prompt_key, seed)
     rows = sum(sizes.values())
     most = math.floor(share * rows + 1e-9)
-    if rows and not most:
-        return HeldOut(frozenset(), False, note=f"eval_share: {share:g} of {counted(rows, 'row')} is less than one row")
+    if not most:
+        note = f"eval_share: {share:g} of {counted(rows, 'row')} is less than one row" if rows else ""
+        return HeldOut(frozenset(), False, note=note)
     if chosen := _choose(sizes, most):
         return HeldOut(chosen, False)
     chosen = _choose(_sizes(read, pair_key, seed), most)

@@ -207,4 +207,5 @@ def _nothing_left(report: Report, dataset: str, max_length: int, seen: Seen) -> 
 
 
 def _why(reason: str, seen: Seen) -> str:
-    return reason if (why := seen.why(reason)) == reason else f"{reason}: {why}"
+    why = seen.why(reason)
+    return why if why.startswith(reason) else f"{reason}: {why}"

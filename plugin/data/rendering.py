@@ -6,6 +6,7 @@ template's generation prompt ends and ends with the template's own end marker, w
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from .turns import THOUGHTS, Turn
 
 _PROBES = ("\ue000{}\ue001", "\ue002")  # private-use characters: contents that no template and no text holds
 _ROLES_SHOWN = 6
+_REFUSES = "chat template refuses"
 
 
 class Refused(ValueError):
@@ -34,15 +36,17 @@ class Written:
     exact: bool  # whether every turn's text stands in it as it is
 
 
-class Clock:
-    """The template's `strftime_now`, at one moment for ever."""
+# A template asks for the time by its format, a text in quotes.
+_TIME = re.compile(r"""strftime_now\(\s*(['"])([^'"]*)\1\s*\)""")
 
-    def __init__(self, moment: datetime):
-        self.moment, self.read = moment, False
 
-    def __call__(self, form: str) -> str:
-        self.read = True
-        return self.moment.strftime(form)
+def freeze(source: str, moment: datetime) -> str:
+    """A chat template's source that writes `moment` where it wrote the time. Raises JobError (exit 4) where that cannot be done."""
+    frozen = _TIME.sub(lambda call: json.dumps(moment.strftime(call[2]), ensure_ascii=False), source)
+    if re.search(r"strftime_now\s*\(", frozen):
+        fix = "Write the format in quotes: a run's prompts have to stay the same when it is resumed."
+        raise model_error("tokenizer_name", "a chat template that asks for the time as strftime_now('%Y')", "another call", fix)
+    return frozen
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
@@ -54,8 +58,10 @@ class Template:
     """Renders dialogues. Raises JobError (exit 4) for a template that cannot be served."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, moment: datetime):
-        self._tokenizer, self.clock = tokenizer, Clock(moment)
+        self._tokenizer = tokenizer
         source = str(tokenizer.get_chat_template())
+        self._source = freeze(source, moment)
+        self.moment = moment if self._source != source else None  # the time that it writes, if it writes any
         # A template reads a thought under one of these names, or finds it in the text.
         read = [key for key in THOUGHTS if re.search(rf"""\.{key}\b|['"]{key}['"]""", source)]
         self._thought = read[0] if read else None
@@ -129,7 +135,7 @@ class Template:
                 try:
                     whole = self._render([*turns, Turn("assistant", _PROBES[1])], False)
                 except Refused as refused:
-                    reason = reason or str(refused)
+                    reason = reason or str(refused).removeprefix(f"{_REFUSES} ")
                     continue
                 if user.text in whole and _PROBES[1] in whole:
                     return turns, whole
@@ -152,13 +158,13 @@ class Template:
         messages = [self._message(turn) for turn in turns]
         try:
             written = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation, strftime_now=self.clock
+                messages, chat_template=self._source, tokenize=False, add_generation_prompt=generation
             )
         except Exception as error:  # a template is foreign code and may raise anything
             roles = [turn.role for turn in turns]
             shown = ", ".join(roles[:_ROLES_SHOWN]) + (", ..." if len(roles) > _ROLES_SHOWN else "")
             reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
-            raise Refused(f"chat template refuses {shown or 'no turns'}: {reason}") from error
+            raise Refused(f"{_REFUSES} {shown or 'no turns'}: {reason}") from error
         return str(written)
 
     def _message(self, turn: Turn) -> dict[str, Any]:
