@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ _RENDERED = re.compile(
     r"|^#{2,3} ?(Instruction|Response|Human|Assistant|User|Input)s?:|^(Human|USER|User): [\s\S]*^(Assistant|ASSISTANT): ",
     re.MULTILINE,
 )
+Find = Literal["last", "marked", "all"]  # the last answer; it and those marked as not to be learned; every answer
 RENDERED = "text that looks like a chat rendered already: its marks, and prompts in a plain text, are trained as text"
 CHANGED = "text that the chat template changes or leaves out: what it writes is trained"
 
@@ -79,15 +81,16 @@ class ChatFormat:
         """The time that the template writes; None where it writes none."""
         return self._template.moment if self._template else None
 
-    def encode(self, dialogues: Sequence[Sequence[Turn]], *, last: bool = False) -> list[Encoded | str]:
+    def encode(self, dialogues: Sequence[Sequence[Turn]], *, find: Find = "all") -> list[Encoded | str]:
         """Encode many dialogues in one tokenizer call; a string says why the template does not take one.
 
-        A dialogue of one `text` turn is a text: no answers. `last`: only the last answer is looked for.
+        A dialogue of one `text` turn is a text: no answers. `find`: the answers that the caller needs, since looking for one costs a
+        rendering, and a template may write earlier answers so that they cannot be found.
         """
         plans: list[_Pieces | str] = []
         for turns in dialogues:
             try:
-                plans.append(self._pieces([escaped(turn, self._escapes.hide) for turn in turns], last))
+                plans.append(self._pieces([escaped(turn, self._escapes.hide) for turn in turns], find))
             except Refused as refused:
                 plans.append(str(refused))
         texts = [item for plan in plans if isinstance(plan, _Pieces) for item in plan.items if isinstance(item, str)]
@@ -143,14 +146,14 @@ class ChatFormat:
             groups[-1][1].append(token)
         return "".join(hole * len(run) if masked else self.text(run) for masked, run in groups)
 
-    def _pieces(self, turns: Sequence[Turn], last: bool) -> _Pieces:
+    def _pieces(self, turns: Sequence[Turn], find: Find) -> _Pieces:
         if turns[0].role == "text":
             return _Pieces([*self._opening(), turns[0].text, [self.fill_id]])
         if self._template is None:
             return self._encoder_pieces(turns)
         places = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
-        if last:
-            places = [place for place in places if place == places[-1] or not turns[place].learn]
+        if find != "all":
+            places = [place for place in places if place == places[-1] or (find == "marked" and not turns[place].learn)]
         written = self._template.write(turns, places)
         pieces, at = _Pieces(), 0
         for place, (start, end) in zip(places, written.answers, strict=True):

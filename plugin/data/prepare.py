@@ -122,7 +122,8 @@ def encode_rows(
     """
     report.rows += len(rows)
     dialogues = [_dialogue(row, example, how) for row, example in rows if isinstance(example, Example)]
-    encoded = iter(chat.encode(dialogues, last=how.turns != "all"))
+    find = "all" if how.turns == "all" else "last" if how.answers_only else "marked"
+    encoded = iter(chat.encode(dialogues, find=find))
     found: list[list[Document]] = []
     for row, example in rows:
         one = next(encoded) if isinstance(example, Example) else example

@@ -15,7 +15,7 @@ import pytest
 from tiny import CLS, SEP, word_tokenizer
 
 from plugin import assembly
-from plugin.data.chat import ChatFormat, Encoded
+from plugin.data.chat import ChatFormat, Encoded, Find
 from plugin.data.layouts import Example
 from plugin.data.prepare import Encoding
 from plugin.data.stream import BUFFERED, PIECES, Pack, Source, Stream, StreamPlan, StreamState, choose_pack
@@ -35,9 +35,9 @@ class Recording(ChatFormat):
         super().__init__(word_tokenizer(WORDS))
         self.texts: list[str] = []
 
-    def encode(self, dialogues: Sequence[Sequence[Turn]]) -> list[Encoded]:
+    def encode(self, dialogues: Sequence[Sequence[Turn]], *, find: Find = "all") -> list[Encoded | str]:
         self.texts += [turn.text for turns in dialogues for turn in turns]
-        return super().encode(dialogues)
+        return super().encode(dialogues, find=find)
 
 
 @pytest.fixture(scope="module")
