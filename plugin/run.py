@@ -306,7 +306,7 @@ class Run:
             window=asdict(at.window),
             totals=asdict(at.totals),
             overflows=at.overflows,
-            moment=self.moment,
+            moment=self.moment if self.data.chat.moment else "",
             first_eval=self.first_eval,
             last_eval=self.last_eval,
             eval_loss=self.last_eval["eval/loss"] if self.evaluated == step else None,

@@ -205,6 +205,41 @@ def test_text_that_was_rendered_already_is_said(make: Make) -> None:
     assert not make([{"text": f"the user said {n}; [1] a <b> ### c"} for n in range(12)]).said("rendered already")
 
 
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("one\ntwo\nthree\n", "3 lines are 1 row, because a row of a .txt is a paragraph; text_rows line"),
+        ("line\n" * 25 + "\n" + "line\n" * 15, "40 lines are 2 rows"),
+        ("a\nb\n\nc\nd\n\ne\n", ""),
+        ("one line", ""),
+    ],
+)
+def test_a_txt_whose_rows_look_like_lines_gets_a_note(text: str, note: str, make: Make, tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text(text, encoding="utf-8")
+    made = make(path, training_stage="pretrain", eval_strategy="no")
+    assert made.said(note) if note else not made.said("lines are")
+    lines = make(path, training_stage="pretrain", eval_strategy="no", text_rows="line")
+    assert not lines.said("lines are")
+    assert lines.prepared.reports["train"].rows == len([line for line in text.splitlines() if line])
+
+
+def test_what_the_hold_out_does_is_said(make: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    write_rows(folder / "train.jsonl", [{"prompt": f"q{n % 4}", "response": f"a{n}"} for n in range(20)])
+    write_rows(folder / "validation.jsonl", [{"prompt": "q1", "response": "a1"}, {"prompt": "q9", "response": "a9"}])
+    made = make(folder)
+    assert made.prepared.reports["train"].dropped == {"prompt and answer also in the eval split": 1}
+    assert made.said("drop_eval_prompts: 4 rows of train with a prompt of the eval split and another answer")
+    strict = make(folder, drop_eval_prompts=True)
+    assert strict.prepared.reports["train"].dropped == {"prompt also in the eval split": 5}
+    few = make([{"prompt": f"q{n % 2}", "response": f"a{n}"} for n in range(20)], eval_share=0.2)
+    assert [few.prepared.reports[split].documents for split in ("train", "eval")] == [16, 4]
+    assert few.said("answers are held out: evaluation's prompts are trained on too")
+    assert make([{"prompt": f"q{n}", "response": "a"} for n in range(9)]).said("eval_share: 0.1 of 9 rows is less than one row")
+
+
 # --- tokens and templates
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ..job import model_error
-from .escapes import Escapes, function_tokens
+from .escapes import Escapes, function_tokens, token_id
 from .rendering import Refused, Template, added_tokens
 from .turns import Turn, escaped
 
@@ -70,7 +70,7 @@ class ChatFormat:
         self._template = Template(tokenizer, moment or datetime.now()) if tokenizer.chat_template else None
         own = self._template.own_tokens if self._template else set[str]()
         self._escapes = Escapes(tokenizer, function_tokens(tokenizer) | own)
-        self.end_id = int(tokenizer.convert_tokens_to_ids(self._template.end)) if self._template else fill_id
+        self.end_id = token_id(tokenizer, self._template.end) if self._template else fill_id
 
     @property
     def end_ids(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,13 +23,18 @@ def function_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     return {str(token) for token in named if token}
 
 
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """The id of one token."""
+    return cast("int", tokenizer.convert_tokens_to_ids(token))
+
+
 class Escapes:
     """Hides tokens in data, and tokenises what was hidden as plain text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]):
         self._tokenizer = tokenizer
         self.tokens = frozenset(tokens)
-        self.ids = frozenset(int(tokenizer.convert_tokens_to_ids(token)) for token in self.tokens)
+        self.ids = frozenset(token_id(tokenizer, token) for token in self.tokens)
         longest_first = sorted(map(re.escape, self.tokens), key=len, reverse=True)
         self._spelled = re.compile("|".join((*longest_first, f"[{chr(_FIRST)}-{chr(_LAST)}]")))
         self._hidden = re.compile(f"([{chr(_FIRST)}-{chr(_LAST)}])")
@@ -41,7 +47,7 @@ class Escapes:
 
     def spelled(self, text: str) -> set[str]:
         """The tokens that a text spells."""
-        return self.tokens & set(self._spelled.findall(text))
+        return set(self._spelled.findall(text)) & self.tokens
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts that went through `hide`, in one call of the tokenizer. What was hidden becomes text."""
