@@ -21,6 +21,9 @@ MAX_LINE = 64 << 20  # bytes of one line, one csv cell or one paragraph
 MAX_JSON = 1 << 30  # bytes of one .json file, which is read whole
 BATCH_ROWS = 256  # rows of a parquet or arrow file in memory at a time
 
+_NAN = ("nan", "NaN")  # a cell of a .csv has no type: this is how programs write an empty one
+_POINTER = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
+
 Numbered = Iterator[tuple[int, dict[str, Any]]]
 
 
@@ -107,7 +110,7 @@ def _read_csv(path: Path) -> Numbered:
             elif len(cells) != len(header):
                 raise _bad(path, number, f"{len(header)} cells as in the header", f"{len(cells)} cells")
             else:
-                yield number, dict(zip(header, cells, strict=True))
+                yield number, {name: None if cell in _NAN else cell for name, cell in zip(header, cells, strict=True)}
     except csv.Error as error:
         raise _bad(path, start, "a row of comma-separated cells", str(error)) from error
 
@@ -186,7 +189,11 @@ READERS: dict[str, Callable[[Path], Numbered]] = {
 
 
 def read_file(path: Path, text_rows: str) -> Numbered:
-    """The rows of one file by its suffix, NaN as an empty cell; `text_rows`: what one row of a .txt is."""
+    """The rows of one file by its suffix, NaN as an empty cell; `text_rows`: what one row of a .txt is. Raises JobError (exit 3)."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            fix = f"Run `git lfs pull` in {path.parent}."
+            raise data_error(FIELD, "a whole file", f"{path}, which git-lfs has not fetched", fix)
     suffix = path.suffix.lower()
     reader = TEXT_ROWS[text_rows] if suffix == ".txt" else READERS[suffix]
     return ((number, without_nan(values)) for number, values in reader(path))

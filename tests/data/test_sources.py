@@ -312,6 +312,18 @@ def test_parquet_and_arrow_round_trip(tmp_path: Path) -> None:
         assert f"got {name} after row 0: " in fault(tmp_path / name)
 
 
+def test_nan_in_a_csv_is_an_empty_cell(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("q,a\nNaN,nan\nnaan,NAN\n")
+    assert [row for _, row in rows(tmp_path / "d.csv")] == [{"q": None, "a": None}, {"q": "naan", "a": "NAN"}]
+
+
+@pytest.mark.parametrize("suffix", readers.READERS)
+def test_a_pointer_of_git_lfs_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"d{suffix}"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    assert "which git-lfs has not fetched. Run `git lfs pull`" in fault(path)
+
+
 @pytest.mark.parametrize("suffix", readers.READERS)
 def test_an_empty_file_has_no_rows(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"d{suffix}").write_bytes(b"")
