@@ -99,7 +99,7 @@ class Examples:
             yield row.id, example
 
     def lines(self) -> list[str]:
-        """What the rows read so far hold that is not read, one line each."""
+        """Name what the rows read so far hold and is not read, one line each."""
         return [f"{split}: {line}" for split, seen in self.seen.items() for line in seen.lines()]
 
 
@@ -146,7 +146,7 @@ def prepare(
 
 
 def remarks(reports: Mapping[str, Report]) -> list[str]:
-    """What a person should know of the rows, one line each."""
+    """Write what a person should know of the rows, one line each."""
     return [f"{split}: {line}" for split, report in reports.items() for line in report.lines()]
 
 

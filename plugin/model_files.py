@@ -16,8 +16,10 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_conf
 
 
 def check_model_files(name: str) -> None:
-    """Raises JobError (exit 4) for a folder of which no model can be trained: files that are missing, pointers of git-lfs, an
-    adapter, GGUF, quantised weights, pickles. A name that is no path is a hub id."""
+    """Refuse a folder of which no model can be trained. A name that is no path is a hub id.
+
+    Raises JobError (exit 4): files that are missing, pointers of git-lfs, an adapter, GGUF, quantised weights, pickles.
+    """
     folder = Path(name).expanduser()
     if folder.suffix.lower() == ".gguf" or _holds_gguf_alone(folder):
         raise _gguf(name, folder)
@@ -43,7 +45,7 @@ def check_model_files(name: str) -> None:
 
 
 def check_quantisation(name: str, config: Mapping[str, Any], gptq_file: bool = False) -> None:
-    """Raises JobError (exit 4) when a config.json says that the weights are quantised."""
+    """Refuse weights that a config.json calls quantised. Raises JobError (exit 4)."""
     found = next((config[key] for key in ("quantization_config", "compression_config") if config.get(key)), None)
     if found is None and not gptq_file:
         return
@@ -55,7 +57,7 @@ def check_quantisation(name: str, config: Mapping[str, Any], gptq_file: bool = F
 
 
 def check_pointers(folder: Path, field: str, patterns: tuple[str, ...]) -> None:
-    """Raises JobError (exit 4) for files that are only pointers of git-lfs."""
+    """Refuse files that are only pointers of git-lfs. Raises JobError (exit 4)."""
     files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
     if pointers := [file.name for file in files if _starts_with(file, _POINTER)]:
         shown = ", ".join(pointers[:3]) + (f", ... ({len(pointers)} in all)" if len(pointers) > 3 else "")
@@ -64,21 +66,21 @@ def check_pointers(folder: Path, field: str, patterns: tuple[str, ...]) -> None:
 
 
 def tokenizer_class(name: str) -> str | None:
-    """The class that a folder's tokenizer needs because it has no tokenizer.json; None where it says none."""
+    """Name the class that a folder without tokenizer.json asks for; None where it names none."""
     folder = Path(name).expanduser()
     kind = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
     return kind if isinstance(kind, str) and not (folder / "tokenizer.json").is_file() else None
 
 
 def slow_tokenizer(name: str, kind: str, library: str = "") -> JobError:
-    """The error (exit 4) over a tokenizer that has no fast form; `library`: what its class needs and is not here."""
+    """Make the error (exit 4) over a tokenizer without a fast form; `library`: what its class lacks."""
     got = f"{name}: {kind}, which has no tokenizer.json here{f' (needs {library})' if library else ''}"
     fix = "Make a tokenizer.json of it, or name another tokenizer in tokenizer_name."
     return model_error("tokenizer_name", "a fast tokenizer", got, fix)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object in a file; empty where there is none that can be read."""
+    """Read an object from a file; empty where there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -107,7 +109,7 @@ def _gguf(name: str, folder: Path) -> JobError:
 
 
 def _check_whole(name: str, folder: Path) -> None:
-    """Every file that the weights' index names is there, and none is empty."""
+    """Refuse weights of which a file is missing or empty. Raises JobError (exit 4)."""
     named = read_json(folder / _WEIGHTS_INDEX).get("weight_map")
     files = set(named.values()) if isinstance(named, dict) else set()
     missing = sorted(str(file) for file in files if not (folder / str(file)).is_file())

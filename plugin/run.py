@@ -132,7 +132,7 @@ class Run:
             raise JobError(Problem("resume", "the same checkpoint on every machine", got, fix))
 
     def _agree_on_moment(self) -> None:
-        """Every machine prepares its own data, in which a chat template may write the time."""
+        """Take rank 0's moment: every machine prepares its own data, in which a template may write it."""
         if self.params.num_machines > 1:
             moments: list[str] = gather_object([self.moment])
             self.moment = moments[0]

@@ -117,7 +117,7 @@ class StreamedData:
 
 
 def one_in(params: Params) -> int:
-    """One text in so many is held out; a large corpus needs no more than 0.01 for its evaluation."""
+    """Return n where one text in n is held out; a large corpus needs at most 0.01 of itself."""
     return math.ceil(1 / min(params.eval_share, MOST_HELD))
 
 

@@ -93,6 +93,14 @@ def test_a_hundredth_of_the_texts_is_evaluated_and_never_trained(job: Callable[.
     assert set(other.evaluation.rows) != set(one.evaluation.rows)
 
 
+def test_a_smaller_eval_share_holds_out_fewer_texts(job: Callable[..., Params]) -> None:
+    params = job(eval_share=0.004)
+    one, lines = prepared(params)
+    held = {n for n, text in enumerate(texts(300)) if prompt_key(example(text), params.seed) % 250 == 0}
+    assert {int(row.split(":")[1]) - 1 for row in one.evaluation.rows} == held
+    assert not held or any("one text in 250 is held out" in line for line in lines)
+
+
 def test_an_eval_split_of_its_own_is_used_and_its_texts_leave_training(job: Callable[..., Params], tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()

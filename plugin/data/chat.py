@@ -78,7 +78,7 @@ class ChatFormat:
 
     @property
     def moment(self) -> datetime | None:
-        """The time that the template writes; None where it writes none."""
+        """Return the time that the template writes; None where it writes none."""
         return self._template.moment if self._template else None
 
     def encode(self, dialogues: Sequence[Sequence[Turn]], *, find: Find = "all") -> list[Encoded | str]:
@@ -123,11 +123,11 @@ class ChatFormat:
         return self.text(list(ids)[: stops[0]] if stops else ids).strip()
 
     def text(self, ids: Sequence[int]) -> str:
-        """Ids as text, tokens with a function left out; one that a user added is text."""
+        """Decode ids, tokens with a function left out; one that a user added is text."""
         return str(self.tokenizer.decode([token for token in ids if token not in self._escapes.ids]))
 
     def shown(self, ids: Sequence[int]) -> str:
-        """Ids as a person should see them: a token of its own in ⟦ ⟧, so that it differs from its spelling."""
+        """Show ids to a person: an added token in ⟦ ⟧, so that it differs from its spelling."""
         added = added_tokens(self.tokenizer)
         groups: list[tuple[bool, list[int]]] = []
         for token in ids:

@@ -1,7 +1,8 @@
-"""Tokens that a row's text spells but may not become: `[MASK]` in a text is six characters, not the mask token.
+"""Tokens that a row's text spells but may not become: `[MASK]` in a text is six characters, not
+the mask token.
 
-Only tokens with a function are kept from the data: mask, padding, start, end, and those that the chat template writes. A token that
-a user added, such as `<think>`, stays whole.
+Only tokens with a function are kept from the data: mask, padding, start, end, and those that the
+chat template writes. A token that a user added, such as `<think>`, stays whole.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ FUNCTIONS = ("mask", "pad", "cls", "sep", "bos", "eos", "unk")
 
 
 def function_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """The tokens that the tokenizer gives a function of its own."""
+    """List the tokens to which the tokenizer gives a function."""
     named = (getattr(tokenizer, f"{name}_token") for name in FUNCTIONS)
     return {str(token) for token in named if token}
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    """The id of one token."""
+    """Look up the id of one token."""
     return cast("int", tokenizer.convert_tokens_to_ids(token))
 
 
@@ -42,15 +43,15 @@ class Escapes:
         self._plain: list[list[int]] = []  # ids of each spelling as text
 
     def hide(self, text: str) -> str:
-        """The text with one private character for every token that it spells."""
+        """Replace every token that the text spells by one private character."""
         return self._spelled.sub(lambda found: chr(_FIRST + self._place(found[0])), text)
 
     def spelled(self, text: str) -> set[str]:
-        """The tokens that a text spells."""
+        """Find the tokens that a text spells."""
         return set(self._spelled.findall(text)) & self.tokens
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts that went through `hide`, in one call of the tokenizer. What was hidden becomes text."""
+        """Tokenise texts that went through `hide`, in one call; what was hidden becomes text."""
         split = [self._hidden.split(text) for text in texts]
         parts = [part for one in split for part in one[::2] if part]
         found = iter(self._tokenizer(parts, add_special_tokens=False)["input_ids"] if parts else ())

@@ -1,8 +1,10 @@
-"""Which rows are evaluation's: the dataset's own eval split, else a share of the rows, prompts kept whole.
+"""Which rows are evaluation's: the dataset's own eval split, else a share of the rows, prompts
+kept whole.
 
-A prompt with many answers stays on one side, so that evaluation asks what training never saw. Where every prompt has more rows than
-the share allows, as in a data set of few prompts and many answers, answers are held out instead. Keys are seeded hashes of 64 bits:
-their order is a random one, the same whatever the order of the rows.
+A prompt with many answers stays on one side, so that evaluation asks what training never saw.
+Where every prompt has more rows than the share allows, as in a data set of few prompts and many
+answers, answers are held out instead. Keys are seeded hashes of 64 bits: their order is a random
+one, the same whatever the order of the rows.
 """
 
 from __future__ import annotations
@@ -48,12 +50,12 @@ class HeldOut:
 
 
 def prompt_key(example: Example, seed: int) -> int:
-    """A seeded 64-bit key of everything before the last answer (of the whole text, for a text)."""
+    """Hash everything before the last answer (of a text, all of it) to a seeded 64-bit key."""
     return _key(example.turns[:-1] if len(example.turns) > 1 else example.turns, seed)
 
 
 def pair_key(example: Example, seed: int) -> int:
-    """A seeded 64-bit key of a prompt with its answer."""
+    """Hash a prompt with its answer to a seeded 64-bit key."""
     return _key(example.turns, seed)
 
 
@@ -87,7 +89,7 @@ def hold_out(read: Reader, own_files: bool, seed: int, *, share: float = 0.1, dr
 
 
 def split_examples(read: Reader, held: HeldOut, split: str, seed: int) -> Iterator[tuple[str, Example | str]]:
-    """The examples of one split; nothing is in both. A train row that its own eval files hold counts as dropped."""
+    """Read one split; nothing is in both. A train row that the eval files hold counts as dropped."""
     reason = PAIR_IN_EVAL if held.by_pair else PROMPT_IN_EVAL
     held.shared.rows = held.shared.rows if split == "eval" else 0
     for row, example in read(split if held.own_files else "train"):
@@ -104,12 +106,12 @@ def split_examples(read: Reader, held: HeldOut, split: str, seed: int) -> Iterat
 
 
 def _sizes(read: Reader, key: Key, seed: int) -> Counter[int]:
-    """Rows of each key."""
+    """Count the rows of each key."""
     return Counter(key(example, seed) for _, example in read("train") if isinstance(example, Example))
 
 
 def _choose(sizes: Counter[int], most: int) -> frozenset[int]:
-    """Keys in their order, each that still fits, of at most `most` rows together."""
+    """Take keys in their order, each that still fits, of at most `most` rows together."""
     chosen: list[int] = []
     for key in sorted(sizes):
         if sizes[key] <= most:

@@ -44,7 +44,7 @@ class Layout:
 
 
 def _before(values: Values, seen: Seen) -> list[Turn]:
-    """What stands before a row's own turns: its system prompt and the rounds of its history."""
+    """Read what stands before a row's own turns: its system prompt, the rounds of its history."""
     turns = rounds_of(values.get(HISTORY), seen)
     for column in SYSTEM:
         if text := text_of(values.get(column)):
@@ -56,7 +56,7 @@ def _before(values: Values, seen: Seen) -> list[Turn]:
 
 
 def _side(value: object, role: Role, seen: Seen) -> list[Turn]:
-    """One side of a pair: a text, or a list of messages (TRL's conversational form), as it is or as JSON."""
+    """Read one side of a pair: a text, or messages (TRL's conversational form), JSON or not."""
     messages = None if isinstance(value, str) and not value.lstrip().startswith("[{") else messages_of(value)
     if messages is None or (isinstance(value, str) and not _are_messages(messages)):
         return [Turn(role, text_of(value))]
@@ -72,7 +72,7 @@ def _with_extra(instruction: str, extra: str) -> Turn:
 
 
 def _task(prompt: str, extras: tuple[str, ...], response: str, values: Values, seen: Seen) -> tuple[Turn, ...]:
-    """An instruction, what it is about on a new line, and the answer."""
+    """Read an instruction, its subject on a new line, and the answer."""
     user = Turn("user", text_of(values.get(prompt)))
     for extra in extras:
         user = _with_extra(user.text, text_of(values.get(extra)))

@@ -57,7 +57,7 @@ class Report:
         _count(remark, row, self.remarks, self.remark_rows)
 
     def lines(self) -> list[str]:
-        """The remarks, one line each."""
+        """Write the remarks, one line each."""
         rows = ((remark, count, ", ".join(self.remark_rows[remark])) for remark, count in self.remarks.items())
         return [f"{counted(count, 'row')}, such as {some}: {remark}" for remark, count, some in rows]
 
@@ -138,7 +138,7 @@ def encode_rows(
 
 
 def _dialogue(row: str, example: Example, how: Encoding) -> Sequence[Turn]:
-    """What of a row's turns becomes its document."""
+    """Choose the turns of a row that become its document."""
     if how.turns != "random_prefix":
         return example.turns
     key = hashlib.blake2b(row.encode(), digest_size=7, key=how.seed.to_bytes(8, "big")).digest()

@@ -116,14 +116,14 @@ def _read_csv(path: Path) -> Numbered:
 
 
 def _read_text_lines(path: Path) -> Numbered:
-    """One row a line that is not blank."""
+    """Read one row a line that is not blank."""
     for number, line in _lines(path):
         if line.strip():
             yield number, {"text": line.rstrip("\r\n")}
 
 
 def _read_text_file(path: Path) -> Numbered:
-    """One row, which is the whole file."""
+    """Read the whole file as one row."""
     if path.stat().st_size > MAX_LINE:
         raise data_error(FIELD, f"a .txt of at most {MAX_LINE} bytes with text_rows file", path.name, "Set text_rows paragraph.")
     text = "".join(line for _, line in _lines(path)).replace("\r\n", "\n")
@@ -189,7 +189,10 @@ READERS: dict[str, Callable[[Path], Numbered]] = {
 
 
 def read_file(path: Path, text_rows: str) -> Numbered:
-    """The rows of one file by its suffix, NaN as an empty cell; `text_rows`: what one row of a .txt is. Raises JobError (exit 3)."""
+    """Read one file by its suffix, NaN as an empty cell; `text_rows`: what one row of a .txt is.
+
+    Raises JobError (exit 3).
+    """
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             fix = f"Run `git lfs pull` in {path.parent}."
@@ -200,7 +203,7 @@ def read_file(path: Path, text_rows: str) -> Numbered:
 
 
 def without_nan(value: Any) -> Any:
-    """The same value with None for every NaN, which is how pandas writes an empty cell."""
+    """Put None for every NaN, which is how pandas writes an empty cell."""
     if isinstance(value, float):
         return None if math.isnan(value) else value
     if isinstance(value, dict):

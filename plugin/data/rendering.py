@@ -1,7 +1,9 @@
-"""A tokenizer's chat template at work: the text that it writes for a dialogue, and where the answers in it stand.
+"""A tokenizer's chat template at work: the text that it writes for a dialogue, and where the
+answers in it stand.
 
-What is trained is what the template itself writes for the row, whatever it strips, adds or moves. An answer begins where the
-template's generation prompt ends and ends with the template's own end marker, whatever white space stands before the marker.
+What is trained is what the template itself writes for the row, whatever it strips, adds or moves.
+An answer begins where the template's generation prompt ends and ends with the template's own end
+marker, whatever white space stands before the marker.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ _TIME = re.compile(r"""strftime_now\(\s*(['"])([^'"]*)\1\s*\)""")
 
 
 def freeze(source: str, moment: datetime) -> str:
-    """A chat template's source that writes `moment` where it wrote the time. Raises JobError (exit 4) where that cannot be done."""
+    """Make a template's source write `moment` for the time. Raises JobError (exit 4) if it cannot."""
     frozen = _TIME.sub(lambda call: json.dumps(moment.strftime(call[2]), ensure_ascii=False), source)
     if re.search(r"strftime_now\s*\(", frozen):
         fix = "Write the format in quotes: a run's prompts have to stay the same when it is resumed."
@@ -50,7 +52,7 @@ def freeze(source: str, moment: datetime) -> str:
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Tokens beside the vocabulary proper, by id; runs of spaces, which some tokenizers add, are text."""
+    """List the added tokens by id; runs of spaces, which some tokenizers add, are text."""
     return {token: str(added) for token, added in tokenizer.added_tokens_decoder.items() if str(added).strip()}
 
 
@@ -74,7 +76,7 @@ class Template:
 
     @property
     def own_tokens(self) -> set[str]:
-        """The added tokens that stand around the turns of a prompt, and the end marker."""
+        """Find the added tokens around the turns of a prompt, and the end marker."""
         user, answer, system = (Turn(role, _PROBES[0].format(role)) for role in ("user", "assistant", "system"))
         found = {self.end}
         for turns in ([user], [system, user], [user, answer, user]):
@@ -87,13 +89,13 @@ class Template:
         return found
 
     def prompt(self, turns: Sequence[Turn]) -> str:
-        """The text up to where the next answer begins. Raises Refused."""
+        """Write the text up to where the next answer begins. Raises Refused."""
         if self._asks:
             return self._render(turns, True)
         return self._before([*turns, Turn("assistant", _PROBES[1])])
 
     def write(self, turns: Sequence[Turn], places: Sequence[int]) -> Written:
-        """The dialogue with the answers at `places` found in it. Raises Refused."""
+        """Write the dialogue and find the answers at `places` in it. Raises Refused."""
         text = self._render(turns, False)
         answers: list[tuple[int, int]] = []
         for place in places:
@@ -125,7 +127,7 @@ class Template:
         return written.split(_PROBES[1])[0]
 
     def _probe(self) -> tuple[list[Turn], str]:
-        """The shortest dialogue that the template takes, and how it writes it with an answer."""
+        """Find the shortest dialogue that the template takes, and its text with an answer."""
         user = Turn("user", _PROBES[0].format(0))
         openings = ([user], [Turn("system", _PROBES[0].format(1)), user])
         reason = ""
@@ -143,7 +145,7 @@ class Template:
         raise model_error("tokenizer_name", "a chat template that takes user, assistant", reason)
 
     def _end_marker(self, tail: str) -> str:
-        """The first added token behind an answer, whatever stands before it."""
+        """Find the first added token behind an answer, whatever stands before it."""
         self._added = added_tokens(self._tokenizer)
         for token in self._tokenizer(tail, add_special_tokens=False)["input_ids"]:
             if token in self._added:

@@ -1,7 +1,8 @@
 """Folders that `datasets` writes with save_to_disk: which of their files hold the rows.
 
-A Dataset's state.json names its files in order; whatever else lies beside them (the caches of map, filter and shuffle) is none of
-its rows. A DatasetDict's dataset_dict.json names its splits, each such a folder.
+A Dataset's state.json names its files in order; whatever else lies beside them (the caches of
+map, filter and shuffle) is none of its rows. A DatasetDict's dataset_dict.json names its splits,
+each such a folder.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Files = dict[Literal["train", "eval", "skipped"], list[Path]]
 
 
 def saved_files(folder: Path) -> Files | None:
-    """The files of a saved folder by use; None for any other folder. Raises JobError (exit 3) for one that cannot be read."""
+    """Sort the files of a saved folder by use; None for another folder. Raises JobError (exit 3)."""
     if (folder / SPLITS).is_file():
         return _of_splits(folder)
     named = _data_files(folder) if (folder / STATE).is_file() else None
@@ -56,7 +57,7 @@ def _of_splits(folder: Path) -> Files:
 
 
 def _data_files(folder: Path) -> list[Path] | None:
-    """The files that state.json names, in order; None where it is another program's."""
+    """List the files that state.json names; None where it is another program's."""
     state = _json(folder / STATE)
     if "_data_files" not in state:
         return None

@@ -1,6 +1,8 @@
-"""A tally of what a reading of the data met and does not read: columns, message keys, roles, marks.
+"""A tally of what a reading of the data met and does not read: columns, message keys, roles,
+marks.
 
-Nothing that a row holds is left out in silence: `lines` names it, with counts, for `check` and `train` alike.
+Nothing that a row holds is left out in silence: `lines` names it, with counts, for `check` and
+`train` alike.
 """
 
 from __future__ import annotations
@@ -62,13 +64,13 @@ class Seen:
         self.text_lines += text.count("\n") + 1
 
     def why(self, reason: str) -> str:
-        """A reason, with what its first row holds."""
+        """Explain a reason by what its first row holds."""
         if reason == UNKNOWN_ROLE and self.roles:
             return self._unknown_roles()
         return self.details.get(reason, reason)
 
     def lines(self) -> list[str]:
-        """One line for each kind of thing that is not read, or not as it stands."""
+        """Write a line for each kind of thing that is not read, or not as it stands."""
         found: list[str] = []
         if self.columns_unread:
             found.append(_unread("column", self.columns_unread, "row"))
@@ -95,19 +97,19 @@ class Seen:
 
 
 def is_empty(value: object) -> bool:
-    """Whether a cell or a message's value says nothing."""
+    """Tell a cell or a message's value that says nothing."""
     return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {})
 
 
 def quoted(names: Iterable[str]) -> str:
-    """Names in quotes; of many, the first and how many there are."""
+    """Put names in quotes; of many, the first ones and their number."""
     given = list(names)
     shown = ", ".join(repr(name) for name in given[:SHOWN])
     return shown if len(given) <= SHOWN else f"{shown}, ... ({len(given)} in all)"
 
 
 def counted(count: int, noun: str) -> str:
-    """A count with its noun: `1 row`, `2 rows`."""
+    """Write a count with its noun: `1 row`, `2 rows`."""
     return f"{count} {noun}{_s(count)}"
 
 

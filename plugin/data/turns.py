@@ -1,7 +1,8 @@
 """Turns of a dialogue: the messages of a row as turns, and the reasons why a row has none.
 
-A message is {role, content} or ShareGPT's {from, value}. Its content is a text or a list of parts of type text. Reasoning beside
-the content becomes the turn's thought, and a mark that an answer is not to be learned is obeyed. Every other key is counted.
+A message is {role, content} or ShareGPT's {from, value}. Its content is a text or a list of parts
+of type text. Reasoning beside the content becomes the turn's thought, and a mark that an answer
+is not to be learned is obeyed. Every other key is counted.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ class Turn:
 
     @property
     def with_thought(self) -> str:
-        """The text below its thought, for layouts that have no other place for a thought."""
+        """Write the text below its thought, for layouts with no other place for a thought."""
         return f"<think>\n{self.thought}\n</think>\n\n{self.text}" if self.thought else self.text
 
 
 def text_of(value: object) -> str:
-    """A cell or a content as text. Raises RowError."""
+    """Read a cell or a content as text. Raises RowError."""
     if value is None:
         return ""
     if isinstance(value, int | float):
@@ -78,13 +79,13 @@ def text_of(value: object) -> str:
 
 
 def kind_of(value: object) -> str:
-    """The kind of a value as JSON names it."""
+    """Name the kind of a value as JSON does."""
     names = {list: "a list", dict: "an object", str: "text", bool: "a yes or no", int: "a number", float: "a number"}
     return names.get(type(value), type(value).__name__)
 
 
 def turns_of(value: object, seen: Seen) -> list[Turn]:
-    """The turns of a list of messages, of an object of lists, or of the JSON text of either. Raises RowError."""
+    """Read a list of messages, an object of lists, or the JSON text of either. Raises RowError."""
     messages = messages_of(value)
     if messages is None:
         raise RowError(NO_MESSAGES, f"{kind_of(value)} where messages are expected")
@@ -93,7 +94,7 @@ def turns_of(value: object, seen: Seen) -> list[Turn]:
 
 
 def messages_of(value: object) -> list[Any] | None:
-    """The messages of a cell; None where it holds something else."""
+    """Find the messages of a cell; None where it holds something else."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             value = without_nan(json.loads(value))
@@ -110,7 +111,7 @@ def messages_of(value: object) -> list[Any] | None:
 
 
 def rounds_of(value: object, seen: Seen) -> list[Turn]:
-    """The turns of a history: pairs of [user, assistant], or anything that `turns_of` takes. Raises RowError."""
+    """Read a history: pairs of [user, assistant], or what `turns_of` takes. Raises RowError."""
     if is_empty(value):
         return []
     rounds = messages_of(value)
@@ -127,7 +128,7 @@ def rounds_of(value: object, seen: Seen) -> list[Turn]:
 
 
 def chat_of(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """Check a chat and cut what follows the last answer to be learned, which no response answers. Raises RowError."""
+    """Check a chat and cut what follows its last answer to be learned. Raises RowError."""
     # Many data sets spell "no system prompt" as an empty one.
     kept = [turn for turn in turns if turn.role != "system" or turn.text.strip()]
     if not any(turn.role == "assistant" for turn in kept):
@@ -145,7 +146,7 @@ def chat_of(turns: Sequence[Turn]) -> tuple[Turn, ...]:
 
 
 def _check_roles(messages: Sequence[object], seen: Seen) -> None:
-    """Raise RowError if any role is unknown, with all such roles of the row counted: what else is wrong follows from them."""
+    """Raise RowError if any role is unknown, once all of the row are counted: other faults follow."""
     roles = [_role(item) for item in messages if isinstance(item, Mapping)]
     unknown = [role for role in roles if role is not None and not (isinstance(role, str) and role in ROLES)]
     for role in unknown:
@@ -173,7 +174,7 @@ def _turns_of_item(item: object, seen: Seen) -> list[Turn]:
 
 
 def _message(fields: Mapping[str, Any], seen: Seen) -> Turn:
-    """One message; columnar files hold every key that any message has, most of them None."""
+    """Read one message; columnar files hold every key that any message has, most of them None."""
     role = ROLES[str(_role(fields))]
     if any(not is_empty(fields.get(key)) for key in _CALLS):
         raise RowError(TOOL_CALLS)
@@ -192,7 +193,7 @@ def _message(fields: Mapping[str, Any], seen: Seen) -> Turn:
 
 
 def _content(value: object) -> tuple[str, str]:
-    """(text, thought) of a content: a text, or a list of parts that are all text or thinking."""
+    """Read a content, a text or a list of parts of text and thinking, as (text, thought)."""
     if not isinstance(value, list):
         return text_of(value), ""
     texts: list[str] = []
@@ -212,7 +213,7 @@ def _content(value: object) -> tuple[str, str]:
 
 
 def _mark(fields: Mapping[str, Any]) -> tuple[bool, set[str]]:
-    """(whether this turn may be learned, the keys that say so). A weight other than 0 and 1 is none of them."""
+    """Return (may this turn be learned, the keys that say so); only 0 and 1 are weights that do."""
     learn, read = True, set[str]()
     for key in (*_LEARN_IF_TRUE, *_SKIP_IF_TRUE):
         value = fields.get(key)
@@ -224,28 +225,28 @@ def _mark(fields: Mapping[str, Any]) -> tuple[bool, set[str]]:
 
 
 def with_system(turns: list[Turn], text: str) -> list[Turn] | None:
-    """A system turn before the others; None where they have one."""
+    """Put a system turn before the others; None where they have one."""
     return None if any(turn.role == "system" for turn in turns) else [Turn("system", text), *turns]
 
 
 def plain(text: str) -> tuple[Turn, ...]:
-    """A text without a prompt. Raises RowError when it is empty."""
+    """Make a text without a prompt. Raises RowError when it is empty."""
     if not text.strip():
         raise RowError(EMPTY_TEXT)
     return (Turn("text", text),)
 
 
-def last_answers(turns: Sequence[Turn]) -> list[int]:
-    """Places of the answers to be learned."""
+def learned_places(turns: Sequence[Turn]) -> list[int]:
+    """Find the places of the answers to be learned."""
     return [place for place, turn in enumerate(turns) if turn.role == "assistant" and turn.learn]
 
 
 def random_prefix(turns: Sequence[Turn], uniform: float) -> tuple[Turn, ...]:
-    """A dialogue that ends with one of its answers, `uniform` in [0, 1) choosing it: LLaDA's treatment of n-turn dialogues."""
-    places = last_answers(turns)
+    """Cut a dialogue behind one of its answers, `uniform` in [0, 1) choosing it, as LLaDA does."""
+    places = learned_places(turns)
     return tuple(turns[: places[int(uniform * len(places))] + 1]) if places else tuple(turns)
 
 
 def escaped(turn: Turn, escape: Any) -> Turn:
-    """The same turn, its text and thought through `escape`."""
+    """Pass a turn's text and thought through `escape`."""
     return replace(turn, text=escape(turn.text), thought=escape(turn.thought))

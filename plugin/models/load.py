@@ -218,7 +218,7 @@ def _any_tokenizer(name: str, offline: bool) -> Any:
 
 
 def _missing_library(kind: str, name: str) -> str:
-    """The library that a tokenizer's class asks for, where that is why it does not load."""
+    """Find the library that a tokenizer's class asks for, where that is why it does not load."""
     try:
         getattr(transformers, kind).from_pretrained(name, local_files_only=True)
     except ImportError as error:
