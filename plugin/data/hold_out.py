@@ -83,7 +83,7 @@ def hold_out(read: Reader, own_files: bool, seed: int, *, share: float = 0.1, dr
     if chosen := _choose(sizes, most):
         return HeldOut(chosen, False)
     chosen = _choose(_sizes(read, pair_key, seed), most)
-    has = f"of {counted(len(sizes), 'prompt')} each has more than {most} of {rows} rows"
+    has = f"each of {counted(len(sizes), 'prompt')} has more than {most} of {rows} rows"
     note = f"eval_share: {has}, so answers are held out: evaluation's prompts are trained on too"
     return HeldOut(chosen, False, by_pair=True, note=note if chosen else f"eval_share: {has}, all with the same answer")
 

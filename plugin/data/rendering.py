@@ -61,7 +61,11 @@ class Template:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, moment: datetime):
         self._tokenizer = tokenizer
-        source = str(tokenizer.get_chat_template())
+        try:
+            source = str(tokenizer.get_chat_template())
+        except ValueError as error:  # several templates, none of them the default
+            got = str(error).split("\n")[0][:200]
+            raise model_error("tokenizer_name", "one chat template, or one named default", got) from error
         self._source = freeze(source, moment)
         self.moment = moment if self._source != source else None  # the time that it writes, if it writes any
         # A template reads a thought under one of these names, or finds it in the text.

@@ -36,7 +36,7 @@ def prompts(rows: Rows) -> set[str]:
 HUNDRED: Rows = [row(number, f"q{number // 2 % 50}", f"a{number}") for number in range(200)]  # 50 prompts, 4 answers each
 
 
-def test_a_tenth_of_the_prompts_is_held_out_with_all_their_answers() -> None:
+def test_a_tenth_of_the_rows_is_held_out_prompts_whole() -> None:
     read = reader(HUNDRED)
     train, evaluation = split(read, hold_out(read, False, seed=1), seed=1)
     assert len(prompts(evaluation)) == 5
@@ -45,7 +45,7 @@ def test_a_tenth_of_the_prompts_is_held_out_with_all_their_answers() -> None:
     assert sorted(train + evaluation, key=str) == sorted(HUNDRED, key=str)
 
 
-def test_the_seed_chooses_the_held_out_prompts_and_the_order_of_rows_does_not() -> None:
+def test_the_seed_alone_chooses_what_is_held_out() -> None:
     chosen = {}
     for seed in (1, 2):
         for name, rows in (("forward", HUNDRED), ("backward", HUNDRED[::-1])):
@@ -110,7 +110,7 @@ def test_few_prompts_with_many_answers_hold_out_answers() -> None:
     assert (len(train), len(evaluation)) == (90, 10)
     assert prompts(train) == {"q0", "q1"}
     assert not {example.turns for _, example in train} & {example.turns for _, example in evaluation}
-    assert "2 prompts each has more than 10 of 100 rows" in held.note
+    assert "each of 2 prompts has more than 10 of 100 rows" in held.note
     assert "answers are held out" in held.note
 
 

@@ -128,6 +128,15 @@ def test_a_template_that_cannot_be_served_is_refused(template: str, says: str) -
     assert says in str(problem)
 
 
+def test_of_several_templates_the_default_is_taken() -> None:
+    words = tokenizer(MERGING)
+    words.chat_template = {"default": MERGING, "tools": "{{ 1 }}"}
+    assert ChatFormat(words).prompt(DIALOGUES[0][:1]).tolist() == ChatFormat(tokenizer(MERGING)).prompt(DIALOGUES[0][:1]).tolist()
+    words.chat_template = {"rag": MERGING, "tools": MERGING}
+    with pytest.raises(JobError, match="one named default"):
+        ChatFormat(words)
+
+
 def test_the_end_marker_is_the_first_token_behind_any_text() -> None:
     """Runs of spaces are tokens of some tokenizers, and no end."""
     words = tokenizer(
