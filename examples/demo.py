@@ -88,7 +88,7 @@ def main() -> int:
         "train",
         *(word for name, value in options.items() for word in (f"--{name}", value)),
     ]
-    print(f"training on {len(pairs)} pairs with a tenth of the prompts held out; the same by hand:")
+    print(f"training on {len(pairs)} pairs with a tenth of the rows held out; the same by hand:")
     print("  python main.py train " + shlex.join(command[3:]), flush=True)
     trained = subprocess.run(command, cwd=ROOT, check=False)
     if trained.returncode:

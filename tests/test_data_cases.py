@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import write_rows
+from support import try_out_here, write_rows
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
@@ -253,6 +253,17 @@ def test_added_tokens_stay_whole_in_data(special: bool, make: Make) -> None:
     one = made.prepared.train[answer]
     assert made.prepared.chat.mask_id not in one.ids
     assert made.prepared.chat.decode(one.ids[one.prompt :].tolist()) == "<think>\nit is cat\n</think>\n\n[MASK] cat"
+
+
+def test_a_token_differs_from_its_spelling_in_the_preview(make: Make, tiny_config: Path, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "spelled.jsonl", [{"prompt": "[SEP] <think>?", "response": "yes"}] * 10)
+    tokens("<think>").save_pretrained(tmp_path / "words")
+    given = {"model_config": str(tiny_config), "dataset_name": str(path), "tokenizer_name": str(tmp_path / "words")}
+    params = Params.model_validate(given | {"max_length": 64, "train_device": "cpu", "eval_strategy": "no"})
+    answer = try_out_here(params, 1, offline=True)
+    assert answer["problems"] == []
+    assert answer["report"]["preview"][0]["runs"][0]["text"] == "⟦[CLS]⟧[SEP] ⟦<think>⟧?⟦[SEP]⟧"
+    assert "10 rows, such as spelled.jsonl:1" in "\n".join(answer["notes"])
 
 
 ON_ITS_OWN_LINE = (
