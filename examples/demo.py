@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from plugin.chat import Chatter, load_chatter  # noqa: E402
 from plugin.data.documents import Documents  # noqa: E402
-from plugin.data.layouts import Turn  # noqa: E402
+from plugin.data.turns import Turn  # noqa: E402
 from plugin.run_folder import RunFolder  # noqa: E402
 
 LONGEST_ANSWER = 50  # characters; up to 25 tokens
@@ -88,7 +88,7 @@ def main() -> int:
         "train",
         *(word for name, value in options.items() for word in (f"--{name}", value)),
     ]
-    print(f"training on {len(pairs)} pairs with a tenth of the prompts held out; the same by hand:")
+    print(f"training on {len(pairs)} pairs with a tenth of the rows held out; the same by hand:")
     print("  python main.py train " + shlex.join(command[3:]), flush=True)
     trained = subprocess.run(command, cwd=ROOT, check=False)
     if trained.returncode:

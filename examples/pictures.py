@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 from plugin.chat import Chatter, answer_line, canvas_line, load_chatter  # noqa: E402
 from plugin.data.documents import Documents  # noqa: E402
-from plugin.data.layouts import Turn  # noqa: E402
+from plugin.data.turns import Turn  # noqa: E402
 
 NUMBERS = range(1000, 10_000)
 TRAINING = {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .data.chat import ChatFormat
 from .data.documents import Documents
+from .data.hold_out import HeldOut, hold_out, split_examples
 from .data.layout import Layout
 from .data.layouts import Example, detect_layout, read_example
-from .data.prepare import Encoding, HeldOut, Report, check_trainable, encode_split, hold_out, split_examples
+from .data.prepare import Encoding, Report, check_trainable, encode_split
+from .data.seen import Seen, counted
 from .data.sources import has_eval_split, parse_mixture, read_rows, skipped_files
 from .data.steps import run_length, step_slots
 from .data.templates import compile_templates
@@ -62,16 +65,24 @@ class Prepared:
 
 
 class Examples:
-    """The examples of a dataset, read anew each time they are asked for, one log line for every note on their layout."""
+    """The examples of a dataset, read anew each time they are asked for, one log line for every note on their layout.
+
+    `seen` tallies what of each split is not read, over its longest reading so far.
+    """
 
     def __init__(self, params: Params, log: Log, *, offline: bool, between_rows: Callable[[], None]):
         self._params, self._log, self._offline, self._between_rows = params, log, offline, between_rows
         self._templates = compile_templates(params.instruction_template, params.input_template, params.output_template)
         self._layouts: dict[tuple[str, ...], Any] = {}
+        self.seen: dict[str, Seen] = {}
 
     def __call__(self, split: str, first: int = 0, every: int = 1) -> Iterator[tuple[str, Example | str]]:
         """Rows `first`, `first + every`, ... of a split; of the others nothing but their number matters."""
-        rows = read_rows(self._params.dataset_name, "eval" if split == "eval" else "train", offline=self._offline)
+        seen = Seen()
+        text_rows = self._params.text_rows
+        rows = read_rows(
+            self._params.dataset_name, "eval" if split == "eval" else "train", offline=self._offline, text_rows=text_rows
+        )
         for number, row in enumerate(rows):
             self._between_rows()
             if number < first or (number - first) % every:
@@ -82,17 +93,37 @@ class Examples:
                 self._layouts[columns] = layout
                 for note in notes:
                     self._log(f"dataset_name: {note}")
-            yield row.id, read_example(row, self._layouts[columns])
+            example = read_example(row, self._layouts[columns], seen)
+            if text_rows == "paragraph" and row.id.rpartition(":")[0].lower().endswith(".txt"):
+                seen.paragraph(row.values["text"])
+            if seen.rows >= self.seen.get(split, seen).rows:
+                self.seen[split] = seen
+            yield row.id, example
+
+    def lines(self) -> list[str]:
+        """Name what the rows read so far hold and is not read, one line each."""
+        return [f"{split}: {line}" for split, seen in self.seen.items() for line in seen.lines()]
 
 
-def prepare(params: Params, log: Log, *, offline: bool = False, between_rows: Callable[[], None] = lambda: None) -> Prepared:
-    """Read, split and tokenise the data. Raises JobError (exit 3 or 4)."""
+def prepare(
+    params: Params,
+    log: Log,
+    *,
+    offline: bool = False,
+    between_rows: Callable[[], None] = lambda: None,
+    moment: datetime | None = None,
+) -> Prepared:
+    """Read, split and tokenise the data; `moment` is what a chat template takes for now. Raises JobError (exit 3 or 4)."""
     examples = Examples(params, log, offline=offline, between_rows=between_rows)
     wants_eval = params.eval_strategy != "no"
     own_files = wants_eval and has_eval_split(params.dataset_name, offline=offline)
-    held = hold_out(examples, own_files, params.seed) if wants_eval else HeldOut(frozenset(), False)
-
-    for note in unread(params.dataset_name, wants_eval, own_files, "a tenth of the prompts"):
+    held = HeldOut(frozenset(), False)
+    if wants_eval:
+        share, drop = params.eval_share, params.drop_eval_prompts
+        held = hold_out(examples, own_files, params.seed, share=share, drop_prompts=drop)
+    if held.note:
+        log(held.note)
+    for note in unread(params.dataset_name, wants_eval, own_files, f"{params.eval_share:g} of the rows"):
         log(f"dataset_name: {note}")
 
     def of_split(split: str) -> Iterable[tuple[str, Example | str]]:
@@ -100,13 +131,25 @@ def prepare(params: Params, log: Log, *, offline: bool = False, between_rows: Ca
 
     tokenizer = make_tokenizer(params, of_split, offline=offline)
     base_config(params, tokenizer, offline=offline)  # a wrong pair is told before the data is tokenised
-    chat = ChatFormat(tokenizer)
+    chat = ChatFormat(tokenizer, moment)
+    if chat.moment:
+        log(f"tokenizer_name: the chat template writes the time; for this run it is {chat.moment:%Y-%m-%d %H:%M:%S}")
     train, train_report = encode_split(of_split("train"), chat, encoding(params))
-    check_trainable(train_report, params.dataset_name, params.max_length)
     evaluation, eval_report = encode_split(of_split("eval") if wants_eval else (), chat, encoding(params))
+    for line in (*examples.lines(), *remarks({"train": train_report, "eval": eval_report})):
+        log(f"dataset_name: {line}")
+    if held.shared.rows:
+        rows = counted(held.shared.rows, "row")
+        log(f"drop_eval_prompts: {rows} of train with a prompt of the eval split and another answer; true leaves them out")
+    check_trainable(train_report, params.dataset_name, params.max_length, examples.seen.get("train"))
     if wants_eval and not len(evaluation):
         log("eval_strategy: nothing to hold out for evaluation; it is off.")
     return Prepared(tokenizer, chat, train, evaluation, {"train": train_report, "eval": eval_report})
+
+
+def remarks(reports: Mapping[str, Report]) -> list[str]:
+    """Write what a person should know of the rows, one line each."""
+    return [f"{split}: {line}" for split, report in reports.items() for line in report.lines()]
 
 
 def encoding(params: Params) -> Encoding:
@@ -140,7 +183,7 @@ def make_tokenizer(
         )
         field = "tokenizer_name" if params.tokenizer_name else "model_name"
         return load_tokenizer(name, offline=offline, family=FAMILIES[config.model_type], field=field)
-    texts = (turn.text for _, one in examples("train") if isinstance(one, Example) for turn in one.turns)
+    texts = (turn.with_thought for _, one in examples("train") if isinstance(one, Example) for turn in one.turns)
     return train_tokenizer(texts, new_config(params.model_config_file).vocab_size)
 
 

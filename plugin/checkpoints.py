@@ -45,6 +45,7 @@ class State:
     eval_loss: float | None = None  # of an evaluation at this very step
     scaler: dict[str, Any] = field(default_factory=dict)  # of fp16
     overflows: int = 0
+    moment: str = ""  # the time that the chat template writes, that of the run's first start; empty where it writes none
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data.chat import ChatFormat
-from .data.layouts import Turn
+from .data.turns import Turn
 from .families import FAMILIES
 from .job import Code, JobError, Problem, model_error
 from .model_files import refuse_missing_path

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,15 @@ class Data:
     stream: streaming.StreamedSteps | None
 
 
-def prepare_data(params: Params, folder: RunFolder, reporter: Reporter, between_rows: Callable[[], None]) -> None:
-    """Tokenise into the run folder; one rank a machine does it. Raises JobError (exit 3 or 4)."""
+def prepare_data(
+    params: Params, folder: RunFolder, reporter: Reporter, between_rows: Callable[[], None], moment: datetime
+) -> None:
+    """Tokenise into the run folder; one rank a machine does it. `moment`: what a chat template takes for now.
+
+    Raises JobError (exit 3 or 4).
+    """
     prepare = streaming.prepare if params.streaming else assembly.prepare
-    prepared = prepare(params, reporter.log, between_rows=between_rows)
+    prepared = prepare(params, reporter.log, between_rows=between_rows, moment=moment)
     data = folder / ".data.part"
     shutil.rmtree(data, ignore_errors=True)
     prepared.tokenizer.save_pretrained(data / "tokenizer")

@@ -1,10 +1,12 @@
-"""What a model folder must hold, looked at without loading anything, so that the parent can refuse it before a run begins."""
+"""A model folder's files, looked at without loading anything, so that the parent can refuse it before a run begins."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .families import FAMILIES, Family
 from .job import JobError, Problem, model_error
@@ -13,16 +15,30 @@ from .params import Params
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _FILES = (".json", ".yaml", ".safetensors", ".gguf", ".bin", ".pt")
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+_POINTER = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
+_WEIGHTS_INDEX = "model.safetensors.index.json"
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json")
 
 
 def check_model_files(name: str) -> None:
-    """Raises JobError (exit 4) for a folder without config.json or safetensors weights. A name that is no folder is a hub id."""
+    """Refuse a folder of which no model can be trained. A name that is no path is a hub id.
+
+    Raises JobError (exit 4): files that are missing, pointers of git-lfs, an adapter, GGUF, quantised weights, pickles.
+    """
     folder = Path(name).expanduser()
+    if folder.suffix.lower() == ".gguf" or _holds_gguf_alone(folder):
+        raise _gguf(name, folder)
     if not folder.exists():
         refuse_missing_path("model_name", name)
         return
+    if not folder.is_dir():
+        raise model_error("model_name", "a folder with config.json and safetensors weights", f"{name}, which is a file")
+    _check_adapter(name, folder)
     if not (folder / "config.json").is_file():
         raise model_error("model_name", "a folder with config.json", name)
+    check_pointers(folder, "model_name", ("*.safetensors", "config.json", *_TOKENIZER_FILES))
+    _check_whole(name, folder)
+    check_quantisation(name, read_json(folder / "config.json"), (folder / "quantize_config.json").is_file())
     if any(folder.glob("*.safetensors")):
         return
     unsafe = sorted(file.name for file in folder.iterdir() if file.suffix in _UNSAFE)
@@ -65,3 +81,86 @@ def refuse_other_methods(family: Family, method: str) -> None:
     if family.method != method:
         fix = f"Set training_method {family.method}, or choose another model."
         raise JobError(Problem("training_method", f"{family.method} for a {family.architecture}", method, fix))
+
+
+def check_quantisation(name: str, config: Mapping[str, Any], gptq_file: bool = False) -> None:
+    """Refuse weights that a config.json calls quantised. Raises JobError (exit 4)."""
+    found = next((config[key] for key in ("quantization_config", "compression_config") if config.get(key)), None)
+    if found is None and not gptq_file:
+        return
+    method = found.get("quant_method") if isinstance(found, Mapping) else None
+    if method is None and isinstance(found, Mapping) and (found.get("load_in_4bit") or found.get("load_in_8bit")):
+        method = "bitsandbytes"
+    got = f"{name}, quantised with {method or ('gptq' if gptq_file else 'a method that it does not name')}"
+    raise model_error("model_name", "unquantised weights", got, "Name the original model; load_in_4bit quantises it here.")
+
+
+def check_pointers(folder: Path, field: str, patterns: tuple[str, ...]) -> None:
+    """Refuse files that are only pointers of git-lfs. Raises JobError (exit 4)."""
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
+    if pointers := [file.name for file in files if _starts_with(file, _POINTER)]:
+        shown = ", ".join(pointers[:3]) + (f", ... ({len(pointers)} in all)" if len(pointers) > 3 else "")
+        got = f"{folder}: {shown}, which git-lfs has not fetched"
+        raise model_error(field, "whole files", got, f"Run `git lfs pull` in {folder}.")
+
+
+def tokenizer_class(name: str) -> str | None:
+    """Name the class that a folder without tokenizer.json asks for; None where it names none."""
+    folder = Path(name).expanduser()
+    kind = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
+    return kind if isinstance(kind, str) and not (folder / "tokenizer.json").is_file() else None
+
+
+def slow_tokenizer(name: str, kind: str, library: str = "") -> JobError:
+    """Make the error (exit 4) over a tokenizer without a fast form; `library`: what its class lacks."""
+    got = f"{name}: {kind}, which has no tokenizer.json here{f' (needs {library})' if library else ''}"
+    fix = "Make a tokenizer.json of it, or name another tokenizer in tokenizer_name."
+    return model_error("tokenizer_name", "a fast tokenizer", got, fix)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object from a file; empty where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _check_adapter(name: str, folder: Path) -> None:
+    if not (folder / "adapter_config.json").is_file():
+        return
+    if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
+        return  # a whole model, with an adapter beside it
+    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+    fix = f"Name {base} as model_name; to train on from this adapter, fuse it first (main.py fuse)."
+    raise model_error("model_name", "a whole model", f"{name}, an adapter of {base}", fix)
+
+
+def _holds_gguf_alone(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors"))
+
+
+def _gguf(name: str, folder: Path) -> JobError:
+    files = ", ".join(sorted(file.name for file in folder.glob("*.gguf"))[:3]) if folder.is_dir() else folder.name
+    fix = "GGUF is a format for inference; name the original model, the one with safetensors."
+    return model_error("model_name", "a folder with safetensors weights", f"{name}: {files}, which is GGUF", fix)
+
+
+def _check_whole(name: str, folder: Path) -> None:
+    """Refuse weights of which a file is missing or empty. Raises JobError (exit 4)."""
+    named = read_json(folder / _WEIGHTS_INDEX).get("weight_map")
+    files = set(named.values()) if isinstance(named, dict) else set()
+    missing = sorted(str(file) for file in files if not (folder / str(file)).is_file())
+    missing += sorted(file.name for file in folder.glob("*.safetensors") if not file.stat().st_size)
+    if missing:
+        shown = ", ".join(missing[:3]) + (f", ... ({len(missing)} in all)" if len(missing) > 3 else "")
+        raise model_error("model_name", "every file of the weights", f"{name}: {shown} missing or empty", "Fetch it again.")
+
+
+def _starts_with(file: Path, beginning: bytes) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(beginning)) == beginning
+    except OSError:
+        return False

@@ -104,6 +104,9 @@ class Params(BaseModel):
         "File, folder or hub id; join several with | or +, limit with [train:5_000,test:100,name:config].",
     )
     text_field: str = _field("text", "Text column", "The column that holds plain text.")
+    text_rows: Literal["line", "paragraph", "file"] = _field(
+        "paragraph", "Rows of a .txt", "What one row of a .txt file is; paragraphs are parted by blank lines."
+    )
     instruction_template: str = _field("", "Instruction template", "Jinja over the columns: the user's turn.")
     input_template: str = _field("", "Input template", "Jinja over the columns: added below the instruction.")
     output_template: str = _field("", "Output template", "Jinja over the columns: the answer.")
@@ -240,6 +243,18 @@ class Params(BaseModel):
     logging_steps: Int = _field(10, "Log every", "Steps between metrics.", form=True, ge=1)
     eval_strategy: Literal["no", "steps", "epoch"] = _field(
         "steps", "Evaluate", "no, every eval_steps, or every pass.", form=True
+    )
+    eval_share: Float = _field(
+        0.1,
+        "Evaluation share",
+        "Share of the rows held out where the data has no eval split; streaming holds out at most 0.01.",
+        ge=0,
+        le=0.2,
+    )
+    drop_eval_prompts: bool = _field(
+        False,
+        "Drop evaluation prompts",
+        "Leave out training rows whose prompt, with any answer, is in the data's own eval split.",
     )
     eval_steps: Float = _field(0.25, "Evaluate every", "Steps; below 1 a share of the run.", gt=0)
     eval_on_start: bool = _field(True, "Evaluate first", "Evaluate before the first step too.")

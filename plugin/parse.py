@@ -215,6 +215,8 @@ def _cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
     require(not quantised or params.lora, "load_in_4bit", "lora true beside it", "lora false", "4-bit weights cannot be trained.")
     require(not (quantised and scratch), "load_in_4bit", "a model_name", "model_config", "New weights cannot stay frozen.")
     require(not (params.lora and scratch), "lora", "a model_name", "model_config", "A new model has no base to adapt.")
+    shares = params.eval_share > 0 or params.eval_strategy == "no"
+    require(shares, "eval_share", "more than 0", "0", "eval_strategy no holds nothing out.")
     picks = params.compile == "on" and params.recompute == "selective"  # single operations, which compiled layers do not have
     require(not picks, "recompute", "auto, none or full with compile on", "selective", "Or set compile auto.")
     if params.streaming:

@@ -76,7 +76,7 @@ def _print_data(console: Console, split: str, report: Mapping[str, Any]) -> None
 
 
 def _print_preview(console: Console, plan: Mapping[str, Any]) -> None:
-    console.print(f"what the model sees of {plan['preview_row']}:", markup=False)
+    console.print(f"what the model sees of {plan['preview_row']} (⟦ ⟧: one token of the tokenizer's own):", markup=False)
     for view in plan["preview"]:
         text = Text(f"  t = {view['t']:<5} ")
         for run in view["runs"]:

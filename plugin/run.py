@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class Run:
         self.reporter = Reporter(folder, self.heartbeat, speaks=self.leads, first_step=self.resumed.step if self.resumed else 0)
         self.requests = Requests(folder, reads_files=self.leads)
         self.started = time.perf_counter()
+        self.moment = (self.resumed.moment if self.resumed else "") or datetime.now().astimezone().isoformat(timespec="seconds")
         self.baseline = 0 if torch.cuda.is_available() else resident_bytes()
         self.memory_plan: memory.MakePlan | None = None
         self.first_eval = self.resumed.first_eval if self.resumed else {}
@@ -105,10 +107,14 @@ class Run:
         self.reporter.phase("load")
         self.accelerator = self._accelerator()
         self._agree_on_start()
+        self._agree_on_moment()
         if self.leads and not (self.folder / "data").exists():  # it appears whole, so a run that goes on has it
-            prepare_data(self.params, self.folder, self.reporter, self._between_rows)
+            moment = datetime.fromisoformat(self.moment)
+            prepare_data(self.params, self.folder, self.reporter, self._between_rows, moment)
         self.accelerator.wait_for_everyone()
         self.data = load_data(self.params, self.folder, self.reporter, self.accelerator, self.resumed)
+        if self.data.chat.moment and self.resumed and self.resumed.moment:
+            self.reporter.log(f"resume: the chat template writes the time; it stays {self.moment}")
         self.heartbeat.beat("model")
         self.trained = load_model(self.params, self.data, self.reporter, self.accelerator, self._remember_plan, self.checkpoint)
         self.progress = self._go_on()
@@ -124,6 +130,12 @@ class Run:
             got = f"steps {', '.join(map(str, steps))}, by rank"
             fix = "Put run_dir on a disk that all machines share, or copy the checkpoint to each."
             raise JobError(Problem("resume", "the same checkpoint on every machine", got, fix))
+
+    def _agree_on_moment(self) -> None:
+        """Take rank 0's moment: every machine prepares its own data, in which a template may write it."""
+        if self.params.num_machines > 1:
+            moments: list[str] = gather_object([self.moment])
+            self.moment = moments[0]
 
     def _go_on(self) -> loop.Progress:
         """Where the run begins: at step 0, or as the checkpoint left it."""
@@ -295,6 +307,7 @@ class Run:
             window=asdict(at.window),
             totals=asdict(at.totals),
             overflows=at.overflows,
+            moment=self.moment if self.data.chat.moment else "",
             first_eval=self.first_eval,
             last_eval=self.last_eval,
             eval_loss=self.last_eval["eval/loss"] if self.evaluated == step else None,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import islice
 from typing import Any, cast
 
@@ -16,9 +18,10 @@ from accelerate.utils import gather_object
 from . import assembly
 from .data.chat import ChatFormat
 from .data.documents import Builder, Documents
+from .data.hold_out import PROMPT_IN_EVAL, prompt_key
 from .data.layout import Layout, check_budget
 from .data.layouts import Example
-from .data.prepare import IN_EVAL_SPLIT, Encoding, Report, encode_rows, prompt_key
+from .data.prepare import Encoding, Report, encode_rows
 from .data.sources import has_eval_split
 from .data.stream import PIECES, Pack, Stream, StreamPlan, StreamState
 from .params import Params
@@ -26,7 +29,7 @@ from .step import Step, StepRules, build_streamed_step
 
 EVAL_DOCUMENTS = 512
 EVAL_ROWS = 20_000  # rows searched for held-out texts
-ONE_IN = 100  # texts are held out where the dataset has no eval split of its own
+MOST_HELD = 0.01  # share of the texts held out where the dataset has no eval split of its own
 TOKENIZER_ROWS = 50_000  # rows that a new tokenizer is trained on
 HELD_OUT = "held out for evaluation"
 _AT_ONCE = 32  # rows of evaluation tokenised together
@@ -35,7 +38,12 @@ Rows = Iterator[tuple[str, Example | str]]
 
 
 def prepare(
-    params: Params, log: assembly.Log, *, offline: bool = False, between_rows: Callable[[], None] = lambda: None
+    params: Params,
+    log: assembly.Log,
+    *,
+    offline: bool = False,
+    between_rows: Callable[[], None] = lambda: None,
+    moment: datetime | None = None,  # of no use here: texts know no chat template
 ) -> assembly.Prepared:
     """Tokenizer and evaluation documents, and as `train` the documents that the stream begins with. Reads a bounded number of rows.
 
@@ -43,7 +51,8 @@ def prepare(
     """
     check_budget(params.max_length, Layout(True, pack_tokens(params)))
     data = StreamedData.of(params, log, offline=offline, between_rows=between_rows)
-    for note in assembly.unread(params.dataset_name, data.wants_eval, data.own_files, "one text in 100"):
+    held = f"one text in {one_in(params)}" if data.wants_eval else ""
+    for note in assembly.unread(params.dataset_name, data.wants_eval, data.own_files, held):
         log(f"dataset_name: {note}")
     tokenizer = assembly.make_tokenizer(params, lambda _: islice(data.training(0, 1), TOKENIZER_ROWS), offline=offline)
     assembly.base_config(params, tokenizer, offline=offline)
@@ -52,13 +61,15 @@ def prepare(
     if data.wants_eval and not len(evaluation):
         log("eval_strategy: nothing to hold out for evaluation; it is off.")
     elif data.wants_eval and not data.own_files:
-        log(f"eval_strategy: one text in {ONE_IN} is held out; {len(evaluation)} documents of them are evaluated")
+        log(f"eval_strategy: {held} is held out; {len(evaluation)} documents of them are evaluated")
     stream = open_stream(data if len(evaluation) else data.without_evaluation(), chat)
     stream.fill()
     begun = stream.state()
     builder = Builder()
     for _, document in begun.buffer:
         builder.add(document.ids, document.supervised, document.prompt, f"row {document.index // PIECES + 1}")
+    for line in (*data.examples.lines(), *assembly.remarks({"train": begun.report, "eval": eval_report})):
+        log(f"dataset_name: {line}")
     return assembly.Prepared(tokenizer, chat, builder.build(), evaluation, {"train": begun.report, "eval": eval_report})
 
 
@@ -86,7 +97,7 @@ class StreamedData:
 
     def training(self, first: int, every: int) -> Rows:
         """A pass's rows `first`, `first + every`, ...; one that is evaluation's is its reason instead."""
-        reason = IN_EVAL_SPLIT if self.own_files else HELD_OUT
+        reason = PROMPT_IN_EVAL if self.own_files else HELD_OUT
         for row, example in self.examples("train", first, every):
             yield row, reason if isinstance(example, Example) and self._is_held(example) else example
 
@@ -102,7 +113,12 @@ class StreamedData:
         if not self.wants_eval:
             return False
         key = prompt_key(example, self.params.seed)
-        return key in self.keys if self.own_files else key % ONE_IN == 0
+        return key in self.keys if self.own_files else key % one_in(self.params) == 0
+
+
+def one_in(params: Params) -> int:
+    """Return n where one text in n is held out; a large corpus needs at most 0.01 of itself."""
+    return math.ceil(1 / min(params.eval_share, MOST_HELD))
 
 
 def _encode_some(rows: Rows, chat: ChatFormat, how: Encoding) -> tuple[Documents, Report]:

@@ -174,7 +174,7 @@ def _preview(document: Document, rules: StepRules, chat: ChatFormat) -> list[dic
         for kind, group in groupby(range(ids.size), key=kinds.__getitem__):
             tokens = [int(ids[place]) for place in group]
             repeated = len(set(tokens)) == 1 and len(tokens) > 2
-            shown = str(chat.tokenizer.decode(tokens[:1] if repeated else tokens)) + (f"×{len(tokens)}" if repeated else "")
+            shown = chat.shown(tokens[:1] if repeated else tokens) + (f"×{len(tokens)}" if repeated else "")
             runs.append({"kind": kind, "tokens": len(tokens), "text": shown})
         views.append({"t": t, "masked": len(masked), "runs": runs})
     return views

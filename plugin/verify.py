@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from .child import torch_program
 from .data.chat import ChatFormat
-from .data.layouts import Turn
+from .data.turns import Turn
 from .families import FAMILIES
 from .models.diffusion import logits_of
 from .models.load import load_model, load_tokenizer

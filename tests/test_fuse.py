@@ -17,7 +17,7 @@ from tiny import adapted
 from plugin import fuse, verify
 from plugin.chat import load_chatter
 from plugin.data.chat import ChatFormat
-from plugin.data.layouts import Turn
+from plugin.data.turns import Turn
 from plugin.families import FAMILIES as KNOWN
 from plugin.fuse import Card, Target, adapter_facts, fuse_adapter, publish
 from plugin.job import JobError

@@ -7,9 +7,10 @@ import torch
 from tiny import CLS, MASK, PAD, SEP, cpu, rules, steps_of, tiny_model, train_tiny
 
 from plugin.data.chat import ChatFormat
-from plugin.data.layouts import Example, Turn
+from plugin.data.layouts import Example
 from plugin.data.prepare import Encoding, encode_split
 from plugin.data.tokenizer import train_tokenizer
+from plugin.data.turns import Turn
 from plugin.models.diffusion import predictor
 from plugin.sampling.blockwise import SamplerSettings, Vocabulary, generate
 

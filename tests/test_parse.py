@@ -257,10 +257,17 @@ def test_a_form_always_sends_both_and_epochs_win_with_one_line() -> None:
         ({"save_steps": "1.5"}, "save_steps"),
         ({"dtype": "float16", "train_device": "cpu"}, "dtype"),
         ({"load_in_4bit": True}, "load_in_4bit"),
+        ({"eval_share": 0}, "eval_share"),
+        ({"eval_share": 0.21}, "eval_share"),
+        ({"text_rows": "word"}, "text_rows"),
     ],
 )
 def test_fields_that_contradict_one_another_are_named(values: dict[str, object], field: str) -> None:
     assert field in [problem.field for problem in refused(values)]
+
+
+def test_nothing_is_held_out_where_nothing_is_evaluated() -> None:
+    assert parse({**REQUIRED, "eval_share": "0", "eval_strategy": "no"}).params.eval_share == 0
 
 
 def test_shares_and_whole_steps_pass() -> None:

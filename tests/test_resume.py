@@ -15,6 +15,8 @@ from scenes import LONGEST_S, Scene
 from support import read_lines, run_main, wait_until, write_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from plugin.data.tokenizer import train_tokenizer
+
 Go = Callable[..., tuple[Scene, Scene]]
 
 
@@ -202,6 +204,31 @@ def test_curves_hold_every_step_once_after_a_kill(
         curves.append(found)
     assert [step for step, _ in curves[1]["train/loss"]] == [7, 14, 21, 28, 35, 40]
     assert curves[0] == curves[1]
+
+
+CLOCK = (
+    "{% for m in messages %}{{ strftime_now('%H:%M:%S ') }}{{ m.content }}[SEP]{% endfor %}"
+    "{% if add_generation_prompt %}{{ strftime_now('%H:%M:%S ') }}{% endif %}"
+)
+
+
+def test_a_chat_templates_clock_is_kept(forks: Forks, job: tuple[object, ...], tmp_path: Path) -> None:
+    """Even where the tokenised data has to be made again."""
+    words = train_tokenizer(["0123456789: a question and its answer"], 320)
+    words.chat_template = CLOCK
+    words.save_pretrained(tmp_path / "words")
+    args = (*job, "--tokenizer_name", tmp_path / "words", "--train_steps", 6, "--save_steps", 2)
+    whole = forks.run(tmp_path / "whole", *args)
+    assert whole.code == 0, whole.err
+    again = shutil.copytree(whole.folder, tmp_path / "again")
+    shutil.rmtree(again / "data")
+    resumed = forks.run(again, *args, "--resume", again / "checkpoint-2")
+    assert resumed.code == 0, resumed.err
+    ids = [(folder / "data" / "train" / "ids.npy").read_bytes() for folder in (whole.folder, again)]
+    assert ids[0] == ids[1]
+    assert differences(resumed, whole) == []
+    moment = json.loads((whole.folder / "checkpoint-2" / "state.json").read_text())["moment"]
+    assert f"resume: the chat template writes the time; it stays {moment}" in (again / "log.txt").read_text()
 
 
 def test_the_run_json_of_a_resumed_run_repeats_it(unbroken_and_resumed: Go, forks: Forks, tmp_path: Path) -> None:

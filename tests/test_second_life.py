@@ -18,7 +18,7 @@ from support import TINY_CONFIG, child_env, run_main
 from tiny import tiny_config
 
 from plugin.data.chat import ChatFormat
-from plugin.data.layouts import Turn
+from plugin.data.turns import Turn
 from plugin.families import FAMILIES
 from plugin.models.code_files import write_code_files
 from plugin.models.diffusion import logits_of

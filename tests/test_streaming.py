@@ -20,17 +20,18 @@ from tiny import CLS, PAD, alone_in, cpu, rules, tiny_model
 from plugin import assembly, streaming
 from plugin.ahead import Ahead
 from plugin.data.documents import Document
-from plugin.data.layouts import Example, Turn
-from plugin.data.prepare import prompt_key
+from plugin.data.hold_out import prompt_key
+from plugin.data.layouts import Example
 from plugin.data.steps import Slot
 from plugin.data.stream import Pack, StreamState
+from plugin.data.turns import Turn
 from plugin.job import JobError
 from plugin.models.diffusion import DiffusionModel
 from plugin.packing import choose_attention
 from plugin.params import Params
 from plugin.parse import parse
 from plugin.step import Step, build_streamed_step
-from plugin.streaming import ONE_IN, StreamedData, StreamedSteps
+from plugin.streaming import StreamedData, StreamedSteps
 from plugin.trial import try_out
 
 WORDS = ("sky", "blue", "and", "grass", "green", "while", "old", "snow", "lies", "on", "every", "roof", "of", "the", "town")
@@ -82,7 +83,7 @@ def example(text: str) -> Example:
 def test_a_hundredth_of_the_texts_is_evaluated_and_never_trained(job: Callable[..., Params]) -> None:
     params = job()
     one, lines = prepared(params)
-    held = {n for n, text in enumerate(texts(300)) if prompt_key(example(text), params.seed) % ONE_IN == 0}
+    held = {n for n, text in enumerate(texts(300)) if prompt_key(example(text), params.seed) % 100 == 0}
     assert 1 <= len(held) <= 10
     assert {int(row.split(":")[1]) - 1 for row in one.evaluation.rows} == held
     trained = trained_rows(params, one, 150)
@@ -90,6 +91,14 @@ def test_a_hundredth_of_the_texts_is_evaluated_and_never_trained(job: Callable[.
     assert any("one text in 100 is held out" in line for line in lines)
     other, _ = prepared(job(seed=7))
     assert set(other.evaluation.rows) != set(one.evaluation.rows)
+
+
+def test_a_smaller_eval_share_holds_out_fewer_texts(job: Callable[..., Params]) -> None:
+    params = job(eval_share=0.004)
+    one, lines = prepared(params)
+    held = {n for n, text in enumerate(texts(300)) if prompt_key(example(text), params.seed) % 250 == 0}
+    assert {int(row.split(":")[1]) - 1 for row in one.evaluation.rows} == held
+    assert not held or any("one text in 250 is held out" in line for line in lines)
 
 
 def test_an_eval_split_of_its_own_is_used_and_its_texts_leave_training(job: Callable[..., Params], tmp_path: Path) -> None:
@@ -122,7 +131,7 @@ def test_nothing_to_hold_out_is_said_and_everything_trained(
     job: Callable[..., Params], tmp_path: Path, strategy: str, said: int
 ) -> None:
     params = job(eval_strategy=strategy)
-    rows = [text for text in texts(80) if prompt_key(example(text), params.seed) % ONE_IN]
+    rows = [text for text in texts(80) if prompt_key(example(text), params.seed) % 100]
     path = write_rows(tmp_path / "few.jsonl", [{"text": text} for text in rows])
     one, lines = prepared(params.model_copy(update={"dataset_name": str(path)}))
     assert len(one.evaluation) == 0

@@ -5,20 +5,31 @@ A tokenizer's chat template writes its dialogues; one without is given the encod
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ..job import model_error
-from .encoder_template import ends_of, set_encoder_template
-from .layouts import Turn
+from .encoder_template import encoder_template, ends_of
+from .escapes import Escapes, function_tokens, token_id
+from .rendering import Refused, Template, added_tokens
+from .turns import Turn, escaped
 
-_CONTENT = "\ue000{}\ue001"  # private-use characters: no template and no text holds them
+# Marks between the turns of chats that some program rendered into text.
+_RENDERED = re.compile(
+    r"<\|(im_start|im_end|start_header_id|eot_id|user|assistant|system)\|>|<(start|end)_of_turn>|\[/?INST\]|<<SYS>>"
+    r"|^#{2,3} ?(Instruction|Response|Human|Assistant|User|Input)s?:|^(Human|USER|User): [\s\S]*^(Assistant|ASSISTANT): ",
+    re.MULTILINE,
+)
+Find = Literal["last", "marked", "all"]  # the last answer; it and those marked as not to be learned; every answer
+RENDERED = "text that looks like a chat rendered already: its marks, and prompts in a plain text, are trained as text"
+CHANGED = "text that the chat template changes or leaves out: what it writes is trained"
 
 
 @dataclass(frozen=True)
@@ -26,16 +37,28 @@ class Encoded:
     """One dialogue or text."""
 
     ids: NDArray[np.int32]  # [T]
-    answers: tuple[tuple[int, int], ...]  # token spans of the assistant's turns, end token included
+    answers: tuple[tuple[int, int], ...]  # token spans of the answers to be learned, end token included
+    withheld: tuple[tuple[int, int], ...] = ()  # of the answers that the data marks as not to be learned
+    remarks: tuple[str, ...] = ()  # what a person should know of this row, each a phrase to count by
+
+
+@dataclass
+class _Pieces:
+    """A dialogue before it is tokenised: texts and ids in turn, and which pieces are an answer."""
+
+    items: list[str | list[int]] = field(default_factory=list)
+    answers: dict[int, tuple[int, int]] = field(default_factory=dict)  # place of a turn -> its pieces, first to end
+    exact: bool = True  # whether every turn's text stands in it as it is
 
 
 class ChatFormat:
-    """How one tokenizer writes dialogues: what stands before, between and after the turns' texts.
+    """How one tokenizer writes dialogues: as its chat template does, else `[CLS] turn [SEP] turn [SEP] ...`.
 
     `start_id` opens a sequence; `end_id` ends an answer; `fill_id` fills the space behind it. Either of the last two says stop.
+    `moment` is the time that a template may write: one for the whole run.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, moment: datetime | None = None):
         self.tokenizer = tokenizer
         start, end = ends_of(tokenizer)
         self.start_id: int | None = getattr(tokenizer, f"{start}_token_id") if start else None
@@ -45,35 +68,60 @@ class ChatFormat:
             raise model_error("tokenizer_name", "a mask token and an end token ([SEP] or end of sequence)", "one without")
         self.fill_id, self.mask_id = fill_id, mask_id
         self.pad_id = _first(tokenizer.pad_token_id, fill_id) or 0
-        set_encoder_template(tokenizer)
-        self._frame_of = lru_cache(maxsize=256)(self._render)
-        after_answer = self._frame_of(("user", "assistant"), False)[-1]
-        if not after_answer:
-            raise model_error(
-                "tokenizer_name", "a chat template that ends the assistant's turn with a token", "one that does not"
-            )
-        self.end_id = after_answer[0]
+        encoder = encoder_template(tokenizer)
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = encoder  # saved with the tokenizer, it says how the model was asked
+        # The encoder's own layout is known: it needs no rendering.
+        by_template = tokenizer.chat_template != encoder
+        self._template = Template(tokenizer, moment or datetime.now()) if by_template else None
+        own = self._template.own_tokens if self._template else set[str]()
+        self._escapes = Escapes(tokenizer, function_tokens(tokenizer) | own)
+        self.end_id = token_id(tokenizer, self._template.end) if self._template else fill_id
 
     @property
     def end_ids(self) -> tuple[int, ...]:
         return tuple(dict.fromkeys((self.end_id, self.fill_id)))
 
-    def encode(self, dialogues: Sequence[Sequence[Turn]]) -> list[Encoded]:
-        """Encode many dialogues in one tokenizer call. A dialogue of one `text` turn is a text: no answers."""
-        texts = [turn.text for turns in dialogues for turn in turns]
-        # A row's text is data: "[MASK]" in it must not become the mask token.
-        batch = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True) if texts else {"input_ids": []}
-        tokens = iter(batch["input_ids"])
-        return [self._join(turns, [next(tokens) for _ in turns]) for turns in dialogues]
+    @property
+    def moment(self) -> datetime | None:
+        """Return the time that the template writes; None where it writes none."""
+        return self._template.moment if self._template else None
+
+    def encode(self, dialogues: Sequence[Sequence[Turn]], *, find: Find = "all") -> list[Encoded | str]:
+        """Encode many dialogues in one tokenizer call; a string says why the template does not take one.
+
+        A dialogue of one `text` turn is a text: no answers. `find`: the answers that the caller needs, since looking for one costs a
+        rendering, and a template may write earlier answers so that they cannot be found.
+        """
+        plans: list[_Pieces | str] = []
+        for turns in dialogues:
+            try:
+                plans.append(self._pieces([escaped(turn, self._escapes.hide) for turn in turns], find))
+            except Refused as refused:
+                plans.append(str(refused))
+        texts = [item for plan in plans if isinstance(plan, _Pieces) for item in plan.items if isinstance(item, str)]
+        tokens = iter(self._escapes.tokenize(texts))
+        found: list[Encoded | str] = []
+        for turns, plan in zip(dialogues, plans, strict=True):
+            if isinstance(plan, str):
+                found.append(plan)
+            else:
+                pieces = [next(tokens) if isinstance(item, str) else item for item in plan.items]
+                found.append(self._join(turns, plan, pieces))
+        return found
 
     def prompt(self, turns: Sequence[Turn]) -> NDArray[np.int32]:
-        """Ids up to where the assistant's next turn begins."""
-        pieces = self._frame_of(tuple(turn.role for turn in turns), True)
-        batch = self.tokenizer([turn.text for turn in turns], add_special_tokens=False, split_special_tokens=True)
-        ids = list(pieces[0])
-        for text, after in zip(batch["input_ids"], pieces[1:], strict=True):
-            ids += [*text, *after]
-        return np.array(ids, dtype=np.int32)
+        """Ids up to where the assistant's next turn begins. Raises JobError (exit 4) when the template does not take the turns."""
+        hidden = [escaped(turn, self._escapes.hide) for turn in turns]
+        if self._template is None:
+            items = self._encoder_pieces(hidden).items
+        else:
+            try:
+                items = [self._template.prompt(hidden)]
+            except Refused as refused:
+                raise model_error("tokenizer_name", "a chat template that takes this dialogue", str(refused)) from refused
+        tokens = iter(self._escapes.tokenize([item for item in items if isinstance(item, str)]))
+        return np.array([token for item in items for token in (next(tokens) if isinstance(item, str) else item)], np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The answer's text: everything before the first end token."""
@@ -81,8 +129,18 @@ class ChatFormat:
         return self.text(list(ids)[: stops[0]] if stops else ids).strip()
 
     def text(self, ids: Sequence[int]) -> str:
-        """Ids as text, special tokens left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        """Decode ids, tokens with a function left out; one that a user added is text."""
+        return str(self.tokenizer.decode([token for token in ids if token not in self._escapes.ids]))
+
+    def shown(self, ids: Sequence[int]) -> str:
+        """Show ids to a person: an added token in ⟦ ⟧, so that it differs from its spelling."""
+        added = added_tokens(self.tokenizer)
+        groups: list[tuple[bool, list[int]]] = []
+        for token in ids:
+            if not groups or groups[-1][0] or token in added:
+                groups.append((token in added, []))
+            groups[-1][1].append(token)
+        return "".join(f"⟦{added[run[0]]}⟧" if alone else str(self.tokenizer.decode(run)) for alone, run in groups)
 
     def frame(self, ids: Sequence[int], hole: str = "░") -> str:
         """A half-revealed canvas as text: every masked token is one `hole`, end tokens are left out."""
@@ -94,38 +152,55 @@ class ChatFormat:
             groups[-1][1].append(token)
         return "".join(hole * len(run) if masked else self.text(run) for masked, run in groups)
 
-    def _join(self, turns: Sequence[Turn], texts: Sequence[Sequence[int]]) -> Encoded:
+    def _pieces(self, turns: Sequence[Turn], find: Find) -> _Pieces:
         if turns[0].role == "text":
-            opening = [self.start_id] if self.start_id is not None else []
-            return Encoded(np.array([*opening, *texts[0], self.fill_id], dtype=np.int32), ())
-        pieces = self._frame_of(tuple(turn.role for turn in turns), False)
-        ids = list(pieces[0])
-        answers: list[tuple[int, int]] = []
-        for turn, text, after in zip(turns, texts, pieces[1:], strict=True):
-            start = len(ids)
-            ids += text
-            if turn.role == "assistant":
-                answers.append((start, len(ids) + 1))  # the first token after an answer is its end token
-            ids += after
+            return _Pieces([*self._opening(), turns[0].text, [self.fill_id]])
+        if self._template is None:
+            return self._encoder_pieces(turns)
+        places = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
+        if find != "all":
+            places = [place for place in places if place == places[-1] or (find == "marked" and not turns[place].learn)]
+        written = self._template.write(turns, places)
+        pieces, at = _Pieces(), 0
+        for place, (start, end) in zip(places, written.answers, strict=True):
+            pieces.items += [written.text[at:start], written.text[start:end]]
+            pieces.answers[place] = (len(pieces.items) - 1, len(pieces.items))
+            at = end
         # What a template writes after the last end token (ChatML's line break) belongs to no turn.
-        return Encoded(np.array(ids[: answers[-1][1]] if answers else ids, dtype=np.int32), tuple(answers))
+        if not places:
+            pieces.items.append(written.text)
+        pieces.exact = written.exact
+        return pieces
 
-    def _render(self, roles: tuple[str, ...], generation: bool) -> list[list[int]]:
-        """Ids of the template's own text before, between and after the contents; it depends on the roles alone."""
-        messages = [{"role": role, "content": _CONTENT.format(place)} for place, role in enumerate(roles)]
-        try:
-            rest = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
-            pieces: list[str] = []
-            for place in range(len(roles)):
-                before, rest = rest.split(_CONTENT.format(place), 1)
-                pieces.append(before)
-        except Exception as error:  # a template is foreign code and may raise anything
-            reason = str(error).split("\n")[0]
-            raise model_error("tokenizer_name", f"a chat template that takes {', '.join(roles)}", reason) from error
-        return [list(self.tokenizer(piece, add_special_tokens=False)["input_ids"]) for piece in (*pieces, rest)]
+    def _encoder_pieces(self, turns: Sequence[Turn]) -> _Pieces:
+        pieces = _Pieces(self._opening())
+        for place, turn in enumerate(turns):
+            pieces.items += [turn.with_thought, [self.fill_id]]
+            if turn.role == "assistant":
+                pieces.answers[place] = (len(pieces.items) - 2, len(pieces.items))
+        return pieces
+
+    def _opening(self) -> list[str | list[int]]:
+        return [] if self.start_id is None else [[self.start_id]]
+
+    def _join(self, turns: Sequence[Turn], plan: _Pieces, pieces: Sequence[Sequence[int]]) -> Encoded:
+        ends = [0, *np.cumsum([len(piece) for piece in pieces]).tolist()]
+        spans = {place: (ends[first], ends[end]) for place, (first, end) in plan.answers.items()}
+        learned = tuple(span for place, span in spans.items() if turns[place].learn)
+        withheld = tuple(span for place, span in spans.items() if not turns[place].learn)
+        ids = np.array([token for piece in pieces for token in piece], dtype=np.int32)
+        return Encoded(ids, learned, withheld, tuple(self._remarks(turns, plan.exact)))
+
+    def _remarks(self, turns: Sequence[Turn], exact: bool) -> list[str]:
+        texts = [text for turn in turns for text in (turn.text, turn.thought)]
+        spelled = sorted(set[str]().union(*map(self._escapes.spelled, texts)))
+        remarks = [f"{token} in a text: it is read as text, not as the token" for token in spelled]
+        if any(map(_RENDERED.search, texts)):
+            remarks.append(RENDERED)
+        return remarks if exact else [*remarks, CHANGED]
 
 
-def _first(*ids: Any) -> int | None:
+def _first(*ids: object) -> int | None:
     return next((token for token in ids if isinstance(token, int)), None)
 
 
@@ -137,18 +212,12 @@ def supervision(encoded: Encoded, *, answers_only: bool, turns: str) -> NDArray[
     learned = np.zeros(encoded.ids.size, dtype=bool)
     if not answers_only or not encoded.answers:
         learned[1:] = True
+        for start, end in encoded.withheld:
+            learned[start:end] = False
         return learned
     for start, end in encoded.answers if turns == "all" else encoded.answers[-1:]:
         learned[start:end] = True
     return learned
-
-
-def random_prefix(encoded: Encoded, uniform: float) -> Encoded:
-    """A dialogue cut after one of its answers, `uniform` in [0, 1) choosing which: LLaDA's treatment of n-turn dialogues."""
-    if not encoded.answers:
-        return encoded
-    kept = encoded.answers[: int(uniform * len(encoded.answers)) + 1]
-    return Encoded(encoded.ids[: kept[-1][1]], kept)
 
 
 def filled_lengths(lengths: Sequence[int], prompts: Sequence[int], *, policy: str, block: int, max_length: int) -> list[int]:

@@ -22,14 +22,11 @@ def ends_of(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     return start, end
 
 
-def set_encoder_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a tokenizer without a chat template the encoder's layout, in place; one without an end token is left as it is."""
+def encoder_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the encoder's layout for this tokenizer's special tokens."""
     start, end = ends_of(tokenizer)
-    if not tokenizer.chat_template and end:
-        opening = f"{{{{ {start}_token }}}}" if start else ""
-        tokenizer.chat_template = (
-            f"{opening}{{% for message in messages %}}{{{{ message['content'] }}}}{{{{ {end}_token }}}}{{% endfor %}}"
-        )
+    opening = f"{{{{ {start}_token }}}}" if start else ""
+    return f"{opening}{{% for message in messages %}}{{{{ message['content'] }}}}{{{{ {end}_token }}}}{{% endfor %}}"
 
 
 def _has(tokenizer: PreTrainedTokenizerBase, name: str) -> bool:

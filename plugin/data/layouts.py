@@ -13,40 +13,16 @@ from functools import partial
 from typing import Literal
 
 from ..job import JobError, Problem, data_error
-from .sandbox import TEMPLATE_FAILED, TEXT_TOO_LONG, RowError
+from .sandbox import RowError
+from .seen import Role, Seen, is_empty
 from .sources import Row
 from .templates import Templates, render
+from .turns import Turn, chat_of, messages_of, plain, rounds_of, text_of, turns_of, with_system
 
-NO_MESSAGES = "no list of messages"
-NOT_AN_OBJECT = "message is not an object"
-NO_ROLE = "message without a role"
-UNKNOWN_ROLE = "unknown role"
-NOT_TEXT = "content is not text"
-BROKEN_TEXT = "text is not valid unicode"
-NO_ASSISTANT = "no assistant turn"
-NO_USER = "no user turn"
-EMPTY_PROMPT = "empty prompt"
-EMPTY_RESPONSE = "empty response"
-EMPTY_TEXT = "empty text"
-REASONS = (
-    *(NO_MESSAGES, NOT_AN_OBJECT, NO_ROLE, UNKNOWN_ROLE, NOT_TEXT, BROKEN_TEXT, NO_ASSISTANT, NO_USER),
-    *(EMPTY_PROMPT, EMPTY_RESPONSE, EMPTY_TEXT, TEMPLATE_FAILED, TEXT_TOO_LONG),
-)
-
-Role = Literal["system", "user", "assistant", "text"]
-_ROLES: dict[object, Role] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
-
-
-@dataclass(frozen=True)
-class Turn:
-    role: Role
-    text: str
+SYSTEM = ("system", "system_prompt")
+HISTORY = "history"
+CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
+Values = Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -63,99 +39,106 @@ class Layout:
 
     name: str
     needs: tuple[str, ...]
-    read: Callable[[Mapping[str, object]], tuple[Turn, ...]]
+    read: Callable[[Values, Seen], tuple[Turn, ...]]
+    takes: tuple[str, ...] = ()  # columns that it reads where they are
 
 
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, (int, float)):
-        return str(value)
-    if not isinstance(value, str):
-        raise RowError(NOT_TEXT)
-    try:
-        value.encode()  # JSON can spell half a surrogate pair, on which tokenizers fail
-    except UnicodeEncodeError as error:
-        raise RowError(BROKEN_TEXT) from error
-    return value
+def _before(values: Values, seen: Seen) -> list[Turn]:
+    """Read what stands before a row's own turns: its system prompt, the rounds of its history."""
+    turns = rounds_of(values.get(HISTORY), seen)
+    for column in SYSTEM:
+        if text := text_of(values.get(column)):
+            if (longer := with_system(turns, text)) is None:
+                seen.columns([column])
+            else:
+                turns = longer
+    return turns
 
 
-def _message(item: object) -> Turn:
-    """One {role, content} or ShareGPT {from, value} message; columnar files hold all four keys, some of them None."""
-    if not isinstance(item, Mapping):
-        raise RowError(NOT_AN_OBJECT)
-    role = item.get("role") if item.get("role") is not None else item.get("from")
-    if role is None:
-        raise RowError(NO_ROLE)
-    if not isinstance(role, str) or role not in _ROLES:
-        raise RowError(UNKNOWN_ROLE)
-    content = item.get("content") if item.get("content") is not None else item.get("value")
-    return Turn(_ROLES[role], _text(content))
+def _side(value: object, role: Role, seen: Seen) -> list[Turn]:
+    """Read one side of a pair: a text, or messages (TRL's conversational form), JSON or not."""
+    messages = None if isinstance(value, str) and not value.lstrip().startswith("[{") else messages_of(value)
+    if messages is None or (isinstance(value, str) and not _are_messages(messages)):
+        return [Turn(role, text_of(value))]
+    return turns_of(messages, seen)
 
 
-def _side(value: object, role: Role) -> list[Turn]:
-    """One side of a pair: a text, or a list of messages (TRL's conversational form)."""
-    return [_message(item) for item in value] if isinstance(value, list) else [Turn(role, _text(value))]
+def _are_messages(items: list[object]) -> bool:
+    return all(isinstance(item, Mapping) and (item.get("role") or item.get("from")) for item in items)
 
 
-def _chat(turns: list[Turn]) -> tuple[Turn, ...]:
-    """Check a chat and cut what follows the last assistant turn, which no response answers."""
-    # Many data sets spell "no system prompt" as an empty one.
-    turns = [turn for turn in turns if turn.role != "system" or turn.text.strip()]
-    while turns and turns[-1].role != "assistant":
-        turns.pop()
-    if not turns:
-        raise RowError(NO_ASSISTANT)
-    if not any(turn.role == "user" for turn in turns):
-        raise RowError(NO_USER)
-    for turn in turns:
-        if not turn.text.strip():
-            raise RowError(EMPTY_RESPONSE if turn.role == "assistant" else EMPTY_PROMPT)
-    return tuple(turns)
-
-
-def _user_turn(instruction: str, extra: str) -> Turn:
+def _with_extra(instruction: str, extra: str) -> Turn:
     return Turn("user", f"{instruction}\n{extra}" if extra.strip() else instruction)
 
 
-def _alpaca(values: Mapping[str, object]) -> tuple[Turn, ...]:
-    user = _user_turn(_text(values.get("instruction")), _text(values.get("input")))
-    return _chat([user, Turn("assistant", _text(values.get("output")))])
+def _task(prompt: str, extras: tuple[str, ...], response: str, values: Values, seen: Seen) -> tuple[Turn, ...]:
+    """Read an instruction, its subject on a new line, and the answer."""
+    user = Turn("user", text_of(values.get(prompt)))
+    for extra in extras:
+        user = _with_extra(user.text, text_of(values.get(extra)))
+    return chat_of([*_before(values, seen), user, Turn("assistant", text_of(values.get(response)))])
 
 
-def _pair(prompt: str, response: str, values: Mapping[str, object]) -> tuple[Turn, ...]:
-    return _chat(_side(values.get(prompt), "user") + _side(values.get(response), "assistant"))
+def _pair(prompt: str, response: str, values: Values, seen: Seen) -> tuple[Turn, ...]:
+    asked, answered = _side(values.get(prompt), "user", seen), _side(values.get(response), "assistant", seen)
+    if any(turn.role == "user" for turn in answered) and all(turn in answered for turn in asked):
+        asked = []  # the answer's side is the whole chat, prompt and all
+    turns = [*asked, *answered]
+    before = _before(values, seen)
+    if turns and turns[0].role == "system" and before:
+        seen.columns([column for column in SYSTEM if not is_empty(values.get(column))])
+        before = [turn for turn in before if turn.role != "system"]
+        turns, before = [*before, *turns[1:]], turns[:1]
+    return chat_of([*before, *turns])
 
 
-def _messages(column: str, values: Mapping[str, object]) -> tuple[Turn, ...]:
-    messages = values.get(column)
-    if not isinstance(messages, list):
-        raise RowError(NO_MESSAGES)
-    return _chat([_message(item) for item in messages])
+def _messages(column: str, values: Values, seen: Seen) -> tuple[Turn, ...]:
+    turns = turns_of(values.get(column), seen)
+    for name in SYSTEM:
+        if text := text_of(values.get(name)):
+            if (longer := with_system(turns, text)) is None:
+                seen.columns([name])
+            else:
+                turns = longer
+    return chat_of(turns)
 
 
-def _plain(column: str, values: Mapping[str, object]) -> tuple[Turn, ...]:
-    text = _text(values.get(column))
-    if not text.strip():
-        raise RowError(EMPTY_TEXT)
-    return (Turn("text", text),)
+def _plain(column: str, values: Values, seen: Seen) -> tuple[Turn, ...]:
+    return plain(text_of(values.get(column)))
 
 
-def _templated(templates: Templates, values: Mapping[str, object]) -> tuple[Turn, ...]:
+def _templated(templates: Templates, values: Values, seen: Seen) -> tuple[Turn, ...]:
     extra = render(templates.input, values) if templates.input else ""
-    user = _user_turn(render(templates.instruction, values), extra)
+    user = _with_extra(render(templates.instruction, values), extra)
     turns = [user, Turn("assistant", render(templates.output, values))]
-    return _chat([Turn(turn.role, _text(turn.text)) for turn in turns])
+    return chat_of([Turn(turn.role, text_of(turn.text)) for turn in turns])
+
+
+def _tasks(prompt: str, response: str, *extras: str) -> Layout:
+    needs, takes = (prompt, response), (*extras, *SYSTEM, HISTORY)
+    return Layout(f"{prompt}/{response}", needs, partial(_task, prompt, extras, response), takes)
+
+
+def _pairs(prompt: str, response: str) -> Layout:
+    return Layout(f"{prompt}/{response}", (prompt, response), partial(_pair, prompt, response), (*SYSTEM, HISTORY))
 
 
 # In order of preference; `text`, whose column the user names, comes last.
 LAYOUTS = (
-    Layout("instruction/output", ("instruction", "output"), _alpaca),
-    Layout("prompt/completion", ("prompt", "completion"), partial(_pair, "prompt", "completion")),
-    Layout("prompt/response", ("prompt", "response"), partial(_pair, "prompt", "response")),
-    Layout("question/answer", ("question", "answer"), partial(_pair, "question", "answer")),
-    Layout("messages", ("messages",), partial(_messages, "messages")),
-    Layout("conversations", ("conversations",), partial(_messages, "conversations")),
+    _tasks("instruction", "output", "input"),
+    _pairs("prompt", "completion"),
+    _pairs("prompt", "response"),
+    _pairs("question", "answer"),
+    *(Layout(column, (column,), partial(_messages, column), SYSTEM) for column in CHATS),
+    _tasks("instruction", "response", "input", "context"),
+    _pairs("question", "response"),
+    _pairs("query", "response"),
+    _pairs("prompt", "answer"),
+    _pairs("prompt", "output"),
+    _pairs("prompt", "chosen"),
+    _pairs("input", "output"),
+    _pairs("user", "assistant"),
+    _pairs("human", "assistant"),
 )
 
 
@@ -183,7 +166,8 @@ def detect_layout(
         fix = "Rename the columns, give the templates, or name a column of plain text in text_field."
         expected = f"columns of a known layout ({known}, or the text column {text_field!r})"
         raise data_error("dataset_name", expected, f"{_names('column', seen)}", fix)
-    chosen, *others = fitting
+    chosen, *rest = fitting
+    others = [layout for layout in rest if not set(layout.needs) <= {*chosen.needs, *chosen.takes}]
     if notes or others:
         also = f"; the columns also fit {', '.join(layout.name for layout in others)}" if others else ""
         notes.append(f"detected layout {chosen.name!r} used{also}")
@@ -206,12 +190,18 @@ def _names(noun: str, names: list[str]) -> str:
     return f"{noun}{'' if len(names) == 1 else 's'} {', '.join(repr(name) for name in names)}"
 
 
-def read_example(row: Row, layout: Layout) -> Example | str:
-    """The row as a document, or the reason it is dropped (one of REASONS).
+def read_example(row: Row, layout: Layout, seen: Seen | None = None) -> Example | str:
+    """The row as a document, or the reason it is dropped (one of turns.REASONS). What it leaves unread is added to `seen`.
 
     Raises JobError (exit 2) when a template breaks its limits, since then no row can be trusted to render.
     """
+    seen = Seen() if seen is None else seen
+    seen.row = row.id
+    seen.rows += 1
+    read = {*layout.needs, *layout.takes}
+    seen.columns([name for name, value in row.values.items() if name not in read and not is_empty(value)])
     try:
-        return Example(row.id, layout.read(row.values))
+        return Example(row.id, layout.read(row.values, seen))
     except RowError as error:
+        seen.dropped(error.reason, error.detail)
         return error.reason

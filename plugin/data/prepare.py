@@ -1,29 +1,23 @@
-"""From rows to the two splits of tokenised documents, with a report of everything cut or dropped on the way.
-
-Rows stream twice: once for the split (which prompts are held out), once to be tokenised. Nothing but tokens stays in memory.
-"""
+"""From rows to tokenised documents, with a report of everything cut, dropped or worth a remark on the way."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
 
 from ..job import JobError, data_error
-from .chat import ChatFormat, Encoded, random_prefix, supervision
+from .chat import ChatFormat, Encoded, supervision
 from .documents import Builder, Document, Documents
 from .layouts import Example
+from .seen import Seen, counted
+from .turns import Turn, random_prefix
 
-EVAL_SHARE = 0.1
 CHUNK = 1024  # examples tokenised in one call
 EXAMPLES = 3  # row ids quoted per reason
-IN_EVAL_SPLIT = "prompt also in the eval split"
-
-# A split's examples, as often as asked; a string instead of an Example says why the row is unusable.
-Reader = Callable[[str], Iterable[tuple[str, Example | str]]]
 
 
 @dataclass(frozen=True)
@@ -51,14 +45,21 @@ class Report:
     truncated_rows: list[str] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> rows
     dropped_rows: dict[str, list[str]] = field(default_factory=dict)  # reason -> a few row ids
+    remarks: dict[str, int] = field(default_factory=dict)  # remark -> rows
+    remark_rows: dict[str, list[str]] = field(default_factory=dict)  # remark -> a few row ids
     lengths: list[int] = field(default_factory=list)  # before truncation
     shortest_prompt: int | None = None
 
     def drop(self, reason: str, row: str) -> None:
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        some = self.dropped_rows.setdefault(reason, [])
-        if len(some) < EXAMPLES:
-            some.append(row)
+        _count(reason, row, self.dropped, self.dropped_rows)
+
+    def remark(self, remark: str, row: str) -> None:
+        _count(remark, row, self.remarks, self.remark_rows)
+
+    def lines(self) -> list[str]:
+        """Write the remarks, one line each."""
+        rows = ((remark, count, ", ".join(self.remark_rows[remark])) for remark, count in self.remarks.items())
+        return [f"{counted(count, 'row')}, such as {some}: {remark}" for remark, count, some in rows]
 
     def cut(self, row: str) -> None:
         self.truncated += 1
@@ -80,6 +81,8 @@ class Report:
             "dropped": self.dropped,
             "dropped_percent": round(100 * sum(self.dropped.values()) / max(1, self.rows), 2),
             "dropped_rows": self.dropped_rows,
+            "remarks": self.remarks,
+            "remark_rows": self.remark_rows,
             "length": {
                 **percentiles,
                 "longest": int(lengths.max()),
@@ -89,44 +92,11 @@ class Report:
         }
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """Which prompts are evaluation's. `own_files`: the dataset has an eval split of its own."""
-
-    keys: frozenset[int]
-    own_files: bool
-
-
-def prompt_key(example: Example, seed: int) -> int:
-    """A seeded 64-bit key of everything before the last answer (of the whole text, for a text)."""
-    turns = example.turns[:-1] if len(example.turns) > 1 else example.turns
-    digest = hashlib.blake2b(digest_size=8, key=seed.to_bytes(8, "big"))
-    for turn in turns:
-        digest.update(f"{turn.role}\0{turn.text}\0".encode())
-    return int.from_bytes(digest.digest(), "big")
-
-
-def hold_out(read: Reader, own_files: bool, seed: int) -> HeldOut:
-    """Choose the evaluation prompts: the dataset's own eval files, else a seeded tenth of the prompts (none of a single one)."""
-    keys = {prompt_key(example, seed) for _, example in read("eval" if own_files else "train") if isinstance(example, Example)}
-    if own_files:
-        return HeldOut(frozenset(keys), True)
-    count = max(1, round(len(keys) * EVAL_SHARE)) if len(keys) > 1 else 0
-    return HeldOut(frozenset(sorted(keys)[:count]), False)  # keys are seeded hashes: their order is a random one
-
-
-def split_examples(read: Reader, held: HeldOut, split: str, seed: int) -> Iterator[tuple[str, Example | str]]:
-    """The examples of one split; nothing is in both. A train row whose prompt is held out by its own files counts as dropped."""
-    for row, example in read(split if held.own_files else "train"):
-        if isinstance(example, str):
-            if split == "train" or held.own_files:  # a row without a prompt belongs to train's report
-                yield row, example
-            continue
-        is_held = prompt_key(example, seed) in held.keys
-        if held.own_files and split == "train" and is_held:
-            yield row, IN_EVAL_SPLIT
-        elif is_held == (split == "eval"):
-            yield row, example
+def _count(reason: str, row: str, counts: dict[str, int], rows: dict[str, list[str]]) -> None:
+    counts[reason] = counts.get(reason, 0) + 1
+    some = rows.setdefault(reason, [])
+    if len(some) < EXAMPLES:
+        some.append(row)
 
 
 def encode_split(examples: Iterable[tuple[str, Example | str]], chat: ChatFormat, how: Encoding) -> tuple[Documents, Report]:
@@ -151,21 +121,31 @@ def encode_rows(
     What became of the rows is added to `report`; what the documents hold is the caller's to count.
     """
     report.rows += len(rows)
-    encoded = iter(chat.encode([example.turns for _, example in rows if isinstance(example, Example)]))
+    dialogues = [_dialogue(row, example, how) for row, example in rows if isinstance(example, Example)]
+    find = "all" if how.turns == "all" else "last" if how.answers_only else "marked"
+    encoded = iter(chat.encode(dialogues, find=find))
     found: list[list[Document]] = []
     for row, example in rows:
-        if isinstance(example, str):
-            report.drop(example, row)
+        one = next(encoded) if isinstance(example, Example) else example
+        if isinstance(one, str):
+            report.drop(one, row)
             found.append([])
-        else:
-            found.append(_documents(next(encoded), row, chat, how, report))
+            continue
+        for remark in one.remarks:
+            report.remark(remark, row)
+        found.append(_documents(one, row, chat, how, report))
     return found
 
 
+def _dialogue(row: str, example: Example, how: Encoding) -> Sequence[Turn]:
+    """Choose the turns of a row that become its document."""
+    if how.turns != "random_prefix":
+        return example.turns
+    key = hashlib.blake2b(row.encode(), digest_size=7, key=how.seed.to_bytes(8, "big")).digest()
+    return random_prefix(example.turns, int.from_bytes(key, "big") / 2**56)
+
+
 def _documents(encoded: Encoded, row: str, chat: ChatFormat, how: Encoding, report: Report) -> list[Document]:
-    if how.turns == "random_prefix":
-        key = hashlib.blake2b(row.encode(), digest_size=7, key=how.seed.to_bytes(8, "big")).digest()
-        encoded = random_prefix(encoded, int.from_bytes(key, "big") / 2**56)
     ids, length = encoded.ids, encoded.ids.size
     report.lengths.append(length)
     if encoded.answers:
@@ -207,20 +187,26 @@ def _pieces(ids: np.ndarray, row: str, chat: ChatFormat, how: Encoding, report: 
     return pieces
 
 
-def check_trainable(report: Report, dataset: str, max_length: int) -> None:
-    """Raises JobError (exit 3) when nothing is left to learn from, naming the field that a user should change."""
+def check_trainable(report: Report, dataset: str, max_length: int, seen: Seen | None = None) -> None:
+    """Raises JobError (exit 3) when nothing is left to learn from, naming the field that a user should change and, from `seen`, what
+    the dropped rows hold."""
     if report.supervised:
         return
-    raise _nothing_left(report, dataset, max_length)
+    raise _nothing_left(report, dataset, max_length, seen or Seen())
 
 
-def _nothing_left(report: Report, dataset: str, max_length: int) -> JobError:
+def _nothing_left(report: Report, dataset: str, max_length: int, seen: Seen) -> JobError:
     if report.rows == 0:
         return data_error("dataset_name", "at least one row", f"{dataset}, which has none")
-    reasons = ", ".join(f"{count} x {reason}" for reason, count in report.dropped.items())
+    reasons = "; ".join(f"{count} x {_why(reason, seen)}" for reason, count in report.dropped.items())
     if report.shortest_prompt is not None and report.shortest_prompt >= max_length:
         wanted = f"more than the shortest prompt's {report.shortest_prompt} tokens"
         return data_error("max_length", wanted, f"{max_length}, so no answer token is left", "Raise max_length.")
     if any("max_length" in reason for reason in report.dropped):
         return data_error("max_length", "documents that fit", f"{max_length}: {reasons}", "Raise max_length.")
     return data_error("dataset_name", "rows with something to learn", f"{dataset}: {reasons or 'no supervised tokens'}")
+
+
+def _why(reason: str, seen: Seen) -> str:
+    why = seen.why(reason)
+    return why if why.startswith(reason) else f"{reason}: {why}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -19,6 +20,9 @@ FIELD = "dataset_name"
 MAX_LINE = 64 << 20  # bytes of one line, one csv cell or one paragraph
 MAX_JSON = 1 << 30  # bytes of one .json file, which is read whole
 BATCH_ROWS = 256  # rows of a parquet or arrow file in memory at a time
+
+_NAN = ("nan", "NaN")  # a cell of a .csv has no type: this is how programs write an empty one
+_POINTER = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
 
 Numbered = Iterator[tuple[int, dict[str, Any]]]
 
@@ -42,7 +46,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _parse_json(path: Path, line: int, text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text.rstrip())  # else JSON that breaks at the end of its line breaks in the next one
     except json.JSONDecodeError as error:
         got = f"column {error.colno}: {error.msg}"
         raise _bad(path, line + error.lineno - 1, "a JSON object", got) from error
@@ -106,9 +110,25 @@ def _read_csv(path: Path) -> Numbered:
             elif len(cells) != len(header):
                 raise _bad(path, number, f"{len(header)} cells as in the header", f"{len(cells)} cells")
             else:
-                yield number, dict(zip(header, cells, strict=True))
+                yield number, {name: None if cell in _NAN else cell for name, cell in zip(header, cells, strict=True)}
     except csv.Error as error:
         raise _bad(path, start, "a row of comma-separated cells", str(error)) from error
+
+
+def _read_text_lines(path: Path) -> Numbered:
+    """Read one row a line that is not blank."""
+    for number, line in _lines(path):
+        if line.strip():
+            yield number, {"text": line.rstrip("\r\n")}
+
+
+def _read_text_file(path: Path) -> Numbered:
+    """Read the whole file as one row."""
+    if path.stat().st_size > MAX_LINE:
+        raise data_error(FIELD, f"a .txt of at most {MAX_LINE} bytes with text_rows file", path.name, "Set text_rows paragraph.")
+    text = "".join(line for _, line in _lines(path)).replace("\r\n", "\n")
+    if text.strip():
+        yield 1, {"text": text}
 
 
 def _read_text(path: Path) -> Numbered:
@@ -153,6 +173,11 @@ def _read_columns(path: Path) -> Numbered:
         raise data_error(FIELD, f"a {path.suffix.lower()} file", got) from error
 
 
+TEXT_ROWS: dict[str, Callable[[Path], Numbered]] = {
+    "line": _read_text_lines,
+    "paragraph": _read_text,
+    "file": _read_text_file,
+}
 READERS: dict[str, Callable[[Path], Numbered]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
@@ -161,3 +186,28 @@ READERS: dict[str, Callable[[Path], Numbered]] = {
     ".arrow": _read_columns,
     ".txt": _read_text,
 }
+
+
+def read_file(path: Path, text_rows: str) -> Numbered:
+    """Read one file by its suffix, NaN as an empty cell; `text_rows`: what one row of a .txt is.
+
+    Raises JobError (exit 3).
+    """
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            fix = f"Run `git lfs pull` in {path.parent}."
+            raise data_error(FIELD, "a whole file", f"{path}, which git-lfs has not fetched", fix)
+    suffix = path.suffix.lower()
+    reader = TEXT_ROWS[text_rows] if suffix == ".txt" else READERS[suffix]
+    return ((number, without_nan(values)) for number, values in reader(path))
+
+
+def without_nan(value: Any) -> Any:
+    """Put None for every NaN, which is how pandas writes an empty cell."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return value

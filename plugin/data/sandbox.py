@@ -9,6 +9,7 @@ it is built, and CPU time is the last resort.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class RowError(ValueError):
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
+        self.reason, self.detail = reason, detail
 
 
 class OverLimit(RuntimeError):
@@ -103,6 +104,8 @@ def _text(value: object) -> str:
     """A printable value as text. Lists and objects are refused; an undefined value raises its own error in `str`."""
     if value is None:
         return ""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("an infinite number")
     if isinstance(value, (str, int, float, Decimal, date, Undefined)):
         return str(value)
     raise TypeError(f"cannot print {type(value).__name__}; use join, tojson or a key of it")

@@ -20,7 +20,8 @@ from typing import Any
 
 from ..job import Code, JobError, Problem, data_error
 from .hub import Split, hub_rows, hub_split
-from .readers import FIELD, READERS
+from .readers import FIELD, READERS, read_file, without_nan
+from .saved import saved_files
 
 _LIMITS: dict[str, Split] = {"train": "train", "eval": "eval", "valid": "eval", "validation": "eval", "test": "eval"}
 _EVAL_WORD = "(?:eval|valid|validation|val|test|dev)"
@@ -30,6 +31,7 @@ _KNOWN = ", ".join(READERS)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z"}
 # What Transformer Lab and `datasets` put beside the data; read as rows they would spoil the columns.
+_CACHE = re.compile(r"cache-.*\.arrow")  # what map, filter and shuffle of `datasets` leave behind
 _METADATA = {"index.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
@@ -178,10 +180,12 @@ def _is_eval(path: Path) -> bool:
 
 
 def _children(folder: Path) -> dict[str, list[Path]]:
-    """A folder's direct files by use: train, eval, skipped.
+    """A folder's direct files by use: train, eval, skipped; of a folder that `datasets` saved, those that it names.
 
     When every file has an eval name, the user chose that folder to train on: they are train, and eval is empty.
     """
+    if (saved := saved_files(folder)) is not None:
+        return {**saved}
     try:
         files = sorted(child for child in folder.iterdir() if child.is_file())
     except OSError as error:
@@ -195,7 +199,8 @@ def _children(folder: Path) -> dict[str, list[Path]]:
 
 
 def _is_data(file: Path) -> bool:
-    return file.suffix.lower() in READERS and not file.name.startswith(".") and file.name not in _METADATA
+    known = file.suffix.lower() in READERS and file.name not in _METADATA
+    return known and not file.name.startswith(".") and not _CACHE.fullmatch(file.name)
 
 
 def _files(parts: Sequence[Part], split: Split) -> list[list[Path]]:
@@ -232,28 +237,31 @@ def has_eval_split(spec: str, *, offline: bool = False) -> bool:
     )
 
 
-def read_rows(spec: str, split: Split, *, offline: bool = False) -> Iterator[Row]:
-    """The rows of one split, part after part, each part up to its limit.
+def read_rows(spec: str, split: Split, *, offline: bool = False, text_rows: str = "paragraph") -> Iterator[Row]:
+    """The rows of one split, part after part, each part up to its limit; `text_rows`: what one row of a .txt is.
 
     Raises JobError: for a bad spec at once, for bad data (exit 3) when the iteration meets it.
     """
     parts = parse_mixture(spec)
     files = _files(parts, split)
     names = Counter(path.name for paths in files for path in paths)
-    streams = (_part_rows(part, paths, split, offline, names) for part, paths in zip(parts, files, strict=True))
+    pairs = zip(parts, files, strict=True)
+    streams = (_part_rows(part, paths, split, offline, names, text_rows) for part, paths in pairs)
     return chain.from_iterable(islice(stream, part.limit(split)) for part, stream in zip(parts, streams, strict=True))
 
 
-def _part_rows(part: Part, paths: Sequence[Path], split: Split, offline: bool, names: Counter[str]) -> Iterator[Row]:
+def _part_rows(
+    part: Part, paths: Sequence[Path], split: Split, offline: bool, names: Counter[str], text_rows: str
+) -> Iterator[Row]:
     if part.path is None:
         for number, values in enumerate(hub_rows(part.name, part.config, split, offline), start=1):
-            yield Row(f"{part.name}:{number}", values)
+            yield Row(f"{part.name}:{number}", without_nan(values))
     for path in paths:
         # Two files of one name would share their row ids.
         label = path.name if names[path.name] == 1 else str(path)
         try:
             if path.stat().st_size:
-                for number, values in READERS[path.suffix.lower()](path):
+                for number, values in read_file(path, text_rows):
                     yield Row(f"{label}:{number}", values)
         except OSError as error:
             raise data_error(FIELD, "a file that can be read", f"{path}: {error.strerror or error}") from error

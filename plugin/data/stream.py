@@ -232,5 +232,7 @@ def choose_pack(costs: Sequence[int], order: NDArray[np.int64], budget: int) -> 
 
 def _copy(report: Report) -> Report:
     rows = {reason: list(some) for reason, some in report.dropped_rows.items()}
+    remarked = {remark: list(some) for remark, some in report.remark_rows.items()}
     lists = {"lengths": list(report.lengths), "truncated_rows": list(report.truncated_rows)}
-    return replace(report, dropped=dict(report.dropped), dropped_rows=rows, **lists)
+    counts = {"dropped": dict(report.dropped), "remarks": dict(report.remarks)}
+    return replace(report, **counts, dropped_rows=rows, remark_rows=remarked, **lists)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
@@ -30,7 +31,14 @@ from transformers.utils import cached_file
 
 from ..families import ARCHITECTURES, FAMILIES, Family
 from ..job import JobError, Problem, model_error
-from ..model_files import check_model_files, refuse_other_methods
+from ..model_files import (
+    check_model_files,
+    check_pointers,
+    check_quantisation,
+    refuse_other_methods,
+    slow_tokenizer,
+    tokenizer_class,
+)
 from .published import REGISTRY, field_problems
 
 # What the libraries raise over a broken file; these have no common base below Exception.
@@ -111,6 +119,7 @@ def load_config(name: str, *, offline: bool = False) -> PretrainedConfig:
     check_model_files(name)
     try:
         fields, _ = PretrainedConfig.get_config_dict(name, local_files_only=offline)
+        check_quantisation(name, fields)  # of a hub id too
         config_class = REGISTRY[fields["model_type"]][0] if fields.get("model_type") in REGISTRY else AutoConfig
         if config_class is AutoConfig:
             config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=offline)
@@ -191,10 +200,15 @@ def load_tokenizer(
 
     Raises JobError (exit 4) when it is not there or, naming the `field` that named it, has no mask token.
     """
+    check_pointers(Path(name).expanduser(), field, ("tokenizer*", "vocab*", "special_tokens_map.json"))
     try:
         tokenizer = _published_tokenizer(name, offline) if family and family.name in REGISTRY else _any_tokenizer(name, offline)
     except _BROKEN as error:
+        if kind := tokenizer_class(name):
+            raise slow_tokenizer(name, kind, _missing_library(kind, name)) from error
         raise model_error("tokenizer_name", "a tokenizer that loads", f"{name}: {_first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise slow_tokenizer(name, type(tokenizer).__name__)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers 5 makes one up for a folder without tokenizer files
         raise model_error("tokenizer_name", "a tokenizer with words", f"{name}, which has none", "Name one in tokenizer_name.")
     if tokenizer.mask_token_id is None and family and family.mask_token in tokenizer.get_vocab():
@@ -214,6 +228,18 @@ def _has_tokens_of(template: str, tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def _any_tokenizer(name: str, offline: bool) -> Any:
     return AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=offline, use_fast=True)
+
+
+def _missing_library(kind: str, name: str) -> str:
+    """Find the library that a tokenizer's class asks for, where that is why it does not load."""
+    try:
+        getattr(transformers, kind).from_pretrained(name, local_files_only=True)
+    except ImportError as error:
+        found = re.search(r"install (\S+)", str(error))
+        return found[1] if found else str(error.name or "")
+    except Exception:  # the class's own complaint, or no such class: what is missing is its tokenizer.json
+        return ""
+    return ""
 
 
 def _published_tokenizer(name: str, offline: bool) -> Any:

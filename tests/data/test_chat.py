@@ -8,8 +8,8 @@ from tiny import CLS, MASK, SEP, word_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from plugin.data.chat import ChatFormat, Encoded, fill_with_end, filled_lengths, supervision
-from plugin.data.layouts import Turn
 from plugin.data.tokenizer import train_tokenizer
+from plugin.data.turns import Turn
 from plugin.job import JobError
 
 WORDS = ["how", "are", "you", "?", "fine", "thanks", "[", "]", "mask", "sep", "play", "##ing"]

@@ -11,7 +11,7 @@ from published_checkpoints import published_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from plugin.data.chat import ChatFormat, fill_with_end
-from plugin.data.layouts import Turn
+from plugin.data.turns import Turn
 from plugin.families import FAMILIES
 from plugin.job import JobError
 from plugin.models.load import load_tokenizer
@@ -176,9 +176,13 @@ def test_a_template_that_cannot_be_followed_is_refused(template: str, says: str,
     assert "\n" not in str(problem)
 
 
-def test_a_template_that_takes_no_system_turn_is_refused_when_one_comes(tmp_path: Path) -> None:
+def test_a_row_that_the_template_refuses_is_its_reason(tmp_path: Path) -> None:
     own = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + OWN
     chat = ChatFormat(tokenizer("dream", tmp_path, own))
     assert chat.encode([(user("How?"), bot("fine"))])[0].answers
-    with pytest.raises(JobError, match="no system"):
-        chat.encode([(Turn("system", "a"), user("How?"), bot("fine"))])
+    refused, taken = chat.encode([(Turn("system", "a"), user("How?"), bot("fine")), (user("How?"), bot("fine"))])
+    assert refused == "chat template refuses system, user, assistant: no system"
+    assert not isinstance(taken, str), "the row beside it is encoded"
+    with pytest.raises(JobError, match="no system") as caught:
+        chat.prompt([Turn("system", "a"), user("How?")])
+    assert caught.value.code == 4

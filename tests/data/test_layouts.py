@@ -6,9 +6,10 @@ import pickle
 
 import pytest
 
-from plugin.data.layouts import LAYOUTS, REASONS, Example, Layout, Turn, detect_layout, read_example
+from plugin.data.layouts import LAYOUTS, Example, Layout, detect_layout, read_example
 from plugin.data.sources import Row
 from plugin.data.templates import compile_templates
+from plugin.data.turns import REASONS, Turn
 from plugin.job import JobError
 
 USER, BOT = Turn("user", "2+2?"), Turn("assistant", "4")

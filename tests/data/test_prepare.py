@@ -1,9 +1,8 @@
-"""From rows to two splits of documents: what is held out, cut, dropped and reported."""
+"""From rows to documents: what is cut, dropped and reported."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
@@ -11,9 +10,10 @@ from tiny import CLS, SEP, word_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from plugin.data.chat import ChatFormat
-from plugin.data.layouts import Example, Turn
-from plugin.data.prepare import Encoding, HeldOut, check_trainable, encode_split, hold_out, split_examples
+from plugin.data.layouts import Example
+from plugin.data.prepare import Encoding, check_trainable, encode_split
 from plugin.data.tokenizer import train_tokenizer
+from plugin.data.turns import Turn
 from plugin.job import JobError
 
 Rows = list[tuple[str, Example | str]]
@@ -31,82 +31,6 @@ def row(number: int, prompt: str, answer: str) -> tuple[str, Example]:
 
 def text(number: int, words: str) -> tuple[str, Example]:
     return f"t.txt:{number}", Example(f"t.txt:{number}", (Turn("text", words),))
-
-
-def reader(train: Rows, eval_: Rows | None = None) -> Callable[[str], Iterable[tuple[str, Example | str]]]:
-    return lambda split: eval_ or [] if split == "eval" else train
-
-
-def split(read: Callable[[str], Iterable[tuple[str, Example | str]]], held: HeldOut, seed: int) -> tuple[Rows, Rows]:
-    return tuple(list(split_examples(read, held, name, seed)) for name in ("train", "eval"))
-
-
-def prompts(rows: Rows) -> set[str]:
-    return {example.turns[0].text for _, example in rows if isinstance(example, Example)}
-
-
-HUNDRED: Rows = [row(number, f"q{number // 2 % 50}", f"a{number}") for number in range(200)]  # 50 prompts, 4 answers each
-
-
-def test_a_tenth_of_the_prompts_is_held_out_with_all_their_answers() -> None:
-    read = reader(HUNDRED)
-    train, evaluation = split(read, hold_out(read, False, seed=1), seed=1)
-    assert len(prompts(evaluation)) == 5
-    assert len(evaluation) == 20
-    assert not prompts(train) & prompts(evaluation)
-    assert sorted(train + evaluation, key=str) == sorted(HUNDRED, key=str)
-
-
-def test_the_seed_chooses_the_held_out_prompts_and_the_order_of_rows_does_not() -> None:
-    chosen = {}
-    for seed in (1, 2):
-        for name, rows in (("forward", HUNDRED), ("backward", HUNDRED[::-1])):
-            read = reader(rows)
-            chosen[seed, name] = prompts(split(read, hold_out(read, False, seed), seed)[1])
-    assert chosen[1, "forward"] == chosen[1, "backward"]
-    assert chosen[1, "forward"] != chosen[2, "forward"]
-
-
-def test_a_prompt_is_everything_before_the_last_answer() -> None:
-    shared = (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"))
-    rows: Rows = [(f"r:{n}", Example(f"r:{n}", (*shared, Turn("assistant", str(n))))) for n in range(9)]
-    rows.append(("r:9", Example("r:9", (Turn("user", "c"), Turn("assistant", "0")))))
-    read = reader(rows)
-    train, evaluation = split(read, hold_out(read, False, 3), 3)
-    assert sorted([len(train), len(evaluation)]) == [1, 9], "two prompts: the one of nine rows stays together"
-
-
-def test_texts_are_held_out_whole_and_copies_together() -> None:
-    rows: Rows = [text(number, f"q{number % 20}") for number in range(40)]
-    read = reader(rows)
-    train, evaluation = split(read, hold_out(read, False, 1), 1)
-    assert (len(evaluation), len(train)) == (4, 36)
-    assert not prompts(train) & prompts(evaluation)
-
-
-def test_a_single_prompt_is_not_held_out() -> None:
-    read = reader([row(1, "a", "b"), row(2, "a", "c")])
-    train, evaluation = split(read, hold_out(read, False, 1), 1)
-    assert (len(train), len(evaluation)) == (2, 0)
-
-
-def test_eval_files_are_used_whole_and_their_prompts_leave_train(chat: ChatFormat) -> None:
-    read = reader(
-        [row(1, "a", "b"), row(2, "c", "d"), row(3, "c", "a"), row(4, "d", "d")], [row(1, "c", "b"), ("t:2", "empty prompt")]
-    )
-    train, evaluation = split(read, hold_out(read, True, 1), 1)
-    assert evaluation == [row(1, "c", "b"), ("t:2", "empty prompt")]
-    assert [one for one in train if isinstance(one[1], Example)] == [row(1, "a", "b"), row(4, "d", "d")]
-    _, report = encode_split(train, chat, Encoding(max_length=16))
-    assert report.dropped == {"prompt also in the eval split": 2}
-    assert report.dropped_rows == {"prompt also in the eval split": ["t.jsonl:2", "t.jsonl:3"]}
-
-
-def test_an_unusable_row_is_counted_once_in_train() -> None:
-    read = reader([*HUNDRED, ("t.jsonl:201", "empty prompt")])
-    train, evaluation = split(read, hold_out(read, False, 1), 1)
-    assert ("t.jsonl:201", "empty prompt") in train
-    assert ("t.jsonl:201", "empty prompt") not in evaluation
 
 
 def test_documents_and_report_of_a_few_rows_worked_by_hand(chat: ChatFormat) -> None:

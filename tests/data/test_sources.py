@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -179,6 +180,9 @@ def test_jsonl_keeps_line_numbers_and_skips_blank_lines(tmp_path: Path) -> None:
     ("line", "message"),
     [
         (b'{"a": 1,}', "expected a JSON object, got train.jsonl line 7: column 9: "),
+        (b'{"a": 1', "expected a JSON object, got train.jsonl line 7: column 8: "),  # it breaks where the line ends
+        (b'{"a":  \r', "expected a JSON object, got train.jsonl line 7: column 6: "),
+        (b'{"a": "x', "expected a JSON object, got train.jsonl line 7: column 7: "),
         (b"[1]", "train.jsonl line 7: list '[1]'"),
         (b'{"a": "\xff"}', "expected utf-8 text, got train.jsonl line 7: byte 0xff at byte 8"),
         (b"[" * 100_000, "train.jsonl line 7: "),
@@ -222,6 +226,8 @@ def test_json_of_another_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert "a list of objects, or an object of which one value is such a list" in fault(path)
     path.write_text('[{"a": 1},\n {"a" 2}]')
     assert "d.json line 2: column 7: Expecting ':' delimiter" in fault(path)
+    path.write_text('[{"a": 1},\n {"a": 2\n')
+    assert "d.json line 2: column 9: " in fault(path)
     monkeypatch.setattr(readers, "MAX_JSON", 5)
     assert "Convert it to .jsonl." in fault(path)
 
@@ -255,6 +261,43 @@ def test_txt_is_a_row_a_paragraph(tmp_path: Path) -> None:
     assert rows(path) == [("t.txt:2", {"text": " one\ntwo "}), ("t.txt:7", {"text": "three"})]
 
 
+@pytest.mark.parametrize(
+    ("text_rows", "wanted"),
+    [
+        ("line", [("t.txt:1", " one"), ("t.txt:2", "two "), ("t.txt:5", "three")]),
+        ("paragraph", [("t.txt:1", " one\ntwo "), ("t.txt:5", "three")]),
+        ("file", [("t.txt:1", " one\ntwo \n\n\nthree\n")]),
+    ],
+)
+def test_a_row_of_a_txt_is_what_was_chosen(text_rows: str, wanted: list[tuple[str, str]], tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_bytes(b"\xef\xbb\xbf one\r\ntwo \r\n\r\n\nthree\n")
+    assert [(row.id, row.values["text"]) for row in read_rows(str(path), "train", text_rows=text_rows)] == wanted
+    path.write_bytes(b"\n \n")
+    assert not list(read_rows(str(path), "train", text_rows=text_rows))
+
+
+def test_a_txt_that_is_one_row_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "MAX_LINE", 20)
+    (tmp_path / "a.txt").write_text("0123456789\n" * 3)
+    with pytest.raises(JobError, match=r"at most 20 bytes with text_rows file, got a.txt"):
+        list(read_rows(str(tmp_path / "a.txt"), "train", text_rows="file"))
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.parquet", "d.arrow"])
+def test_nan_is_an_empty_cell_in_every_format(name: str, tmp_path: Path) -> None:
+    values = [{"a": "x", "b": 1.5, "c": [{"d": 0.5}]}, {"a": "y", "b": math.nan, "c": [{"d": math.nan}]}]
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(values), path)
+    elif name.endswith("arrow"):
+        with pa.ipc.new_stream(str(path), pa.Table.from_pylist(values).schema) as writer:
+            writer.write_table(pa.Table.from_pylist(values))
+    else:
+        path.write_text("\n".join(map(json.dumps, values)))
+    assert [row for _, row in rows(path)] == [values[0], {"a": "y", "b": None, "c": [{"d": None}]}]
+
+
 def test_parquet_and_arrow_round_trip(tmp_path: Path) -> None:
     values = [{"n": n, "messages": [{"role": "user", "content": f"é{n}"}], "none": None} for n in range(600)]
     table = pa.Table.from_pylist(values)
@@ -267,6 +310,18 @@ def test_parquet_and_arrow_round_trip(tmp_path: Path) -> None:
         assert rows(tmp_path / name) == [(f"{name}:{n + 1}", value) for n, value in enumerate(values)]
         (tmp_path / name).write_bytes(b"not columns at all, but long enough to look at")
         assert f"got {name} after row 0: " in fault(tmp_path / name)
+
+
+def test_nan_in_a_csv_is_an_empty_cell(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("q,a\nNaN,nan\nnaan,NAN\n")
+    assert [row for _, row in rows(tmp_path / "d.csv")] == [{"q": None, "a": None}, {"q": "naan", "a": "NAN"}]
+
+
+@pytest.mark.parametrize("suffix", readers.READERS)
+def test_a_pointer_of_git_lfs_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"d{suffix}"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    assert "which git-lfs has not fetched. Run `git lfs pull`" in fault(path)
 
 
 @pytest.mark.parametrize("suffix", readers.READERS)

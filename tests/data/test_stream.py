@@ -15,10 +15,11 @@ import pytest
 from tiny import CLS, SEP, word_tokenizer
 
 from plugin import assembly
-from plugin.data.chat import ChatFormat, Encoded
-from plugin.data.layouts import Example, Turn
+from plugin.data.chat import ChatFormat, Encoded, Find
+from plugin.data.layouts import Example
 from plugin.data.prepare import Encoding
 from plugin.data.stream import BUFFERED, PIECES, Pack, Source, Stream, StreamPlan, StreamState, choose_pack
+from plugin.data.turns import Turn
 from plugin.job import JobError
 from plugin.objectives.noise import Noise, draw_times
 from plugin.params import Params
@@ -34,9 +35,9 @@ class Recording(ChatFormat):
         super().__init__(word_tokenizer(WORDS))
         self.texts: list[str] = []
 
-    def encode(self, dialogues: Sequence[Sequence[Turn]]) -> list[Encoded]:
+    def encode(self, dialogues: Sequence[Sequence[Turn]], *, find: Find = "all") -> list[Encoded | str]:
         self.texts += [turn.text for turns in dialogues for turn in turns]
-        return super().encode(dialogues)
+        return super().encode(dialogues, find=find)
 
 
 @pytest.fixture(scope="module")

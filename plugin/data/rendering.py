@@ -1,0 +1,180 @@
+"""A tokenizer's chat template at work: the text that it writes for a dialogue, and where the
+answers in it stand.
+
+What is trained is what the template itself writes for the row, whatever it strips, adds or moves.
+An answer begins where the template's generation prompt ends and ends with the template's own end
+marker, whatever white space stands before the marker.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..job import model_error
+from .turns import THOUGHTS, Turn
+
+_PROBES = ("\ue000{}\ue001", "\ue002")  # private-use characters: contents that no template and no text holds
+_ROLES_SHOWN = 6
+_REFUSES = "chat template refuses"
+
+
+class Refused(ValueError):
+    """Why the template does not take a dialogue: a short phrase to count by."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A dialogue as the template writes it."""
+
+    text: str
+    answers: tuple[tuple[int, int], ...]  # characters of each answer, its end marker included
+    exact: bool  # whether every turn's text stands in it as it is
+
+
+# A template asks for the time by its format, a text in quotes.
+_TIME = re.compile(r"""strftime_now\(\s*(['"])([^'"]*)\1\s*\)""")
+
+
+def freeze(source: str, moment: datetime) -> str:
+    """Make a template's source write `moment` for the time. Raises JobError (exit 4) if it cannot."""
+    frozen = _TIME.sub(lambda call: json.dumps(moment.strftime(call[2]), ensure_ascii=False), source)
+    if re.search(r"strftime_now\s*\(", frozen):
+        fix = "Write the format in quotes: a run's prompts have to stay the same when it is resumed."
+        raise model_error("tokenizer_name", "a chat template that asks for the time as strftime_now('%Y')", "another call", fix)
+    return frozen
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """List the added tokens by id; runs of spaces, which some tokenizers add, are text."""
+    return {token: str(added) for token, added in tokenizer.added_tokens_decoder.items() if str(added).strip()}
+
+
+class Template:
+    """Renders dialogues. Raises JobError (exit 4) for a template that cannot be served."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, moment: datetime):
+        self._tokenizer = tokenizer
+        try:
+            source = str(tokenizer.get_chat_template())
+        except ValueError as error:  # several templates, none of them the default
+            got = str(error).split("\n")[0][:200]
+            raise model_error("tokenizer_name", "one chat template, or one named default", got) from error
+        self._source = freeze(source, moment)
+        self.moment = moment if self._source != source else None  # the time that it writes, if it writes any
+        # A template reads a thought under one of these names, or finds it in the text.
+        read = [key for key in THOUGHTS if re.search(rf"""\.{key}\b|['"]{key}['"]""", source)]
+        self._thought = read[0] if read else None
+        self._in_parts = False
+        turns, whole = self._probe()
+        asked, unasked = self._render(turns, True), self._render(turns, False)
+        self._asks = asked != unasked and whole.startswith(asked)
+        tail = whole.split(_PROBES[1])[-1]
+        self.end = self._end_marker(tail)
+
+    @property
+    def own_tokens(self) -> set[str]:
+        """Find the added tokens around the turns of a prompt, and the end marker."""
+        user, answer, system = (Turn(role, _PROBES[0].format(role)) for role in ("user", "assistant", "system"))
+        found = {self.end}
+        for turns in ([user], [system, user], [user, answer, user]):
+            try:
+                prompt = self.prompt(turns)
+            except Refused:
+                continue
+            ids = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            found |= {self._added[token] for token in ids if token in self._added}
+        return found
+
+    def prompt(self, turns: Sequence[Turn]) -> str:
+        """Write the text up to where the next answer begins. Raises Refused."""
+        if self._asks:
+            return self._render(turns, True)
+        return self._before([*turns, Turn("assistant", _PROBES[1])])
+
+    def write(self, turns: Sequence[Turn], places: Sequence[int]) -> Written:
+        """Write the dialogue and find the answers at `places` in it. Raises Refused."""
+        text = self._render(turns, False)
+        answers: list[tuple[int, int]] = []
+        for place in places:
+            start, end = self._find(turns, place, text)
+            if answers and answers[-1][1] > start:
+                raise Refused(f"chat template ends no answer but the last with {self.end!r}")
+            answers.append((start, end))
+        said = [piece for turn in turns for piece in (turn.text.strip(), turn.thought.strip()) if piece]
+        return Written(text, tuple(answers), all(piece in text for piece in said))
+
+    def _find(self, turns: Sequence[Turn], place: int, text: str) -> tuple[int, int]:
+        if any(turn.role == "user" for turn in turns[:place]):
+            before = self.prompt(turns[:place])
+        else:  # an answer to nothing, such as a greeting: what stands before its own text
+            before = self._before([*turns[:place], Turn("assistant", _PROBES[1]), *turns[place + 1 :]])
+        if not text.startswith(before):
+            raise Refused("chat template writes a prompt otherwise once its answer is there")
+        end = text.find(self.end, len(before))
+        if end < 0:
+            raise Refused(f"chat template does not end the answer with {self.end!r}")
+        if not text[len(before) : end].strip():
+            raise Refused("chat template leaves the answer out")
+        return len(before), end + len(self.end)
+
+    def _before(self, turns: Sequence[Turn]) -> str:
+        written = self._render(turns, False)
+        if _PROBES[1] not in written:
+            raise Refused("chat template does not write the answer")
+        return written.split(_PROBES[1])[0]
+
+    def _probe(self) -> tuple[list[Turn], str]:
+        """Find the shortest dialogue that the template takes, and its text with an answer."""
+        user = Turn("user", _PROBES[0].format(0))
+        openings = ([user], [Turn("system", _PROBES[0].format(1)), user])
+        reason = ""
+        for in_parts in (False, True):
+            self._in_parts = in_parts
+            for turns in openings:
+                try:
+                    whole = self._render([*turns, Turn("assistant", _PROBES[1])], False)
+                except Refused as refused:
+                    reason = reason or str(refused).removeprefix(f"{_REFUSES} ")
+                    continue
+                if user.text in whole and _PROBES[1] in whole:
+                    return turns, whole
+        reason = reason or "one that leaves out their text"
+        raise model_error("tokenizer_name", "a chat template that takes user, assistant", reason)
+
+    def _end_marker(self, tail: str) -> str:
+        """Find the first added token behind an answer, whatever stands before it."""
+        self._added = added_tokens(self._tokenizer)
+        for token in self._tokenizer(tail, add_special_tokens=False)["input_ids"]:
+            if token in self._added:
+                return self._added[token]
+        expected = "a chat template that ends the assistant's turn with a token"
+        if not tail.strip():
+            raise model_error("tokenizer_name", expected, "one that does not")
+        got = f"{tail.strip()[:40]!r}, which is no token of this tokenizer"
+        raise model_error("tokenizer_name", expected, got, "Add it to the tokenizer as a special token.")
+
+    def _render(self, turns: Sequence[Turn], generation: bool) -> str:
+        messages = [self._message(turn) for turn in turns]
+        try:
+            written = self._tokenizer.apply_chat_template(
+                messages, chat_template=self._source, tokenize=False, add_generation_prompt=generation
+            )
+        except Exception as error:  # a template is foreign code and may raise anything
+            roles = [turn.role for turn in turns]
+            shown = ", ".join(roles[:_ROLES_SHOWN]) + (", ..." if len(roles) > _ROLES_SHOWN else "")
+            reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+            raise Refused(f"{_REFUSES} {shown or 'no turns'}: {reason}") from error
+        return str(written)
+
+    def _message(self, turn: Turn) -> dict[str, Any]:
+        apart = self._thought if turn.thought else None
+        text = turn.text if apart else turn.with_thought
+        content = [{"type": "text", "text": text}] if self._in_parts else text
+        return {"role": turn.role, "content": content, **({apart: turn.thought} if apart else {})}
