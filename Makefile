@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 BASE ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo yes),$(name))))
 
-.PHONY: setup demo test contract faults check manifest bench scaling pictures
+.PHONY: setup demo test contract faults check manifest bench gpu scaling pictures
 
 $(PYTHON):
 	@test -n "$(BASE)" || { echo "Python 3.11 or 3.12 is needed" >&2; exit 1; }
@@ -51,6 +51,11 @@ manifest: setup
 DEVICE ?= cpu
 bench: setup
 	@$(PYTHON) benches/throughput.py --device $(DEVICE) $(if $(filter cpu,$(DEVICE)),--bars --save benches/results/cpu-$$(date +%F).json)
+
+# Every method on a real GPU as users start it, at most eight minutes: a table and benches/results/gpu-DATE.json. Without a GPU a
+# rehearsal of the same program. On a machine with packages of its own: make gpu PYTHON=python3
+gpu: $(if $(filter $(VENV)/bin/python,$(PYTHON)),setup)
+	@$(PYTHON) benches/gpu_matrix.py $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --rehearse)
 
 # What grows with the data, with the length of a document and with the vocabulary: tables and a picture.
 scaling: setup

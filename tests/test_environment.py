@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import MAIN, ROOT
+from support import MAIN, ROOT, child_env
 
 from plugin import environment
 
@@ -34,6 +34,35 @@ def test_make_setup_is_named_where_it_has_not_run(tmp_path: Path, monkeypatch: p
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "python").touch()
     assert "make setup" not in environment.problem(tmp_path)
+
+
+def test_old_transformers_is_named_by_every_program(tmp_path: Path) -> None:
+    """Metadata of another version, found first: what a program with that version would see."""
+    info = tmp_path / "transformers-5.17.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 5.17.0\n")
+    programs = (
+        [str(MAIN), "train"],
+        ["-m", "plugin.worker", "x"],
+        ["-m", "plugin.chat", "x"],
+        ["-m", "plugin.fuse"],
+        [str(ROOT / "benches" / "gpu.py"), "--rehearse"],
+    )
+    for program in programs:
+        environment_of = {**child_env(), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+        command = [sys.executable, "-P", *program]
+        done = subprocess.run(command, cwd=tmp_path, env=environment_of, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, ""), (program, done.stderr)
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error[2]: environment: expected transformers 5.23 or newer, got transformers 5.17.0 in ")
+
+
+@pytest.mark.parametrize(
+    ("found", "old"),
+    [("5.22.4", True), ("5.23.0", False), ("5.23.0.dev0", False), ("6.0", False), ("4.57.1", True), ("", False), ("x", False)],
+)
+def test_version_is_compared_by_its_first_numbers(found: str, old: bool) -> None:
+    assert environment.too_old(found, (5, 23)) == old
 
 
 def test_a_python_that_is_too_old_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ def test_floor_0_knows_neither_torch_nor_what_is_above(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(FLOOR_1))
 def test_floor_1_knows_no_parameters_and_no_sibling(name: str) -> None:
-    assert uses()[name] <= {"job", "families", "batch", "quiet", "model_files", "child"}
+    assert uses()[name] <= {"job", "families", "batch", "quiet", "model_files", "child", "environment"}
 
 
 @pytest.mark.parametrize("name", sorted(FLOOR_2))

@@ -47,7 +47,7 @@ TABLE: dict[str, tuple[object, object]] = {
     "lora": (False, BOOL),
     "lora_r": (32, ("int", 1, None)),
     "lora_alpha": (64, ("int", 1, None)),
-    "lora_dropout": (0.05, ("float", 0.0, 0.9)),
+    "lora_dropout": (0.0, ("float", 0.0, 0.9)),
     "lora_targets": ("auto", TEXT),
     "dtype": ("auto", ("auto", "float32", "float16", "bfloat16")),
     "optim": ("adamw", ("adamw", "adamw_8bit")),

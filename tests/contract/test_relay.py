@@ -31,7 +31,7 @@ class SlowTrainer:
         self.calls.append(time.monotonic())
         time.sleep(CALL_S)
 
-    def progress_update(self, percent: int) -> None:
+    def update_progress(self, percent: int) -> None:
         self._take()
 
     def add_job_data(self, name: str, value: object) -> None:
@@ -59,12 +59,12 @@ def test_a_thousand_events_a_second_are_one_report(tmp_path: Path, slow: SlowTra
     began = time.monotonic()
     while time.monotonic() - began < 0.5:
         for percent in range(100):
-            host.event({"type": "progress", "percent": percent})
+            host.event({"type": "progress", "step": percent, "percent": percent})
             assert host.stop_wanted() is False
     assert len(slow.calls) == before
     spent = time.monotonic()
     for percent in range(1000):
-        host.event({"type": "progress", "percent": percent / 10})
+        host.event({"type": "progress", "step": percent, "percent": percent / 10})
     assert time.monotonic() - spent < CALL_S, "an event that called the host would take 50 ms"
 
 

@@ -116,7 +116,7 @@ def test_the_adapter_is_in_adaptor_output_dir(seen: Seen, tiny_bert: Path) -> No
         seen.ended.folder / "adapter" / "adapter_model.safetensors"
     ).read_bytes()
     card = (folder / "README.md").read_text()
-    assert f"(method `bert`) on `{tiny_bert}`." in card
+    assert f"(method `bert`) on `{tiny_bert.name}`." in card
     assert "More Information Needed" not in card, "peft's empty form"
 
 

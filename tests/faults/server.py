@@ -19,12 +19,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, NoReturn
 
 import plugin.worker
-from plugin import cli, follow, verify
+from plugin import cli, follow, loading, verify
 
 from . import inject
 
@@ -76,6 +77,8 @@ DEVNULL = -3
 def _rank() -> int:
     verify.subprocess = SimpleNamespace(run=_reload_here, PIPE=-1, DEVNULL=DEVNULL)
     inject.arm(os.environ.get(inject.FAULT, ""))
+    if backend := os.environ.get("TEST_COMPILE_BACKEND"):  # one that takes milliseconds where inductor takes half a minute
+        loading.compile_layers = partial(loading.compile_layers, backend=backend)
     return plugin.worker.main()
 
 
@@ -137,7 +140,7 @@ def _answer(**content: object) -> None:
 
 
 def main() -> None:
-    for late in ("peft", "bitsandbytes"):  # a worker imports them when it needs them
+    for late in ("peft", "bitsandbytes", "torch._dynamo"):  # a worker imports them when it needs them
         importlib.import_module(late)
     (threads,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Threads:"))
     assert threads == "1", f"a fork takes one thread along and finds the locks of {threads} taken"
