@@ -74,6 +74,8 @@ def _pairs(model: Any, mask: Tensor | None) -> Tensor | None:
 def _encode_modernbert(model: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
     masks: Any = None
     if (pairs := _pairs(model, mask)) is not None:
+        # Laid out like the other one: a compiled layer that meets masks of two layouts is compiled twice.
+        pairs = pairs.contiguous()
         near = within(torch.arange(ids.shape[1], device=ids.device), model.config.sliding_window)
         far = False if pairs.dtype == torch.bool else torch.finfo(pairs.dtype).min
         masks = {"full_attention": pairs, "sliding_attention": pairs.masked_fill(~near, far)}

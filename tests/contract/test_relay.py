@@ -43,6 +43,12 @@ class SlowTrainer:
         return self.data
 
 
+def progress(step: int, percent: float) -> dict[str, Any]:
+    """An event as the worker writes it."""
+    known = {"type": "progress", "phase": "train", "step": step, "steps": 1000, "percent": percent}
+    return known | {"eta_seconds": 10.0, "loss": 1.0, "tokens_per_s": 1.0}
+
+
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> SlowTrainer:
     trainer = SlowTrainer()
@@ -59,12 +65,12 @@ def test_a_thousand_events_a_second_are_one_report(tmp_path: Path, slow: SlowTra
     began = time.monotonic()
     while time.monotonic() - began < 0.5:
         for percent in range(100):
-            host.event({"type": "progress", "step": percent, "percent": percent})
+            host.event(progress(percent, percent))
             assert host.stop_wanted() is False
     assert len(slow.calls) == before
     spent = time.monotonic()
     for percent in range(1000):
-        host.event({"type": "progress", "step": percent, "percent": percent / 10})
+        host.event(progress(percent, percent / 10))
     assert time.monotonic() - spent < CALL_S, "an event that called the host would take 50 ms"
 
 

@@ -171,6 +171,21 @@ def test_compiled_layers_give_the_same_numbers_and_are_compiled_once(family: str
 
 @quiet_compiler
 @pytest.mark.usefixtures("compiler")
+def test_padded_masks_compile_each_layer_once() -> None:
+    """ModernBERT's two masks reach compiled layers in one layout, however many layers and lengths there are."""
+    counted = []
+    for layers in (3, 9):
+        fast = compiled(trained("modernbert", "none", None, num_hidden_layers=layers))
+        for step in range(4):
+            loss_and_gradient(fast, batch_of(6 + step, step, packed=False))
+        counted.append(graphs())
+        counters.clear()
+        torch._dynamo.reset()
+    assert 0 < counted[0] == counted[1] <= 8
+
+
+@quiet_compiler
+@pytest.mark.usefixtures("compiler")
 def test_attention_is_called_and_not_compiled() -> None:
     seen: list[bool] = []
     module = trained("bert", "none", "loop", num_hidden_layers=1)
