@@ -217,7 +217,7 @@ class Params(BaseModel):
         form=True,
         pattern=NAME_PATTERN,
     )
-    fuse_model: bool = _field(True, "Fuse", "Save a whole model that loads without this plugin.", form=True)
+    fuse_model: bool = _field(True, "Fuse", "Save a whole model that transformers loads without this plugin.", form=True)
     fuse_base: Literal["trained", "original"] = _field(
         "trained", "Fuse onto", "trained: the 4-bit weights trained on, dequantised; original: the unquantised base."
     )

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import get_scheduler
 
+from plugin import assembly
 from plugin.params import Params
-from plugin.schedules import make_schedule, rate
+from plugin.schedules import make_schedule, rate, warmup_steps
 
 STEPS, WARMUP = 40, 6
 NAMES = get_args(Params.model_fields["learning_rate_schedule"].annotation)
@@ -55,3 +56,39 @@ def test_half_way(name: str, at_8_of_16: float) -> None:
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (3, 2), (3, 3)])
 def test_the_shortest_runs_have_rates_between_none_and_the_peak(name: str, steps: int, warmup: int) -> None:
     assert all(0 <= rate(name, step, steps=steps, warmup=warmup) <= 1 for step in range(steps + 1))
+
+
+@pytest.mark.parametrize(
+    ("steps", "share", "number", "warmup"),
+    [(1000, 0.1, 0, 100), (15, 0.1, 0, 2), (1, 0.1, 0, 0), (2, 0.9, 0, 1), (50, 0.1, 20, 20), (50, 0.1, 50, 49), (1, 0, 9, 0)],
+)
+def test_warmup_is_shorter_than_its_run(steps: int, share: float, number: int, warmup: int) -> None:
+    assert warmup_steps(steps, share=share, number=number) == warmup
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_run_of_one_step_has_the_full_rate(name: str) -> None:
+    params = Params.model_validate({"model_name": "m", "dataset_name": "d", "learning_rate_schedule": name, "warmup_steps": 3})
+    lines: list[str] = []
+    schedule = assembly.make_run_schedule(params, optimizer(), 1, lines.append)
+    assert schedule.get_last_lr() == [0.5]
+    wanted = ["warmup_steps: 3 is not shorter than the run of 1; 0 are used"]
+    assert lines == ([] if name == "constant" else wanted)
+
+
+def test_schedule_moves_to_any_step() -> None:
+    one, other = (make_schedule(optimizer(), "cosine", STEPS, WARMUP) for _ in range(2))
+    for _ in range(17):
+        one.step()
+    other.move_to(17)
+    assert one.get_last_lr() == other.get_last_lr() != [0.5]
+
+
+@pytest.mark.filterwarnings("error")
+def test_skipped_first_update_gives_no_warning() -> None:
+    """torch's own scheduler warns where float16's scaler skips the first update, or accelerate has wrapped the optimizer's step."""
+    wrapped = optimizer()
+    schedule = make_schedule(wrapped, "linear", 10, 2)
+    wrapped.step = lambda *_: None
+    schedule.step()
+    assert schedule.get_last_lr() == [0.25]

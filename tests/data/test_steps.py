@@ -61,3 +61,17 @@ def test_epochs_drop_nothing_and_repeat_nothing(documents: int, step_size: int, 
 def test_without_epochs_the_run_is_as_long_as_asked_and_every_step_full() -> None:
     assert run_length(10, 4, 0, 7) == (7, None)
     assert {len(step) for step in run(10, 4, 7)} == {4}
+
+
+@pytest.mark.parametrize(("documents", "step_size"), [(22, 8), (7, 3), (5, 8), (16, 8)])
+def test_resume_with_more_epochs_skips_no_document(documents: int, step_size: int) -> None:
+    """A run of one epoch ends with a short step; resumed for two more, and then a fourth, it sees each document once a pass."""
+    flat: list[Slot] = []
+    done = behind = 0
+    for epochs in (1, 3, 4):
+        steps, total = run_length(documents, step_size, epochs, 777, behind)
+        flat += chain(*(step_slots(documents, step_size, step, 5, total, behind) for step in range(done, steps)))
+        assert len(flat) == total
+        done, behind = steps, steps * step_size - total
+    whole = list(chain(*run(documents, step_size, -(-4 * documents // step_size), total=4 * documents)))
+    assert flat == whole
