@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from .parts import DOCUMENTS as NAME
 HALF = (torch.float16, torch.bfloat16)  # what flash attention computes in
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segments:
     """Where the documents of one flat batch lie, in the form its backend reads."""
 
@@ -37,7 +38,6 @@ class Segments:
     document: Tensor  # [N]
     longest: int
     runs: tuple[tuple[int, int], ...]  # loop: (documents, T) of neighbours of one length; reading them waits for the device
-    _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of(batch: Batch, backend: str) -> Segments:
@@ -45,6 +45,10 @@ class Segments:
         lengths = [end - start for start, end in pairwise(ends)]
         runs = tuple((len(list(same)), length) for length, same in groupby(lengths))
         return Segments(backend, batch.cu_seqlens.int(), batch.document, batch.longest, runs)
+
+    @property
+    def _masks(self) -> dict[tuple[int, int | None], Tensor]:
+        return _MASKS.setdefault(self, {})
 
     def near(self, tokens: int, reach: int | None) -> Tensor | None:
         """Bool [T, T]: pairs at most `reach` apart; None when that is all of them."""
@@ -73,6 +77,11 @@ class Segments:
             same = self.document[:, None] == self.document
             self._masks[N, reach] = same if reach is None else same & within(torch.arange(N, device=same.device), reach)
         return self._masks[N, reach]
+
+
+# Kept beside the segments and not in them: compiled layers are handed the segments, and torch 2.11's compiler would compile them
+# anew for every mask that it finds there.
+_MASKS: WeakKeyDictionary[Segments, dict[tuple[int, int | None], Tensor]] = WeakKeyDictionary()
 
 
 def within(places: Tensor, reach: int) -> Tensor:

@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from plugin.batch import Batch
 from plugin.data.layout import Layout
 from plugin.memory import Tracker
-from plugin.models.attention import NAME, document_attention
+from plugin.models.attention import NAME, Segments, document_attention
 from plugin.models.diffusion import DiffusionModel, bare
 from plugin.models.layers import compile_layers, set_recompute
 from plugin.step import build_step
@@ -182,6 +182,17 @@ def test_padded_masks_compile_each_layer_once() -> None:
         counters.clear()
         torch._dynamo.reset()
     assert 0 < counted[0] == counted[1] <= 8
+
+
+def test_segments_hold_no_cache_that_a_compiler_guards() -> None:
+    """torch 2.11 guards on what it finds in a compiled layer's arguments: a dict of masks was a new layer for every batch."""
+    batch = batch_of(6, 0, packed=True)
+    segments = Segments.of(batch, "dense")
+    before = dict(vars(segments))
+    first = segments.together(4)
+    assert segments.together(4) is first, "made once"
+    assert vars(segments) == before
+    assert not [name for name, value in before.items() if isinstance(value, dict)]
 
 
 @quiet_compiler
