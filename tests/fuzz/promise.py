@@ -1,0 +1,78 @@
+"""The promise to a person whose input is wrong, as a check: the job is done, or it is refused in
+lines of one form with an exit code of the table, and within seconds."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TypeVar
+
+from hypothesis import event
+
+from plugin.job import Code, JobError, Problem
+
+T = TypeVar("T")
+LIMIT_S = 5.0
+TOLD = (Code.CONFIGURATION, Code.DATA, Code.MODEL, Code.OUT_OF_MEMORY, Code.NON_FINITE, Code.DISK)
+LINE = re.compile(r"error\[(\d+)\]: (.+?): expected (.+), got (.*)\.")
+
+
+class TooSlow(AssertionError):
+    """An input that keeps the program busy for longer than a person waits."""
+
+
+def kept(job: Callable[[], T]) -> T | None:
+    """Run a job; return its result, or None where it was refused as promised."""
+    try:
+        with limited():
+            done = job()
+    except JobError as error:
+        event(f"refused: {error.problems[0].field}: {error.problems[0].expected[:40]}")
+        check_problems(error.problems)
+        return None
+    event("done")
+    return done
+
+
+def check_problems(problems: Iterable[Problem]) -> None:
+    for problem in problems:
+        assert problem.code in TOLD, problem
+        check_line(problem.line)
+        writable(problem.as_json())
+
+
+def check_line(line: str) -> None:
+    """Assert that an error is one line of the promised form."""
+    assert line.splitlines() == [line], repr(line)
+    found = LINE.match(line)
+    assert found, repr(line)
+    assert int(found[1]) in TOLD, line
+
+
+def writable(value: object) -> None:
+    """Assert that a value can be written where answers are: as JSON, in UTF-8."""
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+
+
+@contextmanager
+def limited(seconds: float = LIMIT_S) -> Iterator[None]:
+    """Raise TooSlow in a job that takes longer, and after it where it caught that itself."""
+    late: list[bool] = []
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        late.append(True)
+        raise TooSlow(f"more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    if late:
+        raise TooSlow(f"more than {seconds:g} s")
