@@ -39,7 +39,7 @@ from ..model_files import (
     slow_tokenizer,
     tokenizer_class,
 )
-from .published import REGISTRY, field_problems
+from .published import REGISTRY, field_problems, wrong_kinds
 
 # What the libraries raise over a broken file; these have no common base below Exception.
 _BROKEN = (
@@ -127,6 +127,7 @@ def load_config(name: str, *, offline: bool = False) -> PretrainedConfig:
             if problems := field_problems(fields["model_type"], fields):
                 raise JobError(*problems)
             config = config_class.from_pretrained(name, local_files_only=offline)
+            _check_kinds(config, "model_name", name)
     except JobError:
         raise
     except _BROKEN as error:
@@ -187,10 +188,20 @@ def new_config(config_file: str) -> PretrainedConfig:
     fields["architectures"] = [FAMILIES[model_type].architecture]
     try:
         if model_type in REGISTRY:
-            return REGISTRY[model_type][0](**{key: value for key, value in fields.items() if key != "model_type"})
+            config = REGISTRY[model_type][0](**{key: value for key, value in fields.items() if key != "model_type"})
+            _check_kinds(config, "model_config", config_file)
+            return config
         return AutoConfig.for_model(**fields)
+    except JobError:
+        raise
     except _BROKEN as error:
         raise model_error("model_config", "values of the right kind", f"{config_file}: {_first_line(error)}") from error
+
+
+def _check_kinds(config: PretrainedConfig, field: str, name: str) -> None:
+    """Check what transformers checks of its own configurations. Raises JobError (exit 4)."""
+    if wrong := wrong_kinds(config):
+        raise model_error(field, "values of the right kind", f"{name}: {', '.join(wrong)}")
 
 
 def load_tokenizer(

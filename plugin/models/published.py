@@ -6,9 +6,12 @@ model.safetensors.index.json of LLaDA-8B-Instruct and Dream-v0-Instruct-7B.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..job import Code, Problem
@@ -98,12 +101,27 @@ def published_shapes(config: PretrainedConfig) -> dict[str, Shape]:
     return shapes
 
 
-def field_problems(model_type: str, fields: Mapping[str, object]) -> list[Problem]:
+def field_problems(model_type: str, given: Mapping[str, object]) -> list[Problem]:
     """One problem naming all required fields that a config.json lacks; a default in place of one would be a guess."""
-    missing = [name for name in LAYOUTS[model_type].required if fields.get(name) is None]
+    missing = [name for name in LAYOUTS[model_type].required if given.get(name) is None]
     if not missing:
         return []
     return [_problem("config.json", f"the fields of a published {model_type} model", "no " + ", ".join(missing))]
+
+
+def wrong_kinds(config: PretrainedConfig) -> list[str]:
+    """Name the fields of one of our configurations that hold a value of another kind than they declare, each with its value."""
+    kinds = inspect.get_annotations(type(config), eval_str=True)
+    declared = [one.name for one in fields(config) if one.name in kinds]
+    return [f"{name} {value!r}" for name in declared if not _is(value := getattr(config, name), kinds[name])]
+
+
+def _is(value: object, kind: Any) -> bool:
+    try:
+        TypeAdapter(kind).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def name_problems(config: PretrainedConfig, found: Mapping[str, Shape]) -> list[Problem]:

@@ -34,7 +34,6 @@ def kept(job: Callable[[], T]) -> T | None:
         event(f"refused: {error.problems[0].field}: {error.problems[0].expected[:40]}")
         check_problems(error.problems)
         return None
-    event("done")
     return done
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from fuzz.files import folders
@@ -110,6 +110,7 @@ def try_data(given: Mapping[str, Any], run: RunFolder) -> None:
         same_documents(documents, Documents.load(run / "data" / split))
         assert json.loads(json.dumps(checked.reports[split].as_json())) == reports[split]
         check_documents(documents, reports[split], checked, params)
+    event("trained on")
     kept(lambda: check_preview(checked, params))
     check_answers(checked, params)
 

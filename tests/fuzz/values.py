@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ PIECES = (
 )
 
 
+@cache
 def texts(most: int = 6) -> st.SearchStrategy[str]:
     """Texts of pieces that mean something, of any characters, and plain ones."""
     plain = st.sampled_from(("Why is the sky blue?", "Because of its air.", "4", "a", "one two three", "", " "))
@@ -28,6 +30,7 @@ def numbers() -> st.SearchStrategy[Any]:
     return st.sampled_from(odd) | st.integers() | st.floats(allow_nan=True)
 
 
+@cache
 def values(leaves: int = 8) -> st.SearchStrategy[Any]:
     """JSON values of any kind."""
     simple = st.none() | st.booleans() | numbers() | texts()
