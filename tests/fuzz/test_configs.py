@@ -27,8 +27,8 @@ pytestmark = pytest.mark.fuzz
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one small model of each family."""
+def models(tmp_path_factory: pytest.TempPathFactory, pairs_file: Path) -> Path:
+    """A folder with one small model of each family, each checked once: the first check imports much."""
     folder = tmp_path_factory.mktemp("models")
     tokenizer = train_tokenizer(["Why is the sky blue?"], 280)
     for family, fields in SMALL.items():
@@ -36,7 +36,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.write_text(json.dumps({"model_type": family, **fields}), encoding="utf-8")
         new_model(str(file), tokenizer).save_pretrained(folder / family)
         tokenizer.save_pretrained(folder / family)
+        good = job(family, pairs_file) | {"model_name": str(folder / family)}
+        assert not try_out_here(Params.model_validate(good), 1, offline=True)["problems"]
     return folder
+
+
+def job(family: str, data: Path) -> dict[str, Any]:
+    values: dict[str, Any] = {"dataset_name": str(data), "max_length": 24, "train_steps": 2, "batch_size": 2}
+    return values | {"training_method": FAMILIES[family].method, "train_device": "cpu"}
 
 
 @given(config=configs(), scratch=st.booleans())
@@ -45,18 +52,17 @@ def test_a_configuration_is_refused_or_trains_and_loads(
 ) -> None:
     family, fields = config
     with tempfile.TemporaryDirectory() as name:
-        given: dict[str, Any] = {"dataset_name": str(pairs_file), "max_length": 24, "train_steps": 2, "batch_size": 2}
-        given |= {"training_method": FAMILIES[family].method, "train_device": "cpu", "run_dir": f"{name}/run"}
+        values = job(family, pairs_file) | {"run_dir": f"{name}/run"}
         if scratch:
             file = Path(name) / "config.json"
-            given["model_config"] = str(file)
+            values["model_config"] = str(file)
         else:
             folder = Path(shutil.copytree(models / family, Path(name) / "model"))
             file = folder / "config.json"
             fields = {**json.loads(file.read_text(encoding="utf-8")), **fields}
-            given["model_name"] = str(folder)
+            values["model_name"] = str(folder)
         file.write_text(json.dumps(fields), encoding="utf-8")
-        try_config(Params.model_validate(given), Path(name) / "saved")
+        try_config(Params.model_validate(values), Path(name) / "saved")
 
 
 def try_config(params: Params, saved: Path) -> None:
