@@ -63,7 +63,7 @@ class Template:
         self._tokenizer = tokenizer
         try:
             source = str(tokenizer.get_chat_template())
-        except ValueError as error:  # several templates, none of them the default
+        except (ValueError, TypeError) as error:  # several templates, none of them the default; names that are no text
             got = str(error).split("\n")[0][:200]
             raise model_error("tokenizer_name", "one chat template, or one named default", got) from error
         self._source = freeze(source, moment)

@@ -127,13 +127,14 @@ def load_config(name: str, *, offline: bool = False) -> PretrainedConfig:
             if problems := field_problems(fields["model_type"], fields):
                 raise JobError(*problems)
             config = config_class.from_pretrained(name, local_files_only=offline)
-            _check_kinds(config, "model_name", name)
+        _settle(config, "model_name", name)
     except JobError:
         raise
     except _BROKEN as error:
         raise model_error("model_name", "a model folder or hub id", f"{name}: {_first_line(error)}") from error
     family = family_of(config, name)
-    architectures = config.architectures or [family.architecture]
+    named: Any = config.architectures or family.architecture
+    architectures = [str(one) for one in named] if isinstance(named, list) else [str(named)]
     if family.architecture not in architectures:
         raise model_error("model_name", f"a masked-LM head ({family.architecture})", f"{name}: {', '.join(architectures)}")
     return config
@@ -189,19 +190,23 @@ def new_config(config_file: str) -> PretrainedConfig:
     try:
         if model_type in REGISTRY:
             config = REGISTRY[model_type][0](**{key: value for key, value in fields.items() if key != "model_type"})
-            _check_kinds(config, "model_config", config_file)
-            return config
-        return AutoConfig.for_model(**fields)
+        else:
+            config = AutoConfig.for_model(**fields)
+        _settle(config, "model_config", config_file)
+        return config
     except JobError:
         raise
     except _BROKEN as error:
         raise model_error("model_config", "values of the right kind", f"{config_file}: {_first_line(error)}") from error
 
 
-def _check_kinds(config: PretrainedConfig, field: str, name: str) -> None:
-    """Check what transformers checks of its own configurations. Raises JobError (exit 4)."""
-    if wrong := wrong_kinds(config):
+def _settle(config: PretrainedConfig, field: str, name: str) -> None:
+    """Refuse what no model here can be built by, and have outputs named. Raises JobError (exit 4)."""
+    if config.model_type in REGISTRY and (wrong := wrong_kinds(config)):  # transformers checks its own
         raise model_error(field, "values of the right kind", f"{name}: {', '.join(wrong)}")
+    if getattr(config, "is_decoder", False):
+        raise model_error(field, "an encoder, whose tokens see both sides", f"{name}: is_decoder {config.is_decoder}")
+    config.return_dict = True
 
 
 def load_tokenizer(
