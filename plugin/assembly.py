@@ -30,6 +30,7 @@ from .job import one_line
 from .loop import Plan
 from .models.load import (
     build_model,
+    check_builds,
     check_method,
     check_pair,
     fit_config,
@@ -195,6 +196,7 @@ def base_config(params: Params, tokenizer: PreTrainedTokenizerBase, *, offline: 
         fit_config(config, tokenizer)
     else:
         config = load_config(params.model_name, offline=offline)
+        check_builds(config, "model_name")
     check_method(config, params.training_method)
     check_pair(config, tokenizer, params.max_length)
     return config

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import sys
@@ -167,13 +168,20 @@ def fit_config(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> 
     for name in ("pad", "cls", "sep", "bos", "eos", "mask"):
         setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     switch_off_dropout(config)
+    check_builds(config, "model_config")
+
+
+def check_builds(config: PretrainedConfig, field: str) -> None:
+    """Build the model's shapes and write its configuration, as a run will. Raises JobError (exit 4) naming `field`."""
     try:
-        with torch.device("meta"):  # shapes only: whether a model can be built from it
-            build_model(config)
+        with torch.device("meta"):
+            build_model(copy.deepcopy(config))
+        config.validate()
+        config.to_json_string()
     except JobError:
         raise
     except _BROKEN as error:
-        raise model_error("model_config", "a configuration that builds", _first_line(error)) from error
+        raise model_error(field, "a configuration that builds", _first_line(error)) from error
 
 
 def new_config(config_file: str) -> PretrainedConfig:
@@ -186,6 +194,7 @@ def new_config(config_file: str) -> PretrainedConfig:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         got = repr(model_type) if isinstance(fields, dict) else type(fields).__name__
         raise model_error("model_config", f"a JSON object with model_type {' or '.join(FAMILIES)}", f"{config_file}: {got}")
+    check_quantisation(config_file, fields, field="model_config")
     fields["architectures"] = [FAMILIES[model_type].architecture]
     try:
         if model_type in REGISTRY:
@@ -201,12 +210,15 @@ def new_config(config_file: str) -> PretrainedConfig:
 
 
 def _settle(config: PretrainedConfig, field: str, name: str) -> None:
-    """Refuse what no model here can be built by, and have outputs named. Raises JobError (exit 4)."""
+    """Refuse what no model here can be built by; drop what a run decides itself: dtype and outputs. Raises JobError (exit 4)."""
+    if shadows := [key for key in vars(config) if callable(getattr(type(config), key, None))]:
+        raise model_error(field, "fields of a configuration", f"{name}: {', '.join(shadows)}")
     if config.model_type in REGISTRY and (wrong := wrong_kinds(config)):  # transformers checks its own
         raise model_error(field, "values of the right kind", f"{name}: {', '.join(wrong)}")
     if getattr(config, "is_decoder", False):
         raise model_error(field, "an encoder, whose tokens see both sides", f"{name}: is_decoder {config.is_decoder}")
-    config.return_dict = True
+    config.return_dict, config.dtype = True, None
+    config.output_attentions = config.output_hidden_states = False
 
 
 def load_tokenizer(
@@ -326,4 +338,4 @@ def switch_off_dropout(config: PretrainedConfig) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:300]
+    return str(error).strip().split("\n")[0][:300].rstrip(".")

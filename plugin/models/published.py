@@ -6,12 +6,12 @@ model.safetensors.index.json of LLaDA-8B-Instruct and Dream-v0-Instruct-7B.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..job import Code, Problem
@@ -24,6 +24,7 @@ REGISTRY: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {
 }
 
 Shape = tuple[int, ...]
+ANY = ConfigDict(arbitrary_types_allowed=True)
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,14 @@ def field_problems(model_type: str, given: Mapping[str, object]) -> list[Problem
 
 def wrong_kinds(config: PretrainedConfig) -> list[str]:
     """Name the fields of one of our configurations that hold a value of another kind than they declare, each with its value."""
-    kinds = inspect.get_annotations(type(config), eval_str=True)
-    declared = [one.name for one in fields(config) if one.name in kinds]
-    return [f"{name} {value!r}" for name in declared if not _is(value := getattr(config, name), kinds[name])]
+    kinds = get_type_hints(type(config), localns={"torch": torch})  # by which transformers names its dtypes
+    values = ((one.name, getattr(config, one.name, None)) for one in fields(config))
+    return [f"{name} {value!r}" for name, value in values if value is not None and not _is(value, kinds[name])]
 
 
 def _is(value: object, kind: Any) -> bool:
     try:
-        TypeAdapter(kind).validate_python(value, strict=True)
+        TypeAdapter(kind, config=ANY).validate_python(value, strict=True)
     except ValidationError:
         return False
     return True

@@ -23,7 +23,7 @@ from plugin.job import Problem
 from plugin.models.load import load_model, load_tokenizer, new_model
 from plugin.params import Params
 
-pytestmark = pytest.mark.fuzz
+pytestmark = [pytest.mark.fuzz, pytest.mark.filterwarnings("ignore")]  # what a library says meanwhile is no refusal
 
 
 @pytest.fixture(scope="module")
