@@ -83,9 +83,7 @@ def refuse_other_methods(family: Family, method: str) -> None:
         raise JobError(Problem("training_method", f"{family.method} for a {family.architecture}", method, fix))
 
 
-def check_quantisation(
-    name: str, config: Mapping[str, Any], gptq_file: bool = False, *, field: str = "model_name"
-) -> None:
+def check_quantisation(name: str, config: Mapping[str, Any], gptq_file: bool = False, *, field: str = "model_name") -> None:
     """Refuse weights that a config.json calls quantised. Raises JobError (exit 4)."""
     found = next((config[key] for key in ("quantization_config", "compression_config") if config.get(key)), None)
     if found is None and not gptq_file:

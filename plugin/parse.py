@@ -47,7 +47,9 @@ class CommandLine(argparse.ArgumentParser):
         if found := re.match(r"unrecognized arguments: (\S+)", message):
             name = found[1].lstrip("-").partition("=")[0]
             known = [option.lstrip("-") for option in self._option_string_actions if option.startswith("--")]
-            return Problem(name or "command", "an option or a value that belongs here", found[1], did_you_mean(name, known) or see)
+            return Problem(
+                name or "command", "an option or a value that belongs here", found[1], did_you_mean(name, known) or see
+            )
         return Problem("command", "a command line that can be read", message, see)
 
     def _option_problem(self, name: str, message: str) -> Problem:

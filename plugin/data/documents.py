@@ -69,7 +69,7 @@ class Builder:
         self._ids.append(ids)
         self._supervised.append(supervised)
         self._prompts.append(prompt)
-        self._rows.append(row)
+        self._rows.append(" ".join(row.splitlines()))
 
     def build(self) -> Documents:
         sizes: Sequence[int] = [ids.size for ids in self._ids]

@@ -106,8 +106,12 @@ class Template:
             if answers and answers[-1][1] > start:
                 raise Refused(f"chat template ends no answer but the last with {self.end!r}")
             answers.append((start, end))
-        said = [piece for turn in turns for piece in (turn.text.strip(), turn.thought.strip()) if piece]
-        return Written(text, tuple(answers), all(piece in text for piece in said))
+        # An answer such as `a` stands somewhere in any text: it is looked for in its own place.
+        home = {place: text[start:end] for place, (start, end) in zip(places, answers, strict=True)}
+        exact = all(
+            turn.text.strip() in home.get(place, text) and turn.thought.strip() in text for place, turn in enumerate(turns)
+        )
+        return Written(text, tuple(answers), exact)
 
     def _can_ask(self, turns: Sequence[Turn], whole: str) -> bool:
         """Tell whether the template's generation prompt is how `whole`, the same with an answer, begins."""

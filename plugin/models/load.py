@@ -175,9 +175,11 @@ def check_builds(config: PretrainedConfig, field: str) -> None:
     """Build the model's shapes and write its configuration, as a run will. Raises JobError (exit 4) naming `field`."""
     try:
         with torch.device("meta"):
-            build_model(copy.deepcopy(config))
+            weights = build_model(copy.deepcopy(config)).named_parameters()
         config.validate()
         config.to_json_string()
+        if empty := [name for name, weight in weights if not weight.numel()]:
+            raise model_error(field, "sizes above 0", f"no element in {', '.join(empty[:3])}")
     except JobError:
         raise
     except _BROKEN as error:

@@ -19,4 +19,3 @@ settings.register_profile(
 )
 settings.load_profile("fuzz")
 logging.getLogger("transformers").setLevel(logging.ERROR)
-

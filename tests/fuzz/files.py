@@ -10,9 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hypothesis import strategies as st
-
 from fuzz.values import texts, values
+from hypothesis import strategies as st
 
 Row = dict[str, Any]
 PAIRS = (
@@ -29,7 +28,9 @@ def messages() -> st.SearchStrategy[Any]:
     """One message, usually one that can be read."""
     parts = st.lists(st.fixed_dictionaries({"type": st.sampled_from(("text", "thinking", "image")), "text": texts()}), max_size=3)
     content = st.one_of(texts(), texts(), parts, values(4))
-    marks = st.dictionaries(st.sampled_from(MARKS), st.sampled_from((0, 1, True, False, "0", None, 0.5, [])) | values(2), max_size=2)
+    marks = st.dictionaries(
+        st.sampled_from(MARKS), st.sampled_from((0, 1, True, False, "0", None, 0.5, [])) | values(2), max_size=2
+    )
     named = st.fixed_dictionaries({"role": st.sampled_from(ROLES[:5]), "content": content})
     other = st.fixed_dictionaries({"from": st.sampled_from(ROLES) | values(2), "value": content})
     rounds = st.sampled_from(PAIRS).flatmap(lambda pair: st.fixed_dictionaries({pair[0]: content, pair[1]: content}))
@@ -72,7 +73,8 @@ def json_lines(draw: st.DrawFn, given: Sequence[Row]) -> str:
 
 
 def whole_json(draw: st.DrawFn, given: Sequence[Row]) -> str:
-    value = draw(st.sampled_from((list(given), {"data": list(given)}, {"train": list(given), "meta": []}, given[:1], given[0] if given else 1)))
+    every = list(given)
+    value = draw(st.sampled_from((every, {"data": every}, {"train": every, "meta": []}, every[:1], *every[:1], 1)))
     return json.dumps(value, indent=draw(st.sampled_from((None, 1))), ensure_ascii=draw(st.booleans()))
 
 

@@ -6,14 +6,18 @@ import json
 from typing import Any
 
 import yaml
+from fuzz.values import numbers, texts, values
 from hypothesis import strategies as st
 
-from fuzz.values import numbers, texts, values
 from plugin.params import ALIASES, NICKNAMES
 from plugin.parse import SCHEMA, choices
 
 NAMES = (*SCHEMA, *ALIASES)
 SWITCHES = ("--json", "--download", "--help", "--version", "--", "-", "-h", "--config", "--task", "--plugin_dir", "--lr")
+
+
+# What YAML reads as something else than `name: value`, or not at all.
+JUNK = ("\n- a", "\nx: &a [*a]", "\n? [a]\n: b", "\n\t", "\n<<: {a: 1}", "\n[a]: 1", "\n1: 2", "\nnull: 1")
 
 
 def names() -> st.SearchStrategy[str]:
@@ -24,8 +28,36 @@ def names() -> st.SearchStrategy[str]:
 def typed() -> st.SearchStrategy[str]:
     """Words that a field may be given."""
     words = sorted({word for name in SCHEMA for word in choices(name)})
-    odd = ("1_000", "0x10", "1e5", "inf", "-inf", "nan", "１２", " 4 ", "true", "no", "off", "null", "~", "9" * 400, "1.0", ".5", "0,1")
-    shaped = ("cart[geo_p:0.3]", "cart[geo_p:0]", "adaptor", "../up", "a|b", "x+y", "[", "x[train:0]", "x[train:9999999999999999999]")
+    odd = (
+        "1_000",
+        "0x10",
+        "1e5",
+        "inf",
+        "-inf",
+        "nan",
+        "１２",
+        " 4 ",
+        "true",
+        "no",
+        "off",
+        "null",
+        "~",
+        "9" * 400,
+        "1.0",
+        ".5",
+        "0,1",
+    )
+    shaped = (
+        "cart[geo_p:0.3]",
+        "cart[geo_p:0]",
+        "adaptor",
+        "../up",
+        "a|b",
+        "x+y",
+        "[",
+        "x[train:0]",
+        "x[train:9999999999999999999]",
+    )
     return st.sampled_from(words) | st.sampled_from(odd) | st.sampled_from(shaped) | numbers().map(str) | texts()
 
 
@@ -83,5 +115,5 @@ def parameter_files(draw: st.DrawFn) -> bytes:
         written = yaml.safe_dump(content, allow_unicode=True)
     except yaml.YAMLError:
         written = repr(content)
-    junk = draw(st.sampled_from(("", "", "\n- a", "\nx: &a [*a]", "\n? [a]\n: b", "\n\t", "\n<<: {a: 1}", "\n[a]: 1", "\n1: 2", "\nnull: 1")))
+    junk = draw(st.sampled_from(("", "", *JUNK)))
     return (written + junk).encode("utf-8", "replace")

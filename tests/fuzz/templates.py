@@ -4,29 +4,82 @@ from __future__ import annotations
 
 from typing import Any
 
+from fuzz.values import texts
 from hypothesis import strategies as st
 
-from fuzz.values import texts
 from plugin.data.turns import Turn
 
 ADDED = ("<|im_start|>", "<|im_end|>", "<u>", "</t>", "<think>", "</think>")
 CONTENTS = (
     *("m['content']", "m.content", "m.content | trim", "m['content'].strip()", "m.content | upper", "m.content | tojson"),
     *("m.content.split('</think>')[-1]", "m.content[0]", "m.content[0].text", "m.content ~ ' '", "m.content | default('')"),
-    *("m.content | replace('a', 'b')", "m.content | e", "m.content[:3]", "m.content | length", "first ~ m.content", "m['missing']"),
+    *(
+        "m.content | replace('a', 'b')",
+        "m.content | e",
+        "m.content[:3]",
+        "m.content | length",
+        "first ~ m.content",
+        "m['missing']",
+    ),
 )
-ENDS = ("<|im_end|>", "</t>", "<|im_end|>\\n", "\\n</t>", "{{ eos_token }}", "[SEP]", "", "\\n", " end", "<|eot|>", "{{ missing }}")
-OPENINGS = ("<|im_start|>{{ m.role }}\\n", "<u>", "{{ bos_token }}", "", "{{ m['role'] | capitalize }}: ", "[CLS]", "[MASK]", "<think>")
+ENDS = (
+    "<|im_end|>",
+    "</t>",
+    "<|im_end|>\\n",
+    "\\n</t>",
+    "{{ eos_token }}",
+    "[SEP]",
+    "",
+    "\\n",
+    " end",
+    "<|eot|>",
+    "{{ missing }}",
+)
+OPENINGS = (
+    "<|im_start|>{{ m.role }}\\n",
+    "<u>",
+    "{{ bos_token }}",
+    "",
+    "{{ m['role'] | capitalize }}: ",
+    "[CLS]",
+    "[MASK]",
+    "<think>",
+)
 GUARDS = (
     *("", "{% if messages[0].role != 'user' %}{{ raise_exception('User first\\nplease') }}{% endif %}"),
-    *("{% if messages | length % 2 %}{{ raise_exception('alternate') }}{% endif %}", "{{ bos_token }}", "{{ strftime_now('%Y') }}"),
-    *("{{ strftime_now(x) }}", "{% set first = messages[0].content %}", "{% set first = '' %}", "{{ 1 / 0 }}", "{{ messages.x.y }}"),
+    *(
+        "{% if messages | length % 2 %}{{ raise_exception('alternate') }}{% endif %}",
+        "{{ bos_token }}",
+        "{{ strftime_now('%Y') }}",
+    ),
+    *(
+        "{{ strftime_now(x) }}",
+        "{% set first = messages[0].content %}",
+        "{% set first = '' %}",
+        "{{ 1 / 0 }}",
+        "{{ messages.x.y }}",
+    ),
     *("{{ tools }}", "{% set ns = namespace(n=0) %}{% set ns.n = 1 %}", "{% for i in range(3) %}{{ i }}{% endfor %}", "\\ue002"),
-    *("{{ messages | tojson }}", "{{ ''.__class__.__mro__ }}", "{%- generation -%}{%- endgeneration -%}", "{{ '\\ud800' }}", "{% do 1 %}"),
+    *(
+        "{{ messages | tojson }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{%- generation -%}{%- endgeneration -%}",
+        "{{ '\\ud800' }}",
+        "{% do 1 %}",
+    ),
 )
-SKIPS = ("{CORE}", "{% if m.role != 'system' %}{CORE}{% endif %}", "{% if loop.last %}{CORE}{% endif %}", "{% if loop.index0 %}{CORE}{% endif %}")
-PROMPTS = ("", "<|im_start|>assistant\\n", "<u>", "<think>\\n", "[MASK]", "{{ bos_token }}", "assistant: ", "{{ raise_exception('no') }}")
-ORDERS = ("messages", "messages", "messages", "messages | reverse", "messages[1:]", "messages[-2:]", "messages + messages", "[]", "messages[0]")
+SKIPS = (
+    *("{CORE}", "{% if m.role != 'system' %}{CORE}{% endif %}", "{% if loop.last %}{CORE}{% endif %}"),
+    "{% if loop.index0 %}{CORE}{% endif %}",
+)
+PROMPTS = (
+    *("", "<|im_start|>assistant\\n", "<u>", "<think>\\n", "[MASK]", "{{ bos_token }}", "assistant: "),
+    "{{ raise_exception('no') }}",
+)
+ORDERS = (
+    *("messages", "messages", "messages", "messages | reverse", "messages[1:]", "messages[-2:]"),
+    *("messages + messages", "[]", "messages[0]"),
+)
 
 
 @st.composite
@@ -52,10 +105,10 @@ def sources(draw: st.DrawFn) -> str:
 
 def fields() -> st.SearchStrategy[Any]:
     """What tokenizer_config.json may hold as chat_template."""
-    named = st.lists(
-        st.fixed_dictionaries({"name": st.sampled_from(("default", "rag", "", 1)), "template": st.one_of(sources(), st.just(1))}), max_size=2
-    )
-    return st.one_of(sources(), named, st.dictionaries(st.sampled_from(("default", "x")), sources(), max_size=2), st.sampled_from((None, 1, "", True)))
+    one = {"name": st.sampled_from(("default", "rag", "", 1)), "template": sources() | st.just(1)}
+    named = st.lists(st.fixed_dictionaries(one), max_size=2)
+    by_name = st.dictionaries(st.sampled_from(("default", "x")), sources(), max_size=2)
+    return st.one_of(sources(), named, by_name, st.sampled_from((None, 1, "", True)))
 
 
 @st.composite

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fuzz.promise import kept, limited, writable
+from fuzz.templates import ADDED, dialogues, fields, sources
 from hypothesis import event, given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from fuzz.promise import kept, limited, writable
-from fuzz.templates import ADDED, dialogues, fields, sources
 from plugin.data.chat import CHANGED, ChatFormat, Encoded, supervision
 from plugin.data.tokenizer import train_tokenizer
 from plugin.data.turns import Turn
@@ -87,13 +87,17 @@ def check_encoded(chat: ChatFormat, turns: tuple[Turn, ...], one: Encoded) -> No
 
 
 @given(field=fields(), apart=st.booleans(), content=st.none() | st.binary(max_size=9))
-def test_a_tokenizers_template_of_any_kind_is_refused_or_read(saved: Path, field: Any, apart: bool, content: bytes | None) -> None:
+def test_a_tokenizers_template_of_any_kind_is_refused_or_read(
+    saved: Path, field: Any, apart: bool, content: bytes | None
+) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file in saved.iterdir():
             (folder / file.name).write_bytes(file.read_bytes())
         config = folder / "tokenizer_config.json"
-        config.write_text(json.dumps({**json.loads(config.read_text(encoding="utf-8")), "chat_template": field}), encoding="utf-8")
+        config.write_text(
+            json.dumps({**json.loads(config.read_text(encoding="utf-8")), "chat_template": field}), encoding="utf-8"
+        )
         if apart:
             given = str(field).encode("utf-8", "replace") if content is None else content
             (folder / "chat_template.jinja").write_bytes(given)

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from fuzz.configs import SMALL, configs
+from fuzz.promise import check_problems, kept, limited
 from hypothesis import event, given
 from hypothesis import strategies as st
 from support import try_out_here
 
-from fuzz.configs import SMALL, configs
-from fuzz.promise import check_problems, kept, limited
 from plugin import assembly, train
 from plugin.data.tokenizer import train_tokenizer
 from plugin.families import FAMILIES

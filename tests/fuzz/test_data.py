@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fuzz.files import folders
+from fuzz.promise import kept, writable
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from fuzz.files import folders
-from fuzz.promise import kept, writable
 from plugin import assembly, loading, train, trial
 from plugin.data.chat import CHANGED
 from plugin.data.documents import Documents
@@ -41,7 +41,9 @@ SETTINGS = st.fixed_dictionaries(
         "eval_strategy": st.sampled_from(("no", "steps")),
         "drop_eval_prompts": st.booleans(),
         "insert_eos": st.booleans(),
-        "output_template": st.sampled_from(("{{ response }}", "{{ text | upper }}", "{{ messages[0].content }}", "{{ output.a }}")),
+        "output_template": st.sampled_from(
+            ("{{ response }}", "{{ text | upper }}", "{{ messages[0].content }}", "{{ output.a }}")
+        ),
         "instruction_template": st.sampled_from(("{{ prompt }}", "{% for m in messages %}{{ m.role }}{% endfor %}", "x")),
     },
 )
@@ -175,5 +177,3 @@ def check_answers(made: assembly.Prepared, params: Params) -> None:
             whole = learned.ids[-1] in made.chat.end_ids
             assert text == wanted if whole else wanted.startswith(text.rstrip("\ufffd")), (text, wanted)
         assert CHANGED not in made.reports["train"].remarks
-
-

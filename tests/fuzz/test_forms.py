@@ -14,12 +14,12 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from hypothesis import event, given
-from hypothesis import strategies as st
-
 from fuzz.lines import command_lines, forms, parameter_files
 from fuzz.promise import check_line, kept, limited, writable
 from fuzz.values import values
+from hypothesis import event, given
+from hypothesis import strategies as st
+
 from plugin import cli, train
 from plugin.hosts.tlab_job import adaptor_name, form_values, read_job
 from plugin.job import Outcome
@@ -28,6 +28,7 @@ from plugin.parse import Parsed, parse
 from plugin.run_folder import RunFolder
 
 pytestmark = pytest.mark.fuzz
+HOST_FIELDS = ("job_id", "output_dir", "adaptor_output_dir", "template_name")
 VERBS = ("check", "train", "chat", "fuse", "", "trian")
 
 
@@ -58,7 +59,7 @@ def test_a_form_is_refused_or_repeated_by_its_run(job: Path, form: dict[str, Any
         check_command(parsed.params)
 
 
-@given(form=forms(), host=st.dictionaries(st.sampled_from(("job_id", "output_dir", "adaptor_output_dir", "template_name")), values(2), max_size=1))
+@given(form=forms(), host=st.dictionaries(st.sampled_from(HOST_FIELDS), values(2), max_size=1))
 def test_a_hosts_input_file_is_refused_or_parsed(form: dict[str, Any], host: Mapping[str, Any]) -> None:
     board = "/w/experiments/e/tensorboards/t"
     config = {"job_id": "1", "output_dir": board, "adaptor_output_dir": "/w/adaptors/a", **GOOD, **form, **host}
