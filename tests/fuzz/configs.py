@@ -67,13 +67,67 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 # Fields that other programs write, or that change what a library builds.
 OTHERS = (
-    *("architectures", "auto_map", "torch_dtype", "dtype", "transformers_version", "tie_word_embeddings", "weight_tying"),
-    *("attention_dropout", "hidden_dropout_prob", "initializer_range", "init_std", "position_embedding_type", "is_decoder"),
-    *("rope_scaling", "rope_parameters", "layer_types", "head_dim", "sliding_window", "use_cache", "problem_type", "num_labels"),
-    *("id2label", "label2id", "pruned_heads", "chunk_size_feed_forward", "add_cross_attention", "attn_implementation"),
-    *("pad_token_id", "eos_token_id", "bos_token_id", "mask_token_id", "cls_token_id", "output_attentions", "return_dict"),
-    *("quantization_config", "hidden_activation", "classifier_pooling", "embedding_dropout", "mlp_ratio", "activation_type"),
-    *("_name_or_path", "_attn_implementation", "model_type", "name_or_path", "text_config", "base_model_tp_plan", "to_dict"),
+    *(
+        "architectures",
+        "auto_map",
+        "torch_dtype",
+        "dtype",
+        "transformers_version",
+        "tie_word_embeddings",
+        "weight_tying",
+    ),
+    *(
+        "attention_dropout",
+        "hidden_dropout_prob",
+        "initializer_range",
+        "init_std",
+        "position_embedding_type",
+        "is_decoder",
+    ),
+    *(
+        "rope_scaling",
+        "rope_parameters",
+        "layer_types",
+        "head_dim",
+        "sliding_window",
+        "use_cache",
+        "problem_type",
+        "num_labels",
+    ),
+    *(
+        "id2label",
+        "label2id",
+        "pruned_heads",
+        "chunk_size_feed_forward",
+        "add_cross_attention",
+        "attn_implementation",
+    ),
+    *(
+        "pad_token_id",
+        "eos_token_id",
+        "bos_token_id",
+        "mask_token_id",
+        "cls_token_id",
+        "output_attentions",
+        "return_dict",
+    ),
+    *(
+        "quantization_config",
+        "hidden_activation",
+        "classifier_pooling",
+        "embedding_dropout",
+        "mlp_ratio",
+        "activation_type",
+    ),
+    *(
+        "_name_or_path",
+        "_attn_implementation",
+        "model_type",
+        "name_or_path",
+        "text_config",
+        "base_model_tp_plan",
+        "to_dict",
+    ),
     *(
         "",
         "__class__",
@@ -93,14 +147,39 @@ def odd() -> st.SearchStrategy[Any]:
     whole = st.integers(-3, 64) | st.sampled_from((300, 304, 400, 4096))
     other = st.sampled_from((0.5, 2.0, -1.0, 16.0, 1e-12, 1e30, float("inf"), float("nan"), True, False, None))
     words = st.sampled_from(
-        ("", "16", "gelu", "silu", "none", "float16", "auto", "full_attention", "eager", "é\ud800", "a\nb", "x" * 50)
+        (
+            "",
+            "16",
+            "gelu",
+            "silu",
+            "none",
+            "float16",
+            "auto",
+            "full_attention",
+            "eager",
+            "é\ud800",
+            "a\nb",
+            "x" * 50,
+        )
     )
     simple = whole | other | words
     keys = st.sampled_from(
-        ("rope_type", "type", "factor", "rope_theta", "0", "", "full_attention", "sliding_attention", "quant_method")
+        (
+            "rope_type",
+            "type",
+            "factor",
+            "rope_theta",
+            "0",
+            "",
+            "full_attention",
+            "sliding_attention",
+            "quant_method",
+        )
     )
     return st.recursive(
-        simple, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=4
+        simple,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+        max_leaves=4,
     )
 
 

@@ -13,8 +13,16 @@ settings.register_profile(
     max_examples=int(os.environ.get("EXAMPLES", "100")),
     database=None,
     deadline=None,
-    phases=(Phase.explicit, Phase.generate, *((Phase.shrink,) if "NO_SHRINK" not in os.environ else ())),
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
+    phases=(
+        Phase.explicit,
+        Phase.generate,
+        *((Phase.shrink,) if "NO_SHRINK" not in os.environ else ()),
+    ),
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.function_scoped_fixture,
+    ],
     print_blob=False,
 )
 settings.load_profile("fuzz")

@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 
 Row = dict[str, Any]
 PAIRS = (
-    *(("prompt", "response"), ("question", "answer"), ("instruction", "output"), ("prompt", "completion")),
+    *(
+        ("prompt", "response"),
+        ("question", "answer"),
+        ("instruction", "output"),
+        ("prompt", "completion"),
+    ),
     *(("prompt", "chosen"), ("input", "output"), ("human", "assistant")),
 )
 CHATS = ("messages", "conversations", "dialog", "chat")
@@ -26,10 +31,15 @@ MARKS = ("weight", "train", "masked", "loss", "reasoning_content", "tool_calls",
 
 def messages() -> st.SearchStrategy[Any]:
     """One message, usually one that can be read."""
-    parts = st.lists(st.fixed_dictionaries({"type": st.sampled_from(("text", "thinking", "image")), "text": texts()}), max_size=3)
+    parts = st.lists(
+        st.fixed_dictionaries({"type": st.sampled_from(("text", "thinking", "image")), "text": texts()}),
+        max_size=3,
+    )
     content = st.one_of(texts(), texts(), parts, values(4))
     marks = st.dictionaries(
-        st.sampled_from(MARKS), st.sampled_from((0, 1, True, False, "0", None, 0.5, [])) | values(2), max_size=2
+        st.sampled_from(MARKS),
+        st.sampled_from((0, 1, True, False, "0", None, 0.5, [])) | values(2),
+        max_size=2,
     )
     named = st.fixed_dictionaries({"role": st.sampled_from(ROLES[:5]), "content": content})
     other = st.fixed_dictionaries({"from": st.sampled_from(ROLES) | values(2), "value": content})
@@ -62,8 +72,20 @@ def rows(draw: st.DrawFn) -> list[Row]:
     elif kind == "text":
         made = st.fixed_dictionaries({"text": texts() | values(2)})
     else:
-        made = st.dictionaries(st.sampled_from(("prompt", "response", "text", "messages")) | texts(2), values(4), max_size=4)
-    one = made | made | st.builds(lambda a, b: more | a | b, made, st.dictionaries(st.sampled_from(MORE), values(3), max_size=1))
+        made = st.dictionaries(
+            st.sampled_from(("prompt", "response", "text", "messages")) | texts(2),
+            values(4),
+            max_size=4,
+        )
+    one = (
+        made
+        | made
+        | st.builds(
+            lambda a, b: more | a | b,
+            made,
+            st.dictionaries(st.sampled_from(MORE), values(3), max_size=1),
+        )
+    )
     return draw(st.lists(one, max_size=6))
 
 
@@ -101,15 +123,31 @@ def arrays(draw: st.DrawFn, size: int) -> pa.Array:
     kind = draw(
         st.sampled_from(
             (
-                *(pa.binary(), pa.large_string(), pa.timestamp("ns"), pa.timestamp("us", "Europe/Zurich"), pa.date32()),
-                *(pa.duration("ns"), pa.decimal128(38, 5), pa.float16(), pa.uint64(), pa.null(), pa.time64("ns")),
+                *(
+                    pa.binary(),
+                    pa.large_string(),
+                    pa.timestamp("ns"),
+                    pa.timestamp("us", "Europe/Zurich"),
+                    pa.date32(),
+                ),
+                *(
+                    pa.duration("ns"),
+                    pa.decimal128(38, 5),
+                    pa.float16(),
+                    pa.uint64(),
+                    pa.null(),
+                    pa.time64("ns"),
+                ),
             )
         )
     )
     drawn = [draw(st.none() | st.integers(0, 2**40)) for _ in range(size)]
     try:
         if kind in (pa.binary(), pa.large_string()):
-            return pa.array([None if one is None else str(one).encode() + b"\xff" * (kind == pa.binary()) for one in drawn], kind)
+            return pa.array(
+                [None if one is None else str(one).encode() + b"\xff" * (kind == pa.binary()) for one in drawn],
+                kind,
+            )
         return pa.array(drawn, pa.int64()).cast(kind, safe=False)
     except (pa.ArrowException, OverflowError):
         return pa.nulls(size, kind)
@@ -151,7 +189,11 @@ def contents(draw: st.DrawFn, suffix: str) -> bytes:
     if suffix in (".parquet", ".arrow"):
         content = draw(columns(given, suffix))
     else:
-        write = {".jsonl": json_lines, ".json": draw(st.sampled_from((whole_json, json_lines))), ".csv": table}.get(suffix)
+        write = {
+            ".jsonl": json_lines,
+            ".json": draw(st.sampled_from((whole_json, json_lines))),
+            ".csv": table,
+        }.get(suffix)
         text = write(draw, given) if write else draw(st.lists(texts(12), max_size=4).map("\n\n".join))
         encoding = draw(st.sampled_from(("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1", "cp1252")))
         errors = "replace" if encoding in ("latin-1", "cp1252") else draw(st.sampled_from(("surrogatepass", "replace")))
@@ -172,7 +214,23 @@ def broken(draw: st.DrawFn, content: bytes) -> bytes:
 
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt")
-STEMS = ("train", "data", "test", "a b", "é", "x+y", "a|b", "val", "a\nb", "a[1]", ".hidden", "-", "~a", "\udcff", "state")
+STEMS = (
+    "train",
+    "data",
+    "test",
+    "a b",
+    "é",
+    "x+y",
+    "a|b",
+    "val",
+    "a\nb",
+    "a[1]",
+    ".hidden",
+    "-",
+    "~a",
+    "\udcff",
+    "state",
+)
 
 
 @st.composite

@@ -13,11 +13,32 @@ from plugin.params import ALIASES, NICKNAMES
 from plugin.parse import SCHEMA, choices
 
 NAMES = (*SCHEMA, *ALIASES)
-SWITCHES = ("--json", "--download", "--help", "--version", "--", "-", "-h", "--config", "--task", "--plugin_dir", "--lr")
+SWITCHES = (
+    "--json",
+    "--download",
+    "--help",
+    "--version",
+    "--",
+    "-",
+    "-h",
+    "--config",
+    "--task",
+    "--plugin_dir",
+    "--lr",
+)
 
 
 # What YAML reads as something else than `name: value`, or not at all.
-JUNK = ("\n- a", "\nx: &a [*a]", "\n? [a]\n: b", "\n\t", "\n<<: {a: 1}", "\n[a]: 1", "\n1: 2", "\nnull: 1")
+JUNK = (
+    "\n- a",
+    "\nx: &a [*a]",
+    "\n? [a]\n: b",
+    "\n\t",
+    "\n<<: {a: 1}",
+    "\n[a]: 1",
+    "\n1: 2",
+    "\nnull: 1",
+)
 
 
 def names() -> st.SearchStrategy[str]:
@@ -94,7 +115,14 @@ def command_lines(draw: st.DrawFn) -> list[str]:
         value = str(draw(fitting(name)))
         words += [f"--{name}={value}"] if draw(st.booleans()) else [f"--{name}", value]
     for _ in range(draw(st.integers(0, 2))):
-        odd = draw(st.one_of(st.sampled_from(SWITCHES), typed(), names().map("--{}".format), names().map("-{}=1".format)))
+        odd = draw(
+            st.one_of(
+                st.sampled_from(SWITCHES),
+                typed(),
+                names().map("--{}".format),
+                names().map("-{}=1".format),
+            )
+        )
         words.insert(draw(st.integers(0, len(words))), odd)
     return [as_typed(word) for word in words]
 
@@ -108,7 +136,13 @@ def as_typed(word: str) -> str:
 @st.composite
 def parameter_files(draw: st.DrawFn) -> bytes:
     """A file for --config: YAML, JSON, a run.json, or something else."""
-    content = draw(st.one_of(forms(), st.fixed_dictionaries({"params": forms() | values(3), "result": values(3)}), values(4)))
+    content = draw(
+        st.one_of(
+            forms(),
+            st.fixed_dictionaries({"params": forms() | values(3), "result": values(3)}),
+            values(4),
+        )
+    )
     if draw(st.booleans()):
         return json.dumps(content, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
     try:

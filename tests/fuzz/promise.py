@@ -67,7 +67,10 @@ def limited() -> Iterator[None]:
         raise TooSlow(f"more than {CPU_S:g} s of CPU time, or {WAIT_S:g} s of waiting")
 
     # Busy is counted in CPU time, so that a busy machine fails no test.
-    timers = ((signal.SIGPROF, signal.ITIMER_PROF, CPU_S), (signal.SIGALRM, signal.ITIMER_REAL, WAIT_S))
+    timers = (
+        (signal.SIGPROF, signal.ITIMER_PROF, CPU_S),
+        (signal.SIGALRM, signal.ITIMER_REAL, WAIT_S),
+    )
     before = [signal.signal(number, ring) for number, _, _ in timers]
     for _, timer, seconds in timers:
         signal.setitimer(timer, seconds)

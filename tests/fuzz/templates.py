@@ -11,8 +11,21 @@ from plugin.data.turns import Turn
 
 ADDED = ("<|im_start|>", "<|im_end|>", "<u>", "</t>", "<think>", "</think>")
 CONTENTS = (
-    *("m['content']", "m.content", "m.content | trim", "m['content'].strip()", "m.content | upper", "m.content | tojson"),
-    *("m.content.split('</think>')[-1]", "m.content[0]", "m.content[0].text", "m.content ~ ' '", "m.content | default('')"),
+    *(
+        "m['content']",
+        "m.content",
+        "m.content | trim",
+        "m['content'].strip()",
+        "m.content | upper",
+        "m.content | tojson",
+    ),
+    *(
+        "m.content.split('</think>')[-1]",
+        "m.content[0]",
+        "m.content[0].text",
+        "m.content ~ ' '",
+        "m.content | default('')",
+    ),
     *(
         "m.content | replace('a', 'b')",
         "m.content | e",
@@ -46,7 +59,10 @@ OPENINGS = (
     "<think>",
 )
 GUARDS = (
-    *("", "{% if messages[0].role != 'user' %}{{ raise_exception('User first\\nplease') }}{% endif %}"),
+    *(
+        "",
+        "{% if messages[0].role != 'user' %}{{ raise_exception('User first\\nplease') }}{% endif %}",
+    ),
     *(
         "{% if messages | length % 2 %}{{ raise_exception('alternate') }}{% endif %}",
         "{{ bos_token }}",
@@ -59,7 +75,12 @@ GUARDS = (
         "{{ 1 / 0 }}",
         "{{ messages.x.y }}",
     ),
-    *("{{ tools }}", "{% set ns = namespace(n=0) %}{% set ns.n = 1 %}", "{% for i in range(3) %}{{ i }}{% endfor %}", "\\ue002"),
+    *(
+        "{{ tools }}",
+        "{% set ns = namespace(n=0) %}{% set ns.n = 1 %}",
+        "{% for i in range(3) %}{{ i }}{% endfor %}",
+        "\\ue002",
+    ),
     *(
         "{{ messages | tojson }}",
         "{{ ''.__class__.__mro__ }}",
@@ -69,11 +90,23 @@ GUARDS = (
     ),
 )
 SKIPS = (
-    *("{CORE}", "{% if m.role != 'system' %}{CORE}{% endif %}", "{% if loop.last %}{CORE}{% endif %}"),
+    *(
+        "{CORE}",
+        "{% if m.role != 'system' %}{CORE}{% endif %}",
+        "{% if loop.last %}{CORE}{% endif %}",
+    ),
     "{% if loop.index0 %}{CORE}{% endif %}",
 )
 PROMPTS = (
-    *("", "<|im_start|>assistant\\n", "<u>", "<think>\\n", "[MASK]", "{{ bos_token }}", "assistant: "),
+    *(
+        "",
+        "<|im_start|>assistant\\n",
+        "<u>",
+        "<think>\\n",
+        "[MASK]",
+        "{{ bos_token }}",
+        "assistant: ",
+    ),
     "{{ raise_exception('no') }}",
 )
 ORDERS = (
@@ -85,7 +118,11 @@ ORDERS = (
 @st.composite
 def sources(draw: st.DrawFn) -> str:
     """The source of a template."""
-    opening, content, end = draw(st.sampled_from(OPENINGS)), draw(st.sampled_from(CONTENTS)), draw(st.sampled_from(ENDS))
+    opening, content, end = (
+        draw(st.sampled_from(OPENINGS)),
+        draw(st.sampled_from(CONTENTS)),
+        draw(st.sampled_from(ENDS)),
+    )
     core = f"{opening}{{{{ {content} }}}}{end}"
     if draw(st.booleans()):
         other = f"{draw(st.sampled_from(OPENINGS))}{{{{ {draw(st.sampled_from(CONTENTS))} }}}}{draw(st.sampled_from(ENDS))}"

@@ -39,7 +39,11 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return make_tokenizer()
 
 
-@given(source=sources(), chats=st.lists(dialogues(), min_size=1, max_size=3), find=st.sampled_from(("all", "last", "marked")))
+@given(
+    source=sources(),
+    chats=st.lists(dialogues(), min_size=1, max_size=3),
+    find=st.sampled_from(("all", "last", "marked")),
+)
 def test_a_template_is_refused_or_asks_as_it_trains(
     tokenizer: PreTrainedTokenizerBase, source: str, chats: list[tuple[Turn, ...]], find: Any
 ) -> None:
@@ -96,7 +100,8 @@ def test_a_tokenizers_template_of_any_kind_is_refused_or_read(
             (folder / file.name).write_bytes(file.read_bytes())
         config = folder / "tokenizer_config.json"
         config.write_text(
-            json.dumps({**json.loads(config.read_text(encoding="utf-8")), "chat_template": field}), encoding="utf-8"
+            json.dumps({**json.loads(config.read_text(encoding="utf-8")), "chat_template": field}),
+            encoding="utf-8",
         )
         if apart:
             given = str(field).encode("utf-8", "replace") if content is None else content

@@ -23,7 +23,10 @@ from plugin.job import Problem
 from plugin.models.load import load_model, load_tokenizer, new_model
 from plugin.params import Params
 
-pytestmark = [pytest.mark.fuzz, pytest.mark.filterwarnings("ignore")]  # what a library says meanwhile is no refusal
+pytestmark = [
+    pytest.mark.fuzz,
+    pytest.mark.filterwarnings("ignore"),
+]  # what a library says meanwhile is no refusal
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,12 @@ def models(tmp_path_factory: pytest.TempPathFactory, pairs_file: Path) -> Path:
 
 
 def job(family: str, data: Path) -> dict[str, Any]:
-    values: dict[str, Any] = {"dataset_name": str(data), "max_length": 24, "train_steps": 2, "batch_size": 2}
+    values: dict[str, Any] = {
+        "dataset_name": str(data),
+        "max_length": 24,
+        "train_steps": 2,
+        "batch_size": 2,
+    }
     return values | {"training_method": FAMILIES[family].method, "train_device": "cpu"}
 
 

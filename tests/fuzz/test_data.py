@@ -72,7 +72,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(files=folders(), settings=SETTINGS, spec=st.sampled_from(SPECS), own=st.booleans())
 def test_data_is_refused_or_trained_on_as_checked(
-    tiny_config: Path, tokenizer: Path, files: Mapping[str, bytes], settings: Mapping[str, Any], spec: str, own: bool
+    tiny_config: Path,
+    tokenizer: Path,
+    files: Mapping[str, bytes],
+    settings: Mapping[str, Any],
+    spec: str,
+    own: bool,
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "rows"
@@ -80,7 +85,12 @@ def test_data_is_refused_or_trained_on_as_checked(
         for file, content in files.items():
             (folder / file).write_bytes(content)
         data = spec.format(folder=folder, file=folder / next(iter(files)))
-        given = {"model_config": str(tiny_config), "dataset_name": data, "max_length": 64, **settings}
+        given = {
+            "model_config": str(tiny_config),
+            "dataset_name": data,
+            "max_length": 64,
+            **settings,
+        }
         if own:
             given["tokenizer_name"] = str(tokenizer)
         try_data(given, RunFolder(Path(name) / "run"))
@@ -175,5 +185,8 @@ def check_answers(made: assembly.Prepared, params: Params) -> None:
         wanted = "".join(turn.with_thought for turn in turns)
         if params.mask_prompt_loss:
             whole = learned.ids[-1] in made.chat.end_ids
-            assert text == wanted if whole else wanted.startswith(text.rstrip("\ufffd")), (text, wanted)
+            assert text == wanted if whole else wanted.startswith(text.rstrip("\ufffd")), (
+                text,
+                wanted,
+            )
         assert CHANGED not in made.reports["train"].remarks

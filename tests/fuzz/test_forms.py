@@ -44,7 +44,11 @@ def job(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, pairs_file:
 GOOD = {"model_config": "config.json", "dataset_name": "data.jsonl"}
 
 
-@given(form=forms(), unknown=st.sampled_from(("error", "note")), whole=st.sampled_from((True, True, False)))
+@given(
+    form=forms(),
+    unknown=st.sampled_from(("error", "note")),
+    whole=st.sampled_from((True, True, False)),
+)
 def test_a_form_is_refused_or_repeated_by_its_run(job: Path, form: dict[str, Any], unknown: Any, whole: bool) -> None:
     with contextlib.chdir(job), tempfile.TemporaryDirectory() as name:
         parsed = kept(lambda: parse((GOOD if whole else {}) | form, unknown=unknown))
@@ -62,7 +66,14 @@ def test_a_form_is_refused_or_repeated_by_its_run(job: Path, form: dict[str, Any
 @given(form=forms(), host=st.dictionaries(st.sampled_from(HOST_FIELDS), values(2), max_size=1))
 def test_a_hosts_input_file_is_refused_or_parsed(form: dict[str, Any], host: Mapping[str, Any]) -> None:
     board = "/w/experiments/e/tensorboards/t"
-    config = {"job_id": "1", "output_dir": board, "adaptor_output_dir": "/w/adaptors/a", **GOOD, **form, **host}
+    config = {
+        "job_id": "1",
+        "output_dir": board,
+        "adaptor_output_dir": "/w/adaptors/a",
+        **GOOD,
+        **form,
+        **host,
+    }
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "input.json"
         file.write_text(json.dumps({"experiment": {"name": "e"}, "config": config}), encoding="utf-8")
@@ -72,10 +83,22 @@ def test_a_hosts_input_file_is_refused_or_parsed(form: dict[str, Any], host: Map
         if parsed and job:
             event("parsed")
             check_notes(parsed)
-            kept(lambda: parse({**parsed.params.as_json(), "adaptor_name": adaptor_name(job, parsed.params.adaptor_name)}))
+            kept(
+                lambda: parse(
+                    {
+                        **parsed.params.as_json(),
+                        "adaptor_name": adaptor_name(job, parsed.params.adaptor_name),
+                    }
+                )
+            )
 
 
-@given(verb=st.sampled_from(VERBS), words=command_lines(), file=st.none() | parameter_files(), whole=st.booleans())
+@given(
+    verb=st.sampled_from(VERBS),
+    words=command_lines(),
+    file=st.none() | parameter_files(),
+    whole=st.booleans(),
+)
 def test_a_command_line_ends_with_a_code_of_the_table(
     job: Path, verb: str, words: list[str], file: bytes | None, whole: bool
 ) -> None:

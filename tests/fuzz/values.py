@@ -9,10 +9,69 @@ from hypothesis import strategies as st
 
 # Spellings that mean something somewhere: tokens, marks of templates, private characters, ends of lines.
 PIECES = (
-    *("[MASK]", "[SEP]", "[CLS]", "[PAD]", "[UNK]", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "### Response:"),
-    *("\n", "\n\n", "\r", "\r\n", "\u2028", "\x85", "\x0b", "\t", " ", "\0", "\x1b[31m", "\ufeff", "\u202e", "\u0301"),
-    *("\ud800", "\udc00", "\ue0000\ue001", "\ue002", "\U0010f000", "\U0010f001", "\U0010fffd", "é", "🦆", "ﬁ", "İ"),
-    *('"', "'", ",", "{", "}", "[", "]", "{{", "{%", "\\", "|", "+", "=", "-", "null", "nan", "NaN", "true", "0", "1e999"),
+    *(
+        "[MASK]",
+        "[SEP]",
+        "[CLS]",
+        "[PAD]",
+        "[UNK]",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<think>",
+        "</think>",
+        "### Response:",
+    ),
+    *(
+        "\n",
+        "\n\n",
+        "\r",
+        "\r\n",
+        "\u2028",
+        "\x85",
+        "\x0b",
+        "\t",
+        " ",
+        "\0",
+        "\x1b[31m",
+        "\ufeff",
+        "\u202e",
+        "\u0301",
+    ),
+    *(
+        "\ud800",
+        "\udc00",
+        "\ue0000\ue001",
+        "\ue002",
+        "\U0010f000",
+        "\U0010f001",
+        "\U0010fffd",
+        "é",
+        "🦆",
+        "ﬁ",
+        "İ",
+    ),
+    *(
+        '"',
+        "'",
+        ",",
+        "{",
+        "}",
+        "[",
+        "]",
+        "{{",
+        "{%",
+        "\\",
+        "|",
+        "+",
+        "=",
+        "-",
+        "null",
+        "nan",
+        "NaN",
+        "true",
+        "0",
+        "1e999",
+    ),
     *("a", "The sky", "is blue.", "Why?", "user", "assistant", "word " * 40),
 )
 
@@ -36,5 +95,7 @@ def values(leaves: int = 8) -> st.SearchStrategy[Any]:
     simple = st.none() | st.booleans() | numbers() | texts()
     keys = st.sampled_from(("role", "content", "value", "type", "text", "from")) | texts(2)
     return st.recursive(
-        simple, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=leaves
+        simple,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+        max_leaves=leaves,
     )
