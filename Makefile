@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 BASE ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo yes),$(name))))
 
-.PHONY: setup demo test contract faults check manifest bench gpu scaling pictures
+.PHONY: setup demo test contract faults fuzz check manifest bench gpu scaling pictures
 
 $(PYTHON):
 	@test -n "$(BASE)" || { echo "Python 3.11 or 3.12 is needed" >&2; exit 1; }
@@ -43,6 +43,12 @@ check: setup
 ROWS ?=
 faults: setup
 	@PYTHONPATH=tests:. $(PYTHON) -m faults.table $(ROWS)
+
+# Generated inputs of every kind against the promise of bad input: about a minute; `make fuzz EXAMPLES=2000 SEED=1` looks further.
+EXAMPLES ?= 100
+SEED ?= 0
+fuzz: setup
+	@EXAMPLES=$(EXAMPLES) $(PYTHON) -m pytest tests/fuzz -m fuzz -n 2 --hypothesis-seed=$(SEED) --durations=6 --durations-min=1
 
 manifest: setup
 	@$(PYTHON) -m plugin.manifest

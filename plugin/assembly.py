@@ -26,9 +26,11 @@ from .data.steps import run_length, step_slots
 from .data.templates import compile_templates
 from .data.tokenizer import train_tokenizer
 from .families import DEFAULT_NORM, FAMILIES
+from .job import one_line
 from .loop import Plan
 from .models.load import (
     build_model,
+    check_builds,
     check_method,
     check_pair,
     fit_config,
@@ -167,7 +169,7 @@ def encoding(params: Params) -> Encoding:
 def unread(spec: str, wants_eval: bool, own_files: bool, instead: str) -> Iterable[str]:
     """What a mixture names or holds and this run does not read; `instead`: what is held out without an eval split."""
     if skipped := skipped_files(spec):
-        shown = ", ".join(Path(file).name for file in skipped[:5])
+        shown = ", ".join(one_line(Path(file).name) for file in skipped[:5])
         yield f"not read of the folder: {shown}{f', ... ({len(skipped)} in all)' if len(skipped) > 5 else ''}"
     if wants_eval and not own_files and any(part.eval_limit for part in parse_mixture(spec)):
         yield f"no part has an eval split of its own: test:N does nothing, and {instead} is held out"
@@ -194,6 +196,7 @@ def base_config(params: Params, tokenizer: PreTrainedTokenizerBase, *, offline: 
         fit_config(config, tokenizer)
     else:
         config = load_config(params.model_name, offline=offline)
+        check_builds(config, "model_name")
     check_method(config, params.training_method)
     check_pair(config, tokenizer, params.max_length)
     return config

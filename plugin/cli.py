@@ -119,6 +119,15 @@ def _unknown(extra: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def _json_or_yaml(text: str) -> Any:
+    """Read a file's text, its words left as text: to YAML `no` and `off` are booleans and 007 is 7; parse() knows what each
+    field takes."""
+    try:  # YAML refuses characters that JSON may hold
+        return json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
+    except (ValueError, RecursionError):
+        return yaml.load(text, Loader=yaml.BaseLoader)
+
+
 def _config_file(path: str | None) -> Mapping[str, Any]:
     if path is None:
         return {}
@@ -128,9 +137,8 @@ def _config_file(path: str | None) -> Mapping[str, Any]:
         raise JobError(Problem("config", "a YAML or JSON file", f"{path}, which is a folder", fix))
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
-        # JSON is YAML. Words stay text: to YAML `no` and `off` are booleans and 007 is 7; parse() knows what each field takes.
-        content = yaml.load(text, Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = _json_or_yaml(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise JobError(Problem("config", "a readable YAML or JSON file", f"{path}: {str(error).splitlines()[0]}")) from error
     if isinstance(content, dict) and isinstance(content.get("params"), dict):  # a run.json repeats its run, in a new folder
         content = {name: value for name, value in content["params"].items() if name != "run_dir"}

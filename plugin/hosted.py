@@ -5,7 +5,6 @@ Each ends in the same `train_job`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -24,7 +23,7 @@ from .hosts.tlab_job import TlabJob, adaptor_name, form_values, read_job
 from .hosts.tlab_sdk import TlabSdk
 from .job import JobError, Problem
 from .model_files import check_architecture
-from .parse import Parsed, parse
+from .parse import CommandLine, Parsed, parse
 from .redact import guard_streams
 from .train import train_job
 
@@ -32,16 +31,18 @@ from .train import train_job
 def run_harness(argv: Sequence[str]) -> int:
     """A job of the plugin-era host: `--plugin_dir D --input_file F --experiment_name E`. Returns the exit code."""
     guard_streams()
-    options = argparse.ArgumentParser(allow_abbrev=False)
+    options = CommandLine(prog="main.py", allow_abbrev=False, add_help=False)
     options.add_argument("--input_file", required=True)
-    path = options.parse_known_args(argv)[0].input_file
+
+    def job() -> int:
+        return _harness_job(read_job(options.parse_known_args(argv)[0].input_file))
 
     def refused(error: JobError) -> int:
         for problem in error.problems:  # without a readable file there is no job to report to
             print(problem.line, file=sys.stderr, flush=True)
         return error.code
 
-    return guarded(lambda: _harness_job(read_job(path)), refused)
+    return guarded(job, refused)
 
 
 def run_task() -> int:

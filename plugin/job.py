@@ -6,7 +6,8 @@ user never mends a form five times to see five messages.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
 from typing import Literal
 
@@ -28,6 +29,15 @@ class Code(IntEnum):
     TERMINATED = 143
 
 
+# Characters that end a line, steer a terminal, or cannot be written in UTF-8.
+_UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def one_line(text: str) -> str:
+    """Write a text that may hold anything, such as a file's name, so that it can be shown in a line."""
+    return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One mistake: the field that holds it, what was expected there, what came, and what to do about it."""
@@ -37,6 +47,11 @@ class Problem:
     got: str
     fix: str = ""
     code: int = Code.CONFIGURATION
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # what came is quoted from files, forms and libraries
+            if isinstance(text := getattr(self, field.name), str):
+                object.__setattr__(self, field.name, one_line(text))
 
     def __str__(self) -> str:
         text = f"{self.field}: expected {self.expected}, got {self.got}."

@@ -83,7 +83,7 @@ def refuse_other_methods(family: Family, method: str) -> None:
         raise JobError(Problem("training_method", f"{family.method} for a {family.architecture}", method, fix))
 
 
-def check_quantisation(name: str, config: Mapping[str, Any], gptq_file: bool = False) -> None:
+def check_quantisation(name: str, config: Mapping[str, Any], gptq_file: bool = False, *, field: str = "model_name") -> None:
     """Refuse weights that a config.json calls quantised. Raises JobError (exit 4)."""
     found = next((config[key] for key in ("quantization_config", "compression_config") if config.get(key)), None)
     if found is None and not gptq_file:
@@ -92,7 +92,7 @@ def check_quantisation(name: str, config: Mapping[str, Any], gptq_file: bool = F
     if method is None and isinstance(found, Mapping) and (found.get("load_in_4bit") or found.get("load_in_8bit")):
         method = "bitsandbytes"
     got = f"{name}, quantised with {method or ('gptq' if gptq_file else 'a method that it does not name')}"
-    raise model_error("model_name", "unquantised weights", got, "Name the original model; load_in_4bit quantises it here.")
+    raise model_error(field, "unquantised weights", got, "Name the original model; load_in_4bit quantises it here.")
 
 
 def check_pointers(folder: Path, field: str, patterns: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn
 
 from pydantic import ValidationError
 
-from .job import JobError, Problem
+from .job import JobError, Problem, one_line
 from .params import ALIASES, BUILT, METHOD_ONLY, NEEDS, NICKNAMES, REPORT_TO, SHARDED, Params, schema
 from .redact import MARK, redact
 
@@ -47,7 +47,9 @@ class CommandLine(argparse.ArgumentParser):
         if found := re.match(r"unrecognized arguments: (\S+)", message):
             name = found[1].lstrip("-").partition("=")[0]
             known = [option.lstrip("-") for option in self._option_string_actions if option.startswith("--")]
-            return Problem(name, "an option or a value that belongs here", found[1], did_you_mean(name, known) or see)
+            return Problem(
+                name or "command", "an option or a value that belongs here", found[1], did_you_mean(name, known) or see
+            )
         return Problem("command", "a command line that can be read", message, see)
 
     def _option_problem(self, name: str, message: str) -> Problem:
@@ -81,10 +83,11 @@ def parse(values: Mapping[str, object], *, unknown: Literal["error", "note"] = "
     for name in [name for name in given if name not in SCHEMA]:
         del given[name]
         hint = did_you_mean(name, [*SCHEMA, *ALIASES])
+        shown = one_line(name) if name.strip() else repr(name)
         if unknown == "error":
-            problems.append(Problem(name, "a known parameter", "an unknown name", hint))
+            problems.append(Problem(shown, "a known parameter", "an unknown name", hint))
         else:
-            notes.append(f"{name}: not a parameter of this plugin; ignored. {hint}".rstrip())
+            notes.append(f"{shown}: not a parameter of this plugin; ignored. {hint}".rstrip())
     params, wrong = _validate(given)
     problems += wrong
     broken = {problem.field for problem in problems}
@@ -240,9 +243,15 @@ def _cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
     _check_machines(params, require)
     found += sharding_problems(params)
     for name, value in params.as_json().items():
-        clean = not isinstance(value, str) or redact(value) == value
-        require(clean, name, "no key in a parameter", MARK, "Keys are read from the environment alone.")
+        if isinstance(value, str):
+            require(redact(value) == value, name, "no key in a parameter", MARK, "Keys are read from the environment alone.")
+            require(is_writable(value), name, "text that UTF-8 can write, without a zero character", repr(value))
     return found
+
+
+def is_writable(text: str) -> bool:
+    """Tell a text that files and system calls take; a JSON or a file's name may hold one that they do not."""
+    return "\0" not in text and text.encode("utf-8", "ignore").decode() == text
 
 
 def _check_machines(params: Params, require: Callable[..., None]) -> None:

@@ -7,6 +7,7 @@ the file when the workers have ended.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -100,10 +101,12 @@ class GuardedStream:
 
 
 def guard_streams() -> None:
-    """Put the filter in front of this process's stdout and stderr."""
+    """Put the filter in front of this process's stdout and stderr; what their encoding lacks is written as an escape."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, GuardedStream):
+            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+                stream.reconfigure(errors="backslashreplace")
             setattr(sys, name, GuardedStream(stream))
 
 

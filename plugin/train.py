@@ -28,7 +28,7 @@ from .launch import LaunchPlan, count_processes, listen, machine_dir, nvidia_smi
 from .model_files import check_method, check_model_files, refuse_missing_path
 from .network import interface_to
 from .params import Params
-from .parse import SCHEMA, Parsed
+from .parse import SCHEMA, Parsed, is_writable
 from .report import print_check
 from .resume import Start, cut_back, find_start, parameter_problems, resume_target, state_problems
 from .run_folder import LOCK_WAIT_S, STOP, RunFolder, local_path
@@ -177,7 +177,9 @@ def _look_first(params: Params) -> str:
 
 
 def with_full_paths(params: Params) -> Params:
-    """Paths in full: run.json repeats its run, and an adapter finds its base, from any folder."""
+    """Paths in full: run.json repeats its run, and an adapter finds its base, from any folder. Raises JobError (exit 2)."""
+    if not is_writable(os.getcwd()):
+        raise JobError(Problem("main", "a current folder whose name is UTF-8", os.getcwd(), "Start in another folder."))
     return params.model_copy(
         update={
             "model_name": local_path(params.model_name),

@@ -98,6 +98,22 @@ def test_a_run_json_repeats_its_parameters_but_not_its_folder(run: Run, tmp_path
     assert again == params.model_copy(update={"run_dir": ""})
 
 
+@pytest.mark.parametrize("odd", ["\x81", "\x7f", "\ufeff", "\u2028", "\t", ": #"])
+def test_a_run_json_repeats_texts_of_any_characters(run: Run, tmp_path: Path, odd: str) -> None:
+    params = parse({**JOB, "instruction_template": f"a{odd}b"}).params
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"params": params.as_json()}, ensure_ascii=False), encoding="utf-8")
+    _, again, _ = run("check", "--config", file)
+    assert again == params
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_a_config_nested_too_deeply_is_refused(run: Run, config: Callable[[str], Path], opening: str) -> None:
+    code, _, (line,) = run("check", "--config", config(opening * 20_000))
+    assert code == 2
+    assert line.startswith("error[2]: config: ")
+
+
 def test_steps_typed_win_over_epochs_in_the_file_and_both_typed_are_refused(run: Run, config: Callable[[str], Path]) -> None:
     file = config(HEAD + "num_train_epochs: 3\n")
     _, params, _ = run("check", "--config", file, "--train_steps", 5)
@@ -148,6 +164,8 @@ GOOD = ("--dataset_name", "d", "--model_name", "m")
             ("chat", "m", "--bloc_length", "3"),
             "bloc_length: expected an option or a value that belongs here, got --bloc_length. Did",
         ),
+        (("chat", "-- ", "-- "), "command: expected an option or a value that belongs here, got --. See main.py chat --help."),
+        (("--plugin_dir", "d"), "input_file: expected a value for input_file, got nothing. See main.py --help."),
         (("chat", "m", "--steps", "0"), "steps: expected a whole number above 0, got '0'."),
         (("fuse", "--out", "x"), "adapter: expected a value for adapter and a value for model_name, got nothing."),
         (

@@ -284,6 +284,21 @@ def test_an_option_of_another_method_is_said_once_by_name() -> None:
     assert all("dream" in note and "bert" in note for note in parsed.notes)
 
 
+@pytest.mark.parametrize("name", ["", " ", "\n"])
+def test_an_unknown_name_that_shows_nothing_is_quoted(name: str) -> None:
+    (problem,) = refused({name: "1"})
+    assert problem.field.startswith("'")
+    (note,) = parse({**REQUIRED, name: "1"}, unknown="note").notes
+    assert note.startswith(f"{problem.field}: not a parameter")
+    assert len(note.splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", ["a\0b", "a\ud800", "/data/\udcff"])
+def test_a_text_that_no_file_can_hold_is_refused(value: str) -> None:
+    (problem,) = refused({"wandb_project": value})
+    assert (problem.field, problem.expected) == ("wandb_project", "text that UTF-8 can write, without a zero character")
+
+
 def test_defaults_say_nothing() -> None:
     assert parse({**REQUIRED, "perbatch_cutoff": "true", "loss_weight_type": "cart[geo_p:0.3]"}).notes == ()
 

@@ -130,3 +130,10 @@ def test_a_guarded_terminal_is_still_one() -> None:
     guarded = GuardedStream(sys.__stdout__)
     assert guarded.isatty() == sys.__stdout__.isatty()
     assert guarded.encoding == sys.__stdout__.encoding
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_stream_writes_what_its_encoding_lacks_as_an_escape(tmp_path: Path, encoding: str) -> None:
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom plugin.redact import guard_streams\nguard_streams()\nprint('\\udcff')"
+    done = run_python(program, cwd=tmp_path, env={"PYTHONIOENCODING": encoding})
+    assert (done.returncode, done.stdout) == (0, "\\udcff\n"), done.stderr

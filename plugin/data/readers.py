@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -154,7 +155,7 @@ def _read_columns(path: Path) -> Numbered:
 
     number = 0
     try:
-        with pa.OSFile(str(path)) as file:
+        with pa.OSFile(os.fsencode(path)) as file:  # a name need not be text
             if path.suffix.lower() == ".parquet":
                 batches: Iterable[Any] = pq.ParquetFile(file).iter_batches(batch_size=BATCH_ROWS)
             elif file.read(6) == b"ARROW1":

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..job import model_error
+from ..job import model_error, one_line
 from .turns import THOUGHTS, Turn
 
 _PROBES = ("\ue000{}\ue001", "\ue002")  # private-use characters: contents that no template and no text holds
@@ -63,7 +63,7 @@ class Template:
         self._tokenizer = tokenizer
         try:
             source = str(tokenizer.get_chat_template())
-        except ValueError as error:  # several templates, none of them the default
+        except (ValueError, TypeError) as error:  # several templates, none of them the default; names that are no text
             got = str(error).split("\n")[0][:200]
             raise model_error("tokenizer_name", "one chat template, or one named default", got) from error
         self._source = freeze(source, moment)
@@ -73,8 +73,7 @@ class Template:
         self._thought = read[0] if read else None
         self._in_parts = False
         turns, whole = self._probe()
-        asked, unasked = self._render(turns, True), self._render(turns, False)
-        self._asks = asked != unasked and whole.startswith(asked)
+        self._asks = self._can_ask(turns, whole)
         tail = whole.split(_PROBES[1])[-1]
         self.end = self._end_marker(tail)
 
@@ -107,8 +106,20 @@ class Template:
             if answers and answers[-1][1] > start:
                 raise Refused(f"chat template ends no answer but the last with {self.end!r}")
             answers.append((start, end))
-        said = [piece for turn in turns for piece in (turn.text.strip(), turn.thought.strip()) if piece]
-        return Written(text, tuple(answers), all(piece in text for piece in said))
+        # An answer such as `a` stands somewhere in any text: it is looked for in its own place.
+        home = {place: text[start:end] for place, (start, end) in zip(places, answers, strict=True)}
+        exact = all(
+            turn.text.strip() in home.get(place, text) and turn.thought.strip() in text for place, turn in enumerate(turns)
+        )
+        return Written(text, tuple(answers), exact)
+
+    def _can_ask(self, turns: Sequence[Turn], whole: str) -> bool:
+        """Tell whether the template's generation prompt is how `whole`, the same with an answer, begins."""
+        try:
+            asked = self._render(turns, True)
+            return asked != self._render(turns, False) and whole.startswith(asked)
+        except Refused:
+            return False
 
     def _find(self, turns: Sequence[Turn], place: int, text: str) -> tuple[int, int]:
         if any(turn.role == "user" for turn in turns[:place]):
@@ -170,8 +181,11 @@ class Template:
             roles = [turn.role for turn in turns]
             shown = ", ".join(roles[:_ROLES_SHOWN]) + (", ..." if len(roles) > _ROLES_SHOWN else "")
             reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
-            raise Refused(f"{_REFUSES} {shown or 'no turns'}: {reason}") from error
-        return str(written)
+            raise Refused(f"{_REFUSES} {shown or 'no turns'}: {one_line(reason)}") from error
+        text = str(written)
+        if text.encode("utf-8", "ignore").decode() != text:  # tokenizers take no half of a surrogate pair
+            raise Refused("chat template writes half a character")
+        return text
 
     def _message(self, turn: Turn) -> dict[str, Any]:
         apart = self._thought if turn.thought else None

@@ -18,7 +18,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from ..job import Code, JobError, Problem, data_error
+from ..job import Code, JobError, Problem, data_error, one_line
 from .hub import Split, hub_rows, hub_split
 from .readers import FIELD, READERS, read_file, without_nan
 from .saved import saved_files
@@ -258,7 +258,7 @@ def _part_rows(
             yield Row(f"{part.name}:{number}", without_nan(values))
     for path in paths:
         # Two files of one name would share their row ids.
-        label = path.name if names[path.name] == 1 else str(path)
+        label = one_line(path.name if names[path.name] == 1 else str(path))
         try:
             if path.stat().st_size:
                 for number, values in read_file(path, text_rows):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import sys
@@ -39,7 +40,7 @@ from ..model_files import (
     slow_tokenizer,
     tokenizer_class,
 )
-from .published import REGISTRY, field_problems
+from .published import REGISTRY, field_problems, wrong_kinds
 
 # What the libraries raise over a broken file; these have no common base below Exception.
 _BROKEN = (
@@ -127,12 +128,14 @@ def load_config(name: str, *, offline: bool = False) -> PretrainedConfig:
             if problems := field_problems(fields["model_type"], fields):
                 raise JobError(*problems)
             config = config_class.from_pretrained(name, local_files_only=offline)
+        _settle(config, "model_name", name)
     except JobError:
         raise
     except _BROKEN as error:
         raise model_error("model_name", "a model folder or hub id", f"{name}: {_first_line(error)}") from error
     family = family_of(config, name)
-    architectures = config.architectures or [family.architecture]
+    named: Any = config.architectures or family.architecture
+    architectures = [str(one) for one in named] if isinstance(named, list) else [str(named)]
     if family.architecture not in architectures:
         raise model_error("model_name", f"a masked-LM head ({family.architecture})", f"{name}: {', '.join(architectures)}")
     return config
@@ -165,13 +168,22 @@ def fit_config(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> 
     for name in ("pad", "cls", "sep", "bos", "eos", "mask"):
         setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     switch_off_dropout(config)
+    check_builds(config, "model_config")
+
+
+def check_builds(config: PretrainedConfig, field: str) -> None:
+    """Build the model's shapes and write its configuration, as a run will. Raises JobError (exit 4) naming `field`."""
     try:
-        with torch.device("meta"):  # shapes only: whether a model can be built from it
-            build_model(config)
+        with torch.device("meta"):
+            weights = build_model(copy.deepcopy(config)).named_parameters()
+        config.validate()
+        config.to_json_string()
+        if empty := [name for name, weight in weights if not weight.numel()]:
+            raise model_error(field, "sizes above 0", f"no element in {', '.join(empty[:3])}")
     except JobError:
         raise
     except _BROKEN as error:
-        raise model_error("model_config", "a configuration that builds", _first_line(error)) from error
+        raise model_error(field, "a configuration that builds", _first_line(error)) from error
 
 
 def new_config(config_file: str) -> PretrainedConfig:
@@ -184,13 +196,33 @@ def new_config(config_file: str) -> PretrainedConfig:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         got = repr(model_type) if isinstance(fields, dict) else type(fields).__name__
         raise model_error("model_config", f"a JSON object with model_type {' or '.join(FAMILIES)}", f"{config_file}: {got}")
+    check_quantisation(config_file, fields, field="model_config")
     fields["architectures"] = [FAMILIES[model_type].architecture]
     try:
         if model_type in REGISTRY:
-            return REGISTRY[model_type][0](**{key: value for key, value in fields.items() if key != "model_type"})
-        return AutoConfig.for_model(**fields)
+            config = REGISTRY[model_type][0](**{key: value for key, value in fields.items() if key != "model_type"})
+        else:
+            config = AutoConfig.for_model(**fields)
+        _settle(config, "model_config", config_file)
+        return config
+    except JobError:
+        raise
     except _BROKEN as error:
         raise model_error("model_config", "values of the right kind", f"{config_file}: {_first_line(error)}") from error
+
+
+def _settle(config: PretrainedConfig, field: str, name: str) -> None:
+    """Refuse what no model here can be built by; drop what a run decides itself: dtype and outputs. Raises JobError (exit 4)."""
+    if shadows := [key for key in vars(config) if callable(getattr(type(config), key, None))]:
+        raise model_error(field, "fields of a configuration", f"{name}: {', '.join(shadows)}")
+    if config.model_type in REGISTRY and (wrong := wrong_kinds(config)):  # transformers checks its own
+        raise model_error(field, "values of the right kind", f"{name}: {', '.join(wrong)}")
+    if getattr(config, "is_decoder", False):
+        raise model_error(field, "an encoder, whose tokens see both sides", f"{name}: is_decoder {config.is_decoder}")
+    if not getattr(config, "quantization_config", True):  # an empty one says nothing, and is not loaded
+        del config.quantization_config
+    config.return_dict, config.dtype = True, None
+    config.output_attentions = config.output_hidden_states = False
 
 
 def load_tokenizer(
@@ -310,4 +342,4 @@ def switch_off_dropout(config: PretrainedConfig) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:300]
+    return str(error).strip().split("\n")[0][:300].rstrip(".")

@@ -7,8 +7,11 @@ model.safetensors.index.json of LLaDA-8B-Instruct and Dream-v0-Instruct-7B.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, get_type_hints
 
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..job import Code, Problem
@@ -21,6 +24,7 @@ REGISTRY: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {
 }
 
 Shape = tuple[int, ...]
+ANY = ConfigDict(arbitrary_types_allowed=True)
 
 
 @dataclass(frozen=True)
@@ -98,12 +102,27 @@ def published_shapes(config: PretrainedConfig) -> dict[str, Shape]:
     return shapes
 
 
-def field_problems(model_type: str, fields: Mapping[str, object]) -> list[Problem]:
+def field_problems(model_type: str, given: Mapping[str, object]) -> list[Problem]:
     """One problem naming all required fields that a config.json lacks; a default in place of one would be a guess."""
-    missing = [name for name in LAYOUTS[model_type].required if fields.get(name) is None]
+    missing = [name for name in LAYOUTS[model_type].required if given.get(name) is None]
     if not missing:
         return []
     return [_problem("config.json", f"the fields of a published {model_type} model", "no " + ", ".join(missing))]
+
+
+def wrong_kinds(config: PretrainedConfig) -> list[str]:
+    """Name the fields of one of our configurations that hold a value of another kind than they declare, each with its value."""
+    kinds = get_type_hints(type(config), localns={"torch": torch})  # by which transformers names its dtypes
+    values = ((one.name, getattr(config, one.name, None)) for one in fields(config))
+    return [f"{name} {value!r}" for name, value in values if value is not None and not _is(value, kinds[name])]
+
+
+def _is(value: object, kind: Any) -> bool:
+    try:
+        TypeAdapter(kind, config=ANY).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def name_problems(config: PretrainedConfig, found: Mapping[str, Shape]) -> list[Problem]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from plugin.data.chat import ChatFormat, Encoded
+from plugin.data.chat import CHANGED, ChatFormat, Encoded
 from plugin.data.tokenizer import train_tokenizer
 from plugin.data.turns import Turn
 from plugin.job import JobError
@@ -117,6 +117,7 @@ def test_a_marked_answer_is_withheld_wherever_it_stands() -> None:
         ("{% for m in messages %}### {{ m.role }}: {{ m.content }}\n### End\n{% endfor %}", "'### End', which is no token"),
         ("{% for m in messages %}<u>{{ m.content }}{% endfor %}", "one that does not"),
         ("{% for m in messages %}<u>{{ m.role }}</t>{% endfor %}", "leaves out their text"),
+        ("{{ '\\ud800' }}{% for m in messages %}<u>{{ m.content }}</t>{% endfor %}", "half a character"),
         ("{% set f='%d' %}{{ strftime_now(f) }}{% for m in messages %}{{ m.content }}</t>{% endfor %}", "asks for the time"),
     ],
 )
@@ -126,6 +127,30 @@ def test_a_template_that_cannot_be_served_is_refused(template: str, says: str) -
     (problem,) = caught.value.problems
     assert (problem.code, problem.field) == (4, "tokenizer_name")
     assert says in str(problem)
+
+
+def test_an_answer_of_one_letter_is_looked_for_in_its_place() -> None:
+    chat = ChatFormat(tokenizer("{% for m in messages %}<u>{{ m.role }} {{ m.content | replace('a', 'b') }}</t>{% endfor %}"))
+    changed, same = chat.encode([(Turn("user", "q"), Turn("assistant", "a")), (Turn("user", "q"), Turn("assistant", "c"))])
+    assert isinstance(changed, Encoded)
+    assert isinstance(same, Encoded)
+    assert (changed.remarks, same.remarks) == ((CHANGED,), ())
+
+
+def test_a_template_that_refuses_to_ask_is_asked_by_an_answer() -> None:
+    asking = "{% if add_generation_prompt %}{{ raise_exception('no') }}{% endif %}"
+    chat = ChatFormat(tokenizer("{% for m in messages %}<u>{{ m.content }}</t>{% endfor %}" + asking))
+    (one,) = chat.encode([DIALOGUES[0]])
+    assert isinstance(one, Encoded)
+    assert chat.shown(chat.prompt(DIALOGUES[0][:1]).tolist()) == "⟦<u>⟧one⟦</t>⟧⟦<u>⟧"
+    assert chat.shown(one.ids[slice(*one.answers[0])].tolist()) == "two⟦</t>⟧"
+
+
+def test_a_template_whose_names_are_no_texts_is_refused() -> None:
+    words = tokenizer(MERGING)
+    words.chat_template = {"rag": MERGING, 1: MERGING}
+    with pytest.raises(JobError, match="one named default"):
+        ChatFormat(words)
 
 
 def test_of_several_templates_the_default_is_taken() -> None:

@@ -330,6 +330,18 @@ def test_an_empty_file_has_no_rows(tmp_path: Path, suffix: str) -> None:
     assert rows(tmp_path / f"d{suffix}") == []
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(("stem", "shown"), [("a\nb", "a\\nb"), ("a\udcff", "a\\udcff")])
+def test_a_file_of_any_name_is_read_and_its_rows_are_named(tmp_path: Path, suffix: str, stem: str, shown: str) -> None:
+    path = tmp_path / f"{stem}{suffix}"
+    if suffix == ".jsonl":
+        path.write_text('{"n": 1}\n')
+    else:
+        with path.open("wb") as file:
+            pq.write_table(pa.table({"n": [1]}), file)
+    assert [row.id for row in read_rows(str(tmp_path), "train")] == [f"{shown}{suffix}:1"]
+
+
 def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"n": 1})
     first = fingerprint(path)

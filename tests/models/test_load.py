@@ -14,9 +14,12 @@ from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, VOCABULARY, tiny_config, tiny_model, word_tokenizer
 from transformers import BertModel, GPT2Config, GPT2LMHeadModel
 
+from plugin.assembly import base_config
 from plugin.data.tokenizer import train_tokenizer
+from plugin.families import FAMILIES as KNOWN
 from plugin.job import JobError, Problem
 from plugin.models.load import check_method, check_pair, load_model, load_tokenizer, new_model
+from plugin.params import Params
 
 IDS = torch.tensor([[2, 9, 4, 4, 3]])
 
@@ -261,6 +264,51 @@ def test_a_configuration_that_is_none_is_refused(content: str | None, says: str,
     problem = refusal(lambda: new_model(str(tmp_path / "config.json"), word_tokenizer(["a"])))
     assert problem.field == "model_config"
     assert says in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "says"),
+    [
+        ("llada", {"vocab_size": []}, "values of the right kind, got"),
+        ("llada", {"vocab_size": True}, "vocab_size True"),
+        ("Dream", {"num_attention_heads": "4"}, "num_attention_heads '4'"),
+        ("llada", {"problem_type": 3}, "problem_type 3"),
+        ("Dream", {"num_attention_heads": 26}, "num_attention_heads=26."),
+        ("llada", {"alibi": True}, "alibi=True"),
+        ("bert", {"type_vocab_size": 0}, "no element in bert.embeddings.token_type_embeddings.weight"),
+        ("bert", {"save_pretrained": {}}, "fields of a configuration"),
+        ("bert", {"is_decoder": True}, "is_decoder True"),
+        ("bert", {"quantization_config": [60]}, "unquantised weights"),
+    ],
+)
+@pytest.mark.parametrize("scratch", [True, False])
+def test_an_odd_field_of_a_configuration_is_refused(
+    family: str, fields: dict[str, Any], says: str, scratch: bool, tmp_path: Path
+) -> None:
+    tiny_model(family).save_pretrained(tmp_path)
+    edit_config(tmp_path, **fields)
+    words = word_tokenizer([chr(97 + place) for place in range(26)])
+    named = {"model_config": str(tmp_path / "config.json")} if scratch else {"model_name": str(tmp_path)}
+    params = Params.model_validate({**named, "training_method": KNOWN[family].method, "max_length": 16})
+    problem = refusal(lambda: base_config(params, words, offline=True))
+    assert problem.field == ("model_config" if scratch else "model_name")
+    assert says in str(problem)
+    assert ".." not in str(problem)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_run_decides_itself_is_not_the_configurations(family: str, tmp_path: Path) -> None:
+    tiny_model(family).save_pretrained(tmp_path)
+    edit_config(tmp_path, return_dict=False, output_attentions=True, quantization_config={})
+    loaded = load_model(str(tmp_path), offline=True)
+    assert loaded(input_ids=IDS).logits.shape[:2] == IDS.shape
+    loaded.save_pretrained(tmp_path / "again")
+    assert type(load_model(str(tmp_path / "again"), offline=True)) is type(loaded)
+
+
+def test_an_architecture_that_is_no_list_is_refused(bert: Path) -> None:
+    edit_config(bert, architectures=3)
+    assert "BertForMaskedLM" in str(refusal(lambda: load_model(str(bert), offline=True)))
 
 
 def test_a_configuration_smaller_than_the_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""Fields of a config.json: a model that `check` accepts can be made, trained, saved and loaded again; others are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fuzz.configs import SMALL, configs
+from fuzz.promise import check_problems, kept, limited
+from hypothesis import event, given
+from hypothesis import strategies as st
+from support import try_out_here
+
+from plugin import assembly, train
+from plugin.data.tokenizer import train_tokenizer
+from plugin.families import FAMILIES
+from plugin.job import Problem
+from plugin.models.load import load_model, load_tokenizer, new_model
+from plugin.params import Params
+
+pytestmark = [
+    pytest.mark.fuzz,
+    pytest.mark.filterwarnings("ignore"),
+]  # what a library says meanwhile is no refusal
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, pairs_file: Path) -> Path:
+    """A folder with one small model of each family, each checked once: the first check imports much."""
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = train_tokenizer(["Why is the sky blue?"], 280)
+    for family, fields in SMALL.items():
+        file = folder / f"{family}.json"
+        file.write_text(json.dumps({"model_type": family, **fields}), encoding="utf-8")
+        new_model(str(file), tokenizer).save_pretrained(folder / family)
+        tokenizer.save_pretrained(folder / family)
+        good = job(family, pairs_file) | {"model_name": str(folder / family)}
+        assert not try_out_here(Params.model_validate(good), 1, offline=True)["problems"]
+    return folder
+
+
+def job(family: str, data: Path) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "dataset_name": str(data),
+        "max_length": 24,
+        "train_steps": 2,
+        "batch_size": 2,
+    }
+    return values | {"training_method": FAMILIES[family].method, "train_device": "cpu"}
+
+
+@given(config=configs(), scratch=st.booleans())
+def test_a_configuration_is_refused_or_trains_and_loads(
+    models: Path, pairs_file: Path, config: tuple[str, dict[str, Any]], scratch: bool
+) -> None:
+    family, fields = config
+    with tempfile.TemporaryDirectory() as name:
+        values = job(family, pairs_file) | {"run_dir": f"{name}/run"}
+        if scratch:
+            file = Path(name) / "config.json"
+            values["model_config"] = str(file)
+        else:
+            folder = Path(shutil.copytree(models / family, Path(name) / "model"))
+            file = folder / "config.json"
+            fields = {**json.loads(file.read_text(encoding="utf-8")), **fields}
+            values["model_name"] = str(folder)
+        file.write_text(json.dumps(fields), encoding="utf-8")
+        try_config(Params.model_validate(values), Path(name) / "saved")
+
+
+def try_config(params: Params, saved: Path) -> None:
+    """Look at the job as the parent does, check it, and where all is well make what a worker makes."""
+    if kept(lambda: train._look_first(params)) is None:
+        return
+    with limited():
+        answer = try_out_here(params, 1, offline=True)
+    problems = [Problem(**problem) for problem in answer["problems"]]
+    check_problems(problems)
+    if problems:
+        event(f"refused: {problems[0].field}: {problems[0].expected[:40]}")
+        return
+    event("accepted")
+    with limited():
+        prepared = assembly.prepare(params, lambda line: None, offline=True)
+        model = assembly.make_model(params, prepared.tokenizer, torch.float32, offline=True)
+        model.save_pretrained(saved)
+        prepared.tokenizer.save_pretrained(saved)
+        same(model, load_model(str(saved), offline=True), load_tokenizer(str(saved), offline=True))
+
+
+def same(made: Any, loaded: Any, tokenizer: Any) -> None:
+    """Assert that a model is the same one once it is loaded again."""
+    ids = torch.tensor([tokenizer("a b")["input_ids"]])
+    with torch.no_grad():
+        assert torch.allclose(made(input_ids=ids).logits, loaded(input_ids=ids).logits, equal_nan=True)
