@@ -220,7 +220,7 @@ def _settle(config: PretrainedConfig, field: str, name: str) -> None:
     if getattr(config, "is_decoder", False):
         raise model_error(field, "an encoder, whose tokens see both sides", f"{name}: is_decoder {config.is_decoder}")
     if not getattr(config, "quantization_config", True):  # an empty one says nothing, and is not loaded
-        del config.quantization_config
+        delattr(config, "quantization_config")
     config.return_dict, config.dtype = True, None
     config.output_attentions = config.output_hidden_states = False
 
