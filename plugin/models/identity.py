@@ -44,8 +44,7 @@ def find_base(adapter: Path, recorded: Mapping[str, Any], given: str = "") -> st
     `recorded` is the adapter's `base` in diffusion.json, whose name holds no path. Raises JobError (exit 4) where nothing is
     there, or other weights than it was trained on.
     """
-    run = adapter.parent / "run.json"
-    name = given or (json.loads(run.read_text(encoding="utf-8"))["params"]["model_name"] if run.is_file() else recorded["name"])
+    name = given or _base_of_run(adapter.parent / "run.json") or recorded["name"]
     try:
         digest = base_digest(name)
     except OSError as error:
@@ -54,3 +53,12 @@ def find_base(adapter: Path, recorded: Mapping[str, Any], given: str = "") -> st
     if recorded["digest"] not in (None, digest):
         raise model_error("adapter", f"an adapter of {name}", f"{adapter}, trained on {recorded['name']}", "Give that model.")
     return name
+
+
+def _base_of_run(file: Path) -> str:
+    """Return the base that a run was started with; empty where the file is not a run's."""
+    try:
+        name = json.loads(file.read_text(encoding="utf-8"))["params"]["model_name"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+    return name if isinstance(name, str) else ""

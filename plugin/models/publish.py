@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .lora import ADAPTER_CONFIG, MaybeAdapted, has_adapter
 DIFFUSION_FILE = "diffusion.json"  # method, noise, loss weighting, end-of-answer policy, sampler settings
 _OF_THIS_MACHINE = ("local_files_only", "is_local", "name_or_path", "trust_remote_code", "use_fast", "_commit_hash")
 _TAGS = ["masked-diffusion", "text-diffusion"]
+_INSIDE_RUN = re.compile(r"fused|adapter|checkpoint-\d+")  # folders of a run that say little without its name
 _LICENCES = "The base model's and the data's licences apply; check both before you share this {what}."
 
 
@@ -70,8 +72,7 @@ def public_name(name: str) -> str:
     if not (path.is_absolute() or name.startswith(("~", ".")) or path.exists()):
         return name
     path = path.resolve()
-    inside_run = path.name in ("fused", "adapter") or path.name.startswith("checkpoint-")
-    return f"{path.parent.name}/{path.name}" if inside_run else path.name
+    return f"{path.parent.name}/{path.name}" if _INSIDE_RUN.fullmatch(path.name) else path.name
 
 
 def read_diffusion(folder: Path) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def write_adapter_card(folder: Path, diffusion: dict[str, Any]) -> None:
 
 def _front_matter(base: str, **fields: Any) -> list[str]:
     """The card's YAML header. A base is named there only by a hub id: hubs read the field as one."""
-    known = {"base_model": base} if base.count("/") == 1 and not base.endswith(("/fused", "/adapter")) else {}
+    known = {"base_model": base} if base.count("/") == 1 and not _INSIDE_RUN.fullmatch(base.split("/")[1]) else {}
     return ["---", *ModelCardData(**known, **fields).to_yaml().splitlines(), "---"]
 
 
