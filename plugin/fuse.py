@@ -19,8 +19,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .data.chat import ChatFormat
-from .data.turns import Turn
 from .families import FAMILIES
 from .job import Code, JobError, Problem, model_error
 from .model_files import refuse_missing_path
@@ -31,7 +29,7 @@ from .models.lora import merged_model, with_adapter
 from .models.publish import public_name, read_diffusion, write_card, write_model
 from .run_folder import local_path, rename_whole
 from .verbs import fuse_options
-from .verify import PROMPT, TOKENS, Reloaded, compare_reloaded
+from .verify import TOKENS, Reloaded, compare_reloaded, rendered_prompt
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -90,7 +88,7 @@ def publish(model: PreTrainedModel, target: Target) -> Reloaded:
 
 
 def _write_and_compare(part: Path, model: PreTrainedModel, target: Target) -> Reloaded:
-    prompt = ChatFormat(target.tokenizer).prompt([Turn("user", PROMPT)])  # a tokenizer without a template is given one here
+    prompt = rendered_prompt(target.tokenizer)
     write_model(part, model, target.tokenizer, target.facts, base=target.base)
     if target.base and (settings := local_folder(target.base) / "generation_config.json").is_file():
         shutil.copy(settings, part)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerBase
 
 from .child import torch_program
 from .data.chat import ChatFormat
+from .data.rendering import freeze
 from .data.turns import Turn
 from .families import FAMILIES
 from .models.diffusion import logits_of
 from .models.load import load_model, load_tokenizer
 
 TOKENS = 64  # of a document, compared over the whole vocabulary
-PROMPT = "What is the capital of France?"
+PROMPT, MOMENT = "What is the capital of France?", datetime(2026, 1, 1)  # the time that a template may write
+
+
+def rendered_prompt(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int32]:
+    """Return PROMPT's ids [T]; a tokenizer without a chat template is given one here."""
+    return ChatFormat(tokenizer, MOMENT).prompt([Turn("user", PROMPT)])
 
 
 @dataclass(frozen=True)
@@ -77,8 +85,11 @@ def reload(folder: Path, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
     rendered: Any = None
     if tokenizer.chat_template:
         message = {"role": "user", "content": PROMPT}
-        rendered = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=True, return_dict=False)
-    asked = ChatFormat(tokenizer).prompt([Turn("user", PROMPT)])
+        template = freeze(str(tokenizer.get_chat_template()), MOMENT)
+        rendered = tokenizer.apply_chat_template(
+            [message], chat_template=template, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    asked = rendered_prompt(tokenizer)
     wanted = tensors["prompt"].tolist()
     return Reloaded(difference, prompt=asked.tolist() == wanted, template=rendered == wanted)
 

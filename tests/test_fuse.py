@@ -16,7 +16,6 @@ from tiny import adapted
 
 from plugin import fuse, verify
 from plugin.chat import load_chatter
-from plugin.data.chat import ChatFormat
 from plugin.data.turns import Turn
 from plugin.families import FAMILIES as KNOWN
 from plugin.fuse import Card, Target, adapter_facts, fuse_adapter, publish
@@ -88,9 +87,7 @@ def test_the_fresh_process_would_see_a_difference(
 ) -> None:
     """Its own program, called here: one layer's weights half as large again must show."""
     model = load_model(str(bases["llada"]))
-    prompt = torch.from_numpy(
-        ChatFormat(load_tokenizer(str(bases["llada"]), family=KNOWN["llada"])).prompt([Turn("user", verify.PROMPT)])
-    )
+    prompt = torch.from_numpy(verify.rendered_prompt(load_tokenizer(str(bases["llada"]), family=KNOWN["llada"])))
     tensors = {"ids": IDS.contiguous(), "logits": logits_of(model, IDS), "prompt": prompt}
     save_file(tensors, tmp_path / "reference.safetensors")
     shutil.copytree(bases["llada"], tmp_path / "other")
@@ -106,12 +103,22 @@ def test_the_fresh_process_would_see_a_difference(
     assert found[1]["max_logit_difference"] > 1e-3
 
 
+def test_reload_template_that_writes_the_time_agrees(bases: dict[str, Path], tmp_path: Path) -> None:
+    """Llama-3's template writes the date: what another second writes is no other layout."""
+    model, folder = load_model(str(bases["llada"])), Path(shutil.copytree(bases["llada"], tmp_path / "clock"))
+    tokenizer = load_tokenizer(str(folder), family=KNOWN["llada"])
+    clock = "{{ strftime_now('%H:%M:%S.%f') }}"
+    tokenizer.chat_template = f"{clock}{{% for m in messages %}}{{{{ m['content'] }}}}<|eot_id|>{{% endfor %}}"
+    tokenizer.save_pretrained(folder)
+    prompt = torch.from_numpy(verify.rendered_prompt(tokenizer))
+    tensors = {"ids": IDS, "logits": logits_of(model, IDS), "prompt": prompt}
+    assert verify.reload(folder, tensors, torch.float32) == verify.Reloaded(0.0, prompt=True, template=True)
+
+
 def test_reload_other_prompt_layout_is_seen(bases: dict[str, Path], tmp_path: Path) -> None:
     """A folder whose template was lost or replaced is asked in a layout that the model never saw."""
     model = load_model(str(bases["llada"]))
-    prompt = torch.from_numpy(
-        ChatFormat(load_tokenizer(str(bases["llada"]), family=KNOWN["llada"])).prompt([Turn("user", verify.PROMPT)])
-    )
+    prompt = torch.from_numpy(verify.rendered_prompt(load_tokenizer(str(bases["llada"]), family=KNOWN["llada"])))
     folder = Path(shutil.copytree(bases["llada"], tmp_path / "other"))
     tokenizer = load_tokenizer(str(folder), family=KNOWN["llada"])
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{{ eos_token }}{% endfor %}"
