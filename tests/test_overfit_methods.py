@@ -28,7 +28,7 @@ CELLS: dict[str, dict[str, Any]] = {
 }
 STEPS = {"full": {"bert": 350}, "lora": {"bert": 800}, "qlora": {"bert": 800}}
 USUAL_STEPS = {"full": 500, "lora": 600, "qlora": 600}
-CPU_SECONDS = 20.0
+CPU_SECONDS = 40.0  # each takes under 20 on a quiet machine; beside other work on its cores up to 22 were seen
 
 
 def made_up(count: int) -> Pairs:
