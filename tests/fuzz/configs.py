@@ -193,7 +193,9 @@ def configs(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     for _ in range(draw(st.sampled_from((0, 1, 1, 1, 2, 3)))):
         name = draw(st.sampled_from(tuple(SMALL[family])) | st.sampled_from(OTHERS))
         if draw(st.sampled_from((True, True, True, False))):
-            fields[name] = draw(odd())
+            value = draw(odd())
+            many = name.endswith("layers") and isinstance(value, int) and value > 8
+            fields[name] = 8 if many else value
         elif name not in SIZES:
             fields.pop(name, None)
     return family, fields
