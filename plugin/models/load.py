@@ -219,8 +219,11 @@ def _settle(config: PretrainedConfig, field: str, name: str) -> None:
         raise model_error(field, "values of the right kind", f"{name}: {', '.join(wrong)}")
     if getattr(config, "is_decoder", False):
         raise model_error(field, "an encoder, whose tokens see both sides", f"{name}: is_decoder {config.is_decoder}")
-    if not getattr(config, "quantization_config", True):  # an empty one says nothing, and is not loaded
-        delattr(config, "quantization_config")
+    for key in ("quantization_config", "auto_map"):  # an empty one says nothing, and would not be loaded
+        if not getattr(config, key, True):
+            delattr(config, key)
+    if not isinstance(getattr(config, "auto_map", {}), dict):
+        raise model_error(field, "an object in auto_map", f"{name}: {config.auto_map!r}")
     config.return_dict, config.dtype = True, None
     config.output_attentions = config.output_hidden_states = False
 

@@ -71,6 +71,7 @@ def test_a_configuration_is_refused_or_trains_and_loads(
             values["model_name"] = str(folder)
         file.write_text(json.dumps(fields), encoding="utf-8")
         try_config(Params.model_validate(values), Path(name) / "saved")
+        assert torch.is_grad_enabled(), "a setting of torch was left behind"
 
 
 def try_config(params: Params, saved: Path) -> None:

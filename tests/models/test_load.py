@@ -278,6 +278,7 @@ def test_a_configuration_that_is_none_is_refused(content: str | None, says: str,
         ("bert", {"type_vocab_size": 0}, "no element in bert.embeddings.token_type_embeddings.weight"),
         ("bert", {"save_pretrained": {}}, "fields of a configuration"),
         ("bert", {"is_decoder": True}, "is_decoder True"),
+        ("Dream", {"auto_map": 3}, "an object in auto_map"),
         ("bert", {"quantization_config": [60]}, "unquantised weights"),
     ],
 )
@@ -299,7 +300,7 @@ def test_an_odd_field_of_a_configuration_is_refused(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_run_decides_itself_is_not_the_configurations(family: str, tmp_path: Path) -> None:
     tiny_model(family).save_pretrained(tmp_path)
-    edit_config(tmp_path, return_dict=False, output_attentions=True, quantization_config={})
+    edit_config(tmp_path, return_dict=False, output_attentions=True, quantization_config={}, auto_map={})
     loaded = load_model(str(tmp_path), offline=True)
     assert loaded(input_ids=IDS).logits.shape[:2] == IDS.shape
     loaded.save_pretrained(tmp_path / "again")
