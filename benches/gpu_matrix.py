@@ -84,7 +84,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where jobs run, and on what."""
+    """The folder and the device of the jobs."""
 
     root: Path
     rehearse: bool

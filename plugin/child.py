@@ -1,4 +1,4 @@
-"""How one program of this product starts another: from where, with which import path and how many threads."""
+"""The environment in which one program of this product starts another: import path and threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the Python that runs this has what the programs import. Nothing here needs more than Python 3.8 and its own library."""
+"""A check of the Python that runs this for what the programs import. It needs no more than Python 3.8 and its own library."""
 
 from __future__ import annotations
 

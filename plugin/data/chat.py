@@ -52,7 +52,7 @@ class _Pieces:
 
 
 class ChatFormat:
-    """How one tokenizer writes dialogues: as its chat template does, else `[CLS] turn [SEP] turn [SEP] ...`.
+    """The way one tokenizer writes dialogues: its chat template's, or the encoder's `[CLS] turn [SEP] turn [SEP] ...`.
 
     `start_id` opens a sequence; `end_id` ends an answer; `fill_id` fills the space behind it. Either of the last two says stop.
     `moment` is the time that a template may write: one for the whole run.

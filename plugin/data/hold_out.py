@@ -1,4 +1,4 @@
-"""Which rows are evaluation's: the dataset's own eval split, else a share of the rows, prompts
+"""Rows held out for evaluation: the dataset's own eval split, else a share of the rows, prompts
 kept whole.
 
 A prompt with many answers stays on one side, so that evaluation asks what training never saw.
@@ -36,7 +36,7 @@ class Shared:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Which rows are evaluation's. `own_files`: the dataset has an eval split of its own."""
+    """The rows of evaluation. `own_files`: the dataset has an eval split of its own."""
 
     keys: frozenset[int]
     own_files: bool

@@ -26,7 +26,7 @@ _REFUSES = "chat template refuses"
 
 
 class Refused(ValueError):
-    """Why the template does not take a dialogue: a short phrase to count by."""
+    """A dialogue that the template does not take; its text is a short phrase to count by."""
 
 
 @dataclass(frozen=True)
