@@ -134,8 +134,7 @@ def load_config(name: str, *, offline: bool = False) -> PretrainedConfig:
     except _BROKEN as error:
         raise model_error("model_name", "a model folder or hub id", f"{name}: {_first_line(error)}") from error
     family = family_of(config, name)
-    named: Any = config.architectures or family.architecture
-    architectures = [str(one) for one in named] if isinstance(named, list) else [str(named)]
+    architectures = config.architectures or [family.architecture]
     if family.architecture not in architectures:
         raise model_error("model_name", f"a masked-LM head ({family.architecture})", f"{name}: {', '.join(architectures)}")
     return config
