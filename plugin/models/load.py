@@ -134,8 +134,7 @@ def load_config(name: str, *, offline: bool = False) -> PretrainedConfig:
     except _BROKEN as error:
         raise model_error("model_name", "a model folder or hub id", f"{name}: {_first_line(error)}") from error
     family = family_of(config, name)
-    named: Any = config.architectures or family.architecture
-    architectures = [str(one) for one in named] if isinstance(named, list) else [str(named)]
+    architectures = config.architectures or [family.architecture]
     if family.architecture not in architectures:
         raise model_error("model_name", f"a masked-LM head ({family.architecture})", f"{name}: {', '.join(architectures)}")
     return config
@@ -215,7 +214,7 @@ def _settle(config: PretrainedConfig, field: str, name: str) -> None:
     """Refuse what no model here can be built by; drop what a run decides itself: dtype and outputs. Raises JobError (exit 4)."""
     if shadows := [key for key in vars(config) if callable(getattr(type(config), key, None))]:
         raise model_error(field, "fields of a configuration", f"{name}: {', '.join(shadows)}")
-    if config.model_type in REGISTRY and (wrong := wrong_kinds(config)):  # transformers checks its own
+    if wrong := wrong_kinds(config):  # transformers checks a part of this, of its own models
         raise model_error(field, "values of the right kind", f"{name}: {', '.join(wrong)}")
     if getattr(config, "is_decoder", False):
         raise model_error(field, "an encoder, whose tokens see both sides", f"{name}: is_decoder {config.is_decoder}")

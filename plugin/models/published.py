@@ -111,7 +111,7 @@ def field_problems(model_type: str, given: Mapping[str, object]) -> list[Problem
 
 
 def wrong_kinds(config: PretrainedConfig) -> list[str]:
-    """Name the fields of one of our configurations that hold a value of another kind than they declare, each with its value."""
+    """Name the fields of a configuration that hold a value of another kind than they declare, each with its value."""
     kinds = get_type_hints(type(config), localns={"torch": torch})  # by which transformers names its dtypes
     values = ((one.name, getattr(config, one.name, None)) for one in fields(config))
     return [f"{name} {value!r}" for name, value in values if value is not None and not _is(value, kinds[name])]
