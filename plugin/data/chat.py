@@ -68,7 +68,7 @@ class ChatFormat:
             raise model_error("tokenizer_name", "a mask token and an end token ([SEP] or end of sequence)", "one without")
         self.fill_id, self.mask_id = fill_id, mask_id
         self.pad_id = _first(tokenizer.pad_token_id, fill_id) or 0
-        encoder = encoder_template(tokenizer)
+        encoder = encoder_template(start, end)
         if not tokenizer.chat_template:
             tokenizer.chat_template = encoder  # saved with the tokenizer, it says how the model was asked
         # The encoder's own layout is known: it needs no rendering.

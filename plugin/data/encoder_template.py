@@ -22,9 +22,8 @@ def ends_of(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     return start, end
 
 
-def encoder_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the encoder's layout for this tokenizer's special tokens."""
-    start, end = ends_of(tokenizer)
+def encoder_template(start: str, end: str) -> str:
+    """Return the encoder's layout for the special tokens that ends_of named."""
     opening = f"{{{{ {start}_token }}}}" if start else ""
     return f"{opening}{{% for message in messages %}}{{{{ message['content'] }}}}{{{{ {end}_token }}}}{{% endfor %}}"
 

@@ -15,9 +15,8 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-_REFERENCE = re.compile(
-    r"([A-Za-z_]\w*)\.[A-Za-z_]\w*"
-)  # module.Class of a file in the folder; `org/name--module.Class` is the hub's
+# module.Class of a file in the folder; `org/name--module.Class` is the hub's.
+_REFERENCE = re.compile(r"([A-Za-z_]\w*)\.[A-Za-z_]\w*")
 _AUTO_MODELS = ("AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM")
 _HERE = Path(__file__).parent
 
@@ -62,5 +61,5 @@ def _files_of(auto_map: object, base: Path | None) -> list[Path]:
 
 
 def _is_plain(file: Path, base: Path) -> bool:
-    """Whether this is a file of the folder itself. A hub's cache holds links to its own blobs, which are followed."""
+    """Tell a file of the folder itself. A hub's cache holds links to its own blobs, which are followed."""
     return file.parent == base and file.is_file()

@@ -255,7 +255,7 @@ def load_tokenizer(
 
 
 def _has_tokens_of(template: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a published template's markers are tokens here: a model trained from scratch never saw the others."""
+    """Tell if a published template's markers are tokens here: a model trained from scratch never saw the others."""
     markers, words = set(re.findall(r"<\|\w+\|>", template)), tokenizer.get_vocab()
     return bool(markers) and all(marker in words for marker in markers)
 

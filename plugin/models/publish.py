@@ -139,7 +139,7 @@ def _front_matter(base: str, **fields: Any) -> list[str]:
 
 
 def _elsewhere(folder: Path) -> list[str]:
-    """How a program without this one loads the model, as the files in its folder say."""
+    """Say how a program without this one loads the model, from the files in its folder."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     code = sorted({str(value).split(".")[0] for value in config.get("auto_map", {}).values()})
     if not code:
