@@ -8,7 +8,7 @@ and dropout are functions of (seed, pass, step, rank).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from .data.stream import StreamState
 from .digests import write_digests
 from .models.lora import MaybeAdapted
 from .models.publish import write_model
@@ -56,7 +55,7 @@ class Contents:
     tokenizer: PreTrainedTokenizerBase
     facts: Mapping[str, Any]  # diffusion.json
     optimizer: Mapping[str, torch.Tensor]
-    streams: Mapping[int, StreamState]  # by rank
+    streams: Sequence[bytes]  # by rank, StreamState.as_bytes
     base: str = ""  # the folder or hub id that the model was made of
 
 
@@ -67,8 +66,8 @@ def save_checkpoint(folder: RunFolder, state: State, contents: Contents, keep: i
     shutil.rmtree(part, ignore_errors=True)
     write_model(part, contents.model, contents.tokenizer, dict(contents.facts), base=contents.base)
     save_file(dict(contents.optimizer), part / OPTIMIZER)
-    for rank, stream in contents.streams.items():
-        stream.save(part / f"stream-{rank}.safetensors")
+    for rank, stream in enumerate(contents.streams):
+        (part / f"stream-{rank}.safetensors").write_bytes(stream)
     (part / STATE).write_text(to_json(asdict(state)) + "\n", encoding="utf-8")
     write_digests(part)
     if final.exists():  # of this step, but broken: a run goes on from whole ones

@@ -1,17 +1,44 @@
-"""The environment in which one program of this product starts another: import path and threads."""
+"""The environment in which one program of this product starts another: import path, threads, and nothing
+that a launcher of somebody else's left there."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PARENT_PID = "TRAINER_PARENT_PID"  # whose death a worker notices, even when it came before the worker could look
+LISTEN_FD = "TRAINER_LISTEN_FD"  # several machines: rank 0's bound port; see rendezvous.py
+MEETING = "TRAINER_MEETING"  # one machine: the file in which its ranks meet
+
+# What torch, accelerate and MPI read to find the other ranks of a job. A pod of a PyTorchJob has these, and
+# so has a shell inside of srun: one rank would wait for others for ever, and connect to whatever they name.
+_LAUNCHER = re.compile(
+    r"(GROUP_|ROLE_|LOCAL_)?(RANK|WORLD_SIZE)|ROLE_NAME|FORK_LAUNCHED|MPI_LOCALRANKID|MPI_LOCALNRANKS"
+    r"|(MASTER|TORCHELASTIC|OMPI_COMM_WORLD|MV2_COMM_WORLD|PMI|ACCELERATE|FSDP)_.*"
+)
+
+
+def of_launcher(environ: Mapping[str, str]) -> list[str]:
+    """List the names in `environ` by which a launcher tells a process its place among others."""
+    return [name for name in environ if _LAUNCHER.fullmatch(name)]
+
+
+def inherited(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what a child inherits of `environ`: not a launcher's words, nor ours to another child."""
+    dropped = {*of_launcher(environ), PARENT_PID, LISTEN_FD, MEETING}
+    return {name: value for name, value in environ.items() if name not in dropped}
 
 
 def child_path(environ: Mapping[str, str]) -> dict[str, str]:
-    """The PYTHONPATH that `python -P -m plugin.X` needs: our folder first, the user's behind it."""
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), environ.get("PYTHONPATH", "")]))}
+    """Return the PYTHONPATH that `python -P -m plugin.X` needs: our folder first, the user's behind it.
+
+    An empty piece, as in `/x:`, would be the current folder, and come before the standard library.
+    """
+    theirs = environ.get("PYTHONPATH", "").split(os.pathsep)
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *theirs]))}
 
 
 def cpu_threads(environ: Mapping[str, str], processes: int = 1) -> dict[str, str]:
@@ -26,4 +53,4 @@ def cpu_threads(environ: Mapping[str, str], processes: int = 1) -> dict[str, str
 
 def torch_program(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a torch program that is no rank of a run."""
-    return {**environ, **child_path(environ), **cpu_threads(environ)}
+    return {**inherited(environ), **child_path(environ), **cpu_threads(environ)}

@@ -13,8 +13,11 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
+from . import child
+from .child import LISTEN_FD, MEETING, PARENT_PID
 from .job import Code, Outcome, Problem
 from .last_words import LastWords
 from .launch import LaunchPlan
@@ -25,8 +28,7 @@ from .watchdog import Watch, write_stacks
 POLL_S = 0.1
 GRACE_S = 5.0  # how long the other ranks may live once one has failed
 EXIT_GRACE_S = 60.0  # how long they may live once one has ended well
-PARENT_PID = "TRAINER_PARENT_PID"  # whose death a worker notices, even when it came before the worker could look
-LISTEN_FD = "TRAINER_LISTEN_FD"  # rank 0's bound port; see rendezvous.py
+START_GRACE_S = 30.0  # after a stop, how long they may live that have made no step: there is nothing to save
 
 # Signals that are a cause; SIGABRT may be a library's answer to another rank's end.
 FATAL = {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
@@ -48,7 +50,8 @@ class Inherited:
     """Open descriptors the workers get: they outlive this process in them."""
 
     lock: int  # the run folder stays locked until the last worker has gone
-    listener: socket.socket | None  # rank 0 serves here
+    listener: socket.socket | None = None  # several machines: rank 0 serves here
+    meeting: Path | None = None  # one machine's ranks meet in this file
 
 
 class Reading:
@@ -59,6 +62,8 @@ class Reading:
         self.last_words = LastWords()
         self._lines, self._events = Tail(folder / "log.txt", from_end=True), Tail(folder / "events.jsonl", from_end=True)
         self.final: dict[str, Any] = {}
+        self._first_step: int | None = None
+        self.stepped = False  # this run, in these processes, has made a step
 
     def pump(self) -> None:
         for line in self._lines.new_lines():
@@ -74,7 +79,14 @@ class Reading:
             # The first failure is the cause, later ones follow from it; so do those after a stop that had nothing to save.
             if event["type"] in ("finished", "failed") and self.final.get("type") != "failed" and not self.given_up:
                 self.final = event
+            if event["type"] == "progress":
+                first = self._first_step = event["step"] if self._first_step is None else self._first_step
+                self.stepped |= event["step"] > first
             self._relay.event(event)
+
+    def give_up(self) -> None:
+        """Take the run for stopped before its first step, whatever else comes."""
+        self.final = {"type": "finished", "result": {"outcome": "stopped", "steps": 0}}
 
     @property
     def given_up(self) -> bool:
@@ -120,9 +132,11 @@ def _start(argv: Sequence[str], rank: Mapping[str, str], log: IO[bytes], inherit
     if inherited.listener and rank["RANK"] == "0":
         kept.append(inherited.listener.fileno())
         extra[LISTEN_FD] = str(inherited.listener.fileno())
+    if inherited.meeting:
+        extra[MEETING] = str(inherited.meeting)
     return subprocess.Popen(
         argv,
-        env={**os.environ, **rank, **extra},
+        env={**child.inherited(os.environ), **rank, **extra},
         stdin=subprocess.DEVNULL,
         stdout=log,  # a file, not a pipe: when this process is killed, the workers can still write and save
         stderr=log,
@@ -135,15 +149,21 @@ def _wait(
     workers: Sequence[subprocess.Popen[bytes]], folder: RunFolder, relay: Relay, reading: Reading, watch: Watch
 ) -> tuple[list[int | None], Problem | None]:
     """Exit codes once every rank has ended, or as they are when the others must be ended (None = still running); a hang."""
-    deadline = float("inf")
+    deadline = asked = signalled = math.inf
     while None in (codes := [worker.poll() for worker in workers]):
         reading.pump()
-        signals = relay.stop_signals()
-        if len(signals) > 1 or time.monotonic() > deadline:
+        signals, now = relay.stop_signals(), time.monotonic()
+        if len(signals) > 1 or now > deadline:
             break
-        if (signals or relay.stop_wanted()) and not folder.asked(STOP):
+        if asked == math.inf and (signals or relay.stop_wanted() or folder.asked(STOP)):
             folder.ask(STOP)
-            deadline = min(deadline, time.monotonic() + (relay.stop_grace_s if signals else math.inf))
+            asked = now
+        if signals and signalled == math.inf:
+            signalled = now
+            deadline = min(deadline, now + relay.stop_grace_s)
+        if now > asked + START_GRACE_S and not reading.stepped:
+            reading.give_up()
+            break
         ended = [code for code in codes if code is not None]
         # A rank that said why it failed may yet hang while it ends.
         broken = any(ended) or reading.final.get("type") == "failed" or reading.given_up

@@ -130,7 +130,7 @@ def machine_dir(params: Params, run_dir: Path) -> Path:
 def plan_launch(params: Params, run_dir: Path, gpus: Sequence[str], port: int, environ: Mapping[str, str]) -> LaunchPlan:
     """The processes of this job on this machine. Pure: the same arguments give the same plan.
 
-    `port` is where rank 0 listens, on machine 0. Every machine starts as many processes. Raises JobError naming num_processes.
+    `port` is where rank 0 of several machines listens. Every machine starts as many processes. Raises JobError naming num_processes.
     """
     processes = count_processes(params, gpus)
     devices = tuple(gpus[:processes])
@@ -149,18 +149,18 @@ def plan_launch(params: Params, run_dir: Path, gpus: Sequence[str], port: int, e
     else:
         common |= {"ACCELERATE_USE_CPU": "true"} | cpu_threads(environ, processes)
         common["GLIBC_TUNABLES"] = _without_tcache(environ.get("GLIBC_TUNABLES", ""))
-    world = params.num_machines * processes
+    world, alone = params.num_machines * processes, params.num_machines == 1
     if world > 1:
+        common |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(processes)}
+    if not alone:
         common |= {
-            "WORLD_SIZE": str(world),
-            "LOCAL_WORLD_SIZE": str(processes),
             "MASTER_ADDR": params.main_process_ip,
             "MASTER_PORT": str(port),
             # Every rank is a client of the store that rank 0 serves on the port the parent had bound; see rendezvous.py.
             "TORCHELASTIC_USE_AGENT_STORE": "True",
         }
-    alone = params.num_machines == 1 and sys.platform == "linux"  # ranks of one machine need no network
-    if world > 1 and (interface := environ.get("GLOO_SOCKET_IFNAME", "lo" if alone else "")):
+    own = "lo" if alone and sys.platform == "linux" else ""  # ranks of one machine need no network
+    if world > 1 and (interface := environ.get("GLOO_SOCKET_IFNAME", own)):
         common["GLOO_SOCKET_IFNAME"] = interface
     first = params.machine_rank * processes
     numbers = [{"RANK": str(first + local), "LOCAL_RANK": str(local)} if world > 1 else {} for local in range(processes)]
@@ -188,23 +188,21 @@ def _accelerate_command(params: Params, world: int, gpus: Sequence[str], port: i
     return shlex.join(["accelerate", "launch", *several, *size, *device, "-m", "plugin.worker", str(run_dir)])
 
 
-def listen(params: Params, processes: int) -> socket.socket | None:
-    """The bound port on which rank 0 will serve; None where no rank meets another, or another machine's rank does.
+def listen(params: Params) -> socket.socket | None:
+    """Return the bound port on which rank 0 will serve other machines; None where there are none, or it is another's.
 
-    It stays bound from here on and the worker inherits it, so no other job can take it in between. One machine listens on its
-    main_process_ip alone (the loopback, unless a person says otherwise). Raises JobError naming main_process_port.
+    It stays bound from here on and the worker inherits it, so no other job can take it in between. Raises JobError naming
+    main_process_port.
     """
-    if params.num_machines * processes == 1 or params.machine_rank > 0:
+    if params.num_machines == 1 or params.machine_rank > 0:
         return None
-    address = params.main_process_ip if params.num_machines == 1 else ""
     port = params.main_process_port if isinstance(params.main_process_port, int) else 0
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((address, port))
+        listener.bind(("", port))
     except OSError as error:
         listener.close()
-        got = f"{address or 'all addresses'}, port {port}: {error.strerror}"
-        raise JobError(Problem("main_process_port", "a free port of this machine", got, 'Use "auto" on one machine.')) from error
+        raise JobError(Problem("main_process_port", "a free port of this machine", f"{port}: {error.strerror}")) from error
     listener.listen(128)
     return listener

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -22,6 +21,7 @@ from .checkpoints import State
 from .data.chat import ChatFormat
 from .data.documents import Documents
 from .disk import check_room, count_parameters
+from .exchange import gather_values
 from .heaviest import heaviest_batch
 from .models.diffusion import DiffusionModel, Predict
 from .models.flops import FlopCount, count_flops
@@ -230,7 +230,8 @@ def _choose_parallel(
     ranks, device = accelerator.num_processes, accelerator.device
 
     def fits() -> bool:
-        return all(gather_object([replicated(params.recompute).memory.peak <= memory.ROOM * memory.free_bytes(device)]))
+        here = replicated(params.recompute).memory.peak <= memory.ROOM * memory.free_bytes(device)
+        return all(gather_values(accelerator, here))
 
     parallel, why = choose_parallel(params, ranks=ranks, on_gpu=device.type == "cuda", fits=fits)
     if ranks > 1:

@@ -290,6 +290,8 @@ def _inapplicable(params: Params) -> list[str]:
         for name, switch in NEEDS.items()
         if not values[switch] and values[name] != SCHEMA[name]["default"]
     ]
+    if params.num_machines == 1 and params.main_process_port != "auto":
+        notes.append("main_process_port: does nothing on one machine, whose processes meet in a folder of their own.")
     if params.num_train_epochs > 0:
         notes.append(f"train_steps: ignored, because num_train_epochs is {params.num_train_epochs:g}.")
     return notes

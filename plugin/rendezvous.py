@@ -1,8 +1,13 @@
-"""Where the ranks of a run meet: a store that rank 0 serves on a port its parent had bound.
+"""Where the ranks of a run meet.
 
-Choosing a free port and letting torch bind it seconds later would leave time for another job to take it. So the parent binds it
-(to the loopback, on one machine), rank 0 inherits the open socket and serves on it, and every rank, rank 0 too, is a client: what
-torch's own launcher does with its agent. Without that socket (accelerate launch) torch meets in its usual way.
+One machine's ranks meet in a file of a folder that only their user may open: whoever can write there may
+join them, read what they say and answer in their place. Those of several machines meet at a store that
+rank 0 serves on a port; torch has no password for it, so their network has to be trusted (README). Without
+either (accelerate launch) torch meets in its usual way.
+
+A port is bound by the parent and inherited by rank 0: choosing a free one and letting torch bind it seconds
+later would leave time for another job to take it. Every rank, rank 0 too, is then a client, as under
+torch's own launcher with its agent.
 """
 
 from __future__ import annotations
@@ -10,11 +15,11 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import KwargsHandler
-from torch.distributed import TCPStore
 
-from .follow import LISTEN_FD, PARENT_PID
+from .child import LISTEN_FD, MEETING, PARENT_PID
 from .job import JobError, Problem
 
 # How accelerate may share a model. Cutting it up is ours (sharding.py); what a launcher says of that is read in launched.py.
@@ -24,23 +29,28 @@ REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MUL
 PATIENCE = timedelta(days=7)
 
 
-def serve_store() -> TCPStore | None:
+def serve_store() -> dist.TCPStore | None:
     """Begin to serve on the inherited port, if this rank has one. The caller keeps what this returns until the run has ended."""
     descriptor = os.environ.get(LISTEN_FD)
     if descriptor is None:
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=int(descriptor))
+    return dist.TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=int(descriptor))
 
 
 def join_ranks(precision: str, *, on_cpu: bool) -> Accelerator:
     """Meet the other ranks. Raises JobError (exit 2) when accelerate shares the model in a way of its own."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if meeting := os.environ.get(MEETING):
+        store = dist.FileStore(meeting, ranks)
+        store.set_timeout(PATIENCE)
+        backend = "gloo" if on_cpu else "nccl"
+        dist.init_process_group(backend, store=store, rank=int(os.environ["RANK"]), world_size=ranks, timeout=PATIENCE)
     # Gradients live in the buckets that DDP exchanges, instead of beside a copy of them.
     handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if PARENT_PID in os.environ:
         handlers.append(InitProcessGroupKwargs(timeout=PATIENCE))
     accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=handlers)
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
     assert accelerator.num_processes == ranks, f"accelerate runs {accelerator.num_processes} ranks instead of {ranks}"
     if accelerator.distributed_type not in REPLICATED:
         got = f"{accelerator.distributed_type.value} from accelerate's configuration"

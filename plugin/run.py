@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from . import loop, memory, memory_advice, streaming
 from .ahead import Ahead
@@ -23,6 +21,7 @@ from .data.documents import Documents
 from .data.stream import StreamState
 from .debug_bundle import write_bundle
 from .evals import evaluate
+from .exchange import gather_bytes, gather_values
 from .finish import finish, model_facts
 from .job import Code, JobError, Problem
 from .launched import take_launchers_choice
@@ -70,7 +69,7 @@ class Run:
         self._first_evaluation()
         done, stopped, totals, peak = self._train()
         if stream := self.data.stream:
-            self.data.truncation["train"] = streaming.whole_report(stream.state_after(done).report)
+            self.data.truncation["train"] = streaming.whole_report(self.accelerator, stream.state_after(done).report)
             self.reporter.data("train", self.data.truncation["train"])
         result = self._result(done, stopped, totals, peak)
         self.reporter.hparams(params.as_json(), {"eval_loss": result["eval_loss"], "loss": result["loss"]})
@@ -125,7 +124,7 @@ class Run:
         """Raises JobError (exit 2) on every rank when one has another checkpoint, or none."""
         if self.params.num_machines == 1:  # all of its ranks were told the same one
             return
-        steps: list[int] = gather_object([self.resumed.step if self.resumed else 0])
+        steps = gather_values(self.accelerator, self.resumed.step if self.resumed else 0)
         if len(set(steps)) > 1:
             got = f"steps {', '.join(map(str, steps))}, by rank"
             fix = "Put run_dir on a disk that all machines share, or copy the checkpoint to each."
@@ -134,8 +133,7 @@ class Run:
     def _agree_on_moment(self) -> None:
         """Take rank 0's moment: every machine prepares its own data, in which a template may write it."""
         if self.params.num_machines > 1:
-            moments: list[str] = gather_object([self.moment])
-            self.moment = moments[0]
+            self.moment = gather_values(self.accelerator, self.moment)[0]
 
     def _go_on(self) -> loop.Progress:
         """Where the run begins: at step 0, or as the checkpoint left it."""
@@ -273,7 +271,8 @@ class Run:
     def _save(self, step: int) -> None:
         self.reporter.phase("save")
         data, trained, params = self.data, self.trained, self.params
-        streams = self._stream_states(step)
+        stream = data.stream
+        streams = gather_bytes(self.accelerator, stream.state_after(step).as_bytes()) if stream else []
         if self.main or trained.sharded:  # cut up, every rank has a hand in putting it together
             model, optimizer = trained.whole(), trained.optimizer_tensors()
             if self.main:
@@ -281,22 +280,16 @@ class Run:
                 facts = model_facts(params, data, trained.weight_dtype)
                 contents = Contents(model, data.tokenizer, facts, optimizer, streams, params.model_name)
                 self.reporter.flush()  # a run that goes on from here finds the curves up to it
-                path = save_checkpoint(self.folder, self._state(step, streams), contents, params.save_total_limit)
+                path = save_checkpoint(self.folder, self._state(step), contents, params.save_total_limit)
                 self.reporter.event("checkpoint", step=step, path=str(path))
         self.accelerator.wait_for_everyone()
         self.reporter.phase("train")
 
-    def _stream_states(self, step: int) -> dict[int, StreamState]:
-        """On rank 0, every rank's."""
-        if self.data.stream is None:
-            return {}
-        own = [self.data.stream.state_after(step)]
-        return dict(enumerate(gather_object(own) if self.accelerator.num_processes > 1 else own))
-
-    def _state(self, step: int, streams: Mapping[int, StreamState]) -> State:
+    def _state(self, step: int) -> State:
         pass_, position = divmod(self.data.clock.seen(step), len(self.data.train))
-        if streams:
-            pass_, position = streams[0].pass_, streams[0].row
+        if stream := self.data.stream:
+            own = stream.state_after(step)
+            pass_, position = own.pass_, own.row
         scaler, at = self.accelerator.scaler, self.progress
         return State(
             step=step,

@@ -13,7 +13,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from . import assembly
 from .data.chat import ChatFormat
@@ -24,6 +23,7 @@ from .data.layouts import Example
 from .data.prepare import Encoding, Report, encode_rows
 from .data.sources import has_eval_split
 from .data.stream import PIECES, Pack, Stream, StreamPlan, StreamState
+from .exchange import gather_values
 from .params import Params
 from .step import Step, StepRules, build_streamed_step
 
@@ -217,10 +217,15 @@ def add_up(accelerator: Accelerator, make_step: Callable[[int], Step], longest: 
     return whole
 
 
-def whole_report(report: Report) -> dict[str, Any]:
+def whole_report(accelerator: Accelerator, report: Report) -> dict[str, Any]:
     """{rows, documents, truncated, dropped} of the first pass, as far as it was read, over all ranks; every rank has to ask."""
-    share = {"rows": report.rows, "documents": report.documents, "truncated": report.truncated, "dropped": report.dropped}
-    shares: list[dict[str, Any]] = gather_object([share])
+    share: dict[str, Any] = {
+        "rows": report.rows,
+        "documents": report.documents,
+        "truncated": report.truncated,
+        "dropped": report.dropped,
+    }
+    shares = gather_values(accelerator, share)
     dropped: dict[str, int] = {}
     for one in shares:
         for reason, count in one["dropped"].items():

@@ -15,16 +15,17 @@ from dataclasses import replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from .child import ROOT, torch_program
+from .child import ROOT, of_launcher, torch_program
 from .data.sources import absolute_mixture, fingerprint
 from .data.templates import compile_templates
 from .follow import Inherited, Relay, run_workers
 from .hosts import Host
 from .job import Code, JobError, Outcome, Problem
 from .last_words import LastWords
-from .launch import LaunchPlan, count_processes, listen, machine_dir, nvidia_smi, plan_launch, resolve_gpus, visible_gpus
+from .launch import LaunchPlan, listen, machine_dir, nvidia_smi, plan_launch, resolve_gpus, visible_gpus
 from .model_files import check_method, check_model_files, refuse_missing_path
 from .network import interface_to
 from .params import Params
@@ -39,13 +40,12 @@ LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokeniz
 
 
 def make_plan(params: Params, run_dir: Path, opened: ExitStack) -> tuple[LaunchPlan, socket.socket | None]:
-    """The processes, and the port they will meet at, which `opened` closes. Raises JobError."""
+    """The processes, and the port that other machines come to, which `opened` closes. Raises JobError."""
     gpus = resolve_gpus(params, visible_gpus(os.environ, nvidia_smi) if params.train_device != "cpu" else [])
-    listener = listen(params, count_processes(params, gpus))
+    listener = listen(params)
     if listener:
         opened.enter_context(listener)
-    chosen = params.main_process_port if isinstance(params.main_process_port, int) else 0
-    port = listener.getsockname()[1] if listener else chosen
+    port = params.main_process_port if isinstance(params.main_process_port, int) else 0
     environ = dict(os.environ)
     if params.num_machines > 1 and "GLOO_SOCKET_IFNAME" not in environ:
         environ["GLOO_SOCKET_IFNAME"] = interface_to(params.main_process_ip)
@@ -79,15 +79,16 @@ def train_job(parsed: Parsed, host: Host) -> int:
             plan = replace(plan, argv=(*plan.argv, str(start.checkpoint)))
         params = params.model_copy(update={"run_dir": str(run_dir), "resume": "false"})
         folder.write_run(params.as_json(), environment, None)
-        for note in parsed.notes:
+        for note in [*parsed.notes, *_note_of_launcher()]:
             host.line(note)
+        meeting = _meeting(plan, opened) if params.num_machines == 1 else None
         host.started(folder, plan)
         opened.enter_context(relayed(params, folder, host.line))
         outcome = Outcome("failed", Code.INTERNAL, Problem("main", "a run to its end", "an internal error", "See stderr.", 1))
         try:
             with stop_signals() as signals:
                 relay = Relay(host.line, host.event, lambda: signals, host.stop_wanted, host.stop_grace_s)
-                outcome = run_workers(plan, folder, relay, Inherited(lock, listener), params.hang_timeout_s)
+                outcome = run_workers(plan, folder, relay, Inherited(lock, listener, meeting), params.hang_timeout_s)
         finally:
             _write_outcome(folder, host, params, environment, outcome)
     if outcome.code in REFUSALS and start is None:
@@ -97,6 +98,20 @@ def train_job(parsed: Parsed, host: Host) -> int:
                 path.rmdir()
     host.finished(folder, outcome)
     return int(outcome.code)
+
+
+def _meeting(plan: LaunchPlan, opened: ExitStack) -> Path | None:
+    """Name the file in which one machine's ranks meet, in a folder that only this user may open; see rendezvous.py."""
+    if len(plan.ranks) == 1:
+        return None
+    return Path(opened.enter_context(TemporaryDirectory(prefix="ranks-", ignore_cleanup_errors=True))) / "store"
+
+
+def _note_of_launcher() -> list[str]:
+    if not (names := of_launcher(os.environ)):
+        return []
+    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return [f"environment: {shown}, another launcher's, are not used; num_machines and num_processes say where a run trains"]
 
 
 def go_on(folder: RunFolder, params: Params, plan: LaunchPlan, data: str, say: Callable[[str], None]) -> Start | None:

@@ -69,10 +69,7 @@ def compare_reloaded(
             str(reference),
             str(dtype).removeprefix("torch."),
         ]
-        alone: Mapping[str, str] = {
-            name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        }
-        environment = torch_program(alone)
+        environment = torch_program(os.environ)
         done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True)
     return Reloaded(**json.loads(done.stdout.splitlines()[-1]))
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .child import child_path
+from .child import child_path, inherited
 from .job import Problem
 from .params import Params
 from .redact import guard_streams, scrub
@@ -60,7 +60,7 @@ def relayed(params: Params, folder: RunFolder, say: Callable[[str], None]) -> Ge
     with (folder / LOG).open("ab") as log:
         program = subprocess.Popen(
             [sys.executable, "-P", "-m", "plugin.wandb_relay", str(folder.path)],
-            env={**os.environ, **child_path(os.environ)},
+            env={**inherited(os.environ), **child_path(os.environ)},
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,

@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError
 
 from .board import hush_writer_thread
-from .follow import PARENT_PID
+from .child import PARENT_PID
 from .job import Code, JobError, Problem
 from .memory_advice import out_of_memory
 from .params import Params

@@ -253,6 +253,41 @@ def test_a_stop_that_comes_after_the_last_step_changes_nothing(folder: RunFolder
     assert (outcome.outcome, outcome.code) == ("done", 0)
 
 
+IGNORES = "[signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)]\n"
+
+
+def step(*steps: int) -> str:
+    """Return a program's text that tells of steps done, the first of them where it began."""
+    return "".join(f"event(type='progress', step={number})\n" for number in steps)
+
+
+@pytest.mark.parametrize("told", ["", step(7)], ids=["importing", "resumed at 7"])
+@pytest.mark.parametrize(("asks", "code"), [("signal", 130), ("host", 0), ("file", 0)])
+def test_a_stop_before_the_first_step_has_a_deadline(
+    folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch, told: str, asks: str, code: int
+) -> None:
+    """Audit 8: a rank that waited for a foreign launcher's others outlived Ctrl-C by ten minutes and more."""
+    monkeypatch.setattr(follow, "START_GRACE_S", 0.5)
+    started = (folder / "pid0").exists
+    if asks == "signal":
+        witness.signals = lambda: [signal.SIGINT] if started() else []
+    if asks == "host":
+        witness.stop = started
+    touch = "(folder / 'STOP').touch()\n" if asks == "file" else ""
+    outcome = run(folder, witness, f"{IGNORES}{told}{touch}time.sleep(60)")
+    assert (outcome.outcome, outcome.code, outcome.error) == ("stopped", code, None)
+    assert outcome.result == {"outcome": "stopped", "steps": 0}
+    assert not is_running(pid(folder, "pid0"))
+
+
+def test_a_stop_after_a_step_waits_for_the_save(folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "START_GRACE_S", 0.5)
+    witness.signals = lambda: [signal.SIGINT] if (folder / "STOP").exists() or len(witness.events) > 1 else []
+    outcome = run(folder, witness, f"{step(7, 8)}wait_for('STOP'); time.sleep(2); finished('stopped')")
+    assert (outcome.outcome, outcome.code) == ("stopped", 130)
+    assert outcome.result == {"outcome": "stopped", "steps": 3}
+
+
 def test_a_second_signal_ends_the_workers_now(folder: RunFolder, witness: Witness) -> None:
     witness.signals = lambda: [signal.SIGINT, signal.SIGTERM] if (folder / "pid0").exists() else []
     began = time.monotonic()

@@ -182,7 +182,7 @@ def test_two_processes_on_a_cpu_share_it() -> None:
     assert [(env["RANK"], env["LOCAL_RANK"]) for env in ranks] == [("0", "0"), ("1", "1")]
     for env in ranks:
         assert (env["WORLD_SIZE"], env["LOCAL_WORLD_SIZE"]) == ("2", "2")
-        assert (env["MASTER_ADDR"], env["MASTER_PORT"]) == ("127.0.0.1", "29555")
+        assert not {"MASTER_ADDR", "MASTER_PORT"} & set(env), "they meet in a file"
         assert int(env["OMP_NUM_THREADS"]) == max(1, (os.cpu_count() or 1) // 2)
 
 
@@ -240,23 +240,22 @@ def test_the_plan_as_json_holds_every_process() -> None:
 # --- where the ranks meet
 
 
-def test_the_port_is_bound_from_the_start_so_nobody_else_can_take_it() -> None:
+def test_listen_of_several_machines_holds_its_port() -> None:
     with contextlib.ExitStack() as opened:
-        listeners = [listen(Params(), 2) for _ in range(5)]
+        listeners = [listen(Params(num_machines=2)) for _ in range(5)]
         for listener in listeners:
             assert listener is not None
             opened.enter_context(listener)
-            address, port = listener.getsockname()
-            assert address == "127.0.0.1", "one machine listens on its loopback alone"
+            port = listener.getsockname()[1]
             with pytest.raises(JobError, match="main_process_port: expected a free port") as caught:
-                listen(Params(main_process_port=port), 2)
+                listen(Params(num_machines=2, main_process_port=port))
             assert caught.value.code == 2
         assert len({listener.getsockname()[1] for listener in listeners if listener}) == 5
 
 
-@pytest.mark.parametrize(("values", "processes"), [({}, 1), ({"num_machines": 2, "machine_rank": 1}, 2)])
-def test_nothing_listens_where_nobody_will_serve(values: dict[str, int], processes: int) -> None:
-    assert listen(Params(**values), processes) is None
+@pytest.mark.parametrize("values", [{"num_processes": 2}, {"num_machines": 2, "machine_rank": 1}])
+def test_listen_where_nobody_serves_opens_nothing(values: dict[str, int]) -> None:
+    assert listen(Params(**values)) is None
 
 
 @pytest.mark.parametrize(

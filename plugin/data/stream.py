@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ..job import JobError, Problem, data_error
 from .chat import ChatFormat
@@ -62,8 +62,8 @@ class StreamState:
     report: Report  # on the first pass
     buffer: tuple[tuple[int, Document], ...]  # (pass, document), oldest first
 
-    def save(self, path: Path) -> None:
-        """One safetensors file: the facts in its metadata, the buffer as flat arrays."""
+    def as_bytes(self) -> bytes:
+        """Return a safetensors file: the facts in its metadata, the buffer as flat arrays."""
         kept = [document for _, document in self.buffer]
         none = np.zeros(0, np.int32)
         tensors = {
@@ -75,7 +75,7 @@ class StreamState:
             "passes": np.array([pass_ for pass_, _ in self.buffer], dtype=np.int64),
         }
         facts = {name: value for name, value in asdict(replace(self, buffer=())).items() if name != "buffer"}
-        save_file(tensors, path, metadata={"stream": json.dumps(facts)})
+        return save(tensors, metadata={"stream": json.dumps(facts)})
 
     @staticmethod
     def load(path: Path) -> StreamState:
