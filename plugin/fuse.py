@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .families import FAMILIES
 from .job import Code, JobError, Problem, model_error
-from .model_files import refuse_missing_path
+from .model_files import is_own_file, refuse_missing_path
 from .models.diffusion import logits_of
 from .models.identity import base_digest, find_base, local_folder
 from .models.load import load_config, load_model, load_tokenizer, table_rows
@@ -90,7 +90,7 @@ def publish(model: PreTrainedModel, target: Target) -> Reloaded:
 def _write_and_compare(part: Path, model: PreTrainedModel, target: Target) -> Reloaded:
     prompt = rendered_prompt(target.tokenizer)
     write_model(part, model, target.tokenizer, target.facts, base=target.base)
-    if target.base and (settings := local_folder(target.base) / "generation_config.json").is_file():
+    if target.base and is_own_file(settings := local_folder(target.base) / "generation_config.json"):
         shutil.copy(settings, part)
     dtype = next(model.parameters()).dtype
     found = compare_reloaded(part, target.ids, logits_of(target.trained, target.ids), prompt, dtype)

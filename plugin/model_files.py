@@ -16,7 +16,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _FILES = (".json", ".yaml", ".safetensors", ".gguf", ".bin", ".pt")
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 _POINTER = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
-_WEIGHTS_INDEX = "model.safetensors.index.json"
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")  # a file of the folder itself, of no other kind
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json")
 
 
@@ -37,6 +38,7 @@ def check_model_files(name: str) -> None:
     if not (folder / "config.json").is_file():
         raise model_error("model_name", "a folder with config.json", name)
     check_pointers(folder, "model_name", ("*.safetensors", "config.json", *_TOKENIZER_FILES))
+    check_copied(folder, "model_name")
     _check_whole(name, folder)
     check_quantisation(name, read_json(folder / "config.json"), (folder / "quantize_config.json").is_file())
     if any(folder.glob("*.safetensors")):
@@ -104,6 +106,23 @@ def check_pointers(folder: Path, field: str, patterns: tuple[str, ...]) -> None:
         raise model_error(field, "whole files", got, f"Run `git lfs pull` in {folder}.")
 
 
+def is_own_file(file: Path) -> bool:
+    """Tell a regular file of its folder; a hub's cache keeps those of a repository in the `blobs` beside its `snapshots`."""
+    folder, target = file.parent.resolve(), file.resolve()
+    blobs = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
+    return target.is_file() and target.parent in (folder, blobs)
+
+
+def check_copied(folder: Path, field: str) -> None:
+    """Refuse links to other folders among the files that are published as they are. Raises JobError (exit 4)."""
+    patterns = ("generation_config.json", "*.py", "*.jinja", "additional_chat_templates/*.jinja")
+    files = sorted(file for pattern in patterns for file in folder.glob(pattern))
+    if foreign := [str(file.relative_to(folder)) for file in files if not is_own_file(file)]:
+        got = f"{folder}: {', '.join(foreign[:3])}, which leads elsewhere"
+        fix = "Whatever it leads to would be published with the trained model; put a copy in its place."
+        raise model_error(field, "files of its own", got, fix)
+
+
 def tokenizer_class(name: str) -> str | None:
     """Name the class that a folder without tokenizer.json asks for; None where it names none."""
     folder = Path(name).expanduser()
@@ -148,14 +167,25 @@ def _gguf(name: str, folder: Path) -> JobError:
 
 
 def _check_whole(name: str, folder: Path) -> None:
-    """Refuse weights of which a file is missing or empty. Raises JobError (exit 4)."""
-    named = read_json(folder / _WEIGHTS_INDEX).get("weight_map")
-    files = set(named.values()) if isinstance(named, dict) else set()
-    missing = sorted(str(file) for file in files if not (folder / str(file)).is_file())
+    """Refuse weights of which a file is missing or empty, or lies elsewhere. Raises JobError (exit 4)."""
+    files = shard_names(folder / WEIGHTS_INDEX, name) if (folder / WEIGHTS_INDEX).is_file() else []
+    missing = [file for file in files if not (folder / file).is_file()]
     missing += sorted(file.name for file in folder.glob("*.safetensors") if not file.stat().st_size)
     if missing:
         shown = ", ".join(missing[:3]) + (f", ... ({len(missing)} in all)" if len(missing) > 3 else "")
         raise model_error("model_name", "every file of the weights", f"{name}: {shown} missing or empty", "Fetch it again.")
+
+
+def shard_names(index: Path, name: str) -> list[str]:
+    """List the files that an index of weights names. Raises JobError (exit 4) for one that is no safetensors file beside it."""
+    named = read_json(index).get("weight_map")
+    files = list(named.values()) if isinstance(named, dict) else []
+    foreign = [file for file in files if not (isinstance(file, str) and _SHARD.fullmatch(file))]
+    if foreign or not files:
+        got = f"{name}: {str(foreign[0])[:80]}" if foreign else f"{name}, whose weight_map names none"
+        fix = "Pickled weights can run code, and another folder's would not be checked."
+        raise model_error("model_name", f"names of safetensors files beside {WEIGHTS_INDEX}", got, fix)
+    return sorted(set(files))
 
 
 def _starts_with(file: Path, beginning: bytes) -> bool:

@@ -15,6 +15,8 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from ..model_files import is_own_file
+
 # module.Class of a file in the folder; `org/name--module.Class` is the hub's.
 _REFERENCE = re.compile(r"([A-Za-z_]\w*)\.[A-Za-z_]\w*")
 _AUTO_MODELS = ("AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM")
@@ -54,12 +56,7 @@ def _files_of(auto_map: object, base: Path | None) -> list[Path]:
     if not matches or not all(matches):
         return []
     files = {base / f"{match[1]}.py" for match in matches if match}
-    if not all(_is_plain(file, base) for file in files):
+    if not all(map(is_own_file, files)):
         return []
     files |= {Path(imported) for file in files for imported in get_relative_import_files(file)}
-    return sorted(files) if all(_is_plain(file, base) for file in files) else []
-
-
-def _is_plain(file: Path, base: Path) -> bool:
-    """Tell a file of the folder itself. A hub's cache holds links to its own blobs, which are followed."""
-    return file.parent == base and file.is_file()
+    return sorted(files) if all(file.parent == base and is_own_file(file) for file in files) else []

@@ -11,6 +11,8 @@ from typing import Any
 from transformers.utils import cached_file
 
 from ..job import model_error
+from ..model_files import WEIGHTS_INDEX
+from .weights import weight_files
 
 SAMPLES, SAMPLE_BYTES = 16, 65_536
 
@@ -26,11 +28,16 @@ def local_folder(name: str) -> Path:
 
 
 def base_digest(name: str) -> str:
-    """16 hex digits over names, sizes and samples of the weight files; reading all of an 8B model would take minutes."""
+    """Return 16 hex digits over names, sizes and samples of the weight files; reading all of an 8B model would take minutes.
+
+    They are the files that `load_model` loads. Raises OSError where they are not here, JobError (exit 4) as it does.
+    """
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(local_folder(name).glob("*.safetensors")):
+    files = weight_files(str(local_folder(name)), offline=True)
+    for file in sorted(files.keys() - {WEIGHTS_INDEX}):
+        path = files[file]
         size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
+        digest.update(f"{file}\0{size}\0".encode())
         with path.open("rb") as file:
             for number in range(SAMPLES):
                 file.seek(max(0, size - SAMPLE_BYTES) * number // (SAMPLES - 1))

@@ -33,6 +33,7 @@ from transformers.utils import cached_file
 from ..families import ARCHITECTURES, FAMILIES, Family
 from ..job import JobError, Problem, model_error
 from ..model_files import (
+    check_copied,
     check_model_files,
     check_pointers,
     check_quantisation,
@@ -41,6 +42,7 @@ from ..model_files import (
     tokenizer_class,
 )
 from .published import REGISTRY, field_problems, wrong_kinds
+from .weights import weights_alone
 
 # What the libraries raise over a broken file; these have no common base below Exception.
 _BROKEN = (
@@ -69,19 +71,23 @@ def load_model(
         options["quantization_config"] = nf4(FAMILIES[config.model_type], dtype)
     model_class = REGISTRY[config.model_type][1] if config.model_type in REGISTRY else AutoModelForMaskedLM
     try:
-        loaded: Any = model_class.from_pretrained(
-            name,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # _check_report names them; transformers would only point to its log
-            local_files_only=offline,
-            output_loading_info=True,
-            **options,
-        )
+        with weights_alone(name, offline=offline) as folder:
+            loaded: Any = model_class.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # _check_report names them; transformers would only point to its log
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
+    except JobError:
+        raise
     except _BROKEN as error:
         raise model_error("model_name", "weights that load", f"{name}: {_first_line(error)}") from error
     model, report = loaded
+    model.name_or_path = model.config.name_or_path = name  # what an adapter of it records
     _check_report(name, report)
     if four_bit:
         keep_exact(model)
@@ -223,8 +229,28 @@ def _settle(config: PretrainedConfig, field: str, name: str) -> None:
             delattr(config, key)
     if not isinstance(getattr(config, "auto_map", {}), dict):
         raise model_error(field, "an object in auto_map", f"{name}: {config.auto_map!r}")
+    _choose_nothing(config, field, name)
     config.return_dict, config.dtype = True, None
     config.output_attentions = config.output_hidden_states = False
+
+
+# What of transformers' own a config.json may ask for; the run decides it. Any other word names a repository to fetch and run.
+_OWN_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
+_OWN_EXPERTS = ("eager", "batched_mm", "grouped_mm")
+
+
+def _choose_nothing(config: PretrainedConfig, field: str, name: str) -> None:
+    """Take code and files out of a configuration's hands, in place. Raises JobError (exit 4) where it asks for foreign ones."""
+    asked = {
+        "attn_implementation": (config._attn_implementation, _OWN_ATTENTION),
+        "experts_implementation": (config._experts_implementation, _OWN_EXPERTS),
+        "transformers_weights": (getattr(config, "transformers_weights", None), ()),
+    }
+    foreign = [f"{key} {str(value)[:80]!r}" for key, (value, own) in asked.items() if value is not None and value not in own]
+    if foreign:
+        fix = "Take it out of config.json: a run chooses code and weights itself."
+        raise model_error(field, "a configuration that names no code and no other weights", f"{name}: {', '.join(foreign)}", fix)
+    config._attn_implementation = config._experts_implementation = None
 
 
 def load_tokenizer(
@@ -234,6 +260,7 @@ def load_tokenizer(
 
     Raises JobError (exit 4) when it is not there or, naming the `field` that named it, has no mask token.
     """
+    check_copied(Path(name).expanduser(), field)
     check_pointers(Path(name).expanduser(), field, ("tokenizer*", "vocab*", "special_tokens_map.json"))
     try:
         tokenizer = _published_tokenizer(name, offline) if family and family.name in REGISTRY else _any_tokenizer(name, offline)
