@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 BASE ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo yes),$(name))))
 
-.PHONY: setup demo test contract faults fuzz check manifest bench gpu scaling pictures
+.PHONY: setup demo test contract faults fuzz check lock manifest bench gpu scaling pictures
 
 $(PYTHON):
 	@test -n "$(BASE)" || { echo "Python 3.11 or 3.12 is needed" >&2; exit 1; }
@@ -24,8 +24,8 @@ contract: setup .contract/lab .contract/form/node_modules/.package-lock.json
 	@OMP_NUM_THREADS=1 $(PYTHON) tests/contract/table.py
 
 .contract/lab: requirements-contract.txt
-	@if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(PYTHON) --no-deps --target .contract -r $<; \
-	else $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .contract -r $<; fi
+	@if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(PYTHON) --require-hashes --no-deps --target .contract -r $<; \
+	else $(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --upgrade --target .contract -r $<; fi
 	@touch $@
 
 # The form library of the app's plugin era. Without npm the table says that its form was not tried.
@@ -49,6 +49,12 @@ EXAMPLES ?= 100
 SEED ?= 0
 fuzz: setup
 	@EXAMPLES=$(EXAMPLES) $(PYTHON) -m pytest tests/fuzz -m fuzz -n 2 --hypothesis-seed=$(SEED) --durations=6 --durations-min=1
+
+# After a change of a version in a lock: the hashes of every file of each package, for every platform. Needs uv.
+lock:
+	@for lock in requirements*.txt; do \
+		{ grep "^#" $$lock; uv pip compile --quiet --no-deps --no-header --no-annotate --universal --python-version 3.11 --generate-hashes $$lock; } > .lock \
+		&& mv .lock $$lock || exit 1; done
 
 manifest: setup
 	@$(PYTHON) -m plugin.manifest

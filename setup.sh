@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Installs the lock into the ACTIVE environment (a venv, or the one Transformer Lab made for this plugin).
-# torch is named exactly, because a range on an empty environment takes gigabytes of CUDA packages; one that is already there is kept
-# when it is in our range. What was built against another torch is removed: it breaks every program that imports transformers.
+# Installs the lock into the ACTIVE environment (a venv, or the one Transformer Lab made for this plugin): files whose hashes are in it
+# and no others, from whatever index or folder pip or uv is told to use.
+# torch, and what torch itself asks for, is the exception: each machine has another build of it. It is named exactly, because a range on
+# an empty environment takes gigabytes of CUDA packages; one that is already there is kept when it is in our range. What was built against another torch is removed: it breaks every program that imports transformers.
 # Quick when repeated. `setup.sh --dev` adds what tests, checks and the demo need.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -70,7 +71,7 @@ if question == "misfits":
 wrong = [f"torch {torch}"] if torch == "missing" or release(torch)[:2] < release(least) else []
 for lock in locks:
     for line in open(lock, encoding="utf-8"):
-        name, _, pin = line.partition("#")[0].strip().partition("==")
+        name, _, pin = line.partition("#")[0].rstrip("\\ \n").partition("==")
         if pin and version(name).partition("+")[0] != pin:
             wrong.append(f"{name} {version(name)}")
 wrong += [f"{name} {built}" for name, built in misfits.items()]
@@ -123,10 +124,9 @@ else
 fi
 
 echo "setup: installing into $("$PYTHON" -c 'import sys; print(sys.prefix)')"
-packages=("${locks[@]/#/-r}")
-case "$(look differences || true)" in torch\ *) packages=("$TORCH" "${packages[@]}") ;; esac
 rm -f "$stamp" # what was whole may be so no longer when this is cut short
-install "${packages[@]}" # one call: what cannot be found or fetched fails before anything is replaced
+case "$(look differences || true)" in torch\ *) install "$TORCH" ;; esac # first: the lock goes over what it brings along
+install --require-hashes --no-deps "${locks[@]/#/-r}" # one call: what cannot be had fails before anything of it is replaced
 misfits=$(look misfits)
 if [ -n "$misfits" ]; then
     echo "setup: removing what was built for another torch: ${misfits//$'\n'/, }"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .quiet import quiet_loading  # isort: skip  # before anything that imports torch
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -22,13 +21,14 @@ from transformers import PreTrainedModel
 from .data.chat import ChatFormat
 from .data.turns import Turn
 from .families import FAMILIES
-from .job import JobError, Problem, model_error
+from .job import JobError, Problem, json_line, model_error, shown
 from .model_files import refuse_missing_path
 from .models.diffusion import positions, predictor
 from .models.identity import find_base
 from .models.load import load_model, load_tokenizer
 from .models.lora import ADAPTER_CONFIG, merged_model
 from .models.publish import read_diffusion
+from .redact import guard_streams
 from .run_folder import RunFolder, local_path
 from .sampling.blockwise import OnStep, SamplerSettings, Vocabulary, generate
 from .verbs import SAMPLER_OPTIONS, chat_options
@@ -101,6 +101,7 @@ def load_chatter(name: str, overrides: dict[str, int], given_base: str = "") -> 
 
 
 def main(argv: Sequence[str]) -> int:
+    guard_streams()
     quiet_loading()
     try:
         options = chat_options(argv)
@@ -114,10 +115,10 @@ def main(argv: Sequence[str]) -> int:
             print(problem.line, file=sys.stderr)
         return error.code
     if options.json:
-        shown = {"prompt": options.prompt, "text": answer.text, "steps": answer.steps, "seconds": round(answer.seconds, 3)}
-        print(json.dumps(shown, ensure_ascii=False))
+        told = {"prompt": options.prompt, "text": answer.text, "steps": answer.steps, "seconds": round(answer.seconds, 3)}
+        print(json_line(told))
     else:
-        print(answer.text)
+        print(shown(answer.text))
     return 0
 
 
@@ -145,7 +146,7 @@ def _answer_live(chatter: Chatter, turns: Sequence[Turn], console: Console) -> s
     """The answer, shown in place while it denoises when there is a terminal to show it on."""
     if not console.is_terminal:
         (answer,) = chatter.answer([turns])
-        console.print(answer.text, markup=False)
+        console.print(shown(answer.text), markup=False)
         return answer.text
     start = chatter.chat.prompt(turns).size
     with Live(console=console, auto_refresh=False) as live:
@@ -161,14 +162,14 @@ def _answer_live(chatter: Chatter, turns: Sequence[Turn], console: Console) -> s
 def canvas_line(chat: ChatFormat, ids: list[int]) -> Text:
     """A half-revealed answer as the terminal shows it."""
     text = Text("bot  ", style="bold green")
-    for piece in chat.frame(ids, HOLE):
+    for piece in shown(chat.frame(ids, HOLE)):
         text.append(piece, style="magenta" if piece == HOLE else "default")
     return text
 
 
 def answer_line(answer: Answer) -> Text:
     """A whole one."""
-    return Text.assemble(("bot  ", "bold green"), answer.text, (f"   {answer.steps} steps", "dim"))
+    return Text.assemble(("bot  ", "bold green"), shown(answer.text), (f"   {answer.steps} steps", "dim"))
 
 
 if __name__ == "__main__":

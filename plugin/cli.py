@@ -16,7 +16,7 @@ import yaml
 from .child import torch_program
 from .guard import guarded
 from .hosts.folder import FolderHost
-from .job import JobError, Outcome, Problem
+from .job import JobError, Outcome, Problem, json_line
 from .manifest import VERSION, add_arguments
 from .params import ALIASES
 from .parse import CommandLine, Parsed, parse
@@ -69,9 +69,9 @@ def report(error: JobError, *, json_of: str | None) -> int:
     for problem in error.problems:
         print(problem.line, file=sys.stderr)
     if json_of == "check":
-        print(json.dumps({"ok": False, "problems": [problem.as_json() for problem in error.problems], "plan": None}))
+        print(json_line({"ok": False, "problems": [problem.as_json() for problem in error.problems], "plan": None}))
     elif json_of == "train":
-        print(json.dumps({"run_dir": None, **Outcome("failed", error.code, error.problems[0]).as_json()}))
+        print(json_line({"run_dir": None, **Outcome("failed", error.code, error.problems[0]).as_json()}))
     return error.code
 
 

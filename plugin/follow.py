@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from . import child
 from .child import LISTEN_FD, MEETING, PARENT_PID
-from .job import Code, Outcome, Problem
+from .job import Code, Outcome, Problem, shown
 from .last_words import LastWords
 from .launch import LaunchPlan
 from .redact import redact, scrub
@@ -67,14 +67,14 @@ class Reading:
 
     def pump(self) -> None:
         for line in self._lines.new_lines():
-            shown = redact(line)
-            self.last_words.read(shown)
-            self._relay.line(shown)
+            text = shown(redact(line.rstrip("\r")))
+            self.last_words.read(text)
+            self._relay.line(text)
         for text in self._events.new_lines():
             try:
                 event = json.loads(text)
             except ValueError:  # a killed rank's half line, with another's behind it
-                self._relay.line(redact(text))
+                self._relay.line(shown(redact(text)))
                 continue
             # The first failure is the cause, later ones follow from it; so do those after a stop that had nothing to save.
             if event["type"] in ("finished", "failed") and self.final.get("type") != "failed" and not self.given_up:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from .quiet import quiet_loading  # isort: skip  # before anything that imports torch
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -20,13 +19,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .families import FAMILIES
-from .job import Code, JobError, Problem, model_error
+from .job import Code, JobError, Problem, json_line, model_error, one_line
 from .model_files import is_own_file, refuse_missing_path
 from .models.diffusion import logits_of
 from .models.identity import base_digest, find_base, local_folder
 from .models.load import load_config, load_model, load_tokenizer, table_rows
 from .models.lora import merged_model, with_adapter
 from .models.publish import public_name, read_diffusion, write_card, write_model
+from .redact import guard_streams
 from .run_folder import local_path, rename_whole
 from .verbs import fuse_options
 from .verify import TOKENS, Reloaded, compare_reloaded, rendered_prompt
@@ -135,6 +135,7 @@ def adapter_facts(base: str, *, four_bit: bool, dtype: torch.dtype) -> dict[str,
 
 
 def main(argv: Sequence[str]) -> int:
+    guard_streams()
     quiet_loading()
     try:
         options = fuse_options(argv)
@@ -145,7 +146,7 @@ def main(argv: Sequence[str]) -> int:
         for problem in error.problems:
             print(problem.line, file=sys.stderr)
         return error.code
-    print(json.dumps(fused.as_json()) if options.json else f"fused model  {fused.path}")
+    print(json_line(fused.as_json()) if options.json else f"fused model  {one_line(str(fused.path))}")
     return 0
 
 

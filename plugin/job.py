@@ -6,6 +6,7 @@ user never mends a form five times to see five messages.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
@@ -36,6 +37,12 @@ _UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 def one_line(text: str) -> str:
     """Write a text that may hold anything, such as a file's name, so that it can be shown in a line."""
     return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def json_line(value: object) -> str:
+    """Return one line of JSON that a terminal can show: JSON itself lets half of what one_line escapes stand."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def shown(text: str) -> str:

@@ -19,7 +19,7 @@ from typing import TextIO
 from urllib.parse import quote
 
 MARK = "[redacted]"
-NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL|(?<![A-Z])(PASS|PAT|AUTH)(?![A-Z])", re.IGNORECASE)
 NOT_KEYS = {"TOKENIZERS_PARALLELISM"}
 SHORTEST = 8  # characters; anything shorter would redact ordinary words
 # Keys that are known by their look, from wherever they come.

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from .job import one_line
 from .summary import counted
 
 STYLES = {"prompt": "cyan", "answer": "green", "end": "dim green", "masked": "bold white on magenta"}
@@ -21,6 +22,7 @@ BARS = " ▁▂▃▄▅▆▇█"
 def print_check(plan: Mapping[str, Any], *, ok: bool) -> None:
     """Print the report on stdout; colour only on a terminal without NO_COLOR."""
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    plan = _harmless(plan)
     for note in plan["notes"]:
         console.print(f"note: {note}", markup=False)
     if launch := plan.get("launch"):
@@ -34,6 +36,15 @@ def print_check(plan: Mapping[str, Any], *, ok: bool) -> None:
             _print_data(console, split, report)
         _print_preview(console, plan)
     console.print("[bold green]ok: this job can run[/]" if ok else "[bold red]not ok: see the errors[/]")
+
+
+def _harmless(value: Any) -> Any:
+    """Return `value` with every text in it, of rows and files, fit for a line of a terminal."""
+    if isinstance(value, str):
+        return one_line(value.replace("\n", "⏎"))
+    if isinstance(value, Mapping):
+        return {_harmless(key): _harmless(item) for key, item in value.items()}
+    return [_harmless(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _print_run(console: Console, plan: Mapping[str, Any]) -> None:
@@ -81,5 +92,5 @@ def _print_preview(console: Console, plan: Mapping[str, Any]) -> None:
         text = Text(f"  t = {view['t']:<5} ")
         for run in view["runs"]:
             hidden = run["kind"] == "masked" and console.color_system is None
-            text.append(HOLE * run["tokens"] if hidden else run["text"].replace("\n", "⏎"), style=STYLES[run["kind"]])
+            text.append(HOLE * run["tokens"] if hidden else run["text"], style=STYLES[run["kind"]])
         console.print(text)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .board import Board
-from .job import Problem
+from .job import Problem, one_line
 from .redact import redact
 from .resume import MAY_CHANGE
 from .run_folder import JsonLines, RunFolder, to_json, utc_now, write_whole
@@ -154,5 +154,5 @@ def report_failure(folder: RunFolder, error: Problem, rank: int) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text of a data row on one line, harmless in TensorBoard's Markdown (which is what a browser renders)."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ⏎ ")
+    """Return a row's text as one line of a code block of Markdown, which a browser renders: any end of a line would leave it."""
+    return one_line(text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ⏎ "))

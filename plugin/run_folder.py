@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, cast
 
-from .job import JobError, Problem
+from .job import JobError, Problem, json_line
 from .redact import redact
 
 STOP, SAVE, SAMPLE = "STOP", "SAVE", "SAMPLE"
@@ -43,7 +43,7 @@ def local_path(name: str) -> str:
 
 def to_json(value: object) -> str:
     """One line of JSON, without keys; a NaN or infinity becomes a string, because no JSON reader is obliged to take one."""
-    return json.dumps(_presentable(value), ensure_ascii=False, default=str)
+    return json_line(_presentable(value))
 
 
 def _presentable(value: Any) -> Any:

@@ -23,7 +23,7 @@ from .data.sources import absolute_mixture, fingerprint
 from .data.templates import compile_templates
 from .follow import Inherited, Relay, run_workers
 from .hosts import Host
-from .job import Code, JobError, Outcome, Problem
+from .job import Code, JobError, Outcome, Problem, json_line, shown
 from .last_words import LastWords
 from .launch import LaunchPlan, listen, machine_dir, nvidia_smi, plan_launch, resolve_gpus, visible_gpus
 from .model_files import check_method, check_model_files, refuse_missing_path
@@ -244,8 +244,7 @@ def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
     plan["command"] = train_command(parsed.params)
     plan |= {"params": params.as_json(), "notes": [*parsed.notes, *answer["notes"]], **(answer["report"] or {})}
     if as_json:
-        shown = [problem.as_json() for problem in problems]
-        print(json.dumps({"ok": not problems, "problems": shown, "plan": plan}, ensure_ascii=False))
+        print(json_line({"ok": not problems, "problems": [problem.as_json() for problem in problems], "plan": plan}))
     for problem in problems:
         print(problem.line, file=sys.stderr)
     if not as_json:
@@ -289,7 +288,7 @@ def _try_out(params: Params, ranks: int, *, offline: bool) -> Mapping[str, Any]:
         process_group=0,  # a terminal's Ctrl-C is for this program alone, which then ends that one without a word from it
         check=False,
     )
-    print(done.stderr, end="", file=sys.stderr)
+    print(shown(done.stderr), end="", file=sys.stderr)
     if not done.stdout:
         cause = LastWords(done.stderr.splitlines()).cause or "without an answer"
         got = f"exit {done.returncode}: {cause}"

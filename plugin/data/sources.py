@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..job import Code, JobError, Problem, data_error, one_line
+from ..redact import redact
 from .hub import Split, hub_rows, hub_split
 from .readers import FIELD, READERS, read_file, without_nan
 from .saved import saved_files
@@ -258,7 +259,7 @@ def _part_rows(
             yield Row(f"{part.name}:{number}", without_nan(values))
     for path in paths:
         # Two files of one name would share their row ids.
-        label = one_line(path.name if names[path.name] == 1 else str(path))
+        label = redact(one_line(path.name if names[path.name] == 1 else str(path)))
         try:
             if path.stat().st_size:
                 for number, values in read_file(path, text_rows):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
@@ -13,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..job import Outcome
+from ..job import Outcome, json_line, one_line, shown
 from ..launch import LaunchPlan
 from ..run_folder import RunFolder
 from ..summary import counted, metrics_line, outcome_line
@@ -24,7 +23,7 @@ QUIET_LINES = 20  # without a terminal, so many metric lines a run
 
 def _quoted(path: object) -> str:
     """A path as a shell takes it back: people copy these lines."""
-    return shlex.quote(str(path))
+    return one_line(shlex.quote(str(path)))
 
 
 class FolderHost:
@@ -55,7 +54,7 @@ class FolderHost:
 
     def line(self, text: str) -> None:
         with self._pulse.speaking():
-            (self._bar.console if self._bar else self._console).print(text, markup=False)
+            (self._bar.console if self._bar else self._console).print(shown(text), markup=False)
 
     def event(self, event: Mapping[str, Any]) -> None:
         self._pulse.event(event)
@@ -76,21 +75,17 @@ class FolderHost:
             self._bar = None
         self.line(outcome_line(outcome, folder))
         if self._as_json:
-            print(
-                json.dumps(
-                    {"run_dir": str(folder.path) if folder.path.is_dir() else None, **outcome.as_json()}, ensure_ascii=False
-                )
-            )
+            print(json_line({"run_dir": str(folder.path) if folder.path.is_dir() else None, **outcome.as_json()}))
             return
         if not folder.path.is_dir():
             return
-        print(f"run folder   {folder.path}")
+        print(f"run folder   {one_line(str(folder.path))}")
         program = f"python {_quoted(os.path.relpath(sys.argv[0]))}"
         if outcome.outcome == "stopped" and folder.checkpoints():
             where = _quoted(folder.path)
             print(f"resume       {program} train --config {_quoted(folder / 'run.json')} --resume true --run_dir {where}")
         if (folder / "fused").is_dir():
-            print(f"fused model  {folder / 'fused'}")
+            print(f"fused model  {one_line(str(folder / 'fused'))}")
             print(f"chat         {program} chat {_quoted(folder.path)}")
         print(f"curves       tensorboard --logdir {_quoted(folder / 'tb')}")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..families import pipeline_tag
-from ..job import JobError, Outcome, Problem
+from ..job import JobError, Outcome, Problem, shown
 from ..launch import LaunchPlan
 from ..resume import STATE
 from ..run_folder import RunFolder
@@ -78,7 +78,7 @@ class LabHost:
 
     def line(self, text: str) -> None:
         with self._pulse.speaking():
-            print(text, flush=True)
+            print(shown(text), flush=True)
 
     def event(self, event: Mapping[str, Any]) -> None:
         self._pulse.event(event)

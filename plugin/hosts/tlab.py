@@ -16,7 +16,7 @@ from typing import Any
 from werkzeug.utils import secure_filename
 
 from ..families import pipeline_tag
-from ..job import Code, JobError, Outcome, Problem
+from ..job import Code, JobError, Outcome, Problem, shown
 from ..launch import LaunchPlan
 from ..params import METHOD_ONLY
 from ..run_folder import RunFolder, to_json, write_whole
@@ -58,7 +58,7 @@ class TlabHost:
 
     def line(self, text: str) -> None:
         with self._pulse.speaking():
-            print(text, flush=True)  # the host streams this from a file
+            print(shown(text), flush=True)  # the host streams this from a file
 
     def event(self, event: Mapping[str, Any]) -> None:
         self._pulse.event(event)

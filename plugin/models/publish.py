@@ -12,6 +12,8 @@ from huggingface_hub import ModelCardData
 from transformers import PreTrainedTokenizerBase
 
 from ..families import pipeline_tag
+from ..job import one_line
+from ..redact import redact
 from .code_files import write_code_files
 from .identity import local_folder
 from .lora import ADAPTER_CONFIG, MaybeAdapted, has_adapter
@@ -41,7 +43,7 @@ def write_model(
         write_code_files(folder, local_folder(base) if base else None)
     tokenizer.save_pretrained(folder)
     _rewrite(folder / "tokenizer_config.json", _portable_tokenizer)
-    (folder / DIFFUSION_FILE).write_text(json.dumps(diffusion, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / DIFFUSION_FILE).write_text(redact(json.dumps(diffusion, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8")
 
 
 def _rewrite(file: Path, change: Any) -> None:
@@ -86,13 +88,13 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
     method, base = facts["method"], facts["table"].get("base model", "")
     lines = [
         *_front_matter(base, library_name="transformers", pipeline_tag=pipeline_tag(method), tags=_TAGS),
-        f"# {facts['name']}",
+        f"# {_as_text(facts['name'])}",
         "",
         f"A text-diffusion language model, trained by masked diffusion (method `{method}`).",
         "",
         "| | |",
         "|---|---|",
-        *(f"| {key} | {_cell(value)} |" for key, value in facts["table"].items()),
+        *(f"| {key} | {_as_text(value)} |" for key, value in facts["table"].items()),
         "",
         *_evaluation(facts["metrics"]),
         "## Use",
@@ -106,7 +108,7 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
         _LICENCES.format(what="model"),
         "",
     ]
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "README.md").write_text(redact("\n".join(lines)), encoding="utf-8")
 
 
 def write_adapter_card(folder: Path, diffusion: dict[str, Any]) -> None:
@@ -118,7 +120,7 @@ def write_adapter_card(folder: Path, diffusion: dict[str, Any]) -> None:
         *_front_matter(base["name"], library_name="peft", pipeline_tag=tag, tags=[*_TAGS, "lora"]),
         "# LoRA adapter",
         "",
-        f"Trained by masked diffusion (method `{diffusion['method']}`) on `{base['name']}`{bits}.",
+        f"Trained by masked diffusion (method `{diffusion['method']}`) on {_as_code(base['name'])}{bits}.",
         "It is no model by itself: it belongs to exactly these weights, whose digest `diffusion.json` holds.",
         "",
         "```",
@@ -129,7 +131,7 @@ def write_adapter_card(folder: Path, diffusion: dict[str, Any]) -> None:
         _LICENCES.format(what="adapter"),
         "",
     ]
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "README.md").write_text(redact("\n".join(lines)), encoding="utf-8")
 
 
 def _front_matter(base: str, **fields: Any) -> list[str]:
@@ -156,5 +158,10 @@ def _evaluation(metrics: dict[str, float]) -> list[str]:
     return ["## Evaluation", "", "| metric | value |", "|---|---|", *rows, ""] if rows else []
 
 
-def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+def _as_code(name: str) -> str:
+    return "`" + one_line(name).replace("`", "'") + "`"
+
+
+def _as_text(value: object) -> str:
+    """Write a name or a figure as words of Markdown: what a folder or a data set is called makes no link, image or column."""
+    return re.sub(r"([\\`*_{}\[\]<>()#!|&~])", r"\\\1", one_line(str(value)))

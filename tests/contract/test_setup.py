@@ -94,7 +94,7 @@ class Plugin:
 
 def lock() -> dict[str, str]:
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    return dict(line.lower().split("==") for line in lines if line and not line.startswith("#"))
+    return dict(line.lower().rstrip(" \\").split("==") for line in lines if "==" in line)
 
 
 def make_wheel(folder: Path, name: str, version: str, code: str = "", requires: str = "") -> Path:
