@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from .board import hush_writer_thread
 from .child import PARENT_PID
-from .job import Code, JobError, Problem
+from .job import Code, JobError, Problem, json_line
 from .memory_advice import out_of_memory
 from .params import Params
 from .redact import guard_streams
@@ -84,7 +84,7 @@ def check(request: dict[str, Any]) -> int:
         if is_out_of_memory(error):
             found = out_of_memory(Params.model_validate(request["params"]), None, what_was_wanted(error))
         problems = (found,)
-    print(json.dumps({"problems": [one.as_json() for one in problems], "report": report, "notes": notes}, ensure_ascii=False))
+    print(json_line({"problems": [one.as_json() for one in problems], "report": report, "notes": notes}))
     return int(problems[0].code) if problems else 0
 
 
