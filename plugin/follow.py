@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
+from .files import open_plain
 from .job import Code, Outcome, Problem
 from .last_words import LastWords
 from .launch import LaunchPlan
@@ -95,7 +96,7 @@ def run_workers(plan: LaunchPlan, folder: RunFolder, relay: Relay, inherited: In
     numbers = [int(rank.get("RANK", "0")) for rank in plan.ranks]
     watch = Watch(folder.path, numbers, hang_timeout_s)
     try:
-        with (folder / "log.txt").open("ab") as log:
+        with open(folder / "log.txt", "ab", opener=open_plain) as log:
             for rank in plan.ranks:
                 workers.append(_start(plan.argv, rank, log, inherited))
         if inherited.listener:

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 from transformers import PreTrainedTokenizerBase
 
 from ..families import pipeline_tag
+from ..job import one_line
 from .code_files import write_code_files
 from .identity import local_folder
 from .lora import ADAPTER_CONFIG, MaybeAdapted, has_adapter
@@ -157,4 +158,4 @@ def _evaluation(metrics: dict[str, float]) -> list[str]:
 
 
 def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return one_line(str(value).replace("\n", " ")).replace("|", "\\|")
