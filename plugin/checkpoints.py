@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from .digests import write_digests
+from .digests import DIGESTS, write_digests
+from .files import remove, rename_whole, set_aside
 from .models.lora import MaybeAdapted
 from .models.publish import write_model
 from .optimizers import restore_optimizer
 from .resume import STATE, read_state
-from .run_folder import RunFolder, rename_whole, to_json
+from .run_folder import RunFolder, to_json
 from .schedules import Schedule
 
 OPTIMIZER = "optimizer.safetensors"
@@ -63,20 +64,20 @@ def save_checkpoint(folder: RunFolder, state: State, contents: Contents, keep: i
     """Write checkpoint-<step>; keep the last `keep` and the best one. A kill at any moment leaves those before it whole."""
     final = folder / f"checkpoint-{state.step}"
     part = folder / f".checkpoint-{state.step}.part"
-    shutil.rmtree(part, ignore_errors=True)
+    remove(part)
     write_model(part, contents.model, contents.tokenizer, dict(contents.facts), base=contents.base)
     save_file(dict(contents.optimizer), part / OPTIMIZER)
     for rank, stream in enumerate(contents.streams):
         (part / f"stream-{rank}.safetensors").write_bytes(stream)
     (part / STATE).write_text(to_json(asdict(state)) + "\n", encoding="utf-8")
     write_digests(part)
-    if final.exists():  # of this step, but broken: a run goes on from whole ones
-        shutil.rmtree(final)
+    if final.exists():  # of this step, but no whole one: a run goes on from those
+        set_aside(final)
     rename_whole(part, final)
     saved = folder.checkpoints()
     best = best_checkpoint(folder)
     for old in saved[:-keep]:
-        if old != best:
+        if old != best and (old / DIGESTS).is_file():  # the mark of ours
             _remove(folder, old)
     return final
 
@@ -84,7 +85,7 @@ def save_checkpoint(folder: RunFolder, state: State, contents: Contents, keep: i
 def _remove(folder: RunFolder, checkpoint: Path) -> None:
     """Renamed first: half removed, it must not look like a checkpoint."""
     part = folder / f".{checkpoint.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
+    remove(part)
     checkpoint.rename(part)
     shutil.rmtree(part)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from .data.documents import Documents
+from .files import remove, rename_whole
 from .loop import NonFinite
-from .run_folder import RunFolder, rename_whole, to_json
+from .run_folder import RunFolder, to_json
 
 
 def row_of(documents: Documents | None, index: int) -> str:
@@ -30,7 +30,7 @@ def write_bundle(folder: RunFolder, error: NonFinite, documents: Documents | Non
     final = folder / f"debug-step-{error.step}-rank-{rank}"
     part = folder / f".{final.name}.part"
     for earlier in (part, final):  # a run that went on may break at the same step again
-        shutil.rmtree(earlier, ignore_errors=True)
+        remove(earlier)
     part.mkdir(parents=True)
     told: list[dict[str, Any]] = []
     for number, piece in enumerate(error.pieces):

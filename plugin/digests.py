@@ -4,39 +4,88 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from .files import open_plain, walk
 
 DIGESTS = "digests.json"  # file name -> BLAKE2b of its content, 32 hex digits
+_MOST_BYTES = 1 << 24  # of that file: a hundred thousand names
 
 
 def write_digests(folder: Path) -> None:
     """Written last: a folder without it was never finished."""
-    found = {str(file.relative_to(folder)): _digest(file) for file in sorted(folder.rglob("*")) if file.is_file()}
-    (folder / DIGESTS).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found = {name: _digest(folder / name) for name, entry in walk(folder) if entry.is_file(follow_symlinks=False)}
+    with open(folder / DIGESTS, "w", encoding="utf-8", opener=open_plain) as file:
+        file.write(json.dumps(found, indent=1) + "\n")
 
 
 def why_broken(folder: Path) -> str:
-    """What is wrong with the files, in words; empty when each is there with its own content."""
+    """What is wrong with the files, in words; empty when each is there with its own content, and nothing else is."""
     try:
-        expected: Any = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+        expected = _listed(folder)
+        there = dict(walk(folder))
     except FileNotFoundError:
         return f"it has no {DIGESTS}, so this program did not finish it"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return f"{DIGESTS} cannot be read: {error}"
-    if not isinstance(expected, dict) or not expected:
+    if not expected:
         return f"{DIGESTS} names no files"
+    for name, entry in there.items():
+        if reason := _why_foreign(name, entry, expected):
+            return reason
     for name, digest in expected.items():
+        if name not in there:  # also what lies elsewhere: a path that begins with / or holds ..
+            return f"{name} is missing"
         try:
             if _digest(folder / name) != digest:
                 return f"{name} is not what was written"
-        except FileNotFoundError:
-            return f"{name} is missing"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
     return ""
 
 
+def unlisted(folder: Path) -> bool:
+    """Tell a folder that holds what this program did not write there, and may not remove."""
+    try:
+        expected = _listed(folder)
+        return any(_why_foreign(name, entry, expected) for name, entry in walk(folder))
+    except (OSError, ValueError, RecursionError):
+        return True
+
+
+def _listed(folder: Path) -> Mapping[str, Any]:
+    with open(folder / DIGESTS, "rb", opener=open_plain) as file:
+        text = file.read(_MOST_BYTES + 1)
+    if len(text) > _MOST_BYTES:
+        raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
+    found: Any = json.loads(text.decode("utf-8"))
+    return cast("Mapping[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def _why_foreign(name: str, entry: os.DirEntry[str], expected: Mapping[str, Any]) -> str:
+    if entry.is_symlink():
+        return f"{name} is a link"
+    status = entry.stat(follow_symlinks=False)
+    if stat.S_ISDIR(status.st_mode):
+        return ""
+    if not stat.S_ISREG(status.st_mode):
+        return f"{name} is no plain file"
+    if name != DIGESTS and name not in expected:
+        return f"{name} is not one of the files of {DIGESTS}"
+    if status.st_size > _disk_size(entry.path):  # a hole that would be read for ever
+        return f"{name} is larger than its disk"
+    return ""
+
+
+def _disk_size(path: str) -> float:
+    disk = os.statvfs(path)
+    return disk.f_blocks * disk.f_frsize or float("inf")
+
+
 def _digest(file: Path) -> str:
-    with file.open("rb") as content:
+    with open(file, "rb", opener=open_plain) as content:
         return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

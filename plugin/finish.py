@@ -10,12 +10,13 @@ import torch
 
 from . import fuse, streaming
 from .data.sources import renamed_mixture
+from .files import replace_whole, set_aside
 from .loading import Data, Trained
 from .models.lora import MaybeAdapted, has_adapter
 from .models.publish import public_name, write_adapter_card, write_model
 from .params import Params
 from .reporting import Reporter
-from .run_folder import RunFolder, rename_whole
+from .run_folder import RunFolder
 from .verify import TOKENS
 
 
@@ -42,8 +43,10 @@ def finish(
         facts = model_facts(params, data, trained.weight_dtype)
         write_model(part, model, data.tokenizer, facts)
         write_adapter_card(part, facts)
-        rename_whole(part, folder / "adapter")
+        replace_whole(part, folder / "adapter")
     if not params.fuse_model:
+        if (folder / "fused").is_dir():  # of an earlier end of this run, which is not this one's
+            reporter.log(f"fuse_model: off; the fused model of before is now {set_aside(folder / 'fused').name}")
         return {}
     reporter.phase("fuse")
     longest = data.train[int(data.train.lengths.argmax())].ids[:TOKENS]
@@ -55,6 +58,7 @@ def finish(
         card=_card(params, data, metrics, ranks),
         trained=model,
         ids=torch.tensor(longest[None].astype("int64")),
+        replaces=True,
     )
     fused = _fuse(params, folder, trained.weight_dtype, model, target)
     reporter.log(f"fused: {fused.path}; reloaded, largest logit difference {fused.differences[fused.chosen]:.2e}")

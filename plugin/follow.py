@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from . import child
 from .child import LISTEN_FD, MEETING, PARENT_PID
+from .files import open_plain
 from .job import Code, Outcome, Problem, shown
 from .last_words import LastWords
 from .launch import LaunchPlan
@@ -107,7 +108,7 @@ def run_workers(plan: LaunchPlan, folder: RunFolder, relay: Relay, inherited: In
     numbers = [int(rank.get("RANK", "0")) for rank in plan.ranks]
     watch = Watch(folder.path, numbers, hang_timeout_s)
     try:
-        with (folder / "log.txt").open("ab") as log:
+        with open(folder / "log.txt", "ab", opener=open_plain) as log:
             for rank in plan.ranks:
                 workers.append(_start(plan.argv, rank, log, inherited))
         if inherited.listener:

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .families import FAMILIES
+from .files import part_beside, remove, rename_whole, replace_whole
 from .job import Code, JobError, Problem, json_line, model_error, one_line
 from .model_files import is_own_file, refuse_missing_path
 from .models.diffusion import logits_of
@@ -27,7 +28,7 @@ from .models.load import load_config, load_model, load_tokenizer, table_rows
 from .models.lora import merged_model, with_adapter
 from .models.publish import public_name, read_diffusion, write_card, write_model
 from .redact import guard_streams
-from .run_folder import local_path, rename_whole
+from .run_folder import local_path
 from .verbs import fuse_options
 from .verify import TOKENS, Reloaded, compare_reloaded, rendered_prompt
 
@@ -54,6 +55,7 @@ class Target:
     card: Card
     trained: nn.Module  # the live model
     ids: torch.Tensor  # [S, T] to compare logits on
+    replaces: bool = False  # what the run that owns the folder has published before
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,12 @@ class Fused:
 def publish(model: PreTrainedModel, target: Target) -> Reloaded:
     """Write `model` to the target's folder, whole or not at all; returns what a fresh process found there."""
     final = target.folder
-    part = final.with_name(f".{final.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    part = part_beside(final)
     try:
         found = _write_and_compare(part, model, target)
-        rename_whole(part, final)
+        (replace_whole if target.replaces else rename_whole)(part, final)
     finally:
-        shutil.rmtree(part, ignore_errors=True)  # of a failure or Ctrl-C; gone after the renaming
+        remove(part)  # of a failure or Ctrl-C; gone after the renaming
     return found
 
 
@@ -155,6 +156,9 @@ def _fuse_earlier(adapter: Path, base: str, out: Path, fuse_base: str) -> Fused:
     if not adapter.is_dir():
         raise model_error("adapter", "an adapter's folder, or that of a run", f"{adapter}, which is not there")
     adapter = adapter / "adapter" if (adapter / "adapter").is_dir() else adapter
+    if out.is_symlink():
+        got = f"{out}, which is a link to {out.readlink()}"
+        raise JobError(Problem("out", "a new or empty folder", got, "Name the folder itself, or another one."))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise JobError(
             Problem("out", "a new or empty folder", f"{out}, which holds something", "Choose another folder.", Code.CONFIGURATION)

@@ -31,11 +31,11 @@ class Code(IntEnum):
 
 
 # Characters that steer a terminal, turn the direction of what follows, end a line, or cannot be written in UTF-8.
-_UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSHOWN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def one_line(text: str) -> str:
-    """Write a text that may hold anything, such as a file's name, so that it can be shown in a line."""
+    """Write a text that may hold anything, such as a file's name, so that it can be shown in a line; tabs stay."""
     return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
@@ -47,7 +47,7 @@ def json_line(value: object) -> str:
 
 def shown(text: str) -> str:
     """Write a text of several lines, such as an answer, so that it can be shown: its lines and tabs stay, nothing else steers."""
-    return "\n".join("\t".join(map(one_line, line.split("\t"))) for line in text.replace("\r\n", "\n").split("\n"))
+    return "\n".join(map(one_line, text.replace("\r\n", "\n").split("\n")))
 
 
 @dataclass(frozen=True)

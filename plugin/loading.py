@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +21,7 @@ from .data.chat import ChatFormat
 from .data.documents import Documents
 from .disk import check_room, count_parameters
 from .exchange import gather_values
+from .files import remove, rename_whole
 from .heaviest import heaviest_batch
 from .models.diffusion import DiffusionModel, Predict
 from .models.flops import FlopCount, count_flops
@@ -33,7 +33,7 @@ from .packing import Attention, check_fits, choose_attention, choose_compile
 from .params import SHARDED, Params
 from .precision import COMPUTE, weight_dtype
 from .reporting import Reporter
-from .run_folder import RunFolder, rename_whole, to_json
+from .run_folder import RunFolder, to_json
 from .schedules import Schedule
 from .sharding import choose_parallel, gathered_dtype, gathered_model, gathered_optimizer, hollow, shard, shared_predictor
 from .step import Step, StepRules
@@ -64,7 +64,7 @@ def prepare_data(
     prepare = streaming.prepare if params.streaming else assembly.prepare
     prepared = prepare(params, reporter.log, between_rows=between_rows, moment=moment)
     data = folder / ".data.part"
-    shutil.rmtree(data, ignore_errors=True)
+    remove(data)
     prepared.tokenizer.save_pretrained(data / "tokenizer")
     for split, documents in (("train", prepared.train), ("eval", prepared.evaluation)):
         documents.save(data / split)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from .families import ARCHITECTURES
+from .files import write_whole
 from .params import GROUPS, METHOD_ONLY, NEEDS
 from .parse import ADVANCED, SCHEMA, choices, expected
-from .run_folder import write_whole
 from .task import gallery_entry, task_yaml
 
 ROOT = Path(__file__).resolve().parent.parent

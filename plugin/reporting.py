@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .board import Board
+from .files import write_whole
 from .job import Problem, one_line
 from .redact import redact
 from .resume import MAY_CHANGE
-from .run_folder import JsonLines, RunFolder, to_json, utc_now, write_whole
+from .run_folder import JsonLines, RunFolder, to_json, utc_now
 from .summary import counted
 from .watchdog import Heartbeat
 
@@ -50,6 +51,7 @@ class Reporter:
     def log(self, line: str) -> None:
         """One line for people, in log.txt (which is this process's stdout) and as an event."""
         if self.speaks:
+            line = one_line(line)
             print(line, flush=True)
             self.event("log", line=line)
 

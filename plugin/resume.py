@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .digests import why_broken
+from .digests import unlisted, why_broken
+from .files import open_plain, recover, remove, set_aside, write_whole
 from .job import JobError, Problem
+from .owned import half_written
 from .params import Params
-from .run_folder import RunFolder, to_json, write_whole
+from .run_folder import RunFolder, to_json
 
 STATE = "state.json"
 
@@ -117,25 +118,25 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def cut_back(folder: RunFolder, step: int, say: Callable[[str], None]) -> None:
     """Leave what a run that stood at `step` would have written: later metrics and samples go, half-written folders too.
 
-    Whole checkpoints of later steps are renamed, not removed: only naming an older one leaves any.
+    Whole checkpoints of later steps are renamed, not removed: only naming an older one leaves any. An adapter and a fused model
+    stay until the next ones take their place.
     """
-    for part in folder.path.glob(".*.part"):
+    for part in half_written(folder.path):
         say(f"resume: {part.name} was only half written; removed")
-        shutil.rmtree(part) if part.is_dir() else part.unlink()
+        remove(part)
     for name in ("adapter", "fused"):
-        if (folder / name).exists():
-            shutil.rmtree(folder / name)
+        recover(folder / name)
     for later in folder.checkpoints():
         if int(later.name.removeprefix("checkpoint-")) <= step:
             continue
-        if why_broken(later):
+        if why_broken(later) and not unlisted(later):
             say(f"resume: {later.name} is broken; removed")
-            shutil.rmtree(later)
-        else:
-            kept = folder / f"replaced-{later.name}"
-            shutil.rmtree(kept, ignore_errors=True)
-            later.rename(kept)
-            say(f"resume: {later.name} is now {kept.name}")
+            remove(later)
+            continue
+        earlier = folder / f"replaced-{later.name}"
+        if earlier.is_dir() and not earlier.is_symlink() and not unlisted(earlier):
+            remove(earlier)
+        say(f"resume: {later.name} is now {set_aside(later).name}")
     latest: dict[str, Any] = {}
     for line in _keep_lines(folder / "metrics.jsonl", step):
         latest |= line
@@ -148,7 +149,7 @@ def cut_back(folder: RunFolder, step: int, say: Callable[[str], None]) -> None:
 def _end_last_line(path: Path) -> None:
     """Cut off the half line that a kill leaves, for the next one would be written behind it."""
     if path.exists():
-        with path.open("rb+") as file:
+        with open(path, "rb+", opener=open_plain) as file:
             file.truncate(file.read().rfind(b"\n") + 1)
 
 

@@ -1,7 +1,8 @@
 """The run folder: the plain files through which parent, worker, host and person talk about one run.
 
 The parent alone writes `run.json`; the worker (rank 0) writes everything else. A person may create `STOP`, `SAVE` and `SAMPLE`.
-Every whole-file write goes beside the target, is fsynced and renamed, so a reader never sees half a file.
+A person's request is any entry of that name: a file, a link or a folder. Every whole-file write goes beside the target, is fsynced
+and renamed, so a reader never sees half a file.
 """
 
 from __future__ import annotations
@@ -10,24 +11,20 @@ import fcntl
 import json
 import math
 import os
-import shutil
+import re
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, cast
 
-from .job import JobError, Problem, json_line
+from .files import open_plain, remove, write_whole
+from .job import JobError, Problem, json_line, one_line
+from .owned import LOCK, REQUESTS, begun_anew, is_record, misplaced
 from .redact import redact
 
-STOP, SAVE, SAMPLE = "STOP", "SAVE", "SAMPLE"
-LOCK = ".lock"
-# What a run has written before its first checkpoint, as patterns.
-WRITTEN = (
-    *(STOP, SAVE, SAMPLE, "data", "tb", "debug-step-*", ".*.part", ".heartbeat-*", "log.txt", "progress.json"),
-    *("metrics.json", "metrics.jsonl", "samples.jsonl", "events.jsonl", "run.json"),
-)
+STOP, SAVE, SAMPLE = REQUESTS
 LOCK_WAIT_S = 60.0  # how long a second starter waits for the folder; workers of a killed parent may live 30 s
 
 
@@ -58,34 +55,6 @@ def _presentable(value: Any) -> Any:
     return value
 
 
-def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write `text` so that a reader finds the old content or all of the new one; `durable`: even after a power cut."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(beside, path)
-
-
-def rename_whole(part: Path, final: Path) -> None:
-    """Publish a finished folder under its final name; everything in it is on disk before the name appears."""
-    for file in sorted(part.rglob("*")):
-        _fsync(file)
-    _fsync(part)
-    os.rename(part, final)
-    _fsync(final.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _unwritable(path: Path, error: OSError) -> JobError:
     got = f"{path}: {error.strerror}"
     return JobError(Problem("run_dir", "a folder that can be written", got, "Choose another run_dir."))
@@ -107,10 +76,27 @@ class RunFolder:
     def problems(self, *, goes_on: bool = False) -> list[Problem]:
         """Why this folder cannot take a new run, or `goes_on`: the run in it; empty when it can."""
         fix = "Choose another run_dir; runs are never overwritten."
+        if one_line(str(self.path)) != str(self.path):
+            return [Problem("run_dir", "a name without control characters", str(self.path), "Choose another run_dir.")]
         if self.path.exists() and not self.path.is_dir():
             return [Problem("run_dir", "a folder", f"{self.path}, which is a file", fix)]
-        if not self.path.is_dir() or not self._contents() or self._failed_before_a_step():
+        if self.path.is_symlink() and re.fullmatch(r"machine-\d+", self.path.name):
+            got = f"{self.path}, which is a link to {self.path.readlink()}"
+            return [Problem("run_dir", "a folder of each machine's own", got, "Take it away.")]
+        if not self.path.is_dir():
             return []
+        try:
+            if found := misplaced(self.path):
+                return found
+        except OSError as error:
+            return [*_unwritable(self.path, error).problems]
+        return self._problems_of_contents(fix, goes_on=goes_on)
+
+    def _problems_of_contents(self, fix: str, *, goes_on: bool) -> list[Problem]:
+        if not self._contents():
+            return []
+        if self._failed_before_a_step():
+            return self._in_the_way(beside=not goes_on)
         if not goes_on and (holder := self._holder()):
             got = f"{self.path}, in use by {holder}"
             return [Problem("run_dir", "a run folder no other run holds", got, "Wait, or end that run.")]
@@ -121,10 +107,20 @@ class RunFolder:
             return [Problem("run_dir", "a new or empty folder", f"{self.path}, which holds files", fix)]
         if not self._holds_run():
             return [Problem("resume", "the folder of a run, with its run.json", f"{self.path}, which holds other files", fix)]
-        if not self.checkpoints() and (kept := [name for name in ("adapter", "fused") if (self / name).exists()]):
+        if self.checkpoints():
+            return []
+        if kept := [name for name in ("adapter", "fused") if (self / name).exists()]:
             got = f"{self.path}, which has none but holds {' and '.join(kept)}"
             return [Problem("resume", "a checkpoint to go on from", got, fix)]
-        return []
+        return self._in_the_way(beside=False)
+
+    def _in_the_way(self, *, beside: bool) -> list[Problem]:
+        """What nobody may remove of a run that is to be begun anew: in its folders and, if asked, beside its files."""
+        _, others, inside = begun_anew(self.path)
+        if not (found := [*(others if beside else ()), *inside]):
+            return []
+        got = f"{self.path}, with {', '.join(found[:3])}, which no run has written"
+        return [Problem("run_dir", "a folder with a run's own files alone", got, "Take it away, or choose another run_dir.")]
 
     def _contents(self) -> list[Path]:
         """What a run has written: not the lock, nor the folders of the other machines, which may be there first."""
@@ -133,7 +129,7 @@ class RunFolder:
     def _holder(self) -> str:
         """Name the other process that holds the lock now; empty when there is none."""
         try:
-            descriptor = os.open(self / LOCK, os.O_RDONLY)
+            descriptor = open_plain(self / LOCK, os.O_RDONLY)
         except OSError:
             return ""
         try:
@@ -152,23 +148,26 @@ class RunFolder:
         try:
             with self.locked(0, lambda line: None):
                 if self._failed_before_a_step():
-                    self.clear()
+                    for path in begun_anew(self.path)[0]:
+                        remove(path)
                     (self / LOCK).unlink()
         except (JobError, OSError):
             return
 
     def _failed_before_a_step(self) -> bool:
         """A run of ours that was refused or broke while loading: a corrected try may have its folder."""
+        if not self._holds_run():
+            return False
         try:
-            failed = self.read_run()["result"]["outcome"] == "failed"
-            return failed and not self.checkpoints() and not (self / "metrics.jsonl").read_text(encoding="utf-8")
-        except (OSError, ValueError, KeyError, TypeError):
+            result: dict[str, Any] = self.read_run()["result"] or {}
+            return result.get("outcome") == "failed" and not self.checkpoints() and not (self / "metrics.jsonl").stat().st_size
+        except OSError:
             return False
 
     def _holds_run(self) -> bool:
         try:
-            return {"params", "environment", "result"} <= self.read_run().keys()
-        except (OSError, ValueError, AttributeError):
+            return is_record(self.read_run())
+        except (OSError, ValueError, RecursionError):
             return False
 
     def create(self, *, goes_on: bool = False) -> None:
@@ -184,16 +183,12 @@ class RunFolder:
         """Under the lock: look again, for another run may have come and gone while we waited, and take away a failed try.
 
         `goes_on`: also a run of ours that has not come to its first checkpoint. What no run writes stays. Raises JobError (exit 2)
-        when anything else is in the folder.
+        when it would be in the way.
         """
         if found := self.problems(goes_on=goes_on):
             raise JobError(*found)
-        written = [path for pattern in WRITTEN for path in self.path.glob(pattern)]
-        for path in written:  # run.json last: half cleared, it is still known as a run
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        for path in begun_anew(self.path)[0]:
+            remove(path)
 
     @contextmanager
     def locked(self, wait_s: float, say: Callable[[str], None]) -> Generator[int]:
@@ -218,14 +213,15 @@ class RunFolder:
         """(the open lock, whether there was none)."""
         path = self / LOCK
         while True:
-            new = not path.exists()
+            new = not os.path.lexists(path)
             try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                self.path.mkdir(parents=True, exist_ok=True)  # whoever made it may have been refused and have taken it away
+                descriptor = open_plain(path, os.O_RDWR | os.O_CREAT)
             except OSError as error:
                 raise _unwritable(self.path, error) from error
             try:
                 self._wait_for(descriptor, wait_s, say)
-                if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                if os.path.lexists(path) and os.path.samestat(os.fstat(descriptor), path.lstat()):
                     return descriptor, new
             except BaseException:
                 os.close(descriptor)
@@ -263,13 +259,23 @@ class RunFolder:
 
     def asked(self, name: str) -> bool:
         """Whether a person (or the parent) created STOP, SAVE or SAMPLE."""
-        return (self / name).exists()
+        return os.path.lexists(self / name)
 
     def ask(self, name: str) -> None:
-        (self / name).touch()
+        with suppress(FileExistsError):
+            os.close(open_plain(self / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
 
-    def answered(self, name: str) -> None:
-        (self / name).unlink(missing_ok=True)
+    def answered(self, name: str) -> bool:
+        """Take a request away; False when it cannot be: a folder that holds something."""
+        path = self / name
+        try:
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)
+        except OSError:
+            return False
+        return True
 
     def checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first; partial ones carry another name until they are whole."""
@@ -286,7 +292,7 @@ class JsonLines:
     """An append-only .jsonl file, one flushed line an object, so that a reader can follow it while it grows."""
 
     def __init__(self, path: Path):
-        self._file: IO[str] = path.open("a", encoding="utf-8")
+        self._file: IO[str] = os.fdopen(open_plain(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a", encoding="utf-8")
 
     def write(self, value: dict[str, Any]) -> None:
         self._file.write(to_json(value) + "\n")
@@ -294,6 +300,25 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
+
+
+class TakenOnce:
+    """The requests of a folder as one rank answers them: each counts once, also one that cannot be taken away."""
+
+    def __init__(self, folder: RunFolder, say: Callable[[str], None]):
+        self._folder, self._say = folder, say
+        self._stuck: set[str] = set()
+
+    def take(self, name: str) -> bool:
+        if not self._folder.asked(name):
+            self._stuck.discard(name)
+            return False
+        if name in self._stuck:
+            return False
+        if not self._folder.answered(name):
+            self._stuck.add(name)
+            self._say(f"warning: {name}: it cannot be taken away (a folder that holds something?); it counts once")
+        return True
 
 
 class Tail:

@@ -9,7 +9,7 @@ import threading
 import time
 
 from .child import PARENT_PID
-from .run_folder import SAMPLE, SAVE, STOP, RunFolder
+from .run_folder import SAMPLE, SAVE, STOP, RunFolder, TakenOnce
 
 ORPHAN_LIMIT_S = 30.0  # an orphan that has not saved and gone by then is ended
 
@@ -23,6 +23,7 @@ class Requests:
 
     def __init__(self, folder: RunFolder, *, reads_files: bool):
         self._folder, self._reads_files = folder, reads_files
+        self._once = TakenOnce(folder, lambda line: print(line, flush=True))
         self._stop = threading.Event()
         self._parent = int(os.environ.get(PARENT_PID, os.getppid()))
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -46,13 +47,7 @@ class Requests:
             raise StopRequested
 
     def save(self) -> bool:
-        return self._reads_files and self._take(SAVE)
+        return self._reads_files and self._once.take(SAVE)
 
     def sample(self) -> bool:
-        return self._reads_files and self._take(SAMPLE)
-
-    def _take(self, name: str) -> bool:
-        asked = self._folder.asked(name)
-        if asked:
-            self._folder.answered(name)
-        return asked
+        return self._reads_files and self._once.take(SAMPLE)

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from .child import ROOT, of_launcher, torch_program
-from .data.sources import absolute_mixture, fingerprint
+from .data.sources import absolute_mixture, fingerprint, local_paths
 from .data.templates import compile_templates
 from .follow import Inherited, Relay, run_workers
 from .hosts import Host
@@ -63,9 +63,9 @@ def train_job(parsed: Parsed, host: Host) -> int:
     run_dir = chosen_run_dir(params)
     with ExitStack() as opened:
         plan, listener = make_plan(params, run_dir, opened)
-        data = _look_first(params)
         folder = RunFolder(run_dir)
         goes_on = params.resume != "false"
+        data = _look_first(params, folder)
         new = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
         folder.create(goes_on=goes_on)
         lock = opened.enter_context(folder.locked(LOCK_WAIT_S, host.line))
@@ -158,15 +158,18 @@ def stop_signals() -> Generator[list[int]]:
 
 
 def _write_outcome(folder: RunFolder, host: Host, params: Params, environment: dict[str, Any], outcome: Outcome) -> None:
-    folder.answered(STOP)
+    if not folder.answered(STOP):
+        host.line(
+            f"warning: {folder / STOP} cannot be taken away (a folder that holds something?); remove it before the next run"
+        )
     try:
         folder.write_run(params.as_json(), environment, outcome.as_json())
     except OSError as error:  # the disk that ended the run: what became of it is still told
         host.line(f"run.json could not be written: {error.strerror}")
 
 
-def _look_first(params: Params) -> str:
-    """What can be seen wrong without torch, before a folder is made, all at once. Returns the digest of the data."""
+def _look_first(params: Params, folder: RunFolder) -> str:
+    """What can be seen wrong without torch, before the folder is made, all at once. Returns the digest of the data."""
     problems: list[Problem] = []
     digest = ""
     templates = (params.instruction_template, params.input_template, params.output_template)
@@ -186,9 +189,35 @@ def _look_first(params: Params) -> str:
         digest = fingerprint(params.dataset_name)
     except JobError as error:
         problems += error.problems
+    problems += inputs_inside(params, folder)
     if problems:
         raise JobError(*problems)
     return digest
+
+
+def inputs_inside(params: Params, folder: RunFolder) -> list[Problem]:
+    """What the run would read in the folder that it writes, and may clear first; a run that goes on may read what it read so far."""
+    before: Mapping[str, Any] = {}
+    if params.resume != "false" and folder.path.is_dir() and not folder.problems(goes_on=True):
+        with suppress(OSError, ValueError, KeyError):
+            before = folder.read_run()["params"]
+    root = folder.path.parent if params.machine_rank else folder.path
+    fix = "Choose another run_dir, or move it."
+    found: list[Problem] = []
+    values = params.as_json()
+    for name in ("dataset_name", "model_name", "tokenizer_name", "model_config"):
+        value: str = values[name]
+        if not value or before.get(name) == value:
+            continue
+        paths = local_paths(value) if name == "dataset_name" else [Path(value).expanduser()]
+        if inside := next((path for path in paths if _lies_in(path, root)), None):
+            found.append(Problem(name, "what lies outside of run_dir", f"{inside}, which lies in {root}", fix))
+    return found
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Tell a path in a folder, by its name or by where links lead."""
+    return path.exists() and (path.absolute().is_relative_to(folder) or path.resolve().is_relative_to(folder.resolve()))
 
 
 def with_full_paths(params: Params) -> Params:
@@ -237,6 +266,7 @@ def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
     except JobError as error:
         problems += error.problems
     problems += _folder_problems(params, RunFolder(run_dir), ranks)
+    problems += inputs_inside(params, RunFolder(run_dir))
     if problem := key_problem(params, os.environ):
         problems.append(problem)
     answer = _try_out(params, ranks, offline=not download)

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from .child import child_path, inherited
+from .files import open_plain, write_whole
 from .job import Problem
 from .params import Params
 from .redact import guard_streams, scrub
-from .run_folder import RunFolder, Tail, to_json, write_whole
+from .run_folder import RunFolder, Tail, to_json
 
 FACTS, LOG = "wandb.json", "wandb.log"  # {id, url} of the run there; what the library prints
 PROJECT = "diffusion-llm-trainer"
@@ -57,7 +58,7 @@ def relayed(params: Params, folder: RunFolder, say: Callable[[str], None]) -> Ge
     if problem or not params.log_to_wandb:
         yield
         return
-    with (folder / LOG).open("ab") as log:
+    with open(folder / LOG, "ab", opener=open_plain) as log:
         program = subprocess.Popen(
             [sys.executable, "-P", "-m", "plugin.wandb_relay", str(folder.path)],
             env={**inherited(os.environ), **child_path(os.environ)},

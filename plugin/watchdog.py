@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from .files import open_plain
 from .job import Code, Problem
 from .run_folder import RunFolder
 
@@ -30,7 +31,7 @@ class Heartbeat:
     """One rank's side: `count phase` in a file of a fixed length, written in place, so that it costs a microsecond."""
 
     def __init__(self, path: Path):
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._file = open_plain(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         self._count, self._phase = 0, "start"
 
     def beat(self, phase: str | None = None) -> None:
@@ -80,7 +81,7 @@ def _read(path: Path) -> str:
 def write_stacks(pids: Mapping[int, int], log: Path) -> None:
     """Ask each rank of {rank: process id} for the stacks of its threads, one after the other, and wait for them to be in `log`."""
     for rank, pid in pids.items():
-        with log.open("a", encoding="utf-8") as file:
+        with open(log, "a", encoding="utf-8", opener=open_plain) as file:
             file.write(f"--- stacks of rank {rank}\n")
         before = log.stat().st_size
         try:
@@ -88,7 +89,7 @@ def write_stacks(pids: Mapping[int, int], log: Path) -> None:
         except ProcessLookupError:  # it ended just now
             continue
         if _settled(log, before) == before:
-            with log.open("a", encoding="utf-8") as file:
+            with open(log, "a", encoding="utf-8", opener=open_plain) as file:
                 file.write(f"rank {rank} did not answer: it is stopped, or blocked inside the kernel\n")
 
 

@@ -27,6 +27,7 @@ from .board import hush_writer_thread
 from .child import PARENT_PID
 from .job import Code, JobError, Problem, json_line
 from .memory_advice import out_of_memory
+from .owned import half_written
 from .params import Params
 from .redact import guard_streams
 from .reporting import report_failure
@@ -90,7 +91,7 @@ def check(request: dict[str, Any]) -> int:
 
 def remove_parts(folder: RunFolder) -> None:
     """What was being written when the disk was full, and is of no use."""
-    for part in folder.path.glob(".*.part"):
+    for part in half_written(folder.path):
         shutil.rmtree(part, ignore_errors=True)
 
 

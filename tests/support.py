@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from plugin.params import Params
+from plugin.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = ROOT / "main.py"
@@ -58,6 +59,13 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_record(folder: Path, outcome: str | None) -> None:
+    """A run.json as this program writes one; no outcome: of a run under way."""
+    params = {"model_name": "m", "dataset_name": "d", "training_method": "bert", "run_dir": str(folder)}
+    result = {"outcome": outcome, "code": 0, "error": None} if outcome else None
+    RunFolder(folder).write_run(params, {"versions": {}, "data": "", "cwd": "/"}, result)
 
 
 def child_env(env: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -27,6 +27,8 @@ FLOOR_0 = {
         "network",
         "last_words",
         "environment",
+        "files",
+        "owned",
     ),
 }
 # quiet is what every torch program imports first, wherever it lives.

@@ -110,6 +110,7 @@ def test_the_host_keeps_the_checkpoints_that_the_run_keeps(host: LabHost, lab: L
     for step in (2, 4, 6):  # save_total_limit 2
         (folder / f"checkpoint-{step}").mkdir()
         (folder / f"checkpoint-{step}" / "state.json").write_text("{}")
+        (folder / f"checkpoint-{step}" / "digests.json").write_text("{}")
         if step == 6:
             shutil.rmtree(folder / "checkpoint-2")
         host._save_checkpoint(folder / f"checkpoint-{step}")

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support import ROOT, child_env, wait_until
+from support import ROOT, child_env, wait_until, write_record
 
 from plugin.job import JobError, Problem
 from plugin.run_folder import RunFolder, to_json
@@ -117,7 +117,7 @@ def test_a_folder_that_became_a_runs_while_we_waited_is_not_overwritten(tmp_path
     """Two starters saw an empty folder; the second gets the lock when the first one's run is over."""
     folder = RunFolder(tmp_path / "run")
     folder.create()
-    (folder / "run.json").write_text('{"params": {}, "environment": {}, "result": {"outcome": "done"}}')
+    write_record(folder.path, "done")
     with pytest.raises(JobError, match="which holds a run"):
         folder.clear()
     assert (folder / "run.json").exists()
@@ -130,23 +130,25 @@ def test_a_failed_first_try_is_cleared_but_not_the_lock_nor_another_machines_fol
         (folder / "data").mkdir()
         (folder / "metrics.jsonl").touch()
         (folder / "machine-1").mkdir()
-        (folder / "run.json").write_text('{"params": {}, "environment": {}, "result": {"outcome": "failed"}}')
+        write_record(folder.path, "failed")
         folder.clear()
         assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "machine-1"]
     assert folder.problems() == []
 
 
-def test_clearing_does_not_follow_a_link_out_of_the_folder(tmp_path: Path) -> None:
+def test_clearing_a_folder_with_a_link_is_refused(tmp_path: Path) -> None:
     outside, folder = tmp_path / "outside", RunFolder(tmp_path / "run")
     outside.mkdir()
     (outside / "precious").touch()
     folder.create()
     (folder / "metrics.jsonl").touch()
-    (folder / "run.json").write_text('{"result": {"outcome": "failed"}}')
+    write_record(folder.path, "failed")
     (folder / "data").symlink_to(outside)
-    folder.clear()
+    with pytest.raises(JobError, match="with data, which is a link to"):
+        folder.clear()
+    folder.remove_refused()
     assert (outside / "precious").exists()
-    assert not (folder / "data").is_symlink()
+    assert (folder / "data").is_symlink(), "whoever put it there may take it away"
 
 
 def test_a_folder_that_cannot_be_made_or_written_says_why(tmp_path: Path) -> None:
@@ -177,7 +179,7 @@ def test_a_waiting_starter_goes_on_as_soon_as_the_folder_is_free(tmp_path: Path)
 def test_a_folder_in_use_says_by_whom(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create()
-    folder.write_run({}, {}, None)
+    write_record(folder.path, None)
     with folder.locked(0, lambda line: None) as lock:
         (problem,) = folder.problems()
         assert problem.got.endswith("which holds a run"), "this process itself does not count"
@@ -192,7 +194,7 @@ def test_a_folder_in_use_says_by_whom(tmp_path: Path) -> None:
 def test_a_refused_run_goes_and_what_is_anothers_stays(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create()
-    folder.write_run({}, {}, {"outcome": "failed"})
+    write_record(folder.path, "failed")
     (folder / "metrics.jsonl").touch()
     with folder.locked(0, lambda line: None):
         folder.remove_refused()

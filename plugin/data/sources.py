@@ -230,6 +230,16 @@ def skipped_files(spec: str) -> tuple[str, ...]:
     return tuple(str(file) for folder in folders for file in _children(folder)["skipped"])
 
 
+def local_paths(spec: str) -> list[Path]:
+    """List the files and folders of this machine that a mixture names, and the files that are read in its folders."""
+    try:
+        parts = parse_mixture(spec)
+    except JobError:  # whoever reads the rows tells it
+        return []
+    files = [path for split in ("train", "eval") for paths in _files(parts, split) for path in paths]
+    return [*(part.path for part in parts if part.path), *files]
+
+
 def has_eval_split(spec: str, *, offline: bool = False) -> bool:
     """Whether any part has an eval split of its own. Asks the hub about hub ids. Raises JobError as `read_rows`."""
     parts = parse_mixture(spec)

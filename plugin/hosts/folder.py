@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..job import Outcome, json_line, one_line, shown
+from ..job import Outcome, json_line, one_line
 from ..launch import LaunchPlan
 from ..run_folder import RunFolder
 from ..summary import counted, metrics_line, outcome_line
@@ -54,7 +54,7 @@ class FolderHost:
 
     def line(self, text: str) -> None:
         with self._pulse.speaking():
-            (self._bar.console if self._bar else self._console).print(shown(text), markup=False)
+            (self._bar.console if self._bar else self._console).print(one_line(text), markup=False)
 
     def event(self, event: Mapping[str, Any]) -> None:
         self._pulse.event(event)
@@ -84,7 +84,7 @@ class FolderHost:
         if outcome.outcome == "stopped" and folder.checkpoints():
             where = _quoted(folder.path)
             print(f"resume       {program} train --config {_quoted(folder / 'run.json')} --resume true --run_dir {where}")
-        if (folder / "fused").is_dir():
+        if outcome.outcome == "done" and (folder / "fused").is_dir():  # that of an earlier end is not this one's
             print(f"fused model  {one_line(str(folder / 'fused'))}")
             print(f"chat         {program} chat {_quoted(folder.path)}")
         print(f"curves       tensorboard --logdir {_quoted(folder / 'tb')}")

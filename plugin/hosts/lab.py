@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import queue
 import re
 import shutil
@@ -16,8 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..digests import DIGESTS
 from ..families import pipeline_tag
-from ..job import JobError, Outcome, Problem, shown
+from ..files import is_plain, part_beside, write_whole
+from ..job import JobError, Outcome, Problem, one_line
 from ..launch import LaunchPlan
 from ..resume import STATE
 from ..run_folder import RunFolder
@@ -29,7 +32,9 @@ EVERY_S = 1.0
 # The host sends SIGTERM to the whole tree, SIGKILL 3 s later: the workers have this long to save, the rest is for the last words.
 STOP_GRACE_S = 1.5
 LAST_WORDS_S = 0.8
-ARTIFACTS = ("run.json", "log.txt", "samples.jsonl", "tb", "adapter")  # beside the model, the checkpoints and the metrics
+ARTIFACTS = ("run.json", "log.txt", "samples.jsonl", "tb")  # beside the model, the checkpoints and the metrics
+ADAPTER = "adapter"
+_NAME = re.compile(r"checkpoint-\d+")
 
 
 class Caller:
@@ -78,7 +83,7 @@ class LabHost:
 
     def line(self, text: str) -> None:
         with self._pulse.speaking():
-            print(shown(text), flush=True)
+            print(one_line(text), flush=True)
 
     def event(self, event: Mapping[str, Any]) -> None:
         self._pulse.event(event)
@@ -106,7 +111,7 @@ class LabHost:
     def finished(self, folder: RunFolder, outcome: Outcome) -> None:
         self._send()
         if outcome.error:
-            self._save_artifacts(folder)
+            self._save_artifacts(folder, outcome)
             self.failed([outcome.error])
             return
         line = outcome_line(outcome, folder)
@@ -118,7 +123,7 @@ class LabHost:
             self._caller.call(lambda: self._lab.set_job_data_field("completion_details", line))
         if outcome.outcome == "done" and (folder / "fused").is_dir():
             self._caller.call(lambda: self._save_model(folder))
-        self._save_artifacts(folder)
+        self._save_artifacts(folder, outcome)
         if not outcome.code:
             score = {"eval/loss": self._latest["eval/loss"]} if "eval/loss" in self._latest else {}
             self._caller.call(lambda: self._lab.finish(message=line, score=score))
@@ -132,7 +137,8 @@ class LabHost:
         details = "\n".join(problem.line for problem in problems)
         self._caller.call(lambda: self._lab.error(message=details))
         self._caller.finish()
-        self.line(details)
+        for problem in problems:
+            self.line(problem.line)
 
     def _send(self) -> None:
         """Send what has moved: every evaluation, and the newest other figures, for the host asks for one report a second.
@@ -157,17 +163,18 @@ class LabHost:
             if path.is_dir():  # a slow copy of the one before may have outlived it
                 saved = Path(self._lab.save_checkpoint(str(path), path.name))
                 if saved.is_dir():  # a folder of this machine, and no bucket
-                    shutil.copy(run / "run.json", saved)  # another job resumes from the folder alone
+                    write_whole(saved / "run.json", (run / "run.json").read_text(encoding="utf-8"))  # for the job that resumes
         finally:
             kept = {one.name for one in run.checkpoints()}
             there = [Path(one) for one in self._lab.get_checkpoint_paths()]
             for one in there:
-                if one.name not in kept and one.is_dir():
+                if one.name not in kept and is_checkpoint(one):
                     shutil.rmtree(one)
             self._lab.set_job_data_field("checkpoints", [str(one) for one in there if one.name in kept])
 
-    def _save_artifacts(self, folder: RunFolder) -> None:
-        for name in ARTIFACTS:
+    def _save_artifacts(self, folder: RunFolder, outcome: Outcome) -> None:
+        made = (ADAPTER,) if outcome.outcome == "done" else ()  # that of an earlier end is not this one's
+        for name in (*ARTIFACTS, *made):
             if (path := folder / name).exists():
                 self._caller.call(lambda path=path: self._lab.save_artifact(str(path), path.name))
 
@@ -203,15 +210,20 @@ def chosen_checkpoint(lab: Any) -> Path | None:
     return None
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Tell a checkpoint of ours by its name and its digests; a link is none."""
+    return bool(_NAME.fullmatch(folder.name)) and not folder.is_symlink() and is_plain(folder / DIGESTS)
+
+
 def go_on_here(checkpoint: Path, run_dir: Path) -> None:
     """Make `run_dir` a run that stands at the checkpoint of another job. Raises JobError (exit 2) if it is none of this program."""
     record = checkpoint / "run.json"
-    if not (re.fullmatch(r"checkpoint-\d+", checkpoint.name) and (checkpoint / STATE).is_file() and record.is_file()):
+    if not (_NAME.fullmatch(checkpoint.name) and is_plain(checkpoint / STATE) and is_plain(record)):
         fix = "Choose one of the job's checkpoint-N."
         raise JobError(Problem("resume", "a checkpoint that this trainer wrote", str(checkpoint), fix))
-    if not run_dir.exists():
-        part = run_dir.with_name(f".{run_dir.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(checkpoint, part / checkpoint.name, ignore=shutil.ignore_patterns("run.json"))
+    if not os.path.lexists(run_dir):
+        part = part_beside(run_dir)
+        # A link stays one, and is then refused by name: a stranger's would fetch what it leads to.
+        shutil.copytree(checkpoint, part / checkpoint.name, symlinks=True, ignore=shutil.ignore_patterns("run.json"))
         shutil.copy(record, part)
         part.rename(run_dir)

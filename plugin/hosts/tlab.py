@@ -16,10 +16,11 @@ from typing import Any
 from werkzeug.utils import secure_filename
 
 from ..families import pipeline_tag
-from ..job import Code, JobError, Outcome, Problem, shown
+from ..files import write_whole
+from ..job import Code, JobError, Outcome, Problem, one_line
 from ..launch import LaunchPlan
 from ..params import METHOD_ONLY
-from ..run_folder import RunFolder, to_json, write_whole
+from ..run_folder import RunFolder, to_json
 from ..summary import counted, metrics_line, outcome_line, sample_line
 from .pulse import Pulse
 from .shelf import free_name, shelve, show_link
@@ -58,7 +59,7 @@ class TlabHost:
 
     def line(self, text: str) -> None:
         with self._pulse.speaking():
-            print(shown(text), flush=True)  # the host streams this from a file
+            print(one_line(text), flush=True)  # the host streams this from a file
 
     def event(self, event: Mapping[str, Any]) -> None:
         self._pulse.event(event)
@@ -112,7 +113,8 @@ class TlabHost:
         self._pulse.stop()
         self._sdk.put({"completion_details": details, **self._pending, **made})
         self._sdk.put({"completion_status": status, "end_time": local_time()})
-        self.line(details)
+        for line in details.split("\n"):
+            self.line(line)
         if status == "success":
             self._sdk.end(self._percent if self._stop else 100)
 
@@ -156,9 +158,9 @@ class TlabHost:
         checkpoints = RunFolder(run_dir).checkpoints()
         for path in checkpoints:
             show_link(shelf / path.name, path, self.line)
-        if shelf.is_dir():
+        if shelf.is_dir() and not shelf.is_symlink():
             for link in shelf.iterdir():
-                if link.is_symlink() and not link.exists():
+                if link.is_symlink() and link.readlink().parent == run_dir and not link.exists():
                     link.unlink()
         if checkpoints:
             self._pending["checkpoints"] = [str(shelf / path.name) for path in checkpoints]

@@ -1,0 +1,316 @@
+"""Run folders that somebody else has had a hand in: what is not a run's stays, what is asked for in any way is done once.
+
+The numbers are those of the audit's findings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults.compare import tensors_of
+from faults.forks import Forked, Forks
+from scenes import ENDLESS, LONGEST_S, Scene
+from support import ERROR, read_lines, wait_until, write_record
+
+from plugin import cli, files
+from plugin.files import recover, replace_whole
+from plugin.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def job(tiny_config: Path, pairs_file: Path) -> tuple[object, ...]:
+    model = ("--model_config", tiny_config, "--dataset_name", pairs_file, "--max_length", 64, "--train_device", "cpu")
+    return (*model, "--train_steps", 4, "--save_steps", 2, "--eval_strategy", "no", "--batch_size", 4)
+
+
+@pytest.fixture(scope="module")
+def finished(forks: Forks, job: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    done = forks.run(tmp_path_factory.mktemp("finished") / "run", *job)
+    assert done.code == 0, done.err
+    return done.folder
+
+
+@pytest.fixture
+def run_copy(finished: Path, tmp_path: Path) -> Path:
+    """A finished run of four steps with checkpoints 2 and 4 and a fused model."""
+    return Path(shutil.copytree(finished, tmp_path / "copy" / "run"))
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Path]:
+    """A file outside, which is the same afterwards."""
+    path, text = tmp_path / "victim", 'my precious shell settings\n{"half": '
+    path.write_text(text)
+    yield path
+    assert path.read_text() == text
+
+
+@pytest.fixture
+def endless(forks: Forks, job: Any, tmp_path: Path) -> Iterator[Forked]:
+    """A run that trains and goes on until it is stopped."""
+    running = forks.start(tmp_path / "endless" / "run", *job, *ENDLESS)
+    wait_until(lambda: steps_of(running.folder) >= 2, "two steps", deadline_s=LONGEST_S)
+    yield running
+    running.kill(parent=True)
+
+
+def steps_of(folder: Path) -> int:
+    progress = folder / "progress.json"
+    return json.loads(progress.read_text())["step"] if progress.exists() else 0
+
+
+def errors(scene: Scene) -> dict[str, str]:
+    found = [(ERROR.match(line), line) for line in scene.err.splitlines()]
+    return {match[2]: line for match, line in found if match}
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Every entry, links as what they lead to by name."""
+    return {
+        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+# --- what is removed
+
+
+@pytest.fixture
+def failed(forks: Forks, job: Any, tmp_path: Path) -> Path:
+    """The folder of a run that broke before its first step and is kept."""
+    done = forks.run(tmp_path / "fd", *job, fault="load:raise:0:0")
+    assert done.code == 1
+    assert (done.folder / "data" / "report.json").is_file()
+    return done.folder
+
+
+@pytest.mark.parametrize("name", ["data/mine.jsonl", "data/train/notes.txt", "tb/plan.md", "data/tokenizer/own/x.json", "log.md"])
+def test_a_failed_try_is_not_cleared_of_a_users_file(name: str, forks: Forks, job: Any, failed: Path) -> None:
+    """Audit 3."""
+    (failed / name).parent.mkdir(exist_ok=True)
+    (failed / name).write_text("mine")
+    before = contents(failed)
+    refused = forks.run(failed, *job)
+    assert refused.code == 2
+    assert name.removesuffix("/x.json") in errors(refused)["run_dir"]
+    assert "which no run has written" in errors(refused)["run_dir"]
+    assert contents(failed) == before
+
+
+def test_a_users_own_data_folder_is_not_taken_for_ours(forks: Forks, job: Any, failed: Path, pairs_file: Path) -> None:
+    """Audit 3: the data set of the next try lies in it."""
+    shutil.rmtree(failed / "data")
+    (failed / "data").mkdir()
+    shutil.copy(pairs_file, failed / "data" / "mine.jsonl")
+    refused = forks.run(failed, *job, "--dataset_name", failed / "data" / "mine.jsonl", "--run_dir", failed)
+    assert refused.code == 2
+    assert "which lies in" in errors(refused)["dataset_name"]
+    assert (failed / "data" / "mine.jsonl").read_bytes() == pairs_file.read_bytes()
+
+
+def test_a_failed_try_with_its_own_files_alone_is_cleared(forks: Forks, job: Any, failed: Path) -> None:
+    done = forks.run(failed, *job, "--fuse_model", "false")
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("resume", ["false", "true"])
+def test_a_record_made_by_hand_frees_nothing(resume: str, forks: Forks, job: Any, tmp_path: Path) -> None:
+    """Audit 3: in a work tree of git."""
+    project = tmp_path / "proj"
+    for name in ("data/mine.csv", "tb/curves", ".git/HEAD", "log.txt"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("mine")
+    (project / "run.json").write_text('{"params":{},"environment":{},"result":{"outcome":"failed"}}')
+    (project / "metrics.jsonl").touch()
+    before = contents(project)
+    refused = forks.run(project, *job, "--resume", resume)
+    assert refused.code == 2
+    assert contents(project) == before
+    write_record(project, "failed")  # and one that could be ours: what it stands beside still tells
+    before = contents(project)
+    assert forks.run(project, *job, "--resume", resume).code == 2
+    assert contents(project) == before
+
+
+# --- what is read lies outside
+
+
+def test_what_a_new_run_reads_lies_outside_of_it(
+    job: Any, pairs_file: Path, tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Audit 3: by name or by a link, file or folder, one of a mixture; nothing is touched."""
+    run = tmp_path / "run"
+    (run / "in").mkdir(parents=True)
+    shutil.copy(pairs_file, run / "in" / "d.jsonl")
+    shutil.copytree(tiny_bert, run / "m")
+    (tmp_path / "link").symlink_to(run / "in")
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "d.jsonl").symlink_to(run / "in" / "d.jsonl")
+    before = contents(run)
+    for name, value in {
+        "dataset_name": [
+            run / "in" / "d.jsonl",
+            tmp_path / "link",
+            f"{pairs_file}[train:9]|{run}/in[train:3]",
+            tmp_path / "mixed",
+        ],
+        "model_name": [run / "m"],
+        "tokenizer_name": [run / "m"],
+        "model_config": [run / "m" / "config.json"],
+    }.items():
+        for one in value:
+            words = [*map(str, job), "--run_dir", str(run), f"--{name}", str(one)]
+            if name == "model_name":
+                words += ["--model_config", ""]
+            assert cli.run(["train", *words]) == 2
+            err = capsys.readouterr().err
+            assert f"error[2]: {name}: expected what lies outside of run_dir, got " in err
+            assert f", which lies in {run}. Choose another run_dir" in err
+    assert contents(run) == before
+
+
+def test_another_runs_results_are_gone_on_from(forks: Forks, job: Any, run_copy: Path, tmp_path: Path) -> None:
+    """A checkpoint or fused model of another run is outside; a run that goes on may name what it named."""
+    options = ("--model_config", "", "--train_steps", 2, "--fuse_model", "false")
+    done = forks.run(tmp_path / "next", *job, *options, "--model_name", run_copy / "fused")
+    assert done.code == 0, done.err
+
+
+# --- a finished run that goes on
+
+
+def test_a_kill_before_the_new_fused_leaves_the_old(forks: Forks, job: Any, run_copy: Path) -> None:
+    """Audit 7."""
+    old = tensors_of(run_copy / "fused")
+    longer = (*job, "--resume", "true", "--train_steps", 6)
+    for fault in ("step:kill:5:0", "fuse:kill:6:0"):
+        assert forks.run(run_copy, *longer, fault=fault).code == 8
+        assert tensors_of(run_copy / "fused") == old != {}
+    done = forks.run(run_copy, *longer)
+    assert done.code == 0, done.err
+    assert tensors_of(run_copy / "fused") != old
+    assert not list(run_copy.glob("replaced-*")) + list(run_copy.glob(".fused*"))
+
+
+def test_a_stop_does_not_show_the_fused_of_before(forks: Forks, job: Any, run_copy: Path) -> None:
+    stopped = forks.run(run_copy, *job, "--resume", "true", "--train_steps", 9, fault="step:stop:6:0")
+    assert stopped.result["outcome"] == "stopped", stopped.err
+    assert (run_copy / "fused").is_dir()
+    assert "fused model" not in stopped.out
+
+
+def test_a_run_that_fuses_no_more_sets_the_fused_aside(forks: Forks, job: Any, run_copy: Path) -> None:
+    """What lies there when a run is done is that run's."""
+    old = tensors_of(run_copy / "fused")
+    done = forks.run(run_copy, *job, "--resume", "true", "--train_steps", 6, "--fuse_model", "false")
+    assert done.code == 0, done.err
+    assert not (run_copy / "fused").exists()
+    assert tensors_of(run_copy / "replaced-fused") == old
+    assert "the fused model of before is now replaced-fused" in done.err
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_replacing_keeps_what_a_user_added(swaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk that swaps two names in one step, and on one that cannot."""
+    if not swaps:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    for number in range(3):
+        (tmp_path / ".part").mkdir()
+        (tmp_path / ".part" / "weights").write_text(str(number))
+        replace_whole(tmp_path / ".part", tmp_path / "fused")
+        assert (tmp_path / "fused" / "weights").read_text() == str(number)
+        if number == 1:
+            (tmp_path / "fused" / "mine.gguf").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fused", "replaced-fused"]
+    assert (tmp_path / "replaced-fused" / "mine.gguf").exists()
+
+
+def test_a_replacement_that_was_killed_is_ended(tmp_path: Path) -> None:
+    (tmp_path / ".fused.earlier").mkdir()
+    recover(tmp_path / "fused")
+    assert [path.name for path in tmp_path.iterdir()] == ["fused"]
+    (tmp_path / ".fused.earlier").mkdir()
+    recover(tmp_path / "fused")
+    assert [path.name for path in tmp_path.iterdir()] == ["fused"]
+
+
+# --- requests
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def make_full_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "mine").touch()
+
+
+def make_link(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("make", [make_folder, make_full_folder, make_link])
+def test_requests_of_any_kind_count_once(make: Callable[[Path], None], endless: Forked) -> None:
+    """Audit 10: SAVE, SAMPLE and STOP as folders and links."""
+    folder = endless.folder
+    make(folder / "SAVE")
+    make(folder / "SAMPLE")
+    wait_until(lambda: list(folder.glob("checkpoint-*")), "the save", deadline_s=LONGEST_S)
+    wait_until(lambda: read_lines(folder / "samples.jsonl"), "the samples", deadline_s=LONGEST_S)
+    at = steps_of(folder)
+    wait_until(lambda: steps_of(folder) > at + 4, "steps after it", deadline_s=LONGEST_S)
+    make(folder / "STOP")
+    ended = endless.wait()
+    assert (ended.code, ended.result["outcome"]) == (0, "stopped"), ended.err
+    assert len(list(folder.glob("checkpoint-*"))) == 2, "one for SAVE, one for STOP"
+    warned = [line for line in ended.err.splitlines() if line.startswith("warning:")]
+    full = make is make_full_folder
+    assert len(warned) == (3 if full else 0), warned
+    assert {name for name in ("SAVE", "SAMPLE", "STOP") if (folder / name).exists()} == (
+        {"SAVE", "SAMPLE", "STOP"} if full else set()
+    )
+    if full:
+        (problem,) = RunFolder(folder).problems(goes_on=True)
+        assert "STOP, which is a folder that holds something" in problem.got
+
+
+def test_an_old_stop_of_any_kind_does_not_stop_a_run(forks: Forks, job: Any, run_copy: Path, victim: Path) -> None:
+    (run_copy / "STOP").symlink_to(victim)
+    (run_copy / "SAVE").mkdir()
+    done = forks.run(run_copy, *job, "--resume", "true", "--train_steps", 6)
+    assert done.result["outcome"] == "done", done.err
+
+
+def test_asking_writes_through_no_link(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    (tmp_path / "STOP").symlink_to(tmp_path / "outside")
+    folder.ask("STOP")
+    assert folder.asked("STOP")
+    assert not (tmp_path / "outside").exists()
+
+
+# --- two starters
+
+
+def test_of_two_starters_at_once_one_trains(forks: Forks, job: Any, tmp_path: Path) -> None:
+    """Five times: the other one waits or is refused by name, and the run is whole."""
+    for number in range(5):
+        folder = tmp_path / str(number) / "run"
+        first = forks.start(folder, *job, "--fuse_model", "false")
+        other = folder.parent / "other"  # what it prints goes beside this name
+        second = forks.start(other, *job, "--fuse_model", "false", "--run_dir", folder)
+        scenes = [first.wait(), second.wait()]
+        assert sorted(scene.code for scene in scenes) == [0, 2], [scene.err for scene in scenes]
+        (refused,) = [scene for scene in scenes if scene.code == 2]
+        assert str(folder) in errors(refused)["run_dir"]
+        record = json.loads((folder / "run.json").read_text())["result"]
+        assert (record["outcome"], record["steps"]) == ("done", 4)
+        assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [4]
+        assert not other.exists()
