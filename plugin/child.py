@@ -51,6 +51,20 @@ def cpu_threads(environ: Mapping[str, str], processes: int = 1) -> dict[str, str
     return {name: environ.get(name, value) for name, value in threads.items()}
 
 
+def compile_cache(environ: Mapping[str, str], otherwise: Path | None = None) -> dict[str, str]:
+    """Return where torch keeps the code it compiled, which it will run again: the user's cache, or `otherwise`.
+
+    Its own choice is /tmp/torchinductor_USER, a folder that any other user of the machine may have made first.
+    """
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    caches = Path(environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    try:
+        (caches / "torchinductor").mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written to
+        return {name: environ.get(name, str(otherwise / "compiled"))} if otherwise else {}
+    return {name: environ.get(name, str(caches / "torchinductor"))}
+
+
 def torch_program(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a torch program that is no rank of a run."""
-    return {**inherited(environ), **child_path(environ), **cpu_threads(environ)}
+    return {**inherited(environ), **child_path(environ), **cpu_threads(environ), **compile_cache(environ)}

@@ -52,7 +52,7 @@ class Inherited:
 
     lock: int  # the run folder stays locked until the last worker has gone
     listener: socket.socket | None = None  # several machines: rank 0 serves here
-    meeting: Path | None = None  # one machine's ranks meet in this file
+    private: Path | None = None  # a folder for the time of the run that only this user may open
 
 
 class Reading:
@@ -133,8 +133,10 @@ def _start(argv: Sequence[str], rank: Mapping[str, str], log: IO[bytes], inherit
     if inherited.listener and rank["RANK"] == "0":
         kept.append(inherited.listener.fileno())
         extra[LISTEN_FD] = str(inherited.listener.fileno())
-    if inherited.meeting:
-        extra[MEETING] = str(inherited.meeting)
+    if inherited.private:
+        extra |= child.compile_cache(os.environ, inherited.private)
+        if "RANK" in rank and "MASTER_ADDR" not in rank:  # one of several, on one machine
+            extra[MEETING] = str(inherited.private / "store")
     return subprocess.Popen(
         argv,
         env={**child.inherited(os.environ), **rank, **extra},

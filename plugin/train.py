@@ -81,14 +81,14 @@ def train_job(parsed: Parsed, host: Host) -> int:
         folder.write_run(params.as_json(), environment, None)
         for note in [*parsed.notes, *_note_of_launcher()]:
             host.line(note)
-        meeting = _meeting(plan, opened) if params.num_machines == 1 else None
+        private = Path(opened.enter_context(TemporaryDirectory(prefix="ranks-", ignore_cleanup_errors=True)))
         host.started(folder, plan)
         opened.enter_context(relayed(params, folder, host.line))
         outcome = Outcome("failed", Code.INTERNAL, Problem("main", "a run to its end", "an internal error", "See stderr.", 1))
         try:
             with stop_signals() as signals:
                 relay = Relay(host.line, host.event, lambda: signals, host.stop_wanted, host.stop_grace_s)
-                outcome = run_workers(plan, folder, relay, Inherited(lock, listener, meeting), params.hang_timeout_s)
+                outcome = run_workers(plan, folder, relay, Inherited(lock, listener, private), params.hang_timeout_s)
         finally:
             _write_outcome(folder, host, params, environment, outcome)
     if outcome.code in REFUSALS and start is None:
@@ -98,13 +98,6 @@ def train_job(parsed: Parsed, host: Host) -> int:
                 path.rmdir()
     host.finished(folder, outcome)
     return int(outcome.code)
-
-
-def _meeting(plan: LaunchPlan, opened: ExitStack) -> Path | None:
-    """Name the file in which one machine's ranks meet, in a folder that only this user may open; see rendezvous.py."""
-    if len(plan.ranks) == 1:
-        return None
-    return Path(opened.enter_context(TemporaryDirectory(prefix="ranks-", ignore_cleanup_errors=True))) / "store"
 
 
 def _note_of_launcher() -> list[str]:

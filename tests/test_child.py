@@ -12,7 +12,7 @@ import pytest
 from faults.forks import Forks
 from support import ROOT, start_main, wait_until
 
-from plugin.child import child_path, inherited, of_launcher, torch_program
+from plugin.child import child_path, compile_cache, inherited, of_launcher, torch_program
 
 PYTORCHJOB = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
 OTHERS = ["LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME"]
@@ -47,6 +47,16 @@ def test_a_child_imports_nothing_of_the_current_folder(tmp_path: Path) -> None:
     )
     assert not (tmp_path / "ran").exists()
     assert str(tmp_path) not in done.stdout
+
+
+def test_compiled_code_lies_where_nobody_else_may_write(tmp_path: Path) -> None:
+    """Not tried by the audit: torch's own choice is a name in /tmp that another user can make first."""
+    name, user, run = "TORCHINDUCTOR_CACHE_DIR", {"XDG_CACHE_HOME": str(tmp_path / "caches")}, tmp_path / "run"
+    assert compile_cache(user, run) == compile_cache(user) == {name: str(tmp_path / "caches" / "torchinductor")}
+    assert compile_cache({**user, name: "/mine"}, run) == {name: "/mine"}
+    nowhere = {"XDG_CACHE_HOME": "/proc/nowhere"}
+    assert compile_cache(nowhere, run) == {name: str(run / "compiled")}
+    assert compile_cache(nowhere) == {}
 
 
 @pytest.fixture

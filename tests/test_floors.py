@@ -48,6 +48,7 @@ FLOOR_2 = {
         "sharding",
         "memory_advice",
         "board",
+        "exchange",
     ),
 }
 FLOOR_3 = {"hosts", "hosted", "guard", "cli", "train", "report", "chat"}  # edges: a host, a command line, a program of its own
@@ -110,7 +111,7 @@ def test_floor_0_knows_neither_torch_nor_what_is_above(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(FLOOR_1))
 def test_floor_1_knows_no_parameters_and_no_sibling(name: str) -> None:
-    assert uses()[name] <= {"job", "families", "batch", "quiet", "model_files", "child", "environment"}
+    assert uses()[name] <= {"job", "families", "batch", "quiet", "model_files", "child", "environment", "redact"}
 
 
 @pytest.mark.parametrize("name", sorted(FLOOR_2))
