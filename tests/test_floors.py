@@ -27,6 +27,7 @@ FLOOR_0 = {
         "network",
         "last_words",
         "environment",
+        "wording",
     ),
 }
 # quiet is what every torch program imports first, wherever it lives.
