@@ -23,12 +23,16 @@ from .parse import CommandLine, Parsed, parse
 from .redact import guard_streams
 from .train import check_job, train_job
 from .verbs import chat_options, fuse_options
+from .wording import cut
 
 # Programs of their own, and what they take: they import torch, this one does not.
 TORCH_VERBS: dict[str, tuple[str, Callable[[Sequence[str]], object]]] = {
     "chat": ("plugin.chat", chat_options),
     "fuse": ("plugin.fuse", fuse_options),
 }
+
+
+MOST_CONFIG = 1 << 18  # bytes of a --config
 
 
 def run(argv: Sequence[str]) -> int:
@@ -125,7 +129,28 @@ def _json_or_yaml(text: str) -> Any:
     try:  # YAML refuses characters that JSON may hold
         return json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
     except (ValueError, RecursionError):
-        return yaml.load(text, Loader=yaml.BaseLoader)
+        return yaml.load(text, Loader=_PlainLoader)
+
+
+class _PlainLoader(yaml.BaseLoader):
+    """YAML without aliases: nine lines of them make a value of a billion words."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.YAMLError(f"an alias in line {mark.line + 1}, where every value is to be written out")
+        return super().compose_node(parent, index)
+
+
+def _text_of(path: Path) -> str:
+    """Read a file of parameters. Raise OSError, or ValueError for one that no person writes."""
+    if path.exists() and not path.is_file():
+        raise ValueError("no regular file")
+    with path.open("rb") as file:
+        content = file.read(MOST_CONFIG + 1)
+    if len(content) > MOST_CONFIG:
+        raise ValueError(f"more than {MOST_CONFIG} bytes")
+    return content.decode("utf-8")
 
 
 def _config_file(path: str | None) -> Mapping[str, Any]:
@@ -136,10 +161,10 @@ def _config_file(path: str | None) -> Mapping[str, Any]:
         fix = f"Give {record}, which repeats that run." if record.expanduser().is_file() else "Give the file in it."
         raise JobError(Problem("config", "a YAML or JSON file", f"{path}, which is a folder", fix))
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-        content = _json_or_yaml(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise JobError(Problem("config", "a readable YAML or JSON file", f"{path}: {str(error).splitlines()[0]}")) from error
+        content = _json_or_yaml(_text_of(Path(path).expanduser()))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        got = f"{path}: {cut((str(error).splitlines() or [''])[0])}"
+        raise JobError(Problem("config", "a readable YAML or JSON file", got)) from error
     if isinstance(content, dict) and isinstance(content.get("params"), dict):  # a run.json repeats its run, in a new folder
         content = {name: value for name, value in content["params"].items() if name != "run_dir"}
     if not isinstance(content, dict):

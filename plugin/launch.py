@@ -119,6 +119,10 @@ def count_processes(params: Params, gpus: Sequence[str]) -> int:
     wanted = params.num_processes
     if isinstance(wanted, int) and gpus and wanted > len(gpus):
         raise JobError(Problem("num_processes", f"at most one process a GPU ({len(gpus)})", str(wanted), 'Use "auto".'))
+    most = max(8, 4 * (os.cpu_count() or 1))
+    if isinstance(wanted, int) and not gpus and wanted > most:
+        got = f"{wanted}, each of which holds the model"
+        raise JobError(Problem("num_processes", f"at most {most} on this machine's CPU", got, 'Use "auto".'))
     return wanted if isinstance(wanted, int) else max(1, len(gpus))
 
 

@@ -38,8 +38,15 @@ def _yes_or_no(value: object) -> object:
 
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
+# Every number ends somewhere, so that what is computed of it does too.
+MOST_STEPS = 10**9
+MOST_DOCUMENTS = 2**16  # that a device sees at once
+MOST_TOKENS = 2**20  # of one document
+MOST_PROCESSES = 2**10  # of one machine; also threads
 # Bounds before the validator, else they are missing from the schema and from what `expected()` says.
-AutoInt = Literal["auto"] | Annotated[int, Field(ge=1), BeforeValidator(_no_bool)]
+AutoThreads = Literal["auto"] | Annotated[int, Field(ge=1, le=MOST_PROCESSES), BeforeValidator(_no_bool)]
+AutoDocuments = Literal["auto"] | Annotated[int, Field(ge=1, le=MOST_DOCUMENTS), BeforeValidator(_no_bool)]
+AutoTokens = Literal["auto"] | Annotated[int, Field(ge=1, le=10**8), BeforeValidator(_no_bool)]
 AutoPort = Literal["auto"] | Annotated[int, Field(ge=1, le=65535), BeforeValidator(_no_bool)]
 
 
@@ -68,7 +75,7 @@ class Params(BaseModel):
         "GPU ids",
         "auto for all visible GPUs, or positions among them: 0,2.",
         form=True,
-        pattern=r"^(auto|\d+(\s*,\s*\d+)*)$",
+        pattern=r"^(auto|[0-9]{1,4}(\s*,\s*[0-9]{1,4}){0,63})$",
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = _field(
         "auto",
@@ -110,7 +117,9 @@ class Params(BaseModel):
     instruction_template: str = _field("", "Instruction template", "Jinja over the columns: the user's turn.")
     input_template: str = _field("", "Input template", "Jinja over the columns: added below the instruction.")
     output_template: str = _field("", "Output template", "Jinja over the columns: the answer.")
-    max_length: Int = _field(1024, "Maximum length", "Tokens of one document, prompt and answer together.", form=True, ge=1)
+    max_length: Int = _field(
+        1024, "Maximum length", "Tokens of one document, prompt and answer together.", form=True, ge=1, le=MOST_TOKENS
+    )
     truncation: Literal["right", "filter"] = _field(
         "right", "Too long", "right keeps the first max_length tokens; filter drops the document.", form=True
     )
@@ -126,22 +135,22 @@ class Params(BaseModel):
         "single: one end token; block: more, up to a multiple of eos_block_length, and half of the long answers end at a block "
         "border, later tokens weighing more to make up for it; batch: up to the longest of the step.",
     )
-    eos_block_length: Int = _field(32, "End block", "Tokens of a block for eos_policy block.", ge=1)
+    eos_block_length: Int = _field(32, "End block", "Tokens of a block for eos_policy block.", ge=1, le=MOST_TOKENS)
     insert_eos: bool = _field(True, "End of text", "pretrain: end every text with the end token.")
-    num_proc: AutoInt = _field("auto", "Tokenizer threads", "auto is min(8, cores).")
+    num_proc: AutoThreads = _field("auto", "Tokenizer threads", "auto is min(8, cores).")
     streaming: bool = _field(
         False, "Streaming", "pretrain: read the data while training; a micro-batch is batch_size x max_length tokens."
     )
 
     # --- length and size of the run
-    num_train_epochs: Float = _field(0, "Epochs", "Passes over the data; above 0 it wins over steps.", form=True, ge=0)
-    train_steps: Int = _field(1000, "Steps", "Optimizer steps, when epochs is 0.", form=True, ge=1)
-    batch_size: Int = _field(4, "Batch size", "Documents a device sees at once.", form=True, ge=1)
+    num_train_epochs: Float = _field(0, "Epochs", "Passes over the data; above 0 it wins over steps.", form=True, ge=0, le=1e6)
+    train_steps: Int = _field(1000, "Steps", "Optimizer steps, when epochs is 0.", form=True, ge=1, le=MOST_STEPS)
+    batch_size: Int = _field(4, "Batch size", "Documents a device sees at once.", form=True, ge=1, le=MOST_DOCUMENTS)
     gradient_accumulation_steps: Int = _field(
-        1, "Accumulation", "A step is batch size x accumulation x devices documents.", form=True, ge=1
+        1, "Accumulation", "A step is batch size x accumulation x devices documents.", form=True, ge=1, le=MOST_DOCUMENTS
     )
-    per_device_eval_batch_size: AutoInt = _field("auto", "Evaluation batch size", "auto is batch_size.")
-    tokens_per_batch: AutoInt = _field(
+    per_device_eval_batch_size: AutoDocuments = _field("auto", "Evaluation batch size", "auto is batch_size.")
+    tokens_per_batch: AutoTokens = _field(
         "auto", "Tokens a micro-batch", "Caps a micro-batch and never changes a step; with streaming, its size."
     )
     packing: Literal["auto", "on", "off"] = _field("auto", "Packing", "Lay documents end to end instead of padding them.")
@@ -157,10 +166,10 @@ class Params(BaseModel):
     warmup_ratio: Float = _field(
         0.1, "Warm-up share", "Share of the steps over which the learning rate rises.", form=True, ge=0, lt=1
     )
-    warmup_steps: Int = _field(0, "Warm-up steps", "Above 0 it wins over the share.", ge=0)
+    warmup_steps: Int = _field(0, "Warm-up steps", "Above 0 it wins over the share.", ge=0, le=MOST_STEPS)
     optim: Literal["adamw", "adamw_8bit"] = _field("adamw", "Optimizer", "adamw, or with 8-bit states.")
     weight_decay: Float = _field(0.0, "Weight decay", "AdamW's decoupled decay, on matrices only.", ge=0, le=1)
-    max_grad_norm: Float = _field(1.0, "Gradient clip", "Largest gradient norm of a step; 0 turns clipping off.", ge=0)
+    max_grad_norm: Float = _field(1.0, "Gradient clip", "Largest gradient norm of a step; 0 turns clipping off.", ge=0, le=1e9)
 
     # --- diffusion
     noise_schedule: Literal["linear", "cosine"] = _field(
@@ -197,9 +206,11 @@ class Params(BaseModel):
     # --- adapters
     lora: bool = _field(False, "LoRA", "Train a low-rank adapter instead of all weights.", form=True)
     load_in_4bit: bool = _field(False, "4-bit base (QLoRA)", "NF4 base weights; needs LoRA.", form=True)
-    lora_r: Int = _field(32, "LoRA rank", "Rank of the adapter.", form={"minimum": 4, "maximum": 64, "multipleOf": 4}, ge=1)
+    lora_r: Int = _field(
+        32, "LoRA rank", "Rank of the adapter.", form={"minimum": 4, "maximum": 64, "multipleOf": 4}, ge=1, le=2**14
+    )
     lora_alpha: Int = _field(
-        64, "LoRA alpha", "Scale of the adapter.", form={"minimum": 4, "maximum": 128, "multipleOf": 4}, ge=1
+        64, "LoRA alpha", "Scale of the adapter.", form={"minimum": 4, "maximum": 128, "multipleOf": 4}, ge=1, le=10**6
     )
     lora_dropout: Float = _field(
         0.0,
@@ -233,14 +244,14 @@ class Params(BaseModel):
         "Parallel",
         "ddp: a whole copy on each device. zero2 cuts up gradients and states, zero3 (fsdp2) weights too; auto: ddp if it fits.",
     )
-    num_processes: AutoInt = _field("auto", "Processes", "On each machine; auto is one a GPU, or one on a CPU.")
-    num_machines: Int = _field(1, "Machines", "Machines that train together, with as many processes each.", ge=1)
-    machine_rank: Int = _field(0, "Machine rank", "This machine's number, from 0.", ge=0)
+    num_processes: AutoThreads = _field("auto", "Processes", "On each machine; auto is one a GPU, or one on a CPU.")
+    num_machines: Int = _field(1, "Machines", "Machines that train together, with as many processes each.", ge=1, le=4096)
+    machine_rank: Int = _field(0, "Machine rank", "This machine's number, from 0.", ge=0, le=4095)
     main_process_ip: str = _field("127.0.0.1", "Main address", "Machine 0's address, as the others reach it.")
     main_process_port: AutoPort = _field("auto", "Main port", "Port of machine 0; auto picks a free one, on one machine.")
 
     # --- logs, evaluation, checkpoints
-    logging_steps: Int = _field(10, "Log every", "Steps between metrics.", form=True, ge=1)
+    logging_steps: Int = _field(10, "Log every", "Steps between metrics.", form=True, ge=1, le=MOST_STEPS)
     eval_strategy: Literal["no", "steps", "epoch"] = _field(
         "steps", "Evaluate", "no, every eval_steps, or every pass.", form=True
     )
@@ -256,10 +267,10 @@ class Params(BaseModel):
         "Drop evaluation prompts",
         "Leave out training rows whose prompt, with any answer, is in the data's own eval split.",
     )
-    eval_steps: Float = _field(0.25, "Evaluate every", "Steps; below 1 a share of the run.", gt=0)
+    eval_steps: Float = _field(0.25, "Evaluate every", "Steps; below 1 a share of the run.", gt=0, le=MOST_STEPS)
     eval_on_start: bool = _field(True, "Evaluate first", "Evaluate before the first step too.")
-    save_steps: Float = _field(0.25, "Save every", "Steps; below 1 a share of the run.", gt=0)
-    save_total_limit: Int = _field(2, "Checkpoints kept", "Older ones are removed.", ge=1)
+    save_steps: Float = _field(0.25, "Save every", "Steps; below 1 a share of the run.", gt=0, le=MOST_STEPS)
+    save_total_limit: Int = _field(2, "Checkpoints kept", "Older ones are removed.", ge=1, le=10**6)
     resume: Annotated[str, BeforeValidator(_yes_or_no)] = _field(
         "false", "Resume", "false, true for run_dir's last checkpoint, or a run folder or checkpoint to go on from."
     )
@@ -270,7 +281,11 @@ class Params(BaseModel):
     seed: Int = _field(42, "Seed", "Seeds data order, noise and new weights.", form=True, ge=0, lt=2**63)
     run_dir: str = _field("", "Run folder", "Empty is runs/<date>-<name>.")
     hang_timeout_s: Int = _field(
-        1800, "Hang timeout (s)", "Silence that ends a run, with a stack dump. Loading, compiling, saving are silent.", ge=10
+        1800,
+        "Hang timeout (s)",
+        "Silence that ends a run, with a stack dump. Loading, compiling, saving are silent.",
+        ge=10,
+        le=10**7,
     )
 
     def as_json(self) -> dict[str, Any]:
@@ -296,24 +311,6 @@ ALIASES = {
     "report_to": "log_to_wandb",
 }
 REPORT_TO = {"wandb": True, "all": True, "none": False, "tensorboard": False}
-
-# Names that people try, for a suggestion alone: too short or too vague to be taken.
-NICKNAMES = {
-    "lr": "learning_rate",
-    "bs": "batch_size",
-    "epochs": "num_train_epochs",
-    "steps": "train_steps",
-    "model": "model_name",
-    "base": "model_name",
-    "data": "dataset_name",
-    "dataset": "dataset_name",
-    "method": "training_method",
-    "out": "run_dir",
-    "output": "run_dir",
-    "device": "train_device",
-    "wandb": "log_to_wandb",
-    "qlora": "load_in_4bit",
-}
 
 # The groups of the help, each by its first parameter.
 GROUPS = {

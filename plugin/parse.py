@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 from pydantic import ValidationError
 
 from .job import JobError, Problem, one_line
-from .params import ALIASES, BUILT, METHOD_ONLY, NEEDS, NICKNAMES, REPORT_TO, SHARDED, Params, schema
+from .params import ALIASES, BUILT, METHOD_ONLY, NEEDS, REPORT_TO, SHARDED, Params, schema
 from .redact import MARK, redact
+from .wording import QUOTED, cut, did_you_mean
 
 SCHEMA = schema()
+MOST_TEXT = 100_000  # characters of a text
 ADVANCED = "advanced"  # a field of the form only: every parameter that has none of its own
 
 # Words for what a string must look like, where a pattern would not help a reader.
@@ -38,7 +39,7 @@ class CommandLine(argparse.ArgumentParser):
         if found := re.match(r"argument (\S+?)(?:/\S+)?: invalid choice: '(.*?)' \(choose from (.+)\)", message):
             name, got, words = found[1], found[2], re.findall(r"[\w-]+", found[3])
             field = name.lstrip("-") if name.startswith("-") else "command"
-            return Problem(field, f"one of {', '.join(words)}", got, did_you_mean(got, words) or see)
+            return Problem(field, f"one of {', '.join(words)}", cut(got), did_you_mean(got, words) or see)
         if found := re.match(r"argument --(\w+)\S*: (.+)", message):
             return self._option_problem(found[1], found[2])
         if found := re.match(r"the following arguments are required: (.+)", message):
@@ -48,9 +49,9 @@ class CommandLine(argparse.ArgumentParser):
             name = found[1].lstrip("-").partition("=")[0]
             known = [option.lstrip("-") for option in self._option_string_actions if option.startswith("--")]
             return Problem(
-                name or "command", "an option or a value that belongs here", found[1], did_you_mean(name, known) or see
+                cut(name) or "command", "an option or a value that belongs here", cut(found[1]), did_you_mean(name, known) or see
             )
-        return Problem("command", "a command line that can be read", message, see)
+        return Problem("command", "a command line that can be read", cut(message), see)
 
     def _option_problem(self, name: str, message: str) -> Problem:
         takes = expected(name) if name in SCHEMA else "a value"
@@ -58,10 +59,10 @@ class CommandLine(argparse.ArgumentParser):
             fix = f"A value that begins with - is written --{name}=VALUE."
             return Problem(name, takes, "nothing", fix)
         if found := re.match(r"ignored explicit argument '(.*)'", message):
-            return Problem(name, "no value, it is a switch", repr(found[1]))
+            return Problem(name, "no value, it is a switch", repr(cut(found[1])))
         if found := re.match(r"invalid \S+ value: '(.*)'", message):
-            return Problem(name, "a whole number above 0", repr(found[1]))
-        return Problem(name, takes, message)
+            return Problem(name, "a whole number above 0", repr(cut(found[1])))
+        return Problem(name, takes, cut(message))
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,11 @@ def parse(values: Mapping[str, object], *, unknown: Literal["error", "note"] = "
     """
     problems: list[Problem] = []
     notes: list[str] = []
-    given = _rename_aliases(_expand_advanced(_present(values), problems), problems)
+    given = _rename_aliases(_expand_advanced(_present(_plain(values, problems)), problems), problems)
     for name in [name for name in given if name not in SCHEMA]:
         del given[name]
         hint = did_you_mean(name, [*SCHEMA, *ALIASES])
-        shown = one_line(name) if name.strip() else repr(name)
+        shown = one_line(cut(name)) if name.strip() else repr(name)
         if unknown == "error":
             problems.append(Problem(shown, "a known parameter", "an unknown name", hint))
         else:
@@ -97,13 +98,29 @@ def parse(values: Mapping[str, object], *, unknown: Literal["error", "note"] = "
     return Parsed(params, (*notes, *_inapplicable(params)))
 
 
+def _plain(values: Mapping[str, object], problems: list[Problem]) -> dict[str, object]:
+    """Leave out lists and objects, which no parameter takes: a few lines of YAML make one that no memory holds once it is quoted
+    or compared."""
+    nested = {name: "a list" if isinstance(value, list) else "an object" for name, value in values.items() if _is_nested(value)}
+    for name, got in nested.items():
+        target = ALIASES.get(name, name)
+        if target in SCHEMA or target == ADVANCED:
+            problems.append(Problem(target, expected(target) if target in SCHEMA else "text", got))
+    known = (*SCHEMA, *ALIASES, ADVANCED)
+    return {name: nested.get(name, value) for name, value in values.items() if not (name in nested and name in known)}
+
+
+def _is_nested(value: object) -> bool:
+    return isinstance(value, list | tuple | set | Mapping)
+
+
 def _expand_advanced(values: Mapping[str, object], problems: list[Problem]) -> dict[str, object]:
     """The form's `advanced` field, one `name: value` a line, as if each had a field of its own; it wins over the form's defaults."""
     expanded = dict(values)
     for line in str(expanded.pop(ADVANCED, "")).splitlines():
         name, colon, value = (part.strip() for part in line.partition(":"))
         if name and not colon:
-            problems.append(Problem(ADVANCED, "one `name: value` a line", repr(line.strip())))
+            problems.append(Problem(ADVANCED, "one `name: value` a line", repr(cut(line.strip()))))
         elif value:
             expanded[name] = value
     return expanded
@@ -121,7 +138,7 @@ def _rename_aliases(values: Mapping[str, object], problems: list[Problem]) -> di
         if name == "report_to":
             value = REPORT_TO.get(str(value), value)
         if target in given and given[target] != value:
-            got = f"{given[target]!r} and, as {name}, {value!r}"
+            got = f"{_quoted(given[target])} and, as {name}, {_quoted(value)}"
             problems.append(Problem(target, "one value", got, f"{name} is another name of {target}; give one."))
         given[target] = value
     return given
@@ -133,8 +150,14 @@ def _validate(given: Mapping[str, object]) -> tuple[Params, list[Problem]]:
         return Params.model_validate(given), []
     except ValidationError as error:
         wrong = list(dict.fromkeys(str(item["loc"][0]) for item in error.errors()))
-    problems = [Problem(name, expected(name), repr(given[name]), _value_hint(name, str(given[name]))) for name in wrong]
+    problems = [Problem(name, expected(name), _quoted(given[name]), _value_hint(name, given[name])) for name in wrong]
     return Params.model_validate({name: value for name, value in given.items() if name not in wrong}), problems
+
+
+def _quoted(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 4 * QUOTED:  # Python writes no longer one
+        return f"a number of about {round(value.bit_length() * math.log10(2))} digits"
+    return repr(cut(value)) if isinstance(value, str) else cut(repr(value))
 
 
 def expected(name: str) -> str:
@@ -152,8 +175,13 @@ def _words(name: str, kind: Mapping[str, Any]) -> str:
     if kind["type"] == "string":
         return _TEXTS.get(name, "text")
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    bounds = " and ".join(f"{sign} {kind[key]:g}" for key, sign in signs.items() if key in kind)
+    bounds = " and ".join(f"{sign} {_bound(kind[key])}" for key, sign in signs.items() if key in kind)
     return f"{'an integer' if kind['type'] == 'integer' else 'a number'} {bounds}".rstrip()
+
+
+def _bound(number: float) -> str:
+    short = f"{number:g}"
+    return short if float(short) == number and "e" not in short else f"{number:.0f}" if number == int(number) else short
 
 
 def choices(name: str) -> list[str]:
@@ -162,20 +190,11 @@ def choices(name: str) -> list[str]:
     return [str(word) for kind in kinds for word in kind.get("enum", [kind["const"]] if "const" in kind else [])]
 
 
-def _value_hint(name: str, value: str) -> str:
+def _value_hint(name: str, given: object) -> str:
+    value = given if isinstance(given, str) else ""
     if name == "train_device" and value.lower() in ("mps", "metal", "apple"):
         return "Apple GPUs are not supported; use cpu."
     return did_you_mean(value, choices(name))
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a question that names the closest of `known`, or nothing."""
-    names, asked = list(known), word.replace("-", "_").lower()
-    nickname = [NICKNAMES[asked]] if NICKNAMES.get(asked) in names else []
-    part = [name for name in names if asked in name.split("_")]
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    found = next(iter((*nickname, *close, *part)), "")
-    return f"Did you mean {found}?" if found else ""
 
 
 def _unbuilt(params: Params) -> list[Problem]:
@@ -244,8 +263,9 @@ def _cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
     found += sharding_problems(params)
     for name, value in params.as_json().items():
         if isinstance(value, str):
+            require(len(value) <= MOST_TEXT, name, f"at most {MOST_TEXT} characters", f"{len(value)} characters")
             require(redact(value) == value, name, "no key in a parameter", MARK, "Keys are read from the environment alone.")
-            require(is_writable(value), name, "text that UTF-8 can write, without a zero character", repr(value))
+            require(is_writable(value), name, "text that UTF-8 can write, without a zero character", repr(cut(value)))
     return found
 
 

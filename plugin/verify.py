@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .child import torch_program
 from .data.chat import ChatFormat
-from .data.rendering import freeze
+from .data.rendering import chat_job, freeze, render_chat
 from .data.turns import Turn
 from .families import FAMILIES
 from .models.diffusion import logits_of
@@ -81,11 +81,9 @@ def reload(folder: Path, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
     tokenizer = load_tokenizer(str(folder), offline=True, family=FAMILIES[model.config.model_type])
     rendered: Any = None
     if tokenizer.chat_template:
-        message = {"role": "user", "content": PROMPT}
         template = freeze(str(tokenizer.get_chat_template()), MOMENT)
-        rendered = tokenizer.apply_chat_template(
-            [message], chat_template=template, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        (text,) = render_chat(tokenizer, template, [chat_job([{"role": "user", "content": PROMPT}], True)])
+        rendered = tokenizer(text, add_special_tokens=False)["input_ids"] if isinstance(text, str) else None
     asked = rendered_prompt(tokenizer)
     wanted = tensors["prompt"].tolist()
     return Reloaded(difference, prompt=asked.tolist() == wanted, template=rendered == wanted)

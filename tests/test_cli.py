@@ -147,7 +147,10 @@ GOOD = ("--dataset_name", "d", "--model_name", "m")
     ("words", "error"),
     [
         (("trian",), "command: expected one of train, check, chat, fuse, got trian. Did you mean train?"),
-        (("check", "--batch_size"), "batch_size: expected an integer >= 1, got nothing. A value that begins with - is written"),
+        (
+            ("check", "--batch_size"),
+            "batch_size: expected an integer >= 1 and <= 65536, got nothing. A value that begins with - is written",
+        ),
         (("check", "--learning_rate", "-1e-5", *GOOD), "learning_rate: expected a number"),
         (("check", "--json=yes", *GOOD), "json: expected no value, it is a switch, got 'yes'."),
         (("check", "stray", *GOOD), "stray: expected a known parameter, got an unknown name."),

@@ -29,6 +29,7 @@ FLOOR_0 = {
         "environment",
         "files",
         "owned",
+        "wording",
     ),
 }
 # quiet is what every torch program imports first, wherever it lives.

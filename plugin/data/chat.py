@@ -18,15 +18,17 @@ from transformers import PreTrainedTokenizerBase
 from ..job import model_error
 from .encoder_template import encoder_template, ends_of
 from .escapes import Escapes, function_tokens, token_id
-from .rendering import Refused, Template, added_tokens
+from .rendering import Refused, Template, Written, added_tokens
 from .turns import Turn, escaped
 
 # Marks between the turns of chats that some program rendered into text.
 _RENDERED = re.compile(
     r"<\|(im_start|im_end|start_header_id|eot_id|user|assistant|system)\|>|<(start|end)_of_turn>|\[/?INST\]|<<SYS>>"
-    r"|^#{2,3} ?(Instruction|Response|Human|Assistant|User|Input)s?:|^(Human|USER|User): [\s\S]*^(Assistant|ASSISTANT): ",
+    r"|^#{2,3} ?(Instruction|Response|Human|Assistant|User|Input)s?:",
     re.MULTILINE,
 )
+# Two searches, since one pattern for both would try every pair of lines.
+_ASKS, _ANSWERS = re.compile(r"^(Human|USER|User): ", re.MULTILINE), re.compile(r"^(Assistant|ASSISTANT): ", re.MULTILINE)
 Find = Literal["last", "marked", "all"]  # the last answer; it and those marked as not to be learned; every answer
 RENDERED = "text that looks like a chat rendered already: its marks, and prompts in a plain text, are trained as text"
 CHANGED = "text that the chat template changes or leaves out: what it writes is trained"
@@ -93,12 +95,8 @@ class ChatFormat:
         A dialogue of one `text` turn is a text: no answers. `find`: the answers that the caller needs, since looking for one costs a
         rendering, and a template may write earlier answers so that they cannot be found.
         """
-        plans: list[_Pieces | str] = []
-        for turns in dialogues:
-            try:
-                plans.append(self._pieces([escaped(turn, self._escapes.hide) for turn in turns], find))
-            except Refused as refused:
-                plans.append(str(refused))
+        hidden = [[escaped(turn, self._escapes.hide) for turn in turns] for turns in dialogues]
+        plans = self._plans(hidden, find)
         texts = [item for plan in plans if isinstance(plan, _Pieces) for item in plan.items if isinstance(item, str)]
         tokens = iter(self._escapes.tokenize(texts))
         found: list[Encoded | str] = []
@@ -152,25 +150,20 @@ class ChatFormat:
             groups[-1][1].append(token)
         return "".join(hole * len(run) if masked else self.text(run) for masked, run in groups)
 
-    def _pieces(self, turns: Sequence[Turn], find: Find) -> _Pieces:
-        if turns[0].role == "text":
-            return _Pieces([*self._opening(), turns[0].text, [self.fill_id]])
-        if self._template is None:
-            return self._encoder_pieces(turns)
-        places = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
-        if find != "all":
-            places = [place for place in places if place == places[-1] or (find == "marked" and not turns[place].learn)]
-        written = self._template.write(turns, places)
-        pieces, at = _Pieces(), 0
-        for place, (start, end) in zip(places, written.answers, strict=True):
-            pieces.items += [written.text[at:start], written.text[start:end]]
-            pieces.answers[place] = (len(pieces.items) - 1, len(pieces.items))
-            at = end
-        # What a template writes after the last end token (ChatML's line break) belongs to no turn.
-        if not places:
-            pieces.items.append(written.text)
-        pieces.exact = written.exact
-        return pieces
+    def _plans(self, dialogues: Sequence[Sequence[Turn]], find: Find) -> list[_Pieces | str]:
+        plans: dict[int, _Pieces | str] = {}
+        asked: dict[int, tuple[Sequence[Turn], list[int]]] = {}
+        for number, turns in enumerate(dialogues):
+            if turns[0].role == "text":
+                plans[number] = _Pieces([*self._opening(), turns[0].text, [self.fill_id]])
+            elif self._template is None:
+                plans[number] = self._encoder_pieces(turns)
+            else:
+                asked[number] = turns, _places(turns, find)
+        written = self._template.write([*asked.values()]) if self._template else []
+        for (number, (_, places)), one in zip(asked.items(), written, strict=True):
+            plans[number] = str(one) if isinstance(one, Refused) else _template_pieces(one, places)
+        return [plans[number] for number in range(len(dialogues))]
 
     def _encoder_pieces(self, turns: Sequence[Turn]) -> _Pieces:
         pieces = _Pieces(self._opening())
@@ -195,9 +188,34 @@ class ChatFormat:
         texts = [text for turn in turns for text in (turn.text, turn.thought)]
         spelled = sorted(set[str]().union(*map(self._escapes.spelled, texts)))
         remarks = [f"{token} in a text: it is read as text, not as the token" for token in spelled]
-        if any(map(_RENDERED.search, texts)):
+        if any(map(_looks_rendered, texts)):
             remarks.append(RENDERED)
         return remarks if exact else [*remarks, CHANGED]
+
+
+def _looks_rendered(text: str) -> bool:
+    asks = _ASKS.search(text)
+    return bool(_RENDERED.search(text) or (asks and _ANSWERS.search(text, asks.end())))
+
+
+def _places(turns: Sequence[Turn], find: Find) -> list[int]:
+    """Choose the answers to look for."""
+    places = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
+    if find == "all":
+        return places
+    return [place for place in places if place == places[-1] or (find == "marked" and not turns[place].learn)]
+
+
+def _template_pieces(written: Written, places: Sequence[int]) -> _Pieces:
+    pieces, at = _Pieces(exact=written.exact), 0
+    for place, (start, end) in zip(places, written.answers, strict=True):
+        pieces.items += [written.text[at:start], written.text[start:end]]
+        pieces.answers[place] = (len(pieces.items) - 1, len(pieces.items))
+        at = end
+    # What a template writes after the last end token (ChatML's line break) belongs to no turn.
+    if not places:
+        pieces.items.append(written.text)
+    return pieces
 
 
 def _first(*ids: object) -> int | None:

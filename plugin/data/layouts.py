@@ -7,7 +7,7 @@ to count and drop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -16,7 +16,7 @@ from ..job import JobError, Problem, data_error
 from .sandbox import RowError
 from .seen import Role, Seen, is_empty
 from .sources import Row
-from .templates import Templates, render
+from .templates import Templates, render_rows
 from .turns import Turn, chat_of, messages_of, plain, rounds_of, text_of, turns_of, with_system
 
 SYSTEM = ("system", "system_prompt")
@@ -35,12 +35,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Layout:
-    """`read` turns a row's values into turns, or raises RowError. Picklable, so that worker processes can share it."""
+    """`read` turns a row's values into turns, or raises RowError, unless `templates` write them."""
 
     name: str
     needs: tuple[str, ...]
     read: Callable[[Values, Seen], tuple[Turn, ...]]
     takes: tuple[str, ...] = ()  # columns that it reads where they are
+    templates: Templates | None = None
 
 
 def _before(values: Values, seen: Seen) -> list[Turn]:
@@ -107,11 +108,17 @@ def _plain(column: str, values: Values, seen: Seen) -> tuple[Turn, ...]:
     return plain(text_of(values.get(column)))
 
 
-def _templated(templates: Templates, values: Values, seen: Seen) -> tuple[Turn, ...]:
-    extra = render(templates.input, values) if templates.input else ""
-    user = _with_extra(render(templates.instruction, values), extra)
-    turns = [user, Turn("assistant", render(templates.output, values))]
-    return chat_of([Turn(turn.role, text_of(turn.text)) for turn in turns])
+def _templated(texts: tuple[str, str, str] | RowError) -> tuple[Turn, ...]:
+    """Read what the templates made of a row. Raise RowError."""
+    if isinstance(texts, RowError):
+        raise texts
+    instruction, extra, output = texts
+    user = _with_extra(instruction, extra)
+    return chat_of([Turn("user", text_of(user.text)), Turn("assistant", text_of(output))])
+
+
+def _unread(values: Values, seen: Seen) -> tuple[Turn, ...]:
+    raise AssertionError("templates write this row")
 
 
 def _tasks(prompt: str, response: str, *extras: str) -> Layout:
@@ -158,7 +165,7 @@ def detect_layout(
     if templates:
         absent = sorted(templates.columns() - set(seen))
         if not absent:
-            return Layout("templates", tuple(sorted(templates.columns())), partial(_templated, templates)), notes
+            return Layout("templates", tuple(sorted(templates.columns())), _unread, templates=templates), notes
         notes.append(f"the templates are not used: {_names('column', absent)} not in the data ({', '.join(seen)})")
     fitting = [layout for layout in (*LAYOUTS, text) if set(layout.needs) <= set(seen)]
     if not fitting:
@@ -190,18 +197,33 @@ def _names(noun: str, names: list[str]) -> str:
     return f"{noun}{'' if len(names) == 1 else 's'} {', '.join(repr(name) for name in names)}"
 
 
-def read_example(row: Row, layout: Layout, seen: Seen | None = None) -> Example | str:
-    """The row as a document, or the reason it is dropped (one of turns.REASONS). What it leaves unread is added to `seen`.
+def read_examples(rows: Sequence[Row], layouts: Sequence[Layout], seen: Seen) -> Iterator[Example | str]:
+    """Read each row by its layout: a document, or the reason it is dropped (one of turns.REASONS).
 
-    Raises JobError (exit 2) when a template breaks its limits, since then no row can be trusted to render.
+    What a row leaves unread is added to `seen` as it is read. Raise JobError (exit 2) when a
+    template goes too far, since then no row can be trusted to render.
     """
-    seen = Seen() if seen is None else seen
+    written: dict[int, tuple[str, str, str] | RowError] = {}
+    for templates in {layout.templates for layout in layouts if layout.templates}:
+        places = [place for place, layout in enumerate(layouts) if layout.templates == templates]
+        texts = render_rows(templates, [rows[place].values for place in places])
+        written |= dict(zip(places, texts, strict=True))
+    for place, (row, layout) in enumerate(zip(rows, layouts, strict=True)):
+        yield _read(row, layout, seen, written.get(place))
+
+
+def _read(row: Row, layout: Layout, seen: Seen, texts: tuple[str, str, str] | RowError | None) -> Example | str:
     seen.row = row.id
     seen.rows += 1
     read = {*layout.needs, *layout.takes}
     seen.columns([name for name, value in row.values.items() if name not in read and not is_empty(value)])
     try:
-        return Example(row.id, layout.read(row.values, seen))
+        return Example(row.id, _templated(texts) if texts else layout.read(row.values, seen))
     except RowError as error:
         seen.dropped(error.reason, error.detail)
         return error.reason
+
+
+def read_example(row: Row, layout: Layout, seen: Seen | None = None) -> Example | str:
+    """Read one row, see read_examples."""
+    return next(read_examples([row], [layout], Seen() if seen is None else seen))

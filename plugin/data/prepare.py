@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -17,6 +17,7 @@ from .seen import Seen, counted
 from .turns import Turn, random_prefix
 
 CHUNK = 1024  # examples tokenised in one call
+CHARACTERS = 1 << 24  # of them, but for the last one
 EXAMPLES = 3  # row ids quoted per reason
 
 
@@ -103,7 +104,7 @@ def encode_split(examples: Iterable[tuple[str, Example | str]], chat: ChatFormat
     """Tokenise one split and report what was cut or dropped."""
     builder, report = Builder(), Report()
     stream = iter(examples)
-    while chunk := list(islice(stream, CHUNK)):
+    while chunk := _chunk(stream):
         for (row, _), documents in zip(chunk, encode_rows(chunk, chat, how, report), strict=True):
             for one in documents:
                 builder.add(one.ids, one.supervised, one.prompt, row)
@@ -111,6 +112,18 @@ def encode_split(examples: Iterable[tuple[str, Example | str]], chat: ChatFormat
     report.documents, report.tokens = len(documents), documents.ids.size
     report.supervised = int(np.count_nonzero(documents.supervised))
     return documents, report
+
+
+def _chunk(stream: Iterator[tuple[str, Example | str]]) -> list[tuple[str, Example | str]]:
+    """Take CHUNK examples, or as many as have CHARACTERS."""
+    taken: list[tuple[str, Example | str]] = []
+    characters = 0
+    for row, example in islice(stream, CHUNK):
+        taken.append((row, example))
+        characters += sum(len(turn.text) for turn in example.turns) if isinstance(example, Example) else 0
+        if characters >= CHARACTERS:
+            break
+    return taken
 
 
 def encode_rows(

@@ -9,18 +9,16 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from ..job import JobError, data_error
+from .columns import FIELD, read_columns
 
-FIELD = "dataset_name"
 MAX_LINE = 64 << 20  # bytes of one line, one csv cell or one paragraph
 MAX_JSON = 1 << 30  # bytes of one .json file, which is read whole
-BATCH_ROWS = 256  # rows of a parquet or arrow file in memory at a time
 
 _NAN = ("nan", "NaN")  # a cell of a .csv has no type: this is how programs write an empty one
 _POINTER = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
@@ -148,32 +146,6 @@ def _read_text(path: Path) -> Numbered:
             paragraph, first, size = [], 0, 0
 
 
-def _read_columns(path: Path) -> Numbered:
-    """Parquet, and arrow in both its forms: with a footer, or the bare stream that `datasets` writes."""
-    import pyarrow as pa  # here, so that text files need no pyarrow
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pa.OSFile(os.fsencode(path)) as file:  # a name need not be text
-            if path.suffix.lower() == ".parquet":
-                batches: Iterable[Any] = pq.ParquetFile(file).iter_batches(batch_size=BATCH_ROWS)
-            elif file.read(6) == b"ARROW1":
-                reader = pa.ipc.open_file(file)
-                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-            else:
-                file.seek(0)
-                batches = pa.ipc.open_stream(file)
-            for batch in batches:
-                for start in range(0, batch.num_rows, BATCH_ROWS):
-                    for values in batch.slice(start, BATCH_ROWS).to_pylist():
-                        number += 1
-                        yield number, values
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        got = f"{path.name} after row {number}: {error}"
-        raise data_error(FIELD, f"a {path.suffix.lower()} file", got) from error
-
-
 TEXT_ROWS: dict[str, Callable[[Path], Numbered]] = {
     "line": _read_text_lines,
     "paragraph": _read_text,
@@ -183,8 +155,8 @@ READERS: dict[str, Callable[[Path], Numbered]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
-    ".parquet": _read_columns,
-    ".arrow": _read_columns,
+    ".parquet": read_columns,
+    ".arrow": read_columns,
     ".txt": _read_text,
 }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,11 +18,16 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..job import model_error, one_line
+from .renderer import LIMITS, Failed, Job, OverLimit, render
 from .turns import THOUGHTS, Turn
 
 _PROBES = ("\ue000{}\ue001", "\ue002")  # private-use characters: contents that no template and no text holds
 _ROLES_SHOWN = 6
 _REFUSES = "chat template refuses"
+_TOO_LONG = "chat template writes far more than the dialogue says"
+MAX_SOURCE = 200_000  # characters of a chat template; published ones have a few thousand
+ADDED, TIMES = 100_000, 8  # characters of a dialogue's text: so many more, and so many times what it says
+TOGETHER = 1 << 22  # characters of the dialogues that are rendered at once, but for the last one
 
 
 class Refused(ValueError):
@@ -56,6 +61,15 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {token: str(added) for token, added in tokenizer.added_tokens_decoder.items() if str(added).strip()}
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A dialogue to be rendered."""
+
+    turns: tuple[Turn, ...]
+    generation: bool = False  # with the prompt for an answer
+    until_answer: bool = False  # what stands before the probe's answer is wanted
+
+
 class Template:
     """Renders dialogues. Raises JobError (exit 4) for a template that cannot be served."""
 
@@ -66,6 +80,9 @@ class Template:
         except (ValueError, TypeError) as error:  # several templates, none of them the default; names that are no text
             got = str(error).split("\n")[0][:200]
             raise model_error("tokenizer_name", "one chat template, or one named default", got) from error
+        if len(source) > MAX_SOURCE:
+            got = f"{len(source)} characters"
+            raise model_error("tokenizer_name", f"a chat template of at most {MAX_SOURCE} characters", got)
         self._source = freeze(source, moment)
         self.moment = moment if self._source != source else None  # the time that it writes, if it writes any
         # A template reads a thought under one of these names, or finds it in the text.
@@ -93,16 +110,25 @@ class Template:
 
     def prompt(self, turns: Sequence[Turn]) -> str:
         """Write the text up to where the next answer begins. Raises Refused."""
-        if self._asks:
-            return self._render(turns, True)
-        return self._before([*turns, Turn("assistant", _PROBES[1])])
+        return self._one(self._asking(turns))
 
-    def write(self, turns: Sequence[Turn], places: Sequence[int]) -> Written:
-        """Write the dialogue and find the answers at `places` in it. Raises Refused."""
-        text = self._render(turns, False)
+    def write(self, dialogues: Sequence[tuple[Sequence[Turn], Sequence[int]]]) -> list[Written | Refused]:
+        """Write each dialogue and find the answers at the places named beside it."""
+        found: list[Written | Refused] = []
+        calls = [[_Call(tuple(turns)), *(self._finding(turns, place) for place in places)] for turns, places in dialogues]
+        texts = iter(self._render([call for those in calls for call in those]))
+        for (turns, places), those in zip(dialogues, calls, strict=True):
+            whole, *befores = [next(texts) for _ in those]
+            try:
+                found.append(self._written(turns, places, _taken(whole), [*map(_taken, befores)]))
+            except Refused as refused:
+                found.append(refused)
+        return found
+
+    def _written(self, turns: Sequence[Turn], places: Sequence[int], text: str, befores: Sequence[str]) -> Written:
         answers: list[tuple[int, int]] = []
-        for place in places:
-            start, end = self._find(turns, place, text)
+        for before in befores:
+            start, end = self._find(before, text)
             if answers and answers[-1][1] > start:
                 raise Refused(f"chat template ends no answer but the last with {self.end!r}")
             answers.append((start, end))
@@ -116,16 +142,25 @@ class Template:
     def _can_ask(self, turns: Sequence[Turn], whole: str) -> bool:
         """Tell whether the template's generation prompt is how `whole`, the same with an answer, begins."""
         try:
-            asked = self._render(turns, True)
-            return asked != self._render(turns, False) and whole.startswith(asked)
+            asked = self._one(_Call(tuple(turns), generation=True))
+            return asked != self._one(_Call(tuple(turns))) and whole.startswith(asked)
         except Refused:
             return False
 
-    def _find(self, turns: Sequence[Turn], place: int, text: str) -> tuple[int, int]:
+    def _asking(self, turns: Sequence[Turn]) -> _Call:
+        """Choose the call that writes a prompt."""
+        if self._asks:
+            return _Call(tuple(turns), generation=True)
+        return _Call((*turns, Turn("assistant", _PROBES[1])), until_answer=True)
+
+    def _finding(self, turns: Sequence[Turn], place: int) -> _Call:
+        """Choose the call that writes what stands before an answer."""
         if any(turn.role == "user" for turn in turns[:place]):
-            before = self.prompt(turns[:place])
-        else:  # an answer to nothing, such as a greeting: what stands before its own text
-            before = self._before([*turns[:place], Turn("assistant", _PROBES[1]), *turns[place + 1 :]])
+            return self._asking(turns[:place])
+        # An answer to nothing, such as a greeting: what stands before its own text.
+        return _Call((*turns[:place], Turn("assistant", _PROBES[1]), *turns[place + 1 :]), until_answer=True)
+
+    def _find(self, before: str, text: str) -> tuple[int, int]:
         if not text.startswith(before):
             raise Refused("chat template writes a prompt otherwise once its answer is there")
         end = text.find(self.end, len(before))
@@ -134,12 +169,6 @@ class Template:
         if not text[len(before) : end].strip():
             raise Refused("chat template leaves the answer out")
         return len(before), end + len(self.end)
-
-    def _before(self, turns: Sequence[Turn]) -> str:
-        written = self._render(turns, False)
-        if _PROBES[1] not in written:
-            raise Refused("chat template does not write the answer")
-        return written.split(_PROBES[1])[0]
 
     def _probe(self) -> tuple[list[Turn], str]:
         """Find the shortest dialogue that the template takes, and its text with an answer."""
@@ -150,7 +179,7 @@ class Template:
             self._in_parts = in_parts
             for turns in openings:
                 try:
-                    whole = self._render([*turns, Turn("assistant", _PROBES[1])], False)
+                    whole = self._one(_Call((*turns, Turn("assistant", _PROBES[1]))))
                 except Refused as refused:
                     reason = reason or str(refused).removeprefix(f"{_REFUSES} ")
                     continue
@@ -171,24 +200,74 @@ class Template:
         got = f"{tail.strip()[:40]!r}, which is no token of this tokenizer"
         raise model_error("tokenizer_name", expected, got, "Add it to the tokenizer as a special token.")
 
-    def _render(self, turns: Sequence[Turn], generation: bool) -> str:
-        messages = [self._message(turn) for turn in turns]
-        try:
-            written = self._tokenizer.apply_chat_template(
-                messages, chat_template=self._source, tokenize=False, add_generation_prompt=generation
-            )
-        except Exception as error:  # a template is foreign code and may raise anything
-            roles = [turn.role for turn in turns]
-            shown = ", ".join(roles[:_ROLES_SHOWN]) + (", ..." if len(roles) > _ROLES_SHOWN else "")
-            reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
-            raise Refused(f"{_REFUSES} {shown or 'no turns'}: {one_line(reason)}") from error
-        text = str(written)
-        if text.encode("utf-8", "ignore").decode() != text:  # tokenizers take no half of a surrogate pair
-            raise Refused("chat template writes half a character")
-        return text
+    def _one(self, call: _Call) -> str:
+        return _taken(self._render([call])[0])
+
+    def _render(self, calls: Sequence[_Call]) -> list[str | Refused]:
+        """Render every dialogue, as many at once as TOGETHER lets."""
+        found: list[str | Refused] = []
+        messages: dict[int, dict[str, Any]] = {}  # one for each turn: calls of one dialogue share them
+        jobs: list[Job] = []
+        size = 0
+        for number, call in enumerate(calls, start=1):
+            for turn in call.turns:
+                if id(turn) not in messages:
+                    messages[id(turn)] = self._message(turn)
+            jobs.append(chat_job([messages[id(turn)] for turn in call.turns], call.generation))
+            size += jobs[-1].longest
+            if size >= TOGETHER * TIMES or number == len(calls):
+                texts = render_chat(self._tokenizer, self._source, jobs)
+                made = calls[number - len(jobs) : number]
+                found += [_read(one, text) for one, text in zip(made, texts, strict=True)]
+                jobs, size = [], 0
+        return found
 
     def _message(self, turn: Turn) -> dict[str, Any]:
         apart = self._thought if turn.thought else None
         text = turn.text if apart else turn.with_thought
         content = [{"type": "text", "text": text}] if self._in_parts else text
-        return {"role": turn.role, "content": content, **({apart: turn.thought} if apart else {})}
+        said = {"role": turn.role, "content": content}
+        # transformers gives a thought both names, whatever it was called.
+        return {"thinking": turn.thought, **said, apart: turn.thought, "reasoning_content": turn.thought} if apart else said
+
+
+def chat_job(messages: Sequence[Mapping[str, Any]], generation: bool) -> Job:
+    """Make the job that writes a dialogue, with the values that transformers gives a template."""
+    size = sum(len(text) for one in messages for text in one.values() if isinstance(text, str))
+    values = {"messages": messages, "add_generation_prompt": generation, "tools": None, "documents": None}
+    return Job(0, values, ADDED + TIMES * size)
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase, source: str, jobs: Sequence[Job]) -> list[str | Failed]:
+    """Render dialogues by a chat template's source. Raise JobError (exit 4) for one without end."""
+    try:
+        return render("chat", [source], jobs, tokenizer.special_tokens_map)
+    except OverLimit as error:
+        fix = "Use another tokenizer, or mend its chat template."
+        raise model_error("tokenizer_name", f"a chat template that ends within {LIMITS}", str(error), fix) from error
+
+
+def _taken(text: str | Refused) -> str:
+    if isinstance(text, Refused):
+        raise text
+    return text
+
+
+def _read(call: _Call, text: str | Failed) -> str | Refused:
+    """Read what the template made of a call."""
+    if isinstance(text, Failed):
+        return Refused(_TOO_LONG) if text.too_long else _refusal(call, text)
+    if text.encode("utf-8", "ignore").decode() != text:  # tokenizers take no half of a surrogate pair
+        return Refused("chat template writes half a character")
+    if not call.until_answer:
+        return text
+    if _PROBES[1] not in text:
+        return Refused("chat template does not write the answer")
+    return text.split(_PROBES[1])[0]
+
+
+def _refusal(call: _Call, failed: Failed) -> Refused:
+    roles = [turn.role for turn in call.turns]
+    shown = ", ".join(roles[:_ROLES_SHOWN]) + (", ..." if len(roles) > _ROLES_SHOWN else "")
+    reason = (failed.words.strip() or failed.kind).split("\n")[0][:200]
+    return Refused(f"{_REFUSES} {shown or 'no turns'}: {one_line(reason)}")

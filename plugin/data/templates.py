@@ -5,14 +5,26 @@ A Python repr never becomes training text: printing a list or an object is a fau
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pickle import PicklingError
 
-from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError
 
-from ..job import JobError, Problem
-from .sandbox import BUDGET, MAX_TEMPLATE, TEMPLATE_FAILED, Budget, Fault, OverLimit, RowError, compiled, sentence
+from ..job import JobError, Problem, data_error
+from .renderer import LIMITS, Failed, Job, OverLimit
+from .renderer import render as render_apart
+from .sandbox import (
+    FUNCTIONS,
+    MAX_TEMPLATE,
+    MAX_TEXT,
+    TEMPLATE_FAILED,
+    TEXT_TOO_LONG,
+    Fault,
+    RowError,
+    compiled,
+    sentence,
+)
 
 
 @dataclass(frozen=True)
@@ -81,24 +93,63 @@ def columns_used(template: Template) -> frozenset[str]:
 
 
 def render(template: Template, values: Mapping[str, object]) -> str:
-    """One row's text, at most MAX_TEXT characters; an absent column counts as empty.
+    """Render one row's text, at most MAX_TEXT characters; an absent column counts as empty.
 
-    Raises RowError when this row does not fit the template, JobError (exit 2) when the template itself goes too far.
+    Raise RowError when this row does not fit the template, JobError (exit 2) when the template
+    itself goes too far.
     """
-    source = compiled(template.source)
-    budget = Budget()
-    pieces: list[str] = []
-    length = 0
+    ((text,),) = _rendered((template,), [values])
+    if isinstance(text, RowError):
+        raise text
+    return text
+
+
+def render_rows(templates: Templates, rows: Sequence[Mapping[str, object]]) -> list[tuple[str, str, str] | RowError]:
+    """Render instruction, input ("" without its template) and output of every row.
+
+    A RowError says why one does not fit. Raise JobError (exit 2) as `render`.
+    """
+    given = [one for one in (templates.instruction, templates.input, templates.output) if one]
+    found: list[tuple[str, str, str] | RowError] = []
+    for texts in _rendered(given, rows):
+        wrong = next((text for text in texts if isinstance(text, RowError)), None)
+        first, *between, last = (str(text) for text in texts)
+        found.append(wrong or (first, between[0] if between else "", last))
+    return found
+
+
+def _rendered(templates: Sequence[Template], rows: Sequence[Mapping[str, object]]) -> list[list[str | RowError]]:
+    """Render every template for every row."""
+    used = [columns_used(template) for template in templates]
+    jobs = [Job(place, _values(columns, row), MAX_TEXT) for row in rows for place, columns in enumerate(used)]
     try:
-        for piece in source.render.generate({**dict.fromkeys(source.columns), **values, BUDGET: budget}):
-            length += len(piece)
-            budget.hold(length)
-            pieces.append(piece)
-    except (SecurityError, OverLimit) as error:
-        fix = "Simplify the template."
-        raise JobError(Problem(template.field, "a template within the sandbox", sentence(error), fix)) from error
-    except RowError:
-        raise
-    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
-        raise RowError(TEMPLATE_FAILED, f"{template.field}: {error}") from error
-    return "".join(pieces)
+        texts = render_apart("form", [template.source for template in templates], jobs)
+    except OverLimit as error:
+        raise _goes_too_far(templates[error.job % len(templates)], str(error)) from error
+    except (PicklingError, TypeError, AttributeError) as error:  # a value of a class that only its library knows
+        raise data_error("dataset_name", "rows of plain values", sentence(error)) from error
+    size = len(templates)
+    return [
+        [_text_or_error(*pair) for pair in zip(templates, texts[first : first + size], strict=True)]
+        for first in range(0, len(texts), size)
+    ]
+
+
+def _values(columns: frozenset[str], row: Mapping[str, object]) -> dict[str, object]:
+    """Take the values that a template may read: a column wins over a function of its name."""
+    return {**dict.fromkeys(columns), **{name: row[name] for name in (*columns, *FUNCTIONS) if name in row}}
+
+
+def _text_or_error(template: Template, text: str | Failed) -> str | RowError:
+    if isinstance(text, str):
+        return text
+    if text.too_long:
+        return RowError(TEXT_TOO_LONG, f"more than {MAX_TEXT} characters")
+    if text.kind == SecurityError.__name__:
+        raise _goes_too_far(template, sentence(text.words))
+    return RowError(TEMPLATE_FAILED, f"{template.field}: {text.words}")
+
+
+def _goes_too_far(template: Template, got: str) -> JobError:
+    expected = f"a template within the sandbox, {LIMITS} a row"
+    return JobError(Problem(template.field, expected, got, "Simplify the template."))

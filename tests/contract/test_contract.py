@@ -67,7 +67,7 @@ def test_bad_parameter(host: Host, job: dict[str, Any]) -> None:
     assert ended.outcome == "failed"
     assert ended.code != 0
     assert "learning_rate: expected a number" in ended.details
-    assert "max_length: expected an integer >= 1, got '-1'" in ended.details, "every problem at once"
+    assert "max_length: expected an integer >= 1 and <= 1048576, got '-1'" in ended.details, "every problem at once"
     assert not ended.folder.exists()
 
 

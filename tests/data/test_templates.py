@@ -1,4 +1,4 @@
-"""Templates: what they render, what they may not do, and that a bomb ends at once."""
+"""Templates: what they render, what they may not do, and that a bomb ends soon."""
 
 from __future__ import annotations
 
@@ -79,27 +79,32 @@ def test_a_bad_template_is_a_configuration_error_of_its_field(source: str, messa
     [
         ("{{ x['__cl' ~ 'ass__'] }}", "access to attribute '__class__'"),
         ("{{ [1]|map(attribute='__class__')|first }}", "access to attribute '__class__'"),
-        ("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "more than 10000 loop turns"),
-        ("{% for a in range(1000000000) %}{% endfor %}", "a range of more than 10000"),
+        ("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "more than 2 s of CPU time"),
+        ("{% for a in range(1000000000) %}{% endfor %}", "a range of more than 100000"),
         ("{% for a in range(9999) %}{{ x|upper|lower|upper|length }}{% endfor %}", "s of CPU time"),
+        ("{{ x|list|map('list')|list|map('list')|list|count }}", "512 MB of memory"),
+        ("{{ range(99999)|select('in', range(99999)|list)|list|count }}", "s of CPU time"),
+        ("{{ x|replace('a', x) }}", "512 MB of memory"),
+        ("{{ x|list|join(x) }}", "512 MB of memory"),
+        ("{{ x|tojson" + "|tojson" * 60 + "|length }}", "512 MB of memory"),
     ],
 )
 def test_what_only_shows_at_run_time_is_an_error_of_the_template_too(source: str, message: str) -> None:
     started_s = time.thread_time()
     with pytest.raises(JobError, match=message) as caught:
-        rendered(source, x="a" * 900_000)
+        rendered(source, x='"a' * 450_000)
     assert (caught.value.problems[0].field, caught.value.code) == ("output_template", 2)
     assert time.thread_time() - started_s < 2
 
 
 @pytest.mark.parametrize("operator", ["~", "+"])
-def test_a_text_that_grows_tenfold_a_loop_is_refused_before_it_is_built(operator: str) -> None:
+def test_a_text_that_grows_tenfold_a_loop_ends_with_memory(operator: str) -> None:
     loops = ""
     for depth in range(15):
         tenfold = operator.join([f"a{depth - 1}" if depth else "'aaaaaaaaaa'"] * 10)
         loops += f"{{% for a{depth} in ({tenfold}).split('|') %}}"
     started_s = time.thread_time()
-    with pytest.raises(RowError, match="rendered text too long"):
+    with pytest.raises(JobError, match="512 MB of memory"):
         rendered(loops + "{{ a14 }}" + "{% endfor %}" * 15)
     assert time.thread_time() - started_s < 2
 

@@ -9,8 +9,9 @@ import yaml
 from fuzz.values import numbers, texts, values
 from hypothesis import strategies as st
 
-from plugin.params import ALIASES, NICKNAMES
+from plugin.params import ALIASES
 from plugin.parse import SCHEMA, choices
+from plugin.wording import NICKNAMES
 
 NAMES = (*SCHEMA, *ALIASES)
 SWITCHES = (

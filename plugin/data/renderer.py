@@ -1,0 +1,151 @@
+"""Renders templates of strangers in a process of their own, see render_child.py: one for this
+process, started when the first template is rendered, and another one after a template that went
+too far.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import io
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from ..child import child_path
+from .render_child import CPU_S, LENGTH, MEMORY, MEMORY_OUT, TEXT, TOO_LONG
+
+LIMITS = f"{CPU_S:g} s of CPU time and {MEMORY >> 20} MB of memory"
+_INHERITED = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TZ", "LANG", "LC_ALL")
+
+
+class OverLimit(RuntimeError):
+    """The template, not the row, asks for too much; `job` is the number of the one that did."""
+
+    def __init__(self, what: str, job: int):
+        super().__init__(what)
+        self.job = job
+
+
+@dataclass(frozen=True)
+class Job:
+    """One text to be made."""
+
+    source: int  # its place among the sources
+    values: Mapping[str, Any]
+    longest: int  # characters
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a text was not made: the name of an exception and its words, or TOO_LONG."""
+
+    kind: str
+    words: str
+
+    @property
+    def too_long(self) -> bool:
+        return self.kind == TOO_LONG
+
+
+class Renderer:
+    """The child and the pipe to it. Threads may share it; a fork gets one of its own."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def render(
+        self,
+        language: Literal["chat", "form"],
+        sources: Sequence[str],
+        jobs: Sequence[Job],
+        shared: Mapping[str, Any] | None = None,
+    ) -> list[str | Failed]:
+        """Render `jobs` in order; `shared`: values of all of them. Raise OverLimit."""
+        if not jobs:
+            return []
+        plain = [(job.source, job.values, job.longest) for job in jobs]
+        request = pickle.dumps((language, list(sources), dict(shared or {}), plain))
+        with self._lock:
+            child = self._child = self._child or _start()
+            try:
+                return _ask(child, request, len(jobs))
+            except BaseException:  # an interrupted exchange leaves half an answer in the pipe too
+                self._child = None
+                _end(child)
+                raise
+
+    def close(self) -> None:
+        """End the child."""
+        with self._lock:
+            child, self._child = self._child, None
+            if child:
+                _end(child)
+
+    def forget(self) -> None:
+        """Leave the child to the process that this one was forked from."""
+        child, self._child, self._lock = self._child, None, threading.Lock()
+        if child:
+            child.returncode = 0  # it is not ours to wait for
+            for pipe in (child.stdin, child.stdout):
+                cast("io.BufferedReader | io.BufferedWriter", pipe).raw.close()
+
+
+def _start() -> subprocess.Popen[bytes]:
+    kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "plugin.data.render_child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**kept, **child_path(os.environ)},
+        process_group=0,  # a signal for this program's group is not for it: it ends with its pipe
+    )
+
+
+def _ask(child: subprocess.Popen[bytes], request: bytes, jobs: int) -> list[str | Failed]:
+    assert child.stdin
+    assert child.stdout
+    with contextlib.suppress(BrokenPipeError):  # how it ended is told below
+        child.stdin.write(LENGTH.pack(len(request)) + request)
+        child.stdin.flush()
+    found: list[str | Failed] = []
+    while len(found) < jobs:
+        line = child.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise OverLimit(_how_it_ended(child.wait()), len(found))
+        kind, words = json.loads(line)
+        if kind == MEMORY_OUT:
+            raise OverLimit(f"more than {MEMORY >> 20} MB of memory", len(found))
+        found.append(words if kind == TEXT else Failed(kind, words))
+    return found
+
+
+def _how_it_ended(code: int) -> str:
+    if code == -signal.SIGPROF:
+        return f"more than {CPU_S:g} s of CPU time"
+    ending = signal.Signals(-code).name if code < 0 else f"exit {code}"
+    return f"an end of its process ({ending})"
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    for pipe in (child.stdin, child.stdout):
+        if pipe:
+            with contextlib.suppress(OSError):  # what was not yet written
+                pipe.close()
+    child.wait()
+
+
+RENDERER = Renderer()
+render = RENDERER.render
+os.register_at_fork(after_in_child=RENDERER.forget)
+atexit.register(RENDERER.close)
