@@ -19,6 +19,7 @@ from .turns import Turn, random_prefix
 CHUNK = 1024  # examples tokenised in one call
 CHARACTERS = 1 << 24  # of them, but for the last one
 EXAMPLES = 3  # row ids quoted per reason
+REASONS = 40  # told apart in a report: a template may word one for every row, and fill the disk with them
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class Report:
 
 
 def _count(reason: str, row: str, counts: dict[str, int], rows: dict[str, list[str]]) -> None:
+    if reason not in counts and len(counts) >= REASONS:
+        reason = "one more reason"
     counts[reason] = counts.get(reason, 0) + 1
     some = rows.setdefault(reason, [])
     if len(some) < EXAMPLES:

@@ -177,3 +177,12 @@ def test_one_learned_token_is_enough(chat: ChatFormat) -> None:
     _, report = encode_split([row(1, "a", "b")], chat, Encoding(max_length=4))
     assert report.supervised == 1
     check_trainable(report, "d.jsonl", 4)
+
+
+def test_reasons_of_a_report_are_bounded_and_all_rows_counted(chat: ChatFormat) -> None:
+    """Not tried by the audit: a template that quotes each row in its refusal filled log and report with a line a row."""
+    rows: Rows = [(f"t.jsonl:{number}", f"chat template refuses user: {number}") for number in range(1000)]
+    _, report = encode_split(rows, chat, Encoding(max_length=6))
+    assert len(report.dropped) == len(report.dropped_rows) == 41
+    assert report.dropped["one more reason"] == 960
+    assert sum(report.dropped.values()) == 1000
