@@ -1,4 +1,7 @@
-"""TensorBoard's files, which a run may lose: when they cannot be written it says so once and goes on; metrics.jsonl has the curves."""
+"""TensorBoard's files, which a run may lose: when they cannot be written it says so once and goes on; metrics.jsonl has the curves.
+
+The library opens files with names of its own (time, host, process) inside of `tb/`, which was seen to be no link.
+"""
 
 from __future__ import annotations
 

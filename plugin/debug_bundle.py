@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from .data.documents import Documents
-from .files import remove, rename_whole
+from .files import remove, rename_whole, set_aside
 from .loop import NonFinite
+from .owned import not_ours
 from .run_folder import RunFolder, to_json
 
 
@@ -29,8 +30,11 @@ def write_bundle(folder: RunFolder, error: NonFinite, documents: Documents | Non
     """
     final = folder / f"debug-step-{error.step}-rank-{rank}"
     part = folder / f".{final.name}.part"
-    for earlier in (part, final):  # a run that went on may break at the same step again
-        remove(earlier)
+    remove(part)
+    if final.is_dir() and next(not_ours(final), None):  # a run that went on may break at the same step again
+        set_aside(final)
+    else:
+        remove(final)
     part.mkdir(parents=True)
     told: list[dict[str, Any]] = []
     for number, piece in enumerate(error.pieces):

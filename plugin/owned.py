@@ -73,9 +73,10 @@ def misplaced(folder: Path) -> list[Problem]:
     """
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
+    fix = "Take it away, or put a copy in its place."
     reasons = ((entry.name, _why_misplaced(entry)) for entry in found)
     return [
-        Problem("run_dir", "plain files of its own", f"{folder}, with {name}, which is {reason}", "Take it away.")
+        Problem("run_dir", "plain files of its own", f"{folder}, with {name}, which is {reason}", fix)
         for name, reason in reasons
         if reason
     ]
@@ -127,7 +128,7 @@ def begun_anew(folder: Path) -> tuple[list[Path], list[str], list[str]]:
         elif name in REQUESTS or _FILE.fullmatch(name) or _PART_FOLDER.fullmatch(name):
             ours.append(path)
         elif _FOLDER.fullmatch(name) and not _RESULT.fullmatch(name):
-            foreign = [f"{name}/{one}" for one in _not_ours(path)]
+            foreign = [f"{name}/{one}" for one in not_ours(path)]
             inside += foreign
             ours += [] if foreign else [path]
         else:
@@ -135,7 +136,8 @@ def begun_anew(folder: Path) -> tuple[list[Path], list[str], list[str]]:
     return ours, others, inside
 
 
-def _not_ours(folder: Path) -> Iterator[str]:
+def not_ours(folder: Path) -> Iterator[str]:
+    """Yield what this program has not written in its `data`, `tb` or `debug-step-...`."""
     allowed = re.compile(_HOLDS[folder.name.split("-")[0]])
     names: list[str] = []
     for name, entry in walk(folder):

@@ -72,7 +72,7 @@ def find_start(folder: RunFolder, named: Path | None, say: Callable[[str], None]
     """
     candidates = [named] if named else folder.checkpoints()[::-1]
     for path in candidates:
-        reason = why_broken(path) or ("" if (path / STATE).is_file() else f"it has no {STATE}")
+        reason = why_broken(path) or _why_stateless(path)
         if not reason:
             return Start(path, int(path.name.removeprefix("checkpoint-")))
         say(f"resume: {path.name} is skipped: {reason}")
@@ -80,6 +80,17 @@ def find_start(folder: RunFolder, named: Path | None, say: Callable[[str], None]
         return None
     fix = "Start a new run in another run_dir."
     raise JobError(Problem("resume", "a whole checkpoint that this program wrote", f"{candidates[0]} and no other", fix))
+
+
+def _why_stateless(checkpoint: Path) -> str:
+    if not (checkpoint / STATE).is_file():
+        return f"it has no {STATE}"
+    try:
+        state = read_state(checkpoint)
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{STATE} cannot be read: {error}"
+    whole = isinstance(state, dict) and all(type(state.get(name)) is int for name in ("step", "seed", "step_size"))
+    return "" if whole else f"{STATE} is not one of this program's"
 
 
 def parameter_problems(old: Mapping[str, Any], params: Params) -> tuple[list[Problem], list[str]]:
@@ -161,9 +172,9 @@ def _keep_lines(path: Path, step: int) -> list[dict[str, Any]]:
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
             line = json.loads(text)
-        except ValueError:
+            if line["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError, RecursionError):  # half a line, or none of ours
             continue
-        if line["step"] <= step:
-            kept.append(line)
     write_whole(path, "".join(to_json(line) + "\n" for line in kept))
     return kept

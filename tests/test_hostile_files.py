@@ -131,7 +131,9 @@ def test_a_new_run_leaves_what_its_lock_links_to(forks: Forks, job: Any, tmp_pat
     (folder / ".lock").symlink_to(victim)
     refused = forks.run(folder, *job)
     assert refused.code == 2
-    assert errors(refused)["run_dir"].endswith(f"with .lock, which is a link to {victim}. Take it away.")
+    assert errors(refused)["run_dir"].endswith(
+        f"with .lock, which is a link to {victim}. Take it away, or put a copy in its place."
+    )
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
 

@@ -18,9 +18,12 @@ from faults.forks import Forked, Forks
 from scenes import ENDLESS, LONGEST_S, Scene
 from support import ERROR, read_lines, wait_until, write_record
 
-from plugin import cli, files
-from plugin.files import recover, replace_whole
+from plugin import cli
+from plugin.digests import write_digests
+from plugin.parse import parse
+from plugin.resume import cut_back, find_start
 from plugin.run_folder import RunFolder
+from plugin.train import inputs_inside
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +178,47 @@ def test_what_a_new_run_reads_lies_outside_of_it(
     assert contents(run) == before
 
 
+def test_a_run_that_goes_on_may_read_what_it_read(pairs_file: Path, tmp_path: Path) -> None:
+    """Audit 3: what another value names inside of the folder is refused of it too."""
+    folder = RunFolder(tmp_path / "run")
+    (folder / "in").mkdir(parents=True)
+    for name in ("d.jsonl", "e.jsonl"):
+        shutil.copy(pairs_file, folder / "in" / name)
+    write_record(folder.path, None)
+    record = folder.read_run()
+    record["params"]["dataset_name"] = str(folder / "in" / "d.jsonl")
+    folder.write_run(**record)
+
+    def found(name: str, resume: str) -> list[str]:
+        values = {"model_config": "c", "dataset_name": str(folder / "in" / name), "run_dir": str(folder.path), "resume": resume}
+        return [problem.field for problem in inputs_inside(parse(values).params, folder)]
+
+    assert found("d.jsonl", "true") == []
+    assert found("e.jsonl", "true") == found("d.jsonl", "false") == ["dataset_name"]
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", "7", '{"step": "x"}', "[" * 5000])
+def test_a_resume_leaves_lines_that_are_no_metrics(line: str, run_copy: Path) -> None:
+    with (run_copy / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    cut_back(RunFolder(run_copy), 2, lambda line: None)
+    assert [one["step"] for one in read_lines(run_copy / "metrics.jsonl")] == []
+
+
+@pytest.mark.parametrize("state", ["[]", "{}", '{"step": 4, "seed": 0, "step_size": "4"}', "\x00"])
+def test_a_state_of_any_content_is_skipped(state: str, run_copy: Path) -> None:
+    """Audit 21: digests that are right, made by somebody else."""
+    checkpoint = run_copy / "checkpoint-4"
+    (checkpoint / "state.json").write_text(state)
+    (checkpoint / "digests.json").unlink()
+    write_digests(checkpoint)
+    said: list[str] = []
+    start = find_start(RunFolder(run_copy), None, said.append)
+    assert start is not None
+    assert start.step == 2
+    assert said[0].startswith("resume: checkpoint-4 is skipped: state.json ")
+
+
 def test_another_runs_results_are_gone_on_from(forks: Forks, job: Any, run_copy: Path, tmp_path: Path) -> None:
     """A checkpoint or fused model of another run is outside; a run that goes on may name what it named."""
     options = ("--model_config", "", "--train_steps", 2, "--fuse_model", "false")
@@ -213,31 +257,6 @@ def test_a_run_that_fuses_no_more_sets_the_fused_aside(forks: Forks, job: Any, r
     assert not (run_copy / "fused").exists()
     assert tensors_of(run_copy / "replaced-fused") == old
     assert "the fused model of before is now replaced-fused" in done.err
-
-
-@pytest.mark.parametrize("swaps", [True, False])
-def test_replacing_keeps_what_a_user_added(swaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a disk that swaps two names in one step, and on one that cannot."""
-    if not swaps:
-        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
-    for number in range(3):
-        (tmp_path / ".part").mkdir()
-        (tmp_path / ".part" / "weights").write_text(str(number))
-        replace_whole(tmp_path / ".part", tmp_path / "fused")
-        assert (tmp_path / "fused" / "weights").read_text() == str(number)
-        if number == 1:
-            (tmp_path / "fused" / "mine.gguf").touch()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fused", "replaced-fused"]
-    assert (tmp_path / "replaced-fused" / "mine.gguf").exists()
-
-
-def test_a_replacement_that_was_killed_is_ended(tmp_path: Path) -> None:
-    (tmp_path / ".fused.earlier").mkdir()
-    recover(tmp_path / "fused")
-    assert [path.name for path in tmp_path.iterdir()] == ["fused"]
-    (tmp_path / ".fused.earlier").mkdir()
-    recover(tmp_path / "fused")
-    assert [path.name for path in tmp_path.iterdir()] == ["fused"]
 
 
 # --- requests

@@ -235,7 +235,7 @@ def _flip(file: Path) -> None:
 DAMAGES = {"truncated": _truncate, "one bit flipped": _flip, "deleted": Path.unlink}
 FILES = (
     *("model.safetensors", "optimizer.safetensors", "state.json", "digests.json", "config.json", "diffusion.json"),
-    *("tokenizer.json", "tokenizer_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
 )
 
 

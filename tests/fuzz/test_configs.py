@@ -22,6 +22,7 @@ from plugin.families import FAMILIES
 from plugin.job import Problem
 from plugin.models.load import load_model, load_tokenizer, new_model
 from plugin.params import Params
+from plugin.run_folder import RunFolder
 
 pytestmark = [
     pytest.mark.fuzz,
@@ -76,7 +77,7 @@ def test_a_configuration_is_refused_or_trains_and_loads(
 
 def try_config(params: Params, saved: Path) -> None:
     """Look at the job as the parent does, check it, and where all is well make what a worker makes."""
-    if kept(lambda: train._look_first(params)) is None:
+    if kept(lambda: train._look_first(params, RunFolder(Path(params.run_dir)))) is None:
         return
     with limited():
         answer = try_out_here(params, 1, offline=True)

@@ -129,7 +129,7 @@ def try_data(given: Mapping[str, Any], run: RunFolder) -> None:
 
 def look_first(given: Mapping[str, Any], run: RunFolder) -> Params:
     params = train.with_full_paths(parse(given).params)
-    digest = train._look_first(params)
+    digest = train._look_first(params, run)
     run.create()
     run.write_run(params.as_json(), {"data": digest}, None)
     return params
