@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TextIO
 from urllib.parse import quote
 
+from .files import is_plain, open_plain
+
 MARK = "[redacted]"
 NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL|(?<![A-Z])(PASS|PAT|AUTH)(?![A-Z])", re.IGNORECASE)
 NOT_KEYS = {"TOKENIZERS_PARALLELISM"}
@@ -112,6 +114,10 @@ def guard_streams() -> None:
 
 def scrub(path: Path) -> None:
     """Redact a finished text file in place, if anything in it has to be. Its writers must have ended."""
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    if not is_plain(path):  # something has taken its place while the run went on
+        return
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="", opener=open_plain) as file:
+        text = file.read()
     if (clean := redact(text)) != text:
-        path.write_text(clean, encoding="utf-8", errors="surrogateescape")
+        with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="", opener=open_plain) as file:
+            file.write(clean)

@@ -169,7 +169,7 @@ def _keep_lines(path: Path, step: int) -> list[dict[str, Any]]:
     kept: list[dict[str, Any]] = []
     if not path.exists():
         return kept
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8").split("\n"):  # a text may hold other ends of lines
         try:
             line = json.loads(text)
             if line["step"] <= step:
