@@ -35,7 +35,13 @@ def run_harness(argv: Sequence[str]) -> int:
     options.add_argument("--input_file", required=True)
 
     def job() -> int:
-        return _harness_job(read_job(options.parse_known_args(argv)[0].input_file))
+        file = options.parse_known_args(argv)[0].input_file
+        try:
+            job = read_job(file)
+        except RecursionError as error:
+            fix = "The host writes this file; report it there."
+            raise JobError(Problem("input_file", "the host's JSON", f"{file}: brackets without end", fix)) from error
+        return _harness_job(job)
 
     def refused(error: JobError) -> int:
         for problem in error.problems:  # without a readable file there is no job to report to

@@ -18,6 +18,8 @@ _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 _POINTER = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")  # a file of the folder itself, of no other kind
+MOST_JSON = 1 << 25  # bytes of a configuration or an index of weights
+MOST_TOKENIZER = 1 << 28  # bytes of a tokenizer's file; the largest published ones have 2^25
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json")
 
 
@@ -37,6 +39,7 @@ def check_model_files(name: str) -> None:
     _check_adapter(name, folder)
     if not (folder / "config.json").is_file():
         raise model_error("model_name", "a folder with config.json", name)
+    check_lengths(folder, "model_name")
     check_pointers(folder, "model_name", ("*.safetensors", "config.json", *_TOKENIZER_FILES))
     check_copied(folder, "model_name")
     _check_whole(name, folder)
@@ -63,8 +66,8 @@ def check_method(params: Params) -> None:
     """Raises JobError (exit 2) when a configuration on this machine is of another method's family. Others are left to the worker."""
     named = Path(params.model_config_file) if params.model_config_file else Path(params.model_name) / "config.json"
     try:
-        family = FAMILIES.get(json.loads(named.expanduser().read_text(encoding="utf-8"))["model_type"])
-    except (OSError, ValueError, KeyError, TypeError):
+        family = FAMILIES.get(json.loads(read_small(named.expanduser()))["model_type"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return
     if family:
         refuse_other_methods(family, params.training_method)
@@ -95,6 +98,15 @@ def check_quantisation(name: str, config: Mapping[str, Any], gptq_file: bool = F
         method = "bitsandbytes"
     got = f"{name}, quantised with {method or ('gptq' if gptq_file else 'a method that it does not name')}"
     raise model_error(field, "unquantised weights", got, "Name the original model; load_in_4bit quantises it here.")
+
+
+def check_lengths(folder: Path, field: str) -> None:
+    """Refuse files that take a library minutes to read. Raise JobError (exit 4)."""
+    for pattern, most in (("*.json", MOST_JSON), ("*.jinja", MOST_JSON), ("vocab.txt", MOST_TOKENIZER)):
+        for file in sorted(folder.glob(pattern)):
+            limit = MOST_TOKENIZER if file.name in ("tokenizer.json", "vocab.json") else most
+            if file.is_file() and (size := file.stat().st_size) > limit:
+                raise model_error(field, f"files of at most {limit} bytes", f"{file}: {size} bytes")
 
 
 def check_pointers(folder: Path, field: str, patterns: tuple[str, ...]) -> None:
@@ -137,10 +149,21 @@ def slow_tokenizer(name: str, kind: str, library: str = "") -> JobError:
     return model_error("tokenizer_name", "a fast tokenizer", got, fix)
 
 
+def read_small(path: Path) -> str:
+    """Read a regular file that a person could have written. Raise OSError, or ValueError for another one."""
+    if path.exists() and not path.is_file():
+        raise ValueError("no regular file")
+    with path.open("rb") as file:
+        content = file.read(MOST_JSON + 1)
+    if len(content) > MOST_JSON:
+        raise ValueError(f"more than {MOST_JSON} bytes")
+    return content.decode("utf-8")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read an object from a file; empty where there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_small(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

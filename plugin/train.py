@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from .child import ROOT, of_launcher, torch_program
-from .data.sources import absolute_mixture, fingerprint, local_paths
+from .data.sources import absolute_mixture, fingerprint, local_paths, parse_mixture
 from .data.templates import compile_templates
 from .follow import Inherited, Relay, run_workers
 from .hosts import Host
@@ -35,6 +35,7 @@ from .resume import Start, cut_back, find_start, parameter_problems, resume_targ
 from .run_folder import LOCK_WAIT_S, STOP, RunFolder, local_path
 from .wandb_relay import key_problem, relayed
 
+CHECK_S, CHECK_S_PER_MB = 300.0, 10.0  # a check without an answer after so long, and so much data, hangs
 REFUSALS = (Code.CONFIGURATION, Code.DATA, Code.MODEL)  # before the first step they leave nothing
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors", "numpy")
 
@@ -300,17 +301,35 @@ def _folder_problems(params: Params, folder: RunFolder, ranks: int) -> list[Prob
     return resume_problems(folder, start, params, ranks, data)[0] if start else []
 
 
+def longest_check_s(params: Params) -> float | None:
+    """Return the seconds after which a check is taken to hang, ten times what this much data takes; None for a hub's."""
+    try:
+        paths = [part.path for part in parse_mixture(params.dataset_name)]
+        files = [file for path in paths if path for file in (path.iterdir() if path.is_dir() else [path])]
+        size = sum(file.stat().st_size for file in files if file.is_file())
+    except (JobError, OSError):  # which the check itself will tell
+        return CHECK_S
+    return CHECK_S + CHECK_S_PER_MB * size / 1e6 if all(paths) else None
+
+
 def _try_out(params: Params, ranks: int, *, offline: bool) -> Mapping[str, Any]:
     request = {"params": params.as_json(), "ranks": ranks, "offline": offline}
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "plugin.worker", "--check"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        env={**torch_program(os.environ), "TOKENIZERS_PARALLELISM": "true"},
-        process_group=0,  # a terminal's Ctrl-C is for this program alone, which then ends that one without a word from it
-        check=False,
-    )
+    most_s = longest_check_s(params)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "plugin.worker", "--check"],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            env={**torch_program(os.environ), "TOKENIZERS_PARALLELISM": "true"},
+            process_group=0,  # a terminal's Ctrl-C is for this program alone, which then ends that one without a word from it
+            check=False,
+            timeout=most_s,
+        )
+    except subprocess.TimeoutExpired as late:
+        said = (late.stdout or b"").decode(errors="replace").splitlines()
+        got = f"one that was still {said[-1] if said else 'starting'}"
+        raise JobError(Problem("check", f"an answer within {most_s:.0f} s", got, "Look at what it reads.", Code.HANG)) from late
     print(shown(done.stderr), end="", file=sys.stderr)
     if not done.stdout:
         cause = LastWords(done.stderr.splitlines()).cause or "without an answer"

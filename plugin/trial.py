@@ -42,7 +42,9 @@ SMALL = 100_000_000  # parameters up to which a model is tried as it is
 
 def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> dict[str, Any]:
     """What a run of these parameters would meet. Raises JobError with the problems of model and data together."""
+    now("reading and tokenising the data")
     prepared = _prepare(params, notes, offline=offline)
+    now("laying out the model and its steps")
     config = assembly.base_config(params, prepared.tokenizer, offline=offline)
     rules = assembly.step_rules(params, prepared.chat)
     clock = assembly.make_clock(params, len(prepared.train), len(prepared.evaluation), ranks)
@@ -71,6 +73,7 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
     compiles, why = choose_compile(params, device, plan.recompute)
     if compiles:
         notes.append(f"compile: {why}")
+    now("trying a step")
     whole = parameters <= SMALL
     # In float32 whatever the run computes in: half precision takes a CPU minutes, and no user's mistake shows only there.
     model = assembly.make_model(params, prepared.tokenizer, torch.float32, offline=offline) if whole else _narrow(config)
@@ -95,6 +98,11 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
         "preview": _preview(prepared.train[0], rules, prepared.chat),
         "preview_row": prepared.train.rows[0] or "",
     }
+
+
+def now(doing: str) -> None:
+    """Say what the check does, for the program that waits for its answer."""
+    print(doing, flush=True)
 
 
 def _memory(

@@ -7,6 +7,7 @@ are taken by bytes, and what has to be unpacked at once is foretold from the fil
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,8 +106,8 @@ def _check_row(path: Path, number: int, row: Any) -> None:
 def _size(array: Any) -> int:
     """Foretell the bytes that an array's values take, every repeated one counted."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
+    pc: Any = importlib.import_module("pyarrow.compute")  # whose functions are made when it is imported
     kind = array.type
     least = POINTER * len(array)
     if pa.types.is_dictionary(kind):

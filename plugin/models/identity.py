@@ -66,6 +66,6 @@ def _base_of_run(file: Path) -> str:
     """Return the base that a run was started with; empty where the file is not a run's."""
     try:
         name = json.loads(file.read_text(encoding="utf-8"))["params"]["model_name"]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return ""
     return name if isinstance(name, str) else ""

@@ -34,14 +34,18 @@ from ..families import ARCHITECTURES, FAMILIES, Family
 from ..job import JobError, Problem, model_error
 from ..model_files import (
     check_copied,
+    check_lengths,
     check_model_files,
     check_pointers,
     check_quantisation,
+    read_small,
     refuse_other_methods,
     slow_tokenizer,
     tokenizer_class,
 )
-from .published import REGISTRY, field_problems, wrong_kinds
+from .config_fields import check_sizes, settle
+from .patterns import check_patterns
+from .published import REGISTRY, field_problems
 from .weights import weights_alone
 
 # What the libraries raise over a broken file; these have no common base below Exception.
@@ -126,6 +130,7 @@ def load_config(name: str, *, offline: bool = False) -> PretrainedConfig:
     check_model_files(name)
     try:
         fields, _ = PretrainedConfig.get_config_dict(name, local_files_only=offline)
+        check_sizes(fields, "model_name", name)
         check_quantisation(name, fields)  # of a hub id too
         config_class = REGISTRY[fields["model_type"]][0] if fields.get("model_type") in REGISTRY else AutoConfig
         if config_class is AutoConfig:
@@ -134,7 +139,7 @@ def load_config(name: str, *, offline: bool = False) -> PretrainedConfig:
             if problems := field_problems(fields["model_type"], fields):
                 raise JobError(*problems)
             config = config_class.from_pretrained(name, local_files_only=offline)
-        _settle(config, "model_name", name)
+        settle(config, "model_name", name)
     except JobError:
         raise
     except _BROKEN as error:
@@ -194,63 +199,29 @@ def check_builds(config: PretrainedConfig, field: str) -> None:
 def new_config(config_file: str) -> PretrainedConfig:
     """The configuration in a file. Raises JobError (exit 4) naming model_config."""
     try:
-        fields = json.loads(Path(config_file).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        fields = json.loads(read_small(Path(config_file).expanduser()))
+    except (OSError, ValueError, RecursionError) as error:
         raise model_error("model_config", "a readable config.json", f"{config_file}: {_first_line(error)}") from error
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         got = repr(model_type) if isinstance(fields, dict) else type(fields).__name__
         raise model_error("model_config", f"a JSON object with model_type {' or '.join(FAMILIES)}", f"{config_file}: {got}")
     check_quantisation(config_file, fields, field="model_config")
+    check_sizes(fields, "model_config", config_file)
+    if model_type in REGISTRY and (problems := field_problems(model_type, fields, "model_config")):
+        raise JobError(*problems)
     fields["architectures"] = [FAMILIES[model_type].architecture]
     try:
         if model_type in REGISTRY:
             config = REGISTRY[model_type][0](**{key: value for key, value in fields.items() if key != "model_type"})
         else:
             config = AutoConfig.for_model(**fields)
-        _settle(config, "model_config", config_file)
+        settle(config, "model_config", config_file)
         return config
     except JobError:
         raise
     except _BROKEN as error:
         raise model_error("model_config", "values of the right kind", f"{config_file}: {_first_line(error)}") from error
-
-
-def _settle(config: PretrainedConfig, field: str, name: str) -> None:
-    """Refuse what no model here can be built by; drop what a run decides itself: dtype and outputs. Raises JobError (exit 4)."""
-    if shadows := [key for key in vars(config) if callable(getattr(type(config), key, None))]:
-        raise model_error(field, "fields of a configuration", f"{name}: {', '.join(shadows)}")
-    if wrong := wrong_kinds(config):  # transformers checks a part of this, of its own models
-        raise model_error(field, "values of the right kind", f"{name}: {', '.join(wrong)}")
-    if getattr(config, "is_decoder", False):
-        raise model_error(field, "an encoder, whose tokens see both sides", f"{name}: is_decoder {config.is_decoder}")
-    for key in ("quantization_config", "auto_map"):  # an empty one says nothing, and would not be loaded
-        if not getattr(config, key, True):
-            delattr(config, key)
-    if not isinstance(getattr(config, "auto_map", {}), dict):
-        raise model_error(field, "an object in auto_map", f"{name}: {config.auto_map!r}")
-    _choose_nothing(config, field, name)
-    config.return_dict, config.dtype = True, None
-    config.output_attentions = config.output_hidden_states = False
-
-
-# What of transformers' own a config.json may ask for; the run decides it. Any other word names a repository to fetch and run.
-_OWN_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
-_OWN_EXPERTS = ("eager", "batched_mm", "grouped_mm")
-
-
-def _choose_nothing(config: PretrainedConfig, field: str, name: str) -> None:
-    """Take code and files out of a configuration's hands, in place. Raises JobError (exit 4) where it asks for foreign ones."""
-    asked = {
-        "attn_implementation": (config._attn_implementation, _OWN_ATTENTION),
-        "experts_implementation": (config._experts_implementation, _OWN_EXPERTS),
-        "transformers_weights": (getattr(config, "transformers_weights", None), ()),
-    }
-    foreign = [f"{key} {str(value)[:80]!r}" for key, (value, own) in asked.items() if value is not None and value not in own]
-    if foreign:
-        fix = "Take it out of config.json: a run chooses code and weights itself."
-        raise model_error(field, "a configuration that names no code and no other weights", f"{name}: {', '.join(foreign)}", fix)
-    config._attn_implementation = config._experts_implementation = None
 
 
 def load_tokenizer(
@@ -261,6 +232,7 @@ def load_tokenizer(
     Raises JobError (exit 4) when it is not there or, naming the `field` that named it, has no mask token.
     """
     check_copied(Path(name).expanduser(), field)
+    check_lengths(Path(name).expanduser(), field)
     check_pointers(Path(name).expanduser(), field, ("tokenizer*", "vocab*", "special_tokens_map.json"))
     try:
         tokenizer = _published_tokenizer(name, offline) if family and family.name in REGISTRY else _any_tokenizer(name, offline)
@@ -270,6 +242,7 @@ def load_tokenizer(
         raise model_error("tokenizer_name", "a tokenizer that loads", f"{name}: {_first_line(error)}") from error
     if not tokenizer.is_fast:
         raise slow_tokenizer(name, type(tokenizer).__name__)
+    check_patterns(tokenizer, field, name)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers 5 makes one up for a folder without tokenizer files
         raise model_error("tokenizer_name", "a tokenizer with words", f"{name}, which has none", "Name one in tokenizer_name.")
     if tokenizer.mask_token_id is None and family and family.mask_token in tokenizer.get_vocab():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from typing_extensions import TypeIs
 
 from ..families import Family
 from ..job import JobError, Problem, model_error
+from ..model_files import read_json
+from .adapter_config import check_adapter_config
 from .load import load_model, table_rows
 
 if TYPE_CHECKING:  # importing peft, and bitsandbytes with it, takes two of a worker's six seconds: only who adapts pays
@@ -127,6 +128,7 @@ def with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
     """A model with a saved adapter put onto it, to be asked and not trained."""
     from peft import PeftModel
 
+    check_adapter_config(adapter / ADAPTER_CONFIG)
     return PeftModel.from_pretrained(model, str(adapter)).eval()
 
 
@@ -165,6 +167,6 @@ def _check_fits(model: PreTrainedModel, base: str, adapter: Path) -> None:
                 wrong.append(layer)
     if wrong:
         some = ", ".join(sorted(set(wrong))[:3])
-        trained_on = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        trained_on = read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
         got = f"{adapter}, made for {trained_on}: {some} do not fit"
         raise model_error("adapter", f"an adapter of {base}", got, "Give the model that it was trained on.")

@@ -12,7 +12,8 @@ from huggingface_hub import ModelCardData
 from transformers import PreTrainedTokenizerBase
 
 from ..families import pipeline_tag
-from ..job import one_line
+from ..job import model_error, one_line
+from ..model_files import read_small
 from ..redact import redact
 from .code_files import write_code_files
 from .identity import local_folder
@@ -78,9 +79,12 @@ def public_name(name: str) -> str:
 
 
 def read_diffusion(folder: Path) -> dict[str, Any]:
-    """The contents of `diffusion.json`; empty for a model that another tool made."""
+    """The contents of `diffusion.json`; empty for a model that another tool made. Raise JobError (exit 4) for a broken one."""
     file = folder / DIFFUSION_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    try:
+        return dict(json.loads(read_small(file))) if file.exists() else {}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise model_error("model", f"a readable {DIFFUSION_FILE}", f"{file}: {str(error)[:200]}") from error
 
 
 def write_card(folder: Path, facts: dict[str, Any]) -> None:

@@ -102,12 +102,12 @@ def published_shapes(config: PretrainedConfig) -> dict[str, Shape]:
     return shapes
 
 
-def field_problems(model_type: str, given: Mapping[str, object]) -> list[Problem]:
+def field_problems(model_type: str, given: Mapping[str, object], field: str = "config.json") -> list[Problem]:
     """One problem naming all required fields that a config.json lacks; a default in place of one would be a guess."""
     missing = [name for name in LAYOUTS[model_type].required if given.get(name) is None]
     if not missing:
         return []
-    return [_problem("config.json", f"the fields of a published {model_type} model", "no " + ", ".join(missing))]
+    return [_problem(field, f"the fields of a published {model_type} model", "no " + ", ".join(missing))]
 
 
 def wrong_kinds(config: PretrainedConfig) -> list[str]:
