@@ -16,6 +16,7 @@ from support import ROOT
 from plugin.resume import find_start
 from plugin.run_folder import RunFolder
 
+from .hostile_limits import hostile_limits
 from .stage import Stage, last_line, not_the_same, run_programs, told
 
 Play = Callable[[Stage], str]  # what was lost; empty when the promise was kept
@@ -36,7 +37,9 @@ class Row:
 
 
 def all_rows() -> list[Row]:
-    return [*_hangs(), *_programs(), *_struck(), *_beside(), *_parents(), *_corrupt(), *_kills()]
+    rows = [*_hangs(), *_programs(), *_struck(), *_beside(), *_parents(), *_corrupt(), *_kills()]
+    rows += [Row("hostile", *row) for row in hostile_limits()]
+    return rows
 
 
 # --- a fault at a point of a run, told, and gone on from
