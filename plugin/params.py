@@ -40,7 +40,7 @@ Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
 # Every number ends somewhere, so that what is computed of it does too.
 MOST_STEPS = 10**9
-MOST_DOCUMENTS = 2**16  # that a device sees at once
+MOST_DOCUMENTS = 2**14  # of a step, on each device
 MOST_TOKENS = 2**20  # of one document
 MOST_PROCESSES = 2**10  # of one machine; also threads
 # Bounds before the validator, else they are missing from the schema and from what `expected()` says.

@@ -12,9 +12,9 @@ from typing import Any, Literal, NoReturn
 from pydantic import ValidationError
 
 from .job import JobError, Problem, one_line
-from .params import ALIASES, BUILT, METHOD_ONLY, NEEDS, REPORT_TO, SHARDED, Params, schema
+from .params import ALIASES, BUILT, METHOD_ONLY, MOST_DOCUMENTS, NEEDS, REPORT_TO, SHARDED, Params, schema
 from .redact import MARK, redact
-from .wording import QUOTED, cut, did_you_mean
+from .wording import cut, did_you_mean, quoted
 
 SCHEMA = schema()
 MOST_TEXT = 100_000  # characters of a text
@@ -59,9 +59,9 @@ class CommandLine(argparse.ArgumentParser):
             fix = f"A value that begins with - is written --{name}=VALUE."
             return Problem(name, takes, "nothing", fix)
         if found := re.match(r"ignored explicit argument '(.*)'", message):
-            return Problem(name, "no value, it is a switch", repr(cut(found[1])))
+            return Problem(name, "no value, it is a switch", quoted(found[1]))
         if found := re.match(r"invalid \S+ value: '(.*)'", message):
-            return Problem(name, "a whole number above 0", repr(cut(found[1])))
+            return Problem(name, "a whole number above 0", quoted(found[1]))
         return Problem(name, takes, cut(message))
 
 
@@ -120,7 +120,7 @@ def _expand_advanced(values: Mapping[str, object], problems: list[Problem]) -> d
     for line in str(expanded.pop(ADVANCED, "")).splitlines():
         name, colon, value = (part.strip() for part in line.partition(":"))
         if name and not colon:
-            problems.append(Problem(ADVANCED, "one `name: value` a line", repr(cut(line.strip()))))
+            problems.append(Problem(ADVANCED, "one `name: value` a line", quoted(line.strip())))
         elif value:
             expanded[name] = value
     return expanded
@@ -138,7 +138,7 @@ def _rename_aliases(values: Mapping[str, object], problems: list[Problem]) -> di
         if name == "report_to":
             value = REPORT_TO.get(str(value), value)
         if target in given and given[target] != value:
-            got = f"{_quoted(given[target])} and, as {name}, {_quoted(value)}"
+            got = f"{quoted(given[target])} and, as {name}, {quoted(value)}"
             problems.append(Problem(target, "one value", got, f"{name} is another name of {target}; give one."))
         given[target] = value
     return given
@@ -150,14 +150,8 @@ def _validate(given: Mapping[str, object]) -> tuple[Params, list[Problem]]:
         return Params.model_validate(given), []
     except ValidationError as error:
         wrong = list(dict.fromkeys(str(item["loc"][0]) for item in error.errors()))
-    problems = [Problem(name, expected(name), _quoted(given[name]), _value_hint(name, given[name])) for name in wrong]
+    problems = [Problem(name, expected(name), quoted(given[name]), _value_hint(name, given[name])) for name in wrong]
     return Params.model_validate({name: value for name, value in given.items() if name not in wrong}), problems
-
-
-def _quoted(value: object) -> str:
-    if isinstance(value, int) and value.bit_length() > 4 * QUOTED:  # Python writes no longer one
-        return f"a number of about {round(value.bit_length() * math.log10(2))} digits"
-    return repr(cut(value)) if isinstance(value, str) else cut(repr(value))
 
 
 def expected(name: str) -> str:
@@ -233,6 +227,9 @@ def _cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
     require(params.t_min < params.t_max, "t_min", f"less than t_max ({params.t_max:g})", f"{params.t_min:g}")
     cpu_half = params.dtype == "float16" and params.train_device == "cpu"
     require(not cpu_half, "dtype", "float32 on a CPU", "float16", "CPUs do not train in float16.")
+    each = params.batch_size * params.gradient_accumulation_steps
+    fix = "Or lower gradient_accumulation_steps."
+    require(each <= MOST_DOCUMENTS, "batch_size", f"at most {MOST_DOCUMENTS} documents of a step on each device", str(each), fix)
     quantised, scratch = params.load_in_4bit, bool(params.model_config_file)
     require(not quantised or params.lora, "load_in_4bit", "lora true beside it", "lora false", "4-bit weights cannot be trained.")
     require(not (quantised and scratch), "load_in_4bit", "a model_name", "model_config", "New weights cannot stay frozen.")
@@ -265,7 +262,7 @@ def _cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
         if isinstance(value, str):
             require(len(value) <= MOST_TEXT, name, f"at most {MOST_TEXT} characters", f"{len(value)} characters")
             require(redact(value) == value, name, "no key in a parameter", MARK, "Keys are read from the environment alone.")
-            require(is_writable(value), name, "text that UTF-8 can write, without a zero character", repr(cut(value)))
+            require(is_writable(value), name, "text that UTF-8 can write, without a zero character", quoted(value))
     return found
 
 

@@ -241,8 +241,10 @@ def _split(item: Item, rules: StepRules) -> list[Item]:
 
 def _times(items: Sequence[Item], rules: StepRules) -> list[float]:
     times = [0.0] * len(items)
-    for pass_, part in {(item.slot.pass_, item.part) for item in items}:
-        places = [place for place, item in enumerate(items) if (item.slot.pass_, item.part) == (pass_, part)]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, item in enumerate(items):
+        groups.setdefault((item.slot.pass_, item.part), []).append(place)
+    for (pass_, part), places in groups.items():
         slots = [items[place].slot for place in places]
         drawn = draw_times(rules.noise, pass_, [slot.ordinal for slot in slots], [slot.index for slot in slots], part)
         for place, t in zip(places, drawn, strict=True):

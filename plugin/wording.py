@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 QUOTED = 80  # characters of a value that an error quotes
@@ -29,6 +30,17 @@ NICKNAMES = {
 def cut(text: str) -> str:
     """Cut what is quoted of a value to what a line has room for."""
     return text if len(text) <= QUOTED else f"{text[:QUOTED]}... ({len(text)} characters)"
+
+
+def quoted(value: object) -> str:
+    """Quote a value of any size in what a line has room for."""
+    if isinstance(value, int) and value.bit_length() > 4 * QUOTED:  # Python writes no longer one
+        return f"a number of about {round(value.bit_length() * math.log10(2))} digits"
+    if not isinstance(value, str):
+        return cut(repr(value))
+    shown = repr(value[:QUOTED])  # which may be six times as long
+    short = len(value) <= QUOTED and len(shown) <= 2 * QUOTED
+    return shown if short else f"{shown[:QUOTED]}... ({len(value)} characters)"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

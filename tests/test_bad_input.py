@@ -58,7 +58,7 @@ def test_a_good_job_passes(check: Callable[..., Any]) -> None:
     [
         ("training_method", "gpt", "one of bert, dream, llada, got 'gpt'"),
         ("gpu_ids", "4", "4; this machine has no GPU"),
-        ("batch_size", "0", "an integer >= 1 and <= 65536, got '0'"),
+        ("batch_size", "0", "an integer >= 1 and <= 16384, got '0'"),
         ("learning_rate", "fast", "a number > 0 and <= 1, got 'fast'"),
         ("adaptor_name", "../evil", "a name of letters"),
         ("adaptor_name", "..", "a name of letters"),

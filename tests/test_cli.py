@@ -149,7 +149,7 @@ GOOD = ("--dataset_name", "d", "--model_name", "m")
         (("trian",), "command: expected one of train, check, chat, fuse, got trian. Did you mean train?"),
         (
             ("check", "--batch_size"),
-            "batch_size: expected an integer >= 1 and <= 65536, got nothing. A value that begins with - is written",
+            "batch_size: expected an integer >= 1 and <= 16384, got nothing. A value that begins with - is written",
         ),
         (("check", "--learning_rate", "-1e-5", *GOOD), "learning_rate: expected a number"),
         (("check", "--json=yes", *GOOD), "json: expected no value, it is a switch, got 'yes'."),

@@ -196,7 +196,9 @@ def short_paths(folder: Path) -> Iterator[None]:
 def test_what_is_quoted_of_a_text_is_cut(value: str) -> None:
     for name in ("seed", "training_method", "adaptor_name", "run_dir", "instruction_template", "advanced"):
         refused(lambda name=name: parse({**REQUIRED, name: value}))
-    refused(lambda: parse({**REQUIRED, value: 1}))
+    with pytest.raises(JobError) as caught:
+        parse({**REQUIRED, value: 1})
+    assert all(len(problem.line) < 2 * LONGEST for problem in caught.value.problems)
 
 
 def test_a_mixture_of_thousands_is_refused() -> None:
@@ -268,13 +270,15 @@ def refused_of(job: Callable[[], object]) -> Problem:
 def test_brackets_in_a_models_files_are_a_refusal(name: str, model_copy: Path) -> None:
     """Audit 22: deep JSON is a problem of its file, not ours."""
     (model_copy / name).write_text('{"a":' * 50_000, encoding="utf-8")
+    problems: tuple[Problem, ...] = ()
     try:
         check_model_files(str(model_copy))
         load_config(str(model_copy), offline=True)
         load_tokenizer(str(model_copy), offline=True)
     except JobError as error:
-        assert error.code == 4
-        assert all(len(problem.line.splitlines()) == 1 for problem in error.problems)
+        problems = error.problems
+    assert all(problem.code == 4 and len(problem.line.splitlines()) == 1 for problem in problems)
+    assert problems or name == "model.safetensors.index.json"
 
 
 # --- columns
@@ -372,7 +376,7 @@ def test_ordinary_columns_read_as_before(tmp_path: Path) -> None:
         }
         for n in range(1000)
     ]
-    schema = pa.Table.from_pylist(rows[1:3]).schema
+    schema = pa.Table.from_pylist(rows[500:502]).schema
     schema = schema.set(schema.get_field_index("pairs"), pa.field("pairs", pa.map_(pa.string(), pa.string())))
     table = pa.Table.from_pylist(rows, schema=schema)
     pq.write_table(table, tmp_path / "d.parquet", row_group_size=300)
@@ -519,8 +523,10 @@ def test_an_endless_pattern_is_known(pattern: str) -> None:
 PUBLISHED = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*"
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|"
+    r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     r" ?[^(\s|[.,!?…。,、।۔،])]+",
     r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
     " {2,}",
@@ -569,8 +575,7 @@ def test_the_time_for_a_check_grows_with_its_data(pairs_file: Path) -> None:
     [
         {"train_steps": 10**9},
         {"num_train_epochs": 1e6},
-        {"batch_size": 65_536, "train_steps": 1},
-        {"gradient_accumulation_steps": 65_536, "train_steps": 1},
+        {"batch_size": 1024, "train_steps": 1},
         {"max_length": 128, "eos_block_length": 1 << 20},
         {"warmup_steps": 10**9, "logging_steps": 10**9, "save_total_limit": 10**6},
     ],

@@ -179,7 +179,7 @@ def test_info_md_has_one_row_a_parameter() -> None:
 
 def test_a_row_says_default_values_and_meaning() -> None:
     rows = {cells(row)[0]: cells(row)[1:] for row in parameter_table().splitlines()[2:]}
-    assert rows["`batch_size`"] == ["`4`", "an integer >= 1 and <= 65536", "Documents a device sees at once."]
+    assert rows["`batch_size`"] == ["`4`", "an integer >= 1 and <= 16384", "Documents a device sees at once."]
     assert rows["`mask_prompt_loss`"][:2] == ["`true`", "true or false"]
     assert rows["`num_proc`"][:2] == ["`auto`", "'auto' or an integer >= 1 and <= 1024"]
     assert "join several with | or +" in rows["`dataset_name`"][2]

@@ -26,9 +26,9 @@ TABLE: dict[str, tuple[object, object]] = {
     "input_template": ("", TEXT),
     "output_template": ("", TEXT),
     "instruction_template": ("", TEXT),
-    "batch_size": (4, ("int", 1, 65_536)),
-    "gradient_accumulation_steps": (1, ("int", 1, 65_536)),
-    "per_device_eval_batch_size": ("auto", ("auto or int", 1, 65_536)),
+    "batch_size": (4, ("int", 1, 16_384)),
+    "gradient_accumulation_steps": (1, ("int", 1, 16_384)),
+    "per_device_eval_batch_size": ("auto", ("auto or int", 1, 16_384)),
     "tokens_per_batch": ("auto", ("auto or int", 1, 100_000_000)),
     "packing": ("auto", ("auto", "on", "off")),
     "learning_rate_schedule": (

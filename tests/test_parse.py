@@ -83,7 +83,7 @@ def test_an_empty_value_is_the_default(name: str, absent: object) -> None:
 )
 def test_no_number_is_guessed(wrong: object) -> None:
     (problem,) = refused({"batch_size": wrong})
-    assert (problem.field, problem.expected, problem.code) == ("batch_size", "an integer >= 1 and <= 65536", 2)
+    assert (problem.field, problem.expected, problem.code) == ("batch_size", "an integer >= 1 and <= 16384", 2)
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "num_train_epochs", "weight_decay", "eval_steps", "max_grad_norm", "t_max"])
@@ -106,7 +106,7 @@ def test_auto_or_a_number_is_bounded_too(name: str, wrong: object) -> None:
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"batch_size": 0}, "error[2]: batch_size: expected an integer >= 1 and <= 65536, got 0."),
+        ({"batch_size": 0}, "error[2]: batch_size: expected an integer >= 1 and <= 16384, got 0."),
         ({"learning_rate": "fast"}, "error[2]: learning_rate: expected a number > 0 and <= 1, got 'fast'."),
         ({"truncation": "left"}, "error[2]: truncation: expected one of right, filter, got 'left'."),
         (

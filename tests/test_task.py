@@ -69,4 +69,4 @@ def test_defaults_as_values_or_as_their_schema_change_nothing() -> None:
 
 def test_bounds_are_those_of_the_parameters() -> None:
     assert _parameter("warmup_ratio")["min"] == SCHEMA["warmup_ratio"]["minimum"] == 0
-    assert _parameter("batch_size") == {"type": "integer", "min": 1, "max": 65536, "default": 4, "title": "Batch size"}
+    assert _parameter("batch_size") == {"type": "integer", "min": 1, "max": 16384, "default": 4, "title": "Batch size"}

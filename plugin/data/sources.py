@@ -28,6 +28,7 @@ _LIMITS: dict[str, Split] = {"train": "train", "eval": "eval", "valid": "eval", 
 _EVAL_WORD = "(?:eval|valid|validation|val|test|dev)"
 _EVAL_STEM = re.compile(rf"{_EVAL_WORD}(?![a-z0-9])|.*(?<![a-z0-9]){_EVAL_WORD}$", re.IGNORECASE)
 _SHARD = re.compile(r"-\d+-of-\d+$")
+MOST_SIGNS = 1024
 MOST_PARTS = 128  # of a mixture: which stretch of it is a path is asked of the disk
 _KNOWN = ", ".join(READERS)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -90,6 +91,8 @@ def renamed_mixture(spec: str, rename: Callable[[str], str]) -> str:
 
 def _split(spec: str) -> Iterator[str]:
     """The parts of a mixture as they were written."""
+    if spec.count("|") + spec.count("+") > MOST_SIGNS:  # names may hold some; each is looked at from every other
+        raise JobError(Problem(FIELD, f"at most {MOST_SIGNS} signs | and +", "more", "Put the files into a folder."))
     tokens = re.split(r"([|+])(?![^\[\]]*\])", spec.strip())  # names at even places, separators between them
     if len(tokens) > 2 * MOST_PARTS:
         raise JobError(Problem(FIELD, f"at most {MOST_PARTS} parts", f"{len(tokens) // 2 + 1}", "Put the files into a folder."))

@@ -17,6 +17,7 @@ from plugin.resume import find_start
 from plugin.run_folder import RunFolder
 
 from .hostile_files import hostile_files
+from .hostile_limits import hostile_limits
 from .hostile_others import hostile_others
 from .stage import Stage, last_line, not_the_same, run_programs, told
 
@@ -39,7 +40,8 @@ class Row:
 
 def all_rows() -> list[Row]:
     rows = [*_hangs(), *_programs(), *_struck(), *_beside(), *_parents(), *_corrupt(), *_kills()]
-    rows += [Row("hostile", *row) for row in (*hostile_files(), *hostile_others())]
+    hostile = (*hostile_files(), *hostile_limits(), *hostile_others())
+    rows += [Row("hostile", *row) for row in hostile]
     return rows
 
 

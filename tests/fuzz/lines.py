@@ -33,6 +33,8 @@ SWITCHES = (
 JUNK = (
     "\n- a",
     "\nx: &a [*a]",
+    "\na: &a [1, 1]\nb: &b [*a, *a]\nseed: [*b, *b]",
+    "\nseed: " + "[" * 3000,
     "\n? [a]\n: b",
     "\n\t",
     "\n<<: {a: 1}",

@@ -1,4 +1,4 @@
-"""Chat templates, put together from what published ones do; their loops are bounded."""
+"""Chat templates, put together from what published ones do, and some that ask for too much."""
 
 from __future__ import annotations
 
@@ -89,6 +89,15 @@ GUARDS = (
         "{% do 1 %}",
     ),
 )
+# Each ends at a limit of time or memory, or is refused.
+BOMBS = (
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "{% set ns = namespace(x='aa') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "{{ 'a' * 3000000000 }}",
+    "{{ range(99999) | select('in', range(99999) | list) | list | length }}",
+    "{{ messages[0].content | center(999999999) }}",
+    "{{ 'a' * 150000 }}",
+)
 SKIPS = (
     *(
         "{CORE}",
@@ -134,6 +143,8 @@ def sources(draw: st.DrawFn) -> str:
     prompt = draw(st.sampled_from(PROMPTS))
     source += f"{{% if add_generation_prompt %}}{prompt}{{% endif %}}" if draw(st.booleans()) else ""
     source = draw(st.sampled_from(("", *GUARDS))) + source.replace("\\n", "\n")
+    if draw(st.sampled_from((False,) * 31 + (True,))):
+        source = draw(st.sampled_from(BOMBS)) + source
     if draw(st.sampled_from((False,) * 7 + (True,))):
         place = draw(st.integers(0, len(source)))
         source = source[:place] + draw(texts(3)) + source[place + draw(st.integers(0, 3)) :]
