@@ -15,9 +15,9 @@ def main() -> int:
 
     if Path(plugin.__file__ or "").resolve().parent.parent != ROOT:
         raise ImportError(f"the package `plugin` came from {plugin.__file__}; {ROOT / 'plugin'} was expected")
-    from plugin import environment
+    from plugin.base.environment import problem
 
-    if line := environment.problem(ROOT):
+    if line := problem(ROOT):
         print(line, file=sys.stderr)
         return 2
     from plugin.cli import run

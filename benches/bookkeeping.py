@@ -20,8 +20,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benches")]
 
-import plugin.quiet  # noqa: E402, F401  # before anything that imports torch
-from plugin import loop, run  # noqa: E402
+import plugin.base.quiet  # noqa: E402, F401  # before anything that imports torch
+from plugin import (
+    loop,
+    run,
+)
 from plugin.parse import parse  # noqa: E402
 from plugin.run_folder import RunFolder  # noqa: E402
 

@@ -25,7 +25,7 @@ from shapes import CUDA, Shape  # noqa: E402
 from torch import nn  # noqa: E402
 from work import make_rows  # noqa: E402
 
-from plugin import quiet  # noqa: E402, F401  # before anything that imports torch
+from plugin.base import quiet  # noqa: E402, F401  # before anything that imports torch
 from plugin.families import FAMILIES  # noqa: E402
 from plugin.meters import measure_peak  # noqa: E402
 from plugin.models.diffusion import DiffusionModel, bare  # noqa: E402

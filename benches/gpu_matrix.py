@@ -34,9 +34,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from plugin import environment  # noqa: E402
+from plugin.base.environment import installed, require  # noqa: E402
 
-environment.require(ROOT)
+require(ROOT)
 
 METHODS = ("bert", "llada", "dream")
 KINDS: dict[str, dict[str, object]] = {
@@ -294,7 +294,7 @@ def device_name(rehearse: bool) -> str:
 
 def versions() -> dict[str, str]:
     names = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "triton", "datasets")
-    return {"python": platform.python_version()} | {name: environment.installed(name) or "missing" for name in names}
+    return {"python": platform.python_version()} | {name: installed(name) or "missing" for name in names}
 
 
 def print_cell(cell: Sequence[str], row: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ from torch.nn import functional as F  # noqa: E402
 from transformers import PretrainedConfig  # noqa: E402
 from work import PAD, RULES, make_step  # noqa: E402
 
-from plugin import quiet  # noqa: E402, F401  # before anything that imports torch
+from plugin.base import quiet  # noqa: E402, F401  # before anything that imports torch
 from plugin.data.documents import Builder, Documents  # noqa: E402
 from plugin.data.layout import Layout  # noqa: E402
 from plugin.data.steps import pass_order, step_slots  # noqa: E402

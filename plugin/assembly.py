@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from .base.errors import one_line
 from .data.chat import ChatFormat
 from .data.documents import Documents
 from .data.hold_out import HeldOut, hold_out, split_examples
@@ -27,7 +28,6 @@ from .data.steps import run_length, step_slots
 from .data.templates import compile_templates
 from .data.tokenizer import train_tokenizer
 from .families import DEFAULT_NORM, FAMILIES
-from .job import one_line
 from .loop import Plan
 from .models.load import (
     build_model,

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from .digests import DIGESTS, write_digests
-from .files import remove, rename_whole, set_aside
+from .base.digests import DIGESTS, write_digests
+from .base.files import remove, rename_whole, set_aside
 from .models.lora import MaybeAdapted
 from .models.publish import write_model
 from .optimizers import restore_optimizer

@@ -13,14 +13,14 @@ from typing import Any
 
 import yaml
 
-from .child import torch_program
-from .guard import guarded
+from .base.errors import JobError, Outcome, Problem, json_line
+from .base.guard import guarded
+from .base.process import torch_program
+from .base.redact import guard_streams
 from .hosts.folder import FolderHost
-from .job import JobError, Outcome, Problem, json_line
 from .manifest import VERSION, add_arguments
 from .params import ALIASES
 from .parse import CommandLine, Parsed, parse
-from .redact import guard_streams
 from .train import check_job, train_job
 from .verbs import chat_options, fuse_options
 from .wording import cut

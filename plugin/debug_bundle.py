@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from .base.files import remove, rename_whole, set_aside
 from .data.documents import Documents
-from .files import remove, rename_whole, set_aside
 from .loop import NonFinite
 from .owned import not_ours
 from .run_folder import RunFolder, to_json

@@ -10,7 +10,7 @@ import torch
 from transformers import PretrainedConfig
 
 from . import assembly
-from .job import Code, JobError, Problem
+from .base.errors import Code, JobError, Problem
 from .params import Params
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from . import fuse, streaming
+from .base.files import replace_whole, set_aside
 from .data.sources import renamed_mixture
-from .files import replace_whole, set_aside
 from .loading import Data, Trained
 from .models.lora import MaybeAdapted, has_adapter
 from .models.publish import public_name, write_adapter_card, write_model

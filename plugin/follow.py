@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from . import child
-from .child import LISTEN_FD, MEETING, PARENT_PID
-from .files import open_plain
-from .job import Code, Outcome, Problem, shown
+from .base import process
+from .base.errors import Code, Outcome, Problem, shown
+from .base.files import open_plain
+from .base.process import LISTEN_FD, MEETING, PARENT_PID
+from .base.redact import redact, scrub
 from .last_words import LastWords
 from .launch import LaunchPlan
-from .redact import redact, scrub
 from .run_folder import STOP, RunFolder, Tail
 from .watchdog import Watch, write_stacks
 
@@ -134,12 +134,12 @@ def _start(argv: Sequence[str], rank: Mapping[str, str], log: IO[bytes], inherit
         kept.append(inherited.listener.fileno())
         extra[LISTEN_FD] = str(inherited.listener.fileno())
     if inherited.private:
-        extra |= child.compile_cache(os.environ, inherited.private)
+        extra |= process.compile_cache(os.environ, inherited.private)
         if "RANK" in rank and "MASTER_ADDR" not in rank:  # one of several, on one machine
             extra[MEETING] = str(inherited.private / "store")
     return subprocess.Popen(
         argv,
-        env={**child.inherited(os.environ), **rank, **extra},
+        env={**process.inherited(os.environ), **rank, **extra},
         stdin=subprocess.DEVNULL,
         stdout=log,  # a file, not a pipe: when this process is killed, the workers can still write and save
         stderr=log,

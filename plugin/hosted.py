@@ -14,17 +14,17 @@ from pathlib import Path
 
 from werkzeug.utils import secure_filename
 
-from .child import ROOT
+from .base.errors import JobError, Problem
+from .base.guard import guarded
+from .base.process import ROOT
+from .base.redact import guard_streams
 from .data.sources import renamed_mixture
-from .guard import guarded
 from .hosts.lab import LabHost, chosen_checkpoint, go_on_here, started_sdk, task_values
 from .hosts.tlab import TlabHost
 from .hosts.tlab_job import TlabJob, adaptor_name, form_values, read_job
 from .hosts.tlab_sdk import TlabSdk
-from .job import JobError, Problem
 from .model_files import check_architecture
 from .parse import CommandLine, Parsed, parse
-from .redact import guard_streams
 from .train import train_job
 
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .child import child_path, cpu_threads
-from .job import JobError, Problem
+from .base.errors import JobError, Problem
+from .base.process import child_path, cpu_threads
 from .params import Params
 
 

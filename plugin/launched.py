@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
 
-from .job import JobError, Problem
+from .base.errors import JobError, Problem
 from .params import Params
 from .parse import sharding_problems
 

@@ -16,12 +16,12 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from . import assembly, memory, streaming
 from .assembly import step_maker
+from .base.files import remove, rename_whole
 from .checkpoints import State
 from .data.chat import ChatFormat
 from .data.documents import Documents
 from .disk import check_room, count_parameters
 from .exchange import gather_values
-from .files import remove, rename_whole
 from .heaviest import heaviest_batch
 from .models.diffusion import DiffusionModel, Predict
 from .models.flops import FlopCount, count_flops

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from .job import Code, JobError, Problem
+from .base.errors import Code, JobError, Problem
 from .meters import Stopwatch
 from .models.flops import FlopCount
 from .models.head import Sums

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .base.files import write_whole
 from .families import ARCHITECTURES
-from .files import write_whole
 from .params import GROUPS, METHOD_ONLY, NEEDS
 from .parse import ADVANCED, SCHEMA, choices, expected
 from .task import gallery_entry, task_yaml

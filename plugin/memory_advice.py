@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from .job import Code, JobError, Problem
+from .base.errors import Code, JobError, Problem
 from .memory import Plan, gb
 from .params import Params
 

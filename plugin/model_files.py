@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .base.errors import JobError, Problem, model_error
 from .families import FAMILIES, Family
-from .job import JobError, Problem, model_error
 from .params import Params
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")

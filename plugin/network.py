@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import psutil
 
-from .job import JobError, Problem
+from .base.errors import JobError, Problem
 
 FIELD = "main_process_ip"
 

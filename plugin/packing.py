@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig
 
+from .base.errors import JobError, Problem
 from .data.chat import filled_lengths
 from .data.documents import Documents
 from .data.layout import Layout, check_budget
-from .job import JobError, Problem
 from .models.attention import why_no_varlen
 from .models.diffusion import check_packable, is_packable
 from .params import Params

@@ -11,9 +11,9 @@ from typing import Any, Literal, NoReturn
 
 from pydantic import ValidationError
 
-from .job import JobError, Problem, one_line
+from .base.errors import JobError, Problem, one_line
+from .base.redact import MARK, redact
 from .params import ALIASES, BUILT, METHOD_ONLY, MOST_DOCUMENTS, NEEDS, REPORT_TO, SHARDED, Params, schema
-from .redact import MARK, redact
 from .wording import cut, did_you_mean, quoted
 
 SCHEMA = schema()

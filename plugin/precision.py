@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.utils.deterministic
 
-from .job import Code, JobError, Problem
+from .base.errors import Code, JobError, Problem
 from .params import Params
 
 COMPUTE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by accelerate's mixed_precision

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import KwargsHandler
 
-from .child import LISTEN_FD, MEETING, PARENT_PID
-from .job import JobError, Problem
+from .base.errors import JobError, Problem
+from .base.process import LISTEN_FD, MEETING, PARENT_PID
 
 # How accelerate may share a model. Cutting it up is ours (sharding.py); what a launcher says of that is read in launched.py.
 REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)

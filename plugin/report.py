@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from .job import one_line
+from .base.errors import one_line
 from .summary import counted
 
 STYLES = {"prompt": "cyan", "answer": "green", "end": "dim green", "masked": "bold white on magenta"}

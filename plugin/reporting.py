@@ -8,10 +8,10 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from .base.errors import Problem, one_line
+from .base.files import write_whole
+from .base.redact import redact
 from .board import Board
-from .files import write_whole
-from .job import Problem, one_line
-from .redact import redact
 from .resume import MAY_CHANGE
 from .run_folder import JsonLines, RunFolder, to_json, utc_now
 from .summary import counted

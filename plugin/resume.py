@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .digests import unlisted, why_broken
-from .files import open_plain, recover, remove, set_aside, write_whole
-from .job import JobError, Problem
+from .base.digests import unlisted, why_broken
+from .base.errors import JobError, Problem
+from .base.files import open_plain, recover, remove, set_aside, write_whole
 from .owned import half_written
 from .params import Params
 from .run_folder import RunFolder, to_json

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from . import loop, memory, memory_advice, streaming
 from .ahead import Ahead
+from .base.errors import Code, JobError, Problem
 from .checkpoints import Contents, State, best_checkpoint, load_state, restore_training, save_checkpoint
 from .data.documents import Documents
 from .data.stream import StreamState
@@ -23,7 +24,6 @@ from .debug_bundle import write_bundle
 from .evals import evaluate
 from .exchange import gather_bytes, gather_values
 from .finish import finish, model_facts
-from .job import Code, JobError, Problem
 from .launched import take_launchers_choice
 from .loading import load_data, load_model, prepare_data
 from .meters import Stopwatch, measure_peak, memory_by_category, peak_bytes, resident_bytes

@@ -19,10 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, cast
 
-from .files import open_plain, remove, write_whole
-from .job import JobError, Problem, json_line, one_line
+from .base.errors import JobError, Problem, json_line, one_line
+from .base.files import open_plain, remove, write_whole
+from .base.redact import redact
 from .owned import LOCK, REQUESTS, begun_anew, is_record, misplaced
-from .redact import redact
 
 STOP, SAVE, SAMPLE = REQUESTS
 LOCK_WAIT_S = 60.0  # how long a second starter waits for the folder; workers of a killed parent may live 30 s

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from .job import Outcome
+from .base.errors import Outcome
 from .run_folder import RunFolder
 
 LONGEST = 200  # characters shown of a prompt or an answer

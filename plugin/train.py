@@ -18,12 +18,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .child import ROOT, of_launcher, torch_program
+from .base.errors import Code, JobError, Outcome, Problem, json_line, shown
+from .base.process import ROOT, of_launcher, torch_program
 from .data.sources import absolute_mixture, fingerprint, local_paths, parse_mixture
 from .data.templates import compile_templates
 from .follow import Inherited, Relay, run_workers
 from .hosts import Host
-from .job import Code, JobError, Outcome, Problem, json_line, shown
 from .last_words import LastWords
 from .launch import LaunchPlan, listen, machine_dir, nvidia_smi, plan_launch, resolve_gpus, visible_gpus
 from .model_files import check_method, check_model_files, refuse_missing_path

@@ -19,13 +19,13 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from . import assembly, memory, streaming
+from .base.errors import Code, JobError, Problem
 from .batch import Batch
 from .data.chat import ChatFormat
 from .data.documents import Document
 from .data.steps import Slot
 from .disk import check_room, count_parameters
 from .heaviest import heaviest_batch
-from .job import Code, JobError, Problem
 from .memory_advice import check_memory
 from .models.diffusion import DiffusionModel
 from .models.load import build_model, check_method, load_config, new_config

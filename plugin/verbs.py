@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .job import JobError, Problem
+from .base.errors import JobError, Problem
 from .parse import CommandLine
 
 SAMPLER_OPTIONS = {

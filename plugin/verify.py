@@ -7,7 +7,7 @@ here, and by the tokenizer's chat template as any program renders it.
 
 from __future__ import annotations
 
-from .quiet import quiet_loading  # isort: skip  # before anything that imports torch
+from .base.quiet import quiet_loading  # isort: skip  # before anything that imports torch
 
 import json
 import os
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from .child import torch_program
+from .base.process import torch_program
 from .data.chat import ChatFormat
 from .data.rendering import chat_job, freeze, render_chat
 from .data.turns import Turn

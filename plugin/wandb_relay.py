@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .child import child_path, inherited
-from .files import open_plain, write_whole
-from .job import Problem
+from .base.errors import Problem
+from .base.files import open_plain, write_whole
+from .base.process import child_path, inherited
+from .base.redact import guard_streams, scrub
 from .params import Params
-from .redact import guard_streams, scrub
 from .run_folder import RunFolder, Tail, to_json
 
 FACTS, LOG = "wandb.json", "wandb.log"  # {id, url} of the run there; what the library prints

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from .files import open_plain
-from .job import Code, Problem
+from .base.errors import Code, Problem
+from .base.files import open_plain
 from .run_folder import RunFolder
 
 ANSWER_S = 3.0  # how long one rank may take to write its stacks

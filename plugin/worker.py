@@ -7,7 +7,7 @@ code of what went wrong.
 from __future__ import annotations
 
 from . import stacks  # noqa: F401  # isort: skip  # a process that hangs while it imports shows where
-from .quiet import quiet_loading  # isort: skip  # before anything that imports torch
+from .base.quiet import quiet_loading  # isort: skip  # before anything that imports torch
 
 import contextlib
 import errno
@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from .base.errors import Code, JobError, Problem, json_line
+from .base.process import PARENT_PID
+from .base.redact import guard_streams
 from .board import hush_writer_thread
-from .child import PARENT_PID
-from .job import Code, JobError, Problem, json_line
 from .memory_advice import out_of_memory
 from .owned import half_written
 from .params import Params
-from .redact import guard_streams
 from .reporting import report_failure
 from .run import Run
 from .run_folder import RunFolder

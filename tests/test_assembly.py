@@ -12,8 +12,8 @@ from support import pairs, write_rows
 from tiny import CLS, MASK, SEP, word_tokenizer
 
 from plugin import assembly
+from plugin.base.errors import JobError
 from plugin.data.chat import ChatFormat
-from plugin.job import JobError
 from plugin.params import Params
 from plugin.precision import weight_dtype
 from plugin.step import StepRules

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from tiny import cpu, random_documents, rules, steps_of, tiny_model, train_tiny, weights, word_tokenizer
 from transformers import PreTrainedModel
 
+from plugin.base.digests import why_broken
 from plugin.checkpoints import Contents, State, load_state, save_checkpoint
-from plugin.digests import why_broken
 from plugin.models.load import load_model, load_tokenizer
 from plugin.models.publish import read_diffusion
 from plugin.optimizers import optimizer_tensors, restore_optimizer

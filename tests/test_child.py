@@ -12,7 +12,7 @@ import pytest
 from faults.forks import Forks
 from support import ROOT, start_main, wait_until
 
-from plugin.child import child_path, compile_cache, inherited, of_launcher, torch_program
+from plugin.base.process import child_path, compile_cache, inherited, of_launcher, torch_program
 
 PYTORCHJOB = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
 OTHERS = ["LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME"]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from support import ERROR, ROOT, read_lines, start, wait_until
 
-from plugin.job import JobError
+from plugin.base.errors import JobError
 from plugin.launched import take_launchers_choice
 from plugin.params import Params
 from plugin.parse import SCHEMA

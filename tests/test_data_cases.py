@@ -16,8 +16,8 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from plugin import assembly
+from plugin.base.errors import JobError
 from plugin.data.tokenizer import train_tokenizer
-from plugin.job import JobError
 from plugin.params import Params
 
 THINGS = ("cat", "dog", "bird", "tree", "house", "river", "stone", "cloud", "lamp", "door")

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from support import ERROR, MAIN, ROOT, child_env, run_python
 
+from plugin.base.errors import Code, JobError, Outcome
 from plugin.disk import check_room
-from plugin.job import Code, JobError, Outcome
 from plugin.params import Params
 from plugin.run_folder import RunFolder
 from plugin.train import _write_outcome

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support import MAIN, ROOT, child_env
 
-from plugin import environment
+from plugin.base import environment
 
 HARNESS = ("--plugin_dir", "x", "--input_file", "y", "--experiment_name", "z")
 

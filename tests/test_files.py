@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from plugin import files
-from plugin.files import recover, replace_whole
+from plugin.base import files
+from plugin.base.files import recover, replace_whole
 
 
 @pytest.mark.parametrize("swaps", [True, False])

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from support import wait_until
 
+from plugin.base.errors import Outcome
 from plugin.hosts.folder import FolderHost
 from plugin.hosts.pulse import Pulse
-from plugin.job import Outcome
 from plugin.launch import LaunchPlan
 from plugin.run_folder import RunFolder
 from plugin.summary import metrics_line, outcome_line

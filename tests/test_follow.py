@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from support import is_running, processes_naming, wait_until
 
-from plugin import follow, redact
+from plugin import follow
+from plugin.base import redact
+from plugin.base.errors import Code, Outcome
 from plugin.follow import Inherited, Relay, run_workers
-from plugin.job import Code, Outcome
 from plugin.launch import LaunchPlan
 from plugin.run_folder import STOP, RunFolder
 

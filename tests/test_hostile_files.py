@@ -19,11 +19,11 @@ from scenes import Scene
 from support import ERROR, pairs, write_rows
 
 from plugin import cli, fuse
-from plugin.digests import DIGESTS, why_broken
-from plugin.files import open_plain, write_whole
+from plugin.base.digests import DIGESTS, why_broken
+from plugin.base.errors import JobError
+from plugin.base.files import open_plain, write_whole
 from plugin.hosts.lab import go_on_here
 from plugin.hosts.shelf import free_name, shelve, show_link
-from plugin.job import JobError
 from plugin.run_folder import RunFolder
 from plugin.watchdog import Heartbeat, heartbeat_path
 

@@ -21,13 +21,13 @@ from support import ERROR, TINY_CONFIG, child_env, run_main, try_out_here
 from tiny import tiny_model
 
 from plugin import train
+from plugin.base.errors import JobError, Problem
 from plugin.cli import _config_file
 from plugin.data.columns import MAX_ROW
 from plugin.data.readers import READERS, read_file
 from plugin.data.sources import parse_mixture
 from plugin.data.tokenizer import train_tokenizer
 from plugin.families import FAMILIES
-from plugin.job import JobError, Problem
 from plugin.launch import count_processes
 from plugin.model_files import MOST_JSON, check_model_files, read_json
 from plugin.models.adapter_config import check_adapter_config

@@ -19,7 +19,7 @@ from scenes import ENDLESS, LONGEST_S, Scene
 from support import ERROR, read_lines, wait_until, write_record
 
 from plugin import cli
-from plugin.digests import write_digests
+from plugin.base.digests import write_digests
 from plugin.parse import parse
 from plugin.resume import cut_back, find_start
 from plugin.run_folder import RunFolder

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from support import ROOT
 
+from plugin.base.errors import Code
 from plugin.hosts.tlab_job import TlabJob, form_values
-from plugin.job import Code
 from plugin.params import Params
 from plugin.parse import ADVANCED, SCHEMA, parse
 

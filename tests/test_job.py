@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from plugin.job import Problem, shown
+from plugin.base.errors import Problem, shown
 
 
 @pytest.mark.parametrize("odd", ["\n", "\r\n", "\u2028", "\x85", "\x1b", "\udcff", "\0", "\u202e", "\u2066"])

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from plugin.base.errors import Code, JobError, Outcome, Problem
 from plugin.hosts.lab import LabHost, chosen_checkpoint, go_on_here
-from plugin.job import Code, JobError, Outcome, Problem
 from plugin.launch import LaunchPlan
 from plugin.run_folder import RunFolder
 

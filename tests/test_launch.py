@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from support import start
 
-from plugin.child import ROOT
-from plugin.job import JobError
+from plugin.base.errors import JobError
+from plugin.base.process import ROOT
 from plugin.launch import LaunchPlan, listen, machine_dir, plan_launch, resolve_gpus, visible_gpus
 from plugin.params import Params
 from plugin.parse import parse

@@ -23,8 +23,8 @@ from tiny import (
 )
 from torch.nn import functional as F
 
+from plugin.base.errors import JobError
 from plugin.data.documents import Builder, Documents
-from plugin.job import JobError
 from plugin.loop import Requests
 from plugin.step import build_step
 

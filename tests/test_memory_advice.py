@@ -16,7 +16,7 @@ from published_checkpoints import write_checkpoint
 from support import MAIN, ROOT, TINY_CONFIG, child_env, pairs, refusal, try_out_here, write_rows
 
 from plugin import cli, memory, train, trial
-from plugin.job import Code, JobError
+from plugin.base.errors import Code, JobError
 from plugin.memory import KINDS, Memory, Plan, choose_recompute, free_bytes
 from plugin.memory_advice import cheaper_settings, check_memory
 from plugin.models.load import load_model

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from plugin.job import JobError
+from plugin.base.errors import JobError
 from plugin.model_files import check_architecture, check_method, refuse_missing_path
 from plugin.params import Params
 from plugin.parse import parse

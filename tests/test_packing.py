@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny import tiny_config
 
+from plugin.base.errors import JobError
 from plugin.data.layout import Layout
-from plugin.job import JobError
 from plugin.models import attention
 from plugin.models.diffusion import FACES
 from plugin.packing import choose_attention

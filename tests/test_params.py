@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plugin.job import JobError
+from plugin.base.errors import JobError
 from plugin.params import ALIASES, BUILT, METHOD_ONLY, NAME_PATTERN, Params, schema
 from plugin.parse import parse
 

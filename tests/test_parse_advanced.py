@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plugin.job import JobError
+from plugin.base.errors import JobError
 from plugin.parse import parse
 
 NEEDED = {"dataset_name": "d", "model_name": "m"}

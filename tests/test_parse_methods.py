@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plugin.job import JobError
+from plugin.base.errors import JobError
 from plugin.parse import Parsed, parse
 
 BASE = {"model_name": "m", "dataset_name": "d.jsonl"}

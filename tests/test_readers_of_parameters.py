@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 from support import ROOT
 
-from plugin.job import JobError
+from plugin.base.errors import JobError
 from plugin.params import BUILT, Params
 from plugin.parse import parse
 

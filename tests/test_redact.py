@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from support import ROOT, run_python
 
-from plugin import redact
-from plugin.job import JobError
+from plugin.base import redact
+from plugin.base.errors import JobError
+from plugin.base.redact import MARK, GuardedStream, compile_pattern, scrub, secrets
 from plugin.parse import parse
-from plugin.redact import MARK, GuardedStream, compile_pattern, scrub, secrets
 from plugin.run_folder import JsonLines, RunFolder, write_whole
 
 HF, WANDB, MINE = "hf_" + "aB3" * 12, "0123456789abcdef" * 2 + "01234567", 'correct horse/battery"staple'
@@ -134,6 +134,6 @@ def test_a_guarded_terminal_is_still_one() -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_a_stream_writes_what_its_encoding_lacks_as_an_escape(tmp_path: Path, encoding: str) -> None:
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom plugin.redact import guard_streams\nguard_streams()\nprint('\\udcff')"
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom plugin.base.redact import guard_streams\nguard_streams()\nprint('\\udcff')"
     done = run_python(program, cwd=tmp_path, env={"PYTHONIOENCODING": encoding})
     assert (done.returncode, done.stdout) == (0, "\\udcff\n"), done.stderr

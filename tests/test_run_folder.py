@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, child_env, wait_until, write_record
 
-from plugin.job import JobError, Problem
+from plugin.base.errors import JobError, Problem
 from plugin.run_folder import RunFolder, to_json
 
 HOLD = """\

@@ -11,9 +11,9 @@ from urllib.parse import quote
 import pytest
 from support import pairs, run_main, write_rows
 
+from plugin.base.redact import MARK, compile_pattern
 from plugin.data.tokenizer import train_tokenizer
 from plugin.parse import parse
-from plugin.redact import MARK, compile_pattern
 
 ENVIRONMENT = {
     "HF_TOKEN": "hf_" + "Zy9" * 12,

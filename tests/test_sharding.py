@@ -30,9 +30,9 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
 from plugin import assembly, memory, sharding
+from plugin.base.errors import JobError
 from plugin.batch import Batch
 from plugin.data.layout import Layout
-from plugin.job import JobError
 from plugin.models.diffusion import DiffusionModel, logits_of, predictor
 from plugin.models.layers import layers_of, set_recompute
 from plugin.params import SHARDED, Params

@@ -19,13 +19,13 @@ from tiny import CLS, PAD, alone_in, cpu, rules, tiny_model
 
 from plugin import assembly, streaming
 from plugin.ahead import Ahead
+from plugin.base.errors import JobError
 from plugin.data.documents import Document
 from plugin.data.hold_out import prompt_key
 from plugin.data.layouts import Example
 from plugin.data.steps import Slot
 from plugin.data.stream import Pack, StreamState
 from plugin.data.turns import Turn
-from plugin.job import JobError
 from plugin.models.diffusion import DiffusionModel
 from plugin.packing import choose_attention
 from plugin.params import Params

@@ -14,10 +14,10 @@ from rich.console import Console
 from support import run_main, write_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from plugin.base.errors import json_line
 from plugin.chat import Answer, answer_line, canvas_line
 from plugin.data.chat import ChatFormat
 from plugin.hosts.folder import FolderHost
-from plugin.job import json_line
 from plugin.models.load import load_tokenizer
 from plugin.models.publish import write_adapter_card, write_card
 from plugin.reporting import Reporter

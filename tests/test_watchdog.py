@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from support import is_running
 
-from plugin.child import child_path
+from plugin.base.errors import Code, Outcome
+from plugin.base.process import child_path
 from plugin.follow import Inherited, Relay, run_workers
-from plugin.job import Code, Outcome
 from plugin.launch import LaunchPlan
 from plugin.run_folder import RunFolder
 from plugin.watchdog import Heartbeat, Watch, heartbeat_path

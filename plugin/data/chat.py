@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from ..job import model_error
+from ..base.errors import model_error
 from .encoder_template import encoder_template, ends_of
 from .escapes import Escapes, function_tokens, token_id
 from .rendering import Refused, Template, Written, added_tokens

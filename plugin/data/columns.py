@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..job import data_error
+from ..base.errors import data_error
 
 FIELD = "dataset_name"
 MAX_ROW = 64 << 20  # bytes of one row, as of one line of text

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Literal, cast
 
-from ..job import JobError, data_error
+from ..base.errors import JobError, data_error
 from .readers import FIELD
 
 Split = Literal["train", "eval"]

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..base.errors import JobError, Problem
 from ..batch import Batch
-from ..job import JobError, Problem
 
 
 class Noised(Protocol):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from ..job import JobError, Problem, data_error
+from ..base.errors import JobError, Problem, data_error
 from .sandbox import RowError
 from .seen import Role, Seen, is_empty
 from .sources import Row

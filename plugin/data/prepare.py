@@ -9,7 +9,7 @@ from itertools import islice
 
 import numpy as np
 
-from ..job import JobError, data_error
+from ..base.errors import JobError, data_error
 from .chat import ChatFormat, Encoded, supervision
 from .documents import Builder, Document, Documents
 from .layouts import Example

@@ -14,7 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from ..job import JobError, data_error
+from ..base.errors import JobError, data_error
 from .columns import FIELD, read_columns
 
 MAX_LINE = 64 << 20  # bytes of one line, one csv cell or one paragraph

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from ..child import child_path
+from ..base.process import child_path
 from .render_child import CPU_S, LENGTH, MEMORY, MEMORY_OUT, TEXT, TOO_LONG
 
 LIMITS = f"{CPU_S:g} s of CPU time and {MEMORY >> 20} MB of memory"

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..job import model_error, one_line
+from ..base.errors import model_error, one_line
 from .renderer import LIMITS, Failed, Job, OverLimit, render
 from .turns import THOUGHTS, Turn
 

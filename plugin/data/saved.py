@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from ..job import data_error
+from ..base.errors import data_error
 from .readers import FIELD
 
 STATE, SPLITS = "state.json", "dataset_dict.json"

@@ -18,8 +18,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from ..job import Code, JobError, Problem, data_error, one_line
-from ..redact import redact
+from ..base.errors import Code, JobError, Problem, data_error, one_line
+from ..base.redact import redact
 from .hub import Split, hub_rows, hub_split
 from .readers import FIELD, READERS, read_file, without_nan
 from .saved import saved_files

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from ..job import JobError, Problem, data_error
+from ..base.errors import JobError, Problem, data_error
 from .chat import ChatFormat
 from .documents import Document
 from .layouts import Example

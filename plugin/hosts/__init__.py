@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ..job import Outcome
+from ..base.errors import Outcome
 from ..launch import LaunchPlan
 from ..run_folder import RunFolder
 

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..job import Outcome, json_line, one_line
+from ..base.errors import Outcome, json_line, one_line
 from ..launch import LaunchPlan
 from ..run_folder import RunFolder
 from ..summary import counted, metrics_line, outcome_line

@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..digests import DIGESTS
+from ..base.digests import DIGESTS
+from ..base.errors import JobError, Outcome, Problem, one_line
+from ..base.files import is_plain, part_beside, write_whole
 from ..families import pipeline_tag
-from ..files import is_plain, part_beside, write_whole
-from ..job import JobError, Outcome, Problem, one_line
 from ..launch import LaunchPlan
 from ..resume import STATE
 from ..run_folder import RunFolder

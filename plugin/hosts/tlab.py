@@ -15,9 +15,9 @@ from typing import Any
 
 from werkzeug.utils import secure_filename
 
+from ..base.errors import Code, JobError, Outcome, Problem, one_line
+from ..base.files import write_whole
 from ..families import pipeline_tag
-from ..files import write_whole
-from ..job import Code, JobError, Outcome, Problem, one_line
 from ..launch import LaunchPlan
 from ..params import METHOD_ONLY
 from ..run_folder import RunFolder, to_json

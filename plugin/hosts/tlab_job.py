@@ -14,7 +14,7 @@ from typing import Any
 
 from werkzeug.utils import secure_filename
 
-from ..job import JobError, Problem
+from ..base.errors import JobError, Problem
 from ..params import ALIASES
 from ..parse import SCHEMA
 

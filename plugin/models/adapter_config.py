@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..job import model_error
+from ..base.errors import model_error
 from ..model_files import read_json
 
 MOST_RANK = 16_384  # as the parameter lora_r

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from ..job import model_error
+from ..base.errors import model_error
 from .published import wrong_kinds
 
 LAYERS, HEADS, LABELS = 512, 4_096, 65_536

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ..base.errors import JobError, Problem
 from ..batch import Batch
 from ..families import FAMILIES
-from ..job import JobError, Problem
 from .attention import NAME, Segments, within
 from .head import Rows, Sums, masked_sums
 from .lora import has_adapter

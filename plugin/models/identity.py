@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-from ..job import model_error
+from ..base.errors import model_error
 from ..model_files import WEIGHTS_INDEX
 from .weights import weight_files
 

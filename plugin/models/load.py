@@ -30,8 +30,8 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from ..base.errors import JobError, Problem, model_error
 from ..families import ARCHITECTURES, FAMILIES, Family
-from ..job import JobError, Problem, model_error
 from ..model_files import (
     check_copied,
     check_lengths,

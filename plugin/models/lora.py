@@ -15,8 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from typing_extensions import TypeIs
 
+from ..base.errors import JobError, Problem, model_error
 from ..families import Family
-from ..job import JobError, Problem, model_error
 from ..model_files import read_json
 from .adapter_config import check_adapter_config
 from .load import load_model, table_rows

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..job import model_error
+from ..base.errors import model_error
 
 MOST = 20_000  # characters of one expression; published ones have a few hundred
 _TOKEN = re.compile(

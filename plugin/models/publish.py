@@ -11,10 +11,10 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from transformers import PreTrainedTokenizerBase
 
+from ..base.errors import model_error, one_line
+from ..base.redact import redact
 from ..families import pipeline_tag
-from ..job import model_error, one_line
 from ..model_files import read_small
-from ..redact import redact
 from .code_files import write_code_files
 from .identity import local_folder
 from .lora import ADAPTER_CONFIG, MaybeAdapted, has_adapter

@@ -14,7 +14,7 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..job import Code, Problem
+from ..base.errors import Code, Problem
 from .dream import DreamConfig, DreamModel
 from .llada import LLaDAConfig, LLaDAModelLM
 

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from transformers.utils import cached_file
 
-from ..job import model_error
+from ..base.errors import model_error
 from ..model_files import WEIGHTS, WEIGHTS_INDEX, shard_names
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from support import ROOT, child_env
 
+from plugin.base.errors import JobError
 from plugin.hosts.tlab_job import form_values, read_job
-from plugin.job import JobError
 from plugin.params import BUILT
 from plugin.parse import ADVANCED, SCHEMA, Parsed, parse
 

@@ -161,7 +161,7 @@ def test_a_set_up_that_cannot_succeed_changes_nothing(plugin: Plugin) -> None:
 
 def test_the_next_one_lifts_the_hosts_pins_to_the_lock_and_leaves_its_sdk(plugin: Plugin) -> None:
     before = plugin.versions()
-    sdk = plugin.files("lab", "transformerlab-*")
+    sdk = plugin.base.files("lab", "transformerlab-*")
     assert len(sdk) > 20
     done = plugin.set_up()
     assert done.returncode == 0, done.stderr
@@ -177,7 +177,7 @@ def test_the_next_one_lifts_the_hosts_pins_to_the_lock_and_leaves_its_sdk(plugin
     assert all(after[name] != before[name] for name in lifted)
     assert after["transformerlab"] == before["transformerlab"] == "0.0.82"
     assert after["tensorboardx"] == before["tensorboardx"], "what the lock does not name stays the host's"
-    assert plugin.files("lab", "transformerlab-*") == sdk
+    assert plugin.base.files("lab", "transformerlab-*") == sdk
 
 
 def test_again_is_nothing_to_do(plugin: Plugin) -> None:

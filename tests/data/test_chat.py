@@ -7,10 +7,10 @@ import pytest
 from tiny import CLS, MASK, SEP, word_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from plugin.base.errors import JobError
 from plugin.data.chat import ChatFormat, Encoded, fill_with_end, filled_lengths, supervision
 from plugin.data.tokenizer import train_tokenizer
 from plugin.data.turns import Turn
-from plugin.job import JobError
 
 WORDS = ["how", "are", "you", "?", "fine", "thanks", "[", "]", "mask", "sep", "play", "##ing"]
 HOW, ARE, YOU, ASK, FINE, THANKS, OPEN, CLOSE, WORD_MASK, WORD_SEP, PLAY, ING = range(5, 17)

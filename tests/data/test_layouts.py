@@ -6,11 +6,11 @@ import pickle
 
 import pytest
 
+from plugin.base.errors import JobError
 from plugin.data.layouts import LAYOUTS, Example, Layout, detect_layout, read_example
 from plugin.data.sources import Row
 from plugin.data.templates import compile_templates
 from plugin.data.turns import REASONS, Turn
-from plugin.job import JobError
 
 USER, BOT = Turn("user", "2+2?"), Turn("assistant", "4")
 

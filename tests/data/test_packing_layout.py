@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tiny import pairs, random_documents, rules, slots
 
+from plugin.base.errors import Code, JobError
 from plugin.data.layout import AUTO_TOKENS, PADDED, Layout, best_fit, micro_batches, token_budget
-from plugin.job import Code, JobError
 from plugin.packing import check_fits
 from plugin.step import Step, build_step
 

@@ -9,12 +9,12 @@ import pytest
 from tiny import CLS, SEP, word_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from plugin.base.errors import JobError
 from plugin.data.chat import ChatFormat
 from plugin.data.layouts import Example
 from plugin.data.prepare import Encoding, check_trainable, encode_split
 from plugin.data.tokenizer import train_tokenizer
 from plugin.data.turns import Turn
-from plugin.job import JobError
 
 Rows = list[tuple[str, Example | str]]
 A, B, C, D = range(5, 9)

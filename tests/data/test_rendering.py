@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from plugin.base.errors import JobError
 from plugin.data.chat import CHANGED, ChatFormat, Encoded
 from plugin.data.tokenizer import train_tokenizer
 from plugin.data.turns import Turn
-from plugin.job import JobError
 
 ADDED = ("<u>", "<a>", "</t>", "<think>", "</think>")
 # The system prompt goes into the first user turn, and roles have names of the template's own.

@@ -11,8 +11,8 @@ from typing import Any
 import datasets
 import pytest
 
+from plugin.base.errors import JobError
 from plugin.data.sources import fingerprint, has_eval_split, read_rows, skipped_files
-from plugin.job import JobError
 
 ROWS = {"prompt": [f"Name {number}" for number in range(10)], "completion": [f"thing {number}" for number in range(10)]}
 

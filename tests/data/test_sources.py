@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from plugin.base.errors import JobError
 from plugin.data import readers
 from plugin.data.hub import load_hub
 from plugin.data.sources import (
@@ -25,7 +26,6 @@ from plugin.data.sources import (
     renamed_mixture,
     skipped_files,
 )
-from plugin.job import JobError
 
 
 def write(path: Path, *values: object) -> str:

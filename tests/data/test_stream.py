@@ -15,12 +15,12 @@ import pytest
 from tiny import CLS, SEP, word_tokenizer
 
 from plugin import assembly
+from plugin.base.errors import JobError
 from plugin.data.chat import ChatFormat, Encoded, Find
 from plugin.data.layouts import Example
 from plugin.data.prepare import Encoding
 from plugin.data.stream import BUFFERED, PIECES, Pack, Source, Stream, StreamPlan, StreamState, choose_pack
 from plugin.data.turns import Turn
-from plugin.job import JobError
 from plugin.objectives.noise import Noise, draw_times
 from plugin.params import Params
 

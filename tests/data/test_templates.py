@@ -7,15 +7,8 @@ import time
 
 import pytest
 
-from plugin.data.templates import (
-    MAX_TEMPLATE,
-    RowError,
-    columns_used,
-    compile_template,
-    compile_templates,
-    render,
-)
-from plugin.job import Code, JobError
+from plugin.base.errors import Code, JobError
+from plugin.data.templates import MAX_TEMPLATE, RowError, columns_used, compile_template, compile_templates, render
 
 
 def rendered(source: str, **values: object) -> str:

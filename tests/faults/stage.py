@@ -11,7 +11,7 @@ from pathlib import Path
 from scenes import LONGEST_S, Scene
 from support import ERROR, ROOT, TINY_CONFIG, pairs, run_main, write_rows
 
-from plugin.digests import why_broken
+from plugin.base.digests import why_broken
 from plugin.run_folder import RunFolder
 
 from .compare import differences

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from hypothesis import event
 
-from plugin.job import Code, JobError, Problem
+from plugin.base.errors import Code, JobError, Problem
 
 T = TypeVar("T")
 CPU_S, WAIT_S = 5.0, 30.0

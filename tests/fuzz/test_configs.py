@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from support import try_out_here
 
 from plugin import assembly, train
+from plugin.base.errors import Problem
 from plugin.data.tokenizer import train_tokenizer
 from plugin.families import FAMILIES
-from plugin.job import Problem
 from plugin.models.load import load_model, load_tokenizer, new_model
 from plugin.params import Params
 from plugin.run_folder import RunFolder

@@ -21,8 +21,8 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from plugin import cli, train
+from plugin.base.errors import Outcome
 from plugin.hosts.tlab_job import adaptor_name, form_values, read_job
-from plugin.job import Outcome
 from plugin.params import Params
 from plugin.parse import Parsed, parse
 from plugin.run_folder import RunFolder

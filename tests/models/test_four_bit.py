@@ -13,8 +13,8 @@ from bitsandbytes.nn import Linear4bit
 from published_checkpoints import write_checkpoint
 from torch import nn
 
+from plugin.base.errors import JobError
 from plugin.families import FAMILIES as KNOWN
-from plugin.job import JobError
 from plugin.models.diffusion import predictor
 from plugin.models.load import load_model
 from plugin.sampling.blockwise import SamplerSettings, Vocabulary, generate

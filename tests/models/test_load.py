@@ -15,9 +15,9 @@ from tiny import FAMILIES, VOCABULARY, tiny_config, tiny_model, word_tokenizer
 from transformers import BertModel, GPT2Config, GPT2LMHeadModel
 
 from plugin.assembly import base_config
+from plugin.base.errors import JobError, Problem
 from plugin.data.tokenizer import train_tokenizer
 from plugin.families import FAMILIES as KNOWN
-from plugin.job import JobError, Problem
 from plugin.models.load import check_method, check_pair, load_model, load_tokenizer, new_model
 from plugin.params import Params
 

@@ -14,8 +14,8 @@ from tiny import FAMILIES, MASK, PAD, adapted, alone_in, assert_same_vector, gra
 from transformers import PreTrainedTokenizerBase
 
 from plugin import assembly
+from plugin.base.errors import JobError
 from plugin.families import FAMILIES as KNOWN
-from plugin.job import JobError
 from plugin.models.diffusion import DiffusionModel, logits_of
 from plugin.models.load import load_model, load_tokenizer
 from plugin.models.lora import LoraSettings, add_adapter, merged_model, target_layers

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import ROOT, run_python
 
-from plugin.job import JobError, Problem
+from plugin.base.errors import JobError, Problem
 from plugin.model_files import check_model_files
 from plugin.models.load import load_tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 
-from .job import Code, JobError, Problem
+from .errors import Code, JobError, Problem
 
 
 def guarded(job: Callable[[], int], failed: Callable[[JobError], int]) -> int:

@@ -11,10 +11,10 @@ import sys
 import warnings
 from types import TracebackType
 
-from . import environment
-from .child import ROOT
+from .environment import require
+from .process import ROOT
 
-environment.require(ROOT)  # before a missing or old package ends an import with a traceback
+require(ROOT)  # before a missing or old package ends an import with a traceback
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
