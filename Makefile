@@ -36,7 +36,7 @@ check: setup
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m pyright
-	@$(PYTHON) -m plugin.manifest --check
+	@$(PYTHON) -m plugin.config.manifest --check
 	@$(MAKE) --no-print-directory test
 
 # Every fault that users were promised to survive, injected for real; `make faults ROWS=kill` plays one group.
@@ -57,7 +57,7 @@ lock:
 		&& mv .lock $$lock || exit 1; done
 
 manifest: setup
-	@$(PYTHON) -m plugin.manifest
+	@$(PYTHON) -m plugin.config.manifest
 
 # Real tokens a second against dLLM's padded rectangle; fails naming every bar missed. `make bench DEVICE=cuda` for the real shapes.
 DEVICE ?= cpu

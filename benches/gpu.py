@@ -26,7 +26,7 @@ from torch import nn  # noqa: E402
 from work import make_rows  # noqa: E402
 
 from plugin.base import quiet  # noqa: E402, F401  # before anything that imports torch
-from plugin.families import FAMILIES  # noqa: E402
+from plugin.config.families import FAMILIES  # noqa: E402
 from plugin.meters import measure_peak  # noqa: E402
 from plugin.models.diffusion import DiffusionModel, bare  # noqa: E402
 from plugin.models.flops import count_flops  # noqa: E402

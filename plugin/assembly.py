@@ -15,6 +15,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .base.errors import one_line
+from .config.families import DEFAULT_NORM, FAMILIES
+from .config.params import Params
 from .data.chat import ChatFormat
 from .data.documents import Documents
 from .data.hold_out import HeldOut, hold_out, split_examples
@@ -27,7 +29,6 @@ from .data.sources import Row, has_eval_split, parse_mixture, read_rows, skipped
 from .data.steps import run_length, step_slots
 from .data.templates import compile_templates
 from .data.tokenizer import train_tokenizer
-from .families import DEFAULT_NORM, FAMILIES
 from .loop import Plan
 from .models.load import (
     build_model,
@@ -47,7 +48,6 @@ from .models.lora import LoraSettings, MaybeAdapted, add_adapter, four_bit_saves
 from .objectives.dream import by_context, parse_loss_weight_type
 from .objectives.mdlm import Weigh, by_time
 from .objectives.noise import Noise
-from .params import Params
 from .precision import weight_dtype
 from .sampling.blockwise import SamplerSettings
 from .schedules import Schedule, make_schedule, warmup_steps

@@ -20,10 +20,10 @@ from transformers import PreTrainedModel
 
 from .base.errors import JobError, Problem, json_line, model_error, shown
 from .base.redact import guard_streams
+from .config.families import FAMILIES
+from .config.model_files import refuse_missing_path
 from .data.chat import ChatFormat
 from .data.turns import Turn
-from .families import FAMILIES
-from .model_files import refuse_missing_path
 from .models.diffusion import positions, predictor
 from .models.identity import find_base
 from .models.load import load_model, load_tokenizer

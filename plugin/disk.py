@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 from . import assembly
 from .base.errors import Code, JobError, Problem
-from .params import Params
+from .config.params import Params
 
 
 def count_parameters(config: PretrainedConfig, params: Params) -> tuple[int, int]:

@@ -10,11 +10,11 @@ import torch
 
 from . import fuse, streaming
 from .base.files import replace_whole, set_aside
+from .config.params import Params
 from .data.sources import renamed_mixture
 from .loading import Data, Trained
 from .models.lora import MaybeAdapted, has_adapter
 from .models.publish import public_name, write_adapter_card, write_model
-from .params import Params
 from .reporting import Reporter
 from .run_folder import RunFolder
 from .verify import TOKENS

@@ -21,8 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .base.errors import Code, JobError, Problem, json_line, model_error, one_line
 from .base.files import part_beside, remove, rename_whole, replace_whole
 from .base.redact import guard_streams
-from .families import FAMILIES
-from .model_files import is_own_file, refuse_missing_path
+from .config.families import FAMILIES
+from .config.model_files import is_own_file, refuse_missing_path
 from .models.diffusion import logits_of
 from .models.identity import base_digest, find_base, local_folder
 from .models.load import load_config, load_model, load_tokenizer, table_rows

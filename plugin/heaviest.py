@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from . import assembly, streaming
 from .batch import Batch
+from .config.params import Params
 from .data.chat import filled_lengths
 from .data.documents import Documents
 from .data.layout import Layout, token_budget
 from .data.steps import pass_order
 from .memory import documents_of, stand_in
-from .params import Params
 from .step import Step, StepRules
 
 BUILT = 4  # steps built, of those that look heaviest

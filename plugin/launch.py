@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .base.errors import JobError, Problem
 from .base.process import child_path, cpu_threads
-from .params import Params
+from .config.params import Params
 
 
 @dataclass(frozen=True)

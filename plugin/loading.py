@@ -18,6 +18,7 @@ from . import assembly, memory, streaming
 from .assembly import step_maker
 from .base.files import remove, rename_whole
 from .checkpoints import State
+from .config.params import SHARDED, Params
 from .data.chat import ChatFormat
 from .data.documents import Documents
 from .disk import check_room, count_parameters
@@ -30,7 +31,6 @@ from .models.load import load_tokenizer
 from .models.lora import MaybeAdapted
 from .optimizers import make_optimizer, optimizer_tensors
 from .packing import Attention, check_fits, choose_attention, choose_compile
-from .params import SHARDED, Params
 from .precision import COMPUTE, weight_dtype
 from .reporting import Reporter
 from .run_folder import RunFolder, to_json

@@ -22,10 +22,10 @@ from transformers import PretrainedConfig
 
 from . import assembly
 from .batch import Batch
+from .config.params import Params
 from .models.diffusion import DiffusionModel, bare
 from .models.layers import set_recompute
 from .optimizers import state_bytes, update_bytes
-from .params import Params
 from .sharding import gathered_bytes, gathered_dtype
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from .base.errors import Code, JobError, Problem
+from .config.params import Params
 from .memory import Plan, gb
-from .params import Params
 
 
 def cheaper_settings(params: Params, plan: Plan | None) -> list[str]:

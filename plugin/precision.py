@@ -12,7 +12,7 @@ import torch
 import torch.utils.deterministic
 
 from .base.errors import Code, JobError, Problem
-from .params import Params
+from .config.params import Params
 
 COMPUTE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by accelerate's mixed_precision
 

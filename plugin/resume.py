@@ -12,8 +12,8 @@ from typing import Any
 from .base.digests import unlisted, why_broken
 from .base.errors import JobError, Problem
 from .base.files import open_plain, recover, remove, set_aside, write_whole
+from .config.params import Params
 from .owned import half_written
-from .params import Params
 from .run_folder import RunFolder, to_json
 
 STATE = "state.json"

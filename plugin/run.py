@@ -18,6 +18,7 @@ from . import loop, memory, memory_advice, streaming
 from .ahead import Ahead
 from .base.errors import Code, JobError, Problem
 from .checkpoints import Contents, State, best_checkpoint, load_state, restore_training, save_checkpoint
+from .config.params import Params
 from .data.documents import Documents
 from .data.stream import StreamState
 from .debug_bundle import write_bundle
@@ -27,7 +28,6 @@ from .finish import finish, model_facts
 from .launched import take_launchers_choice
 from .loading import load_data, load_model, prepare_data
 from .meters import Stopwatch, measure_peak, memory_by_category, peak_bytes, resident_bytes
-from .params import Params
 from .precision import COMPUTE, choose_precision, make_deterministic
 from .rendezvous import join_ranks, serve_store
 from .reporting import Reporter

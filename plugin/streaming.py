@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from . import assembly
+from .config.params import Params
 from .data.chat import ChatFormat
 from .data.documents import Builder, Documents
 from .data.hold_out import PROMPT_IN_EVAL, prompt_key
@@ -24,7 +25,6 @@ from .data.prepare import Encoding, Report, encode_rows
 from .data.sources import has_eval_split
 from .data.stream import PIECES, Pack, Stream, StreamPlan, StreamState
 from .exchange import gather_values
-from .params import Params
 from .step import Step, StepRules, build_streamed_step
 
 EVAL_DOCUMENTS = 512

@@ -20,16 +20,16 @@ from typing import Any
 
 from .base.errors import Code, JobError, Outcome, Problem, json_line, shown
 from .base.process import ROOT, of_launcher, torch_program
+from .config.model_files import check_method, check_model_files, refuse_missing_path
+from .config.params import Params
+from .config.parse import SCHEMA, Parsed, is_writable
 from .data.sources import absolute_mixture, fingerprint, local_paths, parse_mixture
 from .data.templates import compile_templates
 from .follow import Inherited, Relay, run_workers
 from .hosts import Host
 from .last_words import LastWords
 from .launch import LaunchPlan, listen, machine_dir, nvidia_smi, plan_launch, resolve_gpus, visible_gpus
-from .model_files import check_method, check_model_files, refuse_missing_path
 from .network import interface_to
-from .params import Params
-from .parse import SCHEMA, Parsed, is_writable
 from .report import print_check
 from .resume import Start, cut_back, find_start, parameter_problems, resume_target, state_problems
 from .run_folder import LOCK_WAIT_S, STOP, RunFolder, local_path

@@ -21,6 +21,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from . import assembly, memory, streaming
 from .base.errors import Code, JobError, Problem
 from .batch import Batch
+from .config.params import SHARDED, Params
 from .data.chat import ChatFormat
 from .data.documents import Document
 from .data.steps import Slot
@@ -31,7 +32,6 @@ from .models.diffusion import DiffusionModel
 from .models.load import build_model, check_method, load_config, new_config
 from .models.published import REGISTRY
 from .packing import check_fits, choose_attention, choose_compile
-from .params import SHARDED, Params
 from .precision import COMPUTE, choose_precision
 from .sharding import choose_parallel
 from .step import Step, StepRules, corruptions, step_items

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .base.errors import JobError, Problem
-from .parse import CommandLine
+from .config.parse import CommandLine
 
 SAMPLER_OPTIONS = {
     "max_new_tokens": "longest answer",

@@ -13,11 +13,11 @@ import torch
 from tiny import cpu, meters
 
 from plugin import assembly
+from plugin.config.params import Params
 from plugin.data.steps import step_slots
 from plugin.loop import Hooks, Requests, train
 from plugin.models.diffusion import DiffusionModel, predictor
 from plugin.optimizers import make_optimizer
-from plugin.params import Params
 from plugin.sampling.blockwise import SamplerSettings, Vocabulary, generate
 from plugin.step import build_step
 

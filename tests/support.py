@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plugin.params import Params
+from plugin.config.params import Params
 from plugin.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent

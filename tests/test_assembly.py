@@ -13,8 +13,8 @@ from tiny import CLS, MASK, SEP, word_tokenizer
 
 from plugin import assembly
 from plugin.base.errors import JobError
+from plugin.config.params import Params
 from plugin.data.chat import ChatFormat
-from plugin.params import Params
 from plugin.precision import weight_dtype
 from plugin.step import StepRules
 

@@ -12,8 +12,8 @@ import pytest
 from support import ROOT
 
 from plugin import cli
-from plugin.params import GROUPS, METHOD_ONLY, Params
-from plugin.parse import Parsed, parse
+from plugin.config.params import GROUPS, METHOD_ONLY, Params
+from plugin.config.parse import Parsed, parse
 
 JOB = {"dataset_name": "data.jsonl", "model_name": "model"}
 Run = Callable[..., tuple[int, Params | None, list[str]]]

@@ -17,9 +17,9 @@ import pytest
 from support import ERROR, ROOT, read_lines, start, wait_until
 
 from plugin.base.errors import JobError
+from plugin.config.params import Params
+from plugin.config.parse import SCHEMA
 from plugin.launched import take_launchers_choice
-from plugin.params import Params
-from plugin.parse import SCHEMA
 
 SCRIPT = ROOT / "examples" / "slurm.sh"
 FAKES = {

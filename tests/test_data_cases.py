@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from plugin import assembly
 from plugin.base.errors import JobError
+from plugin.config.params import Params
 from plugin.data.tokenizer import train_tokenizer
-from plugin.params import Params
 
 THINGS = ("cat", "dog", "bird", "tree", "house", "river", "stone", "cloud", "lamp", "door")
 

@@ -15,12 +15,12 @@ from support import ROOT
 
 from plugin import assembly, loop
 from plugin.cli import _parameters, _parser
+from plugin.config.parse import parse
 from plugin.data.steps import step_slots
 from plugin.meters import Stopwatch
 from plugin.models.diffusion import DiffusionModel
 from plugin.models.flops import count_flops
 from plugin.optimizers import make_optimizer
-from plugin.parse import parse
 from plugin.schedules import Schedule
 from plugin.step import build_step
 

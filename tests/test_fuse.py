@@ -17,8 +17,8 @@ from tiny import adapted
 from plugin import fuse, verify
 from plugin.base.errors import JobError
 from plugin.chat import load_chatter
+from plugin.config.families import FAMILIES as KNOWN
 from plugin.data.turns import Turn
-from plugin.families import FAMILIES as KNOWN
 from plugin.fuse import Card, Target, adapter_facts, fuse_adapter, publish
 from plugin.models.diffusion import logits_of
 from plugin.models.load import load_model, load_tokenizer

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from support import pairs, read_lines, run_main
 
 from plugin import trial
-from plugin.params import Params
+from plugin.config.params import Params
 
 METHODS = ("bert", "llada", "dream")
 KINDS: dict[str, dict[str, str]] = {

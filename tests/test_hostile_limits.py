@@ -23,19 +23,19 @@ from tiny import tiny_model
 from plugin import train
 from plugin.base.errors import JobError, Problem
 from plugin.cli import _config_file
+from plugin.config.families import FAMILIES
+from plugin.config.model_files import MOST_JSON, check_model_files, read_json
+from plugin.config.params import Params
+from plugin.config.parse import SCHEMA, parse
 from plugin.data.columns import MAX_ROW
 from plugin.data.readers import READERS, read_file
 from plugin.data.sources import parse_mixture
 from plugin.data.tokenizer import train_tokenizer
-from plugin.families import FAMILIES
 from plugin.launch import count_processes
-from plugin.model_files import MOST_JSON, check_model_files, read_json
 from plugin.models.adapter_config import check_adapter_config
 from plugin.models.load import check_builds, load_config, load_tokenizer, new_config
 from plugin.models.lora import LoraSettings, add_adapter, with_adapter
 from plugin.models.patterns import is_endless
-from plugin.params import Params
-from plugin.parse import SCHEMA, parse
 
 LONGEST = 300  # characters of an error's line
 REQUIRED = {"dataset_name": "d.jsonl", "model_name": "m"}

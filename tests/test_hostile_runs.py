@@ -20,7 +20,7 @@ from support import ERROR, read_lines, wait_until, write_record
 
 from plugin import cli
 from plugin.base.digests import write_digests
-from plugin.parse import parse
+from plugin.config.parse import parse
 from plugin.resume import cut_back, find_start
 from plugin.run_folder import RunFolder
 from plugin.train import inputs_inside

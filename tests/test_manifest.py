@@ -12,11 +12,11 @@ import pytest
 from jsonschema import Draft202012Validator
 from support import ROOT
 
-from plugin import manifest
-from plugin.families import ARCHITECTURES
-from plugin.manifest import add_arguments, index_json, parameter_table, rendered
-from plugin.params import Params
-from plugin.parse import SCHEMA, parse
+from plugin.config import manifest
+from plugin.config.families import ARCHITECTURES
+from plugin.config.manifest import add_arguments, index_json, parameter_table, rendered
+from plugin.config.params import Params
+from plugin.config.parse import SCHEMA, parse
 
 INDEX: dict[str, Any] = json.loads((ROOT / "index.json").read_text(encoding="utf-8"))
 FORM = {"type": "object", "properties": INDEX["parameters"]}
@@ -142,7 +142,7 @@ def test_a_host_field_of_another_plugin_is_a_note() -> None:
 
 def test_the_committed_files_are_the_rendered_ones() -> None:
     for path, text in rendered().items():
-        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run `python -m plugin.manifest`"
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run `python -m plugin.config.manifest`"
 
 
 def test_check_fails_on_drift_and_writing_mends_it(

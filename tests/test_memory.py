@@ -14,6 +14,7 @@ from support import ROOT, run_python
 from tiny import KNOWN, tiny_config, tiny_model
 
 from plugin import assembly
+from plugin.config.params import Params
 from plugin.launch import plan_launch
 from plugin.memory import Memory, Setting, documents_of, estimate, stand_in
 from plugin.meters import memory_by_category
@@ -21,7 +22,6 @@ from plugin.models import head
 from plugin.models.load import build_model, load_config, load_model, switch_off_dropout
 from plugin.models.lora import LoraSettings, add_adapter, four_bit_saves
 from plugin.optimizers import make_optimizer, state_bytes, update_bytes
-from plugin.params import Params
 
 CPU = torch.device("cpu")
 PLAIN = Setting(CPU, torch.float32, "loop", "adamw", accumulates=False)

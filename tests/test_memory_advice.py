@@ -17,12 +17,12 @@ from support import MAIN, ROOT, TINY_CONFIG, child_env, pairs, refusal, try_out_
 
 from plugin import cli, memory, train, trial
 from plugin.base.errors import Code, JobError
+from plugin.config.params import Params
+from plugin.config.parse import parse
 from plugin.memory import KINDS, Memory, Plan, choose_recompute, free_bytes
 from plugin.memory_advice import cheaper_settings, check_memory
 from plugin.models.load import load_model
 from plugin.packing import choose_compile
-from plugin.params import Params
-from plugin.parse import parse
 from plugin.streaming import pack_tokens
 from plugin.worker import is_out_of_memory
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from plugin.base.errors import JobError
-from plugin.model_files import check_architecture, check_method, refuse_missing_path
-from plugin.params import Params
-from plugin.parse import parse
+from plugin.config.model_files import check_architecture, check_method, refuse_missing_path
+from plugin.config.params import Params
+from plugin.config.parse import parse
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,12 @@ import torch
 from tiny import tiny_config
 
 from plugin.base.errors import JobError
+from plugin.config.params import BUILT
+from plugin.config.parse import parse
 from plugin.data.layout import Layout
 from plugin.models import attention
 from plugin.models.diffusion import FACES
 from plugin.packing import choose_attention
-from plugin.params import BUILT
-from plugin.parse import parse
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

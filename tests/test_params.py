@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from plugin.base.errors import JobError
-from plugin.params import ALIASES, BUILT, METHOD_ONLY, NAME_PATTERN, Params, schema
-from plugin.parse import parse
+from plugin.config.params import ALIASES, BUILT, METHOD_ONLY, NAME_PATTERN, Params, schema
+from plugin.config.parse import parse
 
 REQUIRED = {"dataset_name": "data.jsonl", "model_name": "model"}
 TEXT, BOOL = "text", (True, False)

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from plugin.base.errors import JobError, Problem
-from plugin.parse import Parsed, did_you_mean, expected, parse
+from plugin.config.parse import Parsed, did_you_mean, expected, parse
 
 REQUIRED: dict[str, object] = {"dataset_name": "data.jsonl", "model_name": "model"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from plugin.base.errors import JobError
-from plugin.parse import parse
+from plugin.config.parse import parse
 
 NEEDED = {"dataset_name": "d", "model_name": "m"}
 

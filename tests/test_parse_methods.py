@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from plugin.base.errors import JobError
-from plugin.parse import Parsed, parse
+from plugin.config.parse import Parsed, parse
 
 BASE = {"model_name": "m", "dataset_name": "d.jsonl"}
 

@@ -9,8 +9,8 @@ import pytest
 from support import ROOT
 
 from plugin.base.errors import JobError
-from plugin.params import BUILT, Params
-from plugin.parse import parse
+from plugin.config.params import BUILT, Params
+from plugin.config.parse import parse
 
 
 def read_fields(source: str) -> set[str]:

@@ -9,7 +9,7 @@ from support import read_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from plugin.params import Params
+from plugin.config.params import Params
 from plugin.reporting import Reporter
 from plugin.run_folder import RunFolder
 from plugin.watchdog import Heartbeat

@@ -9,7 +9,7 @@ import torch
 from transformers import get_scheduler
 
 from plugin import assembly
-from plugin.params import Params
+from plugin.config.params import Params
 from plugin.schedules import make_schedule, rate, warmup_steps
 
 STEPS, WARMUP = 40, 6

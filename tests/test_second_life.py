@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from support import TINY_CONFIG, child_env, run_main
 from tiny import tiny_config
 
+from plugin.config.families import FAMILIES
 from plugin.data.chat import ChatFormat
 from plugin.data.turns import Turn
-from plugin.families import FAMILIES
 from plugin.models.code_files import write_code_files
 from plugin.models.diffusion import logits_of
 from plugin.models.load import load_model, load_tokenizer

@@ -12,8 +12,8 @@ import pytest
 from support import pairs, run_main, write_rows
 
 from plugin.base.redact import MARK, compile_pattern
+from plugin.config.parse import parse
 from plugin.data.tokenizer import train_tokenizer
-from plugin.parse import parse
 
 ENVIRONMENT = {
     "HF_TOKEN": "hf_" + "Zy9" * 12,

@@ -32,11 +32,11 @@ from torch.distributed.tensor import DTensor
 from plugin import assembly, memory, sharding
 from plugin.base.errors import JobError
 from plugin.batch import Batch
+from plugin.config.params import SHARDED, Params
+from plugin.config.parse import parse
 from plugin.data.layout import Layout
 from plugin.models.diffusion import DiffusionModel, logits_of, predictor
 from plugin.models.layers import layers_of, set_recompute
-from plugin.params import SHARDED, Params
-from plugin.parse import parse
 from plugin.step import build_step
 
 CPU = torch.device("cpu")

@@ -20,6 +20,8 @@ from tiny import CLS, PAD, alone_in, cpu, rules, tiny_model
 from plugin import assembly, streaming
 from plugin.ahead import Ahead
 from plugin.base.errors import JobError
+from plugin.config.params import Params
+from plugin.config.parse import parse
 from plugin.data.documents import Document
 from plugin.data.hold_out import prompt_key
 from plugin.data.layouts import Example
@@ -28,8 +30,6 @@ from plugin.data.stream import Pack, StreamState
 from plugin.data.turns import Turn
 from plugin.models.diffusion import DiffusionModel
 from plugin.packing import choose_attention
-from plugin.params import Params
-from plugin.parse import parse
 from plugin.step import Step, build_streamed_step
 from plugin.streaming import StreamedData, StreamedSteps
 from plugin.trial import try_out

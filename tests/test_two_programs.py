@@ -16,7 +16,7 @@ from scenes import ENDS, LONGEST_S, Scene, broken_off, whole
 from support import ERROR, ROOT, processes_naming, read_lines, run_main
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from plugin.parse import SCHEMA
+from plugin.config.parse import SCHEMA
 from plugin.run_folder import RunFolder
 
 PROMPT = "What colour is the sky?"

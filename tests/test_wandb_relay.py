@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support import processes_naming, run_main
 
-from plugin.params import Params
+from plugin.config.params import Params
 from plugin.wandb_relay import END_S, key_problem
 
 KEY = "0123456789abcdef" * 2 + "01234567"

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertTokenizer, ModernBertConfig, PreTrainedModel, RobertaConfig
 
 from plugin.batch import Batch
+from plugin.config.families import FAMILIES as KNOWN
 from plugin.data.documents import Builder, Documents
 from plugin.data.steps import Slot, step_slots
-from plugin.families import FAMILIES as KNOWN
 from plugin.loop import Hooks, Meters, Plan, Requests, Totals, train
 from plugin.meters import Stopwatch
 from plugin.models.diffusion import DiffusionModel

@@ -20,7 +20,7 @@ from typing import Any
 from ..base.digests import DIGESTS
 from ..base.errors import JobError, Outcome, Problem, one_line
 from ..base.files import is_plain, part_beside, write_whole
-from ..families import pipeline_tag
+from ..config.families import pipeline_tag
 from ..launch import LaunchPlan
 from ..resume import STATE
 from ..run_folder import RunFolder

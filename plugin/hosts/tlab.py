@@ -17,9 +17,9 @@ from werkzeug.utils import secure_filename
 
 from ..base.errors import Code, JobError, Outcome, Problem, one_line
 from ..base.files import write_whole
-from ..families import pipeline_tag
+from ..config.families import pipeline_tag
+from ..config.params import METHOD_ONLY
 from ..launch import LaunchPlan
-from ..params import METHOD_ONLY
 from ..run_folder import RunFolder, to_json
 from ..summary import counted, metrics_line, outcome_line, sample_line
 from .pulse import Pulse

@@ -15,8 +15,8 @@ from typing import Any
 from werkzeug.utils import secure_filename
 
 from ..base.errors import JobError, Problem
-from ..params import ALIASES
-from ..parse import SCHEMA
+from ..config.params import ALIASES
+from ..config.parse import SCHEMA
 
 # What the host sends beside the form's fields, for itself.
 HOST_KEYS = {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import model_error
-from ..model_files import read_json
+from ..config.model_files import read_json
 
 MOST_RANK = 16_384  # as the parameter lora_r
 _NAME = re.compile(r"[\w.-]{1,500}")

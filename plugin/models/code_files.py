@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from ..model_files import is_own_file
+from ..config.model_files import is_own_file
 
 # module.Class of a file in the folder; `org/name--module.Class` is the hub's.
 _REFERENCE = re.compile(r"([A-Za-z_]\w*)\.[A-Za-z_]\w*")

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ..base.errors import JobError, Problem
 from ..batch import Batch
-from ..families import FAMILIES
+from ..config.families import FAMILIES
 from .attention import NAME, Segments, within
 from .head import Rows, Sums, masked_sums
 from .lora import has_adapter

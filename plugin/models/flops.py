@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..families import FAMILIES
+from ..config.families import FAMILIES
 from .diffusion import FACES, bare, output_projection, own_dtype
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from transformers.utils import cached_file
 
 from ..base.errors import model_error
-from ..model_files import WEIGHTS_INDEX
+from ..config.model_files import WEIGHTS_INDEX
 from .weights import weight_files
 
 SAMPLES, SAMPLE_BYTES = 16, 65_536

@@ -31,8 +31,8 @@ from transformers import (
 from transformers.utils import cached_file
 
 from ..base.errors import JobError, Problem, model_error
-from ..families import ARCHITECTURES, FAMILIES, Family
-from ..model_files import (
+from ..config.families import ARCHITECTURES, FAMILIES, Family
+from ..config.model_files import (
     check_copied,
     check_lengths,
     check_model_files,

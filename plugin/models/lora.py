@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from typing_extensions import TypeIs
 
 from ..base.errors import JobError, Problem, model_error
-from ..families import Family
-from ..model_files import read_json
+from ..config.families import Family
+from ..config.model_files import read_json
 from .adapter_config import check_adapter_config
 from .load import load_model, table_rows
 

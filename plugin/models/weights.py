@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from transformers.utils import cached_file
 
 from ..base.errors import model_error
-from ..model_files import WEIGHTS, WEIGHTS_INDEX, shard_names
+from ..config.model_files import WEIGHTS, WEIGHTS_INDEX, shard_names
 
 
 def weight_files(name: str, *, offline: bool = False) -> dict[str, Path]:

@@ -18,9 +18,9 @@ import pytest
 from support import ROOT, child_env
 
 from plugin.base.errors import JobError
+from plugin.config.params import BUILT
+from plugin.config.parse import ADVANCED, SCHEMA, Parsed, parse
 from plugin.hosts.tlab_job import form_values, read_job
-from plugin.params import BUILT
-from plugin.parse import ADVANCED, SCHEMA, Parsed, parse
 
 from .drivers import CONTRACT
 

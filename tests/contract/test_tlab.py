@@ -14,9 +14,9 @@ from published_checkpoints import write_checkpoint
 from support import ROOT, pairs, read_lines, run_python, wait_until
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
-from plugin.families import ARCHITECTURES
+from plugin.config.families import ARCHITECTURES
+from plugin.config.parse import parse
 from plugin.hosts.tlab_job import adaptor_name, read_job
-from plugin.parse import parse
 
 from .drivers import LONGEST_S, Ended, TlabDriver
 

@@ -11,9 +11,9 @@ from published_checkpoints import published_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from plugin.base.errors import JobError
+from plugin.config.families import FAMILIES
 from plugin.data.chat import ChatFormat, fill_with_end
 from plugin.data.turns import Turn
-from plugin.families import FAMILIES
 from plugin.models.load import load_tokenizer
 
 TEXTS = ("How are you?", "fine, thanks", "line\n\nline\n", "user assistant system", "<|im_start|> <|eot_id|>", "a\n\nb\n\nc")

@@ -16,13 +16,13 @@ from tiny import CLS, SEP, word_tokenizer
 
 from plugin import assembly
 from plugin.base.errors import JobError
+from plugin.config.params import Params
 from plugin.data.chat import ChatFormat, Encoded, Find
 from plugin.data.layouts import Example
 from plugin.data.prepare import Encoding
 from plugin.data.stream import BUFFERED, PIECES, Pack, Source, Stream, StreamPlan, StreamState, choose_pack
 from plugin.data.turns import Turn
 from plugin.objectives.noise import Noise, draw_times
-from plugin.params import Params
 
 Rows = list[tuple[str, Example | str]]
 WORDS = [f"w{number}" for number in range(50)]

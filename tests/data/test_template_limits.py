@@ -15,13 +15,13 @@ from support import is_running, run_python
 from transformers import PreTrainedTokenizerBase
 
 from plugin.base.errors import JobError
+from plugin.config.families import FAMILIES
 from plugin.data import renderer
 from plugin.data.chat import ChatFormat
 from plugin.data.renderer import Failed, Job, OverLimit, Renderer
 from plugin.data.rendering import chat_job, render_chat
 from plugin.data.tokenizer import train_tokenizer
 from plugin.data.turns import Turn
-from plugin.families import FAMILIES
 from plugin.verify import rendered_prompt
 
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"

@@ -9,9 +9,9 @@ import yaml
 from fuzz.values import numbers, texts, values
 from hypothesis import strategies as st
 
-from plugin.params import ALIASES
-from plugin.parse import SCHEMA, choices
-from plugin.wording import NICKNAMES
+from plugin.config.params import ALIASES
+from plugin.config.parse import SCHEMA, choices
+from plugin.config.wording import NICKNAMES
 
 NAMES = (*SCHEMA, *ALIASES)
 SWITCHES = (

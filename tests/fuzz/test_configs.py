@@ -18,10 +18,10 @@ from support import try_out_here
 
 from plugin import assembly, train
 from plugin.base.errors import Problem
+from plugin.config.families import FAMILIES
+from plugin.config.params import Params
 from plugin.data.tokenizer import train_tokenizer
-from plugin.families import FAMILIES
 from plugin.models.load import load_model, load_tokenizer, new_model
-from plugin.params import Params
 from plugin.run_folder import RunFolder
 
 pytestmark = [

@@ -17,12 +17,12 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from plugin import assembly, loading, train, trial
+from plugin.config.params import Params
+from plugin.config.parse import parse
 from plugin.data.chat import CHANGED
 from plugin.data.documents import Documents
 from plugin.data.layouts import Example
 from plugin.data.tokenizer import train_tokenizer
-from plugin.params import Params
-from plugin.parse import parse
 from plugin.run_folder import RunFolder
 
 pytestmark = pytest.mark.fuzz

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 
 from plugin import cli, train
 from plugin.base.errors import Outcome
+from plugin.config.params import Params
+from plugin.config.parse import Parsed, parse
 from plugin.hosts.tlab_job import adaptor_name, form_values, read_job
-from plugin.params import Params
-from plugin.parse import Parsed, parse
 from plugin.run_folder import RunFolder
 
 pytestmark = pytest.mark.fuzz

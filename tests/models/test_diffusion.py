@@ -25,8 +25,8 @@ from tiny import (
 )
 from transformers import AutoModelForMaskedLM
 
+from plugin.config.families import FAMILIES as KNOWN
 from plugin.data.layout import lay_out
-from plugin.families import FAMILIES as KNOWN
 from plugin.models.diffusion import FACES, DiffusionModel, predictor
 from plugin.models.load import load_model
 from plugin.step import Piece, build_step

@@ -14,7 +14,7 @@ from published_checkpoints import write_checkpoint
 from torch import nn
 
 from plugin.base.errors import JobError
-from plugin.families import FAMILIES as KNOWN
+from plugin.config.families import FAMILIES as KNOWN
 from plugin.models.diffusion import predictor
 from plugin.models.load import load_model
 from plugin.sampling.blockwise import SamplerSettings, Vocabulary, generate

@@ -10,7 +10,7 @@ from tiny import FAMILIES, tiny_config, tiny_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plugin.families import FAMILIES as KNOWN
+from plugin.config.families import FAMILIES as KNOWN
 from plugin.models import head
 from plugin.models.diffusion import FACES, bare, output_projection
 from plugin.models.head import Rows, Sums, masked_sums

@@ -16,10 +16,10 @@ from transformers import BertModel, GPT2Config, GPT2LMHeadModel
 
 from plugin.assembly import base_config
 from plugin.base.errors import JobError, Problem
+from plugin.config.families import FAMILIES as KNOWN
+from plugin.config.params import Params
 from plugin.data.tokenizer import train_tokenizer
-from plugin.families import FAMILIES as KNOWN
 from plugin.models.load import check_method, check_pair, load_model, load_tokenizer, new_model
-from plugin.params import Params
 
 IDS = torch.tensor([[2, 9, 4, 4, 3]])
 

@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from plugin import assembly
 from plugin.base.errors import JobError
-from plugin.families import FAMILIES as KNOWN
+from plugin.config.families import FAMILIES as KNOWN
+from plugin.config.params import Params
 from plugin.models.diffusion import DiffusionModel, logits_of
 from plugin.models.load import load_model, load_tokenizer
 from plugin.models.lora import LoraSettings, add_adapter, merged_model, target_layers
 from plugin.models.publish import write_model
-from plugin.params import Params
 from plugin.step import build_step
 
 TEXTS = ["how are you", "fine, thanks", "what is the sun"]

@@ -11,7 +11,7 @@ import pytest
 from support import ROOT, run_python
 
 from plugin.base.errors import JobError, Problem
-from plugin.model_files import check_model_files
+from plugin.config.model_files import check_model_files
 from plugin.models.load import load_tokenizer
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
@@ -112,7 +112,7 @@ def test_a_file_as_a_model_is_refused(folder: Path) -> None:
 def test_refusing_a_model_imports_nothing_heavy(folder: Path) -> None:
     with_config(folder, quantization_config={"quant_method": "awq"})
     code = (
-        "import sys\nfrom plugin.model_files import check_model_files\n"
+        "import sys\nfrom plugin.config.model_files import check_model_files\n"
         f"try:\n    check_model_files({str(folder)!r})\nexcept ValueError as error:\n    print(error)\n"
         "assert not {'torch', 'transformers', 'numpy', 'safetensors'} & set(sys.modules)"
     )

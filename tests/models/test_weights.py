@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from support import TINY_CONFIG, run_main
 
 from plugin.base.errors import Code, JobError, Problem
-from plugin.model_files import check_model_files
+from plugin.config.model_files import check_model_files
 from plugin.models.identity import base_digest
 from plugin.models.load import load_config, load_model, load_tokenizer, new_config
 

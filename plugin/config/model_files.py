@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .base.errors import JobError, Problem, model_error
+from ..base.errors import JobError, Problem, model_error
 from .families import FAMILIES, Family
 from .params import Params
 

@@ -11,8 +11,8 @@ from typing import Any, Literal, NoReturn
 
 from pydantic import ValidationError
 
-from .base.errors import JobError, Problem, one_line
-from .base.redact import MARK, redact
+from ..base.errors import JobError, Problem, one_line
+from ..base.redact import MARK, redact
 from .params import ALIASES, BUILT, METHOD_ONLY, MOST_DOCUMENTS, NEEDS, REPORT_TO, SHARDED, Params, schema
 from .wording import cut, did_you_mean, quoted
 
