@@ -21,9 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benches")]
 
 import plugin.base.quiet  # noqa: E402, F401  # before anything that imports torch
-from plugin import loop, run
+from plugin import run
 from plugin.config.parse import parse  # noqa: E402
 from plugin.run_folder import RunFolder  # noqa: E402
+from plugin.training import loop
 
 CONFIG = {"model_type": "modernbert", "vocab_size": 2000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6}
 CONFIG |= {"num_attention_heads": 4, "max_position_embeddings": 512, "global_attn_every_n_layers": 1}

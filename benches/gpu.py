@@ -27,12 +27,12 @@ from work import make_rows  # noqa: E402
 
 from plugin.base import quiet  # noqa: E402, F401  # before anything that imports torch
 from plugin.config.families import FAMILIES  # noqa: E402
-from plugin.meters import measure_peak  # noqa: E402
 from plugin.models.diffusion import DiffusionModel, bare  # noqa: E402
 from plugin.models.flops import count_flops  # noqa: E402
 from plugin.models.load import build_model, keep_exact  # noqa: E402
 from plugin.models.lora import LoraSettings, add_adapter  # noqa: E402
-from plugin.optimizers import make_optimizer  # noqa: E402
+from plugin.training.meters import measure_peak  # noqa: E402
+from plugin.training.optimizer import make_optimizer  # noqa: E402
 
 ROUNDS, WARMUP = 6, 2
 

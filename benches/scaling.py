@@ -45,7 +45,7 @@ from plugin.models.attention import Segments, loop  # noqa: E402
 from plugin.models.diffusion import DiffusionModel, bare  # noqa: E402
 from plugin.models.head import Rows, masked_sums  # noqa: E402
 from plugin.models.load import build_model  # noqa: E402
-from plugin.step import Step, build_step  # noqa: E402
+from plugin.training.step import Step, build_step  # noqa: E402
 
 BATCH = 32  # documents of a step
 MASKED, WIDTH = 512, 256  # tokens that the head is asked about, and their width

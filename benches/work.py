@@ -14,7 +14,7 @@ from plugin.data.layout import Layout
 from plugin.data.steps import Slot
 from plugin.objectives.mdlm import by_time
 from plugin.objectives.noise import Noise
-from plugin.step import Step, StepRules, build_step
+from plugin.training.step import Step, StepRules, build_step
 
 PAD, MASK, END = 0, 3, 2
 RULES = StepRules(

@@ -29,7 +29,6 @@ from .data.sources import Row, has_eval_split, parse_mixture, read_rows, skipped
 from .data.steps import run_length, step_slots
 from .data.templates import compile_templates
 from .data.tokenizer import train_tokenizer
-from .loop import Plan
 from .models.load import (
     build_model,
     check_builds,
@@ -50,8 +49,9 @@ from .objectives.mdlm import Weigh, by_time
 from .objectives.noise import Noise
 from .precision import weight_dtype
 from .sampling.blockwise import SamplerSettings
-from .schedules import Schedule, make_schedule, warmup_steps
-from .step import Step, StepRules, build_step
+from .training.loop import Plan
+from .training.lr_schedule import Schedule, make_schedule, warmup_steps
+from .training.step import Step, StepRules, build_step
 
 Log = Callable[[str], None]
 GROUP = 256  # rows that templates write at once

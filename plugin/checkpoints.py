@@ -21,10 +21,10 @@ from .base.digests import DIGESTS, write_digests
 from .base.files import remove, rename_whole, set_aside
 from .models.lora import MaybeAdapted
 from .models.publish import write_model
-from .optimizers import restore_optimizer
 from .resume import STATE, read_state
 from .run_folder import RunFolder, to_json
-from .schedules import Schedule
+from .training.lr_schedule import Schedule
+from .training.optimizer import restore_optimizer
 
 OPTIMIZER = "optimizer.safetensors"
 

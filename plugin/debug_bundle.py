@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from .base.files import remove, rename_whole, set_aside
 from .data.documents import Documents
-from .loop import NonFinite
 from .owned import not_ours
 from .run_folder import RunFolder, to_json
+from .training.loop import NonFinite
 
 
 def row_of(documents: Documents | None, index: int) -> str:

@@ -17,8 +17,8 @@ from .data.chat import filled_lengths
 from .data.documents import Documents
 from .data.layout import Layout, token_budget
 from .data.steps import pass_order
-from .memory import documents_of, stand_in
-from .step import Step, StepRules
+from .training.memory import documents_of, stand_in
+from .training.step import Step, StepRules
 
 BUILT = 4  # steps built, of those that look heaviest
 PASSES = 64  # of the run that are looked at: later ones only shuffle the same documents anew

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from . import assembly, memory, streaming
+from . import assembly, streaming
 from .assembly import step_maker
 from .base.files import remove, rename_whole
 from .checkpoints import State
@@ -22,21 +22,30 @@ from .config.params import SHARDED, Params
 from .data.chat import ChatFormat
 from .data.documents import Documents
 from .disk import check_room, count_parameters
-from .exchange import gather_values
 from .heaviest import heaviest_batch
 from .models.diffusion import DiffusionModel, Predict
 from .models.flops import FlopCount, count_flops
-from .models.layers import compile_layers, set_recompute
 from .models.load import load_tokenizer
 from .models.lora import MaybeAdapted
-from .optimizers import make_optimizer, optimizer_tensors
 from .packing import Attention, check_fits, choose_attention, choose_compile
 from .precision import COMPUTE, weight_dtype
 from .reporting import Reporter
 from .run_folder import RunFolder, to_json
-from .schedules import Schedule
-from .sharding import choose_parallel, gathered_dtype, gathered_model, gathered_optimizer, hollow, shard, shared_predictor
-from .step import Step, StepRules
+from .training import memory as memory
+from .training.exchange import gather_values
+from .training.layers import compile_layers, set_recompute
+from .training.lr_schedule import Schedule
+from .training.optimizer import make_optimizer, optimizer_tensors
+from .training.sharding import (
+    choose_parallel,
+    gathered_dtype,
+    gathered_model,
+    gathered_optimizer,
+    hollow,
+    shard,
+    shared_predictor,
+)
+from .training.step import Step, StepRules
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from .base.errors import Code, JobError, Problem
 from .config.params import Params
-from .memory import Plan, gb
+from .training.memory import Plan, gb
 
 
 def cheaper_settings(params: Params, plan: Plan | None) -> list[str]:

@@ -16,7 +16,7 @@ from .data.documents import Documents
 from .data.layout import Layout, check_budget
 from .models.attention import why_no_varlen
 from .models.diffusion import check_packable, is_packable
-from .step import StepRules
+from .training.step import StepRules
 
 
 @dataclass(frozen=True)

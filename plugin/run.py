@@ -14,27 +14,29 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from . import loop, memory, memory_advice, streaming
-from .ahead import Ahead
+from . import memory_advice, streaming
 from .base.errors import Code, JobError, Problem
 from .checkpoints import Contents, State, best_checkpoint, load_state, restore_training, save_checkpoint
 from .config.params import Params
 from .data.documents import Documents
 from .data.stream import StreamState
 from .debug_bundle import write_bundle
-from .evals import evaluate
-from .exchange import gather_bytes, gather_values
 from .finish import finish, model_facts
 from .launched import take_launchers_choice
 from .loading import load_data, load_model, prepare_data
-from .meters import Stopwatch, measure_peak, memory_by_category, peak_bytes, resident_bytes
 from .precision import COMPUTE, choose_precision, make_deterministic
 from .rendezvous import join_ranks, serve_store
 from .reporting import Reporter
 from .run_folder import RunFolder
 from .sampler_watch import SampleWatch
-from .sharding import reshard
 from .stopping import Requests
+from .training import loop
+from .training.evaluate import evaluate
+from .training.exchange import gather_bytes, gather_values
+from .training.memory import MakePlan
+from .training.meters import Stopwatch, measure_peak, memory_by_category, peak_bytes, resident_bytes
+from .training.prefetch import Ahead
+from .training.sharding import reshard
 from .watchdog import Heartbeat, heartbeat_path
 
 
@@ -54,7 +56,7 @@ class Run:
         self.started = time.perf_counter()
         self.moment = (self.resumed.moment if self.resumed else "") or datetime.now().astimezone().isoformat(timespec="seconds")
         self.baseline = 0 if torch.cuda.is_available() else resident_bytes()
-        self.memory_plan: memory.MakePlan | None = None
+        self.memory_plan: MakePlan | None = None
         self.first_eval = self.resumed.first_eval if self.resumed else {}
         self.last_eval = self.resumed.last_eval if self.resumed else {}
         self.evaluated: int | None = None  # the step of the last evaluation
@@ -173,7 +175,7 @@ class Run:
         self.heartbeat.beat("rows")
         self.requests.raise_if_stopped()
 
-    def _remember_plan(self, plan: memory.MakePlan) -> None:
+    def _remember_plan(self, plan: MakePlan) -> None:
         self.memory_plan = plan
 
     def _watched(self) -> Documents:

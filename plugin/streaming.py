@@ -24,8 +24,8 @@ from .data.layouts import Example
 from .data.prepare import Encoding, Report, encode_rows
 from .data.sources import has_eval_split
 from .data.stream import PIECES, Pack, Stream, StreamPlan, StreamState
-from .exchange import gather_values
-from .step import Step, StepRules, build_streamed_step
+from .training.exchange import gather_values
+from .training.step import Step, StepRules, build_streamed_step
 
 EVAL_DOCUMENTS = 512
 EVAL_ROWS = 20_000  # rows searched for held-out texts

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from . import assembly, memory, streaming
+from . import assembly, streaming
 from .base.errors import Code, JobError, Problem
 from .batch import Batch
 from .config.params import SHARDED, Params
@@ -33,8 +33,9 @@ from .models.load import build_model, check_method, load_config, new_config
 from .models.published import REGISTRY
 from .packing import check_fits, choose_attention, choose_compile
 from .precision import COMPUTE, choose_precision
-from .sharding import choose_parallel
-from .step import Step, StepRules, corruptions, step_items
+from .training.memory import ROOM, Plan, Setting, free_bytes, plan_memory
+from .training.sharding import choose_parallel
+from .training.step import Step, StepRules, corruptions, step_items
 
 PREVIEW_TIMES = (0.15, 0.5, 0.9)
 SMALL = 100_000_000  # parameters up to which a model is tried as it is
@@ -67,7 +68,7 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
     first_rank = assembly.step_maker(params, prepared.train, rules, clock, attention.layout, 0, ranks)
     batch, several = heaviest_batch(params, prepared.train, rules, clock, attention.layout, ranks, first_rank)
     sharers = max(1, ranks // params.num_machines) if device.type == "cpu" else 1
-    setting = memory.Setting(device, compute, attention.backend, params.optim, several, sharers=sharers)
+    setting = Setting(device, compute, attention.backend, params.optim, several, sharers=sharers)
     plan = _memory(params, config, batch, setting, ranks, notes)
     notes.append(f"recompute: {plan.recompute}; {plan.why}")
     compiles, why = choose_compile(params, device, plan.recompute)
@@ -93,7 +94,7 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
         "first_loss": _try_step(model, step, prepared.chat.pad_id, packed=attention.layout.packed),
         "tried": "the model itself" if whole else "a narrow model of its family",
         "data": {split: report.as_json() for split, report in prepared.reports.items()},
-        "memory": {**plan.memory.as_json(), "free": memory.free_bytes(device), "device": device.type},
+        "memory": {**plan.memory.as_json(), "free": free_bytes(device), "device": device.type},
         "disk": check_room(params, parameters, trained),
         "preview": _preview(prepared.train[0], rules, prepared.chat),
         "preview_row": prepared.train.rows[0] or "",
@@ -105,19 +106,17 @@ def now(doing: str) -> None:
     print(doing, flush=True)
 
 
-def _memory(
-    params: Params, config: PretrainedConfig, batch: Batch, setting: memory.Setting, ranks: int, notes: list[str]
-) -> memory.Plan:
+def _memory(params: Params, config: PretrainedConfig, batch: Batch, setting: Setting, ranks: int, notes: list[str]) -> Plan:
     """The estimate for the heaviest micro-batch of the run, the model sharded if it will be. Raises JobError (exit 5) when
     there is far too little room."""
-    room = memory.free_bytes(setting.device) // setting.sharers
-    plan = memory.plan_memory(params, config, batch, setting, params.recompute)
-    fits = plan.memory.peak <= memory.ROOM * room
+    room = free_bytes(setting.device) // setting.sharers
+    plan = plan_memory(params, config, batch, setting, params.recompute)
+    fits = plan.memory.peak <= ROOM * room
     parallel, why = choose_parallel(params, ranks=ranks, on_gpu=setting.device.type == "cuda", fits=lambda: fits)
     if ranks > 1:
         notes.append(f"parallel: {parallel}; {why}")
     if parallel in SHARDED:
-        plan = memory.plan_memory(params, config, batch, replace(setting, ranks=ranks, parallel=parallel), params.recompute)
+        plan = plan_memory(params, config, batch, replace(setting, ranks=ranks, parallel=parallel), params.recompute)
     check_memory(params, plan, room)
     return plan
 

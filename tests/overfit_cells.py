@@ -15,11 +15,11 @@ from tiny import cpu, meters
 from plugin import assembly
 from plugin.config.params import Params
 from plugin.data.steps import step_slots
-from plugin.loop import Hooks, Requests, train
 from plugin.models.diffusion import DiffusionModel, predictor
-from plugin.optimizers import make_optimizer
 from plugin.sampling.blockwise import SamplerSettings, Vocabulary, generate
-from plugin.step import build_step
+from plugin.training.loop import Hooks, Requests, train
+from plugin.training.optimizer import make_optimizer
+from plugin.training.step import build_step
 
 Pairs = Sequence[tuple[str, str]]
 BLOCK = 16

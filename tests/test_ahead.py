@@ -7,9 +7,9 @@ import threading
 import pytest
 from tiny import random_documents, rules
 
-from plugin.ahead import Ahead
 from plugin.data.steps import step_slots
-from plugin.step import Step, build_step
+from plugin.training.prefetch import Ahead
+from plugin.training.step import Step, build_step
 
 DOCUMENTS = random_documents(12)
 

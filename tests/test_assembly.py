@@ -16,7 +16,7 @@ from plugin.base.errors import JobError
 from plugin.config.params import Params
 from plugin.data.chat import ChatFormat
 from plugin.precision import weight_dtype
-from plugin.step import StepRules
+from plugin.training.step import StepRules
 
 
 def made(method: str = "bert", **values: Any) -> StepRules:

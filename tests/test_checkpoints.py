@@ -15,8 +15,8 @@ from plugin.base.digests import why_broken
 from plugin.checkpoints import Contents, State, load_state, save_checkpoint
 from plugin.models.load import load_model, load_tokenizer
 from plugin.models.publish import read_diffusion
-from plugin.optimizers import optimizer_tensors, restore_optimizer
 from plugin.run_folder import RunFolder
+from plugin.training.optimizer import optimizer_tensors, restore_optimizer
 
 DOCUMENTS = random_documents(20)
 FACTS = {"method": "bert", "sampler": {"steps": 8}}

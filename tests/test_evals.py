@@ -14,10 +14,10 @@ from tiny import PAD, alone, cpu, random_documents, rules, tiny_model
 from plugin.batch import Batch
 from plugin.data.documents import Builder, Documents
 from plugin.data.steps import Slot
-from plugin.evals import BUCKETS, EVAL_SEED, evaluate
 from plugin.models.diffusion import DiffusionModel
 from plugin.models.head import Sums
-from plugin.step import build_step
+from plugin.training.evaluate import BUCKETS, EVAL_SEED, evaluate
+from plugin.training.step import build_step
 
 COUNT = 150
 DOCUMENTS = random_documents(COUNT)

@@ -13,16 +13,17 @@ from accelerate import Accelerator
 from published_checkpoints import write_checkpoint
 from support import ROOT
 
-from plugin import assembly, loop
+from plugin import assembly
 from plugin.cli import _parameters, _parser
 from plugin.config.parse import parse
 from plugin.data.steps import step_slots
-from plugin.meters import Stopwatch
 from plugin.models.diffusion import DiffusionModel
 from plugin.models.flops import count_flops
-from plugin.optimizers import make_optimizer
-from plugin.schedules import Schedule
-from plugin.step import build_step
+from plugin.training.loop import Hooks, Meters, Requests, train
+from plugin.training.lr_schedule import Schedule
+from plugin.training.meters import Stopwatch
+from plugin.training.optimizer import make_optimizer
+from plugin.training.step import build_step
 
 RECIPES = sorted(path for path in (ROOT / "examples").glob("*.yaml") if not path.name.startswith("accelerate_"))
 METHODS = ("bert", "dream", "llada")
@@ -70,22 +71,22 @@ def test_a_recipe_says_where_its_numbers_are_from_and_trains(recipe: Path, check
     before = {name: weight.detach().clone() for name, weight in module.named_parameters() if weight.requires_grad}
     rate, decay = params.learning_rate, params.weight_decay
     optimizer = make_optimizer(module, kind=params.optim, learning_rate=rate, weight_decay=decay, seed=params.seed)
-    loop.train(
+    train(
         Accelerator(cpu=True),
         module,
         optimizer,
         Schedule(optimizer, lambda _: 1.0),
         lambda step: build_step(step_slots(len(prepared.train), clock.step_size, step, 0), prepared.train, rules, batch_size=4),
         clock.plan,
-        loop.Hooks(
-            requests=loop.Requests,
+        Hooks(
+            requests=Requests,
             log=lambda _, metrics: losses.append(metrics["loss"]),
             tick=lambda *_: None,
             evaluate=lambda _: None,
             save=lambda _: None,
             sample=lambda _: None,
         ),
-        loop.Meters(Stopwatch(torch.device("cpu")), count_flops(model)),
+        Meters(Stopwatch(torch.device("cpu")), count_flops(model)),
     )
     assert losses
     assert all(loss > 0 for loss in losses)

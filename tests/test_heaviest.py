@@ -13,7 +13,7 @@ from plugin.config.params import Params
 from plugin.data.documents import Documents
 from plugin.data.layout import Layout
 from plugin.heaviest import heaviest_batch, heavy_steps, lengths_of
-from plugin.step import StepRules
+from plugin.training.step import StepRules
 
 # 200 short documents and one long, which a run of 50 steps meets once: not among the first steps.
 SIZES = [(3, 4 + number % 5) for number in range(200)]

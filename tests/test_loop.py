@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from plugin.base.errors import JobError
 from plugin.data.documents import Builder, Documents
-from plugin.loop import Requests
-from plugin.step import build_step
+from plugin.training.loop import Requests
+from plugin.training.step import build_step
 
 DOCUMENTS = random_documents(20)
 

@@ -16,12 +16,12 @@ from tiny import KNOWN, tiny_config, tiny_model
 from plugin import assembly
 from plugin.config.params import Params
 from plugin.launch import plan_launch
-from plugin.memory import Memory, Setting, documents_of, estimate, stand_in
-from plugin.meters import memory_by_category
 from plugin.models import head
 from plugin.models.load import build_model, load_config, load_model, switch_off_dropout
 from plugin.models.lora import LoraSettings, add_adapter, four_bit_saves
-from plugin.optimizers import make_optimizer, state_bytes, update_bytes
+from plugin.training.memory import Memory, Setting, documents_of, estimate, stand_in
+from plugin.training.meters import memory_by_category
+from plugin.training.optimizer import make_optimizer, state_bytes, update_bytes
 
 CPU = torch.device("cpu")
 PLAIN = Setting(CPU, torch.float32, "loop", "adamw", accumulates=False)

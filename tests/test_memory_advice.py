@@ -15,15 +15,16 @@ import torch
 from published_checkpoints import write_checkpoint
 from support import MAIN, ROOT, TINY_CONFIG, child_env, pairs, refusal, try_out_here, write_rows
 
-from plugin import cli, memory, train, trial
+from plugin import cli, train, trial
 from plugin.base.errors import Code, JobError
 from plugin.config.params import Params
 from plugin.config.parse import parse
-from plugin.memory import KINDS, Memory, Plan, choose_recompute, free_bytes
 from plugin.memory_advice import cheaper_settings, check_memory
 from plugin.models.load import load_model
 from plugin.packing import choose_compile
 from plugin.streaming import pack_tokens
+from plugin.training import memory
+from plugin.training.memory import KINDS, Memory, Plan, choose_recompute, free_bytes
 from plugin.worker import is_out_of_memory
 
 GB = 10**9

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from plugin.meters import Stopwatch
+from plugin.training.meters import Stopwatch
 
 
 class Device:

@@ -16,11 +16,11 @@ from tiny import FAMILIES, PAD, adapted, cpu, meters, random_documents, rules, s
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from plugin.data.layout import Layout
-from plugin.loop import Hooks, Plan, Requests, train
 from plugin.models.diffusion import DiffusionModel
-from plugin.models.layers import set_recompute
-from plugin.schedules import Schedule
-from plugin.step import Step, build_step
+from plugin.training.layers import set_recompute
+from plugin.training.loop import Hooks, Plan, Requests, train
+from plugin.training.lr_schedule import Schedule
+from plugin.training.step import Step, build_step
 
 DOCUMENTS = random_documents(40)
 STEPS, STEP_SIZE = 3, 8

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plugin.optimizers import make_optimizer, optimizer_tensors, restore_optimizer
+from plugin.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 
 SIDE = 256  # large enough for 8-bit states
 

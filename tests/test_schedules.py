@@ -10,7 +10,7 @@ from transformers import get_scheduler
 
 from plugin import assembly
 from plugin.config.params import Params
-from plugin.schedules import make_schedule, rate, warmup_steps
+from plugin.training.lr_schedule import make_schedule, rate, warmup_steps
 
 STEPS, WARMUP = 40, 6
 NAMES = get_args(Params.model_fields["learning_rate_schedule"].annotation)

@@ -29,15 +29,26 @@ from tiny import (
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
-from plugin import assembly, memory, sharding
+from plugin import assembly
 from plugin.base.errors import JobError
 from plugin.batch import Batch
 from plugin.config.params import SHARDED, Params
 from plugin.config.parse import parse
 from plugin.data.layout import Layout
 from plugin.models.diffusion import DiffusionModel, logits_of, predictor
-from plugin.models.layers import layers_of, set_recompute
-from plugin.step import build_step
+from plugin.training.layers import layers_of, set_recompute
+from plugin.training.memory import Memory, Setting, estimate
+from plugin.training.sharding import (
+    choose_parallel,
+    gathered_bytes,
+    gathered_dtype,
+    gathered_model,
+    hollow,
+    reshard,
+    shard,
+    shared_predictor,
+)
+from plugin.training.step import build_step
 
 CPU = torch.device("cpu")
 PACKED = Layout(packed=True)
@@ -62,7 +73,7 @@ def module_of(model: Any, *, packed: bool = True) -> DiffusionModel:
 
 def cut(model: Any, parallel: str = "zero3", *, packed: bool = True, dtype: torch.dtype | None = None) -> DiffusionModel:
     module = module_of(model, packed=packed)
-    sharding.shard(module, CPU, 1, parallel, dtype)
+    shard(module, CPU, 1, parallel, dtype)
     return module
 
 
@@ -128,9 +139,9 @@ def test_layers_gathered_in_bfloat16_compute_what_autocast_does() -> None:
 
 
 def test_a_cpu_gathers_layers_as_they_are() -> None:
-    assert sharding.gathered_dtype(CPU, torch.bfloat16) is None
-    assert sharding.gathered_dtype(torch.device("cuda"), torch.bfloat16) == torch.bfloat16
-    assert sharding.gathered_dtype(torch.device("cuda"), torch.float32) is None
+    assert gathered_dtype(CPU, torch.bfloat16) is None
+    assert gathered_dtype(torch.device("cuda"), torch.bfloat16) == torch.bfloat16
+    assert gathered_dtype(torch.device("cuda"), torch.float32) is None
 
 
 @pytest.mark.parametrize("family", ["bert", "llada"])
@@ -139,10 +150,10 @@ def test_a_model_that_is_cut_up_is_sampled_from_as_if_whole(family: str) -> None
     ids = torch.randint(5, 40, (3, 12), generator=torch.Generator().manual_seed(1))
     places = torch.tensor([[0, 3], [1, 1], [2, 11]])
     asked = ids, torch.ones_like(ids, dtype=torch.bool), places
-    logits = sharding.shared_predictor(sharded, torch.float32)(*asked)
+    logits = shared_predictor(sharded, torch.float32)(*asked)
     assert torch.equal(logits, predictor(tiny_model(family))(*asked))
     assert not all(isinstance(weight, DTensor) for weight in sharded.parameters()), "the root's are still gathered"
-    sharding.reshard(sharded)
+    reshard(sharded)
     assert all(isinstance(weight, DTensor) for weight in sharded.parameters())
 
 
@@ -153,11 +164,11 @@ def test_a_model_that_is_cut_up_is_sampled_from_as_if_whole(family: str) -> None
 @pytest.mark.parametrize("family", ["bert", "llada"])
 def test_a_gathered_model_is_the_model_its_tied_weights_still_tied(family: str, tied: bool, tmp_path: Path) -> None:
     plain, model = (tiny_model(family, tie_word_embeddings=tied) for _ in range(2))
-    empty = sharding.hollow(model)
+    empty = hollow(model)
     assert {weight.device.type for weight in empty.parameters()} == {"meta"}
     sharded = cut(model)
     sharded(batch())
-    whole = sharding.gathered_model(model, empty)
+    whole = gathered_model(model, empty)
     assert whole is not None
     assert torch.equal(weights(whole), weights(plain))
     head, table = whole.get_output_embeddings(), whole.get_input_embeddings()
@@ -173,9 +184,9 @@ def test_a_gathered_model_is_the_model_its_tied_weights_still_tied(family: str, 
 
 def test_a_gathered_adapter_is_the_adapter(tmp_path: Path) -> None:
     plain, model = (adapted(tiny_model("bert"), "bert") for _ in range(2))
-    empty = sharding.hollow(model)
+    empty = hollow(model)
     cut(model)
-    whole = sharding.gathered_model(model, empty)
+    whole = gathered_model(model, empty)
     assert whole is not None
     for name, one in (("whole", whole), ("plain", plain)):
         one.save_pretrained(str(tmp_path / name), save_embedding_layers=False)
@@ -235,7 +246,7 @@ def test_an_idle_micro_batch_gives_every_weight_a_gradient_of_zero() -> None:
 
 def chosen(ranks: int = 2, on_gpu: bool = True, fits: bool = True, **values: Any) -> str:
     params = Params.model_validate({"dataset_name": "d", "model_name": "m", **values})
-    return sharding.choose_parallel(params, ranks=ranks, on_gpu=on_gpu, fits=lambda: fits)[0]
+    return choose_parallel(params, ranks=ranks, on_gpu=on_gpu, fits=lambda: fits)[0]
 
 
 def test_auto_cuts_up_only_what_does_not_fit() -> None:
@@ -278,18 +289,18 @@ def test_what_is_gathered_at_a_time_by_hand() -> None:
     """Width 16, 48 rows: table and head 768 each, last norm 16. A layer: two norms 16, q and out 256, k and v 128, three of 384."""
     model = tiny_model("llada", num_hidden_layers=3)
     root, layer = 2 * 768 + 16, 2 * 16 + 2 * 256 + 2 * 128 + 3 * 384
-    assert sharding.gathered_bytes(model, "zero3", None) == (4 * (root + 2 * layer), 4 * layer)
-    assert sharding.gathered_bytes(model, "zero2", None) == (4 * (root + 3 * layer), 4 * layer)
-    assert sharding.gathered_bytes(model, "zero3", torch.bfloat16) == (4 * root + 2 * 2 * layer, 4 * layer)
+    assert gathered_bytes(model, "zero3", None) == (4 * (root + 2 * layer), 4 * layer)
+    assert gathered_bytes(model, "zero2", None) == (4 * (root + 3 * layer), 4 * layer)
+    assert gathered_bytes(model, "zero3", torch.bfloat16) == (4 * root + 2 * 2 * layer, 4 * layer)
 
 
 def test_the_estimate_of_a_share() -> None:
     params = Params.model_validate({"dataset_name": "d", "model_config": "c", "parallel": "zero3"})
 
-    def estimated(ranks: int) -> memory.Memory:
+    def estimated(ranks: int) -> Memory:
         model, _ = assembly.model_shape(params, tiny_config("llada", num_hidden_layers=8), torch.float32)
-        setting = memory.Setting(CPU, torch.float32, "loop", "adamw", accumulates=False, ranks=ranks, parallel="zero3")
-        return memory.estimate(model, batch(), setting, "none")
+        setting = Setting(CPU, torch.float32, "loop", "adamw", accumulates=False, ranks=ranks, parallel="zero3")
+        return estimate(model, batch(), setting, "none")
 
     alone, shared = estimated(1), estimated(4)
     layer, root = 4 * 1952, 4 * 1552

@@ -13,7 +13,7 @@ from tiny import MASK, PAD, SEP, assert_same_vector, gradient, random_documents,
 from plugin.data.documents import Builder, Documents
 from plugin.data.steps import Slot
 from plugin.models.diffusion import DiffusionModel
-from plugin.step import Step, StepRules, build_step, step_items
+from plugin.training.step import Step, StepRules, build_step, step_items
 
 DOCUMENTS = random_documents(30)
 

@@ -11,7 +11,7 @@ from tiny import SEP, in_order, pair, pairs, random_documents, rules, slots
 
 from plugin.data.documents import Builder
 from plugin.data.steps import Slot
-from plugin.step import Item, StepRules, build_step, step_items
+from plugin.training.step import Item, StepRules, build_step, step_items
 
 DOCUMENTS = random_documents(30)
 EOT, END_OF_TEXT = 6, SEP

@@ -16,7 +16,7 @@ from plugin.models.diffusion import DiffusionModel
 from plugin.objectives.dream import Cart, Scheduler, Uniform, by_context
 from plugin.objectives.mdlm import Corruption, by_time
 from plugin.objectives.noise import EPSILON, mask_probability, time_at
-from plugin.step import Step, build_step
+from plugin.training.step import Step, build_step
 
 DOCUMENTS = random_documents(30)
 UNIFORM = math.log(40)  # nats of a masked token under a model of zero weights

@@ -13,7 +13,7 @@ from tiny import CLS, PAD, alone_in, in_order, random_documents, rules, tiny_mod
 from plugin.data.documents import Builder, Documents
 from plugin.data.steps import Slot
 from plugin.models.diffusion import DiffusionModel
-from plugin.step import Item, StepRules, build_step, step_items
+from plugin.training.step import Item, StepRules, build_step, step_items
 
 
 def texts(count: int, length: int, opening: bool = True) -> Documents:

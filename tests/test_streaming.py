@@ -18,7 +18,6 @@ from support import write_rows
 from tiny import CLS, PAD, alone_in, cpu, rules, tiny_model
 
 from plugin import assembly, streaming
-from plugin.ahead import Ahead
 from plugin.base.errors import JobError
 from plugin.config.params import Params
 from plugin.config.parse import parse
@@ -30,8 +29,9 @@ from plugin.data.stream import Pack, StreamState
 from plugin.data.turns import Turn
 from plugin.models.diffusion import DiffusionModel
 from plugin.packing import choose_attention
-from plugin.step import Step, build_streamed_step
 from plugin.streaming import StreamedData, StreamedSteps
+from plugin.training.prefetch import Ahead
+from plugin.training.step import Step, build_streamed_step
 from plugin.trial import try_out
 
 WORDS = ("sky", "blue", "and", "grass", "green", "while", "old", "snow", "lies", "on", "every", "roof", "of", "the", "town")

@@ -18,8 +18,6 @@ from plugin.batch import Batch
 from plugin.config.families import FAMILIES as KNOWN
 from plugin.data.documents import Builder, Documents
 from plugin.data.steps import Slot, step_slots
-from plugin.loop import Hooks, Meters, Plan, Requests, Totals, train
-from plugin.meters import Stopwatch
 from plugin.models.diffusion import DiffusionModel
 from plugin.models.dream import DreamConfig
 from plugin.models.flops import FlopCount
@@ -28,8 +26,10 @@ from plugin.models.load import build_model
 from plugin.models.lora import LoraSettings, add_adapter
 from plugin.objectives.mdlm import Corruption, by_time
 from plugin.objectives.noise import Noise
-from plugin.schedules import Schedule
-from plugin.step import Item, Piece, Step, StepRules, build_step, corruptions
+from plugin.training.loop import Hooks, Meters, Plan, Requests, Totals, train
+from plugin.training.lr_schedule import Schedule
+from plugin.training.meters import Stopwatch
+from plugin.training.step import Item, Piece, Step, StepRules, build_step, corruptions
 
 torch.set_num_threads(1)
 
@@ -234,7 +234,7 @@ def train_tiny(
     save_every: int = 100,
     max_grad_norm: float = 1.0,
 ) -> Run:
-    """plugin.loop.train with recording hooks; `asked` gets the number of the step under way, from 1."""
+    """plugin.training.loop.train with recording hooks; `asked` gets the number of the step under way, from 1."""
     run, calls = Run(), iter(range(1, steps + 1))
     module, prepared = accelerator.prepare(
         DiffusionModel(model, PAD), optimizer or torch.optim.AdamW(model.parameters(), lr=1e-2)

@@ -16,9 +16,9 @@ from tiny import PAD, in_order, pairs, rules, tiny_model, weights
 from torch import distributed as dist
 
 from plugin.models.diffusion import DiffusionModel
-from plugin.optimizers import make_optimizer, optimizer_tensors, restore_optimizer
-from plugin.sharding import gathered_model, gathered_optimizer, hollow, shard
-from plugin.step import Step, build_step
+from plugin.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
+from plugin.training.sharding import gathered_model, gathered_optimizer, hollow, shard
+from plugin.training.step import Step, build_step
 
 DOCUMENTS = pairs((4, 40), *[(2, 4)] * 7)
 RANKS, FIRST, THEN = 2, 3, 2

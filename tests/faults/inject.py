@@ -44,13 +44,13 @@ class _Fault:
         import plugin.checkpoints
         import plugin.finish
         import plugin.fuse
-        import plugin.loop
         import plugin.run
+        import plugin.training.loop
 
         points: dict[str, tuple[ModuleType, str, int]] = {  # module, function, steps that are finished when it runs
             "load": (plugin.run, "load_model", -1),
-            "step": (plugin.loop, "_forward_backward", self._step - 1),
-            "gradient": (plugin.loop, "_read", self._step - 1),
+            "step": (plugin.training.loop, "_forward_backward", self._step - 1),
+            "gradient": (plugin.training.loop, "_read", self._step - 1),
             "eval": (plugin.run, "evaluate", self._step),
             "save": (plugin.checkpoints, "write_model", self._step),
             "save.optimizer": (plugin.checkpoints, "save_file", self._step),
@@ -60,7 +60,7 @@ class _Fault:
             "fuse": (plugin.fuse, "publish", self._step),
             "fuse.adapter": (plugin.fuse, "fuse_adapter", self._step),
         }
-        self._wrap(plugin.loop, "train", self._remember)
+        self._wrap(plugin.training.loop, "train", self._remember)
         if self._point == "save.remove":
             plugin.checkpoints.shutil = _Shutil(self._strike_once, self._is_due)
             return

@@ -29,7 +29,7 @@ from plugin.config.families import FAMILIES as KNOWN
 from plugin.data.layout import lay_out
 from plugin.models.diffusion import FACES, DiffusionModel, predictor
 from plugin.models.load import load_model
-from plugin.step import Piece, build_step
+from plugin.training.step import Piece, build_step
 
 DOCUMENTS = random_documents(12)
 

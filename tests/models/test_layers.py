@@ -15,11 +15,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from plugin.batch import Batch
 from plugin.data.layout import Layout
-from plugin.memory import Tracker
 from plugin.models.attention import NAME, Segments, document_attention
 from plugin.models.diffusion import DiffusionModel, bare
-from plugin.models.layers import compile_layers, set_recompute
-from plugin.step import build_step
+from plugin.training.layers import compile_layers, set_recompute
+from plugin.training.memory import Tracker
+from plugin.training.step import build_step
 
 DOCUMENTS = random_documents(60, longest=26)
 LAYOUTS = (None, "loop")  # padded, and packed by a loop over documents

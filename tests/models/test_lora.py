@@ -21,7 +21,7 @@ from plugin.models.diffusion import DiffusionModel, logits_of
 from plugin.models.load import load_model, load_tokenizer
 from plugin.models.lora import LoraSettings, add_adapter, merged_model, target_layers
 from plugin.models.publish import write_model
-from plugin.step import build_step
+from plugin.training.step import build_step
 
 TEXTS = ["how are you", "fine, thanks", "what is the sun"]
 METHODS = {"classic": "bert", "bert": "bert", "llada": "llada", "dream": "dream"}

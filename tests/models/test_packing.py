@@ -37,7 +37,7 @@ from plugin.models.attention import Segments
 from plugin.models.diffusion import FACES, DiffusionModel, predictor
 from plugin.models.load import load_model
 from plugin.models.lora import LoraSettings, add_adapter
-from plugin.step import build_step
+from plugin.training.step import build_step
 
 DOCUMENTS = random_documents(12, longest=26)
 BACKENDS = ("loop", "dense")

@@ -17,7 +17,7 @@ from plugin.data.layout import Layout
 from plugin.models import attention
 from plugin.models.attention import Segments
 from plugin.models.diffusion import DiffusionModel
-from plugin.step import build_step
+from plugin.training.step import build_step
 
 DOCUMENTS = random_documents(12, longest=26)
 every_family = pytest.mark.parametrize("family", FAMILIES)

@@ -13,7 +13,7 @@ from tiny import MASK, noised, rules
 from plugin.data.steps import Slot
 from plugin.objectives.mdlm import Corruption
 from plugin.objectives.noise import EPSILON, Noise, draw_times
-from plugin.step import Item, corruptions
+from plugin.training.step import Item, corruptions
 
 DOCUMENTS = 20_000
 UNIFORM = math.log(50)  # nats a masked token costs under uniform logits over 50 words

@@ -24,7 +24,7 @@ def make_optimizer(
     groups = [group for group in groups if group["params"]]
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
-    from .eight_bit import AdamW8bit, StochasticAdamW8bit  # bitsandbytes takes a second to import
+    from .adamw_8bit import AdamW8bit, StochasticAdamW8bit  # bitsandbytes takes a second to import
 
     if any(weight.dtype == torch.bfloat16 for weight in trained):
         return StochasticAdamW8bit(groups, lr=learning_rate, seed=seed)

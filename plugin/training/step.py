@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .batch import Batch
-from .data.chat import fill_with_end, filled_lengths
-from .data.documents import Document, Documents
-from .data.layout import PADDED, Layout, deal, lay_out, micro_batches
-from .data.steps import Slot
-from .objectives.dream import cutoff_lengths
-from .objectives.mdlm import Corruption, Weigh, corrupt
-from .objectives.noise import EPSILON, Noise, draw_mask, draw_times, generator, mask_probability, time_at
+from ..batch import Batch
+from ..data.chat import fill_with_end, filled_lengths
+from ..data.documents import Document, Documents
+from ..data.layout import PADDED, Layout, deal, lay_out, micro_batches
+from ..data.steps import Slot
+from ..objectives.dream import cutoff_lengths
+from ..objectives.mdlm import Corruption, Weigh, corrupt
+from ..objectives.noise import EPSILON, Noise, draw_mask, draw_times, generator, mask_probability, time_at
 
 # Streams of a document's generator, besides 0 for its mask and 1 for the mask of its tail.
 _SPLIT, _DROP, _CUTOFF, _BLOCKS = 2, 3, 4, 5

@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from .data.documents import Documents
-from .data.layout import PADDED, Layout
-from .data.steps import Slot
-from .models.head import Sums
+from ..data.documents import Documents
+from ..data.layout import PADDED, Layout
+from ..data.steps import Slot
+from ..models.head import Sums
 from .step import StepRules, build_step
 
 EVAL_SEED = 20_240_611  # not the run's seed: losses of different runs are comparable

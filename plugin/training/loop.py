@@ -19,10 +19,10 @@ from accelerate import Accelerator
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from .base.errors import Code, JobError, Problem
+from ..base.errors import Code, JobError, Problem
+from ..models.flops import FlopCount
+from ..models.head import Sums
 from .meters import Stopwatch
-from .models.flops import FlopCount
-from .models.head import Sums
 from .step import Piece, Step
 
 MOST_SKIPS = 20  # fp16 overflows in a row before the run is called broken

@@ -19,11 +19,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from .config.params import SHARDED, Params
-from .models.diffusion import DiffusionModel, Predict
-from .models.layers import layers_of
-from .models.load import keep_exact
-from .optimizers import as_saved, states_of
+from ..config.params import SHARDED, Params
+from ..models.diffusion import DiffusionModel, Predict
+from ..models.load import keep_exact
+from .layers import layers_of
+from .optimizer import as_saved, states_of
 
 Model = TypeVar("Model", bound=nn.Module)
 

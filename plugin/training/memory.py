@@ -20,12 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import PretrainedConfig
 
-from . import assembly
-from .batch import Batch
-from .config.params import Params
-from .models.diffusion import DiffusionModel, bare
-from .models.layers import set_recompute
-from .optimizers import state_bytes, update_bytes
+from .. import assembly
+from ..batch import Batch
+from ..config.params import Params
+from ..models.diffusion import DiffusionModel, bare
+from .layers import set_recompute
+from .optimizer import state_bytes, update_bytes
 from .sharding import gathered_bytes, gathered_dtype
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits")

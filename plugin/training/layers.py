@@ -11,8 +11,8 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import NAME, document_attention
-from .diffusion import bare
+from ..models.attention import NAME, document_attention
+from ..models.diffusion import bare
 
 _aten = torch.ops.aten
 
