@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from . import fuse, streaming
+from . import fuse
+from .assembly.stream import pack_tokens
+from .assembly.verify import TOKENS
 from .base.files import replace_whole, set_aside
 from .config.params import Params
 from .data.sources import renamed_mixture
@@ -17,7 +19,6 @@ from .models.lora import MaybeAdapted, has_adapter
 from .models.publish import public_name, write_adapter_card, write_model
 from .reporting import Reporter
 from .run_folder import RunFolder
-from .verify import TOKENS
 
 
 def model_facts(params: Params, data: Data, dtype: torch.dtype) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def _fuse(params: Params, folder: RunFolder, dtype: torch.dtype, model: MaybeAda
 
 def _card(params: Params, data: Data, metrics: dict[str, float], ranks: int) -> fuse.Card:
     packs = params.gradient_accumulation_steps * ranks
-    step = f"{packs * streaming.pack_tokens(params)} tokens" if params.streaming else f"{data.clock.step_size} documents"
+    step = f"{packs * pack_tokens(params)} tokens" if params.streaming else f"{data.clock.step_size} documents"
     table = {
         "base model": public_name(params.model_name)
         if params.model_name

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .assembly.verify import TOKENS, Reloaded, compare_reloaded, rendered_prompt
 from .base.errors import Code, JobError, Problem, json_line, model_error, one_line
 from .base.files import part_beside, remove, rename_whole, replace_whole
 from .base.redact import guard_streams
@@ -30,7 +31,6 @@ from .models.lora import merged_model, with_adapter
 from .models.publish import public_name, read_diffusion, write_card, write_model
 from .run_folder import local_path
 from .verbs import fuse_options
-from .verify import TOKENS, Reloaded, compare_reloaded, rendered_prompt
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

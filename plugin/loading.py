@@ -14,21 +14,22 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from . import assembly, streaming
-from .assembly import step_maker
+from .assembly import model as assembly
+from .assembly import stream as streaming
+from .assembly.attention import Attention, check_fits, choose_attention, choose_compile
+from .assembly.disk import check_room, count_parameters
+from .assembly.heaviest import heaviest_batch
+from .assembly.model import step_maker
+from .assembly.precision import COMPUTE, weight_dtype
 from .base.files import remove, rename_whole
 from .checkpoints import State
 from .config.params import SHARDED, Params
 from .data.chat import ChatFormat
 from .data.documents import Documents
-from .disk import check_room, count_parameters
-from .heaviest import heaviest_batch
 from .models.diffusion import DiffusionModel, Predict
 from .models.flops import FlopCount, count_flops
 from .models.load import load_tokenizer
 from .models.lora import MaybeAdapted
-from .packing import Attention, check_fits, choose_attention, choose_compile
-from .precision import COMPUTE, weight_dtype
 from .reporting import Reporter
 from .run_folder import RunFolder, to_json
 from .training import memory as memory

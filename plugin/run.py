@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from . import memory_advice, streaming
+from .assembly import memory_advice
+from .assembly.precision import COMPUTE, choose_precision, make_deterministic
+from .assembly.stream import add_up, whole_report
 from .base.errors import Code, JobError, Problem
 from .checkpoints import Contents, State, best_checkpoint, load_state, restore_training, save_checkpoint
 from .config.params import Params
@@ -24,7 +26,6 @@ from .debug_bundle import write_bundle
 from .finish import finish, model_facts
 from .launched import take_launchers_choice
 from .loading import load_data, load_model, prepare_data
-from .precision import COMPUTE, choose_precision, make_deterministic
 from .rendezvous import join_ranks, serve_store
 from .reporting import Reporter
 from .run_folder import RunFolder
@@ -71,7 +72,7 @@ class Run:
         self._first_evaluation()
         done, stopped, totals, peak = self._train()
         if stream := self.data.stream:
-            self.data.truncation["train"] = streaming.whole_report(self.accelerator, stream.state_after(done).report)
+            self.data.truncation["train"] = whole_report(self.accelerator, stream.state_after(done).report)
             self.reporter.data("train", self.data.truncation["train"])
         result = self._result(done, stopped, totals, peak)
         self.reporter.hparams(params.as_json(), {"eval_loss": result["eval_loss"], "loss": result["loss"]})
@@ -200,7 +201,7 @@ class Run:
         meters = loop.Meters(Stopwatch(accelerator.device), trained.flops, peak)
         plan = data.clock.plan
         ahead = Ahead(trained.make_step, plan.steps, pin=on_gpu)
-        make_step = streaming.add_up(accelerator, ahead, self.params.max_length) if data.stream else ahead
+        make_step = add_up(accelerator, ahead, self.params.max_length) if data.stream else ahead
         try:
             done, stopped, totals = loop.train(
                 accelerator, trained.module, trained.optimizer, trained.scheduler, make_step, plan, hooks, meters, self.progress

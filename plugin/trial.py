@@ -18,21 +18,22 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from . import assembly, streaming
+from .assembly import model as assembly
+from .assembly import stream
+from .assembly.attention import check_fits, choose_attention, choose_compile
+from .assembly.disk import check_room, count_parameters
+from .assembly.heaviest import heaviest_batch
+from .assembly.memory_advice import check_memory
+from .assembly.precision import COMPUTE, choose_precision
 from .base.errors import Code, JobError, Problem
 from .batch import Batch
 from .config.params import SHARDED, Params
 from .data.chat import ChatFormat
 from .data.documents import Document
 from .data.steps import Slot
-from .disk import check_room, count_parameters
-from .heaviest import heaviest_batch
-from .memory_advice import check_memory
 from .models.diffusion import DiffusionModel
 from .models.load import build_model, check_method, load_config, new_config
 from .models.published import REGISTRY
-from .packing import check_fits, choose_attention, choose_compile
-from .precision import COMPUTE, choose_precision
 from .training.memory import ROOM, Plan, Setting, free_bytes, plan_memory
 from .training.sharding import choose_parallel
 from .training.step import Step, StepRules, corruptions, step_items
@@ -61,7 +62,7 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
         check_fits(documents, rules, attention.layout)
     if params.streaming:
         evaluated = len(prepared.evaluation) > 0
-        step = streaming.first_step(params, prepared.chat, rules, evaluated=evaluated, ranks=ranks, offline=offline)
+        step = stream.first_step(params, prepared.chat, rules, evaluated=evaluated, ranks=ranks, offline=offline)
         notes.append("streaming: the data reported is what a run begins with; the rest is read while it trains")
     else:
         step = assembly.step_maker(params, prepared.train, rules, clock, attention.layout, 0, 1)(0)
@@ -132,14 +133,14 @@ def _prepare(params: Params, notes: list[str], *, offline: bool) -> assembly.Pre
         try:
             # With any encoder's tokenizer missing, the rows can still be read and their layout told.
             rows = assembly.Examples(params, notes.append, offline=offline, between_rows=lambda: None)("train")
-            for _ in islice(rows, streaming.EVAL_ROWS if params.streaming else None):
+            for _ in islice(rows, stream.EVAL_ROWS if params.streaming else None):
                 pass
         except JobError as wrong_data:
             # A broken model folder takes its tokenizer with it: one mistake, one line.
             data = [one for one in wrong_data.problems if params.tokenizer_name or one.field != "tokenizer_name"]
             raise JobError(*dict.fromkeys((*wrong_model.problems, *data))) from wrong_data
         raise wrong_model
-    prepare = streaming.prepare if params.streaming else assembly.prepare
+    prepare = stream.prepare if params.streaming else assembly.prepare
     return prepare(params, notes.append, offline=offline)
 
 

@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from .assembly.memory_advice import out_of_memory
 from .base.errors import Code, JobError, Problem, json_line
 from .base.process import PARENT_PID
 from .base.redact import guard_streams
 from .board import hush_writer_thread
 from .config.params import Params
-from .memory_advice import out_of_memory
 from .owned import half_written
 from .reporting import report_failure
 from .run import Run

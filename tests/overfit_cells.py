@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tiny import cpu, meters
 
-from plugin import assembly
+from plugin.assembly.model import Prepared, make_clock, make_model, make_run_schedule, prepare, step_rules
 from plugin.config.params import Params
 from plugin.data.steps import step_slots
 from plugin.models.diffusion import DiffusionModel, predictor
@@ -28,7 +28,7 @@ BLOCK = 16
 @dataclass(frozen=True)
 class Result:
     model: torch.nn.Module
-    prepared: assembly.Prepared
+    prepared: Prepared
     losses: list[float]
 
     def answers(self) -> list[np.ndarray]:
@@ -59,17 +59,17 @@ def run(folder: Path, method: str, base: Path, pairs: Pairs, **values: Any) -> R
         "dtype": "float32",
     }
     params = Params.model_validate({**fixed, **values})
-    prepared = assembly.prepare(params, lambda line: None, offline=True)
-    model = assembly.make_model(params, prepared.tokenizer, torch.float32, offline=True)
+    prepared = prepare(params, lambda line: None, offline=True)
+    model = make_model(params, prepared.tokenizer, torch.float32, offline=True)
     module = DiffusionModel(model, prepared.chat.pad_id)
     accelerator = cpu()
     rate, decay = params.learning_rate, params.weight_decay
     adam = make_optimizer(module, kind=params.optim, learning_rate=rate, weight_decay=decay, seed=params.seed)
     module, optimizer = accelerator.prepare(module, adam)
-    clock = assembly.make_clock(params, len(prepared.train), 0, 1)
+    clock = make_clock(params, len(prepared.train), 0, 1)
     steps = clock.plan.steps
-    scheduler = assembly.make_run_schedule(params, optimizer, steps, lambda line: None)
-    rules, losses = assembly.step_rules(params, prepared.chat), []
+    scheduler = make_run_schedule(params, optimizer, steps, lambda line: None)
+    rules, losses = step_rules(params, prepared.chat), []
 
     def make_step(step: int) -> Any:
         slots = step_slots(len(prepared.train), clock.step_size, step, params.seed, clock.total)

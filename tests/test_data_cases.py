@@ -15,7 +15,7 @@ from support import try_out_here, write_rows
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from plugin import assembly
+from plugin.assembly.model import Prepared, prepare
 from plugin.base.errors import JobError
 from plugin.config.params import Params
 from plugin.data.tokenizer import train_tokenizer
@@ -27,7 +27,7 @@ THINGS = ("cat", "dog", "bird", "tree", "house", "river", "stone", "cloud", "lam
 class Made:
     """What a dataset became."""
 
-    prepared: assembly.Prepared
+    prepared: Prepared
     lines: list[str]
 
     def documents(self) -> list[str]:
@@ -61,7 +61,7 @@ def make(tiny_config: Path, tmp_path: Path) -> Make:
         given = {"model_config": str(tiny_config), "dataset_name": str(path), "max_length": 128}
         lines: list[str] = []
         params = Params.model_validate(given | values)
-        return Made(assembly.prepare(params, lines.append, offline=True, moment=moment), lines)
+        return Made(prepare(params, lines.append, offline=True, moment=moment), lines)
 
     return made
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from support import ERROR, MAIN, ROOT, child_env, run_python
 
+from plugin.assembly.disk import check_room
 from plugin.base.errors import Code, JobError, Outcome
 from plugin.config.params import Params
-from plugin.disk import check_room
 from plugin.run_folder import RunFolder
 from plugin.train import _write_outcome
 from plugin.worker import as_problem

@@ -14,7 +14,8 @@ from published_checkpoints import write_checkpoint
 from safetensors.torch import load_file, save_file
 from tiny import adapted
 
-from plugin import fuse, verify
+from plugin import fuse
+from plugin.assembly.verify import Reloaded, main, reload, rendered_prompt
 from plugin.base.errors import JobError
 from plugin.chat import load_chatter
 from plugin.config.families import FAMILIES as KNOWN
@@ -38,11 +39,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def in_this_process(
-    folder: Path, ids: torch.Tensor, logits: torch.Tensor, prompt: np.ndarray, dtype: torch.dtype
-) -> verify.Reloaded:
+def in_this_process(folder: Path, ids: torch.Tensor, logits: torch.Tensor, prompt: np.ndarray, dtype: torch.dtype) -> Reloaded:
     """What the fresh process computes, without starting one."""
-    return verify.reload(folder, {"ids": ids, "logits": logits, "prompt": torch.from_numpy(prompt)}, dtype)
+    return reload(folder, {"ids": ids, "logits": logits, "prompt": torch.from_numpy(prompt)}, dtype)
 
 
 @pytest.fixture
@@ -87,7 +86,7 @@ def test_the_fresh_process_would_see_a_difference(
 ) -> None:
     """Its own program, called here: one layer's weights half as large again must show."""
     model = load_model(str(bases["llada"]))
-    prompt = torch.from_numpy(verify.rendered_prompt(load_tokenizer(str(bases["llada"]), family=KNOWN["llada"])))
+    prompt = torch.from_numpy(rendered_prompt(load_tokenizer(str(bases["llada"]), family=KNOWN["llada"])))
     tensors = {"ids": IDS.contiguous(), "logits": logits_of(model, IDS), "prompt": prompt}
     save_file(tensors, tmp_path / "reference.safetensors")
     shutil.copytree(bases["llada"], tmp_path / "other")
@@ -97,7 +96,7 @@ def test_the_fresh_process_would_see_a_difference(
     found = []
     for folder in (bases["llada"], tmp_path / "other"):
         capsys.readouterr()
-        assert verify.main(str(folder), str(tmp_path / "reference.safetensors"), "float32") == 0
+        assert main(str(folder), str(tmp_path / "reference.safetensors"), "float32") == 0
         found.append(json.loads(capsys.readouterr().out))
     assert found[0] == {"max_logit_difference": 0, "prompt": True, "template": True}
     assert found[1]["max_logit_difference"] > 1e-3
@@ -110,21 +109,21 @@ def test_reload_template_that_writes_the_time_agrees(bases: dict[str, Path], tmp
     clock = "{{ strftime_now('%H:%M:%S.%f') }}"
     tokenizer.chat_template = f"{clock}{{% for m in messages %}}{{{{ m['content'] }}}}<|eot_id|>{{% endfor %}}"
     tokenizer.save_pretrained(folder)
-    prompt = torch.from_numpy(verify.rendered_prompt(tokenizer))
+    prompt = torch.from_numpy(rendered_prompt(tokenizer))
     tensors = {"ids": IDS, "logits": logits_of(model, IDS), "prompt": prompt}
-    assert verify.reload(folder, tensors, torch.float32) == verify.Reloaded(0.0, prompt=True, template=True)
+    assert reload(folder, tensors, torch.float32) == Reloaded(0.0, prompt=True, template=True)
 
 
 def test_reload_other_prompt_layout_is_seen(bases: dict[str, Path], tmp_path: Path) -> None:
     """A folder whose template was lost or replaced is asked in a layout that the model never saw."""
     model = load_model(str(bases["llada"]))
-    prompt = torch.from_numpy(verify.rendered_prompt(load_tokenizer(str(bases["llada"]), family=KNOWN["llada"])))
+    prompt = torch.from_numpy(rendered_prompt(load_tokenizer(str(bases["llada"]), family=KNOWN["llada"])))
     folder = Path(shutil.copytree(bases["llada"], tmp_path / "other"))
     tokenizer = load_tokenizer(str(folder), family=KNOWN["llada"])
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{{ eos_token }}{% endfor %}"
     tokenizer.save_pretrained(folder)
     tensors = {"ids": IDS, "logits": logits_of(model, IDS), "prompt": prompt}
-    assert verify.reload(folder, tensors, torch.float32) == verify.Reloaded(0.0, prompt=False, template=False)
+    assert reload(folder, tensors, torch.float32) == Reloaded(0.0, prompt=False, template=False)
 
 
 @pytest.mark.usefixtures("quick")

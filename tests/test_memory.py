@@ -13,7 +13,7 @@ from bitsandbytes.nn import Linear4bit
 from support import ROOT, run_python
 from tiny import KNOWN, tiny_config, tiny_model
 
-from plugin import assembly
+from plugin.assembly.model import model_shape
 from plugin.config.params import Params
 from plugin.launch import plan_launch
 from plugin.models import head
@@ -186,7 +186,7 @@ def test_four_bit_weights_are_estimated_within_one_percent(tmp_path: Path, dtype
     assert foretold == pytest.approx(real, rel=0.01)
     assert real < 0.4 * size_of(plain.parameters())
     params = Params(model_name=str(tmp_path), lora=True, load_in_4bit=True, lora_r=1)
-    model, saves = assembly.model_shape(params, load_config(str(tmp_path), offline=True), dtype)
+    model, saves = model_shape(params, load_config(str(tmp_path), offline=True), dtype)
     assert size_of(model.parameters()) - saves == pytest.approx(real, rel=0.02)
 
 

@@ -16,13 +16,13 @@ from published_checkpoints import write_checkpoint
 from support import MAIN, ROOT, TINY_CONFIG, child_env, pairs, refusal, try_out_here, write_rows
 
 from plugin import cli, train, trial
+from plugin.assembly.attention import choose_compile
+from plugin.assembly.memory_advice import cheaper_settings, check_memory
+from plugin.assembly.stream import pack_tokens
 from plugin.base.errors import Code, JobError
 from plugin.config.params import Params
 from plugin.config.parse import parse
-from plugin.memory_advice import cheaper_settings, check_memory
 from plugin.models.load import load_model
-from plugin.packing import choose_compile
-from plugin.streaming import pack_tokens
 from plugin.training import memory
 from plugin.training.memory import KINDS, Memory, Plan, choose_recompute, free_bytes
 from plugin.worker import is_out_of_memory
@@ -75,7 +75,7 @@ def test_layers_that_are_compiled_are_never_recomputed_selectively(ways: dict[st
 
 
 def test_auto_leaves_layers_uncompiled_where_single_operations_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("plugin.packing._why_no_compile", lambda device: "")
+    monkeypatch.setattr("plugin.assembly.attention._why_no_compile", lambda device: "")
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert [choose_compile(Params(), cuda, mode)[0] for mode in ALL] == [True, False, True]
     assert "selective" in choose_compile(Params(), cuda, "selective")[1]

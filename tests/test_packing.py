@@ -9,13 +9,13 @@ import pytest
 import torch
 from tiny import tiny_config
 
+from plugin.assembly.attention import choose_attention
 from plugin.base.errors import JobError
 from plugin.config.params import BUILT
 from plugin.config.parse import parse
 from plugin.data.layout import Layout
 from plugin.models import attention
 from plugin.models.diffusion import FACES
-from plugin.packing import choose_attention
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.utils.deterministic
 
-from plugin.precision import make_deterministic
+from plugin.assembly.precision import make_deterministic
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from plugin import assembly
+from plugin.assembly.model import make_run_schedule
 from plugin.config.params import Params
 from plugin.training.lr_schedule import make_schedule, rate, warmup_steps
 
@@ -70,7 +70,7 @@ def test_warmup_is_shorter_than_its_run(steps: int, share: float, number: int, w
 def test_run_of_one_step_has_the_full_rate(name: str) -> None:
     params = Params.model_validate({"model_name": "m", "dataset_name": "d", "learning_rate_schedule": name, "warmup_steps": 3})
     lines: list[str] = []
-    schedule = assembly.make_run_schedule(params, optimizer(), 1, lines.append)
+    schedule = make_run_schedule(params, optimizer(), 1, lines.append)
     assert schedule.get_last_lr() == [0.5]
     wanted = ["warmup_steps: 3 is not shorter than the run of 1; 0 are used"]
     assert lines == ([] if name == "constant" else wanted)

@@ -29,7 +29,7 @@ from tiny import (
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
-from plugin import assembly
+from plugin.assembly.model import model_shape
 from plugin.base.errors import JobError
 from plugin.batch import Batch
 from plugin.config.params import SHARDED, Params
@@ -298,7 +298,7 @@ def test_the_estimate_of_a_share() -> None:
     params = Params.model_validate({"dataset_name": "d", "model_config": "c", "parallel": "zero3"})
 
     def estimated(ranks: int) -> Memory:
-        model, _ = assembly.model_shape(params, tiny_config("llada", num_hidden_layers=8), torch.float32)
+        model, _ = model_shape(params, tiny_config("llada", num_hidden_layers=8), torch.float32)
         setting = Setting(CPU, torch.float32, "loop", "adamw", accumulates=False, ranks=ranks, parallel="zero3")
         return estimate(model, batch(), setting, "none")
 

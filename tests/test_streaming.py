@@ -17,7 +17,10 @@ from scenes import Scene
 from support import write_rows
 from tiny import CLS, PAD, alone_in, cpu, rules, tiny_model
 
-from plugin import assembly, streaming
+from plugin.assembly import stream
+from plugin.assembly.attention import choose_attention
+from plugin.assembly.model import Prepared, make_model, step_rules
+from plugin.assembly.stream import StreamedData, StreamedSteps
 from plugin.base.errors import JobError
 from plugin.config.params import Params
 from plugin.config.parse import parse
@@ -28,8 +31,6 @@ from plugin.data.steps import Slot
 from plugin.data.stream import Pack, StreamState
 from plugin.data.turns import Turn
 from plugin.models.diffusion import DiffusionModel
-from plugin.packing import choose_attention
-from plugin.streaming import StreamedData, StreamedSteps
 from plugin.training.prefetch import Ahead
 from plugin.training.step import Step, build_streamed_step
 from plugin.trial import try_out
@@ -56,18 +57,18 @@ def job(tiny_bert: Path, text_file: Path) -> Callable[..., Params]:
     return lambda **more: parse({**values, **more}).params
 
 
-def prepared(params: Params) -> tuple[assembly.Prepared, list[str]]:
+def prepared(params: Params) -> tuple[Prepared, list[str]]:
     lines: list[str] = []
-    return streaming.prepare(params, lines.append, offline=True), lines
+    return stream.prepare(params, lines.append, offline=True), lines
 
 
-def streamed(params: Params, one: assembly.Prepared, rank: int = 0, ranks: int = 1) -> StreamedSteps:
-    how = assembly.step_rules(params, one.chat)
+def streamed(params: Params, one: Prepared, rank: int = 0, ranks: int = 1) -> StreamedSteps:
+    how = step_rules(params, one.chat)
     evaluated = len(one.evaluation) > 0
-    return streaming.start_streaming(params, one.chat, how, print, evaluated=evaluated, rank=rank, ranks=ranks)
+    return stream.start_streaming(params, one.chat, how, print, evaluated=evaluated, rank=rank, ranks=ranks)
 
 
-def trained_rows(params: Params, one: assembly.Prepared, steps: int) -> set[int]:
+def trained_rows(params: Params, one: Prepared, steps: int) -> set[int]:
     """Rows of the file, from 0, that so many steps train on."""
     make = streamed(params, one)
     return {index // 1_000_000 for step in range(steps) for piece in make(step).pieces for index in piece.documents}
@@ -142,13 +143,13 @@ def test_nothing_to_hold_out_is_said_and_everything_trained(
 def test_a_new_tokenizer_sees_the_first_rows_alone(
     job: Callable[..., Params], tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "TOKENIZER_ROWS", 50)
-    monkeypatch.setattr(streaming, "EVAL_ROWS", 50)
+    monkeypatch.setattr(stream, "TOKENIZER_ROWS", 50)
+    monkeypatch.setattr(stream, "EVAL_ROWS", 50)
     rows = [{"text": f"aaaa bbbb {n}"} for n in range(60)] + [{"text": f"zqzq zqzq {n}"} for n in range(5000)]
     path = write_rows(tmp_path / "t.jsonl", rows)
     read: list[int] = []
     params = job(model_name="", model_config=str(tiny_config), dataset_name=str(path), batch_size=1)
-    one = streaming.prepare(params, print, offline=True, between_rows=lambda: read.append(1))
+    one = stream.prepare(params, print, offline=True, between_rows=lambda: read.append(1))
     words = one.tokenizer.get_vocab()
     assert any("aaa" in word for word in words)
     assert not any("zq" in word for word in words)
@@ -313,7 +314,7 @@ def test_two_ranks_divide_by_what_they_have_together(run_of: Callable[[str], Sce
     run = run_of("two")
     params = parse({**run.json("run.json")["params"], "run_dir": ""}).params
     one, _ = prepared(params)
-    model = assembly.make_model(params, one.tokenizer, torch.float32, offline=True)
+    model = make_model(params, one.tokenizer, torch.float32, offline=True)
     module = DiffusionModel(model, one.chat.pad_id, "loop")
     steps = [streamed(params, one, rank, 2)(0) for rank in range(2)]
     assert len({step.count for step in steps}) == 2, "else nothing is proved"
@@ -339,14 +340,14 @@ def test_counts_are_not_exchanged_by_a_single_process(job: Callable[..., Params]
     params = job()
     one, _ = prepared(params)
     steps = streamed(params, one)
-    assert streaming.add_up(cpu(), steps, 64) is steps
+    assert stream.add_up(cpu(), steps, 64) is steps
 
 
 def test_evaluation_is_off_for_a_stream_that_holds_nothing_out(job: Callable[..., Params]) -> None:
     data = StreamedData.of(job(), print, offline=True, between_rows=lambda: None)
-    held = [row for row, one in data.training(0, 1) if one == streaming.HELD_OUT]
+    held = [row for row, one in data.training(0, 1) if one == stream.HELD_OUT]
     assert held
     assert held == [row for row, _ in data.evaluation()]
     everything = data.without_evaluation()
-    assert not [row for row, one in everything.training(0, 1) if one == streaming.HELD_OUT]
+    assert not [row for row, one in everything.training(0, 1) if one == stream.HELD_OUT]
     assert not list(everything.evaluation())

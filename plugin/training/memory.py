@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import PretrainedConfig
 
-from .. import assembly
+from ..assembly.model import model_shape
 from ..batch import Batch
 from ..config.params import Params
 from ..models.diffusion import DiffusionModel, bare
@@ -233,7 +233,7 @@ def plan_memory(params: Params, config: PretrainedConfig, batch: Batch, setting:
     """For a run whose heaviest micro-batch is `batch`, with `asked` for recompute."""
 
     def estimated(mode: str) -> Memory:
-        model, saves = assembly.model_shape(params, config, setting.compute)
+        model, saves = model_shape(params, config, setting.compute)
         return estimate(model, batch, setting, mode, four_bit_saves=saves)
 
     # What compiled layers keep is their compiler's choice: selective has no hold on them.

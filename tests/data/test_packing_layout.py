@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny import pairs, random_documents, rules, slots
 
+from plugin.assembly.attention import check_fits
 from plugin.base.errors import Code, JobError
 from plugin.data.layout import AUTO_TOKENS, PADDED, Layout, best_fit, micro_batches, token_budget
-from plugin.packing import check_fits
 from plugin.training.step import Step, build_step
 
 DOCUMENTS = random_documents(40)

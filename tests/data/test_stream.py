@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny import CLS, SEP, word_tokenizer
 
-from plugin import assembly
+from plugin.assembly.model import Examples
 from plugin.base.errors import JobError
 from plugin.config.params import Params
 from plugin.data.chat import ChatFormat, Encoded, Find
@@ -305,7 +305,7 @@ def test_a_stream_of_a_large_file_takes_little_memory(chat: ChatFormat, tmp_path
             file.write(line)
     assert path.stat().st_size > 50e6
     params = Params.model_validate({"dataset_name": str(path), "training_stage": "pretrain", "model_name": "m"})
-    examples = assembly.Examples(params, lambda _: None, offline=True, between_rows=lambda: None)
+    examples = Examples(params, lambda _: None, offline=True, between_rows=lambda: None)
 
     def rows(first: int, every: int) -> Iterator[tuple[str, Example | str]]:
         return examples("train", first, every)

@@ -14,6 +14,7 @@ from published_checkpoints import published_tokenizer
 from support import is_running, run_python
 from transformers import PreTrainedTokenizerBase
 
+from plugin.assembly.verify import rendered_prompt
 from plugin.base.errors import JobError
 from plugin.config.families import FAMILIES
 from plugin.data import renderer
@@ -22,7 +23,6 @@ from plugin.data.renderer import Failed, Job, OverLimit, Renderer
 from plugin.data.rendering import chat_job, render_chat
 from plugin.data.tokenizer import train_tokenizer
 from plugin.data.turns import Turn
-from plugin.verify import rendered_prompt
 
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 DOUBLING = "{% set ns = namespace(x='aaaaaaaaaa') %}{% for i in range(30) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"

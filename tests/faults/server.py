@@ -25,7 +25,8 @@ from types import SimpleNamespace
 from typing import IO, Any, NoReturn
 
 import plugin.worker
-from plugin import cli, follow, loading, verify
+from plugin import cli, follow, loading
+from plugin.assembly import verify
 
 from . import inject
 
@@ -84,7 +85,7 @@ def _rank() -> int:
 
 def _reload_here(command: Sequence[str], **_: object) -> SimpleNamespace:
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        verify.main(*command[command.index("plugin.verify") + 1 :])
+        verify.main(*command[command.index("plugin.assembly.verify") + 1 :])
     return SimpleNamespace(stdout=out.getvalue())
 
 

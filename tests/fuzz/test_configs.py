@@ -16,7 +16,8 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from support import try_out_here
 
-from plugin import assembly, train
+from plugin import train
+from plugin.assembly.model import make_model, prepare
 from plugin.base.errors import Problem
 from plugin.config.families import FAMILIES
 from plugin.config.params import Params
@@ -88,8 +89,8 @@ def try_config(params: Params, saved: Path) -> None:
         return
     event("accepted")
     with limited():
-        prepared = assembly.prepare(params, lambda line: None, offline=True)
-        model = assembly.make_model(params, prepared.tokenizer, torch.float32, offline=True)
+        prepared = prepare(params, lambda line: None, offline=True)
+        model = make_model(params, prepared.tokenizer, torch.float32, offline=True)
         model.save_pretrained(saved)
         prepared.tokenizer.save_pretrained(saved)
         same(model, load_model(str(saved), offline=True), load_tokenizer(str(saved), offline=True))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, VOCABULARY, tiny_config, tiny_model, word_tokenizer
 from transformers import BertModel, GPT2Config, GPT2LMHeadModel
 
-from plugin.assembly import base_config
+from plugin.assembly.model import base_config
 from plugin.base.errors import JobError, Problem
 from plugin.config.families import FAMILIES as KNOWN
 from plugin.config.params import Params

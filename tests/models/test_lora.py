@@ -13,7 +13,7 @@ from published_checkpoints import write_checkpoint
 from tiny import FAMILIES, MASK, PAD, adapted, alone_in, assert_same_vector, gradient, random_documents, rules, slots, tiny_model
 from transformers import PreTrainedTokenizerBase
 
-from plugin import assembly
+from plugin.assembly.model import make_model
 from plugin.base.errors import JobError
 from plugin.config.families import FAMILIES as KNOWN
 from plugin.config.params import Params
@@ -143,7 +143,7 @@ def with_new_tokens(folder: Path, method: str, **changes: Any) -> tuple[Path, Pr
 def test_new_tokens_are_learned_beside_the_adapter_and_survive_merging(method: str, tied: bool, tmp_path: Path) -> None:
     name = "weight_tying" if method == "llada" else "tie_word_embeddings"
     base, tokenizer, params = with_new_tokens(tmp_path, method, **{name: tied})
-    live = assembly.make_model(params, tokenizer, torch.float32, offline=True)
+    live = make_model(params, tokenizer, torch.float32, offline=True)
     rows = len(tokenizer)
     plain = live.get_base_model()
     assert plain.get_input_embeddings().weight.shape[0] == rows
@@ -178,7 +178,7 @@ def test_new_tokens_are_learned_beside_the_adapter_and_survive_merging(method: s
 def test_new_tokens_train_in_float32_beside_bfloat16_weights(tmp_path: Path) -> None:
     """At 2e-5 an update of a bfloat16 row would be lost."""
     _, tokenizer, params = with_new_tokens(tmp_path, "dream")
-    live = assembly.make_model(params, tokenizer, torch.bfloat16, offline=True)
+    live = make_model(params, tokenizer, torch.bfloat16, offline=True)
     trained = {name: weight.dtype for name, weight in live.named_parameters() if weight.requires_grad}
     assert any("trainable_tokens" in name for name in trained)
     assert {name for name, dtype in trained.items() if dtype != torch.float32} == set()

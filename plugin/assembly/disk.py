@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from . import assembly
-from .base.errors import Code, JobError, Problem
-from .config.params import Params
+from ..base.errors import Code, JobError, Problem
+from ..config.params import Params
+from .model import model_shape
 
 
 def count_parameters(config: PretrainedConfig, params: Params) -> tuple[int, int]:
     """(all, trained) parameters, counted without memory. The adapter's own do not count among all: fused, they are gone."""
-    model, _ = assembly.model_shape(params, config, torch.float32)
+    model, _ = model_shape(params, config, torch.float32)
     total = sum(weight.numel() for name, weight in model.named_parameters() if ".lora_" not in name)
     return total, sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torch.utils.deterministic
 
-from .base.errors import Code, JobError, Problem
-from .config.params import Params
+from ..base.errors import Code, JobError, Problem
+from ..config.params import Params
 
 COMPUTE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by accelerate's mixed_precision
 

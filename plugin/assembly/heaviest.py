@@ -10,15 +10,16 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from . import assembly, streaming
-from .batch import Batch
-from .config.params import Params
-from .data.chat import filled_lengths
-from .data.documents import Documents
-from .data.layout import Layout, token_budget
-from .data.steps import pass_order
-from .training.memory import documents_of, stand_in
-from .training.step import Step, StepRules
+from ..batch import Batch
+from ..config.params import Params
+from ..data.chat import filled_lengths
+from ..data.documents import Documents
+from ..data.layout import Layout, token_budget
+from ..data.steps import pass_order
+from ..training.memory import documents_of, stand_in
+from ..training.step import Step, StepRules
+from .model import Clock
+from .stream import pack_tokens
 
 BUILT = 4  # steps built, of those that look heaviest
 PASSES = 64  # of the run that are looked at: later ones only shuffle the same documents anew
@@ -28,7 +29,7 @@ def heaviest_batch(
     params: Params,
     documents: Documents,
     rules: StepRules,
-    clock: assembly.Clock,
+    clock: Clock,
     layout: Layout,
     ranks: int,
     make_step: Callable[[int], Step],
@@ -39,7 +40,7 @@ def heaviest_batch(
     and in order: a stand-in of its size takes their place.
     """
     if params.streaming:
-        return documents_of(streaming.pack_tokens(params), params.max_length), params.gradient_accumulation_steps > 1
+        return documents_of(pack_tokens(params), params.max_length), params.gradient_accumulation_steps > 1
     heavy = heavy_steps(lengths_of(documents, rules), clock, params.seed, params.batch_size, layout, ranks)
     pieces = [make_step(step).pieces for step in heavy]
     several = any(len(step) > 1 for step in pieces)
@@ -57,9 +58,7 @@ def lengths_of(documents: Documents, rules: StepRules) -> NDArray[np.int64]:
     return np.array(filled, dtype=np.int64)
 
 
-def heavy_steps(
-    lengths: NDArray[np.int64], clock: assembly.Clock, seed: int, batch_size: int, layout: Layout, ranks: int
-) -> list[int]:
+def heavy_steps(lengths: NDArray[np.int64], clock: Clock, seed: int, batch_size: int, layout: Layout, ranks: int) -> list[int]:
     """Steps, the heaviest first, by a bound on the tokens of their heaviest micro-batch on the first rank."""
     passes = min(PASSES, -(-clock.plan.steps * clock.step_size // lengths.size))
     order = np.concatenate([pass_order(lengths.size, seed, pass_) for pass_ in range(passes)])

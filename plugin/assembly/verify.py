@@ -1,4 +1,4 @@
-"""`python -m plugin.verify FOLDER REFERENCE DTYPE`: load a published model in this fresh process and compare it.
+"""`python -m plugin.assembly.verify FOLDER REFERENCE DTYPE`: load a published model in this fresh process and compare it.
 
 REFERENCE is a safetensors file with `ids` [S, T] and `logits` [S, T, V] of the model that was trained, and `prompt` [T], a rendered
 prompt. Prints one JSON object {"max_logit_difference": x, "prompt": bool, "template": bool}: whether the prompt has the same ids
@@ -7,7 +7,7 @@ here, and by the tokenizer's chat template as any program renders it.
 
 from __future__ import annotations
 
-from .base.quiet import quiet_loading  # isort: skip  # before anything that imports torch
+from ..base.quiet import quiet_loading  # isort: skip  # before anything that imports torch
 
 import json
 import os
@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from .base.process import torch_program
-from .config.families import FAMILIES
-from .data.chat import ChatFormat
-from .data.rendering import chat_job, freeze, render_chat
-from .data.turns import Turn
-from .models.diffusion import logits_of
-from .models.load import load_model, load_tokenizer
+from ..base.process import torch_program
+from ..config.families import FAMILIES
+from ..data.chat import ChatFormat
+from ..data.rendering import chat_job, freeze, render_chat
+from ..data.turns import Turn
+from ..models.diffusion import logits_of
+from ..models.load import load_model, load_tokenizer
 
 TOKENS = 64  # of a document, compared over the whole vocabulary
 PROMPT, MOMENT = "What is the capital of France?", datetime(2026, 1, 1)  # the time that a template may write
@@ -64,7 +64,7 @@ def compare_reloaded(
             sys.executable,
             "-P",
             "-m",
-            "plugin.verify",
+            "plugin.assembly.verify",
             str(folder),
             str(reference),
             str(dtype).removeprefix("torch."),

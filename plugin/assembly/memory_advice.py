@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from .base.errors import Code, JobError, Problem
-from .config.params import Params
-from .training.memory import Plan, gb
+from ..base.errors import Code, JobError, Problem
+from ..config.params import Params
+from ..training.memory import Plan, gb
 
 
 def cheaper_settings(params: Params, plan: Plan | None) -> list[str]:

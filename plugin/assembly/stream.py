@@ -14,18 +14,18 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from . import assembly
-from .config.params import Params
-from .data.chat import ChatFormat
-from .data.documents import Builder, Documents
-from .data.hold_out import PROMPT_IN_EVAL, prompt_key
-from .data.layout import Layout, check_budget
-from .data.layouts import Example
-from .data.prepare import Encoding, Report, encode_rows
-from .data.sources import has_eval_split
-from .data.stream import PIECES, Pack, Stream, StreamPlan, StreamState
-from .training.exchange import gather_values
-from .training.step import Step, StepRules, build_streamed_step
+from ..config.params import Params
+from ..data.chat import ChatFormat
+from ..data.documents import Builder, Documents
+from ..data.hold_out import PROMPT_IN_EVAL, prompt_key
+from ..data.layout import Layout, check_budget
+from ..data.layouts import Example
+from ..data.prepare import Encoding, Report, encode_rows
+from ..data.sources import has_eval_split
+from ..data.stream import PIECES, Pack, Stream, StreamPlan, StreamState
+from ..training.exchange import gather_values
+from ..training.step import Step, StepRules, build_streamed_step
+from .model import Examples, Log, Prepared, base_config, encoding, make_tokenizer, remarks, unread
 
 EVAL_DOCUMENTS = 512
 EVAL_ROWS = 20_000  # rows searched for held-out texts
@@ -39,12 +39,12 @@ Rows = Iterator[tuple[str, Example | str]]
 
 def prepare(
     params: Params,
-    log: assembly.Log,
+    log: Log,
     *,
     offline: bool = False,
     between_rows: Callable[[], None] = lambda: None,
     moment: datetime | None = None,  # of no use here: texts know no chat template
-) -> assembly.Prepared:
+) -> Prepared:
     """Tokenizer and evaluation documents, and as `train` the documents that the stream begins with. Reads a bounded number of rows.
 
     Raises JobError (exit 2, 3 or 4).
@@ -52,12 +52,12 @@ def prepare(
     check_budget(params.max_length, Layout(True, pack_tokens(params)))
     data = StreamedData.of(params, log, offline=offline, between_rows=between_rows)
     held = f"one text in {one_in(params)}" if data.wants_eval else ""
-    for note in assembly.unread(params.dataset_name, data.wants_eval, data.own_files, held):
+    for note in unread(params.dataset_name, data.wants_eval, data.own_files, held):
         log(f"dataset_name: {note}")
-    tokenizer = assembly.make_tokenizer(params, lambda _: islice(data.training(0, 1), TOKENIZER_ROWS), offline=offline)
-    assembly.base_config(params, tokenizer, offline=offline)
+    tokenizer = make_tokenizer(params, lambda _: islice(data.training(0, 1), TOKENIZER_ROWS), offline=offline)
+    base_config(params, tokenizer, offline=offline)
     chat = ChatFormat(tokenizer)
-    evaluation, eval_report = _encode_some(data.evaluation(), chat, assembly.encoding(params))
+    evaluation, eval_report = _encode_some(data.evaluation(), chat, encoding(params))
     if data.wants_eval and not len(evaluation):
         log("eval_strategy: nothing to hold out for evaluation; it is off.")
     elif data.wants_eval and not data.own_files:
@@ -68,9 +68,9 @@ def prepare(
     builder = Builder()
     for _, document in begun.buffer:
         builder.add(document.ids, document.supervised, document.prompt, f"row {document.index // PIECES + 1}")
-    for line in (*data.examples.lines(), *assembly.remarks({"train": begun.report, "eval": eval_report})):
+    for line in (*data.examples.lines(), *remarks({"train": begun.report, "eval": eval_report})):
         log(f"dataset_name: {line}")
-    return assembly.Prepared(tokenizer, chat, builder.build(), evaluation, {"train": begun.report, "eval": eval_report})
+    return Prepared(tokenizer, chat, builder.build(), evaluation, {"train": begun.report, "eval": eval_report})
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ class StreamedData:
     """The rows of a streaming run, and which of them belong to evaluation."""
 
     params: Params
-    examples: assembly.Examples
+    examples: Examples
     wants_eval: bool
     own_files: bool  # the dataset has an eval split of its own
     keys: frozenset[int]  # of that split's texts, as far as it is read
 
     @staticmethod
-    def of(params: Params, log: assembly.Log, *, offline: bool, between_rows: Callable[[], None]) -> StreamedData:
-        examples = assembly.Examples(params, log, offline=offline, between_rows=between_rows)
+    def of(params: Params, log: Log, *, offline: bool, between_rows: Callable[[], None]) -> StreamedData:
+        examples = Examples(params, log, offline=offline, between_rows=between_rows)
         wants_eval = params.eval_strategy != "no"
         own_files = wants_eval and has_eval_split(params.dataset_name, offline=offline)
         read = islice(examples("eval"), EVAL_DOCUMENTS) if own_files else ()
@@ -139,13 +139,11 @@ def pack_tokens(params: Params) -> int:
     return params.batch_size * params.max_length if params.tokens_per_batch == "auto" else params.tokens_per_batch
 
 
-def open_stream(
-    data: StreamedData, chat: ChatFormat, *, rank: int = 0, ranks: int = 1, log: assembly.Log = lambda line: None
-) -> Stream:
+def open_stream(data: StreamedData, chat: ChatFormat, *, rank: int = 0, ranks: int = 1, log: Log = lambda line: None) -> Stream:
     """This rank's stream, at its beginning."""
     params, tokens = data.params, pack_tokens(data.params)
     spare = int(params.stochastic_length > 0 and chat.start_id is not None)  # the tail of a text cut in two opens anew
-    how = assembly.encoding(params)
+    how = encoding(params)
     how = replace(how, max_length=min(how.max_length, tokens - spare))
     plan = StreamPlan(tokens, params.gradient_accumulation_steps, params.seed, rank, ranks, spare)
     return Stream(data.training, chat, how, plan, dataset=params.dataset_name, log=log)
@@ -179,7 +177,7 @@ class StreamedSteps:
 
 
 def start_streaming(
-    params: Params, chat: ChatFormat, rules: StepRules, log: assembly.Log, *, evaluated: bool, rank: int, ranks: int
+    params: Params, chat: ChatFormat, rules: StepRules, log: Log, *, evaluated: bool, rank: int, ranks: int
 ) -> StreamedSteps:
     """The steps of one rank's share. Layout notes were logged when the data was prepared."""
     data = StreamedData.of(params, lambda note: None, offline=False, between_rows=lambda: None)

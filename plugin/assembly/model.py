@@ -14,22 +14,22 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from .base.errors import one_line
-from .config.families import DEFAULT_NORM, FAMILIES
-from .config.params import Params
-from .data.chat import ChatFormat
-from .data.documents import Documents
-from .data.hold_out import HeldOut, hold_out, split_examples
-from .data.layout import Layout
-from .data.layouts import Example, detect_layout, read_examples
-from .data.layouts import Layout as RowLayout
-from .data.prepare import Encoding, Report, check_trainable, encode_split
-from .data.seen import Seen, counted
-from .data.sources import Row, has_eval_split, parse_mixture, read_rows, skipped_files
-from .data.steps import run_length, step_slots
-from .data.templates import compile_templates
-from .data.tokenizer import train_tokenizer
-from .models.load import (
+from ..base.errors import one_line
+from ..config.families import DEFAULT_NORM, FAMILIES
+from ..config.params import Params
+from ..data.chat import ChatFormat
+from ..data.documents import Documents
+from ..data.hold_out import HeldOut, hold_out, split_examples
+from ..data.layout import Layout
+from ..data.layouts import Example, detect_layout, read_examples
+from ..data.layouts import Layout as RowLayout
+from ..data.prepare import Encoding, Report, check_trainable, encode_split
+from ..data.seen import Seen, counted
+from ..data.sources import Row, has_eval_split, parse_mixture, read_rows, skipped_files
+from ..data.steps import run_length, step_slots
+from ..data.templates import compile_templates
+from ..data.tokenizer import train_tokenizer
+from ..models.load import (
     build_model,
     check_builds,
     check_method,
@@ -43,15 +43,15 @@ from .models.load import (
     new_tokens,
     switch_off_dropout,
 )
-from .models.lora import LoraSettings, MaybeAdapted, add_adapter, four_bit_saves, restore_adapter
-from .objectives.dream import by_context, parse_loss_weight_type
-from .objectives.mdlm import Weigh, by_time
-from .objectives.noise import Noise
+from ..models.lora import LoraSettings, MaybeAdapted, add_adapter, four_bit_saves, restore_adapter
+from ..objectives.dream import by_context, parse_loss_weight_type
+from ..objectives.mdlm import Weigh, by_time
+from ..objectives.noise import Noise
+from ..sampling.blockwise import SamplerSettings
+from ..training.loop import Plan
+from ..training.lr_schedule import Schedule, make_schedule, warmup_steps
+from ..training.step import Step, StepRules, build_step
 from .precision import weight_dtype
-from .sampling.blockwise import SamplerSettings
-from .training.loop import Plan
-from .training.lr_schedule import Schedule, make_schedule, warmup_steps
-from .training.step import Step, StepRules, build_step
 
 Log = Callable[[str], None]
 GROUP = 256  # rows that templates write at once
