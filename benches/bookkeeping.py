@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benches")]
 
 import plugin.base.quiet  # noqa: E402, F401  # before anything that imports torch
-from plugin import run
 from plugin.config.parse import parse  # noqa: E402
 from plugin.run_folder import RunFolder  # noqa: E402
 from plugin.training import loop
+from plugin.worker.train import Run
 
 CONFIG = {"model_type": "modernbert", "vocab_size": 2000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6}
 CONFIG |= {"num_attention_heads": 4, "max_position_embeddings": 512, "global_attn_every_n_layers": 1}
@@ -68,7 +68,7 @@ def measure(steps: int, logging_steps: int) -> dict[str, float]:
         folder = RunFolder(Path(root) / "run")
         folder.create()
         params = parse(values | {"logging_steps": logging_steps, "run_dir": str(folder.path)}).params
-        one = run.Run(params, folder)
+        one = Run(params, folder)
         try:
             one.go()
         finally:

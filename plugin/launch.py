@@ -160,7 +160,7 @@ def plan_launch(params: Params, run_dir: Path, gpus: Sequence[str], port: int, e
         common |= {
             "MASTER_ADDR": params.main_process_ip,
             "MASTER_PORT": str(port),
-            # Every rank is a client of the store that rank 0 serves on the port the parent had bound; see rendezvous.py.
+            # Every rank is a client of the store that rank 0 serves on the port the parent had bound; see worker/rendezvous.py.
             "TORCHELASTIC_USE_AGENT_STORE": "True",
         }
     own = "lo" if alone and sys.platform == "linux" else ""  # ranks of one machine need no network

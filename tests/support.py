@@ -168,11 +168,11 @@ def _processes_naming(text: bytes) -> Iterator[int]:
 
 def try_out_here(params: Params, ranks: int, *, offline: bool) -> Mapping[str, Any]:
     """What `plugin.worker --check` answers, without the seconds a new process takes to import torch."""
-    from plugin import worker
+    from plugin.worker.__main__ import check
 
     answer = io.StringIO()
     with contextlib.redirect_stdout(answer):
-        worker.check({"params": params.as_json(), "ranks": ranks, "offline": offline})
+        check({"params": params.as_json(), "ranks": ranks, "offline": offline})
     return json.loads(answer.getvalue().splitlines()[-1])
 
 

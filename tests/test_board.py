@@ -12,10 +12,10 @@ import pytest
 from support import read_lines
 from torch.utils.tensorboard import SummaryWriter
 
-from plugin import board
-from plugin.reporting import Reporter
 from plugin.run_folder import RunFolder
 from plugin.watchdog import Heartbeat
+from plugin.worker.reporter import Reporter
+from plugin.worker.tensorboard import Board, hush_writer_thread
 
 
 def warnings_of(folder: Path) -> list[str]:
@@ -46,7 +46,7 @@ def report(folder: Path, spoilt_before: int) -> None:
 @pytest.fixture(autouse=True)
 def quiet_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # what it is set to below is undone
-    board.hush_writer_thread()
+    hush_writer_thread()
 
 
 @pytest.mark.parametrize("spoilt_before", [0, 1, 4])
@@ -67,7 +67,7 @@ def test_a_folder_that_can_be_written_is_not_spoken_of(tmp_path: Path) -> None:
 @pytest.mark.parametrize("act", [SummaryWriter.flush, SummaryWriter.close])
 def test_no_other_mistake_is_swallowed(tmp_path: Path, act: Callable[[SummaryWriter], None]) -> None:
     said: list[str] = []
-    drawn = board.Board(tmp_path / "tb", said.append, 0)
+    drawn = Board(tmp_path / "tb", said.append, 0)
     with pytest.raises(TypeError):
         drawn.draw(lambda writer: act(writer, "too much"))
     drawn.close()

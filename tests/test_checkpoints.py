@@ -12,11 +12,11 @@ from tiny import cpu, random_documents, rules, steps_of, tiny_model, train_tiny,
 from transformers import PreTrainedModel
 
 from plugin.base.digests import why_broken
-from plugin.checkpoints import Contents, State, load_state, save_checkpoint
 from plugin.models.load import load_model, load_tokenizer
 from plugin.models.publish import read_diffusion
 from plugin.run_folder import RunFolder
 from plugin.training.optimizer import optimizer_tensors, restore_optimizer
+from plugin.worker.checkpoints import Contents, State, load_state, save_checkpoint
 
 DOCUMENTS = random_documents(20)
 FACTS = {"method": "bert", "sampler": {"steps": 8}}
@@ -132,7 +132,7 @@ def test_half_a_checkpoint_is_never_listed(tmp_path: Path, monkeypatch: pytest.M
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("plugin.checkpoints.save_file", killed)
+    monkeypatch.setattr("plugin.worker.checkpoints.save_file", killed)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 4, model, adam(model), keep=1)
     assert [path.name for path in RunFolder(tmp_path).checkpoints()] == ["checkpoint-2"]

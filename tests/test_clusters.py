@@ -19,7 +19,7 @@ from support import ERROR, ROOT, read_lines, start, wait_until
 from plugin.base.errors import JobError
 from plugin.config.params import Params
 from plugin.config.parse import SCHEMA
-from plugin.launched import take_launchers_choice
+from plugin.worker.accelerate_env import take_launchers_choice
 
 SCRIPT = ROOT / "examples" / "slurm.sh"
 FAKES = {
@@ -274,7 +274,7 @@ def test_a_way_of_sharing_that_is_accelerates_own_is_refused_by_name(monkeypatch
     """No CPU has one, so what is allowed is taken away instead: this process's own kind is then the one refused."""
     from accelerate.state import AcceleratorState
 
-    from plugin import rendezvous
+    from plugin.worker import rendezvous
 
     AcceleratorState._reset_state(reset_partial_state=True)
     assert rendezvous.join_ranks("no", on_cpu=True).num_processes == 1

@@ -18,7 +18,7 @@ from plugin.base.errors import Code, JobError, Outcome
 from plugin.config.params import Params
 from plugin.run_folder import RunFolder
 from plugin.train import _write_outcome
-from plugin.worker import as_problem
+from plugin.worker.__main__ import as_problem
 
 # In a mount namespace of its own: a small disk that only this program and its children see. Prints what became of two runs.
 DRIVER = """\

@@ -196,6 +196,6 @@ def test_floor_0_tests_do_not_import_torch() -> None:
 
 def test_a_worker_that_adapts_nothing_starts_without_peft_and_bitsandbytes() -> None:
     """They take a third of its start; transformers imports them in places."""
-    program = "import sys, plugin.worker, plugin.run\nprint({'peft', 'bitsandbytes'} & set(sys.modules))"
+    program = "import sys, plugin.worker, plugin.worker.train\nprint({'peft', 'bitsandbytes'} & set(sys.modules))"
     done = run_python(program, cwd=ROOT)
     assert done.stdout == "set()\n", done.stderr

@@ -16,8 +16,8 @@ from published_checkpoints import write_checkpoint
 from safetensors.torch import load_file
 from support import pairs, read_lines, run_main
 
-from plugin import trial
 from plugin.config.params import Params
+from plugin.worker.check import try_out
 
 METHODS = ("bert", "llada", "dream")
 KINDS: dict[str, dict[str, str]] = {
@@ -96,7 +96,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def test_bfloat16_job_is_checked(method: str, kind: str, layout: str, bases: dict[str, Path], pairs_file: Path) -> None:
     chosen: dict[str, Any] = values(method, kind, layout, "plain", bases[method], pairs_file)
     notes: list[str] = []
-    report = trial.try_out(Params.model_validate(chosen), 1, notes, offline=True)
+    report = try_out(Params.model_validate(chosen), 1, notes, offline=True)
     assert report["precision"] == "bfloat16"
     assert 0 < report["first_loss"] < 50
     assert report["memory"]["peak"] > 0

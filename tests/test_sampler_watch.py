@@ -12,7 +12,7 @@ from published_checkpoints import write_checkpoint
 from plugin.data.chat import ChatFormat
 from plugin.data.documents import Builder, Documents
 from plugin.models.load import load_model, load_tokenizer
-from plugin.sampler_watch import SampleWatch
+from plugin.worker.samples import SampleWatch
 
 POSITIONS, BLOCK = 32, 8
 SAMPLER = {"max_new_tokens": 64, "block_length": BLOCK, "steps": 2, "grow": True}
@@ -54,9 +54,9 @@ def test_answers_end_within_the_positions_of_the_model(
 def test_samples_of_prompts_that_begin_alike_are_kept_apart(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from plugin.reporting import Reporter
     from plugin.run_folder import RunFolder
     from plugin.watchdog import Heartbeat
+    from plugin.worker.reporter import Reporter
 
     reporter = Reporter(RunFolder(tmp_path), Heartbeat(tmp_path / "beat"), speaks=True)
     for number in (1, 2):

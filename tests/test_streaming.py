@@ -33,7 +33,7 @@ from plugin.data.turns import Turn
 from plugin.models.diffusion import DiffusionModel
 from plugin.training.prefetch import Ahead
 from plugin.training.step import Step, build_streamed_step
-from plugin.trial import try_out
+from plugin.worker.check import try_out
 
 WORDS = ("sky", "blue", "and", "grass", "green", "while", "old", "snow", "lies", "on", "every", "roof", "of", "the", "town")
 

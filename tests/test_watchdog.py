@@ -152,7 +152,7 @@ def test_a_beat_is_cheap_enough_for_every_row_and_micro_batch(tmp_path: Path) ->
 
 def test_every_phase_and_finished_step_of_a_run_beats(tmp_path: Path) -> None:
     """Ranks that do not speak beat as well."""
-    from plugin.reporting import Reporter
+    from plugin.worker.reporter import Reporter
 
     beats: list[Any] = []
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PARENT_PID = "TRAINER_PARENT_PID"  # whose death a worker notices, even when it came before the worker could look
-LISTEN_FD = "TRAINER_LISTEN_FD"  # several machines: rank 0's bound port; see rendezvous.py
+LISTEN_FD = "TRAINER_LISTEN_FD"  # several machines: rank 0's bound port; see worker/rendezvous.py
 MEETING = "TRAINER_MEETING"  # one machine: the file in which its ranks meet
 
 # What torch, accelerate and MPI read to find the other ranks of a job. A pod of a PyTorchJob has these, and

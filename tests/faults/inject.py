@@ -41,28 +41,28 @@ class _Fault:
         self._struck = False
 
     def arm(self) -> None:
-        import plugin.checkpoints
-        import plugin.finish
         import plugin.fuse
-        import plugin.run
         import plugin.training.loop
+        import plugin.worker.checkpoints
+        import plugin.worker.publish
+        import plugin.worker.train
 
         points: dict[str, tuple[ModuleType, str, int]] = {  # module, function, steps that are finished when it runs
-            "load": (plugin.run, "load_model", -1),
+            "load": (plugin.worker.train, "load_model", -1),
             "step": (plugin.training.loop, "_forward_backward", self._step - 1),
             "gradient": (plugin.training.loop, "_read", self._step - 1),
-            "eval": (plugin.run, "evaluate", self._step),
-            "save": (plugin.checkpoints, "write_model", self._step),
-            "save.optimizer": (plugin.checkpoints, "save_file", self._step),
-            "save.digests": (plugin.checkpoints, "write_digests", self._step),
-            "save.rename": (plugin.checkpoints, "rename_whole", self._step),
-            "save.renamed": (plugin.checkpoints, "best_checkpoint", self._step),
+            "eval": (plugin.worker.train, "evaluate", self._step),
+            "save": (plugin.worker.checkpoints, "write_model", self._step),
+            "save.optimizer": (plugin.worker.checkpoints, "save_file", self._step),
+            "save.digests": (plugin.worker.checkpoints, "write_digests", self._step),
+            "save.rename": (plugin.worker.checkpoints, "rename_whole", self._step),
+            "save.renamed": (plugin.worker.checkpoints, "best_checkpoint", self._step),
             "fuse": (plugin.fuse, "publish", self._step),
             "fuse.adapter": (plugin.fuse, "fuse_adapter", self._step),
         }
         self._wrap(plugin.training.loop, "train", self._remember)
         if self._point == "save.remove":
-            plugin.checkpoints.shutil = _Shutil(self._strike_once, self._is_due)
+            plugin.worker.checkpoints.shutil = _Shutil(self._strike_once, self._is_due)
             return
         module, name, done = points[self._point]
         self._wrap(module, name, lambda args: self._strike_once(args) if done < 0 or self._is_due(done) else None)

@@ -24,9 +24,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, NoReturn
 
-import plugin.worker
-from plugin import cli, follow, loading
+import plugin.worker.__main__
+from plugin import cli, follow
 from plugin.assembly import verify
+from plugin.worker import load
 
 from . import inject
 
@@ -79,8 +80,8 @@ def _rank() -> int:
     verify.subprocess = SimpleNamespace(run=_reload_here, PIPE=-1, DEVNULL=DEVNULL)
     inject.arm(os.environ.get(inject.FAULT, ""))
     if backend := os.environ.get("TEST_COMPILE_BACKEND"):  # one that takes milliseconds where inductor takes half a minute
-        loading.compile_layers = partial(loading.compile_layers, backend=backend)
-    return plugin.worker.main()
+        load.compile_layers = partial(load.compile_layers, backend=backend)
+    return plugin.worker.__main__.main()
 
 
 def _reload_here(command: Sequence[str], **_: object) -> SimpleNamespace:

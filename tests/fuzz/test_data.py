@@ -16,7 +16,7 @@ from fuzz.promise import kept, writable
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from plugin import loading, train, trial
+from plugin import train
 from plugin.assembly import model
 from plugin.config.params import Params
 from plugin.config.parse import parse
@@ -25,6 +25,8 @@ from plugin.data.documents import Documents
 from plugin.data.layouts import Example
 from plugin.data.tokenizer import train_tokenizer
 from plugin.run_folder import RunFolder
+from plugin.worker.check import _preview
+from plugin.worker.load import prepare_data
 
 pytestmark = pytest.mark.fuzz
 MOMENT = datetime(2026, 1, 2)
@@ -109,7 +111,7 @@ def try_data(given: Mapping[str, Any], run: RunFolder) -> None:
     said = Log()
 
     def prepare() -> None:
-        loading.prepare_data(params, run, said, lambda: None, MOMENT)  # pyright: ignore[reportArgumentType]
+        prepare_data(params, run, said, lambda: None, MOMENT)  # pyright: ignore[reportArgumentType]
 
     if checked is None:
         assert kept(lambda: prepare() or True) is None, "trained on what check refuses"
@@ -165,7 +167,7 @@ def check_documents(documents: Documents, report: Mapping[str, Any], made: model
 def check_preview(made: model.Prepared, params: Params) -> None:
     """Make what `check` shows of the first document."""
     rules = model.step_rules(params, made.chat)
-    writable(trial._preview(made.train[0], rules, made.chat))
+    writable(_preview(made.train[0], rules, made.chat))
 
 
 def check_answers(made: model.Prepared, params: Params) -> None:

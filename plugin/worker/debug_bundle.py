@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from .base.files import remove, rename_whole, set_aside
-from .data.documents import Documents
-from .owned import not_ours
-from .run_folder import RunFolder, to_json
-from .training.loop import NonFinite
+from ..base.files import remove, rename_whole, set_aside
+from ..data.documents import Documents
+from ..owned import not_ours
+from ..run_folder import RunFolder, to_json
+from ..training.loop import NonFinite
 
 
 def row_of(documents: Documents | None, index: int) -> str:

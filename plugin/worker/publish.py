@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from . import fuse
-from .assembly.stream import pack_tokens
-from .assembly.verify import TOKENS
-from .base.files import replace_whole, set_aside
-from .config.params import Params
-from .data.sources import renamed_mixture
-from .loading import Data, Trained
-from .models.lora import MaybeAdapted, has_adapter
-from .models.publish import public_name, write_adapter_card, write_model
-from .reporting import Reporter
-from .run_folder import RunFolder
+from .. import fuse
+from ..assembly.stream import pack_tokens
+from ..assembly.verify import TOKENS
+from ..base.files import replace_whole, set_aside
+from ..config.params import Params
+from ..data.sources import renamed_mixture
+from ..models.lora import MaybeAdapted, has_adapter
+from ..models.publish import public_name, write_adapter_card, write_model
+from ..run_folder import RunFolder
+from .load import Data, Trained
+from .reporter import Reporter
 
 
 def model_facts(params: Params, data: Data, dtype: torch.dtype) -> dict[str, Any]:

@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from .base.digests import DIGESTS, write_digests
-from .base.files import remove, rename_whole, set_aside
-from .models.lora import MaybeAdapted
-from .models.publish import write_model
-from .resume import STATE, read_state
-from .run_folder import RunFolder, to_json
-from .training.lr_schedule import Schedule
-from .training.optimizer import restore_optimizer
+from ..base.digests import DIGESTS, write_digests
+from ..base.files import remove, rename_whole, set_aside
+from ..models.lora import MaybeAdapted
+from ..models.publish import write_model
+from ..resume import STATE, read_state
+from ..run_folder import RunFolder, to_json
+from ..training.lr_schedule import Schedule
+from ..training.optimizer import restore_optimizer
 
 OPTIMIZER = "optimizer.safetensors"
 

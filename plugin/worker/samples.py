@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from .data.chat import ChatFormat
-from .data.documents import Documents
-from .models.diffusion import Predict, positions, predictor
-from .sampling.blockwise import SamplerSettings, Vocabulary, generate
+from ..data.chat import ChatFormat
+from ..data.documents import Documents
+from ..models.diffusion import Predict, positions, predictor
+from ..sampling.blockwise import SamplerSettings, Vocabulary, generate
 
 PROMPTS = 4
 FRAMES = 8  # canvas states kept of each answer

@@ -8,14 +8,14 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from .base.errors import Problem, one_line
-from .base.files import write_whole
-from .base.redact import redact
-from .board import Board
-from .resume import MAY_CHANGE
-from .run_folder import JsonLines, RunFolder, to_json, utc_now
-from .summary import counted
-from .watchdog import Heartbeat
+from ..base.errors import Problem, one_line
+from ..base.files import write_whole
+from ..base.redact import redact
+from ..resume import MAY_CHANGE
+from ..run_folder import JsonLines, RunFolder, to_json, utc_now
+from ..summary import counted
+from ..watchdog import Heartbeat
+from .tensorboard import Board
 
 PROGRESS_EVERY_S = 1.0
 NO_CURVE = {"eval/documents"}  # the same at every step

@@ -1,4 +1,4 @@
-"""One training run on this rank: load, train, evaluate, save, fuse. The worker's program is in worker.py."""
+"""One training run on this rank: load, train, evaluate, save, fuse. The worker's program is in worker/__main__.py."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from .assembly import memory_advice
-from .assembly.precision import COMPUTE, choose_precision, make_deterministic
-from .assembly.stream import add_up, whole_report
-from .base.errors import Code, JobError, Problem
+from ..assembly import memory_advice
+from ..assembly.precision import COMPUTE, choose_precision, make_deterministic
+from ..assembly.stream import add_up, whole_report
+from ..base.errors import Code, JobError, Problem
+from ..config.params import Params
+from ..data.documents import Documents
+from ..data.stream import StreamState
+from ..run_folder import RunFolder
+from ..training import loop
+from ..training.evaluate import evaluate
+from ..training.exchange import gather_bytes, gather_values
+from ..training.memory import MakePlan
+from ..training.meters import Stopwatch, measure_peak, memory_by_category, peak_bytes, resident_bytes
+from ..training.prefetch import Ahead
+from ..training.sharding import reshard
+from ..watchdog import Heartbeat, heartbeat_path
+from .accelerate_env import take_launchers_choice
 from .checkpoints import Contents, State, best_checkpoint, load_state, restore_training, save_checkpoint
-from .config.params import Params
-from .data.documents import Documents
-from .data.stream import StreamState
 from .debug_bundle import write_bundle
-from .finish import finish, model_facts
-from .launched import take_launchers_choice
-from .loading import load_data, load_model, prepare_data
+from .load import load_data, load_model, prepare_data
+from .publish import finish, model_facts
 from .rendezvous import join_ranks, serve_store
-from .reporting import Reporter
-from .run_folder import RunFolder
-from .sampler_watch import SampleWatch
-from .stopping import Requests
-from .training import loop
-from .training.evaluate import evaluate
-from .training.exchange import gather_bytes, gather_values
-from .training.memory import MakePlan
-from .training.meters import Stopwatch, measure_peak, memory_by_category, peak_bytes, resident_bytes
-from .training.prefetch import Ahead
-from .training.sharding import reshard
-from .watchdog import Heartbeat, heartbeat_path
+from .reporter import Reporter
+from .samples import SampleWatch
+from .stop import Requests
 
 
 class Run:

@@ -18,25 +18,25 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from .assembly import model as assembly
-from .assembly import stream
-from .assembly.attention import check_fits, choose_attention, choose_compile
-from .assembly.disk import check_room, count_parameters
-from .assembly.heaviest import heaviest_batch
-from .assembly.memory_advice import check_memory
-from .assembly.precision import COMPUTE, choose_precision
-from .base.errors import Code, JobError, Problem
-from .batch import Batch
-from .config.params import SHARDED, Params
-from .data.chat import ChatFormat
-from .data.documents import Document
-from .data.steps import Slot
-from .models.diffusion import DiffusionModel
-from .models.load import build_model, check_method, load_config, new_config
-from .models.published import REGISTRY
-from .training.memory import ROOM, Plan, Setting, free_bytes, plan_memory
-from .training.sharding import choose_parallel
-from .training.step import Step, StepRules, corruptions, step_items
+from ..assembly import model as assembly
+from ..assembly import stream
+from ..assembly.attention import check_fits, choose_attention, choose_compile
+from ..assembly.disk import check_room, count_parameters
+from ..assembly.heaviest import heaviest_batch
+from ..assembly.memory_advice import check_memory
+from ..assembly.precision import COMPUTE, choose_precision
+from ..base.errors import Code, JobError, Problem
+from ..batch import Batch
+from ..config.params import SHARDED, Params
+from ..data.chat import ChatFormat
+from ..data.documents import Document
+from ..data.steps import Slot
+from ..models.diffusion import DiffusionModel
+from ..models.load import build_model, check_method, load_config, new_config
+from ..models.published import REGISTRY
+from ..training.memory import ROOM, Plan, Setting, free_bytes, plan_memory
+from ..training.sharding import choose_parallel
+from ..training.step import Step, StepRules, corruptions, step_items
 
 PREVIEW_TIMES = (0.15, 0.5, 0.9)
 SMALL = 100_000_000  # parameters up to which a model is tried as it is

@@ -14,30 +14,28 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from .assembly import model as assembly
-from .assembly import stream as streaming
-from .assembly.attention import Attention, check_fits, choose_attention, choose_compile
-from .assembly.disk import check_room, count_parameters
-from .assembly.heaviest import heaviest_batch
-from .assembly.model import step_maker
-from .assembly.precision import COMPUTE, weight_dtype
-from .base.files import remove, rename_whole
-from .checkpoints import State
-from .config.params import SHARDED, Params
-from .data.chat import ChatFormat
-from .data.documents import Documents
-from .models.diffusion import DiffusionModel, Predict
-from .models.flops import FlopCount, count_flops
-from .models.load import load_tokenizer
-from .models.lora import MaybeAdapted
-from .reporting import Reporter
-from .run_folder import RunFolder, to_json
-from .training import memory as memory
-from .training.exchange import gather_values
-from .training.layers import compile_layers, set_recompute
-from .training.lr_schedule import Schedule
-from .training.optimizer import make_optimizer, optimizer_tensors
-from .training.sharding import (
+from ..assembly import model as assembly
+from ..assembly import stream as streaming
+from ..assembly.attention import Attention, check_fits, choose_attention, choose_compile
+from ..assembly.disk import check_room, count_parameters
+from ..assembly.heaviest import heaviest_batch
+from ..assembly.model import step_maker
+from ..assembly.precision import COMPUTE, weight_dtype
+from ..base.files import remove, rename_whole
+from ..config.params import SHARDED, Params
+from ..data.chat import ChatFormat
+from ..data.documents import Documents
+from ..models.diffusion import DiffusionModel, Predict
+from ..models.flops import FlopCount, count_flops
+from ..models.load import load_tokenizer
+from ..models.lora import MaybeAdapted
+from ..run_folder import RunFolder, to_json
+from ..training import memory as memory
+from ..training.exchange import gather_values
+from ..training.layers import compile_layers, set_recompute
+from ..training.lr_schedule import Schedule
+from ..training.optimizer import make_optimizer, optimizer_tensors
+from ..training.sharding import (
     choose_parallel,
     gathered_dtype,
     gathered_model,
@@ -46,7 +44,9 @@ from .training.sharding import (
     shard,
     shared_predictor,
 )
-from .training.step import Step, StepRules
+from ..training.step import Step, StepRules
+from .checkpoints import State
+from .reporter import Reporter
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import KwargsHandler
 
-from .base.errors import JobError, Problem
-from .base.process import LISTEN_FD, MEETING, PARENT_PID
+from ..base.errors import JobError, Problem
+from ..base.process import LISTEN_FD, MEETING, PARENT_PID
 
-# How accelerate may share a model. Cutting it up is ours (training/sharding.py); what a launcher says of that is read in launched.py.
+# How accelerate may share a model. Cutting it up is ours (training/sharding.py); what a launcher says of that is read in worker/accelerate_env.py.
 REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 # Ranks may wait for hours while rank 0 reads the data; the parent's watchdog knows that from a hang, torch's ten minutes do not.

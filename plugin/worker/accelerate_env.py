@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
 
-from .base.errors import JobError, Problem
-from .config.params import Params
-from .config.parse import sharding_problems
+from ..base.errors import JobError, Problem
+from ..config.params import Params
+from ..config.parse import sharding_problems
 
 # FSDP 1's sharding_strategy, by name or by number as accelerate counts them; HYBRID_SHARD and HYBRID_SHARD_ZERO2 are not offered.
 STRATEGIES = {"FULL_SHARD": "zero3", "SHARD_GRAD_OP": "zero2", "NO_SHARD": "ddp", "1": "zero3", "2": "zero2", "3": "ddp"}

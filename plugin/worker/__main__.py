@@ -6,8 +6,8 @@ code of what went wrong.
 
 from __future__ import annotations
 
-from . import stacks  # noqa: F401  # isort: skip  # a process that hangs while it imports shows where
-from .base.quiet import quiet_loading  # isort: skip  # before anything that imports torch
+from ..worker import stack_dump  # noqa: F401  # isort: skip  # a process that hangs while it imports shows where
+from ..base.quiet import quiet_loading  # isort: skip  # before anything that imports torch
 
 import contextlib
 import errno
@@ -23,18 +23,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from .assembly.memory_advice import out_of_memory
-from .base.errors import Code, JobError, Problem, json_line
-from .base.process import PARENT_PID
-from .base.redact import guard_streams
-from .board import hush_writer_thread
-from .config.params import Params
-from .owned import half_written
-from .reporting import report_failure
-from .run import Run
-from .run_folder import RunFolder
-from .stopping import StopRequested
-from .trial import try_out
+from ..assembly.memory_advice import out_of_memory
+from ..base.errors import Code, JobError, Problem, json_line
+from ..base.process import PARENT_PID
+from ..base.redact import guard_streams
+from ..config.params import Params
+from ..owned import half_written
+from ..run_folder import RunFolder
+from .check import try_out
+from .reporter import report_failure
+from .stop import StopRequested
+from .tensorboard import hush_writer_thread
+from .train import Run
 
 
 def main() -> int:
