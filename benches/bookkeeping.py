@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benches")]
 
 import plugin.base.quiet  # noqa: E402, F401  # before anything that imports torch
 from plugin.config.parse import parse  # noqa: E402
-from plugin.run_folder import RunFolder  # noqa: E402
+from plugin.run.folder import RunFolder  # noqa: E402
 from plugin.training import loop
 from plugin.worker.train import Run
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from plugin.chat import Chatter, load_chatter  # noqa: E402
 from plugin.data.documents import Documents  # noqa: E402
 from plugin.data.turns import Turn  # noqa: E402
-from plugin.run_folder import RunFolder  # noqa: E402
+from plugin.run.folder import RunFolder  # noqa: E402
 
 LONGEST_ANSWER = 50  # characters; up to 25 tokens
 TESTED = 100

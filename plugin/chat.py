@@ -29,7 +29,7 @@ from .models.identity import find_base
 from .models.load import load_model, load_tokenizer
 from .models.lora import ADAPTER_CONFIG, merged_model
 from .models.publish import read_diffusion
-from .run_folder import RunFolder, local_path
+from .run.folder import RunFolder, local_path
 from .sampling.blockwise import OnStep, SamplerSettings, Vocabulary, generate
 from .verbs import SAMPLER_OPTIONS, chat_options
 

@@ -23,7 +23,7 @@ from .base.process import LISTEN_FD, MEETING, PARENT_PID
 from .base.redact import redact, scrub
 from .last_words import LastWords
 from .launch import LaunchPlan
-from .run_folder import STOP, RunFolder, Tail
+from .run.folder import STOP, RunFolder, Tail
 from .watchdog import Watch, write_stacks
 
 POLL_S = 0.1

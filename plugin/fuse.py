@@ -29,7 +29,7 @@ from .models.identity import base_digest, find_base, local_folder
 from .models.load import load_config, load_model, load_tokenizer, table_rows
 from .models.lora import merged_model, with_adapter
 from .models.publish import public_name, read_diffusion, write_card, write_model
-from .run_folder import local_path
+from .run.folder import local_path
 from .verbs import fuse_options
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

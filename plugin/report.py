@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from .base.errors import one_line
-from .summary import counted
+from .run.outcome import counted
 
 STYLES = {"prompt": "cyan", "answer": "green", "end": "dim green", "masked": "bold white on magenta"}
 HOLE = "░"  # a masked token where there is no colour to mark it

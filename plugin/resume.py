@@ -13,8 +13,8 @@ from .base.digests import unlisted, why_broken
 from .base.errors import JobError, Problem
 from .base.files import open_plain, recover, remove, set_aside, write_whole
 from .config.params import Params
-from .owned import half_written
-from .run_folder import RunFolder, to_json
+from .run.folder import RunFolder, to_json
+from .run.owned import half_written
 
 STATE = "state.json"
 

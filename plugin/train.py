@@ -32,7 +32,7 @@ from .launch import LaunchPlan, listen, machine_dir, nvidia_smi, plan_launch, re
 from .network import interface_to
 from .report import print_check
 from .resume import Start, cut_back, find_start, parameter_problems, resume_target, state_problems
-from .run_folder import LOCK_WAIT_S, STOP, RunFolder, local_path
+from .run.folder import LOCK_WAIT_S, STOP, RunFolder, local_path
 from .wandb_relay import key_problem, relayed
 
 CHECK_S, CHECK_S_PER_MB = 300.0, 10.0  # a check without an answer after so long, and so much data, hangs

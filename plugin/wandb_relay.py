@@ -24,7 +24,7 @@ from .base.files import open_plain, write_whole
 from .base.process import child_path, inherited
 from .base.redact import guard_streams, scrub
 from .config.params import Params
-from .run_folder import RunFolder, Tail, to_json
+from .run.folder import RunFolder, Tail, to_json
 
 FACTS, LOG = "wandb.json", "wandb.log"  # {id, url} of the run there; what the library prints
 PROJECT = "diffusion-llm-trainer"

@@ -14,7 +14,7 @@ from typing import Any
 
 from support import is_running, processes_naming, read_lines, run_main, start_main, wait_until
 
-from plugin.run_folder import LOCK_WAIT_S, RunFolder
+from plugin.run.folder import LOCK_WAIT_S, RunFolder
 
 ENDLESS = ("--train_steps", 1_000_000, "--save_steps", 1_000_000, "--eval_strategy", "no", "--logging_steps", 1000)
 LONGEST_S = 120.0  # of any scene, on a busy machine

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from plugin.config.params import Params
-from plugin.run_folder import RunFolder
+from plugin.run.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = ROOT / "main.py"

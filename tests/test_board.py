@@ -12,7 +12,7 @@ import pytest
 from support import read_lines
 from torch.utils.tensorboard import SummaryWriter
 
-from plugin.run_folder import RunFolder
+from plugin.run.folder import RunFolder
 from plugin.watchdog import Heartbeat
 from plugin.worker.reporter import Reporter
 from plugin.worker.tensorboard import Board, hush_writer_thread

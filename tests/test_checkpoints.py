@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from plugin.base.digests import why_broken
 from plugin.models.load import load_model, load_tokenizer
 from plugin.models.publish import read_diffusion
-from plugin.run_folder import RunFolder
+from plugin.run.folder import RunFolder
 from plugin.training.optimizer import optimizer_tensors, restore_optimizer
 from plugin.worker.checkpoints import Contents, State, load_state, save_checkpoint
 

@@ -16,7 +16,7 @@ from support import ERROR, MAIN, ROOT, child_env, run_python
 from plugin.assembly.disk import check_room
 from plugin.base.errors import Code, JobError, Outcome
 from plugin.config.params import Params
-from plugin.run_folder import RunFolder
+from plugin.run.folder import RunFolder
 from plugin.train import _write_outcome
 from plugin.worker.__main__ import as_problem
 

@@ -13,8 +13,8 @@ from plugin.base.errors import Outcome
 from plugin.hosts.folder import FolderHost
 from plugin.hosts.pulse import Pulse
 from plugin.launch import LaunchPlan
-from plugin.run_folder import RunFolder
-from plugin.summary import metrics_line, outcome_line
+from plugin.run.folder import RunFolder
+from plugin.run.outcome import metrics_line, outcome_line
 
 
 def test_paths_with_spaces_can_be_copied_into_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

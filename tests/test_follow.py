@@ -21,7 +21,7 @@ from plugin.base import redact
 from plugin.base.errors import Code, Outcome
 from plugin.follow import Inherited, Relay, run_workers
 from plugin.launch import LaunchPlan
-from plugin.run_folder import STOP, RunFolder
+from plugin.run.folder import STOP, RunFolder
 
 PRELUDE = """\
 import json, os, signal, subprocess, sys, time

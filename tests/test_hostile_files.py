@@ -24,7 +24,7 @@ from plugin.base.errors import JobError
 from plugin.base.files import open_plain, write_whole
 from plugin.hosts.lab import go_on_here
 from plugin.hosts.shelf import free_name, shelve, show_link
-from plugin.run_folder import RunFolder
+from plugin.run.folder import RunFolder
 from plugin.watchdog import Heartbeat, heartbeat_path
 
 

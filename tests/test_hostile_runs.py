@@ -22,7 +22,7 @@ from plugin import cli
 from plugin.base.digests import write_digests
 from plugin.config.parse import parse
 from plugin.resume import cut_back, find_start
-from plugin.run_folder import RunFolder
+from plugin.run.folder import RunFolder
 from plugin.train import inputs_inside
 
 

@@ -14,7 +14,7 @@ from plugin.base import redact
 from plugin.base.errors import JobError
 from plugin.base.redact import MARK, GuardedStream, compile_pattern, scrub, secrets
 from plugin.config.parse import parse
-from plugin.run_folder import JsonLines, RunFolder, write_whole
+from plugin.run.folder import JsonLines, RunFolder, write_whole
 
 HF, WANDB, MINE = "hf_" + "aB3" * 12, "0123456789abcdef" * 2 + "01234567", 'correct horse/battery"staple'
 PLANTED = {"HF_TOKEN": HF, "WANDB_API_KEY": WANDB, "MY_SECRET": MINE}

@@ -18,7 +18,7 @@ from plugin.base.digests import why_broken
 from plugin.cli import _config_file
 from plugin.config.parse import parse
 from plugin.resume import find_start
-from plugin.run_folder import RunFolder
+from plugin.run.folder import RunFolder
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 from support import ROOT, child_env, wait_until, write_record
 
 from plugin.base.errors import JobError, Problem
-from plugin.run_folder import RunFolder, to_json
+from plugin.run.folder import RunFolder, to_json
 
 HOLD = """\
 import sys, time

@@ -54,7 +54,7 @@ def test_answers_end_within_the_positions_of_the_model(
 def test_samples_of_prompts_that_begin_alike_are_kept_apart(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from plugin.run_folder import RunFolder
+    from plugin.run.folder import RunFolder
     from plugin.watchdog import Heartbeat
     from plugin.worker.reporter import Reporter
 

@@ -20,7 +20,7 @@ from plugin.data.chat import ChatFormat
 from plugin.hosts.folder import FolderHost
 from plugin.models.load import load_tokenizer
 from plugin.models.publish import write_adapter_card, write_card
-from plugin.run_folder import RunFolder
+from plugin.run.folder import RunFolder
 from plugin.watchdog import Heartbeat
 from plugin.worker.reporter import Reporter
 

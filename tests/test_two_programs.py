@@ -17,7 +17,7 @@ from support import ERROR, ROOT, processes_naming, read_lines, run_main
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from plugin.config.parse import SCHEMA
-from plugin.run_folder import RunFolder
+from plugin.run.folder import RunFolder
 
 PROMPT = "What colour is the sky?"
 

@@ -14,7 +14,7 @@ from plugin.base.errors import Code, Outcome
 from plugin.base.process import child_path
 from plugin.follow import Inherited, Relay, run_workers
 from plugin.launch import LaunchPlan
-from plugin.run_folder import RunFolder
+from plugin.run.folder import RunFolder
 from plugin.watchdog import Heartbeat, Watch, heartbeat_path
 
 PRELUDE = """\

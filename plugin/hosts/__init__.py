@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from ..base.errors import Outcome
 from ..launch import LaunchPlan
-from ..run_folder import RunFolder
+from ..run.folder import RunFolder
 
 
 class Host(Protocol):

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from ..base.errors import Outcome, json_line, one_line
 from ..launch import LaunchPlan
-from ..run_folder import RunFolder
-from ..summary import counted, metrics_line, outcome_line
+from ..run.folder import RunFolder
+from ..run.outcome import counted, metrics_line, outcome_line
 from .pulse import Pulse
 
 QUIET_LINES = 20  # without a terminal, so many metric lines a run

@@ -23,8 +23,8 @@ from ..base.files import is_plain, part_beside, write_whole
 from ..config.families import pipeline_tag
 from ..launch import LaunchPlan
 from ..resume import STATE
-from ..run_folder import RunFolder
-from ..summary import counted, metrics_line, outcome_line, sample_line
+from ..run.folder import RunFolder
+from ..run.outcome import counted, metrics_line, outcome_line, sample_line
 from ..wandb_relay import FACTS
 from .pulse import Pulse
 

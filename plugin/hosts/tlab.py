@@ -20,8 +20,8 @@ from ..base.files import write_whole
 from ..config.families import pipeline_tag
 from ..config.params import METHOD_ONLY
 from ..launch import LaunchPlan
-from ..run_folder import RunFolder, to_json
-from ..summary import counted, metrics_line, outcome_line, sample_line
+from ..run.folder import RunFolder, to_json
+from ..run.outcome import counted, metrics_line, outcome_line, sample_line
 from .pulse import Pulse
 from .shelf import free_name, shelve, show_link
 from .tlab_job import WORST, TlabJob, viewer_dir

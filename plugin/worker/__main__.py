@@ -28,8 +28,8 @@ from ..base.errors import Code, JobError, Problem, json_line
 from ..base.process import PARENT_PID
 from ..base.redact import guard_streams
 from ..config.params import Params
-from ..owned import half_written
-from ..run_folder import RunFolder
+from ..run.folder import RunFolder
+from ..run.owned import half_written
 from .check import try_out
 from .reporter import report_failure
 from .stop import StopRequested

@@ -22,7 +22,7 @@ from ..base.files import remove, rename_whole, set_aside
 from ..models.lora import MaybeAdapted
 from ..models.publish import write_model
 from ..resume import STATE, read_state
-from ..run_folder import RunFolder, to_json
+from ..run.folder import RunFolder, to_json
 from ..training.lr_schedule import Schedule
 from ..training.optimizer import restore_optimizer
 

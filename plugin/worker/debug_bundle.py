@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from ..base.files import remove, rename_whole, set_aside
 from ..data.documents import Documents
-from ..owned import not_ours
-from ..run_folder import RunFolder, to_json
+from ..run.folder import RunFolder, to_json
+from ..run.owned import not_ours
 from ..training.loop import NonFinite
 
 

@@ -29,7 +29,7 @@ from ..models.diffusion import DiffusionModel, Predict
 from ..models.flops import FlopCount, count_flops
 from ..models.load import load_tokenizer
 from ..models.lora import MaybeAdapted
-from ..run_folder import RunFolder, to_json
+from ..run.folder import RunFolder, to_json
 from ..training import memory as memory
 from ..training.exchange import gather_values
 from ..training.layers import compile_layers, set_recompute

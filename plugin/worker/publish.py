@@ -16,7 +16,7 @@ from ..config.params import Params
 from ..data.sources import renamed_mixture
 from ..models.lora import MaybeAdapted, has_adapter
 from ..models.publish import public_name, write_adapter_card, write_model
-from ..run_folder import RunFolder
+from ..run.folder import RunFolder
 from .load import Data, Trained
 from .reporter import Reporter
 

@@ -12,8 +12,8 @@ from ..base.errors import Problem, one_line
 from ..base.files import write_whole
 from ..base.redact import redact
 from ..resume import MAY_CHANGE
-from ..run_folder import JsonLines, RunFolder, to_json, utc_now
-from ..summary import counted
+from ..run.folder import JsonLines, RunFolder, to_json, utc_now
+from ..run.outcome import counted
 from ..watchdog import Heartbeat
 from .tensorboard import Board
 

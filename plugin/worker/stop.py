@@ -9,7 +9,7 @@ import threading
 import time
 
 from ..base.process import PARENT_PID
-from ..run_folder import SAMPLE, SAVE, STOP, RunFolder, TakenOnce
+from ..run.folder import SAMPLE, SAVE, STOP, RunFolder, TakenOnce
 
 ORPHAN_LIMIT_S = 30.0  # an orphan that has not saved and gone by then is ended
 

@@ -21,7 +21,7 @@ from ..base.errors import Code, JobError, Problem
 from ..config.params import Params
 from ..data.documents import Documents
 from ..data.stream import StreamState
-from ..run_folder import RunFolder
+from ..run.folder import RunFolder
 from ..training import loop
 from ..training.evaluate import evaluate
 from ..training.exchange import gather_bytes, gather_values

@@ -14,7 +14,7 @@ from scenes import Scene
 from support import ROOT
 
 from plugin.resume import find_start
-from plugin.run_folder import RunFolder
+from plugin.run.folder import RunFolder
 
 from .hostile_files import hostile_files
 from .hostile_limits import hostile_limits

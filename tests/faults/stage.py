@@ -12,7 +12,7 @@ from scenes import LONGEST_S, Scene
 from support import ERROR, ROOT, TINY_CONFIG, pairs, run_main, write_rows
 
 from plugin.base.digests import why_broken
-from plugin.run_folder import RunFolder
+from plugin.run.folder import RunFolder
 
 from .compare import differences
 from .forks import Forks

@@ -23,7 +23,7 @@ from plugin.config.families import FAMILIES
 from plugin.config.params import Params
 from plugin.data.tokenizer import train_tokenizer
 from plugin.models.load import load_model, load_tokenizer, new_model
-from plugin.run_folder import RunFolder
+from plugin.run.folder import RunFolder
 
 pytestmark = [
     pytest.mark.fuzz,

@@ -24,7 +24,7 @@ from plugin.data.chat import CHANGED
 from plugin.data.documents import Documents
 from plugin.data.layouts import Example
 from plugin.data.tokenizer import train_tokenizer
-from plugin.run_folder import RunFolder
+from plugin.run.folder import RunFolder
 from plugin.worker.check import _preview
 from plugin.worker.load import prepare_data
 

@@ -25,7 +25,7 @@ from plugin.base.errors import Outcome
 from plugin.config.params import Params
 from plugin.config.parse import Parsed, parse
 from plugin.hosts.tlab_job import adaptor_name, form_values, read_job
-from plugin.run_folder import RunFolder
+from plugin.run.folder import RunFolder
 
 pytestmark = pytest.mark.fuzz
 HOST_FIELDS = ("job_id", "output_dir", "adaptor_output_dir", "template_name")

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from .base.errors import Problem
-from .base.files import open_plain, walk
+from ..base.errors import Problem
+from ..base.files import open_plain, walk
 
 LOCK = ".lock"
 REQUESTS = ("STOP", "SAVE", "SAMPLE")

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from .base.errors import Outcome
-from .run_folder import RunFolder
+from ..base.errors import Outcome
+from .folder import RunFolder
 
 LONGEST = 200  # characters shown of a prompt or an answer
 

@@ -19,9 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, cast
 
-from .base.errors import JobError, Problem, json_line, one_line
-from .base.files import open_plain, remove, write_whole
-from .base.redact import redact
+from ..base.errors import JobError, Problem, json_line, one_line
+from ..base.files import open_plain, remove, write_whole
+from ..base.redact import redact
 from .owned import LOCK, REQUESTS, begun_anew, is_record, misplaced
 
 STOP, SAVE, SAMPLE = REQUESTS
