@@ -22,7 +22,7 @@ from .config.params import ALIASES
 from .config.parse import CommandLine, Parsed, parse
 from .config.wording import cut
 from .hosts.folder import FolderHost
-from .train import check_job, train_job
+from .parent.train import check_job, train_job
 from .verbs import chat_options, fuse_options
 
 # Programs of their own, and what they take: they import torch, this one does not.

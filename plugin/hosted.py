@@ -25,7 +25,7 @@ from .hosts.lab import LabHost, chosen_checkpoint, go_on_here, started_sdk, task
 from .hosts.tlab import TlabHost
 from .hosts.tlab_job import TlabJob, adaptor_name, form_values, read_job
 from .hosts.tlab_sdk import TlabSdk
-from .train import train_job
+from .parent.train import train_job
 
 
 def run_harness(argv: Sequence[str]) -> int:

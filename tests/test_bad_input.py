@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from support import ERROR, pairs, refusal, try_out_here, write_rows
 
-from plugin import cli, train
+from plugin import cli
+from plugin.parent import train
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from support import ERROR, MAIN, ROOT, child_env, run_python
 from plugin.assembly.disk import check_room
 from plugin.base.errors import Code, JobError, Outcome
 from plugin.config.params import Params
+from plugin.parent.train import _write_outcome
 from plugin.run.folder import RunFolder
-from plugin.train import _write_outcome
 from plugin.worker.__main__ import as_problem
 
 # In a mount namespace of its own: a small disk that only this program and its children see. Prints what became of two runs.

@@ -158,7 +158,7 @@ try:
     main.main()
 except SystemExit as ended:
     assert ended.code == 0
-import plugin.cli, plugin.train
+import plugin.cli, plugin.parent.train
 print(sorted({heavy!r} & set(sys.modules)), file=sys.stderr)
 """
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from support import is_running, processes_naming, wait_until
 
-from plugin import follow
 from plugin.base import redact
 from plugin.base.errors import Code, Outcome
-from plugin.follow import Inherited, Relay, run_workers
-from plugin.launch import LaunchPlan
+from plugin.parent import supervise
+from plugin.parent.launch import LaunchPlan
+from plugin.parent.supervise import Inherited, Relay, run_workers
 from plugin.run.folder import STOP, RunFolder
 
 PRELUDE = """\
@@ -157,7 +157,7 @@ def test_only_a_checkpoint_that_is_there_is_called_whole(folder: RunFolder, witn
 def test_one_failing_rank_ends_the_other_within_the_grace(
     folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "GRACE_S", 0.3)
+    monkeypatch.setattr(supervise, "GRACE_S", 0.3)
     began = time.monotonic()
     outcome = run(folder, witness, "time.sleep(20) if rank == 0 else wait_for('pid0'); failed(4); sys.exit(4)", ranks=2)
     assert time.monotonic() - began < 10, "the sleeping rank was waited for"
@@ -168,7 +168,7 @@ def test_one_failing_rank_ends_the_other_within_the_grace(
 def test_the_rank_that_died_is_named_not_the_one_ended_for_it(
     folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "GRACE_S", 0.3)
+    monkeypatch.setattr(supervise, "GRACE_S", 0.3)
     outcome = run(folder, witness, "time.sleep(20) if rank == 0 else wait_for('pid0'); sys.exit(11)", ranks=2)
     assert outcome.code == Code.WORKER_DIED
     assert outcome.error is not None
@@ -190,7 +190,7 @@ def test_the_first_failure_is_the_cause_and_later_ones_follow_from_it(folder: Ru
 def test_a_rank_that_does_not_end_after_the_others_did_is_a_failure(
     folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "EXIT_GRACE_S", 0.3)
+    monkeypatch.setattr(supervise, "EXIT_GRACE_S", 0.3)
     program = "if rank:\n    time.sleep(20)\nwait_for('pid1'); finished()"
     outcome = run(folder, witness, program, ranks=2)
     assert (outcome.outcome, outcome.code) == ("failed", Code.WORKER_DIED)
@@ -268,7 +268,7 @@ def test_a_stop_before_the_first_step_has_a_deadline(
     folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch, told: str, asks: str, code: int
 ) -> None:
     """Audit 8: a rank that waited for a foreign launcher's others outlived Ctrl-C by ten minutes and more."""
-    monkeypatch.setattr(follow, "START_GRACE_S", 0.5)
+    monkeypatch.setattr(supervise, "START_GRACE_S", 0.5)
     started = (folder / "pid0").exists
     if asks == "signal":
         witness.signals = lambda: [signal.SIGINT] if started() else []
@@ -282,7 +282,7 @@ def test_a_stop_before_the_first_step_has_a_deadline(
 
 
 def test_a_stop_after_a_step_waits_for_the_save(folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "START_GRACE_S", 0.5)
+    monkeypatch.setattr(supervise, "START_GRACE_S", 0.5)
     witness.signals = lambda: [signal.SIGINT] if (folder / "STOP").exists() or len(witness.events) > 1 else []
     outcome = run(folder, witness, f"{step(7, 8)}wait_for('STOP'); time.sleep(2); finished('stopped')")
     assert (outcome.outcome, outcome.code) == ("stopped", 130)
@@ -353,7 +353,7 @@ def test_an_abort_may_be_a_librarys_answer_to_the_failure_of_another_rank(folder
 def test_a_rank_that_told_its_failure_and_then_hangs_is_ended(
     folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "GRACE_S", 0.3)
+    monkeypatch.setattr(supervise, "GRACE_S", 0.3)
     began = time.monotonic()
     outcome = run(folder, witness, "failed(4); time.sleep(30)", ranks=2)
     assert time.monotonic() - began < 10
@@ -363,7 +363,7 @@ def test_a_rank_that_told_its_failure_and_then_hangs_is_ended(
 def test_a_stop_before_the_first_step_is_no_failure_of_the_ranks_that_waited(
     folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "GRACE_S", 1.0)
+    monkeypatch.setattr(supervise, "GRACE_S", 1.0)
     witness.stop = (folder / "pid1").exists
     program = """
     if rank == 0:

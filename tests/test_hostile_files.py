@@ -24,8 +24,8 @@ from plugin.base.errors import JobError
 from plugin.base.files import open_plain, write_whole
 from plugin.hosts.lab import go_on_here
 from plugin.hosts.shelf import free_name, shelve, show_link
+from plugin.parent.watchdog import Heartbeat, heartbeat_path
 from plugin.run.folder import RunFolder
-from plugin.watchdog import Heartbeat, heartbeat_path
 
 
 @pytest.fixture(scope="module")

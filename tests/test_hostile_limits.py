@@ -20,7 +20,6 @@ from fuzz.configs import SMALL
 from support import ERROR, TINY_CONFIG, child_env, run_main, try_out_here
 from tiny import tiny_model
 
-from plugin import train
 from plugin.base.errors import JobError, Problem
 from plugin.cli import _config_file
 from plugin.config.families import FAMILIES
@@ -31,11 +30,12 @@ from plugin.data.columns import MAX_ROW
 from plugin.data.readers import READERS, read_file
 from plugin.data.sources import parse_mixture
 from plugin.data.tokenizer import train_tokenizer
-from plugin.launch import count_processes
 from plugin.models.adapter_config import check_adapter_config
 from plugin.models.load import check_builds, load_config, load_tokenizer, new_config
 from plugin.models.lora import LoraSettings, add_adapter, with_adapter
 from plugin.models.patterns import is_endless
+from plugin.parent import train
+from plugin.parent.launch import count_processes
 
 LONGEST = 300  # characters of an error's line
 REQUIRED = {"dataset_name": "d.jsonl", "model_name": "m"}

@@ -21,9 +21,9 @@ from support import ERROR, read_lines, wait_until, write_record
 from plugin import cli
 from plugin.base.digests import write_digests
 from plugin.config.parse import parse
-from plugin.resume import cut_back, find_start
+from plugin.parent.resume import cut_back, find_start
+from plugin.parent.train import inputs_inside
 from plugin.run.folder import RunFolder
-from plugin.train import inputs_inside
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from plugin.base.errors import Code, JobError, Outcome, Problem
 from plugin.hosts.lab import LabHost, chosen_checkpoint, go_on_here
-from plugin.launch import LaunchPlan
+from plugin.parent.launch import LaunchPlan
 from plugin.run.folder import RunFolder
 
 

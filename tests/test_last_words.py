@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support import run_python
 
-from plugin.last_words import LastWords
+from plugin.parent.last_words import LastWords
 
 PROGRAMS = {
     "print('all is well')": "",

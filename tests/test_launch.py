@@ -15,7 +15,7 @@ from plugin.base.errors import JobError
 from plugin.base.process import ROOT
 from plugin.config.params import Params
 from plugin.config.parse import parse
-from plugin.launch import LaunchPlan, listen, machine_dir, plan_launch, resolve_gpus, visible_gpus
+from plugin.parent.launch import LaunchPlan, listen, machine_dir, plan_launch, resolve_gpus, visible_gpus
 
 FOUR = "".join(f"GPU {n}: NVIDIA H200 (UUID: GPU-{n}aaaaaaa-0000-1111-2222-333333333333)\n" for n in range(4))
 SLICED = """\

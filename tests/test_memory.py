@@ -15,10 +15,10 @@ from tiny import KNOWN, tiny_config, tiny_model
 
 from plugin.assembly.model import model_shape
 from plugin.config.params import Params
-from plugin.launch import plan_launch
 from plugin.models import head
 from plugin.models.load import build_model, load_config, load_model, switch_off_dropout
 from plugin.models.lora import LoraSettings, add_adapter, four_bit_saves
+from plugin.parent.launch import plan_launch
 from plugin.training.memory import Memory, Setting, documents_of, estimate, stand_in
 from plugin.training.meters import memory_by_category
 from plugin.training.optimizer import make_optimizer, state_bytes, update_bytes

@@ -15,7 +15,7 @@ import torch
 from published_checkpoints import write_checkpoint
 from support import MAIN, ROOT, TINY_CONFIG, child_env, pairs, refusal, try_out_here, write_rows
 
-from plugin import cli, train
+from plugin import cli
 from plugin.assembly.attention import choose_compile
 from plugin.assembly.memory_advice import cheaper_settings, check_memory
 from plugin.assembly.stream import pack_tokens
@@ -23,6 +23,7 @@ from plugin.base.errors import Code, JobError
 from plugin.config.params import Params
 from plugin.config.parse import parse
 from plugin.models.load import load_model
+from plugin.parent import train
 from plugin.training import memory
 from plugin.training.memory import KINDS, Memory, Plan, choose_recompute, free_bytes
 from plugin.worker import check as trial

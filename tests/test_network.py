@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from plugin.base.errors import JobError
-from plugin.network import interface_to
+from plugin.parent.network import interface_to
 
 LOOPBACK = next(name for name, found in psutil.net_if_addrs().items() if any(one.address == "127.0.0.1" for one in found))
 

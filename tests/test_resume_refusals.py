@@ -17,7 +17,7 @@ from support import ERROR, MAIN, pairs, read_lines, run_main, write_rows
 from plugin.base.digests import why_broken
 from plugin.cli import _config_file
 from plugin.config.parse import parse
-from plugin.resume import find_start
+from plugin.parent.resume import find_start
 from plugin.run.folder import RunFolder
 
 

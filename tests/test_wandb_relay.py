@@ -11,7 +11,7 @@ import pytest
 from support import processes_naming, run_main
 
 from plugin.config.params import Params
-from plugin.wandb_relay import END_S, key_problem
+from plugin.parent.wandb import END_S, key_problem
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 ASKED = Params(dataset_name="d", log_to_wandb=True)

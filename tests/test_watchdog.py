@@ -12,10 +12,10 @@ from support import is_running
 
 from plugin.base.errors import Code, Outcome
 from plugin.base.process import child_path
-from plugin.follow import Inherited, Relay, run_workers
-from plugin.launch import LaunchPlan
+from plugin.parent.launch import LaunchPlan
+from plugin.parent.supervise import Inherited, Relay, run_workers
+from plugin.parent.watchdog import Heartbeat, Watch, heartbeat_path
 from plugin.run.folder import RunFolder
-from plugin.watchdog import Heartbeat, Watch, heartbeat_path
 
 PRELUDE = """\
 from plugin import stacks

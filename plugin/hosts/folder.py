@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ..base.errors import Outcome, json_line, one_line
-from ..launch import LaunchPlan
+from ..parent.launch import LaunchPlan
 from ..run.folder import RunFolder
 from ..run.outcome import counted, metrics_line, outcome_line
 from .pulse import Pulse

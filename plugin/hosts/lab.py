@@ -21,11 +21,11 @@ from ..base.digests import DIGESTS
 from ..base.errors import JobError, Outcome, Problem, one_line
 from ..base.files import is_plain, part_beside, write_whole
 from ..config.families import pipeline_tag
-from ..launch import LaunchPlan
-from ..resume import STATE
+from ..parent.launch import LaunchPlan
+from ..parent.resume import STATE
+from ..parent.wandb import FACTS
 from ..run.folder import RunFolder
 from ..run.outcome import counted, metrics_line, outcome_line, sample_line
-from ..wandb_relay import FACTS
 from .pulse import Pulse
 
 EVERY_S = 1.0

@@ -19,7 +19,7 @@ from ..base.errors import Code, JobError, Outcome, Problem, one_line
 from ..base.files import write_whole
 from ..config.families import pipeline_tag
 from ..config.params import METHOD_ONLY
-from ..launch import LaunchPlan
+from ..parent.launch import LaunchPlan
 from ..run.folder import RunFolder, to_json
 from ..run.outcome import counted, metrics_line, outcome_line, sample_line
 from .pulse import Pulse

@@ -29,7 +29,7 @@ from .optimizer import state_bytes, update_bytes
 from .sharding import gathered_bytes, gathered_dtype
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
-# What a CPU's malloc keeps besides: holes that no tensor fits, 7 to 35 % of what lives (benches/LOG.md), as launch.py has it set up.
+# What a CPU's malloc keeps besides: holes that no tensor fits, 7 to 35 % of what lives (benches/LOG.md), as parent/launch.py has it set up.
 CPU_HEAP = 0.2
 TINY = 20_000_000  # parameters below which nobody waits for an estimate on a CPU
 CGROUP = Path("/sys/fs/cgroup")  # a container's own limit

@@ -11,10 +11,10 @@ from typing import Any
 from ..base.errors import Problem, one_line
 from ..base.files import write_whole
 from ..base.redact import redact
-from ..resume import MAY_CHANGE
+from ..parent.resume import MAY_CHANGE
+from ..parent.watchdog import Heartbeat
 from ..run.folder import JsonLines, RunFolder, to_json, utc_now
 from ..run.outcome import counted
-from ..watchdog import Heartbeat
 from .tensorboard import Board
 
 PROGRESS_EVERY_S = 1.0

@@ -21,6 +21,7 @@ from ..base.errors import Code, JobError, Problem
 from ..config.params import Params
 from ..data.documents import Documents
 from ..data.stream import StreamState
+from ..parent.watchdog import Heartbeat, heartbeat_path
 from ..run.folder import RunFolder
 from ..training import loop
 from ..training.evaluate import evaluate
@@ -29,7 +30,6 @@ from ..training.memory import MakePlan
 from ..training.meters import Stopwatch, measure_peak, memory_by_category, peak_bytes, resident_bytes
 from ..training.prefetch import Ahead
 from ..training.sharding import reshard
-from ..watchdog import Heartbeat, heartbeat_path
 from .accelerate_env import take_launchers_choice
 from .checkpoints import Contents, State, best_checkpoint, load_state, restore_training, save_checkpoint
 from .debug_bundle import write_bundle

@@ -13,7 +13,7 @@ import pytest
 from scenes import Scene
 from support import ROOT
 
-from plugin.resume import find_start
+from plugin.parent.resume import find_start
 from plugin.run.folder import RunFolder
 
 from .hostile_files import hostile_files

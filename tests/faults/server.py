@@ -1,7 +1,7 @@
 """The process that has imported everything: forks a whole `main.py train` for each line on its stdin.
 
 Imports take many times as long as a tiny run. A child is the parent program; the ranks that it starts are forks too, with the
-environment, the session and the descriptors that `plugin.follow` gives them. A fused model is reloaded in the rank itself instead
+environment, the session and the descriptors that `plugin.parent.supervise` gives them. A fused model is reloaded in the rank itself instead
 of a fresh process. Everything else is the product's own code.
 
 In: {"id", "args", "env", "out", "err"}; out: {"id", "pid"} at once and {"id", "code"} at the end, one JSON object a line.
@@ -25,8 +25,9 @@ from types import SimpleNamespace
 from typing import IO, Any, NoReturn
 
 import plugin.worker.__main__
-from plugin import cli, follow
+from plugin import cli
 from plugin.assembly import verify
+from plugin.parent import supervise
 from plugin.worker import load
 
 from . import inject
@@ -35,7 +36,7 @@ POLL_S = 0.02
 
 
 class ForkedRank:
-    """What `subprocess.Popen` is to plugin.follow: this process again, as a rank."""
+    """What `subprocess.Popen` is to plugin.parent.supervise: this process again, as a rank."""
 
     def __init__(
         self,
@@ -133,7 +134,7 @@ def _start(request: Mapping[str, Any]) -> int:
     out, err = (os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in ("out", "err"))
     _become(None, out, err)
     os.environ.update(request["env"])
-    follow.subprocess = SimpleNamespace(Popen=ForkedRank, DEVNULL=DEVNULL)
+    supervise.subprocess = SimpleNamespace(Popen=ForkedRank, DEVNULL=DEVNULL)
     _leave(lambda: cli.run(request["args"]))
 
 

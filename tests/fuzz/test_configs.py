@@ -16,13 +16,13 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from support import try_out_here
 
-from plugin import train
 from plugin.assembly.model import make_model, prepare
 from plugin.base.errors import Problem
 from plugin.config.families import FAMILIES
 from plugin.config.params import Params
 from plugin.data.tokenizer import train_tokenizer
 from plugin.models.load import load_model, load_tokenizer, new_model
+from plugin.parent.train import _look_first
 from plugin.run.folder import RunFolder
 
 pytestmark = [
@@ -78,7 +78,7 @@ def test_a_configuration_is_refused_or_trains_and_loads(
 
 def try_config(params: Params, saved: Path) -> None:
     """Look at the job as the parent does, check it, and where all is well make what a worker makes."""
-    if kept(lambda: train._look_first(params, RunFolder(Path(params.run_dir)))) is None:
+    if kept(lambda: _look_first(params, RunFolder(Path(params.run_dir)))) is None:
         return
     with limited():
         answer = try_out_here(params, 1, offline=True)

@@ -16,7 +16,6 @@ from fuzz.promise import kept, writable
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from plugin import train
 from plugin.assembly import model
 from plugin.config.params import Params
 from plugin.config.parse import parse
@@ -24,6 +23,7 @@ from plugin.data.chat import CHANGED
 from plugin.data.documents import Documents
 from plugin.data.layouts import Example
 from plugin.data.tokenizer import train_tokenizer
+from plugin.parent.train import _look_first, with_full_paths
 from plugin.run.folder import RunFolder
 from plugin.worker.check import _preview
 from plugin.worker.load import prepare_data
@@ -131,8 +131,8 @@ def try_data(given: Mapping[str, Any], run: RunFolder) -> None:
 
 
 def look_first(given: Mapping[str, Any], run: RunFolder) -> Params:
-    params = train.with_full_paths(parse(given).params)
-    digest = train._look_first(params, run)
+    params = with_full_paths(parse(given).params)
+    digest = _look_first(params, run)
     run.create()
     run.write_run(params.as_json(), {"data": digest}, None)
     return params

@@ -20,11 +20,12 @@ from fuzz.values import values
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from plugin import cli, train
+from plugin import cli
 from plugin.base.errors import Outcome
 from plugin.config.params import Params
 from plugin.config.parse import Parsed, parse
 from plugin.hosts.tlab_job import adaptor_name, form_values, read_job
+from plugin.parent import train
 from plugin.run.folder import RunFolder
 
 pytestmark = pytest.mark.fuzz

@@ -34,7 +34,7 @@ class ArmAfter(MetaPathFinder):
 if os.environ.get("TRAINER_TEST_FAULT"):
     sys.meta_path.insert(0, ArmAfter())
 
-if "plugin.wandb_relay" in sys.orig_argv:
+if "plugin.parent.wandb" in sys.orig_argv:
     if os.environ.get("TRAINER_TEST_RELAY") == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if os.environ.get("TRAINER_TEST_RELAY") == "spoil":  # where the library wants a folder there is a file

@@ -18,22 +18,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .base.errors import Code, JobError, Outcome, Problem, json_line, shown
-from .base.process import ROOT, of_launcher, torch_program
-from .config.model_files import check_method, check_model_files, refuse_missing_path
-from .config.params import Params
-from .config.parse import SCHEMA, Parsed, is_writable
-from .data.sources import absolute_mixture, fingerprint, local_paths, parse_mixture
-from .data.templates import compile_templates
-from .follow import Inherited, Relay, run_workers
-from .hosts import Host
+from ..base.errors import Code, JobError, Outcome, Problem, json_line, shown
+from ..base.process import ROOT, of_launcher, torch_program
+from ..config.model_files import check_method, check_model_files, refuse_missing_path
+from ..config.params import Params
+from ..config.parse import SCHEMA, Parsed, is_writable
+from ..data.sources import absolute_mixture, fingerprint, local_paths, parse_mixture
+from ..data.templates import compile_templates
+from ..run.folder import LOCK_WAIT_S, STOP, RunFolder, local_path
+from .check_report import print_check
+from .host import Host
 from .last_words import LastWords
 from .launch import LaunchPlan, listen, machine_dir, nvidia_smi, plan_launch, resolve_gpus, visible_gpus
 from .network import interface_to
-from .report import print_check
 from .resume import Start, cut_back, find_start, parameter_problems, resume_target, state_problems
-from .run.folder import LOCK_WAIT_S, STOP, RunFolder, local_path
-from .wandb_relay import key_problem, relayed
+from .supervise import Inherited, Relay, run_workers
+from .wandb import key_problem, relayed
 
 CHECK_S, CHECK_S_PER_MB = 300.0, 10.0  # a check without an answer after so long, and so much data, hangs
 REFUSALS = (Code.CONFIGURATION, Code.DATA, Code.MODEL)  # before the first step they leave nothing

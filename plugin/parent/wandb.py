@@ -1,4 +1,4 @@
-"""Weights & Biases, in a process of its own: `python -m plugin.wandb_relay RUN_FOLDER` follows metrics.jsonl until its stdin ends.
+"""Weights & Biases, in a process of its own: `python -m plugin.parent.wandb RUN_FOLDER` follows metrics.jsonl until its stdin ends.
 
 The run never waits for it and never fails with it. The parent holds its stdin, so it also ends when the parent is killed.
 """
@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .base.errors import Problem
-from .base.files import open_plain, write_whole
-from .base.process import child_path, inherited
-from .base.redact import guard_streams, scrub
-from .config.params import Params
-from .run.folder import RunFolder, Tail, to_json
+from ..base.errors import Problem
+from ..base.files import open_plain, write_whole
+from ..base.process import child_path, inherited
+from ..base.redact import guard_streams, scrub
+from ..config.params import Params
+from ..run.folder import RunFolder, Tail, to_json
 
 FACTS, LOG = "wandb.json", "wandb.log"  # {id, url} of the run there; what the library prints
 PROJECT = "diffusion-llm-trainer"
@@ -60,7 +60,7 @@ def relayed(params: Params, folder: RunFolder, say: Callable[[str], None]) -> Ge
         return
     with open(folder / LOG, "ab", opener=open_plain) as log:
         program = subprocess.Popen(
-            [sys.executable, "-P", "-m", "plugin.wandb_relay", str(folder.path)],
+            [sys.executable, "-P", "-m", "plugin.parent.wandb", str(folder.path)],
             env={**inherited(os.environ), **child_path(os.environ)},
             stdin=subprocess.PIPE,
             stdout=log,

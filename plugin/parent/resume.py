@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .base.digests import unlisted, why_broken
-from .base.errors import JobError, Problem
-from .base.files import open_plain, recover, remove, set_aside, write_whole
-from .config.params import Params
-from .run.folder import RunFolder, to_json
-from .run.owned import half_written
+from ..base.digests import unlisted, why_broken
+from ..base.errors import JobError, Problem
+from ..base.files import open_plain, recover, remove, set_aside, write_whole
+from ..config.params import Params
+from ..run.folder import RunFolder, to_json
+from ..run.owned import half_written
 
 STATE = "state.json"
 

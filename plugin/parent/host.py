@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from ..base.errors import Outcome
-from ..launch import LaunchPlan
 from ..run.folder import RunFolder
+from .launch import LaunchPlan
 
 
 class Host(Protocol):

@@ -1,6 +1,6 @@
 """From parameters to a plan: which GPUs, which processes with which environment, and where they meet.
 
-`resolve_gpus` and `plan_launch` are pure. follow.py starts what is planned here.
+`resolve_gpus` and `plan_launch` are pure. parent/supervise.py starts what is planned here.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .base.errors import JobError, Problem
-from .base.process import child_path, cpu_threads
-from .config.params import Params
+from ..base.errors import JobError, Problem
+from ..base.process import child_path, cpu_threads
+from ..config.params import Params
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from .base import process
-from .base.errors import Code, Outcome, Problem, shown
-from .base.files import open_plain
-from .base.process import LISTEN_FD, MEETING, PARENT_PID
-from .base.redact import redact, scrub
+from ..base import process
+from ..base.errors import Code, Outcome, Problem, shown
+from ..base.files import open_plain
+from ..base.process import LISTEN_FD, MEETING, PARENT_PID
+from ..base.redact import redact, scrub
+from ..run.folder import STOP, RunFolder, Tail
 from .last_words import LastWords
 from .launch import LaunchPlan
-from .run.folder import STOP, RunFolder, Tail
 from .watchdog import Watch, write_stacks
 
 POLL_S = 0.1

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from .base.errors import Code, Problem
-from .base.files import open_plain
-from .run.folder import RunFolder
+from ..base.errors import Code, Problem
+from ..base.files import open_plain
+from ..run.folder import RunFolder
 
 ANSWER_S = 3.0  # how long one rank may take to write its stacks
 QUIET_S = 0.3  # without a new byte, they are taken to be complete

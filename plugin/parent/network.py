@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import psutil
 
-from .base.errors import JobError, Problem
+from ..base.errors import JobError, Problem
 
 FIELD = "main_process_ip"
 

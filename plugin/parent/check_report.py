@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from .base.errors import one_line
-from .run.outcome import counted
+from ..base.errors import one_line
+from ..run.outcome import counted
 
 STYLES = {"prompt": "cyan", "answer": "green", "end": "dim green", "masked": "bold white on magenta"}
 HOLE = "░"  # a masked token where there is no colour to mark it
