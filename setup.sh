@@ -88,8 +88,8 @@ import sys
 try:
     import transformers
 
-    import plugin.chat
-    import plugin.fuse
+    import plugin.commands.chat
+    import plugin.commands.fuse
     import plugin.worker
     from plugin.families import ARCHITECTURES
 

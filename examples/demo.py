@@ -22,7 +22,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from plugin.chat import Chatter, load_chatter  # noqa: E402
+from plugin.commands.chat import Chatter, load_chatter  # noqa: E402
 from plugin.data.documents import Documents  # noqa: E402
 from plugin.data.turns import Turn  # noqa: E402
 from plugin.run.folder import RunFolder  # noqa: E402

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(ROOT))
 
-from plugin.chat import Chatter, answer_line, canvas_line, load_chatter  # noqa: E402
+from plugin.commands.chat import Chatter, answer_line, canvas_line, load_chatter  # noqa: E402
 from plugin.data.documents import Documents  # noqa: E402
 from plugin.data.turns import Turn  # noqa: E402
 

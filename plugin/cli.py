@@ -17,18 +17,18 @@ from .base.errors import JobError, Outcome, Problem, json_line
 from .base.guard import guarded
 from .base.process import torch_program
 from .base.redact import guard_streams
+from .commands.arguments import chat_options, fuse_options
 from .config.manifest import VERSION, add_arguments
 from .config.params import ALIASES
 from .config.parse import CommandLine, Parsed, parse
 from .config.wording import cut
 from .hosts.folder import FolderHost
 from .parent.train import check_job, train_job
-from .verbs import chat_options, fuse_options
 
 # Programs of their own, and what they take: they import torch, this one does not.
 TORCH_VERBS: dict[str, tuple[str, Callable[[Sequence[str]], object]]] = {
-    "chat": ("plugin.chat", chat_options),
-    "fuse": ("plugin.fuse", fuse_options),
+    "chat": ("plugin.commands.chat", chat_options),
+    "fuse": ("plugin.commands.fuse", fuse_options),
 }
 
 

@@ -44,8 +44,8 @@ def test_old_transformers_is_named_by_every_program(tmp_path: Path) -> None:
     programs = (
         [str(MAIN), "train"],
         ["-m", "plugin.worker", "x"],
-        ["-m", "plugin.chat", "x"],
-        ["-m", "plugin.fuse"],
+        ["-m", "plugin.commands.chat", "x"],
+        ["-m", "plugin.commands.fuse"],
         [str(ROOT / "benches" / "gpu.py"), "--rehearse"],
     )
     for program in programs:

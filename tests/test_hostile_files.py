@@ -18,10 +18,11 @@ from faults.forks import Forks
 from scenes import Scene
 from support import ERROR, pairs, write_rows
 
-from plugin import cli, fuse
+from plugin import cli
 from plugin.base.digests import DIGESTS, why_broken
 from plugin.base.errors import JobError
 from plugin.base.files import open_plain, write_whole
+from plugin.commands.fuse import main
 from plugin.hosts.lab import go_on_here
 from plugin.hosts.shelf import free_name, shelve, show_link
 from plugin.parent.watchdog import Heartbeat, heartbeat_path
@@ -231,7 +232,7 @@ def test_a_shelf_shows_nothing_behind_a_link(tmp_path: Path) -> None:
 def test_fuse_refuses_a_link_as_its_folder(run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").symlink_to(tmp_path / "nowhere")
     words = ["--adapter", str(run_copy / "fused"), "--model_name", str(run_copy / "fused"), "--out", str(tmp_path / "out")]
-    assert fuse.main(words) == 2
+    assert main(words) == 2
     assert "error[2]: out: expected a new or empty folder, got" in capsys.readouterr().err
     assert (tmp_path / "out").is_symlink()
 

@@ -10,7 +10,7 @@ import pytest
 from support import ROOT
 
 from examples import pictures
-from plugin.chat import load_chatter
+from plugin.commands.chat import load_chatter
 
 ELSEWHERE = re.compile(r"@font-face|@import|href|url\((?!#)")  # `url(#...)` is a part of the picture itself
 

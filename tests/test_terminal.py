@@ -15,7 +15,7 @@ from support import run_main, write_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from plugin.base.errors import json_line
-from plugin.chat import Answer, answer_line, canvas_line
+from plugin.commands.chat import Answer, answer_line, canvas_line
 from plugin.data.chat import ChatFormat
 from plugin.hosts.folder import FolderHost
 from plugin.models.load import load_tokenizer

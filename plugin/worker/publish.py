@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from .. import fuse
 from ..assembly.stream import pack_tokens
 from ..assembly.verify import TOKENS
 from ..base.files import replace_whole, set_aside
+from ..commands.fuse import Card, Fused, Target, adapter_facts, fuse_adapter, publish
 from ..config.params import Params
 from ..data.sources import renamed_mixture
 from ..models.lora import MaybeAdapted, has_adapter
@@ -25,7 +25,7 @@ def model_facts(params: Params, data: Data, dtype: torch.dtype) -> dict[str, Any
     """`diffusion.json` of a checkpoint or an adapter; the latter remembers its base."""
     if not params.lora:
         return data.facts
-    return data.facts | fuse.adapter_facts(params.model_name, four_bit=params.load_in_4bit, dtype=dtype)
+    return data.facts | adapter_facts(params.model_name, four_bit=params.load_in_4bit, dtype=dtype)
 
 
 def finish(
@@ -51,7 +51,7 @@ def finish(
         return {}
     reporter.phase("fuse")
     longest = data.train[int(data.train.lengths.argmax())].ids[:TOKENS]
-    target = fuse.Target(
+    target = Target(
         folder=folder / "fused",
         base=params.model_name,
         tokenizer=data.tokenizer,
@@ -66,15 +66,15 @@ def finish(
     return {"fuse": fused.as_json()}
 
 
-def _fuse(params: Params, folder: RunFolder, dtype: torch.dtype, model: MaybeAdapted, target: fuse.Target) -> fuse.Fused:
+def _fuse(params: Params, folder: RunFolder, dtype: torch.dtype, model: MaybeAdapted, target: Target) -> Fused:
     if has_adapter(model):
         four_bit, base = params.load_in_4bit, params.fuse_base
-        return fuse.fuse_adapter(folder / "adapter", target, four_bit=four_bit, fuse_base=base, dtype=dtype)
-    found = fuse.publish(model, target)
-    return fuse.Fused(target.folder, {params.fuse_base: found.max_logit_difference}, params.fuse_base, found.template)
+        return fuse_adapter(folder / "adapter", target, four_bit=four_bit, fuse_base=base, dtype=dtype)
+    found = publish(model, target)
+    return Fused(target.folder, {params.fuse_base: found.max_logit_difference}, params.fuse_base, found.template)
 
 
-def _card(params: Params, data: Data, metrics: dict[str, float], ranks: int) -> fuse.Card:
+def _card(params: Params, data: Data, metrics: dict[str, float], ranks: int) -> Card:
     packs = params.gradient_accumulation_steps * ranks
     step = f"{packs * pack_tokens(params)} tokens" if params.streaming else f"{data.clock.step_size} documents"
     table = {
@@ -89,4 +89,4 @@ def _card(params: Params, data: Data, metrics: dict[str, float], ranks: int) -> 
         "end of answer": data.rules.eos_policy,
         "sampler": json.dumps(data.facts["sampler"]),
     }
-    return fuse.Card(params.adaptor_name, table, metrics)
+    return Card(params.adaptor_name, table, metrics)

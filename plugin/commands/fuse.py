@@ -5,7 +5,7 @@ Also `main.py fuse --adapter DIR --model_name BASE --out DIR`, for an adapter th
 
 from __future__ import annotations
 
-from .base.quiet import quiet_loading  # isort: skip  # before anything that imports torch
+from ..base.quiet import quiet_loading  # isort: skip  # before anything that imports torch
 
 import shutil
 import sys
@@ -18,19 +18,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .assembly.verify import TOKENS, Reloaded, compare_reloaded, rendered_prompt
-from .base.errors import Code, JobError, Problem, json_line, model_error, one_line
-from .base.files import part_beside, remove, rename_whole, replace_whole
-from .base.redact import guard_streams
-from .config.families import FAMILIES
-from .config.model_files import is_own_file, refuse_missing_path
-from .models.diffusion import logits_of
-from .models.identity import base_digest, find_base, local_folder
-from .models.load import load_config, load_model, load_tokenizer, table_rows
-from .models.lora import merged_model, with_adapter
-from .models.publish import public_name, read_diffusion, write_card, write_model
-from .run.folder import local_path
-from .verbs import fuse_options
+from ..assembly.verify import TOKENS, Reloaded, compare_reloaded, rendered_prompt
+from ..base.errors import Code, JobError, Problem, json_line, model_error, one_line
+from ..base.files import part_beside, remove, rename_whole, replace_whole
+from ..base.redact import guard_streams
+from ..config.families import FAMILIES
+from ..config.model_files import is_own_file, refuse_missing_path
+from ..models.diffusion import logits_of
+from ..models.identity import base_digest, find_base, local_folder
+from ..models.load import load_config, load_model, load_tokenizer, table_rows
+from ..models.lora import merged_model, with_adapter
+from ..models.publish import public_name, read_diffusion, write_card, write_model
+from ..run.folder import local_path
+from .arguments import fuse_options
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

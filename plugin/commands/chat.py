@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base.quiet import quiet_loading  # isort: skip  # before anything that imports torch
+from ..base.quiet import quiet_loading  # isort: skip  # before anything that imports torch
 
 import sys
 import time
@@ -18,20 +18,20 @@ from rich.live import Live
 from rich.text import Text
 from transformers import PreTrainedModel
 
-from .base.errors import JobError, Problem, json_line, model_error, shown
-from .base.redact import guard_streams
-from .config.families import FAMILIES
-from .config.model_files import refuse_missing_path
-from .data.chat import ChatFormat
-from .data.turns import Turn
-from .models.diffusion import positions, predictor
-from .models.identity import find_base
-from .models.load import load_model, load_tokenizer
-from .models.lora import ADAPTER_CONFIG, merged_model
-from .models.publish import read_diffusion
-from .run.folder import RunFolder, local_path
-from .sampling.blockwise import OnStep, SamplerSettings, Vocabulary, generate
-from .verbs import SAMPLER_OPTIONS, chat_options
+from ..base.errors import JobError, Problem, json_line, model_error, shown
+from ..base.redact import guard_streams
+from ..config.families import FAMILIES
+from ..config.model_files import refuse_missing_path
+from ..data.chat import ChatFormat
+from ..data.turns import Turn
+from ..models.diffusion import positions, predictor
+from ..models.identity import find_base
+from ..models.load import load_model, load_tokenizer
+from ..models.lora import ADAPTER_CONFIG, merged_model
+from ..models.publish import read_diffusion
+from ..run.folder import RunFolder, local_path
+from ..sampling.blockwise import OnStep, SamplerSettings, Vocabulary, generate
+from .arguments import SAMPLER_OPTIONS, chat_options
 
 HOLE = "░"
 

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .base.errors import JobError, Problem
-from .config.parse import CommandLine
+from ..base.errors import JobError, Problem
+from ..config.parse import CommandLine
 
 SAMPLER_OPTIONS = {
     "max_new_tokens": "longest answer",
