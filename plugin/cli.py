@@ -22,7 +22,7 @@ from .config.manifest import VERSION, add_arguments
 from .config.params import ALIASES
 from .config.parse import CommandLine, Parsed, parse
 from .config.wording import cut
-from .hosts.folder import FolderHost
+from .hosts.shell import FolderHost
 from .parent.train import check_job, train_job
 
 # Programs of their own, and what they take: they import torch, this one does not.
@@ -40,11 +40,11 @@ def run(argv: Sequence[str]) -> int:
     if argv and argv[0] in TORCH_VERBS:
         return guarded(lambda: _become(*TORCH_VERBS[argv[0]], argv[1:]), lambda error: report(error, json_of=None))
     if "--plugin_dir" in argv:  # what the harness of the plugin-era host starts us with
-        from .hosted import run_harness
+        from .hosts.entry import run_harness
 
         return run_harness(argv)
     if argv[:1] == ["--task"]:
-        from .hosted import run_task
+        from .hosts.entry import run_task
 
         return run_task()
     guard_streams()

@@ -10,8 +10,8 @@ import pytest
 from support import wait_until
 
 from plugin.base.errors import Outcome
-from plugin.hosts.folder import FolderHost
 from plugin.hosts.pulse import Pulse
+from plugin.hosts.shell import FolderHost
 from plugin.parent.launch import LaunchPlan
 from plugin.run.folder import RunFolder
 from plugin.run.outcome import metrics_line, outcome_line

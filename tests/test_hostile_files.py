@@ -23,8 +23,8 @@ from plugin.base.digests import DIGESTS, why_broken
 from plugin.base.errors import JobError
 from plugin.base.files import open_plain, write_whole
 from plugin.commands.fuse import main
-from plugin.hosts.lab import go_on_here
-from plugin.hosts.shelf import free_name, shelve, show_link
+from plugin.hosts.plugin_era.publish import free_name, shelve, show_link
+from plugin.hosts.task import go_on_here
 from plugin.parent.watchdog import Heartbeat, heartbeat_path
 from plugin.run.folder import RunFolder
 

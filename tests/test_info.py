@@ -13,7 +13,7 @@ from support import ROOT
 from plugin.base.errors import Code
 from plugin.config.params import Params
 from plugin.config.parse import ADVANCED, SCHEMA, parse
-from plugin.hosts.tlab_job import TlabJob, form_values
+from plugin.hosts.plugin_era.job import TlabJob, form_values
 
 INFO = (ROOT / "info.md").read_text(encoding="utf-8")
 FORM: dict[str, Any] = json.loads((ROOT / "index.json").read_text(encoding="utf-8"))["parameters"]

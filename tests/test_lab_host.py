@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from plugin.base.errors import Code, JobError, Outcome, Problem
-from plugin.hosts.lab import LabHost, chosen_checkpoint, go_on_here
+from plugin.hosts.task import LabHost, chosen_checkpoint, go_on_here
 from plugin.parent.launch import LaunchPlan
 from plugin.run.folder import RunFolder
 

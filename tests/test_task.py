@@ -12,7 +12,7 @@ from support import ROOT
 
 from plugin.config.parse import SCHEMA, parse
 from plugin.config.task import NAME, OWNER, _float, _parameter, gallery_entry
-from plugin.hosts.lab import task_values
+from plugin.hosts.task import task_values
 
 TASK: dict[str, Any] = yaml.safe_load((ROOT / "task.yaml").read_text(encoding="utf-8"))
 JOB = {"dataset_name": "data.jsonl", "model_name": "model"}

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from plugin.base.errors import json_line
 from plugin.commands.chat import Answer, answer_line, canvas_line
 from plugin.data.chat import ChatFormat
-from plugin.hosts.folder import FolderHost
+from plugin.hosts.shell import FolderHost
 from plugin.models.load import load_tokenizer
 from plugin.models.publish import write_adapter_card, write_card
 from plugin.parent.watchdog import Heartbeat

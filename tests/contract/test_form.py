@@ -20,7 +20,7 @@ from support import ROOT, child_env
 from plugin.base.errors import JobError
 from plugin.config.params import BUILT
 from plugin.config.parse import ADVANCED, SCHEMA, Parsed, parse
-from plugin.hosts.tlab_job import form_values, read_job
+from plugin.hosts.plugin_era.job import form_values, read_job
 
 from .drivers import CONTRACT
 

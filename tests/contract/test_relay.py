@@ -13,8 +13,9 @@ import pytest
 from support import ROOT, child_env
 
 from benches.relay import Block, compare, missed, step_ms, told_steps
-from plugin.hosts import tlab, tlab_sdk
-from plugin.hosts.tlab_job import TlabJob
+from plugin.hosts.plugin_era import sdk
+from plugin.hosts.plugin_era.host import TlabHost
+from plugin.hosts.plugin_era.job import TlabJob
 
 CALL_S = 0.05
 
@@ -52,14 +53,14 @@ def progress(step: int, percent: float) -> dict[str, Any]:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> SlowTrainer:
     trainer = SlowTrainer()
-    monkeypatch.setattr(tlab_sdk, "_trainer", lambda: trainer)
+    monkeypatch.setattr(sdk, "_trainer", lambda: trainer)
     return trainer
 
 
 def test_a_thousand_events_a_second_are_one_report(tmp_path: Path, slow: SlowTrainer) -> None:
     """Events only change what is reported next; the calls belong to the tick, once a second, whatever the workers write."""
     output = tmp_path / "experiments" / "e" / "tensorboards" / "t"
-    host = tlab.TlabHost(TlabJob("1", "t", "e", tmp_path, output, tmp_path / "a", "", {}))
+    host = TlabHost(TlabJob("1", "t", "e", tmp_path, output, tmp_path / "a", "", {}))
     host.stop_wanted()
     before = len(slow.calls)
     began = time.monotonic()

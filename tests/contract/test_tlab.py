@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 
 from plugin.config.families import ARCHITECTURES
 from plugin.config.parse import parse
-from plugin.hosts.tlab_job import adaptor_name, read_job
+from plugin.hosts.plugin_era.job import adaptor_name, read_job
 
 from .drivers import LONGEST_S, Ended, TlabDriver
 

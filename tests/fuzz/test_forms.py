@@ -24,7 +24,7 @@ from plugin import cli
 from plugin.base.errors import Outcome
 from plugin.config.params import Params
 from plugin.config.parse import Parsed, parse
-from plugin.hosts.tlab_job import adaptor_name, form_values, read_job
+from plugin.hosts.plugin_era.job import adaptor_name, form_values, read_job
 from plugin.parent import train
 from plugin.run.folder import RunFolder
 

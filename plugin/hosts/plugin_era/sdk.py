@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..base.errors import data_error
+from ...base.errors import data_error
 
 TRIES = 5  # of a write that the host's own, unlocked writing may undo
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from werkzeug.utils import secure_filename
 
-from ..base.errors import JobError, Problem
-from ..config.params import ALIASES
-from ..config.parse import SCHEMA
+from ...base.errors import JobError, Problem
+from ...config.params import ALIASES
+from ...config.parse import SCHEMA
 
 # What the host sends beside the form's fields, for itself.
 HOST_KEYS = {

@@ -14,18 +14,18 @@ from pathlib import Path
 
 from werkzeug.utils import secure_filename
 
-from .base.errors import JobError, Problem
-from .base.guard import guarded
-from .base.process import ROOT
-from .base.redact import guard_streams
-from .config.model_files import check_architecture
-from .config.parse import CommandLine, Parsed, parse
-from .data.sources import renamed_mixture
-from .hosts.lab import LabHost, chosen_checkpoint, go_on_here, started_sdk, task_values
-from .hosts.tlab import TlabHost
-from .hosts.tlab_job import TlabJob, adaptor_name, form_values, read_job
-from .hosts.tlab_sdk import TlabSdk
-from .parent.train import train_job
+from ..base.errors import JobError, Problem
+from ..base.guard import guarded
+from ..base.process import ROOT
+from ..base.redact import guard_streams
+from ..config.model_files import check_architecture
+from ..config.parse import CommandLine, Parsed, parse
+from ..data.sources import renamed_mixture
+from ..parent.train import train_job
+from .plugin_era.host import TlabHost
+from .plugin_era.job import TlabJob, adaptor_name, form_values, read_job
+from .plugin_era.sdk import TlabSdk
+from .task import LabHost, chosen_checkpoint, go_on_here, started_sdk, task_values
 
 
 def run_harness(argv: Sequence[str]) -> int:

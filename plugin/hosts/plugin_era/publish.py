@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..base.files import part_beside, remove
+from ...base.files import part_beside, remove
 
 
 def show_link(link: Path, target: Path, say: Callable[[str], None]) -> None:

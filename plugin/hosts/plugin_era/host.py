@@ -15,17 +15,17 @@ from typing import Any
 
 from werkzeug.utils import secure_filename
 
-from ..base.errors import Code, JobError, Outcome, Problem, one_line
-from ..base.files import write_whole
-from ..config.families import pipeline_tag
-from ..config.params import METHOD_ONLY
-from ..parent.launch import LaunchPlan
-from ..run.folder import RunFolder, to_json
-from ..run.outcome import counted, metrics_line, outcome_line, sample_line
-from .pulse import Pulse
-from .shelf import free_name, shelve, show_link
-from .tlab_job import WORST, TlabJob, viewer_dir
-from .tlab_sdk import TlabSdk
+from ...base.errors import Code, JobError, Outcome, Problem, one_line
+from ...base.files import write_whole
+from ...config.families import pipeline_tag
+from ...config.params import METHOD_ONLY
+from ...parent.launch import LaunchPlan
+from ...run.folder import RunFolder, to_json
+from ...run.outcome import counted, metrics_line, outcome_line, sample_line
+from ..pulse import Pulse
+from .job import WORST, TlabJob, viewer_dir
+from .publish import free_name, shelve, show_link
+from .sdk import TlabSdk
 
 EVERY_S = 1.0
 ESTIMATE_EVERY_S = 10.0  # the time that remains: one more write of the job's file
