@@ -28,7 +28,7 @@ from plugin.config.params import Params
 from plugin.config.parse import SCHEMA, parse
 from plugin.data.columns import MAX_ROW
 from plugin.data.readers import READERS, read_file
-from plugin.data.sources import parse_mixture
+from plugin.data.sources import parse_mixture, read_rows
 from plugin.data.tokenizer import train_tokenizer
 from plugin.models.adapter_config import check_adapter_config
 from plugin.models.load import check_builds, load_config, load_tokenizer, new_config
@@ -354,7 +354,35 @@ def test_pages_that_unpack_a_thousandfold_are_refused(tmp_path: Path) -> None:
     """Audit 13: one page of 640 MB, packed into 21 KB, would be unpacked whole."""
     file = tmp_path / "d.parquet"
     pq.write_table(pa.table(FORTY), file, compression="zstd", use_dictionary=False)
-    assert "d.parquet, whose column 'response' packs 671088" in refused(lambda: list(read_file(file, "line"))).got
+    assert "d.parquet, whose column 'response' packs 67108" in refused(lambda: list(read_file(file, "line"))).got
+
+
+@pytest.mark.parametrize("make", [pa.ipc.new_stream, pa.ipc.new_file])
+@pytest.mark.parametrize("kind", ["zstd", "lz4"])
+def test_batches_that_unpack_a_thousandfold_are_refused(make: Callable[..., Any], kind: str, tmp_path: Path) -> None:
+    """Audit 13: 21 KB of an arrow file unpack to 640 MB, before any of it is seen."""
+    table, file = pa.table(FORTY), tmp_path / "d.arrow"
+    options = pa.ipc.IpcWriteOptions(compression=kind)
+    with pa.OSFile(str(file), "wb") as opened, make(opened, table.schema, options=options) as written:
+        written.write_table(table)
+    assert "d.arrow, whose batch 1 packs 67108" in refused(lambda: list(read_file(file, "line"))).got
+
+
+@pytest.mark.parametrize("length", [0, 1, 6, 7, 8, 9, 100, 500, 1500])
+def test_a_broken_arrow_file_is_refused(length: int, tmp_path: Path) -> None:
+    """Its own account of its batches may be cut off, or nonsense."""
+    table, file = pa.table({"prompt": ["q"] * 9, "response": ["a"] * 9}), tmp_path / "d.arrow"
+    for make in (pa.ipc.new_stream, pa.ipc.new_file):
+        with pa.OSFile(str(file), "wb") as opened, make(opened, table.schema) as written:
+            written.write_table(table)
+        whole = file.read_bytes()
+        for content in (whole[:length], whole[:length] + b"\xff" * 64, whole[:length] + b"\x7f" * 64):
+            file.write_bytes(content)
+            try:
+                rows = len(list(read_rows(str(file), "train")))
+            except JobError as error:
+                rows = -error.code
+            assert rows in (-3, 0, 9), content
 
 
 def test_ordinary_columns_read_as_before(tmp_path: Path) -> None:
@@ -380,11 +408,12 @@ def test_ordinary_columns_read_as_before(tmp_path: Path) -> None:
     schema = schema.set(schema.get_field_index("pairs"), pa.field("pairs", pa.map_(pa.string(), pa.string())))
     table = pa.Table.from_pylist(rows, schema=schema)
     pq.write_table(table, tmp_path / "d.parquet", row_group_size=300)
-    for written in ("d.arrow", "f.arrow"):
-        make = pa.ipc.new_stream if written == "d.arrow" else pa.ipc.new_file
-        with pa.OSFile(str(tmp_path / written), "wb") as file, make(file, table.schema) as out:
+    for written in ("d.arrow", "f.arrow", "z.arrow"):
+        make = pa.ipc.new_file if written == "f.arrow" else pa.ipc.new_stream
+        options = pa.ipc.IpcWriteOptions(compression="zstd" if written == "z.arrow" else None)
+        with pa.OSFile(str(tmp_path / written), "wb") as file, make(file, table.schema, options=options) as out:
             out.write_table(table)
-    for name in ("d.parquet", "d.arrow", "f.arrow"):
+    for name in ("d.parquet", "d.arrow", "f.arrow", "z.arrow"):
         found = list(read_file(tmp_path / name, "line"))
         assert [number for number, _ in found] == list(range(1, 1001))
         assert [values for _, values in found] == table.to_pylist()

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import data_error
+from .arrow_packed import batches as packed_batches
 
 FIELD = "dataset_name"
+MAGIC = b"ARROW1"
 MAX_ROW = 64 << 20  # bytes of one row, as of one line of text
 SLICE = 1 << 24  # bytes of the rows that are made at a time
 BATCH_ROWS = 256  # and rows at most
@@ -35,27 +38,33 @@ def read_columns(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with pa.OSFile(os.fsencode(path)) as file:  # a name need not be text
             parquet = path.suffix.lower() == ".parquet"
-            for batch in _parquet(path, file) if parquet else _arrow(file):
+            for batch in _parquet(path, file) if parquet else _arrow(path, file):
                 for piece in _pieces(batch):
                     if piece.num_rows == 1:
                         _check_row(path, number + 1, piece)
                     for values in piece.to_pylist():
                         number += 1
                         yield number, values
-    except (pa.ArrowException, UnicodeDecodeError, MemoryError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, MemoryError, struct.error) as error:
         got = f"{path.name} after row {number}: {error}"
         raise data_error(FIELD, f"a {path.suffix.lower()} file", got) from error
 
 
-def _arrow(file: Any) -> Iterator[Any]:
+def _arrow(path: Path, file: Any) -> Iterator[Any]:
     import pyarrow as pa
 
-    if file.read(6) == b"ARROW1":
+    footed = file.read(len(MAGIC)) == MAGIC
+    file.seek(8 if footed else 0)  # behind the magic word and its padding a stream begins
+    for number, (packed, unpacked) in enumerate(packed_batches(file), start=1):
+        if _unpacks_far(packed, unpacked):
+            got = f"{path.name}, whose batch {number} packs {unpacked} bytes into {packed}"
+            raise data_error(FIELD, "an .arrow file of smaller batches", got, "Write it again with fewer rows in each.")
+    file.seek(0)
+    if footed:
         reader = pa.ipc.open_file(file)
         for index in range(reader.num_record_batches):
             yield reader.get_batch(index)
     else:
-        file.seek(0)
         yield from pa.ipc.open_stream(file)
 
 
@@ -78,11 +87,15 @@ def _rows_at_once(path: Path, group: Any) -> int:
     size = 0
     for column in map(group.column, range(group.num_columns)):
         packed, unpacked = column.total_compressed_size, column.total_uncompressed_size
-        if (unpacked > UNPACKED and unpacked > PACKED * packed) or column.num_values > VALUES:
+        if _unpacks_far(packed, unpacked) or column.num_values > VALUES:
             got = f"{path.name}, whose column {column.path_in_schema!r} packs {unpacked} bytes, {column.num_values} values, into {packed}"
             raise data_error(FIELD, "a .parquet file of smaller row groups", got, "Write it again with fewer rows in each.")
         size += max(unpacked, POINTER * column.num_values)
     return max(1, min(BATCH_ROWS, SLICE * group.num_rows // max(1, size)))
+
+
+def _unpacks_far(packed: int, unpacked: int) -> bool:
+    return unpacked > UNPACKED and unpacked > PACKED * packed
 
 
 def _pieces(batch: Any) -> Iterator[Any]:

@@ -4,9 +4,9 @@ A template is a program. Its memory ends at RLIMIT_AS; its CPU time ends at ITIM
 default action kills: a handler of Python's own would wait until a loop in C has ended. CPU time,
 so that a busy machine refuses no good template.
 
-A request of the parent is a length and a pickle of (language, sources, shared values, jobs), a job
-being (number of its source, its values, characters of its longest text). Each job is answered by
-one line of JSON, [kind, text]; none is read back as anything but JSON.
+A request of the parent is a length and a pickle of (language, source, shared values, jobs), a job
+being (its values, characters of its longest text). Each job is answered by one line of JSON,
+[kind, text]; none is read back as anything but JSON.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ MEMORY = 512 << 20  # bytes beyond the process's own and what the request itself
 CPU_S = 2.0  # of one rendering
 SHARE_S = 0.01  # of every rendering in the long run, so that thousands of slow ones end too
 CHARACTER_S = 1e-6  # the same for every byte of a request
+OUT_OF_MEMORY = b'["memory", ""]'
 LENGTH = struct.Struct(">Q")
 TEXT, TOO_LONG, MEMORY_OUT = "text", "too long", "memory"  # other kinds are names of exceptions
 _PAGE = resource.getpagesize()
@@ -56,44 +57,47 @@ class _Clock:
 
     def __init__(self) -> None:
         self._left_s = CPU_S
-
-    def __enter__(self) -> None:
         self._began_s = time.process_time()
+
+    def start(self, earned_s: float) -> None:
+        """Begin a rendering, which ends any before it."""
+        now_s = time.process_time()
+        self._left_s = min(CPU_S, max(0.0, self._left_s - (now_s - self._began_s)) + earned_s)
+        self._began_s = now_s
         signal.setitimer(signal.ITIMER_PROF, self._left_s)
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """End the last rendering: waiting for a request takes no time."""
         signal.setitimer(signal.ITIMER_PROF, 0)
-        self._left_s = max(0.001, self._left_s - (time.process_time() - self._began_s))
-
-    def earn(self, seconds: float) -> None:
-        self._left_s = min(CPU_S, self._left_s + seconds)
 
 
-def _rendered(language: str, source: str, values: dict[str, Any], longest: int) -> tuple[str, str]:
+def _rendered(language: str, source: str, values: dict[str, Any], longest: int) -> bytes:
     try:
         text = _template(language, source).render(values)
+        answer = (TEXT, text) if len(text) <= longest else (TOO_LONG, str(longest))
+        return json.dumps(answer).encode()
     except MemoryError:
-        return MEMORY_OUT, ""
+        return OUT_OF_MEMORY
     except Exception as error:  # a template may raise anything
-        return type(error).__name__, str(error)[:1000]
-    return (TEXT, text) if len(text) <= longest else (TOO_LONG, str(longest))
+        return json.dumps((type(error).__name__, str(error)[:1000])).encode()
 
 
 def _answer(request: bytes, clock: _Clock, out: BinaryIO) -> bool:
     """Answer a request; return False when the memory ran out and this process should end."""
-    language, sources, shared, jobs = pickle.loads(request)
+    language, source, shared, jobs = pickle.loads(request)
     earned_s = SHARE_S + CHARACTER_S * len(request) / len(jobs)
-    for number, values, longest in jobs:
-        clock.earn(earned_s)
-        _limit_memory(MEMORY + 8 * len(request))
-        with clock:
-            answer = _rendered(language, sources[number], {**shared, **values}, longest)
-        _limit_memory(None)
-        out.write(json.dumps(answer).encode() + b"\n")
-        out.flush()  # the parent counts the answers to know which job was the last
-        if answer[0] == MEMORY_OUT:
-            return False
-    return True
+    _limit_memory(MEMORY + 8 * len(request))
+    answer = b""
+    for values, longest in jobs:
+        clock.start(earned_s)
+        answer = _rendered(language, source, {**shared, **values}, longest)
+        out.write(answer + b"\n")
+        if answer == OUT_OF_MEMORY:
+            break
+    clock.stop()
+    out.flush()
+    _limit_memory(None)
+    return answer != OUT_OF_MEMORY
 
 
 def main() -> int:

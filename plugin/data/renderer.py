@@ -27,18 +27,13 @@ _INHERITED = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TZ", "LANG
 
 
 class OverLimit(RuntimeError):
-    """The template, not the row, asks for too much; `job` is the number of the one that did."""
-
-    def __init__(self, what: str, job: int):
-        super().__init__(what)
-        self.job = job
+    """The template, not the row, asks for too much."""
 
 
 @dataclass(frozen=True)
 class Job:
     """One text to be made."""
 
-    source: int  # its place among the sources
     values: Mapping[str, Any]
     longest: int  # characters
 
@@ -65,15 +60,14 @@ class Renderer:
     def render(
         self,
         language: Literal["chat", "form"],
-        sources: Sequence[str],
+        source: str,
         jobs: Sequence[Job],
         shared: Mapping[str, Any] | None = None,
     ) -> list[str | Failed]:
-        """Render `jobs` in order; `shared`: values of all of them. Raise OverLimit."""
+        """Render `jobs` in order by one template; `shared`: values of all of them. Raise OverLimit."""
         if not jobs:
             return []
-        plain = [(job.source, job.values, job.longest) for job in jobs]
-        request = pickle.dumps((language, list(sources), dict(shared or {}), plain))
+        request = pickle.dumps((language, source, dict(shared or {}), [(job.values, job.longest) for job in jobs]))
         with self._lock:
             child = self._child = self._child or _start()
             try:
@@ -121,10 +115,10 @@ def _ask(child: subprocess.Popen[bytes], request: bytes, jobs: int) -> list[str 
     while len(found) < jobs:
         line = child.stdout.readline()
         if not line.endswith(b"\n"):
-            raise OverLimit(_how_it_ended(child.wait()), len(found))
+            raise OverLimit(_how_it_ended(child.wait()))
         kind, words = json.loads(line)
         if kind == MEMORY_OUT:
-            raise OverLimit(f"more than {MEMORY >> 20} MB of memory", len(found))
+            raise OverLimit(f"more than {MEMORY >> 20} MB of memory")
         found.append(words if kind == TEXT else Failed(kind, words))
     return found
 

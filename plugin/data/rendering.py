@@ -235,13 +235,13 @@ def chat_job(messages: Sequence[Mapping[str, Any]], generation: bool) -> Job:
     """Make the job that writes a dialogue, with the values that transformers gives a template."""
     size = sum(len(text) for one in messages for text in one.values() if isinstance(text, str))
     values = {"messages": messages, "add_generation_prompt": generation, "tools": None, "documents": None}
-    return Job(0, values, ADDED + TIMES * size)
+    return Job(values, ADDED + TIMES * size)
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, source: str, jobs: Sequence[Job]) -> list[str | Failed]:
     """Render dialogues by a chat template's source. Raise JobError (exit 4) for one without end."""
     try:
-        return render("chat", [source], jobs, tokenizer.special_tokens_map)
+        return render("chat", source, jobs, tokenizer.special_tokens_map)
     except OverLimit as error:
         fix = "Use another tokenizer, or mend its chat template."
         raise model_error("tokenizer_name", f"a chat template that ends within {LIMITS}", str(error), fix) from error

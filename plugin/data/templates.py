@@ -108,21 +108,21 @@ def render_rows(templates: Templates, rows: Sequence[Mapping[str, object]]) -> l
     return found
 
 
-def _rendered(templates: Sequence[Template], rows: Sequence[Mapping[str, object]]) -> list[list[str | RowError]]:
+def _rendered(templates: Sequence[Template], rows: Sequence[Mapping[str, object]]) -> list[tuple[str | RowError, ...]]:
     """Render every template for every row."""
-    used = [columns_used(template) for template in templates]
-    jobs = [Job(place, _values(columns, row), MAX_TEXT) for row in rows for place, columns in enumerate(used)]
+    return list(zip(*(_column(template, rows) for template in templates), strict=True))
+
+
+def _column(template: Template, rows: Sequence[Mapping[str, object]]) -> list[str | RowError]:
+    """Render one template for every row."""
+    columns = columns_used(template)
     try:
-        texts = render_apart("form", [template.source for template in templates], jobs)
+        texts = render_apart("form", template.source, [Job(_values(columns, row), MAX_TEXT) for row in rows])
     except OverLimit as error:
-        raise _goes_too_far(templates[error.job % len(templates)], str(error)) from error
+        raise _goes_too_far(template, str(error)) from error
     except (PicklingError, TypeError, AttributeError) as error:  # a value of a class that only its library knows
         raise data_error("dataset_name", "rows of plain values", sentence(error)) from error
-    size = len(templates)
-    return [
-        [_text_or_error(*pair) for pair in zip(templates, texts[first : first + size], strict=True)]
-        for first in range(0, len(texts), size)
-    ]
+    return [_text_or_error(template, text) for text in texts]
 
 
 def _values(columns: frozenset[str], row: Mapping[str, object]) -> dict[str, object]:
