@@ -22,7 +22,7 @@ HOLD = """\
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from plugin.run_folder import RunFolder
+from plugin.run.folder import RunFolder
 import subprocess
 with RunFolder(Path(sys.argv[1])).locked(0, print) as lock:
     {body}

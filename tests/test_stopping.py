@@ -23,7 +23,7 @@ import os, subprocess, sys, time
 from pathlib import Path
 {before}
 from plugin import stopping
-from plugin.run_folder import RunFolder
+from plugin.run.folder import RunFolder
 folder = Path(sys.argv[1])
 stopping.ORPHAN_LIMIT_S = {limit}
 requests = stopping.Requests(RunFolder(folder), reads_files=True)
