@@ -23,8 +23,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benches")]
 import plugin.base.quiet  # noqa: E402, F401  # before anything that imports torch
 from plugin.config.parse import parse  # noqa: E402
 from plugin.run.folder import RunFolder  # noqa: E402
-from plugin.training import loop
-from plugin.worker.train import Run
+from plugin.training import loop  # noqa: E402
+from plugin.worker.train import Run  # noqa: E402
 
 CONFIG = {"model_type": "modernbert", "vocab_size": 2000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6}
 CONFIG |= {"num_attention_heads": 4, "max_position_embeddings": 512, "global_attn_every_n_layers": 1}

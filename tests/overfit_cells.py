@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tiny import cpu, meters
 
-from plugin.assembly.model import Prepared, make_clock, make_model, make_run_schedule, prepare, step_rules
+from plugin.assembly.model import Prepared, make_clock, make_model, make_run_schedule, prepare_corpus, step_rules
 from plugin.config.params import Params
 from plugin.data.steps import step_slots
 from plugin.models.diffusion import DiffusionModel, predictor
@@ -59,7 +59,7 @@ def run(folder: Path, method: str, base: Path, pairs: Pairs, **values: Any) -> R
         "dtype": "float32",
     }
     params = Params.model_validate({**fixed, **values})
-    prepared = prepare(params, lambda line: None, offline=True)
+    prepared = prepare_corpus(params, lambda line: None, offline=True)
     model = make_model(params, prepared.tokenizer, torch.float32, offline=True)
     module = DiffusionModel(model, prepared.chat.pad_id)
     accelerator = cpu()

@@ -117,7 +117,7 @@ def test_what_a_mixture_holds_and_a_run_does_not_read_is_said(tmp_path: Path, ti
     (folder / "notes.md").write_text("x")
     said: list[str] = []
     values = {"model_name": str(tiny_bert), "dataset_name": f"{folder}[train:20,test:3]", "max_length": 64}
-    model.prepare(Params.model_validate(values), said.append, offline=True)
+    model.prepare_corpus(Params.model_validate(values), said.append, offline=True)
     assert any("not read of the folder: notes.md" in line for line in said)
     assert any("test:N does nothing" in line for line in said)
 
@@ -131,5 +131,5 @@ def test_a_wrong_pair_is_told_before_the_data_is_tokenised(
     monkeypatch.setattr(model, "encode_split", never)
     values = {"model_name": str(tiny_bert), "dataset_name": str(pairs_file), "training_method": "llada"}
     with pytest.raises(JobError) as caught:
-        model.prepare(Params.model_validate(values), lambda _: None, offline=True)
+        model.prepare_corpus(Params.model_validate(values), lambda _: None, offline=True)
     assert caught.value.problems[0].field == "training_method"

@@ -15,7 +15,7 @@ from support import try_out_here, write_rows
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from plugin.assembly.model import Prepared, prepare
+from plugin.assembly.model import Prepared, prepare_corpus
 from plugin.base.errors import JobError
 from plugin.config.params import Params
 from plugin.data.tokenizer import train_tokenizer
@@ -61,7 +61,7 @@ def make(tiny_config: Path, tmp_path: Path) -> Make:
         given = {"model_config": str(tiny_config), "dataset_name": str(path), "max_length": 128}
         lines: list[str] = []
         params = Params.model_validate(given | values)
-        return Made(prepare(params, lines.append, offline=True, moment=moment), lines)
+        return Made(prepare_corpus(params, lines.append, offline=True, moment=moment), lines)
 
     return made
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from published_checkpoints import write_checkpoint
 from support import ROOT
 
-from plugin.assembly.model import make_clock, make_model, prepare, step_rules
+from plugin.assembly.model import make_clock, make_model, prepare_corpus, step_rules
 from plugin.cli import _parameters, _parser
 from plugin.config.parse import parse
 from plugin.data.steps import step_slots
@@ -63,7 +63,7 @@ def test_a_recipe_says_where_its_numbers_are_from_and_trains(recipe: Path, check
         values | tiny | {"num_train_epochs": 0, "train_steps": 2, "gradient_accumulation_steps": 1, "warmup_steps": 0}
     ).params
     losses: list[float] = []
-    prepared = prepare(params, lambda _: None)
+    prepared = prepare_corpus(params, lambda _: None)
     model = make_model(params, prepared.tokenizer, torch.float32)
     module = DiffusionModel(model, prepared.chat.pad_id)
     rules = step_rules(params, prepared.chat)

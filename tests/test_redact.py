@@ -134,6 +134,7 @@ def test_a_guarded_terminal_is_still_one() -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_a_stream_writes_what_its_encoding_lacks_as_an_escape(tmp_path: Path, encoding: str) -> None:
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom plugin.base.redact import guard_streams\nguard_streams()\nprint('\\udcff')"
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom plugin.base.redact import guard_streams\n"
+    program += "guard_streams()\nprint('\\udcff')"
     done = run_python(program, cwd=tmp_path, env={"PYTHONIOENCODING": encoding})
     assert (done.returncode, done.stdout) == (0, "\\udcff\n"), done.stderr

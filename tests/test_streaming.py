@@ -59,7 +59,7 @@ def job(tiny_bert: Path, text_file: Path) -> Callable[..., Params]:
 
 def prepared(params: Params) -> tuple[Prepared, list[str]]:
     lines: list[str] = []
-    return stream.prepare(params, lines.append, offline=True), lines
+    return stream.prepare_stream(params, lines.append, offline=True), lines
 
 
 def streamed(params: Params, one: Prepared, rank: int = 0, ranks: int = 1) -> StreamedSteps:
@@ -149,7 +149,7 @@ def test_a_new_tokenizer_sees_the_first_rows_alone(
     path = write_rows(tmp_path / "t.jsonl", rows)
     read: list[int] = []
     params = job(model_name="", model_config=str(tiny_config), dataset_name=str(path), batch_size=1)
-    one = stream.prepare(params, print, offline=True, between_rows=lambda: read.append(1))
+    one = stream.prepare_stream(params, print, offline=True, between_rows=lambda: read.append(1))
     words = one.tokenizer.get_vocab()
     assert any("aaa" in word for word in words)
     assert not any("zq" in word for word in words)

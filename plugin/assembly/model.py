@@ -126,7 +126,7 @@ class Examples:
         return [f"{split}: {line}" for split, seen in self.seen.items() for line in seen.lines()]
 
 
-def prepare(
+def prepare_corpus(
     params: Params,
     log: Log,
     *,

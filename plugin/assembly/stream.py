@@ -37,7 +37,7 @@ _AT_ONCE = 32  # rows of evaluation tokenised together
 Rows = Iterator[tuple[str, Example | str]]
 
 
-def prepare(
+def prepare_stream(
     params: Params,
     log: Log,
     *,

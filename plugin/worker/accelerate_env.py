@@ -1,7 +1,7 @@
 """How accelerate's launcher was told to share the model, in the words of `parallel`.
 
-Cutting a model up is ours (training/sharding.py). Beside it accelerate's own FSDP or DeepSpeed would cut it a second time, on a CPU silently
-become DDP, and transformers would leave the weights of every rank but one unread. So what the launcher put into the environment
+Sharding is ours (training/sharding.py). With it, accelerate's own FSDP or DeepSpeed would shard the model a second time, on a CPU
+silently become DDP, and transformers would leave the weights of every rank but one unread. So what the launcher put into the environment
 is read here once, before there is an Accelerator, and taken away.
 """
 

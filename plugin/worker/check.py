@@ -18,13 +18,22 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from ..assembly import model as assembly
-from ..assembly import stream
 from ..assembly.attention import check_fits, choose_attention, choose_compile
 from ..assembly.disk import check_room, count_parameters
 from ..assembly.heaviest import heaviest_batch
 from ..assembly.memory_advice import check_memory
+from ..assembly.model import (
+    Examples,
+    Prepared,
+    base_config,
+    make_clock,
+    make_model,
+    prepare_corpus,
+    step_maker,
+    step_rules,
+)
 from ..assembly.precision import COMPUTE, choose_precision
+from ..assembly.stream import EVAL_ROWS, first_step, prepare_stream
 from ..base.errors import Code, JobError, Problem
 from ..batch import Batch
 from ..config.params import SHARDED, Params
@@ -47,9 +56,9 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
     now("reading and tokenising the data")
     prepared = _prepare(params, notes, offline=offline)
     now("laying out the model and its steps")
-    config = assembly.base_config(params, prepared.tokenizer, offline=offline)
-    rules = assembly.step_rules(params, prepared.chat)
-    clock = assembly.make_clock(params, len(prepared.train), len(prepared.evaluation), ranks)
+    config = base_config(params, prepared.tokenizer, offline=offline)
+    rules = step_rules(params, prepared.chat)
+    clock = make_clock(params, len(prepared.train), len(prepared.evaluation), ranks)
     parameters, trained = count_parameters(config, params)
     device = torch.device("cuda" if torch.cuda.is_available() and params.train_device != "cpu" else "cpu")
     precision, why = choose_precision(params, device)
@@ -62,11 +71,11 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
         check_fits(documents, rules, attention.layout)
     if params.streaming:
         evaluated = len(prepared.evaluation) > 0
-        step = stream.first_step(params, prepared.chat, rules, evaluated=evaluated, ranks=ranks, offline=offline)
+        step = first_step(params, prepared.chat, rules, evaluated=evaluated, ranks=ranks, offline=offline)
         notes.append("streaming: the data reported is what a run begins with; the rest is read while it trains")
     else:
-        step = assembly.step_maker(params, prepared.train, rules, clock, attention.layout, 0, 1)(0)
-    first_rank = assembly.step_maker(params, prepared.train, rules, clock, attention.layout, 0, ranks)
+        step = step_maker(params, prepared.train, rules, clock, attention.layout, 0, 1)(0)
+    first_rank = step_maker(params, prepared.train, rules, clock, attention.layout, 0, ranks)
     batch, several = heaviest_batch(params, prepared.train, rules, clock, attention.layout, ranks, first_rank)
     sharers = max(1, ranks // params.num_machines) if device.type == "cpu" else 1
     setting = Setting(device, compute, attention.backend, params.optim, several, sharers=sharers)
@@ -78,7 +87,7 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
     now("trying a step")
     whole = parameters <= SMALL
     # In float32 whatever the run computes in: half precision takes a CPU minutes, and no user's mistake shows only there.
-    model = assembly.make_model(params, prepared.tokenizer, torch.float32, offline=offline) if whole else _narrow(config)
+    model = make_model(params, prepared.tokenizer, torch.float32, offline=offline) if whole else _narrow(config)
     return {
         "steps": clock.plan.steps,
         "documents_per_step": len(step.lengths) if params.streaming else clock.step_size,
@@ -122,7 +131,7 @@ def _memory(params: Params, config: PretrainedConfig, batch: Batch, setting: Set
     return plan
 
 
-def _prepare(params: Params, notes: list[str], *, offline: bool) -> assembly.Prepared:
+def _prepare(params: Params, notes: list[str], *, offline: bool) -> Prepared:
     """The data; when the model's configuration is wrong too, both are reported."""
     try:
         config = (
@@ -132,15 +141,15 @@ def _prepare(params: Params, notes: list[str], *, offline: bool) -> assembly.Pre
     except JobError as wrong_model:
         try:
             # With any encoder's tokenizer missing, the rows can still be read and their layout told.
-            rows = assembly.Examples(params, notes.append, offline=offline, between_rows=lambda: None)("train")
-            for _ in islice(rows, stream.EVAL_ROWS if params.streaming else None):
+            rows = Examples(params, notes.append, offline=offline, between_rows=lambda: None)("train")
+            for _ in islice(rows, EVAL_ROWS if params.streaming else None):
                 pass
         except JobError as wrong_data:
             # A broken model folder takes its tokenizer with it: one mistake, one line.
             data = [one for one in wrong_data.problems if params.tokenizer_name or one.field != "tokenizer_name"]
             raise JobError(*dict.fromkeys((*wrong_model.problems, *data))) from wrong_data
         raise wrong_model
-    prepare = stream.prepare if params.streaming else assembly.prepare
+    prepare = prepare_stream if params.streaming else prepare_corpus
     return prepare(params, notes.append, offline=offline)
 
 

@@ -14,13 +14,22 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from ..assembly import model as assembly
-from ..assembly import stream as streaming
 from ..assembly.attention import Attention, check_fits, choose_attention, choose_compile
 from ..assembly.disk import check_room, count_parameters
 from ..assembly.heaviest import heaviest_batch
-from ..assembly.model import step_maker
+from ..assembly.model import (
+    Clock,
+    base_config,
+    diffusion_facts,
+    make_clock,
+    make_model,
+    make_run_schedule,
+    prepare_corpus,
+    step_maker,
+    step_rules,
+)
 from ..assembly.precision import COMPUTE, weight_dtype
+from ..assembly.stream import StreamedSteps, prepare_stream, start_streaming
 from ..base.files import remove, rename_whole
 from ..config.params import SHARDED, Params
 from ..data.chat import ChatFormat
@@ -30,10 +39,10 @@ from ..models.flops import FlopCount, count_flops
 from ..models.load import load_tokenizer
 from ..models.lora import MaybeAdapted
 from ..run.folder import RunFolder, to_json
-from ..training import memory as memory
 from ..training.exchange import gather_values
 from ..training.layers import compile_layers, set_recompute
 from ..training.lr_schedule import Schedule
+from ..training.memory import ROOM, TINY, MakePlan, Memory, Plan, Setting, free_bytes, plan_memory
 from ..training.optimizer import make_optimizer, optimizer_tensors
 from ..training.sharding import (
     choose_parallel,
@@ -58,10 +67,10 @@ class Data:
     tokenizer: PreTrainedTokenizerBase
     chat: ChatFormat
     rules: StepRules
-    clock: assembly.Clock
+    clock: Clock
     facts: dict[str, Any]  # diffusion.json
     truncation: dict[str, dict[str, Any]]  # split -> rows, documents, truncated, dropped
-    stream: streaming.StreamedSteps | None
+    stream: StreamedSteps | None
 
 
 def prepare_data(
@@ -71,7 +80,7 @@ def prepare_data(
 
     Raises JobError (exit 3 or 4).
     """
-    prepare = streaming.prepare if params.streaming else assembly.prepare
+    prepare = prepare_stream if params.streaming else prepare_corpus
     prepared = prepare(params, reporter.log, between_rows=between_rows, moment=moment)
     data = folder / ".data.part"
     remove(data)
@@ -93,7 +102,7 @@ def load_data(params: Params, folder: RunFolder, reporter: Reporter, accelerator
     train, evaluation = Documents.load(data / "train"), Documents.load(data / "eval")
     tokenizer = load_tokenizer(str(data / "tokenizer"), offline=True)
     chat = ChatFormat(tokenizer)
-    rules = assembly.step_rules(params, chat)
+    rules = step_rules(params, chat)
     rank, ranks = accelerator.process_index, accelerator.num_processes
     done = seen = 0
     stream = None
@@ -101,7 +110,7 @@ def load_data(params: Params, folder: RunFolder, reporter: Reporter, accelerator
         done, seen = resumed.step, resumed.pass_ * len(train) + resumed.position
     if params.streaming:
         evaluated = len(evaluation) > 0
-        stream = streaming.start_streaming(params, chat, rules, reporter.log, evaluated=evaluated, rank=rank, ranks=ranks)
+        stream = start_streaming(params, chat, rules, reporter.log, evaluated=evaluated, rank=rank, ranks=ranks)
     for split in ("eval",) if params.streaming else ("train", "eval"):  # what a stream read is known at the end
         reporter.data(split, truncation[split])
     return Data(
@@ -110,8 +119,8 @@ def load_data(params: Params, folder: RunFolder, reporter: Reporter, accelerator
         tokenizer=tokenizer,
         chat=chat,
         rules=rules,
-        clock=assembly.make_clock(params, len(train), len(evaluation), ranks, done=done, seen=seen),
-        facts=assembly.diffusion_facts(params, rules),
+        clock=make_clock(params, len(train), len(evaluation), ranks, done=done, seen=seen),
+        facts=diffusion_facts(params, rules),
         truncation=truncation,
         stream=stream,
     )
@@ -128,7 +137,7 @@ class Trained:
     attention: Attention
     make_step: Callable[[int], Step]
     flops: FlopCount
-    memory: memory.Memory | None  # the estimate
+    memory: Memory | None  # the estimate
     weight_dtype: torch.dtype
     empty: MaybeAdapted | None  # of a model that is cut up: what its weights are gathered into
     predict: Predict | None  # of a model that is cut up
@@ -151,7 +160,7 @@ def load_model(
     data: Data,
     reporter: Reporter,
     accelerator: Accelerator,
-    on_plan: Callable[[memory.MakePlan], None],
+    on_plan: Callable[[MakePlan], None],
     checkpoint: Path | None = None,
 ) -> Trained:
     """Load or make the model, with the checkpoint's weights if there is one, and a new optimizer.
@@ -161,7 +170,7 @@ def load_model(
     Raises JobError (exit 2, 4 or 7).
     """
     compute = COMPUTE[accelerator.mixed_precision]
-    config = assembly.base_config(params, data.tokenizer)
+    config = base_config(params, data.tokenizer)
     counted = count_parameters(config, params)
     if accelerator.is_main_process:  # who saves
         check_room(params, *counted)
@@ -171,7 +180,7 @@ def load_model(
         check_fits(documents, data.rules, attention.layout)
     ranks, device = accelerator.num_processes, accelerator.device
 
-    def plan_maker(parallel: str) -> Callable[[str], memory.Plan]:
+    def plan_maker(parallel: str) -> Callable[[str], Plan]:
         return _plan_maker(params, config, data, attention, accelerator, parallel)
 
     parallel = _choose_parallel(params, plan_maker("ddp"), reporter, accelerator)
@@ -185,7 +194,7 @@ def load_model(
     compiles, why = choose_compile(params, device, recompute)
 
     dtype = weight_dtype(params, compute)
-    model = assembly.make_model(params, data.tokenizer, compute, checkpoint=checkpoint)
+    model = make_model(params, data.tokenizer, compute, checkpoint=checkpoint)
     _log_model(params, model, dtype, reporter)
     empty = hollow(model) if sharded else None
     set_recompute(model, recompute)
@@ -229,18 +238,16 @@ def _prepare(
         prepared, wrapped = module, accelerator.prepare_optimizer(optimizer, device_placement=False)
     else:
         prepared, wrapped = accelerator.prepare(module, optimizer)
-    schedule = assembly.make_run_schedule(params, optimizer, steps, log)
+    schedule = make_run_schedule(params, optimizer, steps, log)
     return prepared, wrapped, schedule
 
 
-def _choose_parallel(
-    params: Params, replicated: Callable[[str], memory.Plan], reporter: Reporter, accelerator: Accelerator
-) -> str:
+def _choose_parallel(params: Params, replicated: Callable[[str], Plan], reporter: Reporter, accelerator: Accelerator) -> str:
     """ddp, zero2 or zero3, the same on every rank: those that chose differently would wait for one another forever."""
     ranks, device = accelerator.num_processes, accelerator.device
 
     def fits() -> bool:
-        here = replicated(params.recompute).memory.peak <= memory.ROOM * memory.free_bytes(device)
+        here = replicated(params.recompute).memory.peak <= ROOM * free_bytes(device)
         return all(gather_values(accelerator, here))
 
     parallel, why = choose_parallel(params, ranks=ranks, on_gpu=device.type == "cuda", fits=fits)
@@ -251,27 +258,27 @@ def _choose_parallel(
 
 def _plan_maker(
     params: Params, config: PretrainedConfig, data: Data, attention: Attention, accelerator: Accelerator, parallel: str
-) -> Callable[[str], memory.Plan]:
+) -> Callable[[str], Plan]:
     """What plans the run's memory, given the recompute that is asked for."""
     compute = COMPUTE[accelerator.mixed_precision]
     ranks, device = accelerator.num_processes, accelerator.device
     cut = ranks if parallel in SHARDED else 1
     sharers = max(1, ranks // params.num_machines) if device.type == "cpu" else 1
 
-    def plan(asked: str) -> memory.Plan:
+    def plan(asked: str) -> Plan:
         first_rank = step_maker(params, data.train, data.rules, data.clock, attention.layout, 0, ranks)
         batch, several = heaviest_batch(params, data.train, data.rules, data.clock, attention.layout, ranks, first_rank)
-        setting = memory.Setting(device, compute, attention.backend, params.optim, several, cut, parallel, sharers)
-        return memory.plan_memory(params, config, batch, setting, asked)
+        setting = Setting(device, compute, attention.backend, params.optim, several, cut, parallel, sharers)
+        return plan_memory(params, config, batch, setting, asked)
 
     return plan
 
 
 def _plan_memory(
-    params: Params, parameters: int, make_plan: Callable[[str], memory.Plan], device: torch.device, reporter: Reporter
-) -> tuple[str, memory.Plan | None]:
+    params: Params, parameters: int, make_plan: Callable[[str], Plan], device: torch.device, reporter: Reporter
+) -> tuple[str, Plan | None]:
     """(recompute mode, plan). A model of a few million weights on a CPU is not worth the second that asking takes."""
-    if device.type == "cpu" and params.recompute == "auto" and parameters < memory.TINY:
+    if device.type == "cpu" and params.recompute == "auto" and parameters < TINY:
         return "none", None
     found = make_plan(params.recompute)
     reporter.log(f"memory: about {found.memory.peak / 1e9:.2f} GB at the peak; recompute {found.recompute}: {found.why}")

@@ -22,7 +22,8 @@ from accelerate.utils import KwargsHandler
 from ..base.errors import JobError, Problem
 from ..base.process import LISTEN_FD, MEETING, PARENT_PID
 
-# How accelerate may share a model. Cutting it up is ours (training/sharding.py); what a launcher says of that is read in worker/accelerate_env.py.
+# How accelerate may share a model. Sharding is ours (training/sharding.py); accelerate_env.py reads what a launcher
+# says of it.
 REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 # Ranks may wait for hours while rank 0 reads the data; the parent's watchdog knows that from a hang, torch's ten minutes do not.

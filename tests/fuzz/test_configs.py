@@ -16,7 +16,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from support import try_out_here
 
-from plugin.assembly.model import make_model, prepare
+from plugin.assembly.model import make_model, prepare_corpus
 from plugin.base.errors import Problem
 from plugin.config.families import FAMILIES
 from plugin.config.params import Params
@@ -89,7 +89,7 @@ def try_config(params: Params, saved: Path) -> None:
         return
     event("accepted")
     with limited():
-        prepared = prepare(params, lambda line: None, offline=True)
+        prepared = prepare_corpus(params, lambda line: None, offline=True)
         model = make_model(params, prepared.tokenizer, torch.float32, offline=True)
         model.save_pretrained(saved)
         prepared.tokenizer.save_pretrained(saved)

@@ -107,7 +107,7 @@ def try_data(given: Mapping[str, Any], run: RunFolder) -> None:
     params = Params.model_validate(run.read_run()["params"])
     assert params == looked
     shown: list[str] = []
-    checked = kept(lambda: model.prepare(params, shown.append, offline=True, moment=MOMENT))
+    checked = kept(lambda: model.prepare_corpus(params, shown.append, offline=True, moment=MOMENT))
     said = Log()
 
     def prepare() -> None:
