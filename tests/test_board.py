@@ -12,8 +12,8 @@ import pytest
 from support import read_lines
 from torch.utils.tensorboard import SummaryWriter
 
-from plugin.parent.watchdog import Heartbeat
 from plugin.run.folder import RunFolder
+from plugin.run.heartbeat import Heartbeat
 from plugin.worker.reporter import Reporter
 from plugin.worker.tensorboard import Board, hush_writer_thread
 

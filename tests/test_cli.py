@@ -204,7 +204,7 @@ def test_the_help_names_the_method_an_option_belongs_to(help_text: str) -> None:
 
 
 def test_the_help_has_the_groups_of_the_declaration(help_text: str) -> None:
-    source = (ROOT / "plugin" / "params.py").read_text(encoding="utf-8")
+    source = (ROOT / "plugin" / "config" / "params.py").read_text(encoding="utf-8")
     declared = re.findall(r"# --- (.+)\n    (\w+): ", source)
     assert {first: title for title, first in declared} == GROUPS
     assert [line for line in help_text.splitlines() if line.rstrip(":") in GROUPS.values()] == [f"{t}:" for t in GROUPS.values()]

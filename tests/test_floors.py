@@ -10,51 +10,29 @@ from pathlib import Path
 import pytest
 from support import ROOT, run_python
 
-FLOOR_0 = {
-    *("params", "parse", "manifest", "job", "run_folder", "families", "launch", "summary", "model_files"),
-    *(
-        "child",
-        "follow",
-        "watchdog",
-        "redact",
-        "stacks",
-        "digests",
-        "resume",
-        "task",
-        "wandb_relay",
-        "launched",
-        "verbs",
-        "network",
-        "last_words",
-        "environment",
-        "files",
-        "owned",
-        "wording",
-    ),
+# Folder below plugin/ -> the folders that it may import; what stands above another is below it in the table.
+FLOORS = {
+    "base": "",
+    "config": "base",
+    "run": "base config",
+    "batch": "",
+    "data": "base batch",
+    "objectives": "base",
+    "models": "base batch config",
+    "sampling": "base batch models",
+    "training": "base batch data objectives models sampling",
+    "assembly": "base config run batch data objectives models sampling training",
+    "worker": "base config run batch data objectives models sampling training assembly",
+    "parent": "base config run data",
+    "commands": "base config run batch data objectives models sampling assembly",
+    "hosts": "base config run parent data",
+    "cli": "base config run parent commands hosts",
 }
-# quiet is what every torch program imports first, wherever it lives.
-FLOOR_1 = {"quiet", "batch", "objectives", "data", "models", "sampling"}
-FLOOR_2 = {
-    *("loop", "step", "evals", "checkpoints", "assembly", "worker", "reporting", "sampler_watch", "stopping", "trial"),
-    *("optimizers", "eight_bit", "schedules", "fuse", "run", "meters", "packing", "ahead", "disk", "rendezvous"),
-    *(
-        "streaming",
-        "memory",
-        "loading",
-        "finish",
-        "debug_bundle",
-        "verify",
-        "heaviest",
-        "precision",
-        "sharding",
-        "memory_advice",
-        "board",
-        "exchange",
-    ),
-}
-FLOOR_3 = {"hosts", "hosted", "guard", "cli", "train", "report", "chat"}  # edges: a host, a command line, a program of its own
+# Of config, what models may know: no parameters.
+OF_CONFIG_FOR_MODELS = {"families", "model_files"}
 HEAVY = {"torch", "transformers", "numpy", "accelerate", "datasets", "peft", "tokenizers", "safetensors", "pyarrow"}
-PARENT = FLOOR_0 | {"hosts", "hosted", "guard", "cli", "train", "report"}
+WITHOUT_TORCH = ("base", "config", "run", "parent", "hosts", "cli")
+MOST_FILES = 28  # in one folder
 
 
 def module_files() -> dict[str, list[Path]]:
@@ -91,54 +69,41 @@ def heavy(name: str) -> set[str]:
     return {word.split(".")[0] for path in module_files()[name] for word in imports(path)} & HEAVY
 
 
-def test_every_module_has_a_floor() -> None:
-    floors = [FLOOR_0, FLOOR_1, FLOOR_2, FLOOR_3]
-    assert set(module_files()) == set().union(*floors)
-    assert sum(map(len, floors)) == len(set().union(*floors))
-
-
 def test_imports_are_read_relative_and_lazy_ones_too() -> None:
     found = uses()
-    assert {"job", "params", "child"} <= found["launch"]
-    assert {"follow", "launch", "data"} <= found["train"]
-    assert "torch" in heavy("loop")
+    assert {"base", "config", "run", "data"} <= found["parent"]
+    assert "torch" in heavy("training")
+    assert {"plugin.config.families.FAMILIES", "plugin.config.model_files.is_own_file"} <= of_models()
 
 
-@pytest.mark.parametrize("name", sorted(FLOOR_0))
-def test_floor_0_knows_neither_torch_nor_what_is_above(name: str) -> None:
-    assert uses()[name] <= FLOOR_0
-    assert heavy(name) == set()
+def test_every_folder_is_in_the_table() -> None:
+    assert set(module_files()) == set(FLOORS)
 
 
-@pytest.mark.parametrize("name", sorted(FLOOR_1))
-def test_floor_1_knows_no_parameters_and_no_sibling(name: str) -> None:
-    assert uses()[name] <= {"job", "families", "batch", "quiet", "model_files", "child", "environment", "redact"}
+@pytest.mark.parametrize("folder", FLOORS)
+def test_a_folder_imports_only_what_the_table_allows(folder: str) -> None:
+    assert uses()[folder] <= set(FLOORS[folder].split())
+    assert len(module_files()[folder]) <= MOST_FILES
 
 
-@pytest.mark.parametrize("name", sorted(FLOOR_2))
-def test_floor_2_knows_no_host_and_no_command_line(name: str) -> None:
-    assert uses()[name] <= FLOOR_0 | FLOOR_1 | FLOOR_2 - {"worker"}
+def test_the_table_only_leads_down() -> None:
+    order = list(FLOORS)
+    assert all(order.index(below) < order.index(folder) for folder, allowed in FLOORS.items() for below in allowed.split())
 
 
-@pytest.mark.parametrize("name", sorted(PARENT))
-def test_the_parent_never_imports_torch(name: str) -> None:
-    assert heavy(name) & {"torch", "transformers", "accelerate", "numpy"} == set()
-    assert uses()[name] <= PARENT | {"data"}
+def of_models() -> set[str]:
+    return {word for path in module_files()["models"] for word in imports(path) if word.startswith("plugin.config.")}
 
 
-def test_no_import_goes_round() -> None:
-    below = uses()
-    seen: list[str] = []
+def test_models_know_no_parameters() -> None:
+    assert {word.split(".")[2] for word in of_models()} <= OF_CONFIG_FOR_MODELS
 
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        assert name not in path, " -> ".join((*path, name))
-        if name not in seen:
-            for other in sorted(below[name]):
-                visit(other, (*path, name))
-            seen.append(name)
 
-    for name in below:
-        visit(name, ())
+@pytest.mark.parametrize("folder", WITHOUT_TORCH)
+def test_what_the_parent_needs_imports_no_torch(folder: str) -> None:
+    files = [path for path in module_files()[folder] if path.name != "quiet.py"]  # of the programs that do import it
+    found = {word.split(".")[0] for path in files for word in imports(path)}
+    assert found & {"torch", "transformers", "accelerate", "numpy"} == set()
 
 
 def test_nothing_from_a_host_is_imported_at_module_level() -> None:
@@ -175,19 +140,8 @@ def test_the_parent_starts_without_torch_and_in_less_than_a_second_of_cpu(tmp_pa
 
 def test_floor_0_tests_do_not_import_torch() -> None:
     """So that they stay quick, and prove that the code they test needs none."""
-    for name in (
-        "params",
-        "parse",
-        "manifest",
-        "launch",
-        "follow",
-        "watchdog",
-        "redact",
-        "run_folder",
-        "readers_of_parameters",
-        "floors",
-        "harness_start",
-    ):
+    names = ("params", "parse", "manifest", "launch", "follow", "watchdog", "redact", "run_folder", "readers_of_parameters")
+    for name in (*names, "floors", "harness_start"):
         tree = ast.parse((Path(__file__).parent / f"test_{name}.py").read_text(encoding="utf-8"))
         names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
@@ -196,6 +150,6 @@ def test_floor_0_tests_do_not_import_torch() -> None:
 
 def test_a_worker_that_adapts_nothing_starts_without_peft_and_bitsandbytes() -> None:
     """They take a third of its start; transformers imports them in places."""
-    program = "import sys, plugin.worker, plugin.worker.train\nprint({'peft', 'bitsandbytes'} & set(sys.modules))"
+    program = "import sys, plugin.worker.__main__\nprint({'peft', 'bitsandbytes'} & set(sys.modules))"
     done = run_python(program, cwd=ROOT)
     assert done.stdout == "set()\n", done.stderr

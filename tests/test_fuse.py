@@ -14,11 +14,11 @@ from published_checkpoints import write_checkpoint
 from safetensors.torch import load_file, save_file
 from tiny import adapted
 
+from plugin.assembly.fuse import Card, Target, adapter_facts, fuse_adapter, publish
 from plugin.assembly.verify import Reloaded, main, reload, rendered_prompt
 from plugin.base.errors import JobError
 from plugin.commands import fuse
 from plugin.commands.chat import load_chatter
-from plugin.commands.fuse import Card, Target, adapter_facts, fuse_adapter, publish
 from plugin.config.families import FAMILIES as KNOWN
 from plugin.data.turns import Turn
 from plugin.models.diffusion import logits_of

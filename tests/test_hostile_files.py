@@ -25,8 +25,8 @@ from plugin.base.files import open_plain, write_whole
 from plugin.commands.fuse import main
 from plugin.hosts.plugin_era.publish import free_name, shelve, show_link
 from plugin.hosts.task import go_on_here
-from plugin.parent.watchdog import Heartbeat, heartbeat_path
 from plugin.run.folder import RunFolder
+from plugin.run.heartbeat import Heartbeat, heartbeat_path
 
 
 @pytest.fixture(scope="module")

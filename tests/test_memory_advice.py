@@ -17,6 +17,7 @@ from support import MAIN, ROOT, TINY_CONFIG, child_env, pairs, refusal, try_out_
 
 from plugin import cli
 from plugin.assembly.attention import choose_compile
+from plugin.assembly.memory import MemoryPlan, choose_recompute
 from plugin.assembly.memory_advice import cheaper_settings, check_memory
 from plugin.assembly.stream import pack_tokens
 from plugin.base.errors import Code, JobError
@@ -25,7 +26,7 @@ from plugin.config.parse import parse
 from plugin.models.load import load_model
 from plugin.parent import train
 from plugin.training import memory
-from plugin.training.memory import KINDS, Memory, Plan, choose_recompute, free_bytes
+from plugin.training.memory import KINDS, Memory, free_bytes
 from plugin.worker import check as trial
 from plugin.worker.__main__ import is_out_of_memory
 
@@ -148,13 +149,13 @@ def effective_batch(params: Params) -> int:
 
 PLANS = (
     None,
-    Plan("none", need(9 * GB, activations=8 * GB, weights=GB), ""),
-    Plan("full", need(9 * GB, optimizer=6 * GB, weights=3 * GB), ""),
+    MemoryPlan("none", need(9 * GB, activations=8 * GB, weights=GB), ""),
+    MemoryPlan("full", need(9 * GB, optimizer=6 * GB, weights=3 * GB), ""),
 )
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=["unknown", "activations", "states"])
-def test_advice_is_a_job_that_can_be_given_with_the_same_effective_batch(plan: Plan | None) -> None:
+def test_advice_is_a_job_that_can_be_given_with_the_same_effective_batch(plan: MemoryPlan | None) -> None:
     for params in jobs():
         if plan and params.recompute not in ("auto", plan.recompute):
             continue  # no plan of that job
@@ -181,7 +182,7 @@ def test_advice_fits_what_is_biggest() -> None:
 
 def test_far_too_little_room_is_exit_5_and_names_the_biggest() -> None:
     params = parse({"dataset_name": "d", "model_name": "m", "batch_size": 8}).params
-    plan = Plan("none", need(10 * GB, weights=2 * GB, activations=7 * GB), "")
+    plan = MemoryPlan("none", need(10 * GB, weights=2 * GB, activations=7 * GB), "")
     check_memory(params, plan, 9 * GB)  # a close case may go well
     with pytest.raises(JobError) as caught:
         check_memory(params, plan, 7 * GB)

@@ -27,7 +27,7 @@ def read_fields(source: str) -> set[str]:
 
 def readers() -> dict[str, list[str]]:
     """Field -> the files that read it. A check at the door is no reader: it does nothing with the value."""
-    door = {ROOT / "plugin" / name for name in ("params.py", "parse.py", "manifest.py")}
+    door = {ROOT / "plugin" / name for name in ("config/params.py", "config/parse.py", "config/manifest.py")}
     files = [path for path in (ROOT / "main.py", *sorted((ROOT / "plugin").rglob("*.py"))) if path not in door]
     assert len(files) > 20
     found: dict[str, list[str]] = {}

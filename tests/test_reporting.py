@@ -10,8 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from plugin.config.params import Params
-from plugin.parent.watchdog import Heartbeat
 from plugin.run.folder import RunFolder
+from plugin.run.heartbeat import Heartbeat
 from plugin.worker.reporter import Reporter
 
 

@@ -54,8 +54,8 @@ def test_answers_end_within_the_positions_of_the_model(
 def test_samples_of_prompts_that_begin_alike_are_kept_apart(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from plugin.parent.watchdog import Heartbeat
     from plugin.run.folder import RunFolder
+    from plugin.run.heartbeat import Heartbeat
     from plugin.worker.reporter import Reporter
 
     reporter = Reporter(RunFolder(tmp_path), Heartbeat(tmp_path / "beat"), speaks=True)

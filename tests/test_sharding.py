@@ -30,6 +30,7 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
 from plugin.assembly.model import model_shape
+from plugin.assembly.parallel import choose_parallel
 from plugin.base.errors import JobError
 from plugin.batch import Batch
 from plugin.config.params import SHARDED, Params
@@ -38,16 +39,7 @@ from plugin.data.layout import Layout
 from plugin.models.diffusion import DiffusionModel, logits_of, predictor
 from plugin.training.layers import layers_of, set_recompute
 from plugin.training.memory import Memory, Setting, estimate
-from plugin.training.sharding import (
-    choose_parallel,
-    gathered_bytes,
-    gathered_dtype,
-    gathered_model,
-    hollow,
-    reshard,
-    shard,
-    shared_predictor,
-)
+from plugin.training.sharding import gathered_bytes, gathered_dtype, gathered_model, hollow, reshard, shard, shared_predictor
 from plugin.training.step import build_step
 
 CPU = torch.device("cpu")

@@ -20,8 +20,8 @@ from plugin.data.chat import ChatFormat
 from plugin.hosts.shell import FolderHost
 from plugin.models.load import load_tokenizer
 from plugin.models.publish import write_adapter_card, write_card
-from plugin.parent.watchdog import Heartbeat
 from plugin.run.folder import RunFolder
+from plugin.run.heartbeat import Heartbeat
 from plugin.worker.reporter import Reporter
 
 HOSTILE = "\x1b]0;title\x07\x1b[2J\x1b[8mhidden\r\x9b31m\u202edesrever\x00\x7f\u2028end"

@@ -14,8 +14,9 @@ from plugin.base.errors import Code, Outcome
 from plugin.base.process import child_path
 from plugin.parent.launch import LaunchPlan
 from plugin.parent.supervise import Inherited, Relay, run_workers
-from plugin.parent.watchdog import Heartbeat, Watch, heartbeat_path
+from plugin.parent.watchdog import Watch
 from plugin.run.folder import RunFolder
+from plugin.run.heartbeat import Heartbeat, heartbeat_path
 
 PRELUDE = """\
 from plugin import stacks

@@ -1,4 +1,4 @@
-"""Which activations to recompute, from the memory that a run needs and the device has."""
+"""Choice of the activations to recompute, from the memory that a run needs and a device has."""
 
 from __future__ import annotations
 

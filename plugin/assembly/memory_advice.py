@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 from ..base.errors import Code, JobError, Problem
 from ..config.params import Params
-from ..training.memory import Plan, gb
+from .memory import MemoryPlan, gb
 
 
-def cheaper_settings(params: Params, plan: Plan | None) -> list[str]:
+def cheaper_settings(params: Params, plan: MemoryPlan | None) -> list[str]:
     """Settings that need less memory and leave the effective batch as it is, the most effective first."""
     rows = _smaller_batches(params)
     if (plan.recompute if plan else params.recompute) != "full":
@@ -51,7 +51,7 @@ def _smaller_batches(params: Params) -> list[str]:
     return rows
 
 
-def out_of_memory(params: Params, plan: Plan | None, told: str) -> Problem:
+def out_of_memory(params: Params, plan: MemoryPlan | None, told: str) -> Problem:
     """The error of a run that has run out of memory, or will: what is biggest, and what to do about it."""
     got = told
     if plan:
@@ -62,7 +62,7 @@ def out_of_memory(params: Params, plan: Plan | None, told: str) -> Problem:
     return Problem("memory", "room for the run", got, f"Same effective batch with less memory: {words}.", Code.OUT_OF_MEMORY)
 
 
-def check_memory(params: Params, plan: Plan, room: int) -> None:
+def check_memory(params: Params, plan: MemoryPlan, room: int) -> None:
     """Raises JobError (exit 5) when a run needs far more than there is; a narrow case may still go well."""
     if plan.memory.peak > 1.25 * room:
         raise JobError(out_of_memory(params, plan, f"{gb(room)} free where about {gb(plan.memory.peak)} are needed"))

@@ -1,4 +1,4 @@
-"""How devices share a model: the choice, with its reason."""
+"""Choice of how devices share a model."""
 
 from __future__ import annotations
 

@@ -7,132 +7,24 @@ from __future__ import annotations
 
 from ..base.quiet import quiet_loading  # isort: skip  # before anything that imports torch
 
-import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..assembly.verify import TOKENS, Reloaded, compare_reloaded, rendered_prompt
+from ..assembly.fuse import DTYPES, Card, Fused, Target, fuse_adapter
+from ..assembly.verify import TOKENS
 from ..base.errors import Code, JobError, Problem, json_line, model_error, one_line
-from ..base.files import part_beside, remove, rename_whole, replace_whole
 from ..base.redact import guard_streams
 from ..config.families import FAMILIES
-from ..config.model_files import is_own_file, refuse_missing_path
-from ..models.diffusion import logits_of
-from ..models.identity import base_digest, find_base, local_folder
+from ..config.model_files import refuse_missing_path
+from ..models.identity import find_base
 from ..models.load import load_config, load_model, load_tokenizer, table_rows
 from ..models.lora import merged_model, with_adapter
-from ..models.publish import public_name, read_diffusion, write_card, write_model
+from ..models.publish import public_name, read_diffusion
 from ..run.folder import local_path
 from .arguments import fuse_options
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Card:
-    """What the model card says beyond what `diffusion.json` holds."""
-
-    name: str
-    table: dict[str, Any]
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Target:
-    """A model folder to be published, and what its weights are compared with."""
-
-    folder: Path
-    base: str  # empty for a model from scratch
-    tokenizer: PreTrainedTokenizerBase
-    facts: dict[str, Any]  # diffusion.json
-    card: Card
-    trained: nn.Module  # the live model
-    ids: torch.Tensor  # [S, T] to compare logits on
-    replaces: bool = False  # what the run that owns the folder has published before
-
-
-@dataclass(frozen=True)
-class Fused:
-    path: Path
-    differences: dict[str, float]  # largest logit difference from the model that was trained, for each base merged onto
-    chosen: str
-    template: bool  # the saved chat template alone writes prompts as in training
-
-    def as_json(self) -> dict[str, Any]:
-        """`result.fuse` of run.json."""
-        return {
-            "path": str(self.path),
-            "fuse_base": self.chosen,
-            "max_logit_difference": self.differences[self.chosen],
-            "differences": self.differences,
-            "chat_template_as_trained": self.template,
-        }
-
-
-def publish(model: PreTrainedModel, target: Target) -> Reloaded:
-    """Write `model` to the target's folder, whole or not at all; returns what a fresh process found there."""
-    final = target.folder
-    part = part_beside(final)
-    try:
-        found = _write_and_compare(part, model, target)
-        (replace_whole if target.replaces else rename_whole)(part, final)
-    finally:
-        remove(part)  # of a failure or Ctrl-C; gone after the renaming
-    return found
-
-
-def _write_and_compare(part: Path, model: PreTrainedModel, target: Target) -> Reloaded:
-    prompt = rendered_prompt(target.tokenizer)
-    write_model(part, model, target.tokenizer, target.facts, base=target.base)
-    if target.base and is_own_file(settings := local_folder(target.base) / "generation_config.json"):
-        shutil.copy(settings, part)
-    dtype = next(model.parameters()).dtype
-    found = compare_reloaded(part, target.ids, logits_of(target.trained, target.ids), prompt, dtype)
-    if not found.prompt:
-        raise JobError(
-            Problem("fuse_model", "the prompt layout trained with, after reloading", "another one", code=Code.INTERNAL)
-        )
-    difference = f"{found.max_logit_difference:.2e}"
-    layout = "its chat template" if found.template else "main.py chat (another program may split its words otherwise)"
-    checked = {"weights": str(dtype).removeprefix("torch."), "largest logit difference after reloading": difference}
-    checked |= {"prompts are written as in training by": layout}
-    card = target.card
-    method = target.facts.get("method", "")
-    write_card(part, {"name": card.name, "method": method, "table": {**card.table, **checked}, "metrics": card.metrics})
-    return found
-
-
-def fuse_adapter(adapter: Path, target: Target, *, four_bit: bool, fuse_base: str, dtype: torch.dtype) -> Fused:
-    """Merge an adapter and publish the result. `trained`: onto the dequantised NF4 weights if the adapter was trained on those;
-    `original`: onto the unquantised base, and then both differences are measured."""
-    rows = len(target.tokenizer)
-    onto_4bit = four_bit and fuse_base == "trained"
-    merged = merged_model(target.base, adapter, four_bit=onto_4bit, dtype=dtype, embedding_rows=rows)
-    found = publish(merged, target)
-    differences = {fuse_base: found.max_logit_difference}
-    if four_bit and fuse_base == "original":
-        other = merged_model(target.base, adapter, four_bit=True, dtype=dtype, embedding_rows=rows)
-        differences["trained"] = (logits_of(other, target.ids) - logits_of(target.trained, target.ids)).abs().max().item()
-    return Fused(target.folder, differences, fuse_base, found.template)
-
-
-def adapter_facts(base: str, *, four_bit: bool, dtype: torch.dtype) -> dict[str, Any]:
-    """What an adapter remembers of its base, so that it is never merged into another one."""
-    return {
-        "base": {
-            "name": public_name(base),
-            "digest": base_digest(base),
-            "four_bit": four_bit,
-            "dtype": str(dtype).removeprefix("torch."),
-        }
-    }
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Which parameters may differ when a run is resumed."""
+"""Rules for resuming a run: the parameters that may differ."""
 
 from __future__ import annotations
 

@@ -22,10 +22,10 @@ from ..base.errors import JobError, Outcome, Problem, one_line
 from ..base.files import is_plain, part_beside, write_whole
 from ..config.families import pipeline_tag
 from ..parent.launch import LaunchPlan
-from ..parent.resume import STATE
 from ..parent.wandb import FACTS
 from ..run.folder import RunFolder
 from ..run.outcome import counted, metrics_line, outcome_line, sample_line
+from ..run.state import STATE
 from .pulse import Pulse
 
 EVERY_S = 1.0

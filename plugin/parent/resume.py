@@ -13,21 +13,10 @@ from ..base.digests import unlisted, why_broken
 from ..base.errors import JobError, Problem
 from ..base.files import open_plain, recover, remove, set_aside, write_whole
 from ..config.params import Params
+from ..config.rules import MAY_CHANGE, NOT_OF_A_STREAM
 from ..run.folder import RunFolder, to_json
 from ..run.owned import half_written
-
-STATE = "state.json"
-
-# What may be another when a run goes on: where and how fast it runs, how long, what it tells. Everything else has already shaped
-# the weights in the checkpoint.
-WHERE = {"train_device", "gpu_ids", "parallel", "num_processes", "num_machines", "machine_rank", "main_process_ip"}
-LAYOUT = {"batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size", "tokens_per_batch", "packing"}
-SPEED = {"main_process_port", "num_proc", "recompute", "attn_implementation", "compile", "hang_timeout_s"}
-LENGTH = {"train_steps", "num_train_epochs", "eval_steps", "eval_on_start", "save_steps", "save_total_limit", "resume"}
-TOLD = {"logging_steps", "log_to_wandb", "wandb_project", "run_dir", "adaptor_name", "fuse_model", "fuse_base"}
-MAY_CHANGE = WHERE | LAYOUT | SPEED | LENGTH | TOLD
-# A stream's packs are its steps: these would change them.
-NOT_OF_A_STREAM = {"batch_size", "gradient_accumulation_steps", "tokens_per_batch", "num_processes", "num_machines"}
+from ..run.state import STATE, read_state
 
 
 @dataclass(frozen=True)
@@ -120,10 +109,6 @@ def state_problems(start: Start, params: Params, ranks: int) -> list[Problem]:
     if params.num_train_epochs == 0 and params.train_steps < start.step:
         problems.append(Problem("train_steps", f"at least the {start.step} steps already done", str(params.train_steps)))
     return problems
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
 
 
 def cut_back(folder: RunFolder, step: int, say: Callable[[str], None]) -> None:

@@ -17,27 +17,11 @@ from pathlib import Path
 from ..base.errors import Code, Problem
 from ..base.files import open_plain
 from ..run.folder import RunFolder
+from ..run.heartbeat import heartbeat_path
 
 ANSWER_S = 3.0  # how long one rank may take to write its stacks
 QUIET_S = 0.3  # without a new byte, they are taken to be complete
 POLL_S = 0.05
-
-
-def heartbeat_path(folder: Path, rank: int) -> Path:
-    return folder / f".heartbeat-{rank}"
-
-
-class Heartbeat:
-    """One rank's side: `count phase` in a file of a fixed length, written in place, so that it costs a microsecond."""
-
-    def __init__(self, path: Path):
-        self._file = open_plain(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        self._count, self._phase = 0, "start"
-
-    def beat(self, phase: str | None = None) -> None:
-        self._count += 1
-        self._phase = phase or self._phase
-        os.pwrite(self._file, f"{self._count:>15} {self._phase:<16}\n".encode(), 0)
 
 
 class Watch:

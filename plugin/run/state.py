@@ -1,4 +1,4 @@
-"""What a checkpoint remembers, as its state.json."""
+"""State of a training run in a checkpoint: state.json."""
 
 from __future__ import annotations
 
@@ -10,4 +10,5 @@ STATE = "state.json"
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Return what `checkpoint` holds of its run. Raises OSError and ValueError."""
     return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,11 +18,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import PretrainedConfig
 
-from ..assembly.model import model_shape
 from ..batch import Batch
-from ..config.params import Params
 from ..models.diffusion import DiffusionModel, bare
 from .layers import set_recompute
 from .optimizer import state_bytes, update_bytes
@@ -215,44 +212,3 @@ def _meminfo() -> Mapping[str, int]:
         return {"MemAvailable": 1 << 62}
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     return {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which activations are recomputed, and what the run then needs."""
-
-    recompute: str
-    memory: Memory
-    why: str
-
-
-MakePlan = Callable[[], Plan]
-
-
-def plan_memory(params: Params, config: PretrainedConfig, batch: Batch, setting: Setting, asked: str) -> Plan:
-    """For a run whose heaviest micro-batch is `batch`, with `asked` for recompute."""
-
-    def estimated(mode: str) -> Memory:
-        model, saves = model_shape(params, config, setting.compute)
-        return estimate(model, batch, setting, mode, four_bit_saves=saves)
-
-    # What compiled layers keep is their compiler's choice: selective has no hold on them.
-    modes = ("none", "full") if params.compile == "on" else ("none", "selective", "full")
-    return choose_recompute(asked, estimated, free_bytes(setting.device) // setting.sharers, modes)
-
-
-def choose_recompute(asked: str, make_estimate: Callable[[str], Memory], room: int, modes: Sequence[str]) -> Plan:
-    """`auto` is the first of `modes`, the hungriest first, that fits into `room` bytes, and the last if none does."""
-    if asked != "auto":
-        return Plan(asked, make_estimate(asked), "as chosen")
-    needs: list[str] = []
-    for mode in modes:
-        found = make_estimate(mode)
-        needs.append(f"{mode} needs about {gb(found.peak)}")
-        if found.peak <= ROOM * room or mode == modes[-1]:
-            return Plan(mode, found, f"{', '.join(needs)}; {gb(room)} are free")
-    raise AssertionError("the last is taken")
-
-
-def gb(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"

@@ -9,7 +9,7 @@ Who calls a function marked "collective" calls it on every rank, or the others w
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TypeVar
 
 import torch
@@ -19,28 +19,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from ..config.params import SHARDED, Params
 from ..models.diffusion import DiffusionModel, Predict
 from ..models.load import keep_exact
 from .layers import layers_of
 from .optimizer import as_saved, states_of
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-def choose_parallel(params: Params, *, ranks: int, on_gpu: bool, fits: Callable[[], bool]) -> tuple[str, str]:
-    """(ddp, zero2 or zero3; why). `fits`: whether a whole copy of the run fits on every device; asked only where it decides."""
-    if ranks == 1:
-        return "ddp", "one process, nothing to share"
-    if params.parallel != "auto":
-        return "zero3" if params.parallel == "fsdp2" else params.parallel, "as chosen"
-    if not on_gpu:
-        return "ddp", "ranks on CPUs share one memory as it is"
-    if params.optim != "adamw" or params.dtype == "float16":
-        return "ddp", "8-bit optimizers and float16 are not cut up"
-    if fits():
-        return "ddp", "a whole copy fits on each device"
-    return "zero3", "a whole copy does not fit on each device"
 
 
 def gathered_dtype(device: torch.device, compute: torch.dtype) -> torch.dtype | None:
@@ -58,7 +42,7 @@ def shard(module: DiffusionModel, device: torch.device, ranks: int, parallel: st
 
     `dtype`: see gathered_dtype.
     """
-    assert parallel in SHARDED
+    assert parallel in ("zero2", "zero3")
     mesh = init_device_mesh(device.type, (ranks,))
     policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     for layer in layers_of(module.model):

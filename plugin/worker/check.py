@@ -21,6 +21,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from ..assembly.attention import check_fits, choose_attention, choose_compile
 from ..assembly.disk import check_room, count_parameters
 from ..assembly.heaviest import heaviest_batch
+from ..assembly.memory import MemoryPlan, plan_memory
 from ..assembly.memory_advice import check_memory
 from ..assembly.model import (
     Examples,
@@ -32,6 +33,7 @@ from ..assembly.model import (
     step_maker,
     step_rules,
 )
+from ..assembly.parallel import choose_parallel
 from ..assembly.precision import COMPUTE, choose_precision
 from ..assembly.stream import EVAL_ROWS, first_step, prepare_stream
 from ..base.errors import Code, JobError, Problem
@@ -43,8 +45,7 @@ from ..data.steps import Slot
 from ..models.diffusion import DiffusionModel
 from ..models.load import build_model, check_method, load_config, new_config
 from ..models.published import REGISTRY
-from ..training.memory import ROOM, Plan, Setting, free_bytes, plan_memory
-from ..training.sharding import choose_parallel
+from ..training.memory import ROOM, Setting, free_bytes
 from ..training.step import Step, StepRules, corruptions, step_items
 
 PREVIEW_TIMES = (0.15, 0.5, 0.9)
@@ -116,7 +117,7 @@ def now(doing: str) -> None:
     print(doing, flush=True)
 
 
-def _memory(params: Params, config: PretrainedConfig, batch: Batch, setting: Setting, ranks: int, notes: list[str]) -> Plan:
+def _memory(params: Params, config: PretrainedConfig, batch: Batch, setting: Setting, ranks: int, notes: list[str]) -> MemoryPlan:
     """The estimate for the heaviest micro-batch of the run, the model sharded if it will be. Raises JobError (exit 5) when
     there is far too little room."""
     room = free_bytes(setting.device) // setting.sharers

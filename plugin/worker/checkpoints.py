@@ -21,8 +21,8 @@ from ..base.digests import DIGESTS, write_digests
 from ..base.files import remove, rename_whole, set_aside
 from ..models.lora import MaybeAdapted
 from ..models.publish import write_model
-from ..parent.resume import STATE, read_state
 from ..run.folder import RunFolder, to_json
+from ..run.state import STATE, read_state
 from ..training.lr_schedule import Schedule
 from ..training.optimizer import restore_optimizer
 

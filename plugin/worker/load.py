@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from ..assembly.attention import Attention, check_fits, choose_attention, choose_compile
 from ..assembly.disk import check_room, count_parameters
 from ..assembly.heaviest import heaviest_batch
+from ..assembly.memory import MakePlan, MemoryPlan, plan_memory
 from ..assembly.model import (
     Clock,
     base_config,
@@ -28,6 +29,7 @@ from ..assembly.model import (
     step_maker,
     step_rules,
 )
+from ..assembly.parallel import choose_parallel
 from ..assembly.precision import COMPUTE, weight_dtype
 from ..assembly.stream import StreamedSteps, prepare_stream, start_streaming
 from ..base.files import remove, rename_whole
@@ -42,17 +44,9 @@ from ..run.folder import RunFolder, to_json
 from ..training.exchange import gather_values
 from ..training.layers import compile_layers, set_recompute
 from ..training.lr_schedule import Schedule
-from ..training.memory import ROOM, TINY, MakePlan, Memory, Plan, Setting, free_bytes, plan_memory
+from ..training.memory import ROOM, TINY, Memory, Setting, free_bytes
 from ..training.optimizer import make_optimizer, optimizer_tensors
-from ..training.sharding import (
-    choose_parallel,
-    gathered_dtype,
-    gathered_model,
-    gathered_optimizer,
-    hollow,
-    shard,
-    shared_predictor,
-)
+from ..training.sharding import gathered_dtype, gathered_model, gathered_optimizer, hollow, shard, shared_predictor
 from ..training.step import Step, StepRules
 from .checkpoints import State
 from .reporter import Reporter
@@ -180,7 +174,7 @@ def load_model(
         check_fits(documents, data.rules, attention.layout)
     ranks, device = accelerator.num_processes, accelerator.device
 
-    def plan_maker(parallel: str) -> Callable[[str], Plan]:
+    def plan_maker(parallel: str) -> Callable[[str], MemoryPlan]:
         return _plan_maker(params, config, data, attention, accelerator, parallel)
 
     parallel = _choose_parallel(params, plan_maker("ddp"), reporter, accelerator)
@@ -242,7 +236,9 @@ def _prepare(
     return prepared, wrapped, schedule
 
 
-def _choose_parallel(params: Params, replicated: Callable[[str], Plan], reporter: Reporter, accelerator: Accelerator) -> str:
+def _choose_parallel(
+    params: Params, replicated: Callable[[str], MemoryPlan], reporter: Reporter, accelerator: Accelerator
+) -> str:
     """ddp, zero2 or zero3, the same on every rank: those that chose differently would wait for one another forever."""
     ranks, device = accelerator.num_processes, accelerator.device
 
@@ -258,14 +254,14 @@ def _choose_parallel(params: Params, replicated: Callable[[str], Plan], reporter
 
 def _plan_maker(
     params: Params, config: PretrainedConfig, data: Data, attention: Attention, accelerator: Accelerator, parallel: str
-) -> Callable[[str], Plan]:
+) -> Callable[[str], MemoryPlan]:
     """What plans the run's memory, given the recompute that is asked for."""
     compute = COMPUTE[accelerator.mixed_precision]
     ranks, device = accelerator.num_processes, accelerator.device
     cut = ranks if parallel in SHARDED else 1
     sharers = max(1, ranks // params.num_machines) if device.type == "cpu" else 1
 
-    def plan(asked: str) -> Plan:
+    def plan(asked: str) -> MemoryPlan:
         first_rank = step_maker(params, data.train, data.rules, data.clock, attention.layout, 0, ranks)
         batch, several = heaviest_batch(params, data.train, data.rules, data.clock, attention.layout, ranks, first_rank)
         setting = Setting(device, compute, attention.backend, params.optim, several, cut, parallel, sharers)
@@ -275,8 +271,8 @@ def _plan_maker(
 
 
 def _plan_memory(
-    params: Params, parameters: int, make_plan: Callable[[str], Plan], device: torch.device, reporter: Reporter
-) -> tuple[str, Plan | None]:
+    params: Params, parameters: int, make_plan: Callable[[str], MemoryPlan], device: torch.device, reporter: Reporter
+) -> tuple[str, MemoryPlan | None]:
     """(recompute mode, plan). A model of a few million weights on a CPU is not worth the second that asking takes."""
     if device.type == "cpu" and params.recompute == "auto" and parameters < TINY:
         return "none", None

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from ..assembly.fuse import Card, Fused, Target, adapter_facts, fuse_adapter, publish
 from ..assembly.stream import pack_tokens
 from ..assembly.verify import TOKENS
 from ..base.files import replace_whole, set_aside
-from ..commands.fuse import Card, Fused, Target, adapter_facts, fuse_adapter, publish
 from ..config.params import Params
 from ..data.sources import renamed_mixture
 from ..models.lora import MaybeAdapted, has_adapter

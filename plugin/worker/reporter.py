@@ -11,9 +11,9 @@ from typing import Any
 from ..base.errors import Problem, one_line
 from ..base.files import write_whole
 from ..base.redact import redact
-from ..parent.resume import MAY_CHANGE
-from ..parent.watchdog import Heartbeat
+from ..config.rules import MAY_CHANGE
 from ..run.folder import JsonLines, RunFolder, to_json, utc_now
+from ..run.heartbeat import Heartbeat
 from ..run.outcome import counted
 from .tensorboard import Board
 

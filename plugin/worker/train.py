@@ -15,18 +15,18 @@ import torch
 from accelerate import Accelerator
 
 from ..assembly import memory_advice
+from ..assembly.memory import MakePlan
 from ..assembly.precision import COMPUTE, choose_precision, make_deterministic
 from ..assembly.stream import add_up, whole_report
 from ..base.errors import Code, JobError, Problem
 from ..config.params import Params
 from ..data.documents import Documents
 from ..data.stream import StreamState
-from ..parent.watchdog import Heartbeat, heartbeat_path
 from ..run.folder import RunFolder
+from ..run.heartbeat import Heartbeat, heartbeat_path
 from ..training import loop
 from ..training.evaluate import evaluate
 from ..training.exchange import gather_bytes, gather_values
-from ..training.memory import MakePlan
 from ..training.meters import Stopwatch, measure_peak, memory_by_category, peak_bytes, resident_bytes
 from ..training.prefetch import Ahead
 from ..training.sharding import reshard

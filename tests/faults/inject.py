@@ -41,7 +41,7 @@ class _Fault:
         self._struck = False
 
     def arm(self) -> None:
-        import plugin.commands.fuse
+        import plugin.assembly.fuse
         import plugin.training.loop
         import plugin.worker.checkpoints
         import plugin.worker.publish
@@ -57,8 +57,8 @@ class _Fault:
             "save.digests": (plugin.worker.checkpoints, "write_digests", self._step),
             "save.rename": (plugin.worker.checkpoints, "rename_whole", self._step),
             "save.renamed": (plugin.worker.checkpoints, "best_checkpoint", self._step),
-            "fuse": (plugin.commands.fuse, "publish", self._step),
-            "fuse.adapter": (plugin.commands.fuse, "fuse_adapter", self._step),
+            "fuse": (plugin.assembly.fuse, "write_model", self._step),
+            "fuse.adapter": (plugin.worker.publish, "fuse_adapter", self._step),
         }
         self._wrap(plugin.training.loop, "train", self._remember)
         if self._point == "save.remove":
