@@ -1,0 +1,1 @@
+"""Construction of a run: parameters become torch objects here alone."""

@@ -1,0 +1,1 @@
+"""Foundations: errors, files, processes and redaction, which know nothing of the rest."""

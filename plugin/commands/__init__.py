@@ -1,0 +1,1 @@
+"""Commands that are programs of their own, since they import torch: chat and fuse."""

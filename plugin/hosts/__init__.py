@@ -1,0 +1,1 @@
+"""Hosts: whoever asked for a run."""

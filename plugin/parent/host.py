@@ -1,4 +1,4 @@
-"""Who asked for the run. A host is one file here with one class that has these five methods."""
+"""Protocol of a host, which asks for runs: one class in hosts/ with these five methods."""
 
 from __future__ import annotations
 

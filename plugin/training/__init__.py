@@ -1,0 +1,1 @@
+"""Mathematics of a run: the loop, steps, optimizers, sharding, memory. Knows no parameters and no folder."""
