@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from tiny import cpu, meters
 
-from plugin.assembly.model import Prepared, make_clock, make_model, make_run_schedule, prepare_corpus, step_rules
+from plugin.assembly.clock import make_clock, make_run_schedule
+from plugin.assembly.corpus import Prepared, prepare_corpus
+from plugin.assembly.model import make_model
+from plugin.assembly.rules import step_rules
 from plugin.config.params import Params
 from plugin.data.steps import step_slots
 from plugin.models.diffusion import DiffusionModel, predictor

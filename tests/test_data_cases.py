@@ -15,7 +15,7 @@ from support import try_out_here, write_rows
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from plugin.assembly.model import Prepared, prepare_corpus
+from plugin.assembly.corpus import Prepared, prepare_corpus
 from plugin.base.errors import JobError
 from plugin.config.params import Params
 from plugin.data.tokenizer import train_tokenizer

@@ -13,7 +13,10 @@ from accelerate import Accelerator
 from published_checkpoints import write_checkpoint
 from support import ROOT
 
-from plugin.assembly.model import make_clock, make_model, prepare_corpus, step_rules
+from plugin.assembly.clock import make_clock
+from plugin.assembly.corpus import prepare_corpus
+from plugin.assembly.model import make_model
+from plugin.assembly.rules import step_rules
 from plugin.cli import _parameters, _parser
 from plugin.config.parse import parse
 from plugin.data.steps import step_slots

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny import pairs, rules
 
+from plugin.assembly.clock import make_clock, step_maker
 from plugin.assembly.heaviest import heaviest_batch, heavy_steps, lengths_of
-from plugin.assembly.model import make_clock, step_maker
 from plugin.config.params import Params
 from plugin.data.documents import Documents
 from plugin.data.layout import Layout

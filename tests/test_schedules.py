@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from plugin.assembly.model import make_run_schedule
+from plugin.assembly.clock import make_run_schedule
 from plugin.config.params import Params
 from plugin.training.lr_schedule import make_schedule, rate, warmup_steps
 

@@ -19,7 +19,9 @@ from tiny import CLS, PAD, alone_in, cpu, rules, tiny_model
 
 from plugin.assembly import stream
 from plugin.assembly.attention import choose_attention
-from plugin.assembly.model import Prepared, make_model, step_rules
+from plugin.assembly.corpus import Prepared
+from plugin.assembly.model import make_model
+from plugin.assembly.rules import step_rules
 from plugin.assembly.stream import StreamedData, StreamedSteps
 from plugin.base.errors import JobError
 from plugin.config.params import Params

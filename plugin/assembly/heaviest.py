@@ -18,7 +18,7 @@ from ..data.layout import Layout, token_budget
 from ..data.steps import pass_order
 from ..training.memory import documents_of, stand_in
 from ..training.step import Step, StepRules
-from .model import Clock
+from .clock import Clock
 from .stream import pack_tokens
 
 BUILT = 4  # steps built, of those that look heaviest

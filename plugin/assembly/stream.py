@@ -25,7 +25,8 @@ from ..data.sources import has_eval_split
 from ..data.stream import PIECES, Pack, Stream, StreamPlan, StreamState
 from ..training.exchange import gather_values
 from ..training.step import Step, StepRules, build_streamed_step
-from .model import Examples, Log, Prepared, base_config, encoding, make_tokenizer, remarks, unread
+from .corpus import Examples, Log, Prepared, encoding, make_tokenizer, remarks, unread
+from .model import base_config
 
 EVAL_DOCUMENTS = 512
 EVAL_ROWS = 20_000  # rows searched for held-out texts

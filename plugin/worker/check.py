@@ -19,22 +19,16 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ..assembly.attention import check_fits, choose_attention, choose_compile
+from ..assembly.clock import make_clock, step_maker
+from ..assembly.corpus import Examples, Prepared, prepare_corpus
 from ..assembly.disk import check_room, count_parameters
 from ..assembly.heaviest import heaviest_batch
 from ..assembly.memory import MemoryPlan, plan_memory
 from ..assembly.memory_advice import check_memory
-from ..assembly.model import (
-    Examples,
-    Prepared,
-    base_config,
-    make_clock,
-    make_model,
-    prepare_corpus,
-    step_maker,
-    step_rules,
-)
+from ..assembly.model import base_config, make_model
 from ..assembly.parallel import choose_parallel
 from ..assembly.precision import COMPUTE, choose_precision
+from ..assembly.rules import step_rules
 from ..assembly.stream import EVAL_ROWS, first_step, prepare_stream
 from ..base.errors import Code, JobError, Problem
 from ..batch import Batch

@@ -15,22 +15,15 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..assembly.attention import Attention, check_fits, choose_attention, choose_compile
+from ..assembly.clock import Clock, make_clock, make_run_schedule, step_maker
+from ..assembly.corpus import prepare_corpus
 from ..assembly.disk import check_room, count_parameters
 from ..assembly.heaviest import heaviest_batch
 from ..assembly.memory import MakePlan, MemoryPlan, plan_memory
-from ..assembly.model import (
-    Clock,
-    base_config,
-    diffusion_facts,
-    make_clock,
-    make_model,
-    make_run_schedule,
-    prepare_corpus,
-    step_maker,
-    step_rules,
-)
+from ..assembly.model import base_config, make_model
 from ..assembly.parallel import choose_parallel
 from ..assembly.precision import COMPUTE, weight_dtype
+from ..assembly.rules import diffusion_facts, step_rules
 from ..assembly.stream import StreamedSteps, prepare_stream, start_streaming
 from ..base.files import remove, rename_whole
 from ..config.params import SHARDED, Params

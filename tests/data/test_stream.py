@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny import CLS, SEP, word_tokenizer
 
-from plugin.assembly.model import Examples
+from plugin.assembly.corpus import Examples
 from plugin.base.errors import JobError
 from plugin.config.params import Params
 from plugin.data.chat import ChatFormat, Encoded, Find

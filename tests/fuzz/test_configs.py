@@ -16,7 +16,8 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from support import try_out_here
 
-from plugin.assembly.model import make_model, prepare_corpus
+from plugin.assembly.corpus import prepare_corpus
+from plugin.assembly.model import make_model
 from plugin.base.errors import Problem
 from plugin.config.families import FAMILIES
 from plugin.config.params import Params

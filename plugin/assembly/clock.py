@@ -1,0 +1,87 @@
+"""Clock of a run: how many steps, when to evaluate and save, which documents each step has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ..config.params import Params
+from ..data.documents import Documents
+from ..data.layout import Layout
+from ..data.steps import run_length, step_slots
+from ..training.loop import Plan
+from ..training.lr_schedule import Schedule, make_schedule, warmup_steps
+from ..training.step import Step, StepRules, build_step
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How long the run is."""
+
+    plan: Plan
+    step_size: int  # documents
+    total: int | None  # documents of the whole run, when it is counted in epochs
+    eval_batch_size: int
+    behind: int = 0  # documents, see step_slots
+
+    def seen(self, step: int) -> int:
+        """Documents that the first `step` steps hold."""
+        documents = step * self.step_size - self.behind
+        return documents if self.total is None else min(documents, self.total)
+
+
+def make_clock(params: Params, documents: int, evaluated: int, ranks: int, *, done: int = 0, seen: int = 0) -> Clock:
+    """Steps, and how often to log, evaluate and save; shares of the run become steps here.
+
+    A resumed run has made `done` steps over `seen` documents: fewer than whole steps hold where it was to end there first.
+    """
+    step_size = params.batch_size * params.gradient_accumulation_steps * ranks
+    behind = done * step_size - seen
+    steps, total = run_length(documents, step_size, params.num_train_epochs, params.train_steps, behind)
+    every = {"no": 0, "steps": _every(params.eval_steps, steps), "epoch": math.ceil(documents / step_size)}
+    plan = Plan(
+        steps=steps,
+        logging_steps=params.logging_steps,
+        eval_every=every[params.eval_strategy] if evaluated else 0,
+        save_every=_every(params.save_steps, steps),
+        max_grad_norm=params.max_grad_norm,
+        seed=params.seed,
+    )
+    per_device = params.per_device_eval_batch_size
+    return Clock(plan, step_size, total, per_device if isinstance(per_device, int) else params.batch_size, behind)
+
+
+def step_maker(
+    params: Params,
+    documents: Documents,
+    rules: StepRules,
+    clock: Clock,
+    layout: Layout,
+    rank: int,
+    ranks: int,
+    *,
+    even: bool = False,
+) -> Callable[[int], Step]:
+    """Return a function that builds this rank's share of step k (from 0); `even` as in build_step. Not for a streamed run."""
+
+    def make(step: int) -> Step:
+        slots = step_slots(len(documents), clock.step_size, step, params.seed, clock.total, clock.behind)
+        size = params.batch_size
+        return build_step(slots, documents, rules, batch_size=size, layout=layout, rank=rank, ranks=ranks, even=even)
+
+    return make
+
+
+def _every(value: float, steps: int) -> int:
+    return max(1, round(value * steps)) if value < 1 else int(value)
+
+
+def make_run_schedule(params: Params, optimizer: torch.optim.Optimizer, steps: int, log: Callable[[str], None]) -> Schedule:
+    """The learning rate of a run of `steps` updates; a warm-up that would be no shorter is shortened, and logged."""
+    warmup = warmup_steps(steps, share=params.warmup_ratio, number=params.warmup_steps)
+    if params.warmup_steps > warmup and params.learning_rate_schedule != "constant":
+        log(f"warmup_steps: {params.warmup_steps} is not shorter than the run of {steps}; {warmup} are used")
+    return make_schedule(optimizer, params.learning_rate_schedule, steps, warmup)
