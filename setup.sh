@@ -91,7 +91,7 @@ try:
     import plugin.commands.chat
     import plugin.commands.fuse
     import plugin.worker
-    from plugin.families import ARCHITECTURES
+    from plugin.config.families import ARCHITECTURES
 
     for name in ARCHITECTURES:
         getattr(transformers, name, None)  # transformers imports a model's code when its class is first asked for

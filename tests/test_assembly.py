@@ -11,8 +11,10 @@ import torch
 from support import pairs, write_rows
 from tiny import CLS, MASK, SEP, word_tokenizer
 
-from plugin.assembly import model
+from plugin.assembly import corpus
+from plugin.assembly.corpus import prepare_corpus
 from plugin.assembly.precision import weight_dtype
+from plugin.assembly.rules import diffusion_facts, sampler_settings, step_rules
 from plugin.base.errors import JobError
 from plugin.config.params import Params
 from plugin.data.chat import ChatFormat
@@ -21,7 +23,7 @@ from plugin.training.step import StepRules
 
 def made(method: str = "bert", **values: Any) -> StepRules:
     params = Params.model_validate({"training_method": method, **values})
-    return model.step_rules(params, ChatFormat(word_tokenizer(["a"])))
+    return step_rules(params, ChatFormat(word_tokenizer(["a"])))
 
 
 def weights(how: StepRules, t: float = 0.25) -> list[float]:
@@ -70,17 +72,17 @@ def test_tokens_come_from_the_chat_format() -> None:
 @pytest.mark.parametrize(("policy", "block", "grow"), [("block", 16, True), ("single", 8, True), ("batch", 32, False)])
 def test_a_model_is_sampled_on_the_canvas_it_learned_on(policy: str, block: int, grow: bool) -> None:
     params = Params.model_validate({"eos_policy": policy, "eos_block_length": 16, "max_length": 128})
-    settings = model.sampler_settings(params)
+    settings = sampler_settings(params)
     assert (settings.block_length, settings.grow) == (block, grow)
     assert settings.max_new_tokens == 64
-    assert model.sampler_settings(params.model_copy(update={"max_length": 4})).block_length <= 4
+    assert sampler_settings(params.model_copy(update={"max_length": 4})).block_length <= 4
 
 
 def test_what_a_model_remembers_of_its_training() -> None:
     params = Params.model_validate(
         {"training_method": "dream", "resp_cutoff_ratio": 0.2, "prompt_drop": 0.1, "loss_weight_type": "cart[geo_p:.5]"}
     )
-    facts = model.diffusion_facts(params, model.step_rules(params, ChatFormat(word_tokenizer(["a"]))))
+    facts = diffusion_facts(params, step_rules(params, ChatFormat(word_tokenizer(["a"]))))
     wanted = {
         "method": "dream",
         "loss_norm": "masked",
@@ -91,7 +93,7 @@ def test_what_a_model_remembers_of_its_training() -> None:
         "eos_policy": "block",
     }
     assert {name: facts[name] for name in wanted} == wanted
-    assert facts["sampler"] == model.sampler_settings(params).as_json()
+    assert facts["sampler"] == sampler_settings(params).as_json()
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_what_a_mixture_holds_and_a_run_does_not_read_is_said(tmp_path: Path, ti
     (folder / "notes.md").write_text("x")
     said: list[str] = []
     values = {"model_name": str(tiny_bert), "dataset_name": f"{folder}[train:20,test:3]", "max_length": 64}
-    model.prepare_corpus(Params.model_validate(values), said.append, offline=True)
+    prepare_corpus(Params.model_validate(values), said.append, offline=True)
     assert any("not read of the folder: notes.md" in line for line in said)
     assert any("test:N does nothing" in line for line in said)
 
@@ -128,8 +130,8 @@ def test_a_wrong_pair_is_told_before_the_data_is_tokenised(
     def never(*_: Any) -> Any:
         raise AssertionError("the data was tokenised first")
 
-    monkeypatch.setattr(model, "encode_split", never)
+    monkeypatch.setattr(corpus, "encode_split", never)
     values = {"model_name": str(tiny_bert), "dataset_name": str(pairs_file), "training_method": "llada"}
     with pytest.raises(JobError) as caught:
-        model.prepare_corpus(Params.model_validate(values), lambda _: None, offline=True)
+        prepare_corpus(Params.model_validate(values), lambda _: None, offline=True)
     assert caught.value.problems[0].field == "training_method"

@@ -201,7 +201,7 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import torch
 from test_memory import BATCHES, build, documents_of
 from plugin.models.diffusion import DiffusionModel
-from plugin.optimizers import make_optimizer
+from plugin.training.optimizer import make_optimizer
 
 def status(name):
     return 1024 * int(dict(line.split(":", 1) for line in open("/proc/self/status"))[name].split()[0])

@@ -113,7 +113,7 @@ def test_a_programs_prints_and_tracebacks_hold_no_key(tmp_path: Path) -> None:
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from plugin.redact import guard_streams
+from plugin.base.redact import guard_streams
 guard_streams(); guard_streams()
 import os
 print("key", os.environ["HF_TOKEN"])

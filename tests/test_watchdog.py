@@ -23,7 +23,7 @@ from plugin import stacks
 import os, signal, socket, sys, time
 from pathlib import Path
 from plugin.run.folder import JsonLines
-from plugin.watchdog import Heartbeat, heartbeat_path
+from plugin.run.heartbeat import Heartbeat, heartbeat_path
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 (folder / f"pid{rank}").write_text(str(os.getpid()))
 heartbeat = Heartbeat(heartbeat_path(folder, rank))

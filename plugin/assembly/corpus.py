@@ -22,13 +22,10 @@ from ..data.seen import Seen, counted
 from ..data.sources import Row, has_eval_split, parse_mixture, read_rows, skipped_files
 from ..data.templates import compile_templates
 from ..data.tokenizer import train_tokenizer
-from ..models.load import (
-    load_config,
-    load_tokenizer,
-    new_config,
-)
-from .model import Log, base_config
+from ..models.load import load_config, load_tokenizer, new_config
+from .model import base_config
 
+Log = Callable[[str], None]
 GROUP = 256  # rows that templates write at once
 
 
@@ -181,6 +178,3 @@ def make_tokenizer(
         return load_tokenizer(name, offline=offline, family=FAMILIES[config.model_type], field=field)
     texts = (turn.with_thought for _, one in examples("train") if isinstance(one, Example) for turn in one.turns)
     return train_tokenizer(texts, new_config(params.model_config_file).vocab_size)
-
-
-Log = Callable[[str], None]

@@ -16,7 +16,8 @@ from fuzz.promise import kept, writable
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from plugin.assembly import model
+from plugin.assembly.corpus import Examples, Prepared, prepare_corpus
+from plugin.assembly.rules import step_rules
 from plugin.config.params import Params
 from plugin.config.parse import parse
 from plugin.data.chat import CHANGED
@@ -107,7 +108,7 @@ def try_data(given: Mapping[str, Any], run: RunFolder) -> None:
     params = Params.model_validate(run.read_run()["params"])
     assert params == looked
     shown: list[str] = []
-    checked = kept(lambda: model.prepare_corpus(params, shown.append, offline=True, moment=MOMENT))
+    checked = kept(lambda: prepare_corpus(params, shown.append, offline=True, moment=MOMENT))
     said = Log()
 
     def prepare() -> None:
@@ -144,7 +145,7 @@ def same_documents(left: Documents, right: Documents) -> None:
         assert np.array_equal(getattr(left, name), getattr(right, name)), name
 
 
-def check_documents(documents: Documents, report: Mapping[str, Any], made: model.Prepared, params: Params) -> None:
+def check_documents(documents: Documents, report: Mapping[str, Any], made: Prepared, params: Params) -> None:
     """Assert what holds for the documents of any data."""
     assert report["documents"] == len(documents)
     assert report["supervised"] == int(documents.supervised.sum())
@@ -164,17 +165,17 @@ def check_documents(documents: Documents, report: Mapping[str, Any], made: model
     assert unended <= report["truncated"] or not sft
 
 
-def check_preview(made: model.Prepared, params: Params) -> None:
+def check_preview(made: Prepared, params: Params) -> None:
     """Make what `check` shows of the first document."""
-    rules = model.step_rules(params, made.chat)
+    rules = step_rules(params, made.chat)
     writable(_preview(made.train[0], rules, made.chat))
 
 
-def check_answers(made: model.Prepared, params: Params) -> None:
+def check_answers(made: Prepared, params: Params) -> None:
     """Assert that what is learned of each document is its own row's answer, and no row is on both sides."""
     if params.training_stage == "pretrain" or params.train_turns == "random_prefix":
         return
-    rows = dict(model.Examples(params, lambda line: None, offline=True, between_rows=lambda: None)("train"))
+    rows = dict(Examples(params, lambda line: None, offline=True, between_rows=lambda: None)("train"))
     once = {row for row in made.train.rows if made.train.rows.count(row) == 1}
     for place, row in enumerate(made.train.rows):
         example = rows.get(row)
