@@ -90,7 +90,7 @@ try:
 
     import plugin.commands.chat
     import plugin.commands.fuse
-    import plugin.worker
+    import plugin.worker.__main__
     from plugin.config.families import ARCHITECTURES
 
     for name in ARCHITECTURES:

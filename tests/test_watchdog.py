@@ -19,7 +19,7 @@ from plugin.run.folder import RunFolder
 from plugin.run.heartbeat import Heartbeat, heartbeat_path
 
 PRELUDE = """\
-from plugin import stacks
+from plugin.worker import stack_dump
 import os, signal, socket, sys, time
 from pathlib import Path
 from plugin.run.folder import JsonLines
