@@ -270,7 +270,7 @@ def test_check_packs_a_model_published_with_dropout(
 LIMITED = """\
 import os, resource, sys
 sys.path.insert(0, sys.argv[1])
-import plugin.worker
+import plugin.worker.__main__
 held = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData"))
 resource.setrlimit(resource.RLIMIT_DATA, (held + 300_000_000,) * 2)
 os.execv(sys.executable, [sys.executable, *sys.argv[2:]])

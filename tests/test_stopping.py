@@ -22,11 +22,11 @@ WORKER = """\
 import os, subprocess, sys, time
 from pathlib import Path
 {before}
-from plugin import stopping
+from plugin.worker import stop
 from plugin.run.folder import RunFolder
 folder = Path(sys.argv[1])
-stopping.ORPHAN_LIMIT_S = {limit}
-requests = stopping.Requests(RunFolder(folder), reads_files=True)
+stop.ORPHAN_LIMIT_S = {limit}
+requests = stop.Requests(RunFolder(folder), reads_files=True)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 (folder / "pids.part").write_text(f"{{os.getpid()}} {{child.pid}}")
 (folder / "pids.part").rename(folder / "pids")

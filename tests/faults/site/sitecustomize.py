@@ -14,7 +14,7 @@ class ArmAfter(MetaPathFinder):
     """Lets the import of plugin.worker's last module through, and arms behind it."""
 
     def find_spec(self, name, path=None, target=None):
-        if name != "plugin.worker.check":  # the worker imports it after plugin.worker.train
+        if name != "plugin.worker.train":  # the last one that its __main__ imports
             return None
         sys.meta_path.remove(self)
         spec = find_spec(name)
