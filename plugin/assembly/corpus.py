@@ -20,7 +20,7 @@ from ..data.layouts import Layout as RowLayout
 from ..data.prepare import Encoding, Report, check_trainable, encode_split
 from ..data.seen import Seen, counted
 from ..data.sources import Row, has_eval_split, parse_mixture, read_rows, skipped_files
-from ..data.templates import compile_templates
+from ..data.templates.form import compile_templates
 from ..data.tokenizer import train_tokenizer
 from ..models.load import load_config, load_tokenizer, new_config
 from .model import base_config

@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from ..base.process import torch_program
 from ..config.families import FAMILIES
 from ..data.chat import ChatFormat
-from ..data.rendering import chat_job, freeze, render_chat
+from ..data.templates.chat_template import chat_job, freeze, render_chat
 from ..data.turns import Turn
 from ..models.diffusion import logits_of
 from ..models.load import load_model, load_tokenizer

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ..base.errors import model_error
-from .encoder_template import encoder_template, ends_of
-from .escapes import Escapes, function_tokens, token_id
-from .rendering import Refused, Template, Written, added_tokens
+from .templates.chat_template import Refused, Template, Written, added_tokens
+from .templates.encoder import encoder_template, ends_of
+from .templates.escapes import Escapes, function_tokens, token_id
 from .turns import Turn, escaped
 
 # Marks between the turns of chats that some program rendered into text.

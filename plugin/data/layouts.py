@@ -13,10 +13,10 @@ from functools import partial
 from typing import Literal
 
 from ..base.errors import JobError, Problem, data_error
-from .sandbox import RowError
 from .seen import Role, Seen, is_empty
 from .sources import Row
-from .templates import Templates, render_rows
+from .templates.form import Templates, render_rows
+from .templates.sandbox import RowError
 from .turns import Turn, chat_of, messages_of, plain, rounds_of, text_of, turns_of, with_system
 
 SYSTEM = ("system", "system_prompt")

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from .readers import without_nan
-from .sandbox import TEMPLATE_FAILED, TEXT_TOO_LONG, RowError
 from .seen import ROLES, UNKNOWN_ROLE, Role, Seen, is_empty, quoted
+from .templates.sandbox import TEMPLATE_FAILED, TEXT_TOO_LONG, RowError
 
 NO_MESSAGES = "no list of messages"
 NO_HISTORY = "history is not a list of pairs"

@@ -24,7 +24,7 @@ from ..config.model_files import check_method, check_model_files, refuse_missing
 from ..config.params import Params
 from ..config.parse import SCHEMA, Parsed, is_writable
 from ..data.sources import absolute_mixture, fingerprint, local_paths, parse_mixture
-from ..data.templates import compile_templates
+from ..data.templates.form import compile_templates
 from ..run.folder import LOCK_WAIT_S, STOP, RunFolder, local_path
 from .check_report import print_check
 from .host import Host

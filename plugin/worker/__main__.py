@@ -6,7 +6,7 @@ code of what went wrong.
 
 from __future__ import annotations
 
-from . import stack_dump  # noqa: F401  # isort: skip  # a process that hangs while it imports shows where
+from ..worker import stack_dump  # noqa: F401  # isort: skip  # a process that hangs while it imports shows where
 from ..base.quiet import quiet_loading  # isort: skip  # before anything that imports torch
 
 import contextlib

@@ -9,7 +9,7 @@ import pytest
 from plugin.base.errors import JobError
 from plugin.data.layouts import LAYOUTS, Example, Layout, detect_layout, read_example
 from plugin.data.sources import Row
-from plugin.data.templates import compile_templates
+from plugin.data.templates.form import compile_templates
 from plugin.data.turns import REASONS, Turn
 
 USER, BOT = Turn("user", "2+2?"), Turn("assistant", "4")

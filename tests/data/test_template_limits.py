@@ -17,10 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from plugin.assembly.verify import rendered_prompt
 from plugin.base.errors import JobError
 from plugin.config.families import FAMILIES
-from plugin.data import renderer
 from plugin.data.chat import ChatFormat
-from plugin.data.renderer import Failed, Job, OverLimit, Renderer
-from plugin.data.rendering import chat_job, render_chat
+from plugin.data.templates.chat_template import chat_job, render_chat
+from plugin.data.templates.renderer import Failed, Job, OverLimit, Renderer, render
 from plugin.data.tokenizer import train_tokenizer
 from plugin.data.turns import Turn
 
@@ -80,7 +79,7 @@ def test_a_bomb_for_one_question_is_refused_in_verify(bomb: str) -> None:
 def test_a_filter_without_end_is_refused_soon(bomb: str) -> None:
     """Audit 20: filters whose work no counter sees."""
     try:
-        (found,) = renderer.render("chat", bomb, [Job({}, 100_000)])
+        (found,) = render("chat", bomb, [Job({}, 100_000)])
     except OverLimit:
         return
     assert isinstance(found, Failed)
@@ -163,7 +162,7 @@ def test_slow_rows_end_together() -> None:
 def test_a_long_row_is_rendered() -> None:
     """The limits are beyond what a row itself takes: 60 million characters are a row too."""
     text = "é" * 20_000_000
-    (written,) = renderer.render("chat", "{{ a | trim }}!", [Job({"a": text}, 10**9)])
+    (written,) = render("chat", "{{ a | trim }}!", [Job({"a": text}, 10**9)])
     assert written == text + "!"
 
 
@@ -191,7 +190,7 @@ def test_a_fork_renders_by_a_child_of_its_own(tmp_path: Path) -> None:
     done = run_python(
         "import os, sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
-        "from plugin.data.renderer import Job, render, RENDERER\n"
+        "from plugin.data.templates.renderer import Job, render, RENDERER\n"
         "job = [Job({'a': 'x'}, 9)]\n"
         "render('chat', '{{ a }}', job)\n"
         "first = RENDERER._child.pid\n"

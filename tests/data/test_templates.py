@@ -8,7 +8,7 @@ import time
 import pytest
 
 from plugin.base.errors import Code, JobError
-from plugin.data.templates import MAX_TEMPLATE, RowError, columns_used, compile_template, compile_templates, render
+from plugin.data.templates.form import MAX_TEMPLATE, RowError, columns_used, compile_template, compile_templates, render
 
 
 def rendered(source: str, **values: object) -> str:

@@ -17,9 +17,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..base.errors import model_error, one_line
+from ...base.errors import model_error, one_line
+from ..turns import THOUGHTS, Turn
 from .renderer import LIMITS, Failed, Job, OverLimit, render
-from .turns import THOUGHTS, Turn
 
 _PROBES = ("\ue000{}\ue001", "\ue002")  # private-use characters: contents that no template and no text holds
 _ROLES_SHOWN = 6

@@ -11,7 +11,7 @@ from pickle import PicklingError
 
 from jinja2.exceptions import SecurityError
 
-from ..base.errors import JobError, Problem, data_error
+from ...base.errors import JobError, Problem, data_error
 from .renderer import LIMITS, Failed, Job, OverLimit
 from .renderer import render as render_apart
 from .sandbox import FUNCTIONS, MAX_TEMPLATE, MAX_TEXT, TEMPLATE_FAILED, TEXT_TOO_LONG, Fault, RowError, compiled, sentence

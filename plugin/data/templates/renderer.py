@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from ..base.process import child_path
+from ...base.process import child_path
 from .render_child import CPU_S, LENGTH, MEMORY, MEMORY_OUT, TEXT, TOO_LONG
 
 LIMITS = f"{CPU_S:g} s of CPU time and {MEMORY >> 20} MB of memory"
@@ -96,7 +96,7 @@ class Renderer:
 def _start() -> subprocess.Popen[bytes]:
     kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "plugin.data.render_child"],
+        [sys.executable, "-P", "-m", "plugin.data.templates.render_child"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
