@@ -125,7 +125,7 @@ import resource, sys
 sys.path.insert(0, {root!r})
 import torch
 from safetensors.torch import save_file
-from plugin.worker import as_problem
+from plugin.worker.__main__ import as_problem
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
     save_file({{"weight": torch.zeros(1 << 12)}}, "model.safetensors")

@@ -14,6 +14,7 @@ from published_checkpoints import write_checkpoint
 from safetensors.torch import load_file, save_file
 from tiny import adapted
 
+from plugin.assembly import fuse as library
 from plugin.assembly.fuse import Card, Target, adapter_facts, fuse_adapter, publish
 from plugin.assembly.verify import Reloaded, main, reload, rendered_prompt
 from plugin.base.errors import JobError
@@ -46,7 +47,7 @@ def in_this_process(folder: Path, ids: torch.Tensor, logits: torch.Tensor, promp
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuse, "compare_reloaded", in_this_process)
+    monkeypatch.setattr(library, "compare_reloaded", in_this_process)
 
 
 def trained(base: Path, folder: Path, *, four_bit: bool = False, **facts: Any) -> torch.nn.Module:

@@ -16,6 +16,7 @@ from published_checkpoints import write_checkpoint
 from support import MAIN, ROOT, TINY_CONFIG, child_env, pairs, refusal, try_out_here, write_rows
 
 from plugin import cli
+from plugin.assembly import memory as planning
 from plugin.assembly.attention import choose_compile
 from plugin.assembly.memory import MemoryPlan, choose_recompute
 from plugin.assembly.memory_advice import cheaper_settings, check_memory
@@ -68,9 +69,9 @@ def test_what_is_asked_for_is_done_whatever_the_room() -> None:
 @pytest.mark.parametrize("ways", [{"compile": "on"}, {"compile": "on", "recompute": "auto"}])
 def test_layers_that_are_compiled_are_never_recomputed_selectively(ways: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, ...]] = []
-    monkeypatch.setattr(memory, "choose_recompute", lambda asked, make, room, modes: seen.append(tuple(modes)))
+    monkeypatch.setattr(planning, "choose_recompute", lambda asked, make, room, modes: seen.append(tuple(modes)))
     for params in (Params(**ways), Params()):
-        memory.plan_memory(params, None, None, memory.Setting(torch.device("cpu"), torch.float32, None, "adamw", False), "auto")
+        planning.plan_memory(params, None, None, memory.Setting(torch.device("cpu"), torch.float32, None, "adamw", False), "auto")
     assert seen == [("none", "full"), ALL]
     with pytest.raises(JobError, match="recompute") as caught:
         parse({"dataset_name": "d", "model_name": "m", "compile": "on", "recompute": "selective"})
@@ -242,7 +243,8 @@ def test_check_shows_it_in_one_line(check: Callable[..., Any]) -> None:
 
 
 def test_check_refuses_what_cannot_fit_with_exit_5(check: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 100_000)
+    for module in (planning, trial):
+        monkeypatch.setattr(module, "free_bytes", lambda device: 100_000)
     code, _, err = check("--batch_size", 8)
     lines = [line for line in err.splitlines() if line.startswith("error[")]
     assert refusal((code, lines, ""))[:2] == (5, "memory")
