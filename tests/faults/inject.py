@@ -41,28 +41,26 @@ class _Fault:
         self._struck = False
 
     def arm(self) -> None:
-        import plugin.assembly.fuse
-        import plugin.training.loop
-        import plugin.worker.checkpoints
-        import plugin.worker.publish
-        import plugin.worker.train
+        from plugin.assembly import fuse
+        from plugin.training import loop
+        from plugin.worker import checkpoints, publish, train
 
         points: dict[str, tuple[ModuleType, str, int]] = {  # module, function, steps that are finished when it runs
-            "load": (plugin.worker.train, "load_model", -1),
-            "step": (plugin.training.loop, "_forward_backward", self._step - 1),
-            "gradient": (plugin.training.loop, "_read", self._step - 1),
-            "eval": (plugin.worker.train, "evaluate", self._step),
-            "save": (plugin.worker.checkpoints, "write_model", self._step),
-            "save.optimizer": (plugin.worker.checkpoints, "save_file", self._step),
-            "save.digests": (plugin.worker.checkpoints, "write_digests", self._step),
-            "save.rename": (plugin.worker.checkpoints, "rename_whole", self._step),
-            "save.renamed": (plugin.worker.checkpoints, "best_checkpoint", self._step),
-            "fuse": (plugin.assembly.fuse, "write_model", self._step),
-            "fuse.adapter": (plugin.worker.publish, "fuse_adapter", self._step),
+            "load": (train, "load_model", -1),
+            "step": (loop, "_forward_backward", self._step - 1),
+            "gradient": (loop, "_read", self._step - 1),
+            "eval": (train, "evaluate", self._step),
+            "save": (checkpoints, "write_model", self._step),
+            "save.optimizer": (checkpoints, "save_file", self._step),
+            "save.digests": (checkpoints, "write_digests", self._step),
+            "save.rename": (checkpoints, "rename_whole", self._step),
+            "save.renamed": (checkpoints, "best_checkpoint", self._step),
+            "fuse": (fuse, "write_model", self._step),
+            "fuse.adapter": (publish, "fuse_adapter", self._step),
         }
-        self._wrap(plugin.training.loop, "train", self._remember)
+        self._wrap(loop, "train", self._remember)
         if self._point == "save.remove":
-            plugin.worker.checkpoints.shutil = _Shutil(self._strike_once, self._is_due)
+            checkpoints.shutil = _Shutil(self._strike_once, self._is_due)
             return
         module, name, done = points[self._point]
         self._wrap(module, name, lambda args: self._strike_once(args) if done < 0 or self._is_due(done) else None)
