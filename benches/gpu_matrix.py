@@ -58,9 +58,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "bert": {"model_type": "modernbert", "hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 4}
     | {"num_attention_heads": 4, "max_position_embeddings": 1024},
     "llada": {"model_type": "llada", "d_model": 256, "n_heads": 4, "n_layers": 4, "mlp_hidden_size": 768}
-    | {"max_sequence_length": 1024},
+    | {"max_sequence_length": 1024, "rope_theta": 500_000.0, "rms_norm_eps": 1e-5},
     "dream": {"model_type": "Dream", "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4}
-    | {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024},
+    | {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
+    | {"rope_theta": 1_000_000.0, "rms_norm_eps": 1e-6},
 }
 REAL = {"model_type": "modernbert", "vocab_size": 50368, "hidden_size": 768, "intermediate_size": 1152}
 REAL |= {"num_hidden_layers": 22, "num_attention_heads": 12, "max_position_embeddings": 8192}
