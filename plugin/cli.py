@@ -19,6 +19,7 @@ from .base.process import torch_program
 from .base.redact import guard_streams
 from .commands.arguments import chat_options, fuse_options
 from .config.manifest import VERSION, add_arguments
+from .config.model_files import read_small
 from .config.params import ALIASES
 from .config.parse import CommandLine, Parsed, parse
 from .config.wording import cut
@@ -142,17 +143,6 @@ class _PlainLoader(yaml.BaseLoader):
         return super().compose_node(parent, index)
 
 
-def _text_of(path: Path) -> str:
-    """Read a file of parameters. Raise OSError, or ValueError for one that no person writes."""
-    if path.exists() and not path.is_file():
-        raise ValueError("no regular file")
-    with path.open("rb") as file:
-        content = file.read(MOST_CONFIG + 1)
-    if len(content) > MOST_CONFIG:
-        raise ValueError(f"more than {MOST_CONFIG} bytes")
-    return content.decode("utf-8")
-
-
 def _config_file(path: str | None) -> Mapping[str, Any]:
     if path is None:
         return {}
@@ -161,7 +151,7 @@ def _config_file(path: str | None) -> Mapping[str, Any]:
         fix = f"Give {record}, which repeats that run." if record.expanduser().is_file() else "Give the file in it."
         raise JobError(Problem("config", "a YAML or JSON file", f"{path}, which is a folder", fix))
     try:
-        content = _json_or_yaml(_text_of(Path(path).expanduser()))
+        content = _json_or_yaml(read_small(Path(path).expanduser(), MOST_CONFIG))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
         got = f"{path}: {cut((str(error).splitlines() or [''])[0])}"
         raise JobError(Problem("config", "a readable YAML or JSON file", got)) from error

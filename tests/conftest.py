@@ -109,3 +109,32 @@ def forks() -> Iterator[Forks]:
     """Runs of `main.py train` that need no imports of their own."""
     with Forks() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def four_steps(tiny_config: Path, pairs_file: Path) -> tuple[object, ...]:
+    """The words of a job of four steps and two checkpoints."""
+    model = ("--model_config", tiny_config, "--dataset_name", pairs_file, "--max_length", 64, "--train_device", "cpu")
+    return (*model, "--train_steps", 4, "--save_steps", 2, "--eval_strategy", "no", "--batch_size", 4)
+
+
+@pytest.fixture(scope="session")
+def finished(forks: Forks, four_steps: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    done = forks.run(tmp_path_factory.mktemp("finished") / "run", *four_steps)
+    assert done.code == 0, done.err
+    return done.folder
+
+
+@pytest.fixture
+def run_copy(finished: Path, tmp_path: Path) -> Path:
+    """A finished run of four steps with checkpoints 2 and 4 and a fused model."""
+    return Path(shutil.copytree(finished, tmp_path / "copy" / "run"))
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Path]:
+    """A file outside, which is the same afterwards."""
+    path, text = tmp_path / "victim", 'my precious shell settings\n{"half": '
+    path.write_text(text)
+    yield path
+    assert path.read_text() == text

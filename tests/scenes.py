@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from support import is_running, processes_naming, read_lines, run_main, start_main, wait_until
+from support import ERROR, is_running, processes_naming, read_lines, run_main, start_main, wait_until
 
 from plugin.run.folder import LOCK_WAIT_S, RunFolder
 
@@ -123,3 +123,17 @@ ENDS: dict[str, Callable[[subprocess.Popen[str], Path], dict[str, Any] | None]] 
     "parent killed": kill_parent,
     "worker killed": kill_worker,
 }
+
+
+def errors(scene: Scene) -> dict[str, str]:
+    """Return the error lines of a run by their fields."""
+    found = [(ERROR.match(line), line) for line in scene.err.splitlines()]
+    return {match[2]: line for match, line in found if match}
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Every entry, links as what they lead to by name."""
+    return {
+        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }

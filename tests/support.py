@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ TINY_CONFIG = {
 # The one line a failure prints: code, field, what was expected, what came.
 ERROR = re.compile(r"error\[(\d+)\]: (\w+): expected (.+), got (.+)\.")
 
+# What a pod of a PyTorchJob has in its environment.
+PYTORCHJOB = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
+
 _THINGS = ("sky", "grass", "sun", "snow", "coal", "blood", "rose", "sea")
 _COLOURS = ("blue", "green", "yellow", "white", "black", "red", "pink", "grey")
 
@@ -50,6 +54,16 @@ def pairs() -> list[dict[str, str]]:
     rows += [{"prompt": f"Say {thing} three times.", "response": f"{thing} {thing} {thing}"} for thing in _THINGS]
     assert len({row["prompt"] for row in rows}) == len(rows) == 24
     return rows
+
+
+class RunsWhenLoaded:
+    """A pickle of this makes a link named `mark` where it is loaded."""
+
+    def __init__(self, mark: Path):
+        self._mark = str(mark)
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+        return os.symlink, ("ran", self._mark)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
@@ -184,3 +198,20 @@ def refusal(result: tuple[int, list[str], str]) -> tuple[int, str, str]:
     assert match, line
     assert int(match[1]) == code
     return code, match[2], line
+
+
+def make_wheel(folder: Path, name: str, version: str, code: str = "", requires: str = "") -> Path:
+    """A package of one module and its metadata."""
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    info = f"{name}-{version}.dist-info"
+    needs = f"Requires-Dist: {requires}\n" if requires else ""
+    files = {
+        f"{name}/__init__.py": code,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file, text in files.items():
+            wheel.writestr(file, text)
+        wheel.writestr(f"{info}/RECORD", "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"]))
+    return path

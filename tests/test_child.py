@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 from faults.forks import Forks
-from support import ROOT, start_main, wait_until
+from support import PYTORCHJOB, ROOT, start_main, wait_until
 
 from plugin.base.process import child_path, compile_cache, inherited, of_launcher, torch_program
 
-PYTORCHJOB = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
 OTHERS = ["LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME"]
 OTHERS += ["TORCHELASTIC_RUN_ID", "PMI_SIZE", "PMI_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"]
 OTHERS += ["MV2_COMM_WORLD_SIZE", "MPI_LOCALRANKID", "ACCELERATE_USE_FSDP", "ACCELERATE_TORCH_DEVICE", "FSDP_VERSION"]

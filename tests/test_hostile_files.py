@@ -9,14 +9,13 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from faults.forks import Forks
-from scenes import Scene
-from support import ERROR, pairs, write_rows
+from scenes import contents, errors
+from support import pairs, write_rows
 
 from plugin import cli
 from plugin.base.digests import DIGESTS, why_broken
@@ -27,48 +26,6 @@ from plugin.hosts.plugin_era.publish import free_name, shelve, show_link
 from plugin.hosts.task import go_on_here
 from plugin.run.folder import RunFolder
 from plugin.run.heartbeat import Heartbeat, heartbeat_path
-
-
-@pytest.fixture(scope="module")
-def job(tiny_config: Path, pairs_file: Path) -> tuple[object, ...]:
-    model = ("--model_config", tiny_config, "--dataset_name", pairs_file, "--max_length", 64, "--train_device", "cpu")
-    return (*model, "--train_steps", 4, "--save_steps", 2, "--eval_strategy", "no", "--batch_size", 4)
-
-
-@pytest.fixture(scope="module")
-def finished(forks: Forks, job: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    done = forks.run(tmp_path_factory.mktemp("finished") / "run", *job)
-    assert done.code == 0, done.err
-    return done.folder
-
-
-@pytest.fixture
-def run_copy(finished: Path, tmp_path: Path) -> Path:
-    """A finished run of four steps with checkpoints 2 and 4 and a fused model."""
-    return Path(shutil.copytree(finished, tmp_path / "copy" / "run"))
-
-
-@pytest.fixture
-def victim(tmp_path: Path) -> Iterator[Path]:
-    """A file outside, which is the same afterwards."""
-    path, text = tmp_path / "victim", 'my precious shell settings\n{"half": '
-    path.write_text(text)
-    yield path
-    assert path.read_text() == text
-
-
-def errors(scene: Scene) -> dict[str, str]:
-    found = [(ERROR.match(line), line) for line in scene.err.splitlines()]
-    return {match[2]: line for match, line in found if match}
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    """Every entry, links as what they lead to by name."""
-    return {
-        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-    }
-
 
 # --- links and other kinds of entries
 
@@ -125,12 +82,12 @@ def test_a_lock_of_another_program_is_refused(tmp_path: Path) -> None:
     assert folder.problems() == []
 
 
-def test_a_new_run_leaves_what_its_lock_links_to(forks: Forks, job: Any, tmp_path: Path, victim: Path) -> None:
+def test_a_new_run_leaves_what_its_lock_links_to(forks: Forks, four_steps: Any, tmp_path: Path, victim: Path) -> None:
     """Audit 1."""
     folder = tmp_path / "lk"
     folder.mkdir()
     (folder / ".lock").symlink_to(victim)
-    refused = forks.run(folder, *job)
+    refused = forks.run(folder, *four_steps)
     assert refused.code == 2
     assert errors(refused)["run_dir"].endswith(
         f"with .lock, which is a link to {victim}. Take it away, or put a copy in its place."
@@ -138,25 +95,25 @@ def test_a_new_run_leaves_what_its_lock_links_to(forks: Forks, job: Any, tmp_pat
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
-def test_a_strangers_run_writes_nothing_outside(forks: Forks, job: Any, run_copy: Path, victim: Path) -> None:
+def test_a_strangers_run_writes_nothing_outside(forks: Forks, four_steps: Any, run_copy: Path, victim: Path) -> None:
     """Audit 2."""
     linked = ("events.jsonl", "log.txt", ".lock", "metrics.jsonl", ".heartbeat-0")
     for name in linked:
         (run_copy / name).unlink(missing_ok=True)
         (run_copy / name).symlink_to(victim)
     before = contents(run_copy)
-    refused = forks.run(run_copy, *job, "--resume", "true", "--train_steps", 6)
+    refused = forks.run(run_copy, *four_steps, "--resume", "true", "--train_steps", 6)
     assert refused.code == 2
     lines = [line for line in refused.err.splitlines() if line.startswith("error[2]: run_dir: expected plain files of its own")]
     assert len(lines) == len(linked), refused.err
     assert contents(run_copy) == before
 
 
-def test_a_run_folder_may_be_a_link_itself(forks: Forks, job: Any, tmp_path: Path) -> None:
+def test_a_run_folder_may_be_a_link_itself(forks: Forks, four_steps: Any, tmp_path: Path) -> None:
     """Whoever names it has chosen where it leads: to a scratch disk."""
     (tmp_path / "scratch").mkdir()
     (tmp_path / "run").symlink_to("scratch")
-    done = forks.run(tmp_path / "run", *job, "--fuse_model", "false")
+    done = forks.run(tmp_path / "run", *four_steps, "--fuse_model", "false")
     assert done.code == 0, done.err
     assert (tmp_path / "scratch" / "checkpoint-4").is_dir()
 
@@ -186,14 +143,14 @@ def test_truncating_looks_at_the_file_first(tmp_path: Path, victim: Path) -> Non
         Heartbeat(heartbeat_path(tmp_path, 0))
 
 
-def test_cutting_back_removes_links_and_not_their_targets(forks: Forks, job: Any, run_copy: Path, victim: Path) -> None:
+def test_cutting_back_removes_links_and_not_their_targets(forks: Forks, four_steps: Any, run_copy: Path, victim: Path) -> None:
     """Audit 2: a half-written folder that holds links; a file of that ending that is not ours stays."""
     part = run_copy / ".checkpoint-9.part"
     part.mkdir()
     (part / "file").symlink_to(victim)
     (part / "folder").symlink_to(victim.parent)
     (run_copy / ".notes.part").write_text("half a note")
-    resumed = forks.run(run_copy, *job, "--resume", "true", "--train_steps", 6)
+    resumed = forks.run(run_copy, *four_steps, "--resume", "true", "--train_steps", 6)
     assert resumed.code == 0, resumed.err
     assert "resume: .checkpoint-9.part was only half written; removed" in resumed.err
     assert not part.exists()
@@ -290,9 +247,9 @@ def test_a_hole_larger_than_the_disk_is_not_read(run_copy: Path) -> None:
     assert why_broken(run_copy / "checkpoint-4") == "optimizer.safetensors is larger than its disk"
 
 
-def test_a_users_file_in_a_later_checkpoint_is_kept(forks: Forks, job: Any, run_copy: Path) -> None:
+def test_a_users_file_in_a_later_checkpoint_is_kept(forks: Forks, four_steps: Any, run_copy: Path) -> None:
     (run_copy / "checkpoint-4" / "notes.txt").write_text("mine")
-    resumed = forks.run(run_copy, *job, "--resume", "true")
+    resumed = forks.run(run_copy, *four_steps, "--resume", "true")
     assert resumed.code == 0, resumed.err
     assert "checkpoint-4 is skipped: notes.txt is not one of the files of digests.json" in resumed.err
     assert "resume: checkpoint-4 is now replaced-checkpoint-4" in resumed.err
@@ -313,13 +270,13 @@ def test_an_error_is_one_line_whatever_a_file_is_called(name: str, tmp_path: Pat
     assert not any(char in err for char in "\r\x1b\u202e")
 
 
-def test_a_run_tells_such_a_name_in_one_line(forks: Forks, job: Any, tmp_path: Path) -> None:
+def test_a_run_tells_such_a_name_in_one_line(forks: Forks, four_steps: Any, tmp_path: Path) -> None:
     """Audit 16: in the log, in events and on a terminal."""
     folder = tmp_path / "data"
     folder.mkdir()
     write_rows(folder / "n\n error[0]: fine.jsonl", pairs())
     write_rows(folder / "\x1b[2J\u202e.unknown", pairs())
-    done = forks.run(tmp_path / "run", *job, "--dataset_name", folder, "--fuse_model", "false")
+    done = forks.run(tmp_path / "run", *four_steps, "--dataset_name", folder, "--fuse_model", "false")
     assert done.code == 0, done.err
     for text in (done.err, done.out, (done.folder / "log.txt").read_text(encoding="utf-8")):
         assert not any(char in text for char in "\x1b\u202e")

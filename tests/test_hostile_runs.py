@@ -6,7 +6,6 @@ The numbers are those of the audit's findings.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Any
 import pytest
 from faults.compare import tensors_of
 from faults.forks import Forked, Forks
-from scenes import ENDLESS, LONGEST_S, Scene
-from support import ERROR, read_lines, wait_until, write_record
+from scenes import ENDLESS, LONGEST_S, contents, errors
+from support import read_lines, wait_until, write_record
 
 from plugin import cli
 from plugin.base.digests import write_digests
@@ -26,38 +25,10 @@ from plugin.parent.train import inputs_inside
 from plugin.run.folder import RunFolder
 
 
-@pytest.fixture(scope="module")
-def job(tiny_config: Path, pairs_file: Path) -> tuple[object, ...]:
-    model = ("--model_config", tiny_config, "--dataset_name", pairs_file, "--max_length", 64, "--train_device", "cpu")
-    return (*model, "--train_steps", 4, "--save_steps", 2, "--eval_strategy", "no", "--batch_size", 4)
-
-
-@pytest.fixture(scope="module")
-def finished(forks: Forks, job: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    done = forks.run(tmp_path_factory.mktemp("finished") / "run", *job)
-    assert done.code == 0, done.err
-    return done.folder
-
-
 @pytest.fixture
-def run_copy(finished: Path, tmp_path: Path) -> Path:
-    """A finished run of four steps with checkpoints 2 and 4 and a fused model."""
-    return Path(shutil.copytree(finished, tmp_path / "copy" / "run"))
-
-
-@pytest.fixture
-def victim(tmp_path: Path) -> Iterator[Path]:
-    """A file outside, which is the same afterwards."""
-    path, text = tmp_path / "victim", 'my precious shell settings\n{"half": '
-    path.write_text(text)
-    yield path
-    assert path.read_text() == text
-
-
-@pytest.fixture
-def endless(forks: Forks, job: Any, tmp_path: Path) -> Iterator[Forked]:
+def endless(forks: Forks, four_steps: Any, tmp_path: Path) -> Iterator[Forked]:
     """A run that trains and goes on until it is stopped."""
-    running = forks.start(tmp_path / "endless" / "run", *job, *ENDLESS)
+    running = forks.start(tmp_path / "endless" / "run", *four_steps, *ENDLESS)
     wait_until(lambda: steps_of(running.folder) >= 2, "two steps", deadline_s=LONGEST_S)
     yield running
     running.kill(parent=True)
@@ -68,62 +39,49 @@ def steps_of(folder: Path) -> int:
     return json.loads(progress.read_text())["step"] if progress.exists() else 0
 
 
-def errors(scene: Scene) -> dict[str, str]:
-    found = [(ERROR.match(line), line) for line in scene.err.splitlines()]
-    return {match[2]: line for match, line in found if match}
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    """Every entry, links as what they lead to by name."""
-    return {
-        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-    }
-
-
 # --- what is removed
 
 
 @pytest.fixture
-def failed(forks: Forks, job: Any, tmp_path: Path) -> Path:
+def failed(forks: Forks, four_steps: Any, tmp_path: Path) -> Path:
     """The folder of a run that broke before its first step and is kept."""
-    done = forks.run(tmp_path / "fd", *job, fault="load:raise:0:0")
+    done = forks.run(tmp_path / "fd", *four_steps, fault="load:raise:0:0")
     assert done.code == 1
     assert (done.folder / "data" / "report.json").is_file()
     return done.folder
 
 
 @pytest.mark.parametrize("name", ["data/mine.jsonl", "data/train/notes.txt", "tb/plan.md", "data/tokenizer/own/x.json", "log.md"])
-def test_a_failed_try_is_not_cleared_of_a_users_file(name: str, forks: Forks, job: Any, failed: Path) -> None:
+def test_a_failed_try_is_not_cleared_of_a_users_file(name: str, forks: Forks, four_steps: Any, failed: Path) -> None:
     """Audit 3."""
     (failed / name).parent.mkdir(exist_ok=True)
     (failed / name).write_text("mine")
     before = contents(failed)
-    refused = forks.run(failed, *job)
+    refused = forks.run(failed, *four_steps)
     assert refused.code == 2
     assert name.removesuffix("/x.json") in errors(refused)["run_dir"]
     assert "which no run has written" in errors(refused)["run_dir"]
     assert contents(failed) == before
 
 
-def test_a_users_own_data_folder_is_not_taken_for_ours(forks: Forks, job: Any, failed: Path, pairs_file: Path) -> None:
+def test_a_users_own_data_folder_is_not_taken_for_ours(forks: Forks, four_steps: Any, failed: Path, pairs_file: Path) -> None:
     """Audit 3: the data set of the next try lies in it."""
     shutil.rmtree(failed / "data")
     (failed / "data").mkdir()
     shutil.copy(pairs_file, failed / "data" / "mine.jsonl")
-    refused = forks.run(failed, *job, "--dataset_name", failed / "data" / "mine.jsonl", "--run_dir", failed)
+    refused = forks.run(failed, *four_steps, "--dataset_name", failed / "data" / "mine.jsonl", "--run_dir", failed)
     assert refused.code == 2
     assert "which lies in" in errors(refused)["dataset_name"]
     assert (failed / "data" / "mine.jsonl").read_bytes() == pairs_file.read_bytes()
 
 
-def test_a_failed_try_with_its_own_files_alone_is_cleared(forks: Forks, job: Any, failed: Path) -> None:
-    done = forks.run(failed, *job, "--fuse_model", "false")
+def test_a_failed_try_with_its_own_files_alone_is_cleared(forks: Forks, four_steps: Any, failed: Path) -> None:
+    done = forks.run(failed, *four_steps, "--fuse_model", "false")
     assert done.code == 0, done.err
 
 
 @pytest.mark.parametrize("resume", ["false", "true"])
-def test_a_record_made_by_hand_frees_nothing(resume: str, forks: Forks, job: Any, tmp_path: Path) -> None:
+def test_a_record_made_by_hand_frees_nothing(resume: str, forks: Forks, four_steps: Any, tmp_path: Path) -> None:
     """Audit 3: in a work tree of git."""
     project = tmp_path / "proj"
     for name in ("data/mine.csv", "tb/curves", ".git/HEAD", "log.txt"):
@@ -132,12 +90,12 @@ def test_a_record_made_by_hand_frees_nothing(resume: str, forks: Forks, job: Any
     (project / "run.json").write_text('{"params":{},"environment":{},"result":{"outcome":"failed"}}')
     (project / "metrics.jsonl").touch()
     before = contents(project)
-    refused = forks.run(project, *job, "--resume", resume)
+    refused = forks.run(project, *four_steps, "--resume", resume)
     assert refused.code == 2
     assert contents(project) == before
     write_record(project, "failed")  # and one that could be ours: what it stands beside still tells
     before = contents(project)
-    assert forks.run(project, *job, "--resume", resume).code == 2
+    assert forks.run(project, *four_steps, "--resume", resume).code == 2
     assert contents(project) == before
 
 
@@ -145,7 +103,7 @@ def test_a_record_made_by_hand_frees_nothing(resume: str, forks: Forks, job: Any
 
 
 def test_what_a_new_run_reads_lies_outside_of_it(
-    job: Any, pairs_file: Path, tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    four_steps: Any, pairs_file: Path, tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Audit 3: by name or by a link, file or folder, one of a mixture; nothing is touched."""
     run = tmp_path / "run"
@@ -168,7 +126,7 @@ def test_what_a_new_run_reads_lies_outside_of_it(
         "model_config": [run / "m" / "config.json"],
     }.items():
         for one in value:
-            words = [*map(str, job), "--run_dir", str(run), f"--{name}", str(one)]
+            words = [*map(str, four_steps), "--run_dir", str(run), f"--{name}", str(one)]
             if name == "model_name":
                 words += ["--model_config", ""]
             assert cli.run(["train", *words]) == 2
@@ -219,20 +177,20 @@ def test_a_state_of_any_content_is_skipped(state: str, run_copy: Path) -> None:
     assert said[0].startswith("resume: checkpoint-4 is skipped: state.json ")
 
 
-def test_another_runs_results_are_gone_on_from(forks: Forks, job: Any, run_copy: Path, tmp_path: Path) -> None:
+def test_another_runs_results_are_gone_on_from(forks: Forks, four_steps: Any, run_copy: Path, tmp_path: Path) -> None:
     """A checkpoint or fused model of another run is outside; a run that goes on may name what it named."""
     options = ("--model_config", "", "--train_steps", 2, "--fuse_model", "false")
-    done = forks.run(tmp_path / "next", *job, *options, "--model_name", run_copy / "fused")
+    done = forks.run(tmp_path / "next", *four_steps, *options, "--model_name", run_copy / "fused")
     assert done.code == 0, done.err
 
 
 # --- a finished run that goes on
 
 
-def test_a_kill_before_the_new_fused_leaves_the_old(forks: Forks, job: Any, run_copy: Path) -> None:
+def test_a_kill_before_the_new_fused_leaves_the_old(forks: Forks, four_steps: Any, run_copy: Path) -> None:
     """Audit 7."""
     old = tensors_of(run_copy / "fused")
-    longer = (*job, "--resume", "true", "--train_steps", 6)
+    longer = (*four_steps, "--resume", "true", "--train_steps", 6)
     for fault in ("step:kill:5:0", "fuse:kill:6:0"):
         assert forks.run(run_copy, *longer, fault=fault).code == 8
         assert tensors_of(run_copy / "fused") == old != {}
@@ -242,17 +200,17 @@ def test_a_kill_before_the_new_fused_leaves_the_old(forks: Forks, job: Any, run_
     assert not list(run_copy.glob("replaced-*")) + list(run_copy.glob(".fused*"))
 
 
-def test_a_stop_does_not_show_the_fused_of_before(forks: Forks, job: Any, run_copy: Path) -> None:
-    stopped = forks.run(run_copy, *job, "--resume", "true", "--train_steps", 9, fault="step:stop:6:0")
+def test_a_stop_does_not_show_the_fused_of_before(forks: Forks, four_steps: Any, run_copy: Path) -> None:
+    stopped = forks.run(run_copy, *four_steps, "--resume", "true", "--train_steps", 9, fault="step:stop:6:0")
     assert stopped.result["outcome"] == "stopped", stopped.err
     assert (run_copy / "fused").is_dir()
     assert "fused model" not in stopped.out
 
 
-def test_a_run_that_fuses_no_more_sets_the_fused_aside(forks: Forks, job: Any, run_copy: Path) -> None:
+def test_a_run_that_fuses_no_more_sets_the_fused_aside(forks: Forks, four_steps: Any, run_copy: Path) -> None:
     """What lies there when a run is done is that run's."""
     old = tensors_of(run_copy / "fused")
-    done = forks.run(run_copy, *job, "--resume", "true", "--train_steps", 6, "--fuse_model", "false")
+    done = forks.run(run_copy, *four_steps, "--resume", "true", "--train_steps", 6, "--fuse_model", "false")
     assert done.code == 0, done.err
     assert not (run_copy / "fused").exists()
     assert tensors_of(run_copy / "replaced-fused") == old
@@ -300,10 +258,10 @@ def test_requests_of_any_kind_count_once(make: Callable[[Path], None], endless: 
         assert "STOP, which is a folder that holds something" in problem.got
 
 
-def test_an_old_stop_of_any_kind_does_not_stop_a_run(forks: Forks, job: Any, run_copy: Path, victim: Path) -> None:
+def test_an_old_stop_of_any_kind_does_not_stop_a_run(forks: Forks, four_steps: Any, run_copy: Path, victim: Path) -> None:
     (run_copy / "STOP").symlink_to(victim)
     (run_copy / "SAVE").mkdir()
-    done = forks.run(run_copy, *job, "--resume", "true", "--train_steps", 6)
+    done = forks.run(run_copy, *four_steps, "--resume", "true", "--train_steps", 6)
     assert done.result["outcome"] == "done", done.err
 
 
@@ -318,13 +276,13 @@ def test_asking_writes_through_no_link(tmp_path: Path) -> None:
 # --- two starters
 
 
-def test_of_two_starters_at_once_one_trains(forks: Forks, job: Any, tmp_path: Path) -> None:
+def test_of_two_starters_at_once_one_trains(forks: Forks, four_steps: Any, tmp_path: Path) -> None:
     """Five times: the other one waits or is refused by name, and the run is whole."""
     for number in range(5):
         folder = tmp_path / str(number) / "run"
-        first = forks.start(folder, *job, "--fuse_model", "false")
+        first = forks.start(folder, *four_steps, "--fuse_model", "false")
         other = folder.parent / "other"  # what it prints goes beside this name
-        second = forks.start(other, *job, "--fuse_model", "false", "--run_dir", folder)
+        second = forks.start(other, *four_steps, "--fuse_model", "false", "--run_dir", folder)
         scenes = [first.wait(), second.wait()]
         assert sorted(scene.code for scene in scenes) == [0, 2], [scene.err for scene in scenes]
         (refused,) = [scene for scene in scenes if scene.code == 2]

@@ -8,11 +8,10 @@ import re
 import shutil
 import subprocess
 import venv
-import zipfile
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import ROOT, make_wheel
 
 LOCKS = sorted(ROOT.glob("requirements*.txt"))
 TORCH = re.search(r'^TORCH="torch==(.+)"$', (ROOT / "setup.sh").read_text(encoding="utf-8"), re.MULTILINE)
@@ -32,22 +31,6 @@ def test_the_installers_of_this_project_require_hashes() -> None:
     assert all("--require-hashes" in call for call in calls)
 
 
-def make_wheel(folder: Path, name: str, version: str) -> str:
-    """Write a wheel that holds an empty module; return its hash."""
-    info = f"{name}-{version}.dist-info"
-    files = {
-        f"{name}.py": "",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    path = folder / f"{name}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as wheel:
-        for file, text in files.items():
-            wheel.writestr(file, text)
-        wheel.writestr(f"{info}/RECORD", "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"]))
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 @pytest.mark.parametrize("installer", ["pip", "uv"])
 def test_setup_with_another_digit_in_a_hash_installs_nothing(tmp_path: Path, installer: str) -> None:
     """Audit 14: nothing was installed by hash. The real setup.sh, on a folder of two wheels, torch's a stand-in."""
@@ -57,7 +40,7 @@ def test_setup_with_another_digit_in_a_hash_installs_nothing(tmp_path: Path, ins
     wheels.mkdir()
     assert TORCH
     make_wheel(wheels, "torch", TORCH[1])
-    right = make_wheel(wheels, "harmless", "1.0")
+    right = hashlib.sha256(make_wheel(wheels, "harmless", "1.0").read_bytes()).hexdigest()
     wrong = right[:-1] + ("0" if right[-1] != "0" else "1")
     shutil.copy(ROOT / "setup.sh", tmp_path)
     venv.create(prefix, with_pip=installer == "pip", symlinks=True)
@@ -70,7 +53,7 @@ def test_setup_with_another_digit_in_a_hash_installs_nothing(tmp_path: Path, ins
         (tmp_path / "requirements.txt").write_text(lock, encoding="utf-8")
         done = subprocess.run(["bash", "setup.sh"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
         assert done.returncode != 0, "without the plugin's own files it ends at their imports, at the latest"
-        assert (site / "harmless.py").exists() is installed, done.stderr
+        assert (site / "harmless" / "__init__.py").exists() is installed, done.stderr
         assert ("hash" in done.stderr.lower()) is not installed, done.stderr
         assert ("setup: failed, for the programs cannot be imported" in done.stderr) is installed
         assert not list(prefix.glob(".diffusion_llm_trainer-*"))

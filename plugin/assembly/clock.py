@@ -19,7 +19,7 @@ from ..training.step import Step, StepRules, build_step
 
 @dataclass(frozen=True)
 class Clock:
-    """How long the run is."""
+    """Length of a run, in steps and documents."""
 
     plan: Plan
     step_size: int  # documents

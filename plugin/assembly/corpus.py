@@ -123,7 +123,7 @@ def prepare_corpus(
         return split_examples(examples, held, split, params.seed)
 
     tokenizer = make_tokenizer(params, of_split, offline=offline)
-    base_config(params, tokenizer, offline=offline)  # a wrong pair is told before the data is tokenised
+    base_config(params, tokenizer, offline=offline)  # a wrong pair is refused before the data is tokenised
     chat = ChatFormat(tokenizer, moment)
     if chat.moment:
         log(f"tokenizer_name: the chat template writes the time; for this run it is {chat.moment:%Y-%m-%d %H:%M:%S}")
@@ -158,7 +158,7 @@ def encoding(params: Params) -> Encoding:
 
 
 def unread(spec: str, wants_eval: bool, own_files: bool, instead: str) -> Iterable[str]:
-    """What a mixture names or holds and this run does not read; `instead`: what is held out without an eval split."""
+    """List what a mixture names or holds but this run does not read. `instead`: what is held out without an eval split."""
     if skipped := skipped_files(spec):
         shown = ", ".join(one_line(Path(file).name) for file in skipped[:5])
         yield f"not read of the folder: {shown}{f', ... ({len(skipped)} in all)' if len(skipped) > 5 else ''}"

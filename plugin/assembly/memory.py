@@ -15,7 +15,7 @@ from .model import model_shape
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Which activations are recomputed, and what the run then needs."""
+    """The activations to recompute, the memory that the run then needs, and the reason."""
 
     recompute: str
     memory: Memory

@@ -50,8 +50,9 @@ def make_model(
     offline: bool = False,
     checkpoint: Path | None = None,
 ) -> MaybeAdapted:
-    """What is trained: the base or a new model seeded by the run's seed, with its adapter if one is asked for; with the weights of
-    the run's own `checkpoint`, if it goes on from one.
+    """Build the model to be trained: the base, or a new model seeded by the run's seed, with an adapter if one is asked for.
+
+    A resumed run loads the weights of its own `checkpoint`.
 
     Full fine-tuning keeps float32 master weights, except under adamw_8bit with bfloat16 compute: then the weights are bfloat16
     and the optimizer rounds stochastically. A frozen base is kept in the compute dtype. Raises JobError (exit 2 or 4).

@@ -149,14 +149,14 @@ def slow_tokenizer(name: str, kind: str, library: str = "") -> JobError:
     return model_error("tokenizer_name", "a fast tokenizer", got, fix)
 
 
-def read_small(path: Path) -> str:
-    """Read a regular file that a person could have written. Raise OSError, or ValueError for another one."""
+def read_small(path: Path, most: int = MOST_JSON) -> str:
+    """Read a regular file of at most `most` bytes. Raise OSError, or ValueError for another one."""
     if path.exists() and not path.is_file():
         raise ValueError("no regular file")
     with path.open("rb") as file:
-        content = file.read(MOST_JSON + 1)
-    if len(content) > MOST_JSON:
-        raise ValueError(f"more than {MOST_JSON} bytes")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"more than {most} bytes")
     return content.decode("utf-8")
 
 

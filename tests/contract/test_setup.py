@@ -9,13 +9,12 @@ import re
 import shutil
 import subprocess
 import time
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import ROOT, make_wheel
 
 from .drivers import CONTRACT, TlabDriver
 
@@ -95,23 +94,6 @@ class Plugin:
 def lock() -> dict[str, str]:
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     return dict(line.lower().rstrip(" \\").split("==") for line in lines if "==" in line)
-
-
-def make_wheel(folder: Path, name: str, version: str, code: str = "", requires: str = "") -> Path:
-    """A package of one module and its metadata."""
-    path = folder / f"{name}-{version}-py3-none-any.whl"
-    info = f"{name}-{version}.dist-info"
-    needs = f"Requires-Dist: {requires}\n" if requires else ""
-    files = {
-        f"{name}/__init__.py": code,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    with zipfile.ZipFile(path, "w") as wheel:
-        for file, text in files.items():
-            wheel.writestr(file, text)
-        wheel.writestr(f"{info}/RECORD", "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"]))
-    return path
 
 
 def copy_tree(folder: Path) -> None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import safe_open
 from scenes import LONGEST_S
-from support import start_main, wait_until
+from support import PYTORCHJOB, RunsWhenLoaded, start_main, wait_until
 
 from .hostile_files import HostileRow
 from .stage import Stage, last_line, not_the_same
 
-PYTORCHJOB = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
 INDEX = "model.safetensors.index.json"
 
 
@@ -57,22 +55,12 @@ def _neighbour(stage: Stage) -> str:
     return "" if modes == [0o700] and not list(tmp.glob("ranks-*")) else f"modes {modes}, left {list(tmp.iterdir())}"
 
 
-class _Runs:
-    """A pickle that makes a link where it is loaded."""
-
-    def __init__(self, mark: Path):
-        self._mark = str(mark)
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
-        return os.symlink, ("ran", self._mark)
-
-
 def _pickle(stage: Stage) -> str:
     model, mark = _model(stage, "hostile pickle"), stage.root / "mark of a pickle"
     with safe_open(model / "model.safetensors", "np") as file:
         keys = list(file.keys())
     (model / "model.safetensors").rename(model / "decoy.safetensors")
-    (model / "evil.bin").write_bytes(pickle.dumps(_Runs(mark)))
+    (model / "evil.bin").write_bytes(pickle.dumps(RunsWhenLoaded(mark)))
     (model / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(keys, "evil.bin")}), encoding="utf-8")
     return _refused(stage, model, "evil.bin") or ("the pickle ran" if mark.is_symlink() else "")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from support import TINY_CONFIG, run_main
+from support import TINY_CONFIG, RunsWhenLoaded, run_main
 
 from plugin.base.errors import Code, JobError, Problem
 from plugin.config.model_files import check_model_files
@@ -49,31 +49,24 @@ def shard(folder: Path, *names: str) -> Path:
     return folder
 
 
-class Runs:
-    """A pickle that leaves a mark where it is loaded."""
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
-        return os.symlink, ("ran", "mark-of-a-pickle")
-
-
 def test_an_index_of_safetensors_loads_the_same_model(tiny_bert: Path, model_copy: Path) -> None:
     wanted = logits(tiny_bert)
     shard(model_copy, "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
     assert torch.equal(logits(model_copy), wanted)
 
 
-def test_a_pickle_named_by_an_index_is_refused(model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_named_by_an_index_is_refused(model_copy: Path, tmp_path: Path) -> None:
     """Audit 5: a `.bin` loaded through an index beside a decoy.safetensors."""
-    monkeypatch.chdir(tmp_path)
+    mark = tmp_path / "mark-of-a-pickle"
     weights = load_file(model_copy / WHOLE)
     (model_copy / WHOLE).rename(model_copy / "decoy.safetensors")
     torch.save(weights, model_copy / "kind.bin")
-    (model_copy / "evil.bin").write_bytes(pickle.dumps(Runs()))
+    (model_copy / "evil.bin").write_bytes(pickle.dumps(RunsWhenLoaded(mark)))
     for name in ("kind.bin", "evil.bin"):
         (model_copy / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(weights, name)}), encoding="utf-8")
         for act in (lambda: check_model_files(str(model_copy)), lambda: load_model(str(model_copy))):
             assert refused(act).got == f"{model_copy}: {name}"
-    assert not Path("mark-of-a-pickle").is_symlink()
+    assert not mark.is_symlink()
 
 
 @pytest.mark.parametrize("name", ["../other/model.safetensors", "sub/model.safetensors", "/model.safetensors", ".safetensors", 7])
@@ -182,8 +175,9 @@ def test_a_hub_caches_own_links_are_files_of_the_model(model_copy: Path) -> None
 def test_check_refuses_a_pickle_of_an_index(model_copy: Path, pairs_file: Path) -> None:
     keys = load_file(model_copy / WHOLE)
     (model_copy / WHOLE).rename(model_copy / "decoy.safetensors")
-    (model_copy / "evil.bin").write_bytes(pickle.dumps(Runs()))
+    mark = model_copy.parent / "mark-of-a-pickle"
+    (model_copy / "evil.bin").write_bytes(pickle.dumps(RunsWhenLoaded(mark)))
     (model_copy / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(keys, "evil.bin")}), encoding="utf-8")
     done = run_main("check", "--model_name", model_copy, "--dataset_name", pairs_file, cwd=model_copy.parent)
     assert done.returncode == Code.MODEL, done.stderr
-    assert not (model_copy.parent / "mark-of-a-pickle").is_symlink()
+    assert not mark.is_symlink()
