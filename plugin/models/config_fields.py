@@ -45,7 +45,8 @@ def check_sizes(fields: Mapping[str, Any], field: str, name: str) -> None:
         if depth > _DEEPEST:
             raise model_error(field, f"at most {_DEEPEST} objects in one another", f"{name}: more in {key}")
         if not -ANY <= value <= most:
-            shown = str(value) if abs(value) < 10**30 else f"more than 10^{len(bin(int(value))) * 3 // 10 - 1}"
+            long = isinstance(value, int) and abs(value) >= 10**30  # str() of one is slow, and then refused
+            shown = f"more than 10^{len(bin(int(value))) * 3 // 10 - 1}" if long else str(value)
             raise model_error(field, f"{key} of at most {most}", f"{name}: {shown}")
 
 
