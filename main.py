@@ -1,4 +1,7 @@
-"""Diffusion LLM Trainer: `python main.py train|check|chat --help`. A host imports this file and calls `main()`."""
+"""Diffusion LLM Trainer:
+
+`python main.py train|check|chat --help`. A host imports this file and calls `main()`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ def main() -> int:
     import plugin
 
     if Path(plugin.__file__ or "").resolve().parent.parent != ROOT:
-        raise ImportError(f"the package `plugin` came from {plugin.__file__}; {ROOT / 'plugin'} was expected")
+        raise ImportError(
+            f"the package `plugin` came from {plugin.__file__}; {ROOT / 'plugin'} was expected"
+        )
     from plugin.base.environment import problem
 
     if line := problem(ROOT):
@@ -28,5 +33,7 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except KeyboardInterrupt:  # before a run begins there is nothing to save, and nothing to explain
+    except (
+        KeyboardInterrupt
+    ):  # before a run begins there is nothing to save, and nothing to explain
         sys.exit(130)

@@ -1,4 +1,6 @@
-"""What the CPU bench has to reach; `benches/throughput.py --bars` fails naming every bar that it misses."""
+"""What the CPU bench has to reach; `benches/throughput.py --bars` fails naming every bar that it
+misses.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ PACKING = 0.98
 
 
 def missed(summary: Mapping[str, Any]) -> list[str]:
-    """Every bar that the summary of throughput.py misses, in words. A figure that is no number misses its bar."""
+    """Every bar that the summary of throughput.py misses, in words.
+
+    A figure that is no number misses its bar.
+    """
     return list(_missed(summary))
 
 

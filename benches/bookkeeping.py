@@ -1,7 +1,9 @@
-"""What share of a step goes into telling: requests, heartbeat, counts, progress.json, metrics, TensorBoard?
+"""What share of a step goes into telling: requests, heartbeat, counts, progress.json, metrics,
+TensorBoard?
 
-A real run on this CPU, everything on but evaluation and saves, which are work and booked as such. Every call out of the loop is
-timed where it happens; the rest of the step is what a bare loop would take. The last line is one JSON object.
+A real run on this CPU, everything on but evaluation and saves, which are work and booked as such.
+Every call out of the loop is timed where it happens; the rest of the step is what a bare loop would
+take. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -26,8 +28,18 @@ from plugin.run.folder import RunFolder  # noqa: E402
 from plugin.training import loop  # noqa: E402
 from plugin.worker.train import Run  # noqa: E402
 
-CONFIG = {"model_type": "modernbert", "vocab_size": 2000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6}
-CONFIG |= {"num_attention_heads": 4, "max_position_embeddings": 512, "global_attn_every_n_layers": 1}
+CONFIG = {
+    "model_type": "modernbert",
+    "vocab_size": 2000,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+}
+CONFIG |= {
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "global_attn_every_n_layers": 1,
+}
 TOLD = ("requests", "log", "tick", "beat")
 
 
@@ -61,20 +73,38 @@ def measure(steps: int, logging_steps: int) -> dict[str, float]:
     loop.train, loop._account = timed_train, told(account)
     with tempfile.TemporaryDirectory() as root:
         (Path(root) / "config.json").write_text(json.dumps(CONFIG))
-        rows = [{"prompt": f"Count from {n}.", "response": " ".join(map(str, range(n, n + 120)))} for n in range(64)]
+        rows = [
+            {"prompt": f"Count from {n}.", "response": " ".join(map(str, range(n, n + 120)))}
+            for n in range(64)
+        ]
         (Path(root) / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        values: dict[str, object] = {"model_config": f"{root}/config.json", "dataset_name": f"{root}/rows.jsonl", "batch_size": 8}
-        values |= {"max_length": 256, "train_steps": steps, "save_steps": steps, "eval_strategy": "no", "fuse_model": False}
+        values: dict[str, object] = {
+            "model_config": f"{root}/config.json",
+            "dataset_name": f"{root}/rows.jsonl",
+            "batch_size": 8,
+        }
+        values |= {
+            "max_length": 256,
+            "train_steps": steps,
+            "save_steps": steps,
+            "eval_strategy": "no",
+            "fuse_model": False,
+        }
         folder = RunFolder(Path(root) / "run")
         folder.create()
-        params = parse(values | {"logging_steps": logging_steps, "run_dir": str(folder.path)}).params
+        params = parse(
+            values | {"logging_steps": logging_steps, "run_dir": str(folder.path)}
+        ).params
         one = Run(params, folder)
         try:
             one.go()
         finally:
             one.reporter.close()
             loop.train, loop._account = train, account
-        saved = sum(json.loads(line).get("metrics", {}).get("time/save", 0.0) for line in (folder / "events.jsonl").open())
+        saved = sum(
+            json.loads(line).get("metrics", {}).get("time/save", 0.0)
+            for line in (folder / "events.jsonl").open()
+        )
     wall = (whole.wall - saved) / steps
     return {
         "step_ms": round(1000 * wall, 2),

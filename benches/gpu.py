@@ -1,8 +1,10 @@
-"""The real shapes on one GPU: `python benches/throughput.py --device cuda`, under ten minutes in one call.
+"""The real shapes on one GPU: `python benches/throughput.py --device cuda`, under ten minutes in
+one call.
 
-Random weights, packed steps of 8 x 1024 tokens (48 x 1024 for ModernBERT), half of them masked on average; forward, backward and
-optimizer. MFU is a share of a bfloat16 matrix product measured in the same run. `--rehearse` runs every path on a CPU with narrow
-models: it proves the code, not a figure. The last line is one JSON object.
+Random weights, packed steps of 8 x 1024 tokens (48 x 1024 for ModernBERT), half of them masked on
+average; forward, backward and optimizer. MFU is a share of a bfloat16 matrix product measured in
+the same run. `--rehearse` runs every path on a CPU with narrow models: it proves the code, not a
+figure. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ def build(case: Case, device: torch.device) -> nn.Module:
     family = FAMILIES[model.config.model_type]
     big = sum(weight.numel() for weight in model.parameters()) > 1e9
     if case.kind != "full" or big:
-        model = model.to(torch.bfloat16)  # a big model in full: bfloat16 weights, stochastic rounding
+        model = model.to(
+            torch.bfloat16
+        )  # a big model in full: bfloat16 weights, stochastic rounding
     if case.kind == "qlora":
         quantise(model, family.head, device)
     if case.kind == "full":
@@ -66,16 +70,26 @@ def build(case: Case, device: torch.device) -> nn.Module:
 
 
 def quantise(model: nn.Module, head: tuple[str, ...], device: torch.device) -> None:
-    """Every linear layer below the head becomes NF4 with double quantisation, in place and one at a time."""
+    """Every linear layer below the head becomes NF4 with double quantisation, in place and one at a
+    time.
+    """
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     for name, layer in list(model.named_modules()):
-        if type(layer) is not nn.Linear or any(name == part or name.startswith(f"{part}.") for part in head):
+        if type(layer) is not nn.Linear or any(
+            name == part or name.startswith(f"{part}.") for part in head
+        ):
             continue
         small = Linear4bit(
-            layer.in_features, layer.out_features, layer.bias is not None, compute_dtype=torch.bfloat16, quant_type="nf4"
+            layer.in_features,
+            layer.out_features,
+            layer.bias is not None,
+            compute_dtype=torch.bfloat16,
+            quant_type="nf4",
         )
-        small.weight = Params4bit(layer.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True)
+        small.weight = Params4bit(
+            layer.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True
+        )
         small.bias = layer.bias
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent) if parent else model, own, small.to(device))
@@ -88,7 +102,11 @@ def measure(case: Case, device: torch.device, peak: float) -> dict[str, Any]:
     model = build(case, device)
     module = DiffusionModel(model, 0, "varlen" if on_gpu else "loop")
     optimizer = make_optimizer(
-        module, kind="adamw_8bit" if case.kind == "full" else "adamw", learning_rate=1e-5, weight_decay=0.0, seed=0
+        module,
+        kind="adamw_8bit" if case.kind == "full" else "adamw",
+        learning_rate=1e-5,
+        weight_decay=0.0,
+        seed=0,
     )
     weights = torch.cuda.memory_allocated() if on_gpu else 0
     counter, seconds, rates, useful = count_flops(model), [], [], []
@@ -126,10 +144,15 @@ def measure(case: Case, device: torch.device, peak: float) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rehearse", action="store_true", help="every path on the CPU with narrow models")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="every path on the CPU with narrow models"
+    )
     rehearse = parser.parse_args(argv).rehearse
     if not rehearse and not torch.cuda.is_available():
-        print("error[2]: device: expected a CUDA GPU, got none. Use --rehearse to try the code on a CPU.", file=sys.stderr)
+        print(
+            "error[2]: device: expected a CUDA GPU, got none. Use --rehearse to try the code on a CPU.",
+            file=sys.stderr,
+        )
         return 2
     device = torch.device("cpu" if rehearse else "cuda")
     peak = 1.0 if rehearse else measure_peak(device, torch.bfloat16)
@@ -139,7 +162,11 @@ def main(argv: Sequence[str]) -> int:
         "modernbert_base": ("full",),
         "modernbert_large": ("full",),
     }
-    cases = [Case(shape.narrow() if rehearse else shape, kind) for shape in CUDA for kind in kinds[shape.name]]
+    cases = [
+        Case(shape.narrow() if rehearse else shape, kind)
+        for shape in CUDA
+        for kind in kinds[shape.name]
+    ]
     results: dict[str, Any] = {}
     for case in cases:
         try:

@@ -1,11 +1,12 @@
 """The product on a real GPU, as users start it: `make gpu`, at most eight minutes.
 
-Every method, in full, LoRA and QLoRA, packed and padded, with recomputation and compiled layers: trained for a few steps, resumed,
-and compared bit by bit with the unbroken run, several jobs at once. Then a run out of memory, a STOP, a kill -9 and a job of a real
-size. Foretold memory stands beside what was taken. One table, and one JSON file under benches/results/.
+Every method, in full, LoRA and QLoRA, packed and padded, with recomputation and compiled layers:
+trained for a few steps, resumed, and compared bit by bit with the unbroken run, several jobs at
+once. Then a run out of memory, a STOP, a kill -9 and a job of a real size. Foretold memory stands
+beside what was taken. One table, and one JSON file under benches/results/.
 
-`--rehearse` runs every path on a CPU with one cell a method: it proves the code, not a figure. Works from a tree without git, with
-the packages that are there; what is missing is named.
+`--rehearse` runs every path on a CPU with one cell a method: it proves the code, not a figure.
+Works from a tree without git, with the packages that are there; what is missing is named.
 """
 
 from __future__ import annotations
@@ -51,19 +52,56 @@ WAYS: dict[str, dict[str, object]] = {
     "full-compiled": {"recompute": "full", "compile": "on"},
 }
 ROWS, STEPS, LONGEST_S = 96, 4, 240
-WORDS = ("one", "two", "three", "four", "five", "six", "sky", "sun", "snow", "coal", "rose", "sea", "leaf", "gold", "milk")
+WORDS = (
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "sky",
+    "sun",
+    "snow",
+    "coal",
+    "rose",
+    "sea",
+    "leaf",
+    "gold",
+    "milk",
+)
 
 # Heads 64 wide, which varlen takes; the vocabulary of the tokenizer trained on the rows.
 CONFIGS: dict[str, dict[str, Any]] = {
-    "bert": {"model_type": "modernbert", "hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 4}
+    "bert": {
+        "model_type": "modernbert",
+        "hidden_size": 256,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+    }
     | {"num_attention_heads": 4, "max_position_embeddings": 1024},
-    "llada": {"model_type": "llada", "d_model": 256, "n_heads": 4, "n_layers": 4, "mlp_hidden_size": 768}
+    "llada": {
+        "model_type": "llada",
+        "d_model": 256,
+        "n_heads": 4,
+        "n_layers": 4,
+        "mlp_hidden_size": 768,
+    }
     | {"max_sequence_length": 1024, "rope_theta": 500_000.0, "rms_norm_eps": 1e-5},
-    "dream": {"model_type": "Dream", "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4}
+    "dream": {
+        "model_type": "Dream",
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 4,
+    }
     | {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
     | {"rope_theta": 1_000_000.0, "rms_norm_eps": 1e-6},
 }
-REAL = {"model_type": "modernbert", "vocab_size": 50368, "hidden_size": 768, "intermediate_size": 1152}
+REAL = {
+    "model_type": "modernbert",
+    "vocab_size": 50368,
+    "hidden_size": 768,
+    "intermediate_size": 1152,
+}
 REAL |= {"num_hidden_layers": 22, "num_attention_heads": 12, "max_position_embeddings": 8192}
 
 
@@ -95,10 +133,14 @@ class Bench:
     def device(self) -> str:
         return "cpu" if self.rehearse else "cuda"
 
-    def start(self, folder: Path, values: Mapping[str, object], limit: int = 0) -> subprocess.Popen[str]:
+    def start(
+        self, folder: Path, values: Mapping[str, object], limit: int = 0
+    ) -> subprocess.Popen[str]:
         """Start `main.py train`; `limit`: bytes of data it may hold."""
         words = [
-            word for name, value in values.items() for word in (f"--{name}", str(value).lower() if value is True else str(value))
+            word
+            for name, value in values.items()
+            for word in (f"--{name}", str(value).lower() if value is True else str(value))
         ]
         return subprocess.Popen(
             [sys.executable, str(ROOT / "main.py"), "train", *words, "--run_dir", str(folder)],
@@ -107,7 +149,9 @@ class Bench:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **self.environ, "HF_HUB_OFFLINE": "1"},
-            preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))) if limit else None,
+            preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)))
+            if limit
+            else None,
         )
 
     def train(self, folder: Path, values: Mapping[str, object], limit: int = 0) -> Ended:
@@ -127,7 +171,10 @@ def finish(process: subprocess.Popen[str], folder: Path) -> Ended:
 def write_data(root: Path) -> Path:
     rng = random.Random(0)
     rows = [
-        {"prompt": f"Say {' '.join(rng.choices(WORDS, k=3))}.", "response": " ".join(rng.choices(WORDS, k=rng.randint(1, 60)))}
+        {
+            "prompt": f"Say {' '.join(rng.choices(WORDS, k=3))}.",
+            "response": " ".join(rng.choices(WORDS, k=rng.randint(1, 60))),
+        }
         for _ in range(ROWS)
     ]
     path = root / "rows.jsonl"
@@ -152,7 +199,14 @@ def common(bench: Bench, data: Path) -> dict[str, object]:
     }
 
 
-NARROW = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "d_model": 64, "n_layers": 2, "mlp_hidden_size": 96}
+NARROW = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "d_model": 64,
+    "n_layers": 2,
+    "mlp_hidden_size": 96,
+}
 
 
 def make_bases(bench: Bench, data: Path) -> dict[str, Path]:
@@ -164,7 +218,12 @@ def make_bases(bench: Bench, data: Path) -> dict[str, Path]:
         if bench.rehearse:
             fields |= {name: value for name, value in NARROW.items() if name in fields}
         config.write_text(json.dumps(fields), encoding="utf-8")
-        values = common(bench, data) | {"model_config": config, "training_method": method, "train_steps": 2, "dtype": "float32"}
+        values = common(bench, data) | {
+            "model_config": config,
+            "training_method": method,
+            "train_steps": 2,
+            "dtype": "float32",
+        }
         return method, bench.train(bench.root / f"base-{method}", values)
 
     with ThreadPoolExecutor(len(METHODS)) as pool:
@@ -184,10 +243,16 @@ def weights_equal(first: Path, second: Path) -> bool:
     return True
 
 
-def play_cell(bench: Bench, cell: tuple[str, str, str, str], base: Path, data: Path) -> dict[str, Any]:
+def play_cell(
+    bench: Bench, cell: tuple[str, str, str, str], base: Path, data: Path
+) -> dict[str, Any]:
     """Train, resume from the middle, compare: one row of the table."""
     method, kind, layout, way = cell
-    values = common(bench, data) | {"model_name": base, "training_method": method, "fuse_model": way == "plain" or "false"}
+    values = common(bench, data) | {
+        "model_name": base,
+        "training_method": method,
+        "fuse_model": way == "plain" or "false",
+    }
     values |= KINDS[kind] | LAYOUTS[layout] | WAYS[way]
     folder = bench.root / "-".join(cell)
     whole = bench.train(folder, values)
@@ -200,9 +265,13 @@ def play_cell(bench: Bench, cell: tuple[str, str, str, str], base: Path, data: P
     if "fuse" in result:
         row["fused_difference"] = result["fuse"]["max_logit_difference"]
     log = (folder / "log.txt").read_text(encoding="utf-8")
-    row["no_fixed_order"] = sorted({line for line in log.splitlines() if "adds in no fixed order" in line})
+    row["no_fixed_order"] = sorted(
+        {line for line in log.splitlines() if "adds in no fixed order" in line}
+    )
     row["warnings"] = sorted({line for line in log.splitlines() if "Warning" in line})
-    row["attention"] = next((line for line in log.splitlines() if line.startswith("attention:")), "")
+    row["attention"] = next(
+        (line for line in log.splitlines() if line.startswith("attention:")), ""
+    )
     broken = Path(shutil.copytree(folder, folder.with_name(f"{folder.name}-resumed")))
     for number in range(3, STEPS + 1):
         shutil.rmtree(broken / f"checkpoint-{number}", ignore_errors=True)
@@ -219,14 +288,25 @@ def play_out_of_memory(bench: Bench, base: Path, data: Path) -> dict[str, Any]:
     many, limit = (1920, 1_000_000_000) if bench.rehearse else (60_000, 0)
     big = bench.root / "big.jsonl"
     big.write_text(data.read_text(encoding="utf-8") * (many // ROWS), encoding="utf-8")
-    values = common(bench, data) | {"dataset_name": big, "model_name": base, "batch_size": many, "eos_policy": "batch"}
+    values = common(bench, data) | {
+        "dataset_name": big,
+        "model_name": base,
+        "batch_size": many,
+        "eos_policy": "batch",
+    }
     values |= {"packing": "off", "recompute": "none", "compile": "off"}
     ended = bench.train(bench.root / "out-of-memory", values, limit)
-    return {"code": ended.code, "as_promised": ended.code == 5 and "Same effective batch" in ended.line, "line": ended.line}
+    return {
+        "code": ended.code,
+        "as_promised": ended.code == 5 and "Same effective batch" in ended.line,
+        "line": ended.line,
+    }
 
 
 def wait_for_step(folder: Path, step: int) -> None:
-    """Return once the run has made `step` steps; a run that ends first is seen by its own exit code."""
+    """Return once the run has made `step` steps; a run that ends first is seen by its own exit
+    code.
+    """
     deadline = time.monotonic() + LONGEST_S
     while time.monotonic() < deadline:
         try:
@@ -237,19 +317,34 @@ def wait_for_step(folder: Path, step: int) -> None:
         time.sleep(0.1)
 
 
-def interrupted(bench: Bench, base: Path, data: Path, name: str, interrupt: Callable[[Path, int], None]) -> dict[str, Any]:
+def interrupted(
+    bench: Bench, base: Path, data: Path, name: str, interrupt: Callable[[Path, int], None]
+) -> dict[str, Any]:
     """Interrupt a long run at its third step, then resume it for two steps more."""
     folder = bench.root / name
-    values = common(bench, data) | {"model_name": base, "train_steps": 100_000, "save_steps": 2, "fuse_model": "false"}
+    values = common(bench, data) | {
+        "model_name": base,
+        "train_steps": 100_000,
+        "save_steps": 2,
+        "fuse_model": "false",
+    }
     values |= {"compile": "off"}
     process = bench.start(folder, values)
     wait_for_step(folder, 3)
     interrupt(folder, process.pid)
     ended = finish(process, folder)
     outcome = ended.result().get("outcome")
-    steps = max((int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")), default=0) + 2
+    steps = (
+        max((int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")), default=0) + 2
+    )
     resumed = bench.train(folder, values | {"resume": True, "train_steps": steps})
-    return {"code": ended.code, "outcome": outcome, "line": ended.line, "resumed": resumed.code, "after": resumed.line}
+    return {
+        "code": ended.code,
+        "outcome": outcome,
+        "line": ended.line,
+        "resumed": resumed.code,
+        "after": resumed.line,
+    }
 
 
 def kill_worker(_: Path, parent: int) -> None:
@@ -264,23 +359,45 @@ def play_stop(bench: Bench, base: Path, data: Path) -> dict[str, Any]:
 
 def play_kill(bench: Bench, base: Path, data: Path) -> dict[str, Any]:
     row = interrupted(bench, base, data, "killed", kill_worker)
-    return row | {"as_promised": (row["code"], row["resumed"]) == (8, 0) and "SIGKILL" in row["line"]}
+    return row | {
+        "as_promised": (row["code"], row["resumed"]) == (8, 0) and "SIGKILL" in row["line"]
+    }
 
 
 def play_real(bench: Bench, data: Path) -> dict[str, Any]:
-    """A job of a real size through both programs: ModernBERT-base from scratch, compiled, evaluated, fused."""
+    """A job of a real size through both programs:
+
+    ModernBERT-base from scratch, compiled, evaluated, fused.
+    """
     config = bench.root / "real.json"
-    narrow = {"num_hidden_layers": 2, "vocab_size": 512, "hidden_size": 96} if bench.rehearse else {}
+    narrow = (
+        {"num_hidden_layers": 2, "vocab_size": 512, "hidden_size": 96} if bench.rehearse else {}
+    )
     config.write_text(json.dumps(REAL | narrow), encoding="utf-8")
-    values = common(bench, data) | {"model_config": config, "training_method": "bert", "dtype": "auto", "compile": "auto"}
-    values |= {"train_steps": 4 if bench.rehearse else 120, "batch_size": 8 if bench.rehearse else 48, "eval_strategy": "steps"}
+    values = common(bench, data) | {
+        "model_config": config,
+        "training_method": "bert",
+        "dtype": "auto",
+        "compile": "auto",
+    }
+    values |= {
+        "train_steps": 4 if bench.rehearse else 120,
+        "batch_size": 8 if bench.rehearse else 48,
+        "eval_strategy": "steps",
+    }
     values |= {"save_steps": 0.5, "eval_on_start": "false"}
     ended = bench.train(bench.root / "real", values)
     if ended.code:
         return {"code": ended.code, "line": ended.line, "as_promised": False}
     result = ended.result()
-    kept = {"tokens_per_s": result["throughput"]["tokens_per_s"], "mfu": result["throughput"]["mfu"]}
-    memory = {"taken": result["memory"]["peak"], "foretold": (result["memory"]["estimate"] or {}).get("peak")}
+    kept = {
+        "tokens_per_s": result["throughput"]["tokens_per_s"],
+        "mfu": result["throughput"]["mfu"],
+    }
+    memory = {
+        "taken": result["memory"]["peak"],
+        "foretold": (result["memory"]["estimate"] or {}).get("peak"),
+    }
     return {"code": 0, "as_promised": True, "seconds": result["seconds"], **kept, **memory}
 
 
@@ -288,14 +405,19 @@ def device_name(rehearse: bool) -> str:
     if rehearse:
         return "rehearsal on a CPU"
     listed = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True, text=True, check=False
+        ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return listed.stdout.strip().splitlines()[0] if listed.returncode == 0 else "a GPU"
 
 
 def versions() -> dict[str, str]:
     names = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "triton", "datasets")
-    return {"python": platform.python_version()} | {name: installed(name) or "missing" for name in names}
+    return {"python": platform.python_version()} | {
+        name: installed(name) or "missing" for name in names
+    }
 
 
 def print_cell(cell: Sequence[str], row: Mapping[str, Any]) -> None:
@@ -303,18 +425,31 @@ def print_cell(cell: Sequence[str], row: Mapping[str, Any]) -> None:
     speed = f"{row['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in row else ""
     known = row.get("foretold") and row.get("taken")
     memory = f"foretold / taken {row['foretold'] / row['taken']:.2f}" if known else ""
-    print(f"{' '.join(cell):<34}{row['code']!s:<4}{equal:<11}{speed:>18}  {memory}{row.get('error', '')}", flush=True)
+    print(
+        f"{' '.join(cell):<34}{row['code']!s:<4}{equal:<11}{speed:>18}  {memory}{row.get('error', '')}",
+        flush=True,
+    )
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rehearse", action="store_true", help="every path on a CPU, one cell a method")
-    parser.add_argument("--jobs", type=int, default=0, help="jobs at once (default: 8 on a GPU, 2 in a rehearsal)")
-    parser.add_argument("--save", type=Path, help="JSON file (default on a GPU: benches/results/gpu-DATE.json)")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="every path on a CPU, one cell a method"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=0, help="jobs at once (default: 8 on a GPU, 2 in a rehearsal)"
+    )
+    parser.add_argument(
+        "--save", type=Path, help="JSON file (default on a GPU: benches/results/gpu-DATE.json)"
+    )
     options = parser.parse_args(argv)
     began = time.monotonic()
     # Compiling takes a minute a job beside seven others: packed layers alone, which users compile.
-    cells = [cell for cell in product(METHODS, KINDS, LAYOUTS, WAYS) if cell[2:] != ("padded", "full-compiled")]
+    cells = [
+        cell
+        for cell in product(METHODS, KINDS, LAYOUTS, WAYS)
+        if cell[2:] != ("padded", "full-compiled")
+    ]
     if options.rehearse:
         cells = [
             ("bert", "lora", "packed", "plain"),
@@ -325,11 +460,15 @@ def main(argv: Sequence[str]) -> int:
     if find_spec("bitsandbytes") is None:
         skipped = "bitsandbytes is missing: no QLoRA"
         cells = [cell for cell in cells if cell[1] != "qlora"]
-    print(f"{device_name(options.rehearse)}; {', '.join(f'{name} {found}' for name, found in versions().items())}")
+    print(
+        f"{device_name(options.rehearse)}; {', '.join(f'{name} {found}' for name, found in versions().items())}"
+    )
     if skipped:
         print(skipped)
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(Path(scratch), options.rehearse, {} if options.rehearse else {"OMP_NUM_THREADS": "1"})
+        bench = Bench(
+            Path(scratch), options.rehearse, {} if options.rehearse else {"OMP_NUM_THREADS": "1"}
+        )
         data = write_data(bench.root)
         bases = make_bases(bench, data)
         events: dict[str, Callable[[], dict[str, Any]]] = {
@@ -339,10 +478,14 @@ def main(argv: Sequence[str]) -> int:
         }
         played: dict[str, dict[str, Any]] = {}
         with ThreadPoolExecutor(options.jobs or (2 if options.rehearse else 8)) as pool:
-            rows = {cell: pool.submit(play_cell, bench, cell, bases[cell[0]], data) for cell in cells}
+            rows = {
+                cell: pool.submit(play_cell, bench, cell, bases[cell[0]], data) for cell in cells
+            }
             for cell, row in rows.items():
                 print_cell(cell, row.result())
-            others = {name: pool.submit(play) for name, play in events.items() if name != "out of memory"}
+            others = {
+                name: pool.submit(play) for name, play in events.items() if name != "out of memory"
+            }
             played = {name: other.result() for name, other in others.items()}
         # Alone on the device: one fills it, the other is timed.
         played["out of memory"] = events["out of memory"]()
@@ -353,14 +496,33 @@ def main(argv: Sequence[str]) -> int:
             )
         found = {cell: row.result() for cell, row in rows.items()}
     table = {" ".join(cell): row for cell, row in found.items()} | played
-    bad = [name for name, row in table.items() if not (row.get("bit_equal") or row.get("as_promised"))]
-    report = {"device": device_name(options.rehearse), "versions": versions(), "skipped": skipped, "table": table, "bad": bad}
+    bad = [
+        name for name, row in table.items() if not (row.get("bit_equal") or row.get("as_promised"))
+    ]
+    report = {
+        "device": device_name(options.rehearse),
+        "versions": versions(),
+        "skipped": skipped,
+        "table": table,
+        "bad": bad,
+    }
     report["seconds"] = round(time.monotonic() - began, 1)
-    save = options.save or (None if options.rehearse else ROOT / "benches" / "results" / f"gpu-{date.today()}.json")
+    save = options.save or (
+        None if options.rehearse else ROOT / "benches" / "results" / f"gpu-{date.today()}.json"
+    )
     if save:
         save.parent.mkdir(parents=True, exist_ok=True)
         save.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({"device": report["device"], "cells": len(found), "bad": bad, "seconds": report["seconds"]}))
+    print(
+        json.dumps(
+            {
+                "device": report["device"],
+                "cells": len(found),
+                "bad": bad,
+                "seconds": report["seconds"],
+            }
+        )
+    )
     return int(bool(bad))
 
 

@@ -43,12 +43,18 @@ def return_free_memory() -> None:
 
 
 def _status(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(f"{field}:")
+    )
     return 1024 * int(line.split()[1])
 
 
 def matmul_peak() -> float:
-    """Operations a CPU second of a square float32 product, measured in this run: what one core can do."""
+    """Operations a CPU second of a square float32 product, measured in this run: what one core can
+    do.
+    """
     size = 2048
     left, right = torch.randn(size, size), torch.randn(size, size)
     best = min(spent_by(lambda: left @ right).cpu for _ in range(5))

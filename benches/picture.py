@@ -36,7 +36,14 @@ Found = Mapping[str, Sequence[Mapping[str, Any]]]
 
 def draw(found: Found, path: Path) -> None:
     """Six panels, two rows, as a PNG."""
-    panels: tuple[Callable[[Axes, Found], None], ...] = (_step, _once, _memory, _attention, _packing, _head_memory)
+    panels: tuple[Callable[[Axes, Found], None], ...] = (
+        _step,
+        _once,
+        _memory,
+        _attention,
+        _packing,
+        _head_memory,
+    )
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(2, 3, figsize=(13.5, 7.2), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
@@ -53,7 +60,9 @@ def _line(area: Axes, x: Sequence[float], y: Sequence[float], color: str) -> Non
 
 
 def _name(area: Axes, name: str, at: tuple[float, float], color: str, right: bool) -> None:
-    """A line's name beside one of its points instead of in a legend: right below it, or left above it."""
+    """A line's name beside one of its points instead of in a legend: right below it, or left above
+    it.
+    """
     side, vertical = ("left", "top") if right else ("right", "bottom")
     offset = (8, -4) if right else (-8, 4)
     area.annotate(name, at, offset, textcoords="offset points", color=color, ha=side, va=vertical)
@@ -125,7 +134,13 @@ def _attention(area: Axes, found: Found) -> None:
         records = [record for record in found["lengths"] if record["shape"] == shape]
         lengths, shares = _column(records, "length"), _column(records, "attention_share", 100)
         _line(area, lengths, shares, color)
-        _name(area, NAMES[shape], (lengths[-4], shares[-4]) if len(lengths) > 3 else (lengths[0], shares[0]), color, right)
+        _name(
+            area,
+            NAMES[shape],
+            (lengths[-4], shares[-4]) if len(lengths) > 3 else (lengths[0], shares[0]),
+            color,
+            right,
+        )
     _ticks(area, lengths, [f"{length:.0f}" for length in lengths])
     area.set_ylim(0, 100)
     area.set_title("Attention takes over beyond\n1,000 tokens a document")
@@ -154,7 +169,10 @@ def _packing(area: Axes, found: Found) -> None:
 def _head_memory(area: Axes, found: Found) -> None:
     records = found["vocabulary"]
     sizes = _vocabularies(area, records)
-    for name, color, label in (("plain_mb", ORANGE, "all logits at once"), ("fused_mb", BLUE, "ours, in chunks")):
+    for name, color, label in (
+        ("plain_mb", ORANGE, "all logits at once"),
+        ("fused_mb", BLUE, "ours, in chunks"),
+    ):
         memory = _column(records, name)
         _line(area, sizes, memory, color)
         _name(area, label, (sizes[-2], memory[-2]), color, right=False)

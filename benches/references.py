@@ -1,8 +1,9 @@
 """What throughput.py compares with: a padded rectangle, logits of every position.
 
-`dllm_loss` is the loss of dLLM's trainer (github.com/ZHZisZZ/dllm, dllm/core/trainers/mdlm.py): cross-entropy of every position over
-transposed logits, multiplied by zero where nothing was masked. `careful_loss` is the best a padded trainer can do without a fused
-head: softmax and gradients at masked tokens only. S documents, T tokens of the longest, M masked tokens, V vocabulary.
+`dllm_loss` is the loss of dLLM's trainer (github.com/ZHZisZZ/dllm, dllm/core/trainers/mdlm.py):
+cross-entropy of every position over transposed logits, multiplied by zero where nothing was masked.
+`careful_loss` is the best a padded trainer can do without a fused head: softmax and gradients at
+masked tokens only. S documents, T tokens of the longest, M masked tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,12 +22,18 @@ from plugin.objectives.mdlm import Corruption
 Noised = tuple[NDArray[np.int32], Corruption]  # true ids and what was masked
 
 
-def padded_loss(model: PreTrainedModel, documents: Sequence[Noised], pad_id: int, way: str) -> Tensor:
+def padded_loss(
+    model: PreTrainedModel, documents: Sequence[Noised], pad_id: int, way: str
+) -> Tensor:
     """Sum of weight * nll over one padded micro-batch, by the reference of that name."""
     longest = max(ids.size for ids, _ in documents)
     shape = (len(documents), longest)
     inputs, targets = torch.full(shape, pad_id), torch.full(shape, pad_id)
-    weights, masked, real = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.long)
+    weights, masked, real = (
+        torch.zeros(shape),
+        torch.zeros(shape, dtype=torch.bool),
+        torch.zeros(shape, dtype=torch.long),
+    )
     for row, (ids, one) in enumerate(documents):
         inputs[row, : ids.size] = torch.from_numpy(one.noisy.astype(np.int64))
         targets[row, : ids.size] = torch.from_numpy(ids.astype(np.int64))
@@ -43,7 +50,9 @@ def dllm_loss(logits: Tensor, targets: Tensor, weights: Tensor, masked: Tensor) 
 
 
 def careful_loss(logits: Tensor, targets: Tensor, weights: Tensor, masked: Tensor) -> Tensor:
-    return (F.cross_entropy(logits[masked], targets[masked], reduction="none") * weights[masked]).sum()
+    return (
+        F.cross_entropy(logits[masked], targets[masked], reduction="none") * weights[masked]
+    ).sum()
 
 
 _LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {

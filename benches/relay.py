@@ -1,14 +1,18 @@
-"""What does it cost the workers to be watched, and how long does a user of Transformer Lab wait for the first line of training?
+"""What does it cost the workers to be watched, and how long does a user of Transformer Lab wait for
+the first line of training?
 
-Overhead: one job trains on this CPU while the parent, which relays it, is stopped (SIGSTOP) and let go on in turn, a few seconds each;
-neighbouring blocks make a pair, so what else the machine does falls on both. A stopped parent costs exactly nothing, and what it missed
-it catches up on afterwards, so the blocks in which it runs carry twice what is usual. Every call of the plugin-era host takes 50 ms.
-A step's time is the training thread's without what it waited for a core that others had (the kernel counts that), since machines are
-shared; what the parent may take from it there is the parent's own processor time. `clock_...` is the same by the clock.
+Overhead: one job trains on this CPU while the parent, which relays it, is stopped (SIGSTOP) and let
+go on in turn, a few seconds each; neighbouring blocks make a pair, so what else the machine does
+falls on both. A stopped parent costs exactly nothing, and what it missed it catches up on
+afterwards, so the blocks in which it runs carry twice what is usual. Every call of the plugin-era
+host takes 50 ms. A step's time is the training thread's without what it waited for a core that
+others had (the kernel counts that), since machines are shared; what the parent may take from it
+there is the parent's own processor time. `clock_...` is the same by the clock.
 
-First line: from the start of that host's harness to the first line with a loss. Its SDK imports torch, transformers' trainer and
-datasets, for the real one takes about ten seconds to import; for a data set that only the SDK knows, it is imported before the workers
-start. The host is the contract tests' stand-in. The last line printed is one JSON object.
+First line: from the start of that host's harness to the first line with a loss. Its SDK imports
+torch, transformers' trainer and datasets, for the real one takes about ten seconds to import; for a
+data set that only the SDK knows, it is imported before the workers start. The host is the contract
+tests' stand-in. The last line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -43,8 +47,18 @@ SDK_IMPORTS = "torch transformers.trainer datasets"
 ASKED = "rowsü"  # lies under a name that only the SDK can tell
 OVERHEAD_BAR, FIRST_LINE_BAR_S = 0.01, 40.0
 SETTLE_S = 3.0  # after the first line, before the first block
-CONFIG = {"model_type": "modernbert", "vocab_size": 500, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-CONFIG |= {"num_attention_heads": 4, "max_position_embeddings": 128, "global_attn_every_n_layers": 1}
+CONFIG = {
+    "model_type": "modernbert",
+    "vocab_size": 500,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+}
+CONFIG |= {
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "global_attn_every_n_layers": 1,
+}
 TRAINS = re.compile(r"step \d+: loss ")
 
 
@@ -65,7 +79,13 @@ class Log:
         assert self.running.program.stdout
         for line in self.running.program.stdout:
             self.lines.append(line)
-            kind = "train" if TRAINS.match(line) else "run" if line.startswith("run folder:") else "any"
+            kind = (
+                "train"
+                if TRAINS.match(line)
+                else "run"
+                if line.startswith("run folder:")
+                else "any"
+            )
             self.first.setdefault(kind, time.monotonic() - self.began)
 
     def wait_for(self, kind: str) -> float:
@@ -80,7 +100,10 @@ class Log:
 def make_inputs(root: Path) -> tuple[dict[str, object], Path]:
     """A job without an end whose documents are all as long, so that every step is the same work."""
     (root / "config.json").write_text(json.dumps(CONFIG))
-    rows = [{"prompt": f"Count from {n}.", "response": " ".join(f"{n + k:03d}" for k in range(30))} for n in range(100, 164)]
+    rows = [
+        {"prompt": f"Count from {n}.", "response": " ".join(f"{n + k:03d}" for k in range(30))}
+        for n in range(100, 164)
+    ]
     data = root / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     values: dict[str, object] = {
@@ -89,7 +112,12 @@ def make_inputs(root: Path) -> tuple[dict[str, object], Path]:
         "train_device": "cpu",
         "batch_size": 4,
     }
-    values |= {"max_length": 64, "train_steps": 10_000_000, "save_steps": 10_000_000, "eval_strategy": "no"}
+    values |= {
+        "max_length": 64,
+        "train_steps": 10_000_000,
+        "save_steps": 10_000_000,
+        "eval_strategy": "no",
+    }
     return values, data
 
 
@@ -120,20 +148,31 @@ class Block:
 def told_steps(folder: Path) -> list[tuple[float, int]]:
     """(time, finished steps) of every line of metrics, by the worker's clock."""
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    return [(datetime.fromisoformat(event["time"]).timestamp(), event["step"]) for event in events if event["type"] == "metrics"]
+    return [
+        (datetime.fromisoformat(event["time"]).timestamp(), event["step"])
+        for event in events
+        if event["type"] == "metrics"
+    ]
 
 
 def step_ms(told: list[tuple[float, int]], block: Block) -> tuple[float, float]:
-    """Milliseconds of a step in a block: by the clock, and without those in which others had the cores."""
+    """Milliseconds of a step in a block: by the clock, and without those in which others had the
+    cores.
+    """
     done = np.interp([block.begin, block.end], [at for at, _ in told], [step for _, step in told])
     seconds, steps = block.end - block.begin, float(done[1] - done[0])
     return 1000 * seconds / steps, 1000 * (seconds - block.queued) / steps
 
 
 def compare(pairs: list[tuple[float, float]]) -> dict[str, float]:
-    """Of (relayed, not relayed) milliseconds: the median of what a step takes longer, and a 95 % interval of that median."""
+    """Of (relayed, not relayed) milliseconds: the median of what a step takes longer, and a 95 %
+    interval of that median.
+    """
     ratios = sorted(relayed / alone - 1 for relayed, alone in pairs)
-    middle, reach = len(ratios) / 2, round(0.98 * len(ratios) ** 0.5)  # order statistics: whatever the distribution
+    middle, reach = (
+        len(ratios) / 2,
+        round(0.98 * len(ratios) ** 0.5),
+    )  # order statistics: whatever the distribution
     low, high = max(0, int(middle - reach)), min(len(ratios) - 1, int(middle + reach))
     return {
         "pairs": len(pairs),
@@ -156,7 +195,9 @@ def alternate(parent: int, worker: int, pairs: int, block_s: float) -> list[Bloc
     return blocks
 
 
-def overhead(host: Host, job: str, values: dict[str, object], pairs: int, block_s: float) -> dict[str, float]:
+def overhead(
+    host: Host, job: str, values: dict[str, object], pairs: int, block_s: float
+) -> dict[str, float]:
     """`pairs` pairs of blocks of one job, and what its parent takes of a core."""
     running = host.start(job, values)
     log, parent = Log(running), running.program.pid
@@ -200,11 +241,20 @@ def measure(pairs: int, block_s: float, rounds: int) -> dict[str, Any]:
         waiting = {name: (host, every) for name, host in there.items()}
         waiting["tlab, asked"] = there["tlab"], {**every, "dataset_name": ASKED}
         lines = [
-            {name: first_line(host, f"{n}{number}", given) for number, (name, (host, given)) in enumerate(waiting.items())}
+            {
+                name: first_line(host, f"{n}{number}", given)
+                for number, (name, (host, given)) in enumerate(waiting.items())
+            }
             for n in range(2, 2 + rounds)
         ]
-    waits = {name: {kind: [line[name][kind] for line in lines] for kind in lines[0][name]} for name in waiting}
-    medians = {name: {kind: statistics.median(seconds) for kind, seconds in kinds.items()} for name, kinds in waits.items()}
+    waits = {
+        name: {kind: [line[name][kind] for line in lines] for kind in lines[0][name]}
+        for name in waiting
+    }
+    medians = {
+        name: {kind: statistics.median(seconds) for kind, seconds in kinds.items()}
+        for name, kinds in waits.items()
+    }
     return {
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
@@ -215,22 +265,34 @@ def measure(pairs: int, block_s: float, rounds: int) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    lines = [f"{'host':8}{'step ms':>9}{'relayed':>9}{'overhead %':>12}{'95 %':>18}{'parent, % of a core':>22}"]
+    lines = [
+        f"{'host':8}{'step ms':>9}{'relayed':>9}{'overhead %':>12}{'95 %':>18}{'parent, % of a core':>22}"
+    ]
     for name, row in found["overhead"].items():
         between = f"{100 * row['overhead_low']:.2f} .. {100 * row['overhead_high']:.2f}"
         cells = f"{row['step_ms']:9.2f}{row['relayed_ms']:9.2f}{100 * row['overhead']:12.2f}{between:>18}"
         lines.append(f"{name:8}{cells}{100 * row['parent_processor_share']:22.2f}")
-    lines += [f"first line of training, {name}: {seconds['training']:.1f} s" for name, seconds in found["first_line_s"].items()]
+    lines += [
+        f"first line of training, {name}: {seconds['training']:.1f} s"
+        for name, seconds in found["first_line_s"].items()
+    ]
     return "\n".join(lines)
 
 
 def missed(found: dict[str, Any]) -> list[str]:
-    """A bar is missed when the whole interval of the overhead lies above it (a machine with other work proves nothing else), or when
-    what the parent takes from a core does."""
+    """A bar is missed when the whole interval of the overhead lies above it (a machine with other
+    work proves nothing else), or when what the parent takes from a core does.
+    """
     rows = found["overhead"].items()
     over = [f"{name}: overhead" for name, row in rows if row["overhead_low"] > OVERHEAD_BAR]
-    over += [f"{name}: processor" for name, row in rows if row["parent_processor_share"] > OVERHEAD_BAR]
-    late = [f"{name}: first line" for name, row in found["first_line_s"].items() if row["training"] > FIRST_LINE_BAR_S]
+    over += [
+        f"{name}: processor" for name, row in rows if row["parent_processor_share"] > OVERHEAD_BAR
+    ]
+    late = [
+        f"{name}: first line"
+        for name, row in found["first_line_s"].items()
+        if row["training"] > FIRST_LINE_BAR_S
+    ]
     return over + late
 
 
@@ -239,18 +301,29 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--block_s", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3, help="of the time to the first line")
-    parser.add_argument("--rehearse", action="store_true", help="a few seconds of each, without bars")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="a few seconds of each, without bars"
+    )
     parser.add_argument("--save", type=Path, help="write the JSON there too, with the command")
     options = parser.parse_args()
     # As in the contract: one thread, so that a core is left for the parent, and no hub.
     os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    found = measure(2, 2.0, 1) if options.rehearse else measure(options.pairs, options.block_s, options.rounds)
+    found = (
+        measure(2, 2.0, 1)
+        if options.rehearse
+        else measure(options.pairs, options.block_s, options.rounds)
+    )
     below = [] if options.rehearse else missed(found)
     print(table(found))
     for bar in below:
         print(f"missed: {bar}", file=sys.stderr)
     if options.save:
-        commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        commit = subprocess.run(
+            ["git", "-C", str(ROOT), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         command = "python " + shlex.join([f"benches/{Path(__file__).name}", *sys.argv[1:]])
         saved = {"command": command, "commit": commit.stdout.strip(), **found}
         options.save.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,9 @@
-"""What grows with the number of documents, with their length, with how many are packed together, and with the vocabulary?
+"""What grows with the number of documents, with their length, with how many are packed together,
+and with the vocabulary?
 
-`make scaling` (under four minutes on two cores) draws benches/results/scaling.png. Tokens are random, lengths Alpaca's, weights
-random; times are CPU time, so that a busy machine changes them little. The last line is one JSON object.
+`make scaling` (under four minutes on two cores) draws benches/results/scaling.png. Tokens are
+random, lengths Alpaca's, weights random; times are CPU time, so that a busy machine changes them
+little. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ Records = list[dict[str, Any]]
 
 
 def by_documents(sizes: Sequence[int]) -> Records:
-    """Building and loading the store (once a run), the order of a pass (once a pass), and building a step."""
+    """Building and loading the store (once a run), the order of a pass (once a pass), and building
+    a step.
+    """
     return [_of_documents(size) for size in sizes]
 
 
@@ -63,12 +67,21 @@ def _of_documents(size: int) -> dict[str, Any]:
     lengths, prompts = draw_lengths("alpaca", size, seed=0)
     ends = np.cumsum(lengths)
     ids = np.random.default_rng(0).integers(8, 50_000, ends[-1], dtype=np.int32)
-    supervised = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths) >= np.repeat(prompts, lengths)
+    supervised = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths) >= np.repeat(
+        prompts, lengths
+    )
 
     def build() -> Documents:
         builder = Builder()
-        for row, (end, length, prompt) in enumerate(zip(ends.tolist(), lengths.tolist(), prompts.tolist(), strict=True)):
-            builder.add(ids[end - length : end], supervised[end - length : end], prompt, f"train.jsonl:{row + 1}")
+        for row, (end, length, prompt) in enumerate(
+            zip(ends.tolist(), lengths.tolist(), prompts.tolist(), strict=True)
+        ):
+            builder.add(
+                ids[end - length : end],
+                supervised[end - length : end],
+                prompt,
+                f"train.jsonl:{row + 1}",
+            )
         return builder.build()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -94,11 +107,19 @@ def _of_documents(size: int) -> dict[str, Any]:
 
 
 def _build_step(documents: Documents, step: int) -> None:
-    build_step(step_slots(len(documents), BATCH, step, seed=0), documents, RULES, batch_size=BATCH, layout=Layout(packed=True))
+    build_step(
+        step_slots(len(documents), BATCH, step, seed=0),
+        documents,
+        RULES,
+        batch_size=BATCH,
+        layout=Layout(packed=True),
+    )
 
 
 def by_length(shapes: Sequence[Shape], lengths: Sequence[int]) -> Records:
-    """Forward and backward over as many tokens as the longest document has, cut into documents of one length."""
+    """Forward and backward over as many tokens as the longest document has, cut into documents of
+    one length.
+    """
     return [_of_length(shape, length, max(lengths)) for shape in shapes for length in lengths]
 
 
@@ -124,21 +145,32 @@ def _train(module: DiffusionModel, step: Step) -> None:
 
 
 def _attention_seconds(config: PretrainedConfig, step: Step) -> float:
-    """CPU seconds of attention alone in all layers, forward and backward, over the same documents."""
+    """CPU seconds of attention alone in all layers, forward and backward, over the same
+    documents.
+    """
     heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
-    kinds = config.layer_types if config.model_type == "modernbert" else ["full_attention"] * config.num_hidden_layers
+    kinds = (
+        config.layer_types
+        if config.model_type == "modernbert"
+        else ["full_attention"] * config.num_hidden_layers
+    )
     seconds = 0.0
     for kind, layers in Counter(kinds).items():
         reach = config.sliding_window if kind == "sliding_attention" else None
         for piece in step.pieces:
             segments = Segments.of(piece.batch, "loop")
-            query, key, value = (torch.randn(1, heads, piece.batch.ids.numel(), width, requires_grad=True) for _ in range(3))
+            query, key, value = (
+                torch.randn(1, heads, piece.batch.ids.numel(), width, requires_grad=True)
+                for _ in range(3)
+            )
             work = partial(_attend, query, key, value, segments, reach)
             seconds += layers * spent_by(work).cpu
     return seconds
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: int | None) -> None:
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: int | None
+) -> None:
     mixed = loop(query, key, value, segments, reach, query.shape[-1] ** -0.5)
     mixed.backward(torch.ones_like(mixed))
 
@@ -152,13 +184,18 @@ def by_packing(shape: Shape, counts: Sequence[int]) -> Records:
         step = make_step(shape.vocabulary, *draw_lengths("alpaca", count, seed=0), seed=0)
         spent = spent_by(partial(_train, module, step)).cpu
         records.append(
-            {"packed_documents": count, "tokens": step.tokens, "ms_per_1k_tokens": round(1e6 * spent / step.tokens, 2)}
+            {
+                "packed_documents": count,
+                "tokens": step.tokens,
+                "ms_per_1k_tokens": round(1e6 * spent / step.tokens, 2),
+            }
         )
     return records
 
 
 def by_vocabulary(sizes: Sequence[int]) -> Records:
-    """Head and loss of 512 masked tokens, forward and backward: fused as in training, and with plain logits.
+    """Head and loss of 512 masked tokens, forward and backward: fused as in training, and with
+    plain logits.
 
     Memory is the peak beyond weights and their gradient, which both ways have.
     """
@@ -168,7 +205,10 @@ def by_vocabulary(sizes: Sequence[int]) -> Records:
 def _of_vocabulary(size: int) -> dict[str, Any]:
     torch.manual_seed(0)
     head = nn.Linear(WIDTH, size, bias=False)
-    states, target = torch.randn(MASKED, WIDTH, requires_grad=True), torch.randint(0, size, (MASKED,))
+    states, target = (
+        torch.randn(MASKED, WIDTH, requires_grad=True),
+        torch.randint(0, size, (MASKED,)),
+    )
     rows = Rows(target, torch.ones(MASKED), torch.arange(MASKED) // 32, MASKED // 32)
 
     def fused() -> None:
@@ -180,7 +220,9 @@ def _of_vocabulary(size: int) -> dict[str, Any]:
     record: dict[str, Any] = {"vocabulary": size}
     for name, work in (("fused", fused), ("plain", plain)):
         spent, grown = [], []
-        for _ in range(3):  # the first makes the workspaces of matrix products, and counts for neither
+        for _ in range(
+            3
+        ):  # the first makes the workspaces of matrix products, and counts for neither
             head.weight.grad = states.grad = None
             return_free_memory()
             before = resident()
@@ -196,16 +238,22 @@ def table(title: str, records: Records) -> Table:
     for name in records[0]:
         shown.add_column(name, justify="right")
     for record in records:
-        shown.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in record.values()))
+        shown.add_row(
+            *(f"{value:,}" if isinstance(value, int) else str(value) for value in record.values())
+        )
     return shown
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--picture", type=Path, help="draw the panels into this PNG")
     parser.add_argument("--save", type=Path, help="write the JSON there too, with the command")
     parser.add_argument(
-        "--rehearse", action="store_true", help="every path with few of everything: proves the code, not a figure"
+        "--rehearse",
+        action="store_true",
+        help="every path with few of everything: proves the code, not a figure",
     )
     options = parser.parse_args(argv)
     began, small = time.perf_counter(), options.rehearse
@@ -214,7 +262,9 @@ def main(argv: Sequence[str]) -> int:
         "documents": by_documents((100, 200) if small else (1_000, 10_000, 100_000, 1_000_000)),
         "lengths": by_length(shapes, (32, 64) if small else (128, 512, 1024, 2048, 4096, 8192)),
         "packing": by_packing(shapes[0], (2, 4) if small else (8, 32, 128, 340)),
-        "vocabulary": by_vocabulary((256, 512) if small else (1_024, 4_096, 16_384, 50_368, 126_464, 152_064)),
+        "vocabulary": by_vocabulary(
+            (256, 512) if small else (1_024, 4_096, 16_384, 50_368, 126_464, 152_064)
+        ),
     }
     console = Console(width=150)
     titles = (
@@ -233,7 +283,9 @@ def main(argv: Sequence[str]) -> int:
     first, last = (found["documents"][at]["step_ms"] for at in (0, -1))
     summary = {
         **found,
-        "step_growth": round(last / first, 3),  # of building a step, from the fewest documents to the most
+        "step_growth": round(
+            last / first, 3
+        ),  # of building a step, from the fewest documents to the most
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "seconds": round(time.perf_counter() - began, 1),
@@ -241,7 +293,9 @@ def main(argv: Sequence[str]) -> int:
     if options.save:
         options.save.parent.mkdir(parents=True, exist_ok=True)
         command = " ".join(["python benches/scaling.py", *argv])
-        options.save.write_text(json.dumps({"command": command, **summary}, indent=1) + "\n", encoding="utf-8")
+        options.save.write_text(
+            json.dumps({"command": command, **summary}, indent=1) + "\n", encoding="utf-8"
+        )
     print(json.dumps(summary))
     return 0
 

@@ -1,4 +1,6 @@
-"""Model shapes and length histograms of the benches: random weights, real shapes, no data needed."""
+"""Model shapes and length histograms of the benches: random weights, real shapes, no data
+needed.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,21 @@ from transformers import AutoConfig, PretrainedConfig
 
 from plugin.models.published import REGISTRY
 
-# Lognormal fits: (mean tokens, sigma of the logarithm, shortest, longest, share of a document that is its answer).
+# Lognormal fits: (mean tokens, sigma of the logarithm, shortest, longest, share of a document that
+# is its answer).
 LENGTHS = {
     "alpaca": (92, 0.75, 16, 512, 0.65),
     "tulu": (380, 0.9, 24, 2048, 0.60),
     "long": (2200, 0.6, 256, 8192, 0.50),
 }
 MEGA_BATCH = 50  # micro-batches that transformers' LengthGroupedSampler sorts together
-_SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+_SPECIAL = {
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,9 @@ class Shape:
 
     def narrow(self) -> Shape:
         """The same family with two layers and few of everything: to try code on a CPU."""
-        small = {"vocab_size": 512} | {name: value for name, value in _NARROW.items() if name in self.fields}
+        small = {"vocab_size": 512} | {
+            name: value for name, value in _NARROW.items() if name in self.fields
+        }
         return replace(self, fields={**self.fields, **small}, batch_size=2)
 
     def few(self) -> Shape:
@@ -47,7 +58,9 @@ class Shape:
         return replace(self, batch_size=min(4, self.batch_size))
 
     def without_head(self) -> Shape:
-        """The same body over a vocabulary so small that its head hardly counts, and positions enough for long documents."""
+        """The same body over a vocabulary so small that its head hardly counts, and positions
+        enough for long documents.
+        """
         name = "max_sequence_length" if self.model_type == "llada" else "max_position_embeddings"
         return replace(self, fields={**self.fields, "vocab_size": 512, name: 8192})
 
@@ -57,7 +70,13 @@ class Shape:
         return AutoConfig.for_model(self.model_type, **self.fields, **_SPECIAL)
 
 
-_TINY_LLADA = {"d_model": 256, "n_heads": 4, "n_layers": 4, "mlp_hidden_size": 768, "vocab_size": 126_464}
+_TINY_LLADA = {
+    "d_model": 256,
+    "n_heads": 4,
+    "n_layers": 4,
+    "mlp_hidden_size": 768,
+    "vocab_size": 126_464,
+}
 _TINY_DREAM = {
     "hidden_size": 256,
     "intermediate_size": 768,
@@ -75,27 +94,40 @@ _TINY_MODERNBERT = {
 }
 
 
-def draw_lengths(kind: str, documents: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def draw_lengths(
+    kind: str, documents: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(tokens, prompt tokens) of each document, seeded."""
     mean, sigma, shortest, longest, answer = LENGTHS[kind]
     rng = np.random.default_rng(seed)
-    lengths = np.clip(rng.lognormal(np.log(mean) - sigma**2 / 2, sigma, documents), shortest, longest).astype(np.int64)
+    lengths = np.clip(
+        rng.lognormal(np.log(mean) - sigma**2 / 2, sigma, documents), shortest, longest
+    ).astype(np.int64)
     prompts = np.clip((lengths * (1 - answer)).astype(np.int64), 2, lengths - 2)
     return lengths, prompts
 
 
-def draw_batch(kind: str, order: str, batch_size: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(tokens, prompt tokens) of one typical micro-batch of 50 that were drawn, so that a minute's measure stands for a long run.
+def draw_batch(
+    kind: str, order: str, batch_size: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(tokens, prompt tokens) of one typical micro-batch of 50 that were drawn, so that a minute's
+    measure stands for a long run.
 
-    It is the one whose share of padding is nearest to that of all 50. random: documents as they come. grouped: neighbours in
-    length, of which those stand for the rest that hold the longer half of the tokens: the shortest documents are quick either way.
+    It is the one whose share of padding is nearest to that of all 50. random: documents as they
+    come. grouped: neighbours in length, of which those stand for the rest that hold the longer half
+    of the tokens: the shortest documents are quick either way.
     """
     lengths, prompts = draw_lengths(kind, MEGA_BATCH * batch_size, seed)
     if order == "grouped":
         longest_first = np.argsort(-lengths, kind="stable")
         lengths, prompts = lengths[longest_first], prompts[longest_first]
-    lengths, prompts = lengths.reshape(MEGA_BATCH, batch_size), prompts.reshape(MEGA_BATCH, batch_size)
-    off = np.abs(lengths.mean(1) / lengths.max(1) - lengths.sum() / (batch_size * lengths.max(1).sum()))
+    lengths, prompts = (
+        lengths.reshape(MEGA_BATCH, batch_size),
+        prompts.reshape(MEGA_BATCH, batch_size),
+    )
+    off = np.abs(
+        lengths.mean(1) / lengths.max(1) - lengths.sum() / (batch_size * lengths.max(1).sum())
+    )
     if order == "grouped":
         off = off[lengths.sum(1).cumsum() <= lengths.sum() / 2]
     return lengths[off.argmin()], prompts[off.argmin()]
@@ -113,7 +145,14 @@ _NARROW = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-_LLADA_8B = {"d_model": 4096, "n_heads": 32, "n_kv_heads": 32, "n_layers": 32, "mlp_hidden_size": 12288, "vocab_size": 126_464}
+_LLADA_8B = {
+    "d_model": 4096,
+    "n_heads": 32,
+    "n_kv_heads": 32,
+    "n_layers": 32,
+    "mlp_hidden_size": 12288,
+    "vocab_size": 126_464,
+}
 _DREAM_7B = {
     "hidden_size": 3584,
     "intermediate_size": 18944,

@@ -1,17 +1,21 @@
-"""How many real tokens a second does forward + backward take, against dLLM's padded rectangle with logits of every position?
+"""How many real tokens a second does forward + backward take, against dLLM's padded rectangle with
+logits of every position?
 
-`make bench`. Ways: `random` (documents in random order) and `grouped` (neighbours in length, as transformers' group_by_length) with
-dLLM's loss, `careful` (grouped, the best loss without a fused head) and `ours` (packed, logits at masked tokens only). Each ratio has
-the same documents, masks and weights on both sides; agreement and leaks are checked before anything is timed; ways are interleaved,
-and ratios are medians of CPU time over rounds, so that a busy machine changes them little. `--bars` exits 1 naming every bar missed.
-The last line is one JSON object. A typical micro-batch stands for a run: see shapes.py; the references' lines: references.py.
+`make bench`. Ways: `random` (documents in random order) and `grouped` (neighbours in length, as
+transformers' group_by_length) with dLLM's loss, `careful` (grouped, the best loss without a fused
+head) and `ours` (packed, logits at masked tokens only). Each ratio has the same documents, masks
+and weights on both sides; agreement and leaks are checked before anything is timed; ways are
+interleaved, and ratios are medians of CPU time over rounds, so that a busy machine changes them
+little. `--bars` exits 1 naming every bar missed. The last line is one JSON object. A typical
+micro-batch stands for a run: see shapes.py; the references' lines: references.py.
 """
 
 from __future__ import annotations
 
 import os
 
-# Threads that wait must sleep: spinning is CPU time too, several times the work's own when other programs want the cores.
+# Threads that wait must sleep: spinning is CPU time too, several times the work's own when other
+# programs want the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
@@ -45,12 +49,20 @@ from plugin.models.flops import count_flops  # noqa: E402
 from plugin.models.load import build_model  # noqa: E402
 
 # (order of the documents, way); every reference has a run of ours on its own documents beside it.
-RUNS = (("random", "random"), ("random", "ours"), ("grouped", "grouped"), ("grouped", "careful"), ("grouped", "ours"))
+RUNS = (
+    ("random", "random"),
+    ("random", "ours"),
+    ("grouped", "grouped"),
+    ("grouped", "careful"),
+    ("grouped", "ours"),
+)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Relative difference of loss and gradient between ours and dLLM's, and the largest leak between packed documents (nats)."""
+    """Relative difference of loss and gradient between ours and dLLM's, and the largest leak
+    between packed documents (nats).
+    """
 
     loss: float
     gradient: float
@@ -101,7 +113,13 @@ def check_agreement(module: DiffusionModel, model: PreTrainedModel, work: Work) 
     for way in ("random", "ours"):
         model.zero_grad(set_to_none=True)
         losses.append(run_way(way, module, model, work))
-        gradients.append({name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None})
+        gradients.append(
+            {
+                name: weight.grad.clone()
+                for name, weight in model.named_parameters()
+                if weight.grad is not None
+            }
+        )
     model.zero_grad(set_to_none=True)
     theirs, ours = gradients
     apart = sum(((theirs[name] - ours[name]) ** 2).sum().item() for name in theirs) ** 0.5
@@ -111,13 +129,18 @@ def check_agreement(module: DiffusionModel, model: PreTrainedModel, work: Work) 
 
 @torch.no_grad()
 def leak(module: DiffusionModel, work: Work) -> float:
-    """Change every visible token of the first document of a micro-batch: the largest change in another document's sum."""
+    """Change every visible token of the first document of a micro-batch: the largest change in
+    another document's sum.
+    """
     piece = work.step.pieces[0]
     assert len(piece.documents) > 1, "a document alone has nobody to leak to"
     true = [work.noised[index][0] for index in piece.documents]
     first = piece.corruptions[0]
     noisy = np.where(first.noisy == MASK, first.noisy, first.noisy + 1).astype(np.int32)
-    edited = [type(first)(noisy, first.masked, first.weight, first.count, first.t, first.probability), *piece.corruptions[1:]]
+    edited = [
+        type(first)(noisy, first.masked, first.weight, first.count, first.t, first.probability),
+        *piece.corruptions[1:],
+    ]
     before, after = module(piece.batch).weighted, module(lay_out(true, edited)).weighted
     return (before - after)[1:].abs().max().item()
 
@@ -134,9 +157,13 @@ def measure(shape: Shape, kind: str, rounds: int, empty: int) -> Found:
         for order, made in works.items():
             made.append(make_work(shape, kind, order, number))
         turn = 2 * number % len(RUNS)
-        for order, way in RUNS[turn:] + RUNS[:turn]:  # no way is always first, or always behind the same one
+        for order, way in (
+            RUNS[turn:] + RUNS[:turn]
+        ):  # no way is always first, or always behind the same one
             model.zero_grad(set_to_none=True)
-            spent = spent_by(lambda order=order, way=way: run_way(way, module, model, works[order][-1]))
+            spent = spent_by(
+                lambda order=order, way=way: run_way(way, module, model, works[order][-1])
+            )
             rounds_of[order, way].append(spent)
 
     def rate(order: str, way: str, clock: str = "cpu") -> float:
@@ -156,10 +183,15 @@ def measure(shape: Shape, kind: str, rounds: int, empty: int) -> Found:
         agreement,
         rates={run: rate(*run) for run in RUNS},
         ratios={way: ratio(order, way) for order, way in RUNS if way != "ours"},
-        real={order: statistics.median(real_share(work) for work in made) for order, made in works.items()},
+        real={
+            order: statistics.median(real_share(work) for work in made)
+            for order, made in works.items()
+        },
         tokens_per_s=rate("random", "ours", "wall"),
         rss_ratio=grown("ours") / grown("random"),
-        flops=statistics.median(count / one.cpu for count, one in zip(useful, rounds_of["random", "ours"], strict=True)),
+        flops=statistics.median(
+            count / one.cpu for count, one in zip(useful, rounds_of["random", "ours"], strict=True)
+        ),
     )
 
 
@@ -178,7 +210,16 @@ def packing_efficiency(kind: str, budget: int = 8192, documents: int = 1024) -> 
 def table(results: Sequence[Found], peak: float, kind: str) -> Table:
     title = f"real tokens a CPU second, forward + backward, {kind}-like lengths; one core multiplies {peak / 1e9:.0f} GFLOP/s"
     shown = Table(title=title)
-    columns = ("shape", "batch of the\nreferences", "random order\nreal", "x", "grouped\nreal", "x", "careful\nx", "ours")
+    columns = (
+        "shape",
+        "batch of the\nreferences",
+        "random order\nreal",
+        "x",
+        "grouped\nreal",
+        "x",
+        "careful\nx",
+        "ours",
+    )
     for column in (*columns, "of peak", "peak memory\nx random", "loss, gradient\napart", "leak"):
         shown.add_column(column, justify="left" if column == "shape" else "right")
     for one in results:
@@ -215,32 +256,58 @@ def summarise(results: Sequence[Found], peak: float, kind: str, seconds: float) 
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="*", choices=[shape.name for shape in CPU], default=[shape.name for shape in CPU])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shapes",
+        nargs="*",
+        choices=[shape.name for shape in CPU],
+        default=[shape.name for shape in CPU],
+    )
     parser.add_argument("--lengths", choices=("alpaca", "tulu", "long"), default="alpaca")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--bars", action="store_true", help="exit 1 naming every bar that is missed")
+    parser.add_argument(
+        "--bars", action="store_true", help="exit 1 naming every bar that is missed"
+    )
     parser.add_argument("--save", type=Path, help="write the JSON there too, with the command")
-    parser.add_argument("--rehearse", action="store_true", help="every path with narrow models: proves the code, not a figure")
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="every path with narrow models: proves the code, not a figure",
+    )
     options = parser.parse_args(argv)
     if options.device == "cuda":
         if options.bars or options.save:
             parser.error("--bars and --save are of the CPU bench")
-        from gpu import main as on_cuda  # the real shapes need a GPU, and their own way of being built
+        from gpu import (
+            main as on_cuda,
+        )  # the real shapes need a GPU, and their own way of being built
 
         return on_cuda(["--rehearse"] if options.rehearse else [])
     began, peak, empty = time.perf_counter(), matmul_peak(), resident()
     results = []
     for shape in (shape for shape in CPU if shape.name in options.shapes):
-        results.append(measure(shape.narrow() if options.rehearse else shape, options.lengths, options.rounds, empty))
-        print(f"{shape.name}: {results[-1].as_json(peak)}", file=sys.stderr, flush=True)  # minutes pass between shapes
+        results.append(
+            measure(
+                shape.narrow() if options.rehearse else shape,
+                options.lengths,
+                options.rounds,
+                empty,
+            )
+        )
+        print(
+            f"{shape.name}: {results[-1].as_json(peak)}", file=sys.stderr, flush=True
+        )  # minutes pass between shapes
     Console(width=150).print(table(results, peak, options.lengths))
     summary = summarise(results, peak, options.lengths, time.perf_counter() - began)
     if options.save:
         options.save.parent.mkdir(parents=True, exist_ok=True)
         command = " ".join(["python benches/throughput.py", *argv])
-        options.save.write_text(json.dumps({"command": command, **summary}, indent=1) + "\n", encoding="utf-8")
+        options.save.write_text(
+            json.dumps({"command": command, **summary}, indent=1) + "\n", encoding="utf-8"
+        )
     misses = missed(summary) if options.bars else []
     for miss in misses:
         print(f"bar missed: {miss}", file=sys.stderr)

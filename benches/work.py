@@ -1,4 +1,6 @@
-"""Steps to measure with: documents of drawn lengths, or full rows, noised and packed as the worker does it."""
+"""Steps to measure with: documents of drawn lengths, or full rows, noised and packed as the worker
+does it.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +42,20 @@ class Work:
 
 
 def make_work(shape: Shape, kind: str, order: str, seed: int) -> Work:
-    """One step: a typical micro-batch of answers of Alpaca-like (or other) lengths, in random order or grouped by length."""
+    """One step: a typical micro-batch of answers of Alpaca-like (or other) lengths, in random order
+    or grouped by length.
+    """
     lengths, prompts = draw_batch(kind, order, shape.batch_size, seed)
     documents = make_documents(shape.vocabulary, lengths, prompts, seed)
     step = _step(documents, shape.batch_size)
-    by_document = {index: one for piece in step.pieces for index, one in zip(piece.documents, piece.corruptions, strict=True)}
-    return Work(step, [(documents[index].ids, by_document[index]) for index in range(len(documents))])
+    by_document = {
+        index: one
+        for piece in step.pieces
+        for index, one in zip(piece.documents, piece.corruptions, strict=True)
+    }
+    return Work(
+        step, [(documents[index].ids, by_document[index]) for index in range(len(documents))]
+    )
 
 
 def make_rows(shape: Shape, seed: int, tokens: int = 1024) -> Step:
@@ -55,12 +65,18 @@ def make_rows(shape: Shape, seed: int, tokens: int = 1024) -> Step:
     return make_step(shape.vocabulary, lengths, np.ones_like(lengths), seed)
 
 
-def make_step(vocabulary: int, lengths: NDArray[np.int64], prompts: NDArray[np.int64], seed: int) -> Step:
-    """One step of documents of these lengths, packed into as few micro-batches as the automatic budget allows."""
+def make_step(
+    vocabulary: int, lengths: NDArray[np.int64], prompts: NDArray[np.int64], seed: int
+) -> Step:
+    """One step of documents of these lengths, packed into as few micro-batches as the automatic
+    budget allows.
+    """
     return _step(make_documents(vocabulary, lengths, prompts, seed), len(lengths))
 
 
-def make_documents(vocabulary: int, lengths: NDArray[np.int64], prompts: NDArray[np.int64], seed: int) -> Documents:
+def make_documents(
+    vocabulary: int, lengths: NDArray[np.int64], prompts: NDArray[np.int64], seed: int
+) -> Documents:
     """Documents of uniformly drawn tokens, everything after the prompt supervised."""
     rng, builder = np.random.default_rng(1000 + seed), Builder()
     for length, prompt in zip(lengths, prompts, strict=True):

@@ -1,7 +1,9 @@
-"""`make demo`: a small ModernBERT, trained from scratch until it knows English dialogues by heart, then talked to.
+"""`make demo`: a small ModernBERT, trained from scratch until it knows English dialogues by heart,
+then talked to.
 
-It is memorisation and is called that: some 550 question-answer pairs of the package chatterbot-corpus (BSD), a model of 0.9 M
-parameters, a few minutes on two CPU cores. Everything happens through the public command `main.py train`.
+It is memorisation and is called that: some 550 question-answer pairs of the package
+chatterbot-corpus (BSD), a model of 0.9 M parameters, a few minutes on two CPU cores. Everything
+happens through the public command `main.py train`.
 """
 
 from __future__ import annotations
@@ -45,23 +47,31 @@ TRAINING = {
 
 
 def dialogues() -> Iterator[tuple[str, str]]:
-    """The first question and answer of every English conversation, each distinct pair once, in the corpus's order."""
+    """The first question and answer of every English conversation, each distinct pair once, in the
+    corpus's order.
+    """
     seen: set[tuple[str, str]] = set()
     folder = resources.files("chatterbot_corpus") / "data" / "english"
     for file in sorted(folder.iterdir(), key=lambda file: file.name):
         if file.name.endswith(".yml"):
             for turns in yaml.safe_load(file.read_text(encoding="utf-8"))["conversations"]:
-                pair = (str(turns[0]).strip(), str(turns[1]).strip()) if len(turns) > 1 else ("", "")
+                pair = (
+                    (str(turns[0]).strip(), str(turns[1]).strip()) if len(turns) > 1 else ("", "")
+                )
                 if all(pair) and pair not in seen:
                     seen.add(pair)
                     yield pair
 
 
 def share_known(chatter: Chatter, known: dict[str, set[str]], trained: list[str]) -> float:
-    """Share of TESTED seeded training prompts answered, word for word, with an answer that the corpus holds for them."""
+    """Share of TESTED seeded training prompts answered, word for word, with an answer that the
+    corpus holds for them.
+    """
     prompts = random.Random(0).sample(trained, TESTED)
     answers = chatter.answer([[Turn("user", prompt)] for prompt in prompts])
-    right = [words(answer.text) in known[prompt] for prompt, answer in zip(prompts, answers, strict=True)]
+    right = [
+        words(answer.text) in known[prompt] for prompt, answer in zip(prompts, answers, strict=True)
+    ]
     for prompt, answer, ok in list(zip(prompts, answers, right, strict=True))[:SHOWN]:
         print(f"  {prompt}\n    {'=' if ok else '≠'} {answer.text}")
     return sum(right) / TESTED
@@ -78,7 +88,10 @@ def main() -> int:
     data = ROOT / "runs" / f"{run_dir.name}.jsonl"
     data.parent.mkdir(exist_ok=True)
     data.write_text(
-        "".join(json.dumps({"prompt": prompt, "response": answer}) + "\n" for prompt, answer in pairs), encoding="utf-8"
+        "".join(
+            json.dumps({"prompt": prompt, "response": answer}) + "\n" for prompt, answer in pairs
+        ),
+        encoding="utf-8",
     )
 
     options = {"dataset_name": str(data), "run_dir": str(run_dir), **TRAINING}

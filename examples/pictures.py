@@ -1,8 +1,10 @@
-"""`make pictures`: the README's pictures, made by the project, and TensorBoard's other tabs in runs/pictures to look at.
+"""`make pictures`: the README's pictures, made by the project, and TensorBoard's other tabs in
+runs/pictures to look at.
 
-A small model learns from scratch to spell numbers, a few minutes on two CPU cores; a tenth of them are held out, so its curves show
-learning and not memory. TensorBoard serves the run to a headless Chromium. What `chat` draws while an answer denoises is drawn again,
-one frame below the other, as an SVG: for a number that the model has never seen. `--run RUN` takes such a run that is there.
+A small model learns from scratch to spell numbers, a few minutes on two CPU cores; a tenth of them
+are held out, so its curves show learning and not memory. TensorBoard serves the run to a headless
+Chromium. What `chat` draws while an answer denoises is drawn again, one frame below the other, as
+an SVG: for a number that the model has never seen. `--run RUN` takes such a run that is there.
 """
 
 from __future__ import annotations
@@ -81,7 +83,11 @@ def train(run_dir: Path) -> None:
     rows = [{"prompt": f"Spell {number}.", "response": spelled(number)} for number in NUMBERS]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     # So few words that a number is seen digit by digit.
-    model.write_text(json.dumps(json.loads((ROOT / "examples" / "demo_model.json").read_text()) | {"vocab_size": 320}))
+    model.write_text(
+        json.dumps(
+            json.loads((ROOT / "examples" / "demo_model.json").read_text()) | {"vocab_size": 320}
+        )
+    )
     options = {"model_config": model, "dataset_name": data, "run_dir": run_dir, **TRAINING}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     subprocess.run([sys.executable, str(ROOT / "main.py"), "train", *words], cwd=ROOT, check=True)
@@ -90,22 +96,38 @@ def train(run_dir: Path) -> None:
 @contextmanager
 def board(run_dir: Path) -> Iterator[str]:
     """The address of a TensorBoard that has read the run to its end."""
-    from tensorboard.program import TensorBoard  # warns when it is imported, which the tests of this file take for a fault
+    from tensorboard.program import (
+        TensorBoard,
+    )  # warns when it is imported, which the tests of this file take for a fault
 
     named = run_dir / "board"  # what a run is called there is its path below this folder
     named.mkdir(exist_ok=True)
     if not (named / "numbers").exists():
         (named / "numbers").symlink_to("../tb")
     server = TensorBoard()
-    server.configure(argv=["tensorboard", "--logdir", os.path.relpath(named), "--port", "0", "--load_fast", "false"])
+    server.configure(
+        argv=[
+            "tensorboard",
+            "--logdir",
+            os.path.relpath(named),
+            "--port",
+            "0",
+            "--load_fast",
+            "false",
+        ]
+    )
     address = server.launch()
     until = time.monotonic() + SERVED_S
     while True:
         with urllib.request.urlopen(f"{address}data/plugin/scalars/tags") as answer:
-            if any("hparams/loss" in tags for tags in json.load(answer).values()):  # a run's last words
+            if any(
+                "hparams/loss" in tags for tags in json.load(answer).values()
+            ):  # a run's last words
                 break
         if time.monotonic() > until:
-            raise TimeoutError(f"TensorBoard has not read {run_dir / 'tb'} in {SERVED_S} s: did the run end?")
+            raise TimeoutError(
+                f"TensorBoard has not read {run_dir / 'tb'} in {SERVED_S} s: did the run end?"
+            )
         time.sleep(0.2)
     yield address
 
@@ -113,7 +135,13 @@ def board(run_dir: Path) -> Iterator[str]:
 def photograph(browser: str, address: str, path: Path) -> None:
     """A page as a PNG, once it has had DRAWN_MS of its own time to draw itself."""
     unboxed = ["--no-sandbox"] if os.geteuid() == 0 else []  # root has no sandbox
-    options = ["--headless=new", "--disable-gpu", "--hide-scrollbars", f"--window-size={SIZE}", *unboxed]
+    options = [
+        "--headless=new",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        f"--window-size={SIZE}",
+        *unboxed,
+    ]
     options += [f"--virtual-time-budget={DRAWN_MS}", f"--screenshot={path}"]
     done = subprocess.run([browser, *options, address], capture_output=True, text=True, check=False)
     if done.returncode or not path.exists():
@@ -121,46 +149,74 @@ def photograph(browser: str, address: str, path: Path) -> None:
 
 
 def denoising(chatter: Chatter, prompts: list[str]) -> str:
-    """Prompts and their answers as a terminal shows them, with frames on the way, as an SVG that loads nothing from elsewhere."""
-    console = Console(record=True, width=WIDTH, file=StringIO(), force_terminal=True, highlight=False)
+    """Prompts and their answers as a terminal shows them, with frames on the way, as an SVG that
+    loads nothing from elsewhere.
+    """
+    console = Console(
+        record=True, width=WIDTH, file=StringIO(), force_terminal=True, highlight=False
+    )
     for number, prompt in enumerate(prompts):
         turns = [Turn("user", prompt)]
         start = chatter.chat.prompt(turns).size
         canvases: list[list[int]] = []
-        (answer,) = chatter.answer([turns], lambda rows, start=start, kept=canvases: kept.append(rows[0][start:].tolist()))
+        (answer,) = chatter.answer(
+            [turns], lambda rows, start=start, kept=canvases: kept.append(rows[0][start:].tolist())
+        )
         console.print(Text.assemble("\n" if number else "", ("you  ", "bold cyan"), prompt))
         for place in np.linspace(0, len(canvases) - 2, FRAMES).astype(int):
             console.print(canvas_line(chatter.chat, canvases[place]))
         console.print(answer_line(answer))
     local = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
     return console.export_svg(
-        title="python main.py chat RUN", code_format=local.replace("Fira Code", "ui-monospace, Menlo, Consolas")
+        title="python main.py chat RUN",
+        code_format=local.replace("Fira Code", "ui-monospace, Menlo, Consolas"),
     )
 
 
 def held_out(run_dir: Path) -> list[int]:
     """TESTED of the numbers that the run did not train on, seeded."""
     rows = Documents.load(run_dir / "data" / "eval").rows  # `<file>.jsonl:<line>`
-    return random.Random(0).sample([NUMBERS[int(row.rpartition(":")[2]) - 1] for row in rows], TESTED)
+    return random.Random(0).sample(
+        [NUMBERS[int(row.rpartition(":")[2]) - 1] for row in rows], TESTED
+    )
 
 
 def draw_chat(run_dir: Path, path: Path) -> float:
-    """The first SHOWN of the held-out numbers as an SVG; returns the share of all TESTED that is spelled right."""
+    """The first SHOWN of the held-out numbers as an SVG; returns the share of all TESTED that is
+    spelled right.
+    """
     chatter, numbers = load_chatter(str(run_dir), {}), held_out(run_dir)
-    path.write_text(denoising(chatter, [f"Spell {number}." for number in numbers[:SHOWN]]), encoding="utf-8")
+    path.write_text(
+        denoising(chatter, [f"Spell {number}." for number in numbers[:SHOWN]]), encoding="utf-8"
+    )
     answers = chatter.answer([[Turn("user", f"Spell {number}.")] for number in numbers])
-    return sum(answer.text == spelled(number) for answer, number in zip(answers, numbers, strict=True)) / TESTED
+    return (
+        sum(answer.text == spelled(number) for answer, number in zip(answers, numbers, strict=True))
+        / TESTED
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="a run of this script that is there")
     given = parser.parse_args().run
-    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    browser = next(
+        (
+            found
+            for name in ("chromium", "chromium-browser", "google-chrome")
+            if (found := shutil.which(name))
+        ),
+        None,
+    )
     if browser is None:
-        print("pictures: no chromium is here, which draws TensorBoard's pages; install it (Debian: chromium)", file=sys.stderr)
+        print(
+            "pictures: no chromium is here, which draws TensorBoard's pages; install it (Debian: chromium)",
+            file=sys.stderr,
+        )
         return 1
-    run_dir: Path = given.absolute() if given else ROOT / "runs" / "pictures" / time.strftime("%Y-%m-%d-%H%M%S")
+    run_dir: Path = (
+        given.absolute() if given else ROOT / "runs" / "pictures" / time.strftime("%Y-%m-%d-%H%M%S")
+    )
     if given is None:
         train(run_dir)
     with board(run_dir) as address:
@@ -172,7 +228,9 @@ def main() -> int:
     shutil.copy(run_dir / "scalars.png", curves)
     share = draw_chat(run_dir, chat)
     photograph(browser, chat.as_uri(), run_dir / "chat.png")
-    print(json.dumps({"share": share, **{path.name: path.stat().st_size for path in (curves, chat)}}))
+    print(
+        json.dumps({"share": share, **{path.name: path.stat().st_size for path in (curves, chat)}})
+    )
     return 0
 
 

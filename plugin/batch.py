@@ -1,4 +1,7 @@
-"""A laid-out micro-batch: what data hands to models. S documents, N tokens, M masked tokens; flat, nothing padded."""
+"""A laid-out micro-batch: what data hands to models.
+
+S documents, N tokens, M masked tokens; flat, nothing padded.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ import torch
 
 @dataclass(frozen=True)
 class Batch:
-    """Document s holds tokens cu_seqlens[s] : cu_seqlens[s + 1]. Models that need a rectangle pad at their own border."""
+    """Document s holds tokens cu_seqlens[s] : cu_seqlens[s + 1].
+
+    Models that need a rectangle pad at their own border.
+    """
 
     ids: torch.Tensor  # [N] int64, noised
     cu_seqlens: torch.Tensor  # [S + 1] int64
@@ -33,5 +39,7 @@ class Batch:
         return self._each(torch.Tensor.pin_memory)
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        changed = {f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "longest"}
+        changed = {
+            f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "longest"
+        }
         return Batch(**changed, longest=self.longest)

@@ -1,4 +1,7 @@
-"""The command line: verbs, and how typed values and a --config file become parameters. Imports no torch."""
+"""The command line: verbs, and how typed values and a --config file become parameters.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +40,15 @@ MOST_CONFIG = 1 << 18  # bytes of a --config
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run one verb. Returns the exit code; every failure printed `error[CODE]: ...` lines on stderr."""
+    """Run one verb.
+
+    Returns the exit code; every failure printed `error[CODE]: ...` lines on stderr.
+    """
     if argv and argv[0] in TORCH_VERBS:
-        return guarded(lambda: _become(*TORCH_VERBS[argv[0]], argv[1:]), lambda error: report(error, json_of=None))
+        return guarded(
+            lambda: _become(*TORCH_VERBS[argv[0]], argv[1:]),
+            lambda error: report(error, json_of=None),
+        )
     if "--plugin_dir" in argv:  # what the harness of the plugin-era host starts us with
         from .hosts.entry import run_harness
 
@@ -49,13 +58,18 @@ def run(argv: Sequence[str]) -> int:
 
         return run_task()
     guard_streams()
-    return guarded(lambda: _verb(argv), lambda error: report(error, json_of=argv[0] if "--json" in argv else None))
+    return guarded(
+        lambda: _verb(argv),
+        lambda error: report(error, json_of=argv[0] if "--json" in argv else None),
+    )
 
 
 def _become(program: str, read: Callable[[Sequence[str]], object], argv: Sequence[str]) -> int:
     """Another program instead of this one, once its command line is known to be right."""
     read(argv)
-    os.execve(sys.executable, [sys.executable, "-P", "-m", program, *argv], torch_program(os.environ))
+    os.execve(
+        sys.executable, [sys.executable, "-P", "-m", program, *argv], torch_program(os.environ)
+    )
 
 
 def _verb(argv: Sequence[str]) -> int:
@@ -70,23 +84,46 @@ def _verb(argv: Sequence[str]) -> int:
 
 
 def report(error: JobError, *, json_of: str | None) -> int:
-    """Problems as lines on stderr and, under --json, as the object that the verb prints when all is well."""
+    """Problems as lines on stderr and, under --json, as the object that the verb prints when all is
+    well.
+    """
     for problem in error.problems:
         print(problem.line, file=sys.stderr)
     if json_of == "check":
-        print(json_line({"ok": False, "problems": [problem.as_json() for problem in error.problems], "plan": None}))
+        print(
+            json_line(
+                {
+                    "ok": False,
+                    "problems": [problem.as_json() for problem in error.problems],
+                    "plan": None,
+                }
+            )
+        )
     elif json_of == "train":
-        print(json_line({"run_dir": None, **Outcome("failed", error.code, error.problems[0]).as_json()}))
+        print(
+            json_line(
+                {"run_dir": None, **Outcome("failed", error.code, error.problems[0]).as_json()}
+            )
+        )
     return error.code
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandLine(prog="main.py", description="Train text-diffusion language models.", allow_abbrev=False)
+    parser = CommandLine(
+        prog="main.py", description="Train text-diffusion language models.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"diffusion-llm-trainer {VERSION}")
     verbs = parser.add_subparsers(dest="verb", metavar="train|check|chat|fuse")
-    for verb, text in (("train", "train a model into a run folder"), ("check", "try the job without training; writes nothing")):
+    for verb, text in (
+        ("train", "train a model into a run folder"),
+        ("check", "try the job without training; writes nothing"),
+    ):
         sub = verbs.add_parser(verb, help=text, description=text, allow_abbrev=False)
-        sub.add_argument("--config", metavar="FILE", help="parameters from a YAML or JSON file, or a run.json; typed ones win")
+        sub.add_argument(
+            "--config",
+            metavar="FILE",
+            help="parameters from a YAML or JSON file, or a run.json; typed ones win",
+        )
         sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
         if verb == "check":
             sub.add_argument("--download", action="store_true", help="allow hub downloads")
@@ -94,23 +131,33 @@ def _parser() -> argparse.ArgumentParser:
         for alias in ALIASES:
             sub.add_argument(f"--{alias}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     verbs.add_parser("chat", help="talk to a trained model", add_help=False)
-    verbs.add_parser("fuse", help="merge an adapter that was trained earlier into its base", add_help=False)
+    verbs.add_parser(
+        "fuse", help="merge an adapter that was trained earlier into its base", add_help=False
+    )
     return parser
 
 
 def _parameters(options: argparse.Namespace, extra: Sequence[str]) -> Parsed:
     """Typed values over those of --config. Raises JobError (exit 2) with every problem at once."""
     own = {"verb", "config", "json", "download"}
-    typed = {name: value for name, value in vars(options).items() if name not in own} | _unknown(extra)
+    typed = {name: value for name, value in vars(options).items() if name not in own} | _unknown(
+        extra
+    )
     canonical = {ALIASES.get(name, name) for name in typed}
-    values = {name: value for name, value in _config_file(options.config).items() if ALIASES.get(name, name) not in canonical}
+    values = {
+        name: value
+        for name, value in _config_file(options.config).items()
+        if ALIASES.get(name, name) not in canonical
+    }
     if "train_steps" in canonical:
         values.pop("num_train_epochs", None)  # steps typed over a file's epochs
     return parse({**values, **typed}, typed=canonical)
 
 
 def _unknown(extra: Sequence[str]) -> dict[str, str]:
-    """Words argparse did not know, as name and value, so that they are reported together with every other problem."""
+    """Words argparse did not know, as name and value, so that they are reported together with every
+    other problem.
+    """
     found: dict[str, str] = {}
     name = ""
     for word in extra:
@@ -125,8 +172,9 @@ def _unknown(extra: Sequence[str]) -> dict[str, str]:
 
 
 def _json_or_yaml(text: str) -> Any:
-    """Read a file's text, its words left as text: to YAML `no` and `off` are booleans and 007 is 7; parse() knows what each
-    field takes."""
+    """Read a file's text, its words left as text: to YAML `no` and `off` are booleans and 007 is 7;
+    parse() knows what each field takes.
+    """
     try:  # YAML refuses characters that JSON may hold
         return json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
     except (ValueError, RecursionError):
@@ -139,7 +187,9 @@ class _PlainLoader(yaml.BaseLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.YAMLError(f"an alias in line {mark.line + 1}, where every value is to be written out")
+            raise yaml.YAMLError(
+                f"an alias in line {mark.line + 1}, where every value is to be written out"
+            )
         return super().compose_node(parent, index)
 
 
@@ -148,15 +198,27 @@ def _config_file(path: str | None) -> Mapping[str, Any]:
         return {}
     if Path(path).expanduser().is_dir():
         record = Path(path) / "run.json"
-        fix = f"Give {record}, which repeats that run." if record.expanduser().is_file() else "Give the file in it."
+        fix = (
+            f"Give {record}, which repeats that run."
+            if record.expanduser().is_file()
+            else "Give the file in it."
+        )
         raise JobError(Problem("config", "a YAML or JSON file", f"{path}, which is a folder", fix))
     try:
         content = _json_or_yaml(read_small(Path(path).expanduser(), MOST_CONFIG))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
         got = f"{path}: {cut((str(error).splitlines() or [''])[0])}"
         raise JobError(Problem("config", "a readable YAML or JSON file", got)) from error
-    if isinstance(content, dict) and isinstance(content.get("params"), dict):  # a run.json repeats its run, in a new folder
+    if isinstance(content, dict) and isinstance(
+        content.get("params"), dict
+    ):  # a run.json repeats its run, in a new folder
         content = {name: value for name, value in content["params"].items() if name != "run_dir"}
     if not isinstance(content, dict):
-        raise JobError(Problem("config", "parameters as `name: value`", f"{path}, which holds a {type(content).__name__}"))
+        raise JobError(
+            Problem(
+                "config",
+                "parameters as `name: value`",
+                f"{path}, which holds a {type(content).__name__}",
+            )
+        )
     return {name: None if value in ("null", "~") else value for name, value in content.items()}

@@ -28,13 +28,17 @@ os.environ.pop("PYTHONPATH", None)
 
 
 class NetworkBlocked(AssertionError):
-    """A test reached for the network; an AssertionError, so that no `except OSError` of a library hides it."""
+    """A test reached for the network; an AssertionError, so that no `except OSError` of a library
+    hides it.
+    """
 
 
 def _is_local(host: object) -> bool:
     if isinstance(host, bytes):
         host = host.decode()
-    return host in (None, "", "localhost", "::1") or (isinstance(host, str) and host.startswith("127."))
+    return host in (None, "", "localhost", "::1") or (
+        isinstance(host, str) and host.startswith("127.")
+    )
 
 
 def _check(connection: socket.socket, address: Any) -> None:
@@ -45,7 +49,11 @@ def _check(connection: socket.socket, address: Any) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def no_network() -> Iterator[None]:
     """Loopback and unix sockets only, names included; children are kept off by HF_HUB_OFFLINE."""
-    connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+    connect, connect_ex, getaddrinfo = (
+        socket.socket.connect,
+        socket.socket.connect_ex,
+        socket.getaddrinfo,
+    )
 
     def guarded_connect(self: socket.socket, address: Any) -> None:
         _check(self, address)
@@ -89,7 +97,9 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Pa
     from plugin.models.load import new_model
 
     folder = tmp_path_factory.mktemp("models") / "tiny_bert"
-    tokenizer = train_tokenizer((text for row in pairs() for text in row.values()), TINY_CONFIG["vocab_size"])
+    tokenizer = train_tokenizer(
+        (text for row in pairs() for text in row.values()), TINY_CONFIG["vocab_size"]
+    )
     with torch.random.fork_rng():
         torch.manual_seed(7)
         model = new_model(str(tiny_config), tokenizer)
@@ -114,8 +124,27 @@ def forks() -> Iterator[Forks]:
 @pytest.fixture(scope="session")
 def four_steps(tiny_config: Path, pairs_file: Path) -> tuple[object, ...]:
     """The words of a job of four steps and two checkpoints."""
-    model = ("--model_config", tiny_config, "--dataset_name", pairs_file, "--max_length", 64, "--train_device", "cpu")
-    return (*model, "--train_steps", 4, "--save_steps", 2, "--eval_strategy", "no", "--batch_size", 4)
+    model = (
+        "--model_config",
+        tiny_config,
+        "--dataset_name",
+        pairs_file,
+        "--max_length",
+        64,
+        "--train_device",
+        "cpu",
+    )
+    return (
+        *model,
+        "--train_steps",
+        4,
+        "--save_steps",
+        2,
+        "--eval_strategy",
+        "no",
+        "--batch_size",
+        4,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,6 @@
-"""A training run in one process, from parameters to answers: what the worker does, without its files and events."""
+"""A training run in one process, from parameters to answers: what the worker does, without its
+files and events.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Result:
     def answers(self) -> list[np.ndarray]:
         """The ids that the model answers each training prompt with."""
         documents, chat = self.prepared.train, self.prepared.chat
-        prompts = [documents[index].ids[: documents[index].prompt] for index in range(len(documents))]
+        prompts = [
+            documents[index].ids[: documents[index].prompt] for index in range(len(documents))
+        ]
         settings = SamplerSettings(max_new_tokens=2 * BLOCK, block_length=BLOCK, steps=BLOCK)
         words = Vocabulary(chat.mask_id, chat.end_ids, chat.pad_id)
         return [one.ids for one in generate(predictor(self.model.eval()), prompts, words, settings)]
@@ -46,7 +50,9 @@ class Result:
 def run(folder: Path, method: str, base: Path, pairs: Pairs, **values: Any) -> Result:
     """Train the base on `pairs`, with the parameters of a user's job."""
     rows = folder / "pairs.jsonl"
-    rows.write_text("".join(json.dumps({"prompt": ask, "response": reply}) + "\n" for ask, reply in pairs))
+    rows.write_text(
+        "".join(json.dumps({"prompt": ask, "response": reply}) + "\n" for ask, reply in pairs)
+    )
     fixed = {
         "training_method": method,
         "model_name": str(base),
@@ -67,7 +73,9 @@ def run(folder: Path, method: str, base: Path, pairs: Pairs, **values: Any) -> R
     module = DiffusionModel(model, prepared.chat.pad_id)
     accelerator = cpu()
     rate, decay = params.learning_rate, params.weight_decay
-    adam = make_optimizer(module, kind=params.optim, learning_rate=rate, weight_decay=decay, seed=params.seed)
+    adam = make_optimizer(
+        module, kind=params.optim, learning_rate=rate, weight_decay=decay, seed=params.seed
+    )
     module, optimizer = accelerator.prepare(module, adam)
     clock = make_clock(params, len(prepared.train), 0, 1)
     steps = clock.plan.steps
@@ -86,5 +94,7 @@ def run(folder: Path, method: str, base: Path, pairs: Pairs, **values: Any) -> R
         save=lambda step: None,
         sample=lambda step: None,
     )
-    train(accelerator, module, optimizer, scheduler, make_step, clock.plan, hooks, meters(accelerator))
+    train(
+        accelerator, module, optimizer, scheduler, make_step, clock.plan, hooks, meters(accelerator)
+    )
     return Result(model, prepared, losses)

@@ -1,4 +1,6 @@
-"""Tiny checkpoints in the published layouts, with tokenizers that hold the published special tokens, for end-to-end tests."""
+"""Tiny checkpoints in the published layouts, with tokenizers that hold the published special
+tokens, for end-to-end tests.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,20 @@ from plugin.data.tokenizer import train_tokenizer
 from plugin.models.load import build_model, fit_config, new_config
 from plugin.models.publish import write_model
 
-# As in the published tokenizers: LLaDA's does not name its mask token, and neither has a padding token of its own.
-LLADA_TOKENS = ["<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+# As in the published tokenizers: LLaDA's does not name its mask token, and neither has a padding
+# token of its own.
+LLADA_TOKENS = [
+    "<|startoftext|>",
+    "<|endoftext|>",
+    "<|mdm_mask|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+]
 DREAM_TOKENS = ["<|beginoftext|>", "<|endoftext|>", "<|mask|>", "<|im_start|>", "<|im_end|>"]
 
-# Line breaks are words of their own, whatever follows them: what makes a header's ids independent of the text behind it.
+# Line breaks are words of their own, whatever follows them: what makes a header's ids independent
+# of the text behind it.
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 CONFIGS: dict[str, dict[str, object]] = {
@@ -71,17 +82,23 @@ CONFIGS: dict[str, dict[str, object]] = {
 }
 
 
-def published_tokenizer(method: str, texts: Iterable[str], vocab_size: int = 400) -> PreTrainedTokenizerBase:
+def published_tokenizer(
+    method: str, texts: Iterable[str], vocab_size: int = 400
+) -> PreTrainedTokenizerBase:
     """A small tokenizer with the special tokens of the method's published family."""
     if method in ("bert", "classic"):
         return train_tokenizer(texts, vocab_size)
     tokens = LLADA_TOKENS if method == "llada" else DREAM_TOKENS
     tokenizer = Tokenizer(models.BPE())
     words = pre_tokenizers.Split(Regex(_WORDS), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -92,16 +109,24 @@ def published_tokenizer(method: str, texts: Iterable[str], vocab_size: int = 400
     )
 
 
-def write_checkpoint(folder: Path, method: str, texts: Iterable[str], seed: int = 0, **changes: object) -> Path:
-    """A random model of the method's family with its tokenizer, as a folder in the published layout."""
+def write_checkpoint(
+    folder: Path, method: str, texts: Iterable[str], seed: int = 0, **changes: object
+) -> Path:
+    """A random model of the method's family with its tokenizer, as a folder in the published
+    layout.
+    """
     tokenizer = published_tokenizer(method, list(texts))
     config_file = folder.with_suffix(".json")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    config_file.write_text(json.dumps(CONFIGS[method] | {"vocab_size": len(tokenizer)} | changes), encoding="utf-8")
+    config_file.write_text(
+        json.dumps(CONFIGS[method] | {"vocab_size": len(tokenizer)} | changes), encoding="utf-8"
+    )
     config = new_config(str(config_file))
     fit_config(config, tokenizer)
     if method not in ("bert", "classic"):
-        config.mask_token_id = tokenizer.get_vocab()["<|mdm_mask|>" if method == "llada" else "<|mask|>"]
+        config.mask_token_id = tokenizer.get_vocab()[
+            "<|mdm_mask|>" if method == "llada" else "<|mask|>"
+        ]
     torch.manual_seed(seed)
     write_model(folder, build_model(config), tokenizer, {})
     return folder

@@ -1,4 +1,6 @@
-"""Whole runs of `main.py train` as scenes: undisturbed, or broken off in one of the ways a run can end."""
+"""Whole runs of `main.py train` as scenes: undisturbed, or broken off in one of the ways a run can
+end.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from support import ERROR, is_running, processes_naming, read_lines, run_main, start_main, wait_until
+from support import (
+    ERROR,
+    is_running,
+    processes_naming,
+    read_lines,
+    run_main,
+    start_main,
+    wait_until,
+)
 
 from plugin.run.folder import LOCK_WAIT_S, RunFolder
 
-ENDLESS = ("--train_steps", 1_000_000, "--save_steps", 1_000_000, "--eval_strategy", "no", "--logging_steps", 1000)
+ENDLESS = (
+    "--train_steps",
+    1_000_000,
+    "--save_steps",
+    1_000_000,
+    "--eval_strategy",
+    "no",
+    "--logging_steps",
+    1000,
+)
 LONGEST_S = 120.0  # of any scene, on a busy machine
 CLOCK = ("tokens_per_s", "supervised_tokens_per_s", "time/", "mfu")
 
@@ -40,7 +59,10 @@ class Scene:
 
     def trace(self) -> list[dict[str, float]]:
         """Every metric of the run but those of the clock."""
-        return [{k: v for k, v in line.items() if not k.startswith(CLOCK)} for line in read_lines(self.folder / "metrics.jsonl")]
+        return [
+            {k: v for k, v in line.items() if not k.startswith(CLOCK)}
+            for line in read_lines(self.folder / "metrics.jsonl")
+        ]
 
     def losses(self) -> list[float]:
         return [line["loss"] for line in self.trace() if "loss" in line]
@@ -54,7 +76,9 @@ def whole(folder: Path, *args: object) -> Scene:
     return Scene(folder, done.returncode, done.stdout, done.stderr)
 
 
-def broken_off(end: Callable[[subprocess.Popen[str], Path], dict[str, Any] | None], folder: Path, *args: object) -> Scene:
+def broken_off(
+    end: Callable[[subprocess.Popen[str], Path], dict[str, Any] | None], folder: Path, *args: object
+) -> Scene:
     """An endless run, ended by `end` once it trains."""
     first: dict[str, Any] = {}
 
@@ -73,8 +97,16 @@ def broken_off(end: Callable[[subprocess.Popen[str], Path], dict[str, Any] | Non
             began = datetime.now(UTC)
             seen = end(program, folder) or {}
             out, err = program.communicate(timeout=LONGEST_S)
-            wait_until(lambda: not processes_naming(str(folder)), "the workers to end", deadline_s=40)
-            return Scene(folder, program.returncode, out, err, {"progress": first, "took": datetime.now(UTC) - began, **seen})
+            wait_until(
+                lambda: not processes_naming(str(folder)), "the workers to end", deadline_s=40
+            )
+            return Scene(
+                folder,
+                program.returncode,
+                out,
+                err,
+                {"progress": first, "took": datetime.now(UTC) - began, **seen},
+            )
         finally:
             for pid in processes_naming(str(folder)):
                 os.kill(pid, signal.SIGKILL)
@@ -94,7 +126,9 @@ def signal_once(program: subprocess.Popen[str], folder: Path) -> None:
 
 
 def signal_twice(program: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
-    """After a save that was asked for, and with the workers unable to answer the first signal in time."""
+    """After a save that was asked for, and with the workers unable to answer the first signal in
+    time.
+    """
     (folder / "SAVE").touch()
     wait_until(lambda: list(folder.glob("checkpoint-*")), "the save", deadline_s=LONGEST_S)
     workers = [pid for pid in processes_naming(str(folder)) if pid != program.pid]
@@ -113,7 +147,11 @@ def kill_parent(program: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
     left = processes_naming(str(folder))
     said: list[str] = []
     with RunFolder(folder).locked(LOCK_WAIT_S, said.append):
-        return {"left": left, "said": said, "alive under the next lock": [pid for pid in left if is_running(pid)]}
+        return {
+            "left": left,
+            "said": said,
+            "alive under the next lock": [pid for pid in left if is_running(pid)],
+        }
 
 
 ENDS: dict[str, Callable[[subprocess.Popen[str], Path], dict[str, Any] | None]] = {
@@ -134,6 +172,10 @@ def errors(scene: Scene) -> dict[str, str]:
 def contents(folder: Path) -> dict[str, Any]:
     """Every entry, links as what they lead to by name."""
     return {
-        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        str(path.relative_to(folder)): os.readlink(path)
+        if path.is_symlink()
+        else path.read_bytes()
+        if path.is_file()
+        else None
         for path in folder.rglob("*")
     }

@@ -1,4 +1,6 @@
-"""Plain helpers of the suite: tiny inputs made in code, and the two programs as a user starts them."""
+"""Plain helpers of the suite: tiny inputs made in code, and the two programs as a user starts
+them.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,13 @@ TINY_CONFIG = {
 ERROR = re.compile(r"error\[(\d+)\]: (\w+): expected (.+), got (.+)\.")
 
 # What a pod of a PyTorchJob has in its environment.
-PYTORCHJOB = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
+PYTORCHJOB = {
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29577",
+}
 
 _THINGS = ("sky", "grass", "sun", "snow", "coal", "blood", "rose", "sea")
 _COLOURS = ("blue", "green", "yellow", "white", "black", "red", "pink", "grey")
@@ -51,7 +59,10 @@ def pairs() -> list[dict[str, str]]:
         for thing, colour in zip(_THINGS, _COLOURS, strict=True)
     ]
     rows += [{"prompt": f"{n} + {n}?", "response": str(2 * n)} for n in range(8)]
-    rows += [{"prompt": f"Say {thing} three times.", "response": f"{thing} {thing} {thing}"} for thing in _THINGS]
+    rows += [
+        {"prompt": f"Say {thing} three times.", "response": f"{thing} {thing} {thing}"}
+        for thing in _THINGS
+    ]
     assert len({row["prompt"] for row in rows}) == len(rows) == 24
     return rows
 
@@ -77,13 +88,20 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_record(folder: Path, outcome: str | None) -> None:
     """A run.json as this program writes one; no outcome: of a run under way."""
-    params = {"model_name": "m", "dataset_name": "d", "training_method": "bert", "run_dir": str(folder)}
+    params = {
+        "model_name": "m",
+        "dataset_name": "d",
+        "training_method": "bert",
+        "run_dir": str(folder),
+    }
     result = {"outcome": outcome, "code": 0, "error": None} if outcome else None
     RunFolder(folder).write_run(params, {"versions": {}, "data": "", "cwd": "/"}, result)
 
 
 def child_env(env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment (conftest.py set it: one thread, no GPU, no hub) with some more."""
+    """This process's environment (conftest.py set it: one thread, no GPU, no hub) with some
+    more.
+    """
     return {**os.environ, **(env or {})}
 
 
@@ -95,7 +113,9 @@ def start(
     stderr: int = subprocess.PIPE,
     own_group: bool = False,
 ) -> subprocess.Popen[str]:
-    """A command, running, its output read by the caller, who ends it; `own_group`: as a terminal starts it."""
+    """A command, running, its output read by the caller, who ends it; `own_group`: as a terminal
+    starts it.
+    """
     return subprocess.Popen(
         [str(word) for word in command],
         cwd=cwd,
@@ -105,18 +125,24 @@ def start(
         stderr=stderr,
         text=True,
         process_group=0 if own_group else None,
-        # A shell's background jobs, and all that they start, ignore Ctrl-C: these tests may be among them.
+        # A shell's background jobs, and all that they start, ignore Ctrl-C: these tests may be
+        # among them.
         preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) if own_group else None,
     )
 
 
-def start_main(*args: object, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def start_main(
+    *args: object, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     """`python main.py ARGS`, running; the caller ends it."""
     return start([sys.executable, MAIN, *args], cwd=cwd, env=env)
 
 
 def run_main(
-    *args: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout_s: float = 60
+    *args: object,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float = 60,
 ) -> subprocess.CompletedProcess[str]:
     """`python main.py ARGS` to its end."""
     return subprocess.run(
@@ -181,7 +207,9 @@ def _processes_naming(text: bytes) -> Iterator[int]:
 
 
 def try_out_here(params: Params, ranks: int, *, offline: bool) -> Mapping[str, Any]:
-    """What `plugin.worker --check` answers, without the seconds a new process takes to import torch."""
+    """What `plugin.worker --check` answers, without the seconds a new process takes to import
+    torch.
+    """
     from plugin.worker.__main__ import check
 
     answer = io.StringIO()
@@ -213,5 +241,7 @@ def make_wheel(folder: Path, name: str, version: str, code: str = "", requires: 
     with zipfile.ZipFile(path, "w") as wheel:
         for file, text in files.items():
             wheel.writestr(file, text)
-        wheel.writestr(f"{info}/RECORD", "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"]))
+        wheel.writestr(
+            f"{info}/RECORD", "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
+        )
     return path

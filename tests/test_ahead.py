@@ -1,4 +1,6 @@
-"""Steps built one ahead are the same steps in the same order; a failure appears where the step is asked for."""
+"""Steps built one ahead are the same steps in the same order; a failure appears where the step is
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,12 @@ def test_steps_come_in_order_and_equal_to_those_built_when_asked() -> None:
     for number in (*range(4), 1, 2, 5):  # a jump, as after a resume, is built on the spot
         ours, plain = ahead(number), make(number)
         assert ours.count == plain.count
-        assert [piece.documents for piece in ours.pieces] == [piece.documents for piece in plain.pieces]
-        assert all(a.batch.ids.equal(b.batch.ids) for a, b in zip(ours.pieces, plain.pieces, strict=True))
+        assert [piece.documents for piece in ours.pieces] == [
+            piece.documents for piece in plain.pieces
+        ]
+        assert all(
+            a.batch.ids.equal(b.batch.ids) for a, b in zip(ours.pieces, plain.pieces, strict=True)
+        )
     ahead.close()
 
 

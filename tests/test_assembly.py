@@ -1,4 +1,6 @@
-"""What a run is put together from: each method's defaults, and what belongs to a stage or a method alone."""
+"""What a run is put together from: each method's defaults, and what belongs to a stage or a method
+alone.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def weights(how: StepRules, t: float = 0.25) -> list[float]:
     return np.broadcast_to(how.weigh(hidden, t, 1.0), 4)[hidden].tolist()
 
 
-@pytest.mark.parametrize(("method", "norm"), [("bert", "token"), ("llada", "sequence"), ("dream", "masked")])
+@pytest.mark.parametrize(
+    ("method", "norm"), [("bert", "token"), ("llada", "sequence"), ("dream", "masked")]
+)
 def test_each_method_has_its_authors_norm_unless_one_is_chosen(method: str, norm: str) -> None:
     assert made(method).norm == norm
     assert made(method, loss_norm="batch").norm == "batch"
@@ -50,8 +54,15 @@ def test_bert_and_llada_weigh_by_time_and_dream_by_context() -> None:
 
 def test_cutoffs_are_dreams_and_for_answers() -> None:
     how = {"resp_cutoff_ratio": 0.5}
-    assert (made("dream", **how).perbatch_cutoff, made("dream", **how).resp_cutoff_ratio) == (True, 0.5)
-    for other in (made("llada", **how), made("bert", **how), made("dream", training_stage="pretrain", **how)):
+    assert (made("dream", **how).perbatch_cutoff, made("dream", **how).resp_cutoff_ratio) == (
+        True,
+        0.5,
+    )
+    for other in (
+        made("llada", **how),
+        made("bert", **how),
+        made("dream", training_stage="pretrain", **how),
+    ):
         assert (other.perbatch_cutoff, other.resp_cutoff_ratio) == (False, 0.0)
 
 
@@ -59,7 +70,11 @@ def test_prompts_are_dropped_in_sft_and_texts_cut_in_pretraining() -> None:
     values = {"prompt_drop": 0.1, "stochastic_length": 0.01}
     sft, pretrain = made(**values), made(training_stage="pretrain", **values)
     assert (sft.prompt_drop, sft.stochastic_length, sft.eos_policy) == (0.1, 0.0, "block")
-    assert (pretrain.prompt_drop, pretrain.stochastic_length, pretrain.eos_policy) == (0.0, 0.01, "single")
+    assert (pretrain.prompt_drop, pretrain.stochastic_length, pretrain.eos_policy) == (
+        0.0,
+        0.01,
+        "single",
+    )
 
 
 def test_tokens_come_from_the_chat_format() -> None:
@@ -69,9 +84,15 @@ def test_tokens_come_from_the_chat_format() -> None:
     assert (how.noise.seed, how.noise.t_min, how.noise.t_max) == (5, 0.2, 0.9)
 
 
-@pytest.mark.parametrize(("policy", "block", "grow"), [("block", 16, True), ("single", 8, True), ("batch", 32, False)])
-def test_a_model_is_sampled_on_the_canvas_it_learned_on(policy: str, block: int, grow: bool) -> None:
-    params = Params.model_validate({"eos_policy": policy, "eos_block_length": 16, "max_length": 128})
+@pytest.mark.parametrize(
+    ("policy", "block", "grow"), [("block", 16, True), ("single", 8, True), ("batch", 32, False)]
+)
+def test_a_model_is_sampled_on_the_canvas_it_learned_on(
+    policy: str, block: int, grow: bool
+) -> None:
+    params = Params.model_validate(
+        {"eos_policy": policy, "eos_block_length": 16, "max_length": 128}
+    )
     settings = sampler_settings(params)
     assert (settings.block_length, settings.grow) == (block, grow)
     assert settings.max_new_tokens == 64
@@ -80,7 +101,12 @@ def test_a_model_is_sampled_on_the_canvas_it_learned_on(policy: str, block: int,
 
 def test_what_a_model_remembers_of_its_training() -> None:
     params = Params.model_validate(
-        {"training_method": "dream", "resp_cutoff_ratio": 0.2, "prompt_drop": 0.1, "loss_weight_type": "cart[geo_p:.5]"}
+        {
+            "training_method": "dream",
+            "resp_cutoff_ratio": 0.2,
+            "prompt_drop": 0.1,
+            "loss_weight_type": "cart[geo_p:.5]",
+        }
     )
     facts = diffusion_facts(params, step_rules(params, ChatFormat(word_tokenizer(["a"]))))
     wanted = {
@@ -112,13 +138,19 @@ def test_full_training_keeps_float32_weights_unless_the_optimizer_rounds_stochas
     assert weight_dtype(Params.model_validate(values), compute) == kept
 
 
-def test_what_a_mixture_holds_and_a_run_does_not_read_is_said(tmp_path: Path, tiny_bert: Path) -> None:
+def test_what_a_mixture_holds_and_a_run_does_not_read_is_said(
+    tmp_path: Path, tiny_bert: Path
+) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     write_rows(folder / "a.jsonl", pairs())
     (folder / "notes.md").write_text("x")
     said: list[str] = []
-    values = {"model_name": str(tiny_bert), "dataset_name": f"{folder}[train:20,test:3]", "max_length": 64}
+    values = {
+        "model_name": str(tiny_bert),
+        "dataset_name": f"{folder}[train:20,test:3]",
+        "max_length": 64,
+    }
     prepare_corpus(Params.model_validate(values), said.append, offline=True)
     assert any("not read of the folder: notes.md" in line for line in said)
     assert any("test:N does nothing" in line for line in said)
@@ -131,7 +163,11 @@ def test_a_wrong_pair_is_told_before_the_data_is_tokenised(
         raise AssertionError("the data was tokenised first")
 
     monkeypatch.setattr(corpus, "encode_split", never)
-    values = {"model_name": str(tiny_bert), "dataset_name": str(pairs_file), "training_method": "llada"}
+    values = {
+        "model_name": str(tiny_bert),
+        "dataset_name": str(pairs_file),
+        "training_method": "llada",
+    }
     with pytest.raises(JobError) as caught:
         prepare_corpus(Params.model_validate(values), lambda _: None, offline=True)
     assert caught.value.problems[0].field == "training_method"

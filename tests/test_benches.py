@@ -1,4 +1,6 @@
-"""The benches: their bars and references by hand, and both programs at toy size through their real entry points."""
+"""The benches: their bars and references by hand, and both programs at toy size through their real
+entry points.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ GOOD: dict[str, Any] = {
 def run_bench(name: str, *argv: object) -> dict[str, Any]:
     """The last line that a bench prints."""
     command = [sys.executable, str(ROOT / "benches" / name), "--rehearse", *map(str, argv)]
-    done = subprocess.run(command, capture_output=True, text=True, env=child_env(), timeout=300, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=child_env(), timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -72,7 +76,8 @@ def test_a_missed_bar_is_named(place: str, value: float) -> None:
 
 
 def test_both_references_give_the_weighted_nll_of_masked_tokens() -> None:
-    # Two tokens of a vocabulary of four; the first is masked and weighs 3. Logit ln 5 for the truth: p = 5 / (5 + 3) = 5 / 8.
+    # Two tokens of a vocabulary of four; the first is masked and weighs 3. Logit ln 5 for the
+    # truth: p = 5 / (5 + 3) = 5 / 8.
     logits = torch.zeros(1, 2, 4)
     logits[0, 0, 2] = math.log(5)
     targets, masked = torch.tensor([[2, 1]]), torch.tensor([[True, False]])
@@ -88,7 +93,9 @@ def test_a_typical_micro_batch_stands_for_its_fifty(order: str) -> None:
         pool = draw_lengths("alpaca", 800, seed)[0]
         rows = (pool if order == "random" else np.sort(pool)[::-1]).reshape(50, 16)
         assert lengths.tolist() in rows.tolist()
-        assert lengths.mean() / lengths.max() == pytest.approx(pool.sum() / (16 * rows.max(1).sum()), abs=0.02)
+        assert lengths.mean() / lengths.max() == pytest.approx(
+            pool.sum() / (16 * rows.max(1).sum()), abs=0.02
+        )
         assert (prompts < lengths).all()
 
 
@@ -103,9 +110,21 @@ def test_grouped_documents_are_neighbours_in_length() -> None:
 def test_throughput_rehearsal(tmp_path: Path) -> None:
     saved = tmp_path / "results" / "cpu.json"
     found = run_bench("throughput.py", "--rounds", 1, "--save", saved)
-    assert set(found["shapes"]) == {"tiny_modernbert", "tiny_llada", "tiny_dream", "modernbert_base"}
+    assert set(found["shapes"]) == {
+        "tiny_modernbert",
+        "tiny_llada",
+        "tiny_dream",
+        "modernbert_base",
+    }
     for shape in found["shapes"].values():
-        assert {"tokens_per_s", "vs_grouped", "vs_random", "vs_careful", "rss_ratio", "reference_batch"} <= set(shape)
+        assert {
+            "tokens_per_s",
+            "vs_grouped",
+            "vs_random",
+            "vs_careful",
+            "rss_ratio",
+            "reference_batch",
+        } <= set(shape)
         assert shape["tokens_per_s"] > 0
     assert found["loss_agreement"] <= 1e-5
     assert found["grad_agreement"] <= 1e-5

@@ -19,7 +19,9 @@ from plugin.worker.tensorboard import Board, hush_writer_thread
 
 
 def warnings_of(folder: Path) -> list[str]:
-    return [event["line"] for event in read_lines(folder / "events.jsonl") if event["type"] == "log"]
+    return [
+        event["line"] for event in read_lines(folder / "events.jsonl") if event["type"] == "log"
+    ]
 
 
 def spoil(folder: Path) -> None:
@@ -28,7 +30,9 @@ def spoil(folder: Path) -> None:
 
 
 def report(folder: Path, spoilt_before: int) -> None:
-    """Six steps reported by every way there is, the folder spoilt before one of them, or before all."""
+    """Six steps reported by every way there is, the folder spoilt before one of them, or before
+    all.
+    """
     if spoilt_before == 0:
         spoil(folder)
     reporter = Reporter(RunFolder(folder), Heartbeat(folder / ".heartbeat-0"), speaks=True)
@@ -45,7 +49,9 @@ def report(folder: Path, spoilt_before: int) -> None:
 
 @pytest.fixture(autouse=True)
 def quiet_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # what it is set to below is undone
+    monkeypatch.setattr(
+        threading, "excepthook", threading.excepthook
+    )  # what it is set to below is undone
     hush_writer_thread()
 
 
@@ -55,7 +61,14 @@ def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path: Path, spoilt_b
     (line,) = warnings_of(tmp_path)
     assert line.startswith("warning: tb: ")
     assert line.endswith("; no more curves there, metrics.jsonl has them all")
-    assert [record["step"] for record in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in read_lines(tmp_path / "metrics.jsonl")] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
 
 
 def test_a_folder_that_can_be_written_is_not_spoken_of(tmp_path: Path) -> None:
@@ -65,7 +78,9 @@ def test_a_folder_that_can_be_written_is_not_spoken_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("act", [SummaryWriter.flush, SummaryWriter.close])
-def test_no_other_mistake_is_swallowed(tmp_path: Path, act: Callable[[SummaryWriter], None]) -> None:
+def test_no_other_mistake_is_swallowed(
+    tmp_path: Path, act: Callable[[SummaryWriter], None]
+) -> None:
     said: list[str] = []
     drawn = Board(tmp_path / "tb", said.append, 0)
     with pytest.raises(TypeError):

@@ -1,4 +1,6 @@
-"""Checkpoints: what was saved goes on to the last bit, old ones go, and half of one is never seen."""
+"""Checkpoints: what was saved goes on to the last bit, old ones go, and half of one is never
+seen.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import cpu, random_documents, rules, steps_of, tiny_model, train_tiny, weights, word_tokenizer
+from tiny import (
+    cpu,
+    random_documents,
+    rules,
+    steps_of,
+    tiny_model,
+    train_tiny,
+    weights,
+    word_tokenizer,
+)
 from transformers import PreTrainedModel
 
 from plugin.base.digests import why_broken
@@ -30,12 +41,18 @@ def adam(model: PreTrainedModel, **options: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=1e-2, **options)
 
 
-def train(model: PreTrainedModel, optimizer: torch.optim.Optimizer, first: int, count: int) -> list[float]:
+def train(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, first: int, count: int
+) -> list[float]:
     make = steps_of(DOCUMENTS, rules(), step_size=4, batch_size=4)
-    return train_tiny(cpu(), model, lambda step: make(first + step), steps=count, optimizer=optimizer).losses
+    return train_tiny(
+        cpu(), model, lambda step: make(first + step), steps=count, optimizer=optimizer
+    ).losses
 
 
-def save(folder: Path, step: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer, keep: int = 2) -> Path:
+def save(
+    folder: Path, step: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer, keep: int = 2
+) -> Path:
     state = State(step, 0, 4 * step, 7, 4)
     contents = Contents(model, word_tokenizer(["a"]), FACTS, optimizer_tensors(optimizer), {})
     return save_checkpoint(RunFolder(folder), state, contents, keep)
@@ -43,7 +60,9 @@ def save(folder: Path, step: int, model: PreTrainedModel, optimizer: torch.optim
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
-def test_a_run_that_goes_on_from_a_checkpoint_is_the_run_that_never_stopped(family: str, fused: bool, tmp_path: Path) -> None:
+def test_a_run_that_goes_on_from_a_checkpoint_is_the_run_that_never_stopped(
+    family: str, fused: bool, tmp_path: Path
+) -> None:
     model = tiny_model(family)
     optimizer = adam(model, fused=fused)
     train(model, optimizer, 0, 3)
@@ -68,7 +87,10 @@ def test_an_optimizers_tensors_come_back_bit_by_bit(tmp_path: Path) -> None:
     restore_optimizer(fresh, load_file(path / "optimizer.safetensors"))
     back = optimizer_tensors(fresh)
     assert saved.keys() == back.keys()
-    assert all(torch.equal(saved[name], back[name]) and saved[name].dtype == back[name].dtype for name in saved)
+    assert all(
+        torch.equal(saved[name], back[name]) and saved[name].dtype == back[name].dtype
+        for name in saved
+    )
     assert [group["weight_decay"] for group in fresh.param_groups] == [0.1, 0.0]
 
 
@@ -87,8 +109,24 @@ def test_a_checkpoint_is_a_whole_model_folder_without_pickles(tmp_path: Path) ->
 def test_a_scaler_of_fp16_comes_back_with_its_scale(tmp_path: Path) -> None:
     model = tiny_model("bert")
     scaler = torch.amp.GradScaler("cpu", init_scale=3 * 2.0**20, growth_interval=17)
-    window, totals = {"loss": 0.1 + 0.2, "steps": 3}, {"tokens": 2**53, "last_metrics": {"loss": 1 / 3}}
-    state = State(9, 1, 14, 7, 4, window, totals, {"eval/loss": 2.5}, {"eval/loss": 2.0}, 2.0, scaler.state_dict(), 4)
+    window, totals = (
+        {"loss": 0.1 + 0.2, "steps": 3},
+        {"tokens": 2**53, "last_metrics": {"loss": 1 / 3}},
+    )
+    state = State(
+        9,
+        1,
+        14,
+        7,
+        4,
+        window,
+        totals,
+        {"eval/loss": 2.5},
+        {"eval/loss": 2.0},
+        2.0,
+        scaler.state_dict(),
+        4,
+    )
     contents = Contents(model, word_tokenizer(["a"]), FACTS, {}, {})
     back = load_state(save_checkpoint(RunFolder(tmp_path), state, contents, 1))
     assert back == state
@@ -121,8 +159,12 @@ def test_only_the_newest_checkpoints_stay(keep: int, left: list[int], tmp_path: 
     model = tiny_model("bert")
     for step in (2, 4, 12, 30):
         save(tmp_path, step, model, adam(model), keep)
-    assert [path.name for path in RunFolder(tmp_path).checkpoints()] == [f"checkpoint-{step}" for step in left]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"checkpoint-{step}" for step in left)
+    assert [path.name for path in RunFolder(tmp_path).checkpoints()] == [
+        f"checkpoint-{step}" for step in left
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        f"checkpoint-{step}" for step in left
+    )
 
 
 def test_half_a_checkpoint_is_never_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,4 +181,6 @@ def test_half_a_checkpoint_is_never_listed(tmp_path: Path, monkeypatch: pytest.M
     assert torch.equal(weights(load_model(str(tmp_path / "checkpoint-2"))), weights(model))
     monkeypatch.undo()
     save(tmp_path, 4, model, adam(model), keep=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"], "the next save clears what was left behind"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"], (
+        "the next save clears what was left behind"
+    )

@@ -1,4 +1,6 @@
-"""What one program of this product hands on to another: not a launcher's words, nor the current folder."""
+"""What one program of this product hands on to another: not a launcher's words, nor the current
+folder.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,37 @@ from support import PYTORCHJOB, ROOT, start_main, wait_until
 
 from plugin.base.process import child_path, compile_cache, inherited, of_launcher, torch_program
 
-OTHERS = ["LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME"]
-OTHERS += ["TORCHELASTIC_RUN_ID", "PMI_SIZE", "PMI_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"]
-OTHERS += ["MV2_COMM_WORLD_SIZE", "MPI_LOCALRANKID", "ACCELERATE_USE_FSDP", "ACCELERATE_TORCH_DEVICE", "FSDP_VERSION"]
+OTHERS = [
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "ROLE_RANK",
+    "ROLE_WORLD_SIZE",
+    "ROLE_NAME",
+]
+OTHERS += [
+    "TORCHELASTIC_RUN_ID",
+    "PMI_SIZE",
+    "PMI_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+]
+OTHERS += [
+    "MV2_COMM_WORLD_SIZE",
+    "MPI_LOCALRANKID",
+    "ACCELERATE_USE_FSDP",
+    "ACCELERATE_TORCH_DEVICE",
+    "FSDP_VERSION",
+]
 OURS = ("TRAINER_PARENT_PID", "TRAINER_LISTEN_FD", "TRAINER_MEETING")
-KEPT = {"HOME": "/home", "NCCL_DEBUG": "INFO", "SLURM_PROCID": "3", "MASTER": "x", "RANKED": "y", "HF_TOKEN": "z"}
+KEPT = {
+    "HOME": "/home",
+    "NCCL_DEBUG": "INFO",
+    "SLURM_PROCID": "3",
+    "MASTER": "x",
+    "RANKED": "y",
+    "HF_TOKEN": "z",
+}
 
 
 def test_inherited_drops_launchers_and_our_own_names() -> None:
@@ -42,16 +70,31 @@ def test_a_child_imports_nothing_of_the_current_folder(tmp_path: Path) -> None:
     environ = torch_program({**os.environ, "PYTHONPATH": f"{tmp_path / 'nothing'}:"})
     code = "import json, yaml; print(json.__file__)"
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code], cwd=tmp_path, env=environ, check=True, capture_output=True, text=True
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env=environ,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     assert not (tmp_path / "ran").exists()
     assert str(tmp_path) not in done.stdout
 
 
 def test_compiled_code_lies_where_nobody_else_may_write(tmp_path: Path) -> None:
-    """Not tried by the audit: torch's own choice is a name in /tmp that another user can make first."""
-    name, user, run = "TORCHINDUCTOR_CACHE_DIR", {"XDG_CACHE_HOME": str(tmp_path / "caches")}, tmp_path / "run"
-    assert compile_cache(user, run) == compile_cache(user) == {name: str(tmp_path / "caches" / "torchinductor")}
+    """Not tried by the audit: torch's own choice is a name in /tmp that another user can make
+    first.
+    """
+    name, user, run = (
+        "TORCHINDUCTOR_CACHE_DIR",
+        {"XDG_CACHE_HOME": str(tmp_path / "caches")},
+        tmp_path / "run",
+    )
+    assert (
+        compile_cache(user, run)
+        == compile_cache(user)
+        == {name: str(tmp_path / "caches" / "torchinductor")}
+    )
     assert compile_cache({**user, name: "/mine"}, run) == {name: "/mine"}
     nowhere = {"XDG_CACHE_HOME": "/proc/nowhere"}
     assert compile_cache(nowhere, run) == {name: str(run / "compiled")}
@@ -60,11 +103,32 @@ def test_compiled_code_lies_where_nobody_else_may_write(tmp_path: Path) -> None:
 
 @pytest.fixture
 def job(tiny_config: Path, pairs_file: Path) -> tuple[object, ...]:
-    model = ("--model_config", tiny_config, "--dataset_name", pairs_file, "--max_length", 64, "--batch_size", 2)
-    return (*model, "--train_device", "cpu", "--fuse_model", "false", "--eval_strategy", "no", "--train_steps", 2)
+    model = (
+        "--model_config",
+        tiny_config,
+        "--dataset_name",
+        pairs_file,
+        "--max_length",
+        64,
+        "--batch_size",
+        2,
+    )
+    return (
+        *model,
+        "--train_device",
+        "cpu",
+        "--fuse_model",
+        "false",
+        "--eval_strategy",
+        "no",
+        "--train_steps",
+        2,
+    )
 
 
-@pytest.mark.parametrize("foreign", [PYTORCHJOB, {"PMI_SIZE": "4", "PMI_RANK": "0"}], ids=["PyTorchJob", "srun"])
+@pytest.mark.parametrize(
+    "foreign", [PYTORCHJOB, {"PMI_SIZE": "4", "PMI_RANK": "0"}], ids=["PyTorchJob", "srun"]
+)
 def test_a_run_in_a_launchers_shell_trains_alone(
     forks: Forks, job: tuple[object, ...], tmp_path: Path, foreign: dict[str, str]
 ) -> None:

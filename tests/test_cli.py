@@ -50,16 +50,24 @@ def config(tmp_path: Path) -> Callable[[str], Path]:
 HEAD = "dataset_name: data.jsonl\nmodel_name: model\n"
 
 
-def test_a_file_and_typed_values_make_one_job_and_typed_ones_win(run: Run, config: Callable[[str], Path]) -> None:
+def test_a_file_and_typed_values_make_one_job_and_typed_ones_win(
+    run: Run, config: Callable[[str], Path]
+) -> None:
     file = config(HEAD + "batch_size: 16\nlearning_rate: 3e-4\n# a comment\nfuse_model: false\n")
     code, params, _ = run("check", "--config", file, "--batch_size", 2)
     assert code == 0
-    assert params == parse({**JOB, "batch_size": 2, "learning_rate": 3e-4, "fuse_model": False}).params
+    assert (
+        params == parse({**JOB, "batch_size": 2, "learning_rate": 3e-4, "fuse_model": False}).params
+    )
 
 
-def test_an_alias_typed_wins_over_the_name_in_the_file(run: Run, config: Callable[[str], Path]) -> None:
+def test_an_alias_typed_wins_over_the_name_in_the_file(
+    run: Run, config: Callable[[str], Path]
+) -> None:
     file = config(HEAD + "batch_size: 16\nmax_steps: 9\n")
-    _, params, _ = run("check", "--config", file, "--per_device_train_batch_size", 2, "--train_steps", 5)
+    _, params, _ = run(
+        "check", "--config", file, "--per_device_train_batch_size", 2, "--train_steps", 5
+    )
     assert params is not None
     assert (params.batch_size, params.train_steps) == (2, 5)
 
@@ -91,7 +99,9 @@ def test_a_word_in_a_file_means_what_it_says(
 
 
 def test_a_run_json_repeats_its_parameters_but_not_its_folder(run: Run, tmp_path: Path) -> None:
-    params = parse({**JOB, "run_dir": "/somewhere", "seed": 7, "eval_strategy": "no", "learning_rate": 1.25e-5}).params
+    params = parse(
+        {**JOB, "run_dir": "/somewhere", "seed": 7, "eval_strategy": "no", "learning_rate": 1.25e-5}
+    ).params
     file = tmp_path / "run.json"
     file.write_text(json.dumps({"params": params.as_json(), "environment": {}, "result": None}))
     _, again, _ = run("check", "--config", file)
@@ -108,13 +118,17 @@ def test_a_run_json_repeats_texts_of_any_characters(run: Run, tmp_path: Path, od
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":'])
-def test_a_config_nested_too_deeply_is_refused(run: Run, config: Callable[[str], Path], opening: str) -> None:
+def test_a_config_nested_too_deeply_is_refused(
+    run: Run, config: Callable[[str], Path], opening: str
+) -> None:
     code, _, (line,) = run("check", "--config", config(opening * 20_000))
     assert code == 2
     assert line.startswith("error[2]: config: ")
 
 
-def test_steps_typed_win_over_epochs_in_the_file_and_both_typed_are_refused(run: Run, config: Callable[[str], Path]) -> None:
+def test_steps_typed_win_over_epochs_in_the_file_and_both_typed_are_refused(
+    run: Run, config: Callable[[str], Path]
+) -> None:
     file = config(HEAD + "num_train_epochs: 3\n")
     _, params, _ = run("check", "--config", file, "--train_steps", 5)
     assert params is not None
@@ -125,7 +139,9 @@ def test_steps_typed_win_over_epochs_in_the_file_and_both_typed_are_refused(run:
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "{", "a: [1", ""])
-def test_a_file_without_parameters_is_refused(run: Run, config: Callable[[str], Path], text: str) -> None:
+def test_a_file_without_parameters_is_refused(
+    run: Run, config: Callable[[str], Path], text: str
+) -> None:
     code, params, (line,) = run("check", "--config", config(text))
     assert (code, params) == (2, None)
     assert line.startswith("error[2]: config: ")
@@ -146,7 +162,10 @@ GOOD = ("--dataset_name", "d", "--model_name", "m")
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (("trian",), "command: expected one of train, check, chat, fuse, got trian. Did you mean train?"),
+        (
+            ("trian",),
+            "command: expected one of train, check, chat, fuse, got trian. Did you mean train?",
+        ),
         (
             ("check", "--batch_size"),
             "batch_size: expected an integer >= 1 and <= 16384, got nothing. A value that begins with - is written",
@@ -154,30 +173,53 @@ GOOD = ("--dataset_name", "d", "--model_name", "m")
         (("check", "--learning_rate", "-1e-5", *GOOD), "learning_rate: expected a number"),
         (("check", "--json=yes", *GOOD), "json: expected no value, it is a switch, got 'yes'."),
         (("check", "stray", *GOOD), "stray: expected a known parameter, got an unknown name."),
-        (("check", "--lr", "1", *GOOD), "lr: expected a known parameter, got an unknown name. Did you mean learning_rate?"),
-        (("check", "--adaptor=x", *GOOD), "adaptor: expected a known parameter, got an unknown name. Did you mean adaptor_name?"),
+        (
+            ("check", "--lr", "1", *GOOD),
+            "lr: expected a known parameter, got an unknown name. Did you mean learning_rate?",
+        ),
+        (
+            ("check", "--adaptor=x", *GOOD),
+            "adaptor: expected a known parameter, got an unknown name. Did you mean adaptor_name?",
+        ),
         (
             ("check", "--batch-size", "4", *GOOD),
             "batch-size: expected a known parameter, got an unknown name. Did you mean batch_",
         ),
-        (("check", "-lr", "1", *GOOD), "lr: expected a known parameter, got an unknown name. Did you mean learning_rate?"),
-        (("check", "--optim", "adam", *GOOD), "optim: expected one of adamw, adamw_8bit, got 'adam'. Did you mean adamw?"),
+        (
+            ("check", "-lr", "1", *GOOD),
+            "lr: expected a known parameter, got an unknown name. Did you mean learning_rate?",
+        ),
+        (
+            ("check", "--optim", "adam", *GOOD),
+            "optim: expected one of adamw, adamw_8bit, got 'adam'. Did you mean adamw?",
+        ),
         (("chat",), "model: expected a value for model, got nothing. See main.py chat --help."),
         (
             ("chat", "m", "--bloc_length", "3"),
             "bloc_length: expected an option or a value that belongs here, got --bloc_length. Did",
         ),
-        (("chat", "-- ", "-- "), "command: expected an option or a value that belongs here, got --. See main.py chat --help."),
-        (("--plugin_dir", "d"), "input_file: expected a value for input_file, got nothing. See main.py --help."),
+        (
+            ("chat", "-- ", "-- "),
+            "command: expected an option or a value that belongs here, got --. See main.py chat --help.",
+        ),
+        (
+            ("--plugin_dir", "d"),
+            "input_file: expected a value for input_file, got nothing. See main.py --help.",
+        ),
         (("chat", "m", "--steps", "0"), "steps: expected a whole number above 0, got '0'."),
-        (("fuse", "--out", "x"), "adapter: expected a value for adapter and a value for model_name, got nothing."),
+        (
+            ("fuse", "--out", "x"),
+            "adapter: expected a value for adapter and a value for model_name, got nothing.",
+        ),
         (
             ("fuse", "--adapter", "a", "--model_name", "m", "--out", "o", "--fuse_base", "orginal"),
             "fuse_base: expected one of trained, original, got orginal. Did you mean original?",
         ),
     ],
 )
-def test_a_command_line_that_makes_no_sense_is_one_error_line(run: Run, words: tuple[str, ...], error: str) -> None:
+def test_a_command_line_that_makes_no_sense_is_one_error_line(
+    run: Run, words: tuple[str, ...], error: str
+) -> None:
     code, params, (line,) = run(*words)
     assert (code, params) == (2, None)
     assert line.startswith(f"error[2]: {error}")
@@ -187,7 +229,9 @@ def test_a_folder_as_config_names_the_file_in_it(run: Run, tmp_path: Path) -> No
     (tmp_path / "run.json").touch()
     code, _, (line,) = run("check", "--config", tmp_path)
     assert code == 2
-    assert line.endswith(f"got {tmp_path}, which is a folder. Give {tmp_path / 'run.json'}, which repeats that run.")
+    assert line.endswith(
+        f"got {tmp_path}, which is a folder. Give {tmp_path / 'run.json'}, which repeats that run."
+    )
 
 
 @pytest.fixture
@@ -207,7 +251,9 @@ def test_the_help_has_the_groups_of_the_declaration(help_text: str) -> None:
     source = (ROOT / "plugin" / "config" / "params.py").read_text(encoding="utf-8")
     declared = re.findall(r"# --- (.+)\n    (\w+): ", source)
     assert {first: title for title, first in declared} == GROUPS
-    assert [line for line in help_text.splitlines() if line.rstrip(":") in GROUPS.values()] == [f"{t}:" for t in GROUPS.values()]
+    assert [line for line in help_text.splitlines() if line.rstrip(":") in GROUPS.values()] == [
+        f"{t}:" for t in GROUPS.values()
+    ]
 
 
 def test_the_version_is_the_manifests(capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,12 +267,26 @@ def test_the_version_is_the_manifests(capsys: pytest.CaptureFixture[str]) -> Non
     ("words", "before", "threads", "policy"),
     [
         (("chat", "m"), {}, str(os.cpu_count()), "PASSIVE"),
-        (("fuse", "--adapter", "a", "--model_name", "m", "--out", "o"), {}, str(os.cpu_count()), "PASSIVE"),
-        (("chat", "m"), {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "ACTIVE"}, "3", "ACTIVE"),  # a person's own settings
+        (
+            ("fuse", "--adapter", "a", "--model_name", "m", "--out", "o"),
+            {},
+            str(os.cpu_count()),
+            "PASSIVE",
+        ),
+        (
+            ("chat", "m"),
+            {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "ACTIVE"},
+            "3",
+            "ACTIVE",
+        ),  # a person's own settings
     ],
 )
 def test_torch_programs_get_the_threads_of_a_worker(
-    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], before: dict[str, str], threads: str, policy: str
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    before: dict[str, str],
+    threads: str,
+    policy: str,
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
     for name, value in before.items():

@@ -1,4 +1,6 @@
-"""What we offer to clusters: a SLURM script, tried with programs of ours in SLURM's place, and a configuration for accelerate."""
+"""What we offer to clusters: a SLURM script, tried with programs of ours in SLURM's place, and a
+configuration for accelerate.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +55,18 @@ def sbatch(tmp_path: Path) -> Callable[..., Batch]:
         for name, body in FAKES.items():
             (fakes / name).write_text(f"#!/bin/sh\n{body}\n")
             (fakes / name).chmod(0o755)
-        env = {"PATH": f"{fakes}:{os.environ['PATH']}", "SEEN": str(seen), "RUN": str(run), "TRAIN": train}
-        env |= {"PYTHON": "python", "FAKE_NODE": str(node), "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_NNODES": str(nodes)}
+        env = {
+            "PATH": f"{fakes}:{os.environ['PATH']}",
+            "SEEN": str(seen),
+            "RUN": str(run),
+            "TRAIN": train,
+        }
+        env |= {
+            "PYTHON": "python",
+            "FAKE_NODE": str(node),
+            "SLURM_SUBMIT_DIR": str(ROOT),
+            "SLURM_NNODES": str(nodes),
+        }
         env |= {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "node-[a-b]"}
         command = ["bash", str(SCRIPT), str(run), *arguments]
         return Batch(subprocess.Popen(command, env=env, text=True), seen)
@@ -62,7 +74,9 @@ def sbatch(tmp_path: Path) -> Callable[..., Batch]:
     return submit
 
 
-def test_every_node_starts_one_parent_that_knows_its_place(sbatch: Callable[..., Batch], tmp_path: Path) -> None:
+def test_every_node_starts_one_parent_that_knows_its_place(
+    sbatch: Callable[..., Batch], tmp_path: Path
+) -> None:
     job = sbatch(DONE, "--config", "my file.yaml", "--train_steps", "9", node=1)
     assert job.program.wait(timeout=30) == 0
     words = job.words("python")
@@ -91,7 +105,9 @@ def test_one_node_needs_no_address(sbatch: Callable[..., Batch]) -> None:
     assert not {"--num_machines", "--main_process_ip", "--main_process_port"} & set(words)
 
 
-def test_before_the_time_limit_the_run_stops_and_is_queued_again(sbatch: Callable[..., Batch]) -> None:
+def test_before_the_time_limit_the_run_stops_and_is_queued_again(
+    sbatch: Callable[..., Batch],
+) -> None:
     job = sbatch(OBEDIENT)
     wait_until((job.seen / "python").exists, "the training to begin", deadline_s=30)
     job.program.send_signal(signal.SIGUSR1)
@@ -99,13 +115,17 @@ def test_before_the_time_limit_the_run_stops_and_is_queued_again(sbatch: Callabl
     assert job.words("scontrol") == ["requeue 123456"]
 
 
-def test_a_run_that_fails_keeps_its_exit_code_and_is_not_queued_again(sbatch: Callable[..., Batch]) -> None:
+def test_a_run_that_fails_keeps_its_exit_code_and_is_not_queued_again(
+    sbatch: Callable[..., Batch],
+) -> None:
     job = sbatch("exit 6")
     assert job.program.wait(timeout=30) == 6
     assert not (job.seen / "scontrol").exists()
 
 
-def test_a_run_that_is_done_while_it_is_asked_to_stop_is_not_queued_again(sbatch: Callable[..., Batch]) -> None:
+def test_a_run_that_is_done_while_it_is_asked_to_stop_is_not_queued_again(
+    sbatch: Callable[..., Batch],
+) -> None:
     job = sbatch(OBEDIENT.replace("stopped", "done"))
     wait_until((job.seen / "python").exists, "the training to begin", deadline_s=30)
     job.program.send_signal(signal.SIGUSR1)
@@ -114,14 +134,20 @@ def test_a_run_that_is_done_while_it_is_asked_to_stop_is_not_queued_again(sbatch
 
 
 def test_without_a_run_folder_the_script_says_how_it_is_used(sbatch: Callable[..., Batch]) -> None:
-    done = subprocess.run(["bash", str(SCRIPT), "--config", "x"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", str(SCRIPT), "--config", "x"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("usage: sbatch examples/slurm.sh RUN_DIR")
 
 
 # --- accelerate's launcher
 
-CONFIGURED = {"accelerate_ddp": "MULTI_GPU", "accelerate_fsdp": "FSDP", "accelerate_deepspeed": "DEEPSPEED"}
+CONFIGURED = {
+    "accelerate_ddp": "MULTI_GPU",
+    "accelerate_fsdp": "FSDP",
+    "accelerate_deepspeed": "DEEPSPEED",
+}
 
 
 @pytest.mark.parametrize("name", CONFIGURED)
@@ -129,16 +155,31 @@ def test_accelerate_reads_our_configurations(name: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(ROOT / "examples" / f"{name}.yaml"))
-    assert (config.num_machines, config.num_processes, config.distributed_type.value) == (2, 16, CONFIGURED[name])
+    assert (config.num_machines, config.num_processes, config.distributed_type.value) == (
+        2,
+        16,
+        CONFIGURED[name],
+    )
     assert json.loads(json.dumps(config.to_dict()))["main_process_port"] == 29500
 
 
 def told(*words: str) -> dict[str, str]:
-    """What accelerate's launcher, called with these words, would add to the environment of a worker: its own code says it."""
+    """What accelerate's launcher, called with these words, would add to the environment of a
+    worker: its own code says it.
+    """
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils import launch
 
-    ours = ("--num_processes", "2", "--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no")
+    ours = (
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--main_process_port",
+        "0",
+        "--mixed_precision",
+        "no",
+    )
     args = launch_command_parser().parse_args([*ours, *words, "-m", "plugin.worker", "RUN"])
     args, _, _ = _validate_launch_command(args)
     if args.use_deepspeed:
@@ -149,7 +190,11 @@ def told(*words: str) -> dict[str, str]:
     return {name: value for name, value in env.items() if os.environ.get(name) != value}
 
 
-FSDP, FSDP_1, DEEPSPEED = ("--use_fsdp", "--fsdp_version", "2"), ("--use_fsdp", "--fsdp_version", "1"), ("--use_deepspeed",)
+FSDP, FSDP_1, DEEPSPEED = (
+    ("--use_fsdp", "--fsdp_version", "2"),
+    ("--use_fsdp", "--fsdp_version", "1"),
+    ("--use_deepspeed",),
+)
 
 
 STAGES = {"0": "ddp", "1": "zero2", "2": "zero2", "3": "zero3"}
@@ -174,13 +219,19 @@ def example(name: str) -> tuple[str, str]:
         ((*DEEPSPEED, "--gradient_accumulation_steps", "1", "--gradient_clipping", "1.0"), "zero2"),
     ],
 )
-def test_what_the_launcher_was_told_becomes_parallel_and_leaves_the_environment(words: tuple[str, ...], parallel: str) -> None:
+def test_what_the_launcher_was_told_becomes_parallel_and_leaves_the_environment(
+    words: tuple[str, ...], parallel: str
+) -> None:
     environ = told(*words)
     params, line = take_launchers_choice(Params(), environ)
     assert params == Params(parallel=parallel)
     assert re.fullmatch(rf"accelerate: (FSDP|DeepSpeed) .* is parallel {parallel} here; .*", line)
-    assert not [name for name in environ if "FSDP" in name or "DEEPSPEED" in name or "GRADIENT" in name]
-    assert take_launchers_choice(Params(), environ) == (Params(), ""), "nothing is left for accelerate to wrap by"
+    assert not [
+        name for name in environ if "FSDP" in name or "DEEPSPEED" in name or "GRADIENT" in name
+    ]
+    assert take_launchers_choice(Params(), environ) == (Params(), ""), (
+        "nothing is left for accelerate to wrap by"
+    )
     same = Params(parallel=parallel)
     assert take_launchers_choice(same, told(*words)) == (same, ""), "as chosen"
 
@@ -188,15 +239,23 @@ def test_what_the_launcher_was_told_becomes_parallel_and_leaves_the_environment(
 def test_a_launcher_that_shares_nothing_is_not_spoken_of() -> None:
     for words in (example("ddp"), ("--multi_gpu",)):
         environ = told(*words)
-        assert take_launchers_choice(Params(parallel="zero2"), environ) == (Params(parallel="zero2"), "")
-    assert take_launchers_choice(Params(parallel="fsdp2"), told(*FSDP))[0].parallel == "fsdp2", "another word for zero3"
+        assert take_launchers_choice(Params(parallel="zero2"), environ) == (
+            Params(parallel="zero2"),
+            "",
+        )
+    assert take_launchers_choice(Params(parallel="fsdp2"), told(*FSDP))[0].parallel == "fsdp2", (
+        "another word for zero3"
+    )
 
 
 @pytest.mark.parametrize(("mixed", "dtype"), [("bf16", "bfloat16"), ("fp16", "float16")])
 def test_the_launchers_precision_is_taken_where_dtype_is_auto(mixed: str, dtype: str) -> None:
     environ = told("--multi_gpu", "--mixed_precision", mixed)
     chosen = Params(dtype=dtype)
-    assert take_launchers_choice(Params(), environ) == (chosen, f"accelerate: mixed_precision {mixed} is dtype {dtype} here")
+    assert take_launchers_choice(Params(), environ) == (
+        chosen,
+        f"accelerate: mixed_precision {mixed} is dtype {dtype} here",
+    )
     assert take_launchers_choice(chosen, environ) == (chosen, ""), "as chosen"
 
 
@@ -206,8 +265,16 @@ NEEDS_CLASSES = ("--deepspeed_moe_layer_cls_names", "Experts")
 @pytest.mark.parametrize(
     ("words", "values", "named"),
     [
-        (FSDP, {"parallel": "ddp"}, ("fsdp_reshard_after_forward true", "zero3", "beside parallel ddp")),
-        ((*DEEPSPEED, "--zero_stage", "2"), {"parallel": "zero3"}, ("zero_stage 2", "zero2", "beside parallel zero3")),
+        (
+            FSDP,
+            {"parallel": "ddp"},
+            ("fsdp_reshard_after_forward true", "zero3", "beside parallel ddp"),
+        ),
+        (
+            (*DEEPSPEED, "--zero_stage", "2"),
+            {"parallel": "zero3"},
+            ("zero_stage 2", "zero2", "beside parallel zero3"),
+        ),
         (
             (
                 *FSDP,
@@ -217,13 +284,33 @@ NEEDS_CLASSES = ("--deepspeed_moe_layer_cls_names", "Experts")
                 "inductor",
             ),
             {"parallel": "zero2"},
-            ("fsdp_offload_params true", "fsdp_activation_checkpointing (recompute", "dynamo_backend", "beside parallel zero2"),
+            (
+                "fsdp_offload_params true",
+                "fsdp_activation_checkpointing (recompute",
+                "dynamo_backend",
+                "beside parallel zero2",
+            ),
         ),
-        ((*FSDP_1, "--fsdp_sharding_strategy", "HYBRID_SHARD"), {}, ("fsdp_sharding_strategy HYBRID_SHARD",)),
         (
-            (*DEEPSPEED, "--offload_optimizer_device", "cpu", "--offload_param_device", "nvme", *NEEDS_CLASSES),
+            (*FSDP_1, "--fsdp_sharding_strategy", "HYBRID_SHARD"),
             {},
-            ("offload_optimizer_device cpu", "offload_param_device nvme", "deepspeed_moe_layer_cls_names Experts"),
+            ("fsdp_sharding_strategy HYBRID_SHARD",),
+        ),
+        (
+            (
+                *DEEPSPEED,
+                "--offload_optimizer_device",
+                "cpu",
+                "--offload_param_device",
+                "nvme",
+                *NEEDS_CLASSES,
+            ),
+            {},
+            (
+                "offload_optimizer_device cpu",
+                "offload_param_device nvme",
+                "deepspeed_moe_layer_cls_names Experts",
+            ),
         ),
         (
             (*DEEPSPEED, "--deepspeed_config_file", "ds.json", "--zero_stage", "4"),
@@ -238,8 +325,16 @@ NEEDS_CLASSES = ("--deepspeed_moe_layer_cls_names", "Experts")
         (("--use_megatron_lm",), {}, ("use_megatron_lm true",)),
         ((*FSDP, "--use_parallelism_config"), {}, ("use_parallelism_config true",)),
         (FSDP, {"optim": "adamw_8bit"}, ("zero3 with adamw_8bit",)),
-        (("--multi_gpu", "--mixed_precision", "bf16"), {"dtype": "float32"}, ("mixed_precision bf16 beside dtype float32",)),
-        (("--multi_gpu", "--mixed_precision", "fp16"), {"dtype": "bfloat16"}, ("mixed_precision fp16 beside dtype bfloat16",)),
+        (
+            ("--multi_gpu", "--mixed_precision", "bf16"),
+            {"dtype": "float32"},
+            ("mixed_precision bf16 beside dtype float32",),
+        ),
+        (
+            ("--multi_gpu", "--mixed_precision", "fp16"),
+            {"dtype": "bfloat16"},
+            ("mixed_precision fp16 beside dtype bfloat16",),
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name_all_at_once(
@@ -247,7 +342,9 @@ def test_what_cannot_be_done_is_refused_by_name_all_at_once(
 ) -> None:
     environ = told(*words)
     before = dict(environ)
-    with pytest.raises(JobError, match="parallel: expected what this program can do of accelerate's configuration") as caught:
+    with pytest.raises(
+        JobError, match="parallel: expected what this program can do of accelerate's configuration"
+    ) as caught:
         take_launchers_choice(Params(**values), environ)
     (problem,) = caught.value.problems
     assert problem.code == 2
@@ -256,9 +353,13 @@ def test_what_cannot_be_done_is_refused_by_name_all_at_once(
 
 
 def test_a_worker_that_somebody_else_launched_says_itself_why_it_ends(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps({"params": Params(dataset_name="d", model_name="m").as_json()}))
+    (tmp_path / "run.json").write_text(
+        json.dumps({"params": Params(dataset_name="d", model_name="m").as_json()})
+    )
     with start(
-        [sys.executable, "-m", "plugin.worker", tmp_path], cwd=ROOT, env=told(*FSDP, "--fsdp_offload_params", "true")
+        [sys.executable, "-m", "plugin.worker", tmp_path],
+        cwd=ROOT,
+        env=told(*FSDP, "--fsdp_offload_params", "true"),
     ) as worker:
         _, err = worker.communicate(timeout=120)
     assert worker.returncode == 2
@@ -266,12 +367,18 @@ def test_a_worker_that_somebody_else_launched_says_itself_why_it_ends(tmp_path: 
     assert line.startswith(
         "error[2]: parallel: expected what this program can do of accelerate's configuration, got fsdp_offload"
     )
-    (event,) = [event for event in read_lines(tmp_path / "events.jsonl") if event["type"] == "failed"]
+    (event,) = [
+        event for event in read_lines(tmp_path / "events.jsonl") if event["type"] == "failed"
+    ]
     assert event["error"]["field"] == "parallel"
 
 
-def test_a_way_of_sharing_that_is_accelerates_own_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No CPU has one, so what is allowed is taken away instead: this process's own kind is then the one refused."""
+def test_a_way_of_sharing_that_is_accelerates_own_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No CPU has one, so what is allowed is taken away instead: this process's own kind is then the
+    one refused.
+    """
     from accelerate.state import AcceleratorState
 
     from plugin.worker import rendezvous
@@ -279,6 +386,8 @@ def test_a_way_of_sharing_that_is_accelerates_own_is_refused_by_name(monkeypatch
     AcceleratorState._reset_state(reset_partial_state=True)
     assert rendezvous.join_ranks("no", on_cpu=True).num_processes == 1
     monkeypatch.setattr(rendezvous, "REPLICATED", ())
-    with pytest.raises(JobError, match=r"parallel: expected a model that this program itself cuts up, got NO") as caught:
+    with pytest.raises(
+        JobError, match=r"parallel: expected a model that this program itself cuts up, got NO"
+    ) as caught:
         rendezvous.join_ranks("no", on_cpu=True)
     assert caught.value.code == 2

@@ -1,4 +1,6 @@
-"""A step that is not finite leaves what it was made of: rows, times, mask ratios, losses and the batches themselves."""
+"""A step that is not finite leaves what it was made of: rows, times, mask ratios, losses and the
+batches themselves.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +19,32 @@ from plugin.batch import Batch
 def test_a_poisoned_row_is_named_and_its_batch_can_be_loaded(
     forks: Forks, tiny_config: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
-    job = ("--model_config", tiny_config, "--dataset_name", pairs_file, "--max_length", 64, "--batch_size", 4, "--train_steps", 9)
+    job = (
+        "--model_config",
+        tiny_config,
+        "--dataset_name",
+        pairs_file,
+        "--max_length",
+        64,
+        "--batch_size",
+        4,
+        "--train_steps",
+        9,
+    )
     broken = forks.run(tmp_path / "run", *job, "--save_steps", 4, fault="step:nan:6:0")
     bundle = broken.folder / "debug-step-6-rank-0"
     first = (bundle / "step.json").read_bytes()
-    again = forks.run(broken.folder, *job, "--save_steps", 4, "--resume", "true", fault="step:nan:6:0")
+    again = forks.run(
+        broken.folder, *job, "--save_steps", 4, "--resume", "true", fault="step:nan:6:0"
+    )
     for scene in (broken, again):
         (line,) = [line for line in scene.err.splitlines() if ERROR.match(line)]
         assert scene.code == scene.result["code"] == 6
         assert line.startswith("error[6]: loss: expected a finite loss and gradient, got loss nan")
         assert str(bundle) in scene.err
-    assert (bundle / "step.json").read_bytes() == first, "the run that went on broke at the same document, and said so"
+    assert (bundle / "step.json").read_bytes() == first, (
+        "the run that went on broke at the same document, and said so"
+    )
 
     content = json.loads(first)
     documents = content["documents"]
@@ -48,7 +65,9 @@ def test_a_poisoned_row_is_named_and_its_batch_can_be_loaded(
     assert all(math.isfinite(one["loss"]) for one in documents[1:])
 
     tensors = load_file(bundle / "batch-0.safetensors")
-    batch = Batch(**tensors, longest=int((tensors["cu_seqlens"][1:] - tensors["cu_seqlens"][:-1]).max()))
+    batch = Batch(
+        **tensors, longest=int((tensors["cu_seqlens"][1:] - tensors["cu_seqlens"][:-1]).max())
+    )
     (poisoned,) = batch.weight.isnan().nonzero().flatten().tolist()
     place = int(batch.document[batch.masked[poisoned]])
     masked = int((batch.document[batch.masked] == place).sum())

@@ -20,7 +20,8 @@ from plugin.parent.train import _write_outcome
 from plugin.run.folder import RunFolder
 from plugin.worker.__main__ import as_problem
 
-# In a mount namespace of its own: a small disk that only this program and its children see. Prints what became of two runs.
+# In a mount namespace of its own: a small disk that only this program and its children see. Prints
+# what became of two runs.
 DRIVER = """\
 import json, os, shutil, subprocess, sys, time
 from pathlib import Path
@@ -59,19 +60,60 @@ print(json.dumps({"foreseen": [foreseen.returncode, said], "run": [program.retur
 
 def can_mount() -> bool:
     tried = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
-    return bool(shutil.which("unshare")) and subprocess.run(tried, capture_output=True, check=False).returncode == 0
+    return (
+        bool(shutil.which("unshare"))
+        and subprocess.run(tried, capture_output=True, check=False).returncode == 0
+    )
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, pairs_file: Path) -> dict[str, Any]:
+def runs(
+    tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, pairs_file: Path
+) -> dict[str, Any]:
     if not can_mount():
         pytest.skip("this machine lets nobody mount a small disk")
     root = tmp_path_factory.mktemp("disk")
     (root / "disk").mkdir()
-    job = ("--model_config", tiny_config, "--dataset_name", pairs_file, "--max_length", 64, "--batch_size", 4)
-    endless = ("--train_steps", 1_000_000, "--save_steps", 1_000_000, "--eval_strategy", "no", "--logging_steps", 1000)
-    command = ["unshare", "-rm", sys.executable, "-c", DRIVER, root / "disk", root / "kept", MAIN, *job, *endless]
-    done = subprocess.run([*map(str, command)], env=child_env(), stdout=subprocess.PIPE, text=True, timeout=240, check=True)
+    job = (
+        "--model_config",
+        tiny_config,
+        "--dataset_name",
+        pairs_file,
+        "--max_length",
+        64,
+        "--batch_size",
+        4,
+    )
+    endless = (
+        "--train_steps",
+        1_000_000,
+        "--save_steps",
+        1_000_000,
+        "--eval_strategy",
+        "no",
+        "--logging_steps",
+        1000,
+    )
+    command = [
+        "unshare",
+        "-rm",
+        sys.executable,
+        "-c",
+        DRIVER,
+        root / "disk",
+        root / "kept",
+        MAIN,
+        *job,
+        *endless,
+    ]
+    done = subprocess.run(
+        [*map(str, command)],
+        env=child_env(),
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=240,
+        check=True,
+    )
     return {**json.loads(done.stdout.splitlines()[-1]), "folder": root / "kept"}
 
 
@@ -84,7 +126,9 @@ def test_train_foresees_a_full_disk_before_its_first_step(runs: dict[str, Any]) 
     assert "step 1" not in err
 
 
-def test_a_disk_that_fills_up_is_exit_7_and_older_checkpoints_are_untouched(runs: dict[str, Any]) -> None:
+def test_a_disk_that_fills_up_is_exit_7_and_older_checkpoints_are_untouched(
+    runs: dict[str, Any],
+) -> None:
     code, err = runs["run"]
     (line,) = [line for line in err.splitlines() if ERROR.match(line)]
     assert code == 7, err
@@ -100,11 +144,15 @@ def loads(checkpoint: Path) -> bool:
     from transformers import AutoModelForMaskedLM
 
     AutoModelForMaskedLM.from_pretrained(checkpoint)
-    return json.loads((checkpoint / "state.json").read_text())["step"] == int(checkpoint.name.split("-")[1])
+    return json.loads((checkpoint / "state.json").read_text())["step"] == int(
+        checkpoint.name.split("-")[1]
+    )
 
 
 def test_the_room_a_run_needs_is_worked_by_hand(tmp_path: Path) -> None:
-    """3 checkpoints at a time (2 kept, 1 written) of 4 + 8 bytes a trained weight, and 4 a weight of the fused model."""
+    """3 checkpoints at a time (2 kept, 1 written) of 4 + 8 bytes a trained weight, and 4 a weight
+    of the fused model.
+    """
     params = Params(run_dir=str(tmp_path / "not" / "there"), save_total_limit=2)
     assert check_room(params, 1000, 100)["needed_bytes"] == 3 * 12 * 100 + 4 * 1000
     without = params.model_copy(update={"fuse_model": False})
@@ -135,7 +183,10 @@ except Exception as error:
 
 
 def test_a_limit_of_the_disk_is_known_when_safetensors_meets_it(tmp_path: Path) -> None:
-    """Its errors are no OSErrors. (Real files only: it renames over its target, devices included.)"""
+    """Its errors are no OSErrors.
+
+    (Real files only: it renames over its target, devices included.)
+    """
     done = run_python(LIMITED.format(root=str(ROOT)), cwd=tmp_path)
     assert done.stdout.split() == ["SafetensorError", str(int(Code.DISK))], done.stderr
 

@@ -1,4 +1,6 @@
-"""Evaluation: frozen noise, buckets of mask probability, and a confidence interval worked by hand."""
+"""Evaluation: frozen noise, buckets of mask probability, and a confidence interval worked by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,16 @@ COUNT = 150
 DOCUMENTS = random_documents(COUNT)
 
 
-def scores(how: Any = None, batch_size: int = 8, module: Any = None, documents: Documents = DOCUMENTS) -> dict[str, float]:
-    return evaluate(cpu(), module or DiffusionModel(tiny_model("bert"), PAD), documents, how or rules(), batch_size)
+def scores(
+    how: Any = None, batch_size: int = 8, module: Any = None, documents: Documents = DOCUMENTS
+) -> dict[str, float]:
+    return evaluate(
+        cpu(),
+        module or DiffusionModel(tiny_model("bert"), PAD),
+        documents,
+        how or rules(),
+        batch_size,
+    )
 
 
 def test_noise_is_frozen_over_evaluations_seeds_and_time_sampling() -> None:
@@ -32,7 +42,9 @@ def test_noise_is_frozen_over_evaluations_seeds_and_time_sampling() -> None:
     assert scores() == first
     assert scores(rules(seed=99)) == first
     assert scores(rules(t_sampling="iid")) == first
-    assert scores(rules(mask_count="exact")) != first, "what changes the objective changes its value"
+    assert scores(rules(mask_count="exact")) != first, (
+        "what changes the objective changes its value"
+    )
 
 
 def test_the_batch_size_is_only_a_layout() -> None:
@@ -44,12 +56,16 @@ def test_filling_is_not_up_to_the_batch_size_either(policy: str) -> None:
     """`eos_policy batch` fills to the longest of 64 documents, always the same 64."""
     how = rules(eos_policy=policy, eos_block=4)
     whole = scores(how, batch_size=COUNT)
-    assert whole["eval/loss"] != pytest.approx(scores(batch_size=COUNT)["eval/loss"], rel=1e-3), "filled tokens count"
+    assert whole["eval/loss"] != pytest.approx(scores(batch_size=COUNT)["eval/loss"], rel=1e-3), (
+        "filled tokens count"
+    )
     assert scores(how, batch_size=3) == pytest.approx(whole, rel=1e-5)
 
 
 class OneOfTwo:
-    """An accelerator of rank `rank` of two; what it sends is kept, and it receives `total`, or what it sent."""
+    """An accelerator of rank `rank` of two; what it sends is kept, and it receives `total`, or what
+    it sent.
+    """
 
     num_processes, device = 2, torch.device("cpu")
 
@@ -98,17 +114,25 @@ def test_the_loss_and_its_buckets_are_those_of_every_document_alone(norm: str) -
     model = tiny_model("bert")
     metrics = scores(rules(norm=norm), module=DiffusionModel(model, PAD))
     frozen = rules(norm=norm, seed=EVAL_SEED)
-    step = build_step([Slot(0, index, index) for index in range(COUNT)], DOCUMENTS, frozen, batch_size=COUNT)
+    step = build_step(
+        [Slot(0, index, index) for index in range(COUNT)], DOCUMENTS, frozen, batch_size=COUNT
+    )
     (piece,) = step.pieces
     losses = torch.stack(alone(model, DOCUMENTS, piece)).detach().numpy()
     assert metrics["eval/loss"] == pytest.approx(losses.sum() / step.count, rel=1e-5)
     assert metrics["eval/documents"] == COUNT
     for bucket in range(BUCKETS):
-        inside = [place for place, one in enumerate(piece.corruptions) if int(one.t * 10) == bucket and one.masked.size]
+        inside = [
+            place
+            for place, one in enumerate(piece.corruptions)
+            if int(one.t * 10) == bucket and one.masked.size
+        ]
         assert inside, "stratified times reach every bucket"
         nll = sum(losses[place] / piece.corruptions[place].weight[0] for place in inside)
         masked = sum(piece.corruptions[place].masked.size for place in inside)
-        assert metrics[f"eval/loss_t{bucket * 10:02d}_{bucket * 10 + 10:02d}"] == pytest.approx(nll / masked, rel=1e-5)
+        assert metrics[f"eval/loss_t{bucket * 10:02d}_{bucket * 10 + 10:02d}"] == pytest.approx(
+            nll / masked, rel=1e-5
+        )
 
 
 def test_a_bucket_is_of_the_mask_probability_not_of_the_time() -> None:
@@ -131,13 +155,17 @@ class Priced(torch.nn.Module):
 
 
 def test_the_confidence_interval_of_two_documents_worked_by_hand() -> None:
-    """Losses 6 and 6 over 2 and 4 tokens: 12 / 6 = 2; residuals 6 - 2 x 2 = 2 and 6 - 2 x 4 = -2; sqrt(8) / 6."""
+    """Losses 6 and 6 over 2 and 4 tokens: 12 / 6 = 2; residuals 6 - 2 x 2 = 2 and 6 - 2 x 4 = -2;
+    sqrt(8) / 6.
+    """
     builder = Builder()
     for first, answer in ((10, 2), (11, 4)):
         ids = np.array([first, 3, *[8] * answer], np.int32)
         builder.add(ids, np.arange(ids.size) >= 2, 2, "r")
     for batch_size in (1, 2):
-        metrics = scores(module=Priced({10: 6.0, 11: 6.0}), documents=builder.build(), batch_size=batch_size)
+        metrics = scores(
+            module=Priced({10: 6.0, 11: 6.0}), documents=builder.build(), batch_size=batch_size
+        )
         assert metrics["eval/loss"] == pytest.approx(2.0)
         assert metrics["eval/loss_ci95"] == pytest.approx(1.96 * math.sqrt(8) / 6)
 
@@ -147,7 +175,9 @@ def test_documents_of_one_price_a_token_leave_no_doubt() -> None:
     uniform = tiny_model("bert")
     for parameter in uniform.parameters():
         torch.nn.init.zeros_(parameter)
-    metrics = scores(rules(mask_count="exact"), module=DiffusionModel(uniform, PAD), documents=documents)
+    metrics = scores(
+        rules(mask_count="exact"), module=DiffusionModel(uniform, PAD), documents=documents
+    )
     assert metrics["eval/loss"] == pytest.approx(math.log(40), rel=1e-5)
     assert metrics["eval/loss_ci95"] < 1e-4
     buckets = [value for name, value in metrics.items() if name.startswith("eval/loss_t")]

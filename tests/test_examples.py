@@ -1,4 +1,6 @@
-"""Every recipe parses and trains; the command lines of dLLM's BERT-Chat report parse through the aliases."""
+"""Every recipe parses and trains; the command lines of dLLM's BERT-Chat report parse through the
+aliases.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ from plugin.training.meters import Stopwatch
 from plugin.training.optimizer import make_optimizer
 from plugin.training.step import build_step
 
-RECIPES = sorted(path for path in (ROOT / "examples").glob("*.yaml") if not path.name.startswith("accelerate_"))
+RECIPES = sorted(
+    path for path in (ROOT / "examples").glob("*.yaml") if not path.name.startswith("accelerate_")
+)
 METHODS = ("bert", "dream", "llada")
 TEXTS = [f"Question {n}: what is {n} and {n}? Answer: {2 * n}, of course." for n in range(40)]
 
@@ -36,8 +40,13 @@ TEXTS = [f"Question {n}: what is {n} and {n}? Answer: {2 * n}, of course." for n
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipes") / "rows.jsonl"
-    rows = [{"prompt": f"What is {n} and {n}?", "response": f"{2 * n}, of course.", "text": text} for n, text in enumerate(TEXTS)]
-    path.write_text("".join(json.dumps(row | {"Text": row["text"]}) + "\n" for row in rows), encoding="utf-8")
+    rows = [
+        {"prompt": f"What is {n} and {n}?", "response": f"{2 * n}, of course.", "text": text}
+        for n, text in enumerate(TEXTS)
+    ]
+    path.write_text(
+        "".join(json.dumps(row | {"Text": row["text"]}) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 
@@ -48,22 +57,41 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_there_is_a_recipe_for_each_method_and_stage() -> None:
-    wanted = {f"{method}_{stage}" for method in METHODS for stage in ("sft", "pretrain", "lora", "qlora")}
+    wanted = {
+        f"{method}_{stage}" for method in METHODS for stage in ("sft", "pretrain", "lora", "qlora")
+    }
     assert wanted | {"llada_published", "dream_published"} == {path.stem for path in RECIPES}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_says_where_its_numbers_are_from_and_trains(recipe: Path, checkpoints: dict[str, Path], data: Path) -> None:
+def test_a_recipe_says_where_its_numbers_are_from_and_trains(
+    recipe: Path, checkpoints: dict[str, Path], data: Path
+) -> None:
     text = recipe.read_text(encoding="utf-8")
     assert text.startswith("# ")
     values = yaml.safe_load(text)
     method, kind = recipe.stem.split("_")
     assert values["training_method"] == method
     assert values.get("training_stage", "sft") == ("pretrain" if kind == "pretrain" else "sft")
-    assert (values.get("lora", False), values.get("load_in_4bit", False)) == (kind in ("lora", "qlora"), kind == "qlora")
-    tiny = {"model_name": str(checkpoints[method]), "dataset_name": str(data), "max_length": 96, "batch_size": 4}
+    assert (values.get("lora", False), values.get("load_in_4bit", False)) == (
+        kind in ("lora", "qlora"),
+        kind == "qlora",
+    )
+    tiny = {
+        "model_name": str(checkpoints[method]),
+        "dataset_name": str(data),
+        "max_length": 96,
+        "batch_size": 4,
+    }
     params = parse(
-        values | tiny | {"num_train_epochs": 0, "train_steps": 2, "gradient_accumulation_steps": 1, "warmup_steps": 0}
+        values
+        | tiny
+        | {
+            "num_train_epochs": 0,
+            "train_steps": 2,
+            "gradient_accumulation_steps": 1,
+            "warmup_steps": 0,
+        }
     ).params
     losses: list[float] = []
     prepared = prepare_corpus(params, lambda _: None)
@@ -71,15 +99,26 @@ def test_a_recipe_says_where_its_numbers_are_from_and_trains(recipe: Path, check
     module = DiffusionModel(model, prepared.chat.pad_id)
     rules = step_rules(params, prepared.chat)
     clock = make_clock(params, len(prepared.train), len(prepared.evaluation), 1)
-    before = {name: weight.detach().clone() for name, weight in module.named_parameters() if weight.requires_grad}
+    before = {
+        name: weight.detach().clone()
+        for name, weight in module.named_parameters()
+        if weight.requires_grad
+    }
     rate, decay = params.learning_rate, params.weight_decay
-    optimizer = make_optimizer(module, kind=params.optim, learning_rate=rate, weight_decay=decay, seed=params.seed)
+    optimizer = make_optimizer(
+        module, kind=params.optim, learning_rate=rate, weight_decay=decay, seed=params.seed
+    )
     train(
         Accelerator(cpu=True),
         module,
         optimizer,
         Schedule(optimizer, lambda _: 1.0),
-        lambda step: build_step(step_slots(len(prepared.train), clock.step_size, step, 0), prepared.train, rules, batch_size=4),
+        lambda step: build_step(
+            step_slots(len(prepared.train), clock.step_size, step, 0),
+            prepared.train,
+            rules,
+            batch_size=4,
+        ),
         clock.plan,
         Hooks(
             requests=Requests,
@@ -93,7 +132,11 @@ def test_a_recipe_says_where_its_numbers_are_from_and_trains(recipe: Path, check
     )
     assert losses
     assert all(loss > 0 for loss in losses)
-    assert any(not torch.equal(weight, before[name]) for name, weight in module.named_parameters() if name in before)
+    assert any(
+        not torch.equal(weight, before[name])
+        for name, weight in module.named_parameters()
+        if name in before
+    )
 
 
 BERT_CHAT = (

@@ -1,4 +1,6 @@
-"""A finished folder in the place of an earlier one: whole at every moment, and nothing of a user's lost."""
+"""A finished folder in the place of an earlier one: whole at every moment, and nothing of a user's
+lost.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from plugin.base.files import recover, replace_whole
 
 
 @pytest.mark.parametrize("swaps", [True, False])
-def test_replacing_keeps_what_a_user_added(swaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replacing_keeps_what_a_user_added(
+    swaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a disk that swaps two names in one step, and on one that cannot."""
     if not swaps:
         monkeypatch.setattr(files, "_exchange", lambda one, other: False)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from support import ROOT, run_python
 
-# Folder below plugin/ -> the folders that it may import; what stands above another is below it in the table.
+# Folder below plugin/ -> the folders that it may import; what stands above another is below it in
+# the table.
 FLOORS = {
     "base": "",
     "config": "base",
@@ -30,7 +31,17 @@ FLOORS = {
 }
 # Of config, what models may know: no parameters.
 OF_CONFIG_FOR_MODELS = {"families", "model_files"}
-HEAVY = {"torch", "transformers", "numpy", "accelerate", "datasets", "peft", "tokenizers", "safetensors", "pyarrow"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "numpy",
+    "accelerate",
+    "datasets",
+    "peft",
+    "tokenizers",
+    "safetensors",
+    "pyarrow",
+}
 WITHOUT_TORCH = ("base", "config", "run", "parent", "hosts", "cli")
 MOST_FILES = 18  # in one folder
 
@@ -60,7 +71,13 @@ def imports(path: Path) -> Iterator[str]:
 def uses() -> dict[str, set[str]]:
     """Module below plugin/ -> modules below plugin/ that it imports, itself left out."""
     return {
-        name: {word.split(".")[1] for path in files for word in imports(path) if word.startswith("plugin.")} - {name}
+        name: {
+            word.split(".")[1]
+            for path in files
+            for word in imports(path)
+            if word.startswith("plugin.")
+        }
+        - {name}
         for name, files in module_files().items()
     }
 
@@ -73,7 +90,10 @@ def test_imports_are_read_relative_and_lazy_ones_too() -> None:
     found = uses()
     assert {"base", "config", "run", "data"} <= found["parent"]
     assert "torch" in heavy("training")
-    assert {"plugin.config.families.FAMILIES", "plugin.config.model_files.is_own_file"} <= of_models()
+    assert {
+        "plugin.config.families.FAMILIES",
+        "plugin.config.model_files.is_own_file",
+    } <= of_models()
 
 
 def test_every_folder_is_in_the_table() -> None:
@@ -92,11 +112,20 @@ def test_no_folder_holds_more_than_a_screen() -> None:
 
 def test_the_table_only_leads_down() -> None:
     order = list(FLOORS)
-    assert all(order.index(below) < order.index(folder) for folder, allowed in FLOORS.items() for below in allowed.split())
+    assert all(
+        order.index(below) < order.index(folder)
+        for folder, allowed in FLOORS.items()
+        for below in allowed.split()
+    )
 
 
 def of_models() -> set[str]:
-    return {word for path in module_files()["models"] for word in imports(path) if word.startswith("plugin.config.")}
+    return {
+        word
+        for path in module_files()["models"]
+        for word in imports(path)
+        if word.startswith("plugin.config.")
+    }
 
 
 def test_models_know_no_parameters() -> None:
@@ -105,7 +134,9 @@ def test_models_know_no_parameters() -> None:
 
 @pytest.mark.parametrize("folder", WITHOUT_TORCH)
 def test_what_the_parent_needs_imports_no_torch(folder: str) -> None:
-    files = [path for path in module_files()[folder] if path.name != "quiet.py"]  # of the programs that do import it
+    files = [
+        path for path in module_files()[folder] if path.name != "quiet.py"
+    ]  # of the programs that do import it
     found = {word.split(".")[0] for path in files for word in imports(path)}
     assert found & {"torch", "transformers", "accelerate", "numpy"} == set()
 
@@ -114,7 +145,9 @@ def test_nothing_from_a_host_is_imported_at_module_level() -> None:
     """The SDK is AGPL and takes ten seconds: only a host file may import it, lazily."""
     for name, files in module_files().items():
         for path in files:
-            sdk = {word for word in imports(path) if word.split(".")[0] in ("lab", "transformerlab")}
+            sdk = {
+                word for word in imports(path) if word.split(".")[0] in ("lab", "transformerlab")
+            }
             assert not sdk or name == "hosts"
 
 
@@ -144,16 +177,33 @@ def test_the_parent_starts_without_torch_and_in_less_than_a_second_of_cpu(tmp_pa
 
 def test_floor_0_tests_do_not_import_torch() -> None:
     """So that they stay quick, and prove that the code they test needs none."""
-    names = ("params", "parse", "manifest", "launch", "follow", "watchdog", "redact", "run_folder", "readers_of_parameters")
+    names = (
+        "params",
+        "parse",
+        "manifest",
+        "launch",
+        "follow",
+        "watchdog",
+        "redact",
+        "run_folder",
+        "readers_of_parameters",
+    )
     for name in (*names, "floors", "harness_start"):
         tree = ast.parse((Path(__file__).parent / f"test_{name}.py").read_text(encoding="utf-8"))
-        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        names = {
+            alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        }
         names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         assert not {word.split(".")[0] for word in names} & HEAVY, name
 
 
 def test_a_worker_that_adapts_nothing_starts_without_peft_and_bitsandbytes() -> None:
     """They take a third of its start; transformers imports them in places."""
-    program = "import sys, plugin.worker.__main__\nprint({'peft', 'bitsandbytes'} & set(sys.modules))"
+    program = (
+        "import sys, plugin.worker.__main__\nprint({'peft', 'bitsandbytes'} & set(sys.modules))"
+    )
     done = run_python(program, cwd=ROOT)
     assert done.stdout == "set()\n", done.stderr

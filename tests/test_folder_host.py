@@ -17,14 +17,18 @@ from plugin.run.folder import RunFolder
 from plugin.run.outcome import metrics_line, outcome_line
 
 
-def test_paths_with_spaces_can_be_copied_into_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_paths_with_spaces_can_be_copied_into_a_shell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = RunFolder(tmp_path / "my runs" / "é 1")
     (folder / "fused").mkdir(parents=True)
     host = FolderHost()
     host.started(folder, LaunchPlan((), ({},), (), ""))
     host.finished(folder, Outcome("done", 0, result={"outcome": "done", "steps": 3, "seconds": 1}))
     out, err = capsys.readouterr()
-    copied = {line.split()[0].rstrip(":"): shlex.split(line)[-1] for line in (out + err).splitlines()}
+    copied = {
+        line.split()[0].rstrip(":"): shlex.split(line)[-1] for line in (out + err).splitlines()
+    }
     assert copied["chat"] == str(folder.path)
     assert copied["curves"] == str(folder / "tb")
     assert copied["stop"] == str(folder / "STOP")
@@ -42,10 +46,26 @@ STOPPED: dict[str, object] = {"outcome": "stopped", "steps": 7, "seconds": 60.0,
     ("result", "checkpoints", "line"),
     [
         (None, [], "stopped at once; nothing was saved"),
-        (None, ["checkpoint-4"], "stopped at once, without saving; the last checkpoint is checkpoint-4"),
-        ({"outcome": "stopped", "steps": 0}, [], "stopped before the first step; there is nothing to save"),
-        (STOPPED, ["checkpoint-4", "checkpoint-7"], "stopped after step 7, loss 1.2500; saved as checkpoint-7"),
-        ({**STOPPED, "loss": None}, ["checkpoint-7"], "stopped after step 7, loss 0.5000; saved as checkpoint-7"),
+        (
+            None,
+            ["checkpoint-4"],
+            "stopped at once, without saving; the last checkpoint is checkpoint-4",
+        ),
+        (
+            {"outcome": "stopped", "steps": 0},
+            [],
+            "stopped before the first step; there is nothing to save",
+        ),
+        (
+            STOPPED,
+            ["checkpoint-4", "checkpoint-7"],
+            "stopped after step 7, loss 1.2500; saved as checkpoint-7",
+        ),
+        (
+            {**STOPPED, "loss": None},
+            ["checkpoint-7"],
+            "stopped after step 7, loss 0.5000; saved as checkpoint-7",
+        ),
     ],
 )
 def test_a_stop_claims_only_what_was_done_and_saved(
@@ -61,36 +81,68 @@ def test_a_stop_claims_only_what_was_done_and_saved(
     ("steps", "line"),
     [
         (1, "done: 1 step in 2.5 s, eval loss 0.7500; 60.0 s with loading, evaluation and saving"),
-        (1200, "done: 1,200 steps in 2.5 s, eval loss 0.7500; 60.0 s with loading, evaluation and saving"),
+        (
+            1200,
+            "done: 1,200 steps in 2.5 s, eval loss 0.7500; 60.0 s with loading, evaluation and saving",
+        ),
     ],
 )
-def test_the_seconds_beside_the_steps_are_those_of_the_steps(folder: RunFolder, steps: int, line: str) -> None:
-    result: dict[str, object] = {"outcome": "done", "steps": steps, "seconds": 60.0, "eval_loss": 0.75}
+def test_the_seconds_beside_the_steps_are_those_of_the_steps(
+    folder: RunFolder, steps: int, line: str
+) -> None:
+    result: dict[str, object] = {
+        "outcome": "done",
+        "steps": steps,
+        "seconds": 60.0,
+        "eval_loss": 0.75,
+    }
     result["throughput"] = {"training_seconds": 2.5}
     assert outcome_line(Outcome("done", 0, result=result), folder) == line
 
 
-def test_a_stopped_run_names_the_command_that_resumes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_run_names_the_command_that_resumes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = RunFolder(tmp_path / "my run")
     (folder / "checkpoint-7").mkdir(parents=True)
     FolderHost().finished(folder, Outcome("stopped", 0, result=STOPPED))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resume ")]
     words = shlex.split(line)
-    assert words[3:] == ["train", "--config", str(folder / "run.json"), "--resume", "true", "--run_dir", str(folder.path)]
+    assert words[3:] == [
+        "train",
+        "--config",
+        str(folder / "run.json"),
+        "--resume",
+        "true",
+        "--run_dir",
+        str(folder.path),
+    ]
 
 
-@pytest.mark.parametrize(("spread", "shown"), [(0.0, ""), (0.25, " ± 0.2500"), (0.00002, " ± 2.0e-05"), (float("nan"), "")])
+@pytest.mark.parametrize(
+    ("spread", "shown"),
+    [(0.0, ""), (0.25, " ± 0.2500"), (0.00002, " ± 2.0e-05"), (float("nan"), "")],
+)
 def test_a_spread_is_never_shown_as_nought(spread: float, shown: str) -> None:
-    assert metrics_line(3, {"eval/loss": 0.5, "eval/loss_ci95": spread}) == f"step 3: eval loss 0.5000{shown}"
+    assert (
+        metrics_line(3, {"eval/loss": 0.5, "eval/loss_ci95": spread})
+        == f"step 3: eval loss 0.5000{shown}"
+    )
 
 
 def test_a_silent_run_shows_that_it_lives() -> None:
     lines: list[str] = []
     pulse = Pulse(lines.append, every_s=0.01)
     pulse.start()
-    wait_until(lambda: any(line.startswith("still loading, for ") for line in lines), "a line while it loads")
+    wait_until(
+        lambda: any(line.startswith("still loading, for ") for line in lines),
+        "a line while it loads",
+    )
     pulse.event({"type": "progress", "phase": "fuse", "step": 4})
-    wait_until(lambda: any(line.startswith("still fusing, for ") for line in lines), "a line while it fuses")
+    wait_until(
+        lambda: any(line.startswith("still fusing, for ") for line in lines),
+        "a line while it fuses",
+    )
     pulse.stop()
 
 

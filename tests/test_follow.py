@@ -1,4 +1,6 @@
-"""What became of the workers, with small real programs in their place: they write events and end in every way there is."""
+"""What became of the workers, with small real programs in their place: they write events and end in
+every way there is.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,13 @@ class Witness:
         self.stop_grace_s = math.inf
 
     def relay(self) -> Relay:
-        return Relay(self.lines.append, self.events.append, lambda: self.signals(), lambda: self.stop(), self.stop_grace_s)
+        return Relay(
+            self.lines.append,
+            self.events.append,
+            lambda: self.signals(),
+            lambda: self.stop(),
+            self.stop_grace_s,
+        )
 
 
 @pytest.fixture
@@ -75,10 +83,20 @@ def run(folder: RunFolder, witness: Witness, program: str, ranks: int = 1) -> Ou
 
 
 def start(
-    folder: RunFolder, witness: Witness, argv: tuple[str, ...], ranks: tuple[dict[str, str], ...], hang_timeout_s: float = 60
+    folder: RunFolder,
+    witness: Witness,
+    argv: tuple[str, ...],
+    ranks: tuple[dict[str, str], ...],
+    hang_timeout_s: float = 60,
 ) -> Outcome:
     with folder.locked(0, witness.lines.append) as lock:
-        return run_workers(LaunchPlan(argv, ranks, (), ""), folder, witness.relay(), Inherited(lock, None), hang_timeout_s)
+        return run_workers(
+            LaunchPlan(argv, ranks, (), ""),
+            folder,
+            witness.relay(),
+            Inherited(lock, None),
+            hang_timeout_s,
+        )
 
 
 def pid(folder: RunFolder, name: str) -> int:
@@ -127,8 +145,12 @@ def test_another_signal_is_named_without_a_guess(folder: RunFolder, witness: Wit
     assert "worker died: rank 0 ended by SIGABRT" in outcome.error.line
 
 
-def test_an_import_that_fails_is_the_cause_with_the_log_named(folder: RunFolder, witness: Witness) -> None:
-    """As transformers reports a torchvision that was built for another torch: the error that a user can search for comes first."""
+def test_an_import_that_fails_is_the_cause_with_the_log_named(
+    folder: RunFolder, witness: Witness
+) -> None:
+    """As transformers reports a torchvision that was built for another torch: the error that a user
+    can search for comes first.
+    """
     program = """
     try:
         raise RuntimeError("operator torchvision::nms does not exist")
@@ -145,12 +167,16 @@ def test_an_import_that_fails_is_the_cause_with_the_log_named(folder: RunFolder,
 
 
 @pytest.mark.parametrize("saved", [[], ["checkpoint-5", "checkpoint-20"]])
-def test_only_a_checkpoint_that_is_there_is_called_whole(folder: RunFolder, witness: Witness, saved: list[str]) -> None:
+def test_only_a_checkpoint_that_is_there_is_called_whole(
+    folder: RunFolder, witness: Witness, saved: list[str]
+) -> None:
     for name in saved:
         (folder / name).mkdir()
     outcome = run(folder, witness, "os.kill(os.getpid(), signal.SIGKILL)")
     assert outcome.error is not None
-    assert outcome.error.fix.endswith(" The last checkpoint, checkpoint-20, is whole." if saved else "log.txt.")
+    assert outcome.error.fix.endswith(
+        " The last checkpoint, checkpoint-20, is whole." if saved else "log.txt."
+    )
     assert ("is whole" in outcome.error.line) is bool(saved)
 
 
@@ -159,7 +185,12 @@ def test_one_failing_rank_ends_the_other_within_the_grace(
 ) -> None:
     monkeypatch.setattr(supervise, "GRACE_S", 0.3)
     began = time.monotonic()
-    outcome = run(folder, witness, "time.sleep(20) if rank == 0 else wait_for('pid0'); failed(4); sys.exit(4)", ranks=2)
+    outcome = run(
+        folder,
+        witness,
+        "time.sleep(20) if rank == 0 else wait_for('pid0'); failed(4); sys.exit(4)",
+        ranks=2,
+    )
     assert time.monotonic() - began < 10, "the sleeping rank was waited for"
     assert (outcome.outcome, outcome.code) == ("failed", Code.MODEL)
     assert not is_running(pid(folder, "pid0"))
@@ -169,13 +200,17 @@ def test_the_rank_that_died_is_named_not_the_one_ended_for_it(
     folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervise, "GRACE_S", 0.3)
-    outcome = run(folder, witness, "time.sleep(20) if rank == 0 else wait_for('pid0'); sys.exit(11)", ranks=2)
+    outcome = run(
+        folder, witness, "time.sleep(20) if rank == 0 else wait_for('pid0'); sys.exit(11)", ranks=2
+    )
     assert outcome.code == Code.WORKER_DIED
     assert outcome.error is not None
     assert "rank 1 exited 11" in outcome.error.got
 
 
-def test_the_first_failure_is_the_cause_and_later_ones_follow_from_it(folder: RunFolder, witness: Witness) -> None:
+def test_the_first_failure_is_the_cause_and_later_ones_follow_from_it(
+    folder: RunFolder, witness: Witness
+) -> None:
     program = """
     if rank == 1:
         failed(3); (folder / "said").touch(); sys.exit(3)
@@ -200,14 +235,18 @@ def test_a_rank_that_does_not_end_after_the_others_did_is_a_failure(
 
 
 @pytest.mark.parametrize("ending", ["finished()", "os.kill(os.getpid(), signal.SIGKILL)"])
-def test_what_a_worker_started_dies_with_it(folder: RunFolder, witness: Witness, ending: str) -> None:
+def test_what_a_worker_started_dies_with_it(
+    folder: RunFolder, witness: Witness, ending: str
+) -> None:
     start = "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(20)'])"
     run(folder, witness, f"{start}\n(folder / 'grandchild').write_text(str(child.pid))\n{ending}")
     grandchild = pid(folder, "grandchild")
     wait_until(lambda: not is_running(grandchild), "the grandchild to end", deadline_s=10)
 
 
-def test_no_rank_is_left_when_another_cannot_be_started(folder: RunFolder, witness: Witness) -> None:
+def test_no_rank_is_left_when_another_cannot_be_started(
+    folder: RunFolder, witness: Witness
+) -> None:
     argv = (sys.executable, "-c", "import time; time.sleep(20)", str(folder.path))
     unstartable = {"NAME": "a zero byte: \0"}
     with pytest.raises(ValueError, match="null byte"):
@@ -232,7 +271,9 @@ def test_no_worker_is_left_when_the_host_raises(folder: RunFolder, witness: Witn
 OBEDIENT = "wait_for('STOP'); finished('stopped')"
 
 
-def test_a_hosts_stop_asks_through_the_stop_file_and_exits_0(folder: RunFolder, witness: Witness) -> None:
+def test_a_hosts_stop_asks_through_the_stop_file_and_exits_0(
+    folder: RunFolder, witness: Witness
+) -> None:
     witness.stop = (folder / "pid0").exists
     outcome = run(folder, witness, OBEDIENT)
     assert folder.asked(STOP)
@@ -240,7 +281,9 @@ def test_a_hosts_stop_asks_through_the_stop_file_and_exits_0(folder: RunFolder, 
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_asks_the_same_and_exits_with_its_number(folder: RunFolder, witness: Witness, number: int, code: int) -> None:
+def test_a_signal_asks_the_same_and_exits_with_its_number(
+    folder: RunFolder, witness: Witness, number: int, code: int
+) -> None:
     witness.signals = lambda: [number] if (folder / "pid0").exists() else []
     outcome = run(folder, witness, OBEDIENT)
     assert (outcome.outcome, outcome.code) == ("stopped", code)
@@ -248,7 +291,9 @@ def test_a_signal_asks_the_same_and_exits_with_its_number(folder: RunFolder, wit
     assert outcome.result["steps"] == 3
 
 
-def test_a_stop_that_comes_after_the_last_step_changes_nothing(folder: RunFolder, witness: Witness) -> None:
+def test_a_stop_that_comes_after_the_last_step_changes_nothing(
+    folder: RunFolder, witness: Witness
+) -> None:
     witness.signals = lambda: [signal.SIGTERM] if (folder / "pid0").exists() else []
     outcome = run(folder, witness, "wait_for('STOP'); finished('done')")
     assert (outcome.outcome, outcome.code) == ("done", 0)
@@ -265,9 +310,16 @@ def step(*steps: int) -> str:
 @pytest.mark.parametrize("told", ["", step(7)], ids=["importing", "resumed at 7"])
 @pytest.mark.parametrize(("asks", "code"), [("signal", 130), ("host", 0), ("file", 0)])
 def test_a_stop_before_the_first_step_has_a_deadline(
-    folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch, told: str, asks: str, code: int
+    folder: RunFolder,
+    witness: Witness,
+    monkeypatch: pytest.MonkeyPatch,
+    told: str,
+    asks: str,
+    code: int,
 ) -> None:
-    """Audit 8: a rank that waited for a foreign launcher's others outlived Ctrl-C by ten minutes and more."""
+    """Audit 8: a rank that waited for a foreign launcher's others outlived Ctrl-C by ten minutes
+    and more.
+    """
     monkeypatch.setattr(supervise, "START_GRACE_S", 0.5)
     started = (folder / "pid0").exists
     if asks == "signal":
@@ -281,10 +333,16 @@ def test_a_stop_before_the_first_step_has_a_deadline(
     assert not is_running(pid(folder, "pid0"))
 
 
-def test_a_stop_after_a_step_waits_for_the_save(folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_after_a_step_waits_for_the_save(
+    folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(supervise, "START_GRACE_S", 0.5)
-    witness.signals = lambda: [signal.SIGINT] if (folder / "STOP").exists() or len(witness.events) > 1 else []
-    outcome = run(folder, witness, f"{step(7, 8)}wait_for('STOP'); time.sleep(2); finished('stopped')")
+    witness.signals = lambda: (
+        [signal.SIGINT] if (folder / "STOP").exists() or len(witness.events) > 1 else []
+    )
+    outcome = run(
+        folder, witness, f"{step(7, 8)}wait_for('STOP'); time.sleep(2); finished('stopped')"
+    )
     assert (outcome.outcome, outcome.code) == ("stopped", 130)
     assert outcome.result == {"outcome": "stopped", "steps": 3}
 
@@ -298,13 +356,21 @@ def test_a_second_signal_ends_the_workers_now(folder: RunFolder, witness: Witnes
     assert not is_running(pid(folder, "pid0"))
 
 
-def test_every_line_and_event_is_relayed_once_and_in_order(folder: RunFolder, witness: Witness) -> None:
-    run(folder, witness, "for n in range(500): print('line', n, flush=True); event(type='log', n=n)\nfinished()")
+def test_every_line_and_event_is_relayed_once_and_in_order(
+    folder: RunFolder, witness: Witness
+) -> None:
+    run(
+        folder,
+        witness,
+        "for n in range(500): print('line', n, flush=True); event(type='log', n=n)\nfinished()",
+    )
     assert witness.lines == [f"line {n}" for n in range(500)]
     assert [event.get("n") for event in witness.events] == [*range(500), None]
 
 
-def test_half_an_event_of_a_killed_worker_does_not_break_the_parent(folder: RunFolder, witness: Witness) -> None:
+def test_half_an_event_of_a_killed_worker_does_not_break_the_parent(
+    folder: RunFolder, witness: Witness
+) -> None:
     """Rank 0 dies inside a line; rank 1 appends to it."""
     program = """
     if rank == 0:
@@ -320,14 +386,18 @@ def test_half_an_event_of_a_killed_worker_does_not_break_the_parent(folder: RunF
     assert witness.events[-1]["line"] == "after"
 
 
-def test_what_a_run_of_another_host_left_in_the_log_is_kept(folder: RunFolder, witness: Witness) -> None:
+def test_what_a_run_of_another_host_left_in_the_log_is_kept(
+    folder: RunFolder, witness: Witness
+) -> None:
     (folder / "log.txt").write_text("earlier\n", encoding="utf-8")
     run(folder, witness, "print('now', flush=True); finished()")
     assert (folder / "log.txt").read_text() == "earlier\nnow\n"
     assert json.loads((folder / "events.jsonl").read_text())["type"] == "finished"
 
 
-def test_a_killed_rank_is_the_cause_of_what_the_others_say(folder: RunFolder, witness: Witness) -> None:
+def test_a_killed_rank_is_the_cause_of_what_the_others_say(
+    folder: RunFolder, witness: Witness
+) -> None:
     """Rank 0 reports an internal error in a collective, because rank 1 was killed."""
     program = """
     if rank == 1:
@@ -340,7 +410,9 @@ def test_a_killed_rank_is_the_cause_of_what_the_others_say(folder: RunFolder, wi
     assert "worker died (likely out of memory): rank 1 ended by SIGKILL" in outcome.error.line
 
 
-def test_an_abort_may_be_a_librarys_answer_to_the_failure_of_another_rank(folder: RunFolder, witness: Witness) -> None:
+def test_an_abort_may_be_a_librarys_answer_to_the_failure_of_another_rank(
+    folder: RunFolder, witness: Witness
+) -> None:
     program = """
     if rank == 0:
         failed(6, "loss"); (folder / "said").touch(); sys.exit(6)
@@ -376,15 +448,21 @@ def test_a_stop_before_the_first_step_is_no_failure_of_the_ranks_that_waited(
     assert (outcome.outcome, outcome.code, outcome.error) == ("stopped", 0, None)
 
 
-def test_a_full_disk_is_told_by_the_exit_code_when_no_event_could_be_written(folder: RunFolder, witness: Witness) -> None:
+def test_a_full_disk_is_told_by_the_exit_code_when_no_event_could_be_written(
+    folder: RunFolder, witness: Witness
+) -> None:
     outcome = run(folder, witness, "sys.exit(7)")
     assert (outcome.outcome, outcome.code) == ("failed", Code.DISK)
     assert outcome.error is not None
     assert outcome.error.line.startswith("error[7]: disk: expected space for the run's files")
 
 
-def test_what_an_earlier_run_wrote_decides_nothing_about_this_one(folder: RunFolder, witness: Witness) -> None:
-    (folder / "events.jsonl").write_text('{"type": "finished", "result": {"outcome": "done", "steps": 9}}\n')
+def test_what_an_earlier_run_wrote_decides_nothing_about_this_one(
+    folder: RunFolder, witness: Witness
+) -> None:
+    (folder / "events.jsonl").write_text(
+        '{"type": "finished", "result": {"outcome": "done", "steps": 9}}\n'
+    )
     outcome = run(folder, witness, "event(type='log', line='well')")
     assert (outcome.outcome, outcome.code) == ("failed", Code.WORKER_DIED)
     assert [event["type"] for event in witness.events] == ["log"]
@@ -400,7 +478,9 @@ def test_a_key_that_native_code_printed_is_neither_relayed_nor_kept(
     assert (folder / "log.txt").read_text() == "native [redacted]\n"
 
 
-def test_workers_learn_whose_death_to_watch_for_and_inherit_the_lock(folder: RunFolder, witness: Witness) -> None:
+def test_workers_learn_whose_death_to_watch_for_and_inherit_the_lock(
+    folder: RunFolder, witness: Witness
+) -> None:
     program = """
     links = [os.readlink(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd") if int(number) < 20 and
              os.path.exists(f"/proc/self/fd/{number}")]
@@ -411,8 +491,12 @@ def test_workers_learn_whose_death_to_watch_for_and_inherit_the_lock(folder: Run
     assert witness.lines == [f"{os.getpid()} True"]
 
 
-def test_a_host_that_waits_three_seconds_gets_its_answer_in_time(folder: RunFolder, witness: Witness) -> None:
-    """A save that takes longer than the grace is given up: the last checkpoint is whole, and the parent can still report."""
+def test_a_host_that_waits_three_seconds_gets_its_answer_in_time(
+    folder: RunFolder, witness: Witness
+) -> None:
+    """A save that takes longer than the grace is given up: the last checkpoint is whole, and the
+    parent can still report.
+    """
     witness.stop_grace_s = 0.5
     asked: list[float] = []
 

@@ -1,4 +1,6 @@
-"""Fusing: the published folder is the model that was trained, whatever it was merged onto, and only onto its own base."""
+"""Fusing: the published folder is the model that was trained, whatever it was merged onto, and only
+onto its own base.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def in_this_process(folder: Path, ids: torch.Tensor, logits: torch.Tensor, prompt: np.ndarray, dtype: torch.dtype) -> Reloaded:
+def in_this_process(
+    folder: Path, ids: torch.Tensor, logits: torch.Tensor, prompt: np.ndarray, dtype: torch.dtype
+) -> Reloaded:
     """What the fresh process computes, without starting one."""
     return reload(folder, {"ids": ids, "logits": logits, "prompt": torch.from_numpy(prompt)}, dtype)
 
@@ -56,14 +60,21 @@ def trained(base: Path, folder: Path, *, four_bit: bool = False, **facts: Any) -
     family = model.config.model_type
     live = adapted(model, family)
     remembered = adapter_facts(str(base), four_bit=four_bit, dtype=torch.float32)
-    write_model(folder, live, load_tokenizer(str(base), family=KNOWN[family]), {**FACTS, **remembered, **facts})
+    write_model(
+        folder,
+        live,
+        load_tokenizer(str(base), family=KNOWN[family]),
+        {**FACTS, **remembered, **facts},
+    )
     return live
 
 
 def target(folder: Path, base: Path, live: torch.nn.Module) -> Target:
     family = KNOWN[json.loads((base / "config.json").read_text())["model_type"]]
     card = Card("mine", {"data": "a|b.jsonl"}, {"eval/loss": 1.25})
-    return Target(folder, str(base), load_tokenizer(str(base), family=family), FACTS, card, live, IDS)
+    return Target(
+        folder, str(base), load_tokenizer(str(base), family=family), FACTS, card, live, IDS
+    )
 
 
 def test_a_fused_qlora_model_reloaded_in_a_fresh_process_is_the_one_that_was_trained(
@@ -71,7 +82,9 @@ def test_a_fused_qlora_model_reloaded_in_a_fresh_process_is_the_one_that_was_tra
 ) -> None:
     live = trained(bases["dream"], tmp_path / "adapter", four_bit=True)
     plan = target(tmp_path / "fused", bases["dream"], live)
-    fused = fuse_adapter(tmp_path / "adapter", plan, four_bit=True, fuse_base="trained", dtype=torch.float32)
+    fused = fuse_adapter(
+        tmp_path / "adapter", plan, four_bit=True, fuse_base="trained", dtype=torch.float32
+    )
     assert fused.as_json()["max_logit_difference"] <= 1e-5
     assert fused.as_json() | {"max_logit_difference": 0} == {
         "path": str(tmp_path / "fused"),
@@ -87,13 +100,19 @@ def test_the_fresh_process_would_see_a_difference(
 ) -> None:
     """Its own program, called here: one layer's weights half as large again must show."""
     model = load_model(str(bases["llada"]))
-    prompt = torch.from_numpy(rendered_prompt(load_tokenizer(str(bases["llada"]), family=KNOWN["llada"])))
+    prompt = torch.from_numpy(
+        rendered_prompt(load_tokenizer(str(bases["llada"]), family=KNOWN["llada"]))
+    )
     tensors = {"ids": IDS.contiguous(), "logits": logits_of(model, IDS), "prompt": prompt}
     save_file(tensors, tmp_path / "reference.safetensors")
     shutil.copytree(bases["llada"], tmp_path / "other")
     weights = load_file(tmp_path / "other" / "model.safetensors")
     name = "model.transformer.blocks.1.ff_out.weight"
-    save_file({**weights, name: weights[name] * 1.5}, tmp_path / "other" / "model.safetensors", {"format": "pt"})
+    save_file(
+        {**weights, name: weights[name] * 1.5},
+        tmp_path / "other" / "model.safetensors",
+        {"format": "pt"},
+    )
     found = []
     for folder in (bases["llada"], tmp_path / "other"):
         capsys.readouterr()
@@ -103,12 +122,19 @@ def test_the_fresh_process_would_see_a_difference(
     assert found[1]["max_logit_difference"] > 1e-3
 
 
-def test_reload_template_that_writes_the_time_agrees(bases: dict[str, Path], tmp_path: Path) -> None:
+def test_reload_template_that_writes_the_time_agrees(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
     """Llama-3's template writes the date: what another second writes is no other layout."""
-    model, folder = load_model(str(bases["llada"])), Path(shutil.copytree(bases["llada"], tmp_path / "clock"))
+    model, folder = (
+        load_model(str(bases["llada"])),
+        Path(shutil.copytree(bases["llada"], tmp_path / "clock")),
+    )
     tokenizer = load_tokenizer(str(folder), family=KNOWN["llada"])
     clock = "{{ strftime_now('%H:%M:%S.%f') }}"
-    tokenizer.chat_template = f"{clock}{{% for m in messages %}}{{{{ m['content'] }}}}<|eot_id|>{{% endfor %}}"
+    tokenizer.chat_template = (
+        f"{clock}{{% for m in messages %}}{{{{ m['content'] }}}}<|eot_id|>{{% endfor %}}"
+    )
     tokenizer.save_pretrained(folder)
     prompt = torch.from_numpy(rendered_prompt(tokenizer))
     tensors = {"ids": IDS, "logits": logits_of(model, IDS), "prompt": prompt}
@@ -116,12 +142,18 @@ def test_reload_template_that_writes_the_time_agrees(bases: dict[str, Path], tmp
 
 
 def test_reload_other_prompt_layout_is_seen(bases: dict[str, Path], tmp_path: Path) -> None:
-    """A folder whose template was lost or replaced is asked in a layout that the model never saw."""
+    """A folder whose template was lost or replaced is asked in a layout that the model never
+    saw.
+    """
     model = load_model(str(bases["llada"]))
-    prompt = torch.from_numpy(rendered_prompt(load_tokenizer(str(bases["llada"]), family=KNOWN["llada"])))
+    prompt = torch.from_numpy(
+        rendered_prompt(load_tokenizer(str(bases["llada"]), family=KNOWN["llada"]))
+    )
     folder = Path(shutil.copytree(bases["llada"], tmp_path / "other"))
     tokenizer = load_tokenizer(str(folder), family=KNOWN["llada"])
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{{ eos_token }}{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['content'] }}{{ eos_token }}{% endfor %}"
+    )
     tokenizer.save_pretrained(folder)
     tensors = {"ids": IDS, "logits": logits_of(model, IDS), "prompt": prompt}
     assert reload(folder, tensors, torch.float32) == Reloaded(0.0, prompt=False, template=False)
@@ -129,21 +161,32 @@ def test_reload_other_prompt_layout_is_seen(bases: dict[str, Path], tmp_path: Pa
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("method", METHODS)
-def test_a_fully_trained_model_is_published_as_it_is(method: str, bases: dict[str, Path], tmp_path: Path) -> None:
+def test_a_fully_trained_model_is_published_as_it_is(
+    method: str, bases: dict[str, Path], tmp_path: Path
+) -> None:
     model = load_model(str(bases[method]))
     with torch.no_grad():
         for weight in model.parameters():
             weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-    assert publish(model, target(tmp_path / "fused", bases[method], model)).max_logit_difference <= 1e-5
-    assert (logits_of(load_model(str(bases[method])), IDS) - logits_of(model, IDS)).abs().max() > 0.02
+    assert (
+        publish(model, target(tmp_path / "fused", bases[method], model)).max_logit_difference
+        <= 1e-5
+    )
+    assert (
+        logits_of(load_model(str(bases[method])), IDS) - logits_of(model, IDS)
+    ).abs().max() > 0.02
 
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("method", METHODS)
-def test_merging_onto_the_original_reports_both_differences(method: str, bases: dict[str, Path], tmp_path: Path) -> None:
+def test_merging_onto_the_original_reports_both_differences(
+    method: str, bases: dict[str, Path], tmp_path: Path
+) -> None:
     live = trained(bases[method], tmp_path / "adapter", four_bit=True)
     plan = target(tmp_path / "fused", bases[method], live)
-    fused = fuse_adapter(tmp_path / "adapter", plan, four_bit=True, fuse_base="original", dtype=torch.float32)
+    fused = fuse_adapter(
+        tmp_path / "adapter", plan, four_bit=True, fuse_base="original", dtype=torch.float32
+    )
     assert set(fused.differences) == {"original", "trained"}
     assert fused.differences["trained"] <= 1e-5
     assert fused.differences["original"] > 1e-3, "the quantisation error is back"
@@ -154,7 +197,9 @@ def test_merging_onto_the_original_reports_both_differences(method: str, bases: 
 def test_a_published_folder_holds_all_that_it_needs(bases: dict[str, Path], tmp_path: Path) -> None:
     live = trained(bases["dream"], tmp_path / "adapter")
     plan = target(tmp_path / "fused", bases["dream"], live)
-    fuse_adapter(tmp_path / "adapter", plan, four_bit=False, fuse_base="trained", dtype=torch.float32)
+    fuse_adapter(
+        tmp_path / "adapter", plan, four_bit=False, fuse_base="trained", dtype=torch.float32
+    )
     names = {file.name for file in (tmp_path / "fused").iterdir()}
     assert {
         "config.json",
@@ -167,8 +212,12 @@ def test_a_published_folder_holds_all_that_it_needs(bases: dict[str, Path], tmp_
     assert not [name for name in names if name.startswith("adapter") or name.endswith(".bin")]
     config = json.loads((tmp_path / "fused" / "config.json").read_text())
     assert config["auto_map"]["AutoModel"] == "modeling_dream.DreamModel"
-    assert "modeling_dream.py" in names, "the base named a file that it does not hold: ours takes its place"
-    assert json.loads((tmp_path / "fused" / "generation_config.json").read_text()) == {"temperature": 0.2}
+    assert "modeling_dream.py" in names, (
+        "the base named a file that it does not hold: ours takes its place"
+    )
+    assert json.loads((tmp_path / "fused" / "generation_config.json").read_text()) == {
+        "temperature": 0.2
+    }
     assert read_diffusion(tmp_path / "fused") == FACTS
     card = (tmp_path / "fused" / "README.md").read_text()
     assert "| data | a\\|b.jsonl |" in card
@@ -187,12 +236,18 @@ def earlier(*words: object) -> int:
 @pytest.mark.parametrize("four_bit", [False, True], ids=["lora", "qlora"])
 @pytest.mark.parametrize("method", ["bert", "llada", "dream"])
 def test_an_adapter_trained_earlier_is_fused_from_its_folder(
-    method: str, four_bit: bool, bases: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: str,
+    four_bit: bool,
+    bases: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     base, out = bases[method], tmp_path / "deep" / "fused"
     live = trained(base, tmp_path / "run" / "adapter", four_bit=four_bit)
     capsys.readouterr()
-    assert earlier("--adapter", tmp_path / "run", "--model_name", base, "--out", out, "--json") == 0  # the run's folder
+    assert (
+        earlier("--adapter", tmp_path / "run", "--model_name", base, "--out", out, "--json") == 0
+    )  # the run's folder
     shown = json.loads(capsys.readouterr().out)
     assert (shown["path"], shown["fuse_base"]) == (str(out), "trained")
     assert shown["max_logit_difference"] <= 1e-5
@@ -201,8 +256,15 @@ def test_an_adapter_trained_earlier_is_fused_from_its_folder(
 
 
 @pytest.mark.parametrize("four_bit", [False, True], ids=["lora", "qlora"])
-def test_an_adapters_folder_chats_on_the_base_it_remembers(four_bit: bool, bases: dict[str, Path], tmp_path: Path) -> None:
-    live = trained(bases["llada"], tmp_path / "adapter", four_bit=four_bit, sampler={"block_length": 4, "steps": 4})
+def test_an_adapters_folder_chats_on_the_base_it_remembers(
+    four_bit: bool, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    live = trained(
+        bases["llada"],
+        tmp_path / "adapter",
+        four_bit=four_bit,
+        sampler={"block_length": 4, "steps": 4},
+    )
     (tmp_path / "run.json").write_text(json.dumps({"params": {"model_name": str(bases["llada"])}}))
     chatter = load_chatter(str(tmp_path / "adapter"), {"max_new_tokens": 8})
     assert (logits_of(chatter.model, IDS) - logits_of(live, IDS)).abs().max() <= 1e-5
@@ -212,12 +274,17 @@ def test_an_adapters_folder_chats_on_the_base_it_remembers(four_bit: bool, bases
 
 
 def test_adapter_alone_needs_its_base_named(bases: dict[str, Path], tmp_path: Path) -> None:
-    """Given away without its run it knows its base by name and digest only: no path of another machine is in it."""
+    """Given away without its run it knows its base by name and digest only: no path of another
+    machine is in it.
+    """
     live = trained(bases["llada"], tmp_path / "given" / "adapter")
     folder = str(tmp_path / "given" / "adapter")
     for file in Path(folder).glob("*.json"):
         assert str(bases["llada"].parent) not in file.read_text(), file.name
-    with pytest.raises(JobError, match=r"base: expected the model that .* got llada, which is not here\. Name it with --base"):
+    with pytest.raises(
+        JobError,
+        match=r"base: expected the model that .* got llada, which is not here\. Name it with --base",
+    ):
         load_chatter(folder, {})
     with pytest.raises(JobError, match=r"adapter: expected an adapter of .*dream"):
         load_chatter(folder, {}, str(bases["dream"]))
@@ -240,21 +307,44 @@ def test_an_adapter_of_other_weights_is_refused_though_every_shape_fits(
 ) -> None:
     trained(bases["llada"], tmp_path / "adapter")
     other = write_checkpoint(tmp_path / "other", "llada", ["how are you", "fine, thanks"], seed=1)
-    line = refusal(capsys, 4, "--adapter", tmp_path / "adapter", "--model_name", other, "--out", tmp_path / "out")
+    line = refusal(
+        capsys,
+        4,
+        "--adapter",
+        tmp_path / "adapter",
+        "--model_name",
+        other,
+        "--out",
+        tmp_path / "out",
+    )
     assert f"adapter: expected an adapter of {other}" in line
     assert f"trained on {bases['llada'].name}" in line
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("change", [{"hidden_size": 32}, {"num_hidden_layers": 1}], ids=["narrower", "shallower"])
+@pytest.mark.parametrize(
+    "change", [{"hidden_size": 32}, {"num_hidden_layers": 1}], ids=["narrower", "shallower"]
+)
 def test_an_adapter_of_other_shapes_is_refused_by_the_layers_that_do_not_fit(
-    change: dict[str, int], bases: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: dict[str, int],
+    bases: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One that remembers no base, as other tools write them."""
     trained(bases["dream"], tmp_path / "adapter")
     (tmp_path / "adapter" / "diffusion.json").unlink()
     other = write_checkpoint(tmp_path / "other", "dream", ["how are you", "fine, thanks"], **change)
-    line = refusal(capsys, 4, "--adapter", tmp_path / "adapter", "--model_name", other, "--out", tmp_path / "out")
+    line = refusal(
+        capsys,
+        4,
+        "--adapter",
+        tmp_path / "adapter",
+        "--model_name",
+        other,
+        "--out",
+        tmp_path / "out",
+    )
     assert "adapter: expected an adapter of" in line
     assert "model.layers." in line
     assert f"made for {bases['dream'].name}" in line
@@ -277,6 +367,13 @@ def test_a_folder_that_holds_something_is_never_overwritten(
     trained(bases["dream"], tmp_path / "adapter")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years")
-    words = ("--adapter", tmp_path / "adapter", "--model_name", bases["dream"], "--out", tmp_path / "out")
+    words = (
+        "--adapter",
+        tmp_path / "adapter",
+        "--model_name",
+        bases["dream"],
+        "--out",
+        tmp_path / "out",
+    )
     assert "out: expected a new or empty folder" in refusal(capsys, 2, *words)
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years"

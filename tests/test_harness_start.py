@@ -1,4 +1,6 @@
-"""The plugin-era harness, re-enacted: a package `plugin` of its own first on the path, our folder last, `import main`, `main.main()`."""
+"""The plugin-era harness, re-enacted: a package `plugin` of its own first on the path, our folder
+last, `import main`, `main.main()`.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def test_a_folder_with_a_decoy_as_working_directory_does_no_harm(decoy: Path) ->
     assert "--training_method" in out
 
 
-def test_a_decoy_imported_before_us_is_an_error_that_names_both_files(decoy: Path, tmp_path: Path) -> None:
+def test_a_decoy_imported_before_us_is_an_error_that_names_both_files(
+    decoy: Path, tmp_path: Path
+) -> None:
     code, _, err = start(decoy, tmp_path, before="import plugin")
     assert code != 0
     last = err.splitlines()[-1]

@@ -28,7 +28,11 @@ def step_of(document: int, documents: Documents, how: Params) -> int:
     from plugin.data.steps import step_slots
 
     clock = make_clock(how, len(documents), 0, 1)
-    return next(k for k in range(60) if document in {s.index for s in step_slots(len(documents), 4, k, how.seed, clock.total)})
+    return next(
+        k
+        for k in range(60)
+        if document in {s.index for s in step_slots(len(documents), 4, k, how.seed, clock.total)}
+    )
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
@@ -46,7 +50,9 @@ def test_heaviest_batch_is_found_late_in_the_run(packed: bool) -> None:
     assert packed or (batch.documents, batch.longest) == (4, 53)
 
 
-def bound_holds(documents: Documents, how: Params, answers: StepRules, layout: Layout, ranks: int) -> None:
+def bound_holds(
+    documents: Documents, how: Params, answers: StepRules, layout: Layout, ranks: int
+) -> None:
     """The batch found is as heavy as the heaviest of all steps, each built."""
     clock = make_clock(how, len(documents), 0, ranks)
     make = step_maker(how, documents, answers, clock, layout, 0, ranks)
@@ -55,15 +61,25 @@ def bound_holds(documents: Documents, how: Params, answers: StepRules, layout: L
     if layout.packed:
         heaviest, found = max(one.ids.shape[0] for one in every), batch.ids.shape[0]
     else:
-        heaviest, found = max(one.documents * one.longest for one in every), batch.documents * batch.longest
+        heaviest, found = (
+            max(one.documents * one.longest for one in every),
+            batch.documents * batch.longest,
+        )
     assert found >= 0.9 * heaviest
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("layout", [Layout(False), Layout(True), Layout(True, 64), Layout(False, 64)])
+@pytest.mark.parametrize(
+    "layout", [Layout(False), Layout(True), Layout(True, 64), Layout(False, 64)]
+)
 @pytest.mark.parametrize("policy", ["single", "block"])
 def test_heaviest_batch_is_that_of_all_steps(policy: str, layout: Layout, ranks: int) -> None:
     rng = np.random.default_rng(1)
-    documents = pairs(*((int(rng.integers(2, 8)), int(size)) for size in np.clip(rng.lognormal(2.2, 0.7, 120), 1, 50)))
+    documents = pairs(
+        *(
+            (int(rng.integers(2, 8)), int(size))
+            for size in np.clip(rng.lognormal(2.2, 0.7, 120), 1, 50)
+        )
+    )
     how = params(gradient_accumulation_steps=2, train_steps=30)
     bound_holds(documents, how, rules(eos_policy=policy).undisturbed(), layout, ranks)

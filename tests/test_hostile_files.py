@@ -1,4 +1,5 @@
-"""Files that somebody has put in the way: nothing outside a run folder is written, nothing that is not a run's is removed.
+"""Files that somebody has put in the way: nothing outside a run folder is written, nothing that is
+not a run's is removed.
 
 The numbers are those of the audit's findings.
 """
@@ -30,8 +31,27 @@ from plugin.run.heartbeat import Heartbeat, heartbeat_path
 # --- links and other kinds of entries
 
 OURS = (
-    *(".lock", "log.txt", "events.jsonl", "metrics.jsonl", "metrics.json", "samples.jsonl", "run.json", "progress.json"),
-    *(".heartbeat-0", "tb", "data", "checkpoint-2", "adapter", "fused", "wandb", "wandb.log", ".run.json.7.part"),
+    *(
+        ".lock",
+        "log.txt",
+        "events.jsonl",
+        "metrics.jsonl",
+        "metrics.json",
+        "samples.jsonl",
+        "run.json",
+        "progress.json",
+    ),
+    *(
+        ".heartbeat-0",
+        "tb",
+        "data",
+        "checkpoint-2",
+        "adapter",
+        "fused",
+        "wandb",
+        "wandb.log",
+        ".run.json.7.part",
+    ),
     *(".checkpoint-2.part", ".fused.part", "debug-step-1-rank-0", "machine-1"),
 )
 
@@ -82,7 +102,9 @@ def test_a_lock_of_another_program_is_refused(tmp_path: Path) -> None:
     assert folder.problems() == []
 
 
-def test_a_new_run_leaves_what_its_lock_links_to(forks: Forks, four_steps: Any, tmp_path: Path, victim: Path) -> None:
+def test_a_new_run_leaves_what_its_lock_links_to(
+    forks: Forks, four_steps: Any, tmp_path: Path, victim: Path
+) -> None:
     """Audit 1."""
     folder = tmp_path / "lk"
     folder.mkdir()
@@ -95,7 +117,9 @@ def test_a_new_run_leaves_what_its_lock_links_to(forks: Forks, four_steps: Any, 
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
-def test_a_strangers_run_writes_nothing_outside(forks: Forks, four_steps: Any, run_copy: Path, victim: Path) -> None:
+def test_a_strangers_run_writes_nothing_outside(
+    forks: Forks, four_steps: Any, run_copy: Path, victim: Path
+) -> None:
     """Audit 2."""
     linked = ("events.jsonl", "log.txt", ".lock", "metrics.jsonl", ".heartbeat-0")
     for name in linked:
@@ -104,7 +128,11 @@ def test_a_strangers_run_writes_nothing_outside(forks: Forks, four_steps: Any, r
     before = contents(run_copy)
     refused = forks.run(run_copy, *four_steps, "--resume", "true", "--train_steps", 6)
     assert refused.code == 2
-    lines = [line for line in refused.err.splitlines() if line.startswith("error[2]: run_dir: expected plain files of its own")]
+    lines = [
+        line
+        for line in refused.err.splitlines()
+        if line.startswith("error[2]: run_dir: expected plain files of its own")
+    ]
     assert len(lines) == len(linked), refused.err
     assert contents(run_copy) == before
 
@@ -122,7 +150,10 @@ def test_a_link_that_appears_meanwhile_is_not_followed(tmp_path: Path, victim: P
     """Audit 1, 2: between the look and the opening."""
     for name in (".lock", "log.txt", ".heartbeat-3", ".whole.json.0.part"):
         (tmp_path / name).symlink_to(victim)
-    with pytest.raises(JobError, match="a link, which is not followed"), RunFolder(tmp_path).locked(0, print):
+    with (
+        pytest.raises(JobError, match="a link, which is not followed"),
+        RunFolder(tmp_path).locked(0, print),
+    ):
         pass
     with pytest.raises(OSError, match="a link"):
         open_plain(tmp_path / "log.txt", os.O_WRONLY | os.O_APPEND)
@@ -143,8 +174,12 @@ def test_truncating_looks_at_the_file_first(tmp_path: Path, victim: Path) -> Non
         Heartbeat(heartbeat_path(tmp_path, 0))
 
 
-def test_cutting_back_removes_links_and_not_their_targets(forks: Forks, four_steps: Any, run_copy: Path, victim: Path) -> None:
-    """Audit 2: a half-written folder that holds links; a file of that ending that is not ours stays."""
+def test_cutting_back_removes_links_and_not_their_targets(
+    forks: Forks, four_steps: Any, run_copy: Path, victim: Path
+) -> None:
+    """Audit 2: a half-written folder that holds links; a file of that ending that is not ours
+    stays.
+    """
     part = run_copy / ".checkpoint-9.part"
     part.mkdir()
     (part / "file").symlink_to(victim)
@@ -161,12 +196,18 @@ def test_cutting_back_removes_links_and_not_their_targets(forks: Forks, four_ste
 
 
 def test_a_shelf_takes_no_link_for_a_free_name(tmp_path: Path, victim: Path) -> None:
-    """Audit 1: of a host's models and adaptors; a folder that was being written by somebody else stays."""
+    """Audit 1: of a host's models and adaptors; a folder that was being written by somebody else
+    stays.
+    """
     made, said = tmp_path / "fused", list[str]()
     made.mkdir()
     (made / "weights").touch()
     (tmp_path / "empty").mkdir()
-    for name, target in {"m": tmp_path / "nowhere", "m-job7": tmp_path / "empty", "m-job7-2": victim}.items():
+    for name, target in {
+        "m": tmp_path / "nowhere",
+        "m-job7": tmp_path / "empty",
+        "m-job7-2": victim,
+    }.items():
         (tmp_path / name).symlink_to(target)
     (tmp_path / ".m-job7-3.part").mkdir()
     target = free_name(tmp_path / "m", "7", said.append)
@@ -186,16 +227,29 @@ def test_a_shelf_shows_nothing_behind_a_link(tmp_path: Path) -> None:
     assert len(said) == 1
 
 
-def test_fuse_refuses_a_link_as_its_folder(run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fuse_refuses_a_link_as_its_folder(
+    run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "out").symlink_to(tmp_path / "nowhere")
-    words = ["--adapter", str(run_copy / "fused"), "--model_name", str(run_copy / "fused"), "--out", str(tmp_path / "out")]
+    words = [
+        "--adapter",
+        str(run_copy / "fused"),
+        "--model_name",
+        str(run_copy / "fused"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main(words) == 2
     assert "error[2]: out: expected a new or empty folder, got" in capsys.readouterr().err
     assert (tmp_path / "out").is_symlink()
 
 
-def test_another_jobs_checkpoint_brings_no_file_from_outside(run_copy: Path, tmp_path: Path, victim: Path) -> None:
-    """Audit 2: today's app hands over a folder; a link in it stays one, and the checkpoint is refused by name."""
+def test_another_jobs_checkpoint_brings_no_file_from_outside(
+    run_copy: Path, tmp_path: Path, victim: Path
+) -> None:
+    """Audit 2: today's app hands over a folder; a link in it stays one, and the checkpoint is
+    refused by name.
+    """
     checkpoint = run_copy / "checkpoint-4"
     shutil.copy(run_copy / "run.json", checkpoint)
     (checkpoint / "notes.txt").symlink_to(victim)
@@ -207,7 +261,9 @@ def test_another_jobs_checkpoint_brings_no_file_from_outside(run_copy: Path, tmp
 # --- digests
 
 
-@pytest.mark.parametrize("name", ["/dev/zero", "../checkpoint-2/model.safetensors", "/etc/hostname", "."])
+@pytest.mark.parametrize(
+    "name", ["/dev/zero", "../checkpoint-2/model.safetensors", "/etc/hostname", "."]
+)
 def test_digests_name_plain_files_below_them(name: str, run_copy: Path) -> None:
     """Audit 21."""
     checkpoint = run_copy / "checkpoint-4"
@@ -231,7 +287,9 @@ def test_what_digests_do_not_name_is_refused(run_copy: Path, victim: Path) -> No
     assert why_broken(checkpoint) == "config.json is a link"
     (checkpoint / DIGESTS).unlink()
     os.mkfifo(checkpoint / DIGESTS)
-    assert why_broken(checkpoint) == "digests.json cannot be read: [Errno 22] not a plain file: " + repr(
+    assert why_broken(
+        checkpoint
+    ) == "digests.json cannot be read: [Errno 22] not a plain file: " + repr(
         str(checkpoint / DIGESTS)
     )
 
@@ -247,11 +305,15 @@ def test_a_hole_larger_than_the_disk_is_not_read(run_copy: Path) -> None:
     assert why_broken(run_copy / "checkpoint-4") == "optimizer.safetensors is larger than its disk"
 
 
-def test_a_users_file_in_a_later_checkpoint_is_kept(forks: Forks, four_steps: Any, run_copy: Path) -> None:
+def test_a_users_file_in_a_later_checkpoint_is_kept(
+    forks: Forks, four_steps: Any, run_copy: Path
+) -> None:
     (run_copy / "checkpoint-4" / "notes.txt").write_text("mine")
     resumed = forks.run(run_copy, *four_steps, "--resume", "true")
     assert resumed.code == 0, resumed.err
-    assert "checkpoint-4 is skipped: notes.txt is not one of the files of digests.json" in resumed.err
+    assert (
+        "checkpoint-4 is skipped: notes.txt is not one of the files of digests.json" in resumed.err
+    )
     assert "resume: checkpoint-4 is now replaced-checkpoint-4" in resumed.err
     assert (run_copy / "replaced-checkpoint-4" / "notes.txt").read_text() == "mine"
 
@@ -259,14 +321,28 @@ def test_a_users_file_in_a_later_checkpoint_is_kept(forks: Forks, four_steps: An
 # --- names
 
 
-@pytest.mark.parametrize("name", ["n\n error[0]: fine.jsonl", "a\rerror[0].jsonl", "\x1b[2Jx.jsonl", "\u202etxt.jsonl"])
-def test_an_error_is_one_line_whatever_a_file_is_called(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "name", ["n\n error[0]: fine.jsonl", "a\rerror[0].jsonl", "\x1b[2Jx.jsonl", "\u202etxt.jsonl"]
+)
+def test_an_error_is_one_line_whatever_a_file_is_called(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Audit 16."""
     (tmp_path / name).write_text('{"prompt": \n')
-    words = ("--model_name", str(tmp_path), "--dataset_name", str(tmp_path / name), "--run_dir", str(tmp_path / "run"))
+    words = (
+        "--model_name",
+        str(tmp_path),
+        "--dataset_name",
+        str(tmp_path / name),
+        "--run_dir",
+        str(tmp_path / "run"),
+    )
     assert cli.run(["train", *words]) in (2, 3, 4)
     err = capsys.readouterr().err
-    assert all(line.startswith("error[") and not line.startswith("error[0]") for line in err.split("\n")[:-1]), err
+    assert all(
+        line.startswith("error[") and not line.startswith("error[0]")
+        for line in err.split("\n")[:-1]
+    ), err
     assert not any(char in err for char in "\r\x1b\u202e")
 
 
@@ -276,7 +352,9 @@ def test_a_run_tells_such_a_name_in_one_line(forks: Forks, four_steps: Any, tmp_
     folder.mkdir()
     write_rows(folder / "n\n error[0]: fine.jsonl", pairs())
     write_rows(folder / "\x1b[2J\u202e.unknown", pairs())
-    done = forks.run(tmp_path / "run", *four_steps, "--dataset_name", folder, "--fuse_model", "false")
+    done = forks.run(
+        tmp_path / "run", *four_steps, "--dataset_name", folder, "--fuse_model", "false"
+    )
     assert done.code == 0, done.err
     for text in (done.err, done.out, (done.folder / "log.txt").read_text(encoding="utf-8")):
         assert not any(char in text for char in "\x1b\u202e")
@@ -289,17 +367,34 @@ def test_a_run_tells_such_a_name_in_one_line(forks: Forks, four_steps: Any, tmp_
         ("run_dir", "r\0x"),
         *(
             (name, "\udc41")
-            for name in ("run_dir", "dataset_name", "model_name", "tokenizer_name", "text_field", "wandb_project")
+            for name in (
+                "run_dir",
+                "dataset_name",
+                "model_name",
+                "tokenizer_name",
+                "text_field",
+                "wandb_project",
+            )
         ),
         *(("run_dir", f"r{char}x") for char in ("\n", "\x1b", "\x9b", "\u202e")),
     ],
 )
 def test_names_that_cannot_be_written_leave_no_folder(
-    name: str, value: str, tiny_bert: Path, pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    value: str,
+    tiny_bert: Path,
+    pairs_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Audit 22: a zero character, half a character; of a folder that is made, any that steers."""
     run = tmp_path / value if name == "run_dir" else tmp_path / "run"
-    values = {"model_name": tiny_bert, "dataset_name": pairs_file, "run_dir": run, name: run if name == "run_dir" else value}
+    values = {
+        "model_name": tiny_bert,
+        "dataset_name": pairs_file,
+        "run_dir": run,
+        name: run if name == "run_dir" else value,
+    }
     assert cli.run(["train", *(f"--{one}={given}" for one, given in values.items())]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error[2]: {name}: expected ")

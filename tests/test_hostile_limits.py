@@ -1,4 +1,6 @@
-"""Inputs that ask for too much: each is refused in one short line, soon, before anything is made."""
+"""Inputs that ask for too much: each is refused in one short line, soon, before anything is
+made.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def refused(job: Callable[[], object], within_s: float = 5) -> Problem:
 
 
 def bounds(name: str) -> tuple[str, float, bool] | None:
-    """Kind, upper bound, and whether the bound itself is allowed, of a number; None for another kind."""
+    """Kind, upper bound, and whether the bound itself is allowed, of a number; None for another
+    kind.
+    """
     for kind in SCHEMA[name].get("anyOf", [SCHEMA[name]]):
         if kind.get("type") in ("integer", "number"):
             most = kind.get("maximum", kind.get("exclusiveMaximum"))
@@ -75,15 +79,28 @@ def test_every_number_ends_somewhere(name: str) -> None:
     assert most is not None
     assert math.isfinite(most)
     beyond = most + (1 if kind == "integer" else 1e-3 * most) if allowed else most
-    for value in (beyond, str(beyond), 10**400, "1" + "0" * 400, 1e308, -(10**400), "9" * 100_000, 10**10_000):
+    for value in (
+        beyond,
+        str(beyond),
+        10**400,
+        "1" + "0" * 400,
+        1e308,
+        -(10**400),
+        "9" * 100_000,
+        10**10_000,
+    ):
         problem = refused(lambda value=value: parse({**REQUIRED, name: value}))
         assert (problem.field, problem.code) == (name, 2)
     assert Params.model_validate({name: most if allowed else 0})
 
 
 def test_every_number_of_the_form_ends_somewhere() -> None:
-    form = json.loads((Path(__file__).parent.parent / "index.json").read_text(encoding="utf-8"))["parameters"]
-    numbers = {name: field for name, field in form.items() if field.get("type") in ("integer", "number")}
+    form = json.loads((Path(__file__).parent.parent / "index.json").read_text(encoding="utf-8"))[
+        "parameters"
+    ]
+    numbers = {
+        name: field for name, field in form.items() if field.get("type") in ("integer", "number")
+    }
     assert len(numbers) > 10
     for name, field in numbers.items():
         assert "maximum" in field or "exclusiveMaximum" in field, name
@@ -98,12 +115,16 @@ def test_processes_of_a_cpu_end_at_its_cores() -> None:
     assert count_processes(Params(num_processes=4), ()) == 4
 
 
-def test_a_check_of_many_processes_answers_at_once(tmp_path: Path, tiny_config: Path, pairs_file: Path) -> None:
+def test_a_check_of_many_processes_answers_at_once(
+    tmp_path: Path, tiny_config: Path, pairs_file: Path
+) -> None:
     """Audit 12: `check` had no answer within a minute."""
     args = ("--model_config", tiny_config, "--dataset_name", pairs_file, "--num_processes", 100_000)
     done = run_main("check", *args, cwd=tmp_path, timeout_s=30)
     assert done.returncode == 2
-    assert done.stderr.startswith("error[2]: num_processes: expected 'auto' or an integer >= 1 and <= 1024, got '100000'.")
+    assert done.stderr.startswith(
+        "error[2]: num_processes: expected 'auto' or an integer >= 1 and <= 1024, got '100000'."
+    )
 
 
 @pytest.mark.parametrize("value", ["0," * 70 + "0", "9" * 5000])
@@ -121,7 +142,9 @@ def laughs(levels: int = 9) -> list[Any]:
     return value
 
 
-@pytest.mark.parametrize("name", ["seed", "run_dir", "advanced", "max_steps", "lora", "report_to", "nobody"])
+@pytest.mark.parametrize(
+    "name", ["seed", "run_dir", "advanced", "max_steps", "lora", "report_to", "nobody"]
+)
 def test_a_list_is_refused_before_it_is_quoted(name: str) -> None:
     """Audit 9: repr of nine levels of ten would have a billion words."""
     problem = refused(lambda: parse({**REQUIRED, "train_steps": 1, name: laughs()}))
@@ -194,7 +217,14 @@ def short_paths(folder: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("value", ["x" * 5_000_000, "a" * 200 + "\0", "a\ud800" * 999])
 def test_what_is_quoted_of_a_text_is_cut(value: str) -> None:
-    for name in ("seed", "training_method", "adaptor_name", "run_dir", "instruction_template", "advanced"):
+    for name in (
+        "seed",
+        "training_method",
+        "adaptor_name",
+        "run_dir",
+        "instruction_template",
+        "advanced",
+    ):
         refused(lambda name=name: parse({**REQUIRED, name: value}))
     with pytest.raises(JobError) as caught:
         parse({**REQUIRED, value: 1})
@@ -218,9 +248,13 @@ def test_a_pipe_as_data_is_refused(suffix: str, tmp_path: Path) -> None:
         assert refused(lambda: parse_mixture(".")).code == 3, "a folder of nothing else"
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json"]
+)
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
-def test_a_pipe_in_a_model_is_refused_or_not_read(make: Callable[[Path], None], name: str, model_copy: Path) -> None:
+def test_a_pipe_in_a_model_is_refused_or_not_read(
+    make: Callable[[Path], None], name: str, model_copy: Path
+) -> None:
     (model_copy / name).unlink(missing_ok=True)
     make(model_copy / name)
 
@@ -237,7 +271,9 @@ def test_a_pipe_in_a_model_is_refused_or_not_read(make: Callable[[Path], None], 
         assert caught.value.code == 4
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path), Path.mkdir])
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path), Path.mkdir]
+)
 def test_a_pipe_as_configuration_is_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path / "c.json")
     with short_paths(tmp_path):
@@ -248,7 +284,11 @@ def test_a_pipe_as_configuration_is_refused(make: Callable[[Path], None], tmp_pa
 
 
 def test_files_that_no_library_reads_in_time_are_refused(model_copy: Path) -> None:
-    for name, size in (("tokenizer.json", 500_000_000), ("config.json", MOST_JSON + 1), ("chat_template.jinja", MOST_JSON + 1)):
+    for name, size in (
+        ("tokenizer.json", 500_000_000),
+        ("config.json", MOST_JSON + 1),
+        ("chat_template.jinja", MOST_JSON + 1),
+    ):
         file = model_copy / name
         before = file.read_bytes() if file.exists() else b"{}"
         with file.open("wb") as opened:
@@ -266,7 +306,10 @@ def refused_of(job: Callable[[], object]) -> Problem:
     return caught.value.problems[0]
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors.index.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "tokenizer_config.json", "model.safetensors.index.json", "tokenizer.json"],
+)
 def test_brackets_in_a_models_files_are_a_refusal(name: str, model_copy: Path) -> None:
     """Audit 22: deep JSON is a problem of its file, not ours."""
     (model_copy / name).write_text('{"a":' * 50_000, encoding="utf-8")
@@ -300,15 +343,24 @@ def arrow(path: Path) -> None:
     ("name", "write"),
     [
         ("d.parquet", lambda path: pq.write_table(pa.table(FORTY), path, compression="zstd")),
-        ("n.parquet", lambda path: pq.write_table(pa.table({"messages": [CHAT] * 40}), path, compression="zstd")),
+        (
+            "n.parquet",
+            lambda path: pq.write_table(
+                pa.table({"messages": [CHAT] * 40}), path, compression="zstd"
+            ),
+        ),
         (
             "r.parquet",
-            lambda path: pq.write_table(pa.table(FORTY), path, use_dictionary=False, compression="zstd", row_group_size=1),
+            lambda path: pq.write_table(
+                pa.table(FORTY), path, use_dictionary=False, compression="zstd", row_group_size=1
+            ),
         ),
         ("d.arrow", arrow),
     ],
 )
-def test_large_cells_are_read_one_after_another(name: str, write: Callable[[Path], None], tmp_path: Path) -> None:
+def test_large_cells_are_read_one_after_another(
+    name: str, write: Callable[[Path], None], tmp_path: Path
+) -> None:
     """Audit 13: 1,195 bytes of 40 rows of 16 MiB took 674 MB to read."""
     write(tmp_path / name)
     code = (
@@ -335,13 +387,18 @@ def test_large_cells_are_read_one_after_another(name: str, write: Callable[[Path
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        ({"prompt": ["q", "q"], "response": ["a", "a" * (65 << 20)]}, "row 2, column 'response': 68157448 bytes"),
+        (
+            {"prompt": ["q", "q"], "response": ["a", "a" * (65 << 20)]},
+            "row 2, column 'response': 68157448 bytes",
+        ),
         ({"prompt": ["q"], "response": [[BIG] * 40]}, "row 1, column 'response'"),
         ({"prompt": ["q"], "response": [{"a": {"b": [[BIG] * 9]}}]}, "row 1, column 'response'"),
         ({"prompt": ["q"], "response": [[None] * 10_000_000]}, "row 1, column 'response'"),
     ],
 )
-def test_a_cell_beyond_a_lines_limit_is_named(table: dict[str, Any], says: str, tmp_path: Path) -> None:
+def test_a_cell_beyond_a_lines_limit_is_named(
+    table: dict[str, Any], says: str, tmp_path: Path
+) -> None:
     """Audit 13: a cell has the limit of a line of text, whatever it is packed into."""
     pq.write_table(pa.table(table), tmp_path / "d.parquet", compression="zstd")
     problem = refused(lambda: list(read_file(tmp_path / "d.parquet", "line")))
@@ -354,18 +411,28 @@ def test_pages_that_unpack_a_thousandfold_are_refused(tmp_path: Path) -> None:
     """Audit 13: one page of 640 MB, packed into 21 KB, would be unpacked whole."""
     file = tmp_path / "d.parquet"
     pq.write_table(pa.table(FORTY), file, compression="zstd", use_dictionary=False)
-    assert "d.parquet, whose column 'response' packs 67108" in refused(lambda: list(read_file(file, "line"))).got
+    assert (
+        "d.parquet, whose column 'response' packs 67108"
+        in refused(lambda: list(read_file(file, "line"))).got
+    )
 
 
 @pytest.mark.parametrize("make", [pa.ipc.new_stream, pa.ipc.new_file])
 @pytest.mark.parametrize("kind", ["zstd", "lz4"])
-def test_batches_that_unpack_a_thousandfold_are_refused(make: Callable[..., Any], kind: str, tmp_path: Path) -> None:
+def test_batches_that_unpack_a_thousandfold_are_refused(
+    make: Callable[..., Any], kind: str, tmp_path: Path
+) -> None:
     """Audit 13: 21 KB of an arrow file unpack to 640 MB, before any of it is seen."""
     table, file = pa.table(FORTY), tmp_path / "d.arrow"
     options = pa.ipc.IpcWriteOptions(compression=kind)
-    with pa.OSFile(str(file), "wb") as opened, make(opened, table.schema, options=options) as written:
+    with (
+        pa.OSFile(str(file), "wb") as opened,
+        make(opened, table.schema, options=options) as written,
+    ):
         written.write_table(table)
-    assert "d.arrow, whose batch 1 packs 67108" in refused(lambda: list(read_file(file, "line"))).got
+    assert (
+        "d.arrow, whose batch 1 packs 67108" in refused(lambda: list(read_file(file, "line"))).got
+    )
 
 
 @pytest.mark.parametrize("length", [0, 1, 6, 7, 8, 9, 100, 500, 1500])
@@ -376,7 +443,11 @@ def test_a_broken_arrow_file_is_refused(length: int, tmp_path: Path) -> None:
         with pa.OSFile(str(file), "wb") as opened, make(opened, table.schema) as written:
             written.write_table(table)
         whole = file.read_bytes()
-        for content in (whole[:length], whole[:length] + b"\xff" * 64, whole[:length] + b"\x7f" * 64):
+        for content in (
+            whole[:length],
+            whole[:length] + b"\xff" * 64,
+            whole[:length] + b"\x7f" * 64,
+        ):
             file.write_bytes(content)
             try:
                 rows = len(list(read_rows(str(file), "train")))
@@ -405,13 +476,18 @@ def test_ordinary_columns_read_as_before(tmp_path: Path) -> None:
         for n in range(1000)
     ]
     schema = pa.Table.from_pylist(rows[500:502]).schema
-    schema = schema.set(schema.get_field_index("pairs"), pa.field("pairs", pa.map_(pa.string(), pa.string())))
+    schema = schema.set(
+        schema.get_field_index("pairs"), pa.field("pairs", pa.map_(pa.string(), pa.string()))
+    )
     table = pa.Table.from_pylist(rows, schema=schema)
     pq.write_table(table, tmp_path / "d.parquet", row_group_size=300)
     for written in ("d.arrow", "f.arrow", "z.arrow"):
         make = pa.ipc.new_file if written == "f.arrow" else pa.ipc.new_stream
         options = pa.ipc.IpcWriteOptions(compression="zstd" if written == "z.arrow" else None)
-        with pa.OSFile(str(tmp_path / written), "wb") as file, make(file, table.schema, options=options) as out:
+        with (
+            pa.OSFile(str(tmp_path / written), "wb") as file,
+            make(file, table.schema, options=options) as out,
+        ):
             out.write_table(table)
     for name in ("d.parquet", "d.arrow", "f.arrow", "z.arrow"):
         found = list(read_file(tmp_path / name, "line"))
@@ -443,7 +519,9 @@ def test_huge_sizes_are_foretold(family: str, names: tuple[str, ...], tmp_path: 
     saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for value in HUGE[names]:
         (folder / "config.json").write_text(json.dumps({**saved, name: value}), encoding="utf-8")
-        (tmp_path / "c.json").write_text(json.dumps({"model_type": family, **SMALL[family], name: value}), encoding="utf-8")
+        (tmp_path / "c.json").write_text(
+            json.dumps({"model_type": family, **SMALL[family], name: value}), encoding="utf-8"
+        )
         with short_paths(tmp_path):
             for job in (lambda: load_config("./m", offline=True), lambda: new_config("c.json")):
                 problem = refused(job, within_s=2)
@@ -484,7 +562,9 @@ def test_a_deep_configuration_is_refused(opened: str, tmp_path: Path) -> None:
     closed = "]" if opened == "[" else "}"
     for depth in (100, 900, 50_000):
         text = json.dumps({"model_type": "bert", **SMALL["bert"], "x": 0})[:-2]
-        (tmp_path / "c.json").write_text(f"{text}{opened * depth}1{closed * depth}}}", encoding="utf-8")
+        (tmp_path / "c.json").write_text(
+            f"{text}{opened * depth}1{closed * depth}}}", encoding="utf-8"
+        )
         with short_paths(tmp_path):
             assert refused(lambda: new_config("c.json")).code == 4
 
@@ -496,7 +576,9 @@ def adapter(folder: Path, **fields: Any) -> Path:
     live = add_adapter(tiny_model("bert"), FAMILIES["bert"], LoraSettings(4, 8, 0.0, "auto"), [])
     live.save_pretrained(str(folder))
     file = folder / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **fields}), encoding="utf-8")
+    file.write_text(
+        json.dumps({**json.loads(file.read_text(encoding="utf-8")), **fields}), encoding="utf-8"
+    )
     return folder
 
 
@@ -533,7 +615,12 @@ def test_an_adapter_that_asks_too_much_is_refused(fields: dict[str, Any], tmp_pa
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"target_modules": "query"}, {"target_modules": ["query", "value"], "rank_pattern": {"query": 4}}]
+    "fields",
+    [
+        {},
+        {"target_modules": "query"},
+        {"target_modules": ["query", "value"], "rank_pattern": {"query": 4}},
+    ],
 )
 def test_an_adapter_of_names_is_taken(fields: dict[str, Any], tmp_path: Path) -> None:
     check_adapter_config(adapter(tmp_path / "a", **fields) / "adapter_config.json")
@@ -543,7 +630,16 @@ def test_an_adapter_of_names_is_taken(fields: dict[str, Any], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(a+)+$", "(?:a*)*b", "((a|b+)c?)*", "(x(a+)y)+", r"(\p{L}+\s?)+", "([ab]{2,})*", "(?:[a-z]+){100}"]
+    "pattern",
+    [
+        "(a+)+$",
+        "(?:a*)*b",
+        "((a|b+)c?)*",
+        "(x(a+)y)+",
+        r"(\p{L}+\s?)+",
+        "([ab]{2,})*",
+        "(?:[a-z]+){100}",
+    ],
 )
 def test_an_endless_pattern_is_known(pattern: str) -> None:
     assert is_endless(pattern)
@@ -572,8 +668,16 @@ def test_a_tokenizer_with_an_endless_pattern_is_refused(tmp_path: Path) -> None:
     train_tokenizer(["one two"], 300).save_pretrained(tmp_path / "t")
     file = tmp_path / "t" / "tokenizer.json"
     fields = json.loads(file.read_text(encoding="utf-8"))
-    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
-    fields["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, fields["pre_tokenizer"]]}
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": "(a+)+$"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    fields["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [split, fields["pre_tokenizer"]],
+    }
     file.write_text(json.dumps(fields), encoding="utf-8")
     with short_paths(tmp_path):
         problem = refused(lambda: load_tokenizer("./t", offline=True))
@@ -583,7 +687,9 @@ def test_a_tokenizer_with_an_endless_pattern_is_refused(tmp_path: Path) -> None:
 # --- check
 
 
-def test_a_check_that_hangs_says_at_what(monkeypatch: pytest.MonkeyPatch, tiny_config: Path, pairs_file: Path) -> None:
+def test_a_check_that_hangs_says_at_what(
+    monkeypatch: pytest.MonkeyPatch, tiny_config: Path, pairs_file: Path
+) -> None:
     monkeypatch.setattr(train, "CHECK_S", 0.05)
     monkeypatch.setattr(train, "CHECK_S_PER_MB", 0)
     params = Params(model_config=str(tiny_config), dataset_name=str(pairs_file))
@@ -593,7 +699,9 @@ def test_a_check_that_hangs_says_at_what(monkeypatch: pytest.MonkeyPatch, tiny_c
 
 
 def test_the_time_for_a_check_grows_with_its_data(pairs_file: Path) -> None:
-    few, hub, none = (Params(dataset_name=name) for name in (str(pairs_file), "some/hub", "missing.jsonl"))
+    few, hub, none = (
+        Params(dataset_name=name) for name in (str(pairs_file), "some/hub", "missing.jsonl")
+    )
     assert train.longest_check_s(few) == pytest.approx(train.CHECK_S, rel=0.01)
     assert train.longest_check_s(hub) is None
     assert train.longest_check_s(none) == train.CHECK_S
@@ -609,10 +717,17 @@ def test_the_time_for_a_check_grows_with_its_data(pairs_file: Path) -> None:
         {"warmup_steps": 10**9, "logging_steps": 10**9, "save_total_limit": 10**6},
     ],
 )
-def test_a_check_of_the_largest_numbers_answers(changes: dict[str, Any], tiny_config: Path, pairs_file: Path) -> None:
+def test_a_check_of_the_largest_numbers_answers(
+    changes: dict[str, Any], tiny_config: Path, pairs_file: Path
+) -> None:
     """The bounds are such that what is computed of them ends."""
     assert TINY_CONFIG["max_position_embeddings"] == 128
-    job = {"model_config": str(tiny_config), "dataset_name": str(pairs_file), "max_length": 64, "train_device": "cpu"}
+    job = {
+        "model_config": str(tiny_config),
+        "dataset_name": str(pairs_file),
+        "max_length": 64,
+        "train_device": "cpu",
+    }
     began_s = time.process_time()
     try_out_here(parse({**job, **changes}).params, 1, offline=True)
     assert time.process_time() - began_s < 30

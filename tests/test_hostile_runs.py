@@ -1,4 +1,5 @@
-"""Run folders that somebody else has had a hand in: what is not a run's stays, what is asked for in any way is done once.
+"""Run folders that somebody else has had a hand in: what is not a run's stays, what is asked for in
+any way is done once.
 
 The numbers are those of the audit's findings.
 """
@@ -51,8 +52,19 @@ def failed(forks: Forks, four_steps: Any, tmp_path: Path) -> Path:
     return done.folder
 
 
-@pytest.mark.parametrize("name", ["data/mine.jsonl", "data/train/notes.txt", "tb/plan.md", "data/tokenizer/own/x.json", "log.md"])
-def test_a_failed_try_is_not_cleared_of_a_users_file(name: str, forks: Forks, four_steps: Any, failed: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data/mine.jsonl",
+        "data/train/notes.txt",
+        "tb/plan.md",
+        "data/tokenizer/own/x.json",
+        "log.md",
+    ],
+)
+def test_a_failed_try_is_not_cleared_of_a_users_file(
+    name: str, forks: Forks, four_steps: Any, failed: Path
+) -> None:
     """Audit 3."""
     (failed / name).parent.mkdir(exist_ok=True)
     (failed / name).write_text("mine")
@@ -64,30 +76,40 @@ def test_a_failed_try_is_not_cleared_of_a_users_file(name: str, forks: Forks, fo
     assert contents(failed) == before
 
 
-def test_a_users_own_data_folder_is_not_taken_for_ours(forks: Forks, four_steps: Any, failed: Path, pairs_file: Path) -> None:
+def test_a_users_own_data_folder_is_not_taken_for_ours(
+    forks: Forks, four_steps: Any, failed: Path, pairs_file: Path
+) -> None:
     """Audit 3: the data set of the next try lies in it."""
     shutil.rmtree(failed / "data")
     (failed / "data").mkdir()
     shutil.copy(pairs_file, failed / "data" / "mine.jsonl")
-    refused = forks.run(failed, *four_steps, "--dataset_name", failed / "data" / "mine.jsonl", "--run_dir", failed)
+    refused = forks.run(
+        failed, *four_steps, "--dataset_name", failed / "data" / "mine.jsonl", "--run_dir", failed
+    )
     assert refused.code == 2
     assert "which lies in" in errors(refused)["dataset_name"]
     assert (failed / "data" / "mine.jsonl").read_bytes() == pairs_file.read_bytes()
 
 
-def test_a_failed_try_with_its_own_files_alone_is_cleared(forks: Forks, four_steps: Any, failed: Path) -> None:
+def test_a_failed_try_with_its_own_files_alone_is_cleared(
+    forks: Forks, four_steps: Any, failed: Path
+) -> None:
     done = forks.run(failed, *four_steps, "--fuse_model", "false")
     assert done.code == 0, done.err
 
 
 @pytest.mark.parametrize("resume", ["false", "true"])
-def test_a_record_made_by_hand_frees_nothing(resume: str, forks: Forks, four_steps: Any, tmp_path: Path) -> None:
+def test_a_record_made_by_hand_frees_nothing(
+    resume: str, forks: Forks, four_steps: Any, tmp_path: Path
+) -> None:
     """Audit 3: in a work tree of git."""
     project = tmp_path / "proj"
     for name in ("data/mine.csv", "tb/curves", ".git/HEAD", "log.txt"):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text("mine")
-    (project / "run.json").write_text('{"params":{},"environment":{},"result":{"outcome":"failed"}}')
+    (project / "run.json").write_text(
+        '{"params":{},"environment":{},"result":{"outcome":"failed"}}'
+    )
     (project / "metrics.jsonl").touch()
     before = contents(project)
     refused = forks.run(project, *four_steps, "--resume", resume)
@@ -103,7 +125,11 @@ def test_a_record_made_by_hand_frees_nothing(resume: str, forks: Forks, four_ste
 
 
 def test_what_a_new_run_reads_lies_outside_of_it(
-    four_steps: Any, pairs_file: Path, tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    four_steps: Any,
+    pairs_file: Path,
+    tiny_bert: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Audit 3: by name or by a link, file or folder, one of a mixture; nothing is touched."""
     run = tmp_path / "run"
@@ -148,7 +174,12 @@ def test_a_run_that_goes_on_may_read_what_it_read(pairs_file: Path, tmp_path: Pa
     folder.write_run(**record)
 
     def found(name: str, resume: str) -> list[str]:
-        values = {"model_config": "c", "dataset_name": str(folder / "in" / name), "run_dir": str(folder.path), "resume": resume}
+        values = {
+            "model_config": "c",
+            "dataset_name": str(folder / "in" / name),
+            "run_dir": str(folder.path),
+            "resume": resume,
+        }
         return [problem.field for problem in inputs_inside(parse(values).params, folder)]
 
     assert found("d.jsonl", "true") == []
@@ -177,8 +208,12 @@ def test_a_state_of_any_content_is_skipped(state: str, run_copy: Path) -> None:
     assert said[0].startswith("resume: checkpoint-4 is skipped: state.json ")
 
 
-def test_another_runs_results_are_gone_on_from(forks: Forks, four_steps: Any, run_copy: Path, tmp_path: Path) -> None:
-    """A checkpoint or fused model of another run is outside; a run that goes on may name what it named."""
+def test_another_runs_results_are_gone_on_from(
+    forks: Forks, four_steps: Any, run_copy: Path, tmp_path: Path
+) -> None:
+    """A checkpoint or fused model of another run is outside; a run that goes on may name what it
+    named.
+    """
     options = ("--model_config", "", "--train_steps", 2, "--fuse_model", "false")
     done = forks.run(tmp_path / "next", *four_steps, *options, "--model_name", run_copy / "fused")
     assert done.code == 0, done.err
@@ -187,7 +222,9 @@ def test_another_runs_results_are_gone_on_from(forks: Forks, four_steps: Any, ru
 # --- a finished run that goes on
 
 
-def test_a_kill_before_the_new_fused_leaves_the_old(forks: Forks, four_steps: Any, run_copy: Path) -> None:
+def test_a_kill_before_the_new_fused_leaves_the_old(
+    forks: Forks, four_steps: Any, run_copy: Path
+) -> None:
     """Audit 7."""
     old = tensors_of(run_copy / "fused")
     longer = (*four_steps, "--resume", "true", "--train_steps", 6)
@@ -200,17 +237,25 @@ def test_a_kill_before_the_new_fused_leaves_the_old(forks: Forks, four_steps: An
     assert not list(run_copy.glob("replaced-*")) + list(run_copy.glob(".fused*"))
 
 
-def test_a_stop_does_not_show_the_fused_of_before(forks: Forks, four_steps: Any, run_copy: Path) -> None:
-    stopped = forks.run(run_copy, *four_steps, "--resume", "true", "--train_steps", 9, fault="step:stop:6:0")
+def test_a_stop_does_not_show_the_fused_of_before(
+    forks: Forks, four_steps: Any, run_copy: Path
+) -> None:
+    stopped = forks.run(
+        run_copy, *four_steps, "--resume", "true", "--train_steps", 9, fault="step:stop:6:0"
+    )
     assert stopped.result["outcome"] == "stopped", stopped.err
     assert (run_copy / "fused").is_dir()
     assert "fused model" not in stopped.out
 
 
-def test_a_run_that_fuses_no_more_sets_the_fused_aside(forks: Forks, four_steps: Any, run_copy: Path) -> None:
+def test_a_run_that_fuses_no_more_sets_the_fused_aside(
+    forks: Forks, four_steps: Any, run_copy: Path
+) -> None:
     """What lies there when a run is done is that run's."""
     old = tensors_of(run_copy / "fused")
-    done = forks.run(run_copy, *four_steps, "--resume", "true", "--train_steps", 6, "--fuse_model", "false")
+    done = forks.run(
+        run_copy, *four_steps, "--resume", "true", "--train_steps", 6, "--fuse_model", "false"
+    )
     assert done.code == 0, done.err
     assert not (run_copy / "fused").exists()
     assert tensors_of(run_copy / "replaced-fused") == old
@@ -258,7 +303,9 @@ def test_requests_of_any_kind_count_once(make: Callable[[Path], None], endless: 
         assert "STOP, which is a folder that holds something" in problem.got
 
 
-def test_an_old_stop_of_any_kind_does_not_stop_a_run(forks: Forks, four_steps: Any, run_copy: Path, victim: Path) -> None:
+def test_an_old_stop_of_any_kind_does_not_stop_a_run(
+    forks: Forks, four_steps: Any, run_copy: Path, victim: Path
+) -> None:
     (run_copy / "STOP").symlink_to(victim)
     (run_copy / "SAVE").mkdir()
     done = forks.run(run_copy, *four_steps, "--resume", "true", "--train_steps", 6)

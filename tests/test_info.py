@@ -1,4 +1,6 @@
-"""info.md, the page a user reads in the app: its examples are jobs that parse, its lists are complete."""
+"""info.md, the page a user reads in the app: its examples are jobs that parse, its lists are
+complete.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,20 @@ from plugin.hosts.plugin_era.job import TlabJob, form_values
 
 INFO = (ROOT / "info.md").read_text(encoding="utf-8")
 FORM: dict[str, Any] = json.loads((ROOT / "index.json").read_text(encoding="utf-8"))["parameters"]
-EXAMPLES = {"BERT chat": "bert_sft", "Dream with LoRA": "dream_lora", "LLaDA with QLoRA": "llada_qlora"}
+EXAMPLES = {
+    "BERT chat": "bert_sft",
+    "Dream with LoRA": "dream_lora",
+    "LLaDA with QLoRA": "llada_qlora",
+}
 
 
 def section(title: str) -> str:
     """The text below a heading, up to the next one that is not below it."""
     head = re.search(rf"^(#+) {re.escape(title)}\n", INFO, re.MULTILINE)
     assert head, title
-    return re.split(rf"^#{{1,{len(head[1])}}} ", INFO[head.end() :], maxsplit=1, flags=re.MULTILINE)[0]
+    return re.split(
+        rf"^#{{1,{len(head[1])}}} ", INFO[head.end() :], maxsplit=1, flags=re.MULTILINE
+    )[0]
 
 
 def rows(title: str) -> list[list[str]]:
@@ -38,13 +46,21 @@ def example(title: str) -> list[tuple[str, str, str]]:
 
 
 def sent(title: str) -> dict[str, Any]:
-    """What the plugin-era host sends for an example: every default of the form, what a user changed as text, the rest in Advanced."""
+    """What the plugin-era host sends for an example: every default of the form, what a user changed
+    as text, the rest in Advanced.
+    """
     models = re.findall(r"base model\s+`([^`]+)`", section(title))
     changed = {name: value for _, name, value in example(title)}
     lines = [f"{name}: {value}" for name, value in changed.items() if name not in FORM]
     own = {name: value for name, value in changed.items() if name in FORM}
     defaults = {name: field["default"] for name, field in FORM.items()}
-    return {**defaults, **own, ADVANCED: "\n".join(lines), "model_name": models[0], "dataset_name": "toy_ds"}
+    return {
+        **defaults,
+        **own,
+        ADVANCED: "\n".join(lines),
+        "model_name": models[0],
+        "dataset_name": "toy_ds",
+    }
 
 
 def resolved(title: str, tmp_path: Any) -> Params:
@@ -52,7 +68,10 @@ def resolved(title: str, tmp_path: Any) -> Params:
     values, ignored = form_values(job)
     assert ignored == []
     parsed = parse(values, unknown="note")
-    assert parsed.notes == ("train_steps: ignored, because num_train_epochs is " + f"{parsed.params.num_train_epochs:g}.",)
+    assert parsed.notes == (
+        "train_steps: ignored, because num_train_epochs is "
+        + f"{parsed.params.num_train_epochs:g}.",
+    )
     return parsed.params
 
 
@@ -69,19 +88,35 @@ def test_an_example_names_fields_as_the_form_shows_them(title: str) -> None:
     ("title", "wanted"),
     [
         ("BERT chat", ("bert", "answerdotai/ModernBERT-base", False, False, 48, 1, 1024, 10, 1e-4)),
-        ("Dream with LoRA", ("dream", "Dream-org/Dream-v0-Instruct-7B", True, False, 8, 1, 2048, 3, 1e-4)),
-        ("LLaDA with QLoRA", ("llada", "GSAI-ML/LLaDA-8B-Instruct", True, True, 4, 2, 1024, 3, 1e-4)),
+        (
+            "Dream with LoRA",
+            ("dream", "Dream-org/Dream-v0-Instruct-7B", True, False, 8, 1, 2048, 3, 1e-4),
+        ),
+        (
+            "LLaDA with QLoRA",
+            ("llada", "GSAI-ML/LLaDA-8B-Instruct", True, True, 4, 2, 1024, 3, 1e-4),
+        ),
     ],
 )
-def test_an_example_sent_by_the_form_is_the_job_it_describes(title: str, wanted: tuple[object, ...], tmp_path: Any) -> None:
+def test_an_example_sent_by_the_form_is_the_job_it_describes(
+    title: str, wanted: tuple[object, ...], tmp_path: Any
+) -> None:
     job = resolved(title, tmp_path)
     model = (job.training_method, job.model_name, job.lora, job.load_in_4bit)
-    length = (job.batch_size, job.gradient_accumulation_steps, job.max_length, job.num_train_epochs, job.learning_rate)
+    length = (
+        job.batch_size,
+        job.gradient_accumulation_steps,
+        job.max_length,
+        job.num_train_epochs,
+        job.learning_rate,
+    )
     assert (*model, *length) == wanted
 
 
 @pytest.mark.parametrize(("title", "recipe"), EXAMPLES.items())
-def test_an_example_is_the_recipe_of_the_command_line(title: str, recipe: str, tmp_path: Any) -> None:
+def test_an_example_is_the_recipe_of_the_command_line(
+    title: str, recipe: str, tmp_path: Any
+) -> None:
     values = yaml.safe_load((ROOT / "examples" / f"{recipe}.yaml").read_text(encoding="utf-8"))
     job, file = resolved(title, tmp_path).as_json(), parse(values).params.as_json()
     differs = {name for name in job if job[name] != file[name]}

@@ -1,4 +1,6 @@
-"""Today's host as its SDK sees us: which rows, checkpoints and artifacts are handed over, and which checkpoint may be resumed."""
+"""Today's host as its SDK sees us: which rows, checkpoints and artifacts are handed over, and which
+checkpoint may be resumed.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,9 @@ EVAL = {"eval/loss": 0.7, "eval/loss_ci95": 0.1}
 STOPPED = Outcome("stopped", 0, result={"outcome": "stopped", "steps": 0})
 
 
-def test_rows_come_when_something_moved_with_the_training_loss(host: LabHost, lab: Lab, folder: RunFolder) -> None:
+def test_rows_come_when_something_moved_with_the_training_loss(
+    host: LabHost, lab: Lab, folder: RunFolder
+) -> None:
     host.event(progress(0, None, 0))
     host._send()
     host._send()  # nothing has moved
@@ -106,7 +110,9 @@ def test_rows_come_when_something_moved_with_the_training_loss(host: LabHost, la
     assert lab.rows == [(9, {"loss": 0.8}), (10, {**TRAIN, **EVAL}), (12, {**TRAIN, "loss": 0.5})]
 
 
-def test_the_host_keeps_the_checkpoints_that_the_run_keeps(host: LabHost, lab: Lab, folder: RunFolder) -> None:
+def test_the_host_keeps_the_checkpoints_that_the_run_keeps(
+    host: LabHost, lab: Lab, folder: RunFolder
+) -> None:
     for step in (2, 4, 6):  # save_total_limit 2
         (folder / f"checkpoint-{step}").mkdir()
         (folder / f"checkpoint-{step}" / "state.json").write_text("{}")
@@ -114,7 +120,10 @@ def test_the_host_keeps_the_checkpoints_that_the_run_keeps(host: LabHost, lab: L
         if step == 6:
             shutil.rmtree(folder / "checkpoint-2")
         host._save_checkpoint(folder / f"checkpoint-{step}")
-    assert [Path(path).name for path in lab.get_checkpoint_paths()] == ["checkpoint-4", "checkpoint-6"], "run.json is none"
+    assert [Path(path).name for path in lab.get_checkpoint_paths()] == [
+        "checkpoint-4",
+        "checkpoint-6",
+    ], "run.json is none"
     assert lab.data["checkpoints"] == lab.get_checkpoint_paths()
     shutil.rmtree(folder / "checkpoint-4")
     host._save_checkpoint(folder / "checkpoint-4")  # the copying was slower than the run
@@ -147,7 +156,9 @@ def test_a_stop_by_signal_says_what_was_saved(host: LabHost, lab: Lab, folder: R
     assert lab.ended == {}, "the host has marked the job itself"
 
 
-def test_a_copied_checkpoint_becomes_a_run_to_resume(host: LabHost, lab: Lab, folder: RunFolder, tmp_path: Path) -> None:
+def test_a_copied_checkpoint_becomes_a_run_to_resume(
+    host: LabHost, lab: Lab, folder: RunFolder, tmp_path: Path
+) -> None:
     (folder / "checkpoint-4").mkdir()
     (folder / "checkpoint-4" / "state.json").write_text("{}")
     host._save_checkpoint(folder / "checkpoint-4")
@@ -156,7 +167,9 @@ def test_a_copied_checkpoint_becomes_a_run_to_resume(host: LabHost, lab: Lab, fo
     for _ in range(2):  # a restarted job finds its own run there
         go_on_here(lab.checkpoints / "checkpoint-4", run_dir)
         assert sorted(path.name for path in run_dir.iterdir()) == ["checkpoint-4", "run.json"]
-        assert [path.name for path in (run_dir / "checkpoint-4").iterdir()] == ["state.json"], "its digests are of these files"
+        assert [path.name for path in (run_dir / "checkpoint-4").iterdir()] == ["state.json"], (
+            "its digests are of these files"
+        )
         assert json.loads((run_dir / "run.json").read_text())["params"] == {"adaptor_name": "mine"}
     assert list(tmp_path.glob(".*")) == []
 
@@ -170,7 +183,9 @@ def test_a_copied_checkpoint_becomes_a_run_to_resume(host: LabHost, lab: Lab, fo
         ("model", ["state.json", "run.json"]),
     ],
 )
-def test_what_is_no_checkpoint_of_ours_is_refused(tmp_path: Path, name: str, files: list[str] | None) -> None:
+def test_what_is_no_checkpoint_of_ours_is_refused(
+    tmp_path: Path, name: str, files: list[str] | None
+) -> None:
     chosen = tmp_path / "checkpoints" / name
     chosen.parent.mkdir()
     if files is None:
@@ -178,7 +193,10 @@ def test_what_is_no_checkpoint_of_ours_is_refused(tmp_path: Path, name: str, fil
     for file in files or ():
         chosen.mkdir(exist_ok=True)
         (chosen / file).write_text("{}")
-    with pytest.raises(JobError, match=r"resume: expected a checkpoint that this trainer wrote, got .*Choose one of the job's"):
+    with pytest.raises(
+        JobError,
+        match=r"resume: expected a checkpoint that this trainer wrote, got .*Choose one of the job's",
+    ):
         go_on_here(chosen, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

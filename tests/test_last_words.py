@@ -23,7 +23,9 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize(("program", "cause"), PROGRAMS.items())
-def test_the_cause_is_the_last_error_with_its_origin(program: str, cause: str, tmp_path: Path) -> None:
+def test_the_cause_is_the_last_error_with_its_origin(
+    program: str, cause: str, tmp_path: Path
+) -> None:
     done = run_python(program, cwd=tmp_path)
     lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
     assert LastWords(lines).cause == cause

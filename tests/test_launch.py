@@ -15,17 +15,32 @@ from plugin.base.errors import JobError
 from plugin.base.process import ROOT
 from plugin.config.params import Params
 from plugin.config.parse import parse
-from plugin.parent.launch import LaunchPlan, listen, machine_dir, plan_launch, resolve_gpus, visible_gpus
+from plugin.parent.launch import (
+    LaunchPlan,
+    listen,
+    machine_dir,
+    plan_launch,
+    resolve_gpus,
+    visible_gpus,
+)
 
-FOUR = "".join(f"GPU {n}: NVIDIA H200 (UUID: GPU-{n}aaaaaaa-0000-1111-2222-333333333333)\n" for n in range(4))
+FOUR = "".join(
+    f"GPU {n}: NVIDIA H200 (UUID: GPU-{n}aaaaaaa-0000-1111-2222-333333333333)\n" for n in range(4)
+)
 SLICED = """\
 GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-0bbbbbbb-0000-1111-2222-333333333333)
   MIG 3g.20gb     Device  0: (UUID: MIG-11111111-aaaa-bbbb-cccc-dddddddddddd)
   MIG 3g.20gb     Device  1: (UUID: MIG-22222222-aaaa-bbbb-cccc-dddddddddddd)
 GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-1bbbbbbb-0000-1111-2222-333333333333)
 """
-GPU_0, GPU_2 = "GPU-0aaaaaaa-0000-1111-2222-333333333333", "GPU-2aaaaaaa-0000-1111-2222-333333333333"
-MIG_1, MIG_2 = "MIG-11111111-aaaa-bbbb-cccc-dddddddddddd", "MIG-22222222-aaaa-bbbb-cccc-dddddddddddd"
+GPU_0, GPU_2 = (
+    "GPU-0aaaaaaa-0000-1111-2222-333333333333",
+    "GPU-2aaaaaaa-0000-1111-2222-333333333333",
+)
+MIG_1, MIG_2 = (
+    "MIG-11111111-aaaa-bbbb-cccc-dddddddddddd",
+    "MIG-22222222-aaaa-bbbb-cccc-dddddddddddd",
+)
 RUN = Path("/runs/one")
 
 
@@ -44,7 +59,9 @@ def refused(seen: list[str], **values: object) -> list[tuple[str, str]]:
     return [(problem.field, str(problem)) for problem in caught.value.problems]
 
 
-def plan(gpus: tuple[str, ...] = (), environ: dict[str, str] | None = None, **values: object) -> LaunchPlan:
+def plan(
+    gpus: tuple[str, ...] = (), environ: dict[str, str] | None = None, **values: object
+) -> LaunchPlan:
     return plan_launch(Params(**values), RUN, gpus, 29_555, environ or {})
 
 
@@ -82,7 +99,10 @@ def test_a_gpu_cut_into_slices_is_reached_through_them() -> None:
     assert visible(MIG_2, SLICED) == [MIG_2]
 
 
-@pytest.mark.parametrize("listing", ["", "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"])
+@pytest.mark.parametrize(
+    "listing",
+    ["", "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"],
+)
 def test_a_machine_without_a_driver_has_no_gpu(listing: str) -> None:
     assert visible(None, listing) == []
     assert visible("0", listing) == []
@@ -103,7 +123,9 @@ def test_a_machine_without_a_driver_has_no_gpu(listing: str) -> None:
         ({"gpu_ids": "1", "train_device": "cuda"}, ("1",)),
     ],
 )
-def test_gpus_of_a_job_on_a_machine_with_four(values: dict[str, object], names: tuple[str, ...]) -> None:
+def test_gpus_of_a_job_on_a_machine_with_four(
+    values: dict[str, object], names: tuple[str, ...]
+) -> None:
     assert resolve(["0", "1", "2", "3"], **values) == names
 
 
@@ -211,8 +233,13 @@ def test_fewer_processes_use_the_first_gpus_and_more_are_refused() -> None:
 
 def test_the_equal_accelerate_command_is_one_that_accelerate_takes() -> None:
     """accelerate refuses --multi_gpu beside --cpu, and starts one process with --cpu."""
-    assert plan().accelerate == "accelerate launch --num_processes 1 --cpu -m plugin.worker /runs/one"
-    assert plan(num_processes=2).accelerate == "accelerate launch --multi_gpu --num_processes 2 -m plugin.worker /runs/one"
+    assert (
+        plan().accelerate == "accelerate launch --num_processes 1 --cpu -m plugin.worker /runs/one"
+    )
+    assert (
+        plan(num_processes=2).accelerate
+        == "accelerate launch --multi_gpu --num_processes 2 -m plugin.worker /runs/one"
+    )
     two = "accelerate launch --multi_gpu --num_processes 2 --gpu_ids 0,2 -m plugin.worker /runs/one"
     assert plan(("0", "2")).accelerate == two
 
@@ -223,12 +250,26 @@ def test_the_equal_accelerate_command_starts_every_process(tmp_path: Path) -> No
     assert words[0] == "accelerate"
     assert words[-3:] == ["-m", "plugin.worker", "/runs/one"]
     program = tmp_path / "program.py"
-    program.write_text("import os, sys; open(sys.argv[1] + os.environ['RANK'], 'w').write(os.environ['WORLD_SIZE'])")
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *words[1:-3], str(program), f"{tmp_path}/rank-"]
-    with start(launch, env={"HF_HOME": str(tmp_path)}) as launcher:  # whatever the user of this machine has configured
+    program.write_text(
+        "import os, sys; open(sys.argv[1] + os.environ['RANK'], 'w').write(os.environ['WORLD_SIZE'])"
+    )
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.accelerate_cli",
+        *words[1:-3],
+        str(program),
+        f"{tmp_path}/rank-",
+    ]
+    with start(
+        launch, env={"HF_HOME": str(tmp_path)}
+    ) as launcher:  # whatever the user of this machine has configured
         _, err = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, err
-    assert {path.name: path.read_text() for path in tmp_path.glob("rank-*")} == {"rank-0": "2", "rank-1": "2"}
+    assert {path.name: path.read_text() for path in tmp_path.glob("rank-*")} == {
+        "rank-0": "2",
+        "rank-1": "2",
+    }
 
 
 def test_the_plan_as_json_holds_every_process() -> None:
@@ -266,8 +307,12 @@ def test_listen_where_nobody_serves_opens_nothing(values: dict[str, int]) -> Non
         ("glibc.malloc.tcache_count=9", "glibc.malloc.tcache_count=9"),
     ],
 )
-def test_ranks_on_a_cpu_have_a_malloc_that_joins_its_holes_unless_told_otherwise(theirs: str, ours: str) -> None:
-    for rank in plan_launch(Params(num_processes=2), RUN, (), 4321, {"GLIBC_TUNABLES": theirs}).ranks:
+def test_ranks_on_a_cpu_have_a_malloc_that_joins_its_holes_unless_told_otherwise(
+    theirs: str, ours: str
+) -> None:
+    for rank in plan_launch(
+        Params(num_processes=2), RUN, (), 4321, {"GLIBC_TUNABLES": theirs}
+    ).ranks:
         assert rank["GLIBC_TUNABLES"] == ours
     (rank,) = plan_launch(Params(), RUN, ("0",), 4321, {}).ranks
     assert "GLIBC_TUNABLES" not in rank
@@ -275,11 +320,17 @@ def test_ranks_on_a_cpu_have_a_malloc_that_joins_its_holes_unless_told_otherwise
 
 # --- several machines
 
-MACHINES: dict[str, object] = {"num_machines": 3, "main_process_ip": "10.0.0.5", "main_process_port": 4321}
+MACHINES: dict[str, object] = {
+    "num_machines": 3,
+    "main_process_ip": "10.0.0.5",
+    "main_process_port": 4321,
+}
 
 
 def test_machines_count_their_ranks_one_after_the_other() -> None:
-    ranks = plan_launch(Params(**MACHINES, machine_rank=2, num_processes=2), RUN, (), 4321, {}).ranks
+    ranks = plan_launch(
+        Params(**MACHINES, machine_rank=2, num_processes=2), RUN, (), 4321, {}
+    ).ranks
     assert [(env["RANK"], env["LOCAL_RANK"]) for env in ranks] == [("4", "0"), ("5", "1")]
     for env in ranks:
         assert (env["WORLD_SIZE"], env["LOCAL_WORLD_SIZE"]) == ("6", "2")
@@ -309,5 +360,11 @@ def test_what_several_machines_need_is_refused_all_at_once() -> None:
         parse({"dataset_name": "d", "model_name": "m", "num_machines": 2, "machine_rank": 2})
     fields = [problem.field for problem in caught.value.problems]
     assert fields == ["machine_rank", "main_process_port", "main_process_ip"]
-    good = {**MACHINES, "main_process_ip": "127.0.0.2", "machine_rank": 1, "dataset_name": "d", "model_name": "m"}
+    good = {
+        **MACHINES,
+        "main_process_ip": "127.0.0.2",
+        "machine_rank": 1,
+        "dataset_name": "d",
+        "model_name": "m",
+    }
     assert parse(good).params.machine_rank == 1

@@ -1,4 +1,6 @@
-"""The loop on a real tiny model: splits, a reference step in plain torch, skips, stops, and what is not finite."""
+"""The loop on a real tiny model: splits, a reference step in plain torch, skips, stops, and what is
+not finite.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def test_eight_documents_at_once_or_two_by_two_give_one_trace(family: str) -> No
     runs = {}
     for batch_size in (8, 2, 3):
         model = tiny_model(family)
-        runs[batch_size] = train_tiny(cpu(), model, steps_of(DOCUMENTS, rules(), step_size=8, batch_size=batch_size), steps=6)
+        runs[batch_size] = train_tiny(
+            cpu(), model, steps_of(DOCUMENTS, rules(), step_size=8, batch_size=batch_size), steps=6
+        )
     assert runs[8].losses[-1] < 0.8 * runs[8].losses[0], "the updates matter"
     for batch_size in (2, 3):
         assert runs[batch_size].losses == pytest.approx(runs[8].losses, rel=2e-5)
@@ -63,7 +67,11 @@ def test_a_run_repeats_itself_to_the_last_bit() -> None:
     traces, ends = [], []
     for _ in range(2):
         model = tiny_model("bert")
-        traces.append(train_tiny(cpu(), model, steps_of(DOCUMENTS, rules(), step_size=8, batch_size=4), steps=3).losses)
+        traces.append(
+            train_tiny(
+                cpu(), model, steps_of(DOCUMENTS, rules(), step_size=8, batch_size=4), steps=3
+            ).losses
+        )
         ends.append(weights(model))
     assert traces[0] == traces[1]
     assert torch.equal(ends[0], ends[1])
@@ -72,7 +80,9 @@ def test_a_run_repeats_itself_to_the_last_bit() -> None:
 @pytest.mark.parametrize("norm", ["token", "sequence"])
 @pytest.mark.parametrize("limit", [0.0, 0.5])
 def test_an_update_is_the_one_written_in_plain_torch(norm: str, limit: float) -> None:
-    """Padded rectangle, attention mask, full logits, one division by the global count, clipping by hand, plain descent."""
+    """Padded rectangle, attention mask, full logits, one division by the global count, clipping by
+    hand, plain descent.
+    """
     how, model = rules(norm=norm), tiny_model("bert")
     start, chosen = weights(model), slots(8, 20)
     (piece,) = build_step(chosen, DOCUMENTS, how, batch_size=8).pieces
@@ -85,13 +95,19 @@ def test_an_update_is_the_one_written_in_plain_torch(norm: str, limit: float) ->
         ids[row, :size], true[row, :size] = torch.tensor(one.noisy), torch.tensor(document.ids)
         real[row, :size] = 1
         supervised = int(document.supervised.sum())
-        weight[row, torch.tensor(one.masked)] = 1 / one.t / (supervised if norm == "sequence" else 1)
+        weight[row, torch.tensor(one.masked)] = (
+            1 / one.t / (supervised if norm == "sequence" else 1)
+        )
         divisor += 1 if norm == "sequence" else supervised
     logits = model(input_ids=ids, attention_mask=real).logits
-    nll = F.cross_entropy(logits.flatten(0, 1), true.flatten(), reduction="none").view(rows, columns)
+    nll = F.cross_entropy(logits.flatten(0, 1), true.flatten(), reduction="none").view(
+        rows, columns
+    )
     loss = (nll * weight).sum() / divisor
     loss.backward()
-    wanted = torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+    wanted = torch.cat(
+        [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+    )
     norm_before = wanted.norm().item()
     assert norm_before > 1, "or clipping to 0.5 does nothing"
     if limit:
@@ -105,7 +121,9 @@ def test_an_update_is_the_one_written_in_plain_torch(norm: str, limit: float) ->
         run = train_tiny(cpu(), model, make, steps=1, optimizer=plain, max_grad_norm=limit)
         assert run.losses == [pytest.approx(loss.item(), rel=1e-5)]
         assert run.logs[0]["grad_norm"] == pytest.approx(norm_before, rel=1e-5)
-        assert_same_vector(start - weights(model), wanted, 1e-4)  # a difference of weights has few digits
+        assert_same_vector(
+            start - weights(model), wanted, 1e-4
+        )  # a difference of weights has few digits
 
 
 def barely_masked(step_with_masks: int) -> object:
@@ -116,7 +134,9 @@ def barely_masked(step_with_masks: int) -> object:
     early, late = rules(t_max=0.0011), rules(t_min=0.98)
 
     def make(step: int) -> object:
-        return steps_of(documents, late if step == step_with_masks else early, step_size=1, batch_size=1)(step)
+        return steps_of(
+            documents, late if step == step_with_masks else early, step_size=1, batch_size=1
+        )(step)
 
     return make
 
@@ -135,27 +155,39 @@ def test_a_step_with_nothing_masked_is_skipped_and_counted(masked_step: int) -> 
     run = train_tiny(cpu(), model, make, steps=3, optimizer=optimizer, asked=asked)
     after = [*seen[2:], weights(model)]
     for step, (before, then) in enumerate(zip(seen[1:], after, strict=True)):
-        assert torch.equal(before, then) == (step != masked_step), "not even weight decay moves a skipped step"
-    assert [log["skipped_steps"] for log in run.logs] == [float(step != masked_step) for step in range(3)]
+        assert torch.equal(before, then) == (step != masked_step), (
+            "not even weight decay moves a skipped step"
+        )
+    assert [log["skipped_steps"] for log in run.logs] == [
+        float(step != masked_step) for step in range(3)
+    ]
     assert run.finished[2].skipped == 2
     assert [loss > 0 for loss in run.losses] == [step == masked_step for step in range(3)]
 
 
 def poisoned() -> tuple[torch.nn.Module, Documents]:
-    """A model whose embedding of word 39 is broken, and documents of which one holds that word, in its prompt."""
+    """A model whose embedding of word 39 is broken, and documents of which one holds that word, in
+    its prompt.
+    """
     model = tiny_model("bert", tie_word_embeddings=False)
     with torch.no_grad():
         model.get_input_embeddings().weight[39] = math.nan
     clean, builder = random_documents(5, vocabulary=39), Builder()
     for index in range(5):
         one = clean[index]
-        ids = np.where(np.arange(one.ids.size) == 1, 39, one.ids).astype(np.int32) if index == 2 else one.ids
+        ids = (
+            np.where(np.arange(one.ids.size) == 1, 39, one.ids).astype(np.int32)
+            if index == 2
+            else one.ids
+        )
         builder.add(ids, one.supervised, one.prompt, f"r:{index}")
     return model, builder.build()
 
 
 @pytest.mark.parametrize("batch_size", [5, 2])
-def test_a_loss_that_is_not_finite_ends_the_run_before_the_update_and_names_the_document(batch_size: int) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_update_and_names_the_document(
+    batch_size: int,
+) -> None:
     model, documents = poisoned()
     before, how = weights(model), rules(t_min=0.6)
     make = steps_of(documents, how, step_size=5, batch_size=batch_size)
@@ -164,9 +196,16 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_update_and_names_the_
     (problem,) = caught.value.problems
     assert problem.code == 6
     step = steps_of(documents, how, step_size=5, batch_size=5)(0)
-    (one,) = [one for index, one in zip(step.pieces[0].documents, step.pieces[0].corruptions, strict=True) if index == 2]
+    (one,) = [
+        one
+        for index, one in zip(step.pieces[0].documents, step.pieces[0].corruptions, strict=True)
+        if index == 2
+    ]
     assert one.masked.size > 0
-    assert f"document 2 (t {one.t:.4f}, {one.masked.size} of {one.noisy.size} tokens masked)" in problem.got
+    assert (
+        f"document 2 (t {one.t:.4f}, {one.masked.size} of {one.noisy.size} tokens masked)"
+        in problem.got
+    )
     assert problem.got.count("document ") == 1, "and only that one"
     assert "step 1" in problem.got
     assert torch.equal(weights(model).nan_to_num(9), before.nan_to_num(9))
@@ -185,7 +224,14 @@ def test_a_gradient_that_is_not_finite_ends_the_run_though_the_loss_is() -> None
 
 def test_a_stop_ends_the_run_after_the_step_with_a_log_and_a_checkpoint() -> None:
     make = steps_of(DOCUMENTS, rules(), step_size=4, batch_size=4)
-    run = train_tiny(cpu(), tiny_model(), make, steps=9, eval_every=3, asked=lambda step: Requests(stop=step == 3))
+    run = train_tiny(
+        cpu(),
+        tiny_model(),
+        make,
+        steps=9,
+        eval_every=3,
+        asked=lambda step: Requests(stop=step == 3),
+    )
     done, stopped, _ = run.finished
     assert (done, stopped, run.saved, len(run.losses)) == (3, True, [3], 3)
     assert run.logs[-1]["step"] == 3
@@ -194,7 +240,9 @@ def test_a_stop_ends_the_run_after_the_step_with_a_log_and_a_checkpoint() -> Non
 
 def test_a_stop_in_the_last_step_is_a_finished_run() -> None:
     make = steps_of(DOCUMENTS, rules(), step_size=4, batch_size=4)
-    run = train_tiny(cpu(), tiny_model(), make, steps=2, asked=lambda step: Requests(stop=step == 2))
+    run = train_tiny(
+        cpu(), tiny_model(), make, steps=2, asked=lambda step: Requests(stop=step == 2)
+    )
     assert run.finished[:2] == (2, False)
     assert run.saved == [2]
 

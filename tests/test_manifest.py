@@ -1,4 +1,6 @@
-"""The generated files: a form the host takes, whose values come back as the parameters they were made from."""
+"""The generated files: a form the host takes, whose values come back as the parameters they were
+made from.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,16 @@ from plugin.config.parse import SCHEMA, parse
 INDEX: dict[str, Any] = json.loads((ROOT / "index.json").read_text(encoding="utf-8"))
 FORM = {"type": "object", "properties": INDEX["parameters"]}
 DEFAULTS = {name: field["default"] for name, field in INDEX["parameters"].items()}
-JOB = {"dataset_name": "data.jsonl", "model_name": "model"}  # the host sends these beside the form's values
+JOB = {
+    "dataset_name": "data.jsonl",
+    "model_name": "model",
+}  # the host sends these beside the form's values
 
 
 def host_schema() -> Draft202012Validator:
-    schema = json.loads((Path(__file__).parent / "host_manifest.schema.json").read_text(encoding="utf-8"))
+    schema = json.loads(
+        (Path(__file__).parent / "host_manifest.schema.json").read_text(encoding="utf-8")
+    )
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema)
 
@@ -54,9 +61,22 @@ def test_the_manifest_is_one_the_host_reads() -> None:
         ({"model_architectures": []}, "non-empty"),
         ({"train_type": "LoRA"}, "should not be valid under"),
         ({"setup-script": ""}, "does not match"),
-        ({"parameters": {"x": {"title": "X", "type": "string"}}}, "'default' is a required property"),
-        ({"parameters_ui": {"x": {"ui:widget": "AutoCompleteWidget", "ui:options": {"multiple": True}}}}, "False was expected"),
-        ({"parameters_ui": {"x": {"ui:widget": "AutoCompleteWidget"}}}, "'ui:options' is a required property"),
+        (
+            {"parameters": {"x": {"title": "X", "type": "string"}}},
+            "'default' is a required property",
+        ),
+        (
+            {
+                "parameters_ui": {
+                    "x": {"ui:widget": "AutoCompleteWidget", "ui:options": {"multiple": True}}
+                }
+            },
+            "False was expected",
+        ),
+        (
+            {"parameters_ui": {"x": {"ui:widget": "AutoCompleteWidget"}}},
+            "'ui:options' is a required property",
+        ),
     ],
 )
 def test_the_host_schema_refuses_what_the_host_would(change: dict[str, object], words: str) -> None:
@@ -66,8 +86,18 @@ def test_the_host_schema_refuses_what_the_host_would(change: dict[str, object], 
 
 
 def test_a_missing_key_is_refused() -> None:
-    for key in ("name", "uniqueId", "type", "version", "setup-script", "model_architectures", "supported_hardware_architectures"):
-        assert list(host_schema().iter_errors({name: value for name, value in INDEX.items() if name != key}))
+    for key in (
+        "name",
+        "uniqueId",
+        "type",
+        "version",
+        "setup-script",
+        "model_architectures",
+        "supported_hardware_architectures",
+    ):
+        assert list(
+            host_schema().iter_errors({name: value for name, value in INDEX.items() if name != key})
+        )
 
 
 def test_an_enum_under_the_default_select_could_not_be_changed() -> None:
@@ -100,7 +130,10 @@ def test_the_defaults_submitted_as_they_are_change_nothing() -> None:
 
 
 def test_an_edited_form_sends_strings_and_means_the_same() -> None:
-    as_text = {name: json.dumps(value) if not isinstance(value, str) else value for name, value in DEFAULTS.items()}
+    as_text = {
+        name: json.dumps(value) if not isinstance(value, str) else value
+        for name, value in DEFAULTS.items()
+    }
     assert all(isinstance(value, str) for value in as_text.values())
     assert from_form(as_text) == parse(JOB).params
 
@@ -108,7 +141,12 @@ def test_an_edited_form_sends_strings_and_means_the_same() -> None:
 @pytest.mark.parametrize("name", [name for name in DEFAULTS if name in SCHEMA])
 def test_one_field_as_a_string_is_the_value_it_spells(name: str) -> None:
     field = INDEX["parameters"][name]
-    for value in [*field.get("enum", []), field["default"], field.get("minimum"), field.get("maximum")]:
+    for value in [
+        *field.get("enum", []),
+        field["default"],
+        field.get("minimum"),
+        field.get("maximum"),
+    ]:
         if value is not None and value != "tpu":
             spelled = {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
             assert spelling(name, spelled) == spelling(name, value)
@@ -121,7 +159,9 @@ def spelling(name: str, value: object) -> object:
 
 @pytest.mark.parametrize("name", [name for name in DEFAULTS if name in SCHEMA])
 def test_what_the_form_allows_the_parameters_allow(name: str) -> None:
-    """The form's bounds are as tight or tighter: nothing it lets through is refused as out of bounds."""
+    """The form's bounds are as tight or tighter: nothing it lets through is refused as out of
+    bounds.
+    """
     field = INDEX["parameters"][name]
     for bound in ("minimum", "maximum"):
         if bound in field:
@@ -142,14 +182,18 @@ def test_a_host_field_of_another_plugin_is_a_note() -> None:
 
 def test_the_committed_files_are_the_rendered_ones() -> None:
     for path, text in rendered().items():
-        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run `python -m plugin.config.manifest`"
+        assert path.read_text(encoding="utf-8") == text, (
+            f"{path.name}: run `python -m plugin.config.manifest`"
+        )
 
 
 def test_check_fails_on_drift_and_writing_mends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "index.json").write_text("{}")
-    (tmp_path / "info.md").write_text(f"before\n{manifest.TABLE_BEGIN}\nstale\n{manifest.TABLE_END}\nafter\n")
+    (tmp_path / "info.md").write_text(
+        f"before\n{manifest.TABLE_BEGIN}\nstale\n{manifest.TABLE_END}\nafter\n"
+    )
     monkeypatch.setattr(manifest, "rendered", lambda: rendered(tmp_path))
     monkeypatch.setattr("sys.argv", ["manifest", "--check"])
     assert manifest.main() == 1
@@ -179,7 +223,11 @@ def test_info_md_has_one_row_a_parameter() -> None:
 
 def test_a_row_says_default_values_and_meaning() -> None:
     rows = {cells(row)[0]: cells(row)[1:] for row in parameter_table().splitlines()[2:]}
-    assert rows["`batch_size`"] == ["`4`", "an integer >= 1 and <= 16384", "Documents a device sees at once."]
+    assert rows["`batch_size`"] == [
+        "`4`",
+        "an integer >= 1 and <= 16384",
+        "Documents a device sees at once.",
+    ]
     assert rows["`mask_prompt_loss`"][:2] == ["`true`", "true or false"]
     assert rows["`num_proc`"][:2] == ["`auto`", "'auto' or an integer >= 1 and <= 1024"]
     assert "join several with | or +" in rows["`dataset_name`"][2]

@@ -1,4 +1,6 @@
-"""What a run will need of memory: exact where it can be worked out, and right for whole shapes where it cannot."""
+"""What a run will need of memory: exact where it can be worked out, and right for whole shapes
+where it cannot.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +31,23 @@ WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
 ELSEWHERE = torch.device("meta")  # stands for a GPU: another device than the batch comes from
 
 
-def shape(family: str = "llada", dtype: torch.dtype = torch.float32, *, lora: bool = False, **changes: Any) -> Any:
+def shape(
+    family: str = "llada", dtype: torch.dtype = torch.float32, *, lora: bool = False, **changes: Any
+) -> Any:
     with torch.device("meta"):
         config = tiny_config(family, **{**WIDE, **changes})
         switch_off_dropout(config)
         model = build_model(config).to(dtype)
-        return add_adapter(model, KNOWN[family], LoraSettings(4, 8, 0.0, "auto"), []) if lora else model
+        return (
+            add_adapter(model, KNOWN[family], LoraSettings(4, 8, 0.0, "auto"), [])
+            if lora
+            else model
+        )
 
 
-def estimated(tokens: int = 400, setting: Setting = PLAIN, recompute: str = "none", **how: Any) -> Memory:
+def estimated(
+    tokens: int = 400, setting: Setting = PLAIN, recompute: str = "none", **how: Any
+) -> Memory:
     return estimate(shape(**how), documents_of(tokens, 40), setting, recompute)
 
 
@@ -64,10 +74,19 @@ def test_states_take_the_bytes_foretold(kind: str, dtype: torch.dtype, count: in
     optimizer = make_optimizer(module, kind=kind, learning_rate=0.1, weight_decay=0.0, seed=0)
     weight.grad = torch.ones_like(weight)
     optimizer.step()
-    own = [value for name, value in optimizer.state[weight].items() if isinstance(value, torch.Tensor) and "qmap" not in name]
+    own = [
+        value
+        for name, value in optimizer.state[weight].items()
+        if isinstance(value, torch.Tensor) and "qmap" not in name
+    ]
     assert size_of(own) == state_bytes(weight, kind)
-    tables = size_of(value for name, value in optimizer.state[weight].items() if "qmap" in name)  # for all weights together
-    assert memory_by_category(module, optimizer, 0, 0)["optimizer"] == state_bytes(weight, kind) + tables
+    tables = size_of(
+        value for name, value in optimizer.state[weight].items() if "qmap" in name
+    )  # for all weights together
+    assert (
+        memory_by_category(module, optimizer, 0, 0)["optimizer"]
+        == state_bytes(weight, kind) + tables
+    )
     assert tables <= 2048
 
 
@@ -103,8 +122,14 @@ def test_more_tokens_need_more_and_recomputation_less(backend: str | None) -> No
     setting = replace(PLAIN, backend=backend)
     less, more = (estimated(tokens, setting).activations for tokens in (400, 800))
     assert more / less == pytest.approx(2, rel=0.2), "tokens are what activations grow with"
-    wide = {"hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 6}  # enough terms for selective to keep a product
-    none, selective, full = (estimated(800, setting, mode, **wide) for mode in ("none", "selective", "full"))
+    wide = {
+        "hidden_size": 256,
+        "intermediate_size": 384,
+        "num_hidden_layers": 6,
+    }  # enough terms for selective to keep a product
+    none, selective, full = (
+        estimated(800, setting, mode, **wide) for mode in ("none", "selective", "full")
+    )
     assert none.activations > 1.2 * selective.activations
     assert selective.activations > 1.2 * full.activations
     assert none.peak > selective.peak > full.peak
@@ -112,7 +137,9 @@ def test_more_tokens_need_more_and_recomputation_less(backend: str | None) -> No
 
 def test_logits_take_one_chunk_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(head.BUFFER, "cpu", 1 << 20)
-    small, large = (estimated(tokens, vocab_size=2000, embedding_size=2000).logits for tokens in (1000, 4000))
+    small, large = (
+        estimated(tokens, vocab_size=2000, embedding_size=2000).logits for tokens in (1000, 4000)
+    )
     assert small == pytest.approx(1 << 20, rel=0.1)
     assert large == pytest.approx(1 << 20, rel=0.1)
     assert 10 * large < 4000 // 2 * 2000 * 4, "all of them at once would be far more"
@@ -121,7 +148,9 @@ def test_logits_take_one_chunk_whatever_the_batch(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("elsewhere")
 def test_gradients_of_an_earlier_micro_batch_are_held_through_the_next() -> None:
     elsewhere = replace(PLAIN, device=ELSEWHERE, backend="dense")
-    once, adds = (estimated(setting=replace(elsewhere, accumulates=several)) for several in (False, True))
+    once, adds = (
+        estimated(setting=replace(elsewhere, accumulates=several)) for several in (False, True)
+    )
     assert once.peak < adds.peak <= once.peak + adds.gradients
     assert adds.peak >= adds.weights + adds.optimizer + adds.gradients
 
@@ -173,13 +202,19 @@ def quantised_bytes(model: torch.nn.Module) -> int:
     for layer in model.modules():
         if isinstance(layer, Linear4bit):
             state: Any = layer.weight.quant_state
-            total += size_of([state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code])
+            total += size_of(
+                [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+            )
     return total
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_four_bit_weights_are_estimated_within_one_percent(tmp_path: Path, dtype: torch.dtype) -> None:
-    tiny_model("bert", hidden_size=512, intermediate_size=1024, num_attention_heads=4).save_pretrained(tmp_path)
+def test_four_bit_weights_are_estimated_within_one_percent(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    tiny_model(
+        "bert", hidden_size=512, intermediate_size=1024, num_attention_heads=4
+    ).save_pretrained(tmp_path)
     plain = load_model(str(tmp_path), dtype=dtype)
     foretold = size_of(plain.parameters()) - four_bit_saves(plain, KNOWN["bert"])
     real = quantised_bytes(load_model(str(tmp_path), dtype=dtype, four_bit=True))
@@ -193,8 +228,9 @@ def test_four_bit_weights_are_estimated_within_one_percent(tmp_path: Path, dtype
 # --- the promise
 
 
-# Bytes a process grows by at most in a few steps of training, read where the kernel counts them: getrusage would begin with what the
-# process that started this one held. In full, then with an adapter: malloc has given everything back in between.
+# Bytes a process grows by at most in a few steps of training, read where the kernel counts them:
+# getrusage would begin with what the process that started this one held. In full, then with an
+# adapter: malloc has given everything back in between.
 MEASURED = """\
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
@@ -221,21 +257,44 @@ torch.set_num_threads(1)
 print(grown(False), grown(True))
 """
 # Narrow layers: much memory for little work.
-LARGE: dict[str, Any] = {"family": "modernbert", "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
-LARGE |= {"num_hidden_layers": 8, "vocab_size": 20_000, "max_position_embeddings": 512, "local_attention": 128}
-BATCHES = ((5760, 128), (5600, 90))  # (tokens, those of a document): no two steps of a run are alike
-# malloc then gives every tensor back at once. Left alone it keeps 5 to 30 % more, another share in every run: benches/LOG.md.
+LARGE: dict[str, Any] = {
+    "family": "modernbert",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+}
+LARGE |= {
+    "num_hidden_layers": 8,
+    "vocab_size": 20_000,
+    "max_position_embeddings": 512,
+    "local_attention": 128,
+}
+BATCHES = (
+    (5760, 128),
+    (5600, 90),
+)  # (tokens, those of a document): no two steps of a run are alike
+# malloc then gives every tensor back at once. Left alone it keeps 5 to 30 % more, another share in
+# every run: benches/LOG.md.
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def build(lora: bool) -> Any:
     model = build_model(tiny_config(**LARGE))
-    return add_adapter(model, KNOWN["modernbert"], LoraSettings(8, 16, 0.0, "auto"), []) if lora else model
+    return (
+        add_adapter(model, KNOWN["modernbert"], LoraSettings(8, 16, 0.0, "auto"), [])
+        if lora
+        else model
+    )
 
 
 def grown(where: Path, env: dict[str, str]) -> list[int]:
     """Bytes that training in full, and then with an adapter, takes under such a malloc."""
-    done = run_python(MEASURED.format(root=str(ROOT), tests=str(ROOT / "tests")), cwd=where, env=env, timeout_s=120)
+    done = run_python(
+        MEASURED.format(root=str(ROOT), tests=str(ROOT / "tests")),
+        cwd=where,
+        env=env,
+        timeout_s=120,
+    )
     assert done.returncode == 0, done.stderr
     return [int(word) for word in done.stdout.split()]
 
@@ -246,11 +305,15 @@ def foretold(lora: bool) -> Memory:
     return estimate(model, documents_of(*BATCHES[0]), PLAIN, "none")
 
 
-linux_counts = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts there")
+linux_counts = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="Linux counts there"
+)
 
 
 @linux_counts
-def test_what_tensors_take_of_half_a_gigabyte_and_more_is_foretold_to_a_twentieth(tmp_path: Path) -> None:
+def test_what_tensors_take_of_half_a_gigabyte_and_more_is_foretold_to_a_twentieth(
+    tmp_path: Path,
+) -> None:
     for lora, taken in zip((False, True), grown(tmp_path, GIVES_BACK), strict=True):
         found = foretold(lora)
         assert found.peak > found.peak - found.heap > 500e6
@@ -258,7 +321,11 @@ def test_what_tensors_take_of_half_a_gigabyte_and_more_is_foretold_to_a_twentiet
 
 
 @linux_counts
-def test_what_a_worker_takes_of_half_a_gigabyte_and_more_is_foretold_to_a_quarter(tmp_path: Path) -> None:
+def test_what_a_worker_takes_of_half_a_gigabyte_and_more_is_foretold_to_a_quarter(
+    tmp_path: Path,
+) -> None:
     (rank,) = plan_launch(Params(), tmp_path, (), 0, {}).ranks
-    in_full, _ = grown(tmp_path, {"GLIBC_TUNABLES": rank["GLIBC_TUNABLES"]})  # the second begins among the holes of the first
+    in_full, _ = grown(
+        tmp_path, {"GLIBC_TUNABLES": rank["GLIBC_TUNABLES"]}
+    )  # the second begins among the holes of the first
     assert foretold(lora=False).peak == pytest.approx(in_full, rel=0.25)

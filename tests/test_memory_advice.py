@@ -1,4 +1,6 @@
-"""What a run does about memory: recompute as little as fits, refuse what cannot fit, and say what helps when none is left."""
+"""What a run does about memory: recompute as little as fits, refuse what cannot fit, and say what
+helps when none is left.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def need(peak: int, **kinds: int) -> Memory:
         (10, ("none", "full"), "full"),
     ],
 )
-def test_auto_recomputes_as_little_as_fits(room: float, modes: tuple[str, ...], chosen: str) -> None:
+def test_auto_recomputes_as_little_as_fits(
+    room: float, modes: tuple[str, ...], chosen: str
+) -> None:
     plan = choose_recompute("auto", lambda mode: need(NEEDS[mode]), int(room * GB), modes)
     assert (plan.recompute, plan.memory.peak) == (chosen, NEEDS[chosen])
     assert f"none needs about {NEEDS['none'] / GB:.2f} GB" in plan.why
@@ -62,23 +66,37 @@ def test_auto_recomputes_as_little_as_fits(room: float, modes: tuple[str, ...], 
 
 def test_what_is_asked_for_is_done_whatever_the_room() -> None:
     asked: list[str] = []
-    plan = choose_recompute("selective", lambda mode: asked.append(mode) or need(NEEDS[mode]), 1, ALL)
+    plan = choose_recompute(
+        "selective", lambda mode: asked.append(mode) or need(NEEDS[mode]), 1, ALL
+    )
     assert (plan.recompute, asked) == ("selective", ["selective"])
 
 
 @pytest.mark.parametrize("ways", [{"compile": "on"}, {"compile": "on", "recompute": "auto"}])
-def test_layers_that_are_compiled_are_never_recomputed_selectively(ways: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_are_compiled_are_never_recomputed_selectively(
+    ways: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[str, ...]] = []
-    monkeypatch.setattr(planning, "choose_recompute", lambda asked, make, room, modes: seen.append(tuple(modes)))
+    monkeypatch.setattr(
+        planning, "choose_recompute", lambda asked, make, room, modes: seen.append(tuple(modes))
+    )
     for params in (Params(**ways), Params()):
-        planning.plan_memory(params, None, None, memory.Setting(torch.device("cpu"), torch.float32, None, "adamw", False), "auto")
+        planning.plan_memory(
+            params,
+            None,
+            None,
+            memory.Setting(torch.device("cpu"), torch.float32, None, "adamw", False),
+            "auto",
+        )
     assert seen == [("none", "full"), ALL]
     with pytest.raises(JobError, match="recompute") as caught:
         parse({"dataset_name": "d", "model_name": "m", "compile": "on", "recompute": "selective"})
     assert caught.value.code == Code.CONFIGURATION
 
 
-def test_auto_leaves_layers_uncompiled_where_single_operations_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_leaves_layers_uncompiled_where_single_operations_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("plugin.assembly.attention._why_no_compile", lambda device: "")
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert [choose_compile(Params(), cuda, mode)[0] for mode in ALL] == [True, False, True]
@@ -101,7 +119,9 @@ def test_compile_on_without_a_compiler_is_refused_by_name(monkeypatch: pytest.Mo
 # --- how much there is
 
 
-def test_a_containers_limit_counts_and_pages_of_files_it_read_are_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_containers_limit_counts_and_pages_of_files_it_read_are_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     monkeypatch.setattr(memory, "_meminfo", lambda: {"MemAvailable": 50 * GB})
     cpu = torch.device("cpu")
@@ -130,7 +150,9 @@ def applied(params: Params, setting: str) -> Params:
 
 def jobs() -> list[Params]:
     base: dict[str, Any] = {"dataset_name": "d.jsonl", "model_name": "m", "max_length": 64}
-    sizes = [{"batch_size": b, "gradient_accumulation_steps": g} for b in (1, 2, 7, 12) for g in (1, 3)]
+    sizes = [
+        {"batch_size": b, "gradient_accumulation_steps": g} for b in (1, 2, 7, 12) for g in (1, 3)
+    ]
     tokens: list[dict[str, Any]] = [{}, {"tokens_per_batch": 64}, {"tokens_per_batch": 1000}]
     kinds: list[dict[str, Any]] = [
         {},
@@ -140,12 +162,16 @@ def jobs() -> list[Params]:
         {"streaming": True, "training_stage": "pretrain", "num_train_epochs": 0},
         {"model_name": "", "model_config": "c.json", "dtype": "float32"},
     ]
-    return [parse({**base, **a, **b, **c}).params for a, b, c in itertools.product(sizes, tokens, kinds)]
+    return [
+        parse({**base, **a, **b, **c}).params for a, b, c in itertools.product(sizes, tokens, kinds)
+    ]
 
 
 def effective_batch(params: Params) -> int:
     """Documents of a step, or its tokens where it is made of tokens."""
-    return params.gradient_accumulation_steps * (pack_tokens(params) if params.streaming else params.batch_size)
+    return params.gradient_accumulation_steps * (
+        pack_tokens(params) if params.streaming else params.batch_size
+    )
 
 
 PLANS = (
@@ -156,7 +182,9 @@ PLANS = (
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=["unknown", "activations", "states"])
-def test_advice_is_a_job_that_can_be_given_with_the_same_effective_batch(plan: MemoryPlan | None) -> None:
+def test_advice_is_a_job_that_can_be_given_with_the_same_effective_batch(
+    plan: MemoryPlan | None,
+) -> None:
     for params in jobs():
         if plan and params.recompute not in ("auto", plan.recompute):
             continue  # no plan of that job
@@ -189,7 +217,10 @@ def test_far_too_little_room_is_exit_5_and_names_the_biggest() -> None:
         check_memory(params, plan, 7 * GB)
     (problem,) = caught.value.problems
     assert (problem.code, problem.field) == (5, "memory")
-    assert problem.got == "7.00 GB free where about 10.00 GB are needed; most goes to activations (7.00 GB of about 10.00 GB)"
+    assert (
+        problem.got
+        == "7.00 GB free where about 10.00 GB are needed; most goes to activations (7.00 GB of about 10.00 GB)"
+    )
     assert problem.fix.count("; or ") == 2
 
 
@@ -198,9 +229,13 @@ def test_every_way_of_saying_that_memory_is_out_is_known() -> None:
         torch.empty(1 << 60)
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(MemoryError())
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert is_out_of_memory(
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    )
     assert is_out_of_memory(OSError(12, "Cannot allocate memory"))
-    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert is_out_of_memory(
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    )
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
 
 
@@ -209,12 +244,18 @@ def test_every_way_of_saying_that_memory_is_out_is_known() -> None:
 
 @pytest.fixture
 def check(
-    tmp_path: Path, pairs_file: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    pairs_file: Path,
+    tiny_config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., tuple[int, str, str]]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "_try_out", try_out_here)
 
-    def call(*flags: object, model: tuple[str, object] = ("--model_config", tiny_config)) -> tuple[int, str, str]:
+    def call(
+        *flags: object, model: tuple[str, object] = ("--model_config", tiny_config)
+    ) -> tuple[int, str, str]:
         job = (*model, "--dataset_name", pairs_file, "--max_length", 64, "--train_device", "cpu")
         code = cli.run([*map(str, ("check", *job, *flags))])
         return code, *capsys.readouterr()
@@ -229,10 +270,14 @@ def test_check_tells_what_memory_is_needed_and_what_there_is(check: Callable[...
     needs = plan["memory"]
     assert set(needs) == {*KINDS, "heap", "peak", "free", "device"}
     assert needs["gradients"] == 4 * plan["parameters"]
-    assert needs["weights"] == pytest.approx(needs["gradients"], rel=0.001), "rotary tables are no parameters"
+    assert needs["weights"] == pytest.approx(needs["gradients"], rel=0.001), (
+        "rotary tables are no parameters"
+    )
     assert needs["optimizer"] == pytest.approx(2 * needs["gradients"], rel=0.001)
     assert min(needs["activations"], needs["logits"]) > 0
-    assert needs["weights"] + needs["gradients"] + needs["optimizer"] < needs["peak"] < needs["free"]
+    assert (
+        needs["weights"] + needs["gradients"] + needs["optimizer"] < needs["peak"] < needs["free"]
+    )
     assert any(note.startswith("recompute: none; none needs about") for note in plan["notes"])
 
 
@@ -242,7 +287,9 @@ def test_check_shows_it_in_one_line(check: Callable[..., Any]) -> None:
     assert all(kind in line for kind in (*KINDS, "at the peak", "GB free"))
 
 
-def test_check_refuses_what_cannot_fit_with_exit_5(check: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_refuses_what_cannot_fit_with_exit_5(
+    check: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in (planning, trial):
         monkeypatch.setattr(module, "free_bytes", lambda device: 100_000)
     code, _, err = check("--batch_size", 8)
@@ -258,9 +305,13 @@ def test_check_packs_a_model_published_with_dropout(
     check: Callable[..., Any], tmp_path: Path, tried: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial, "SMALL", tried)
-    folder = write_checkpoint(tmp_path / "bert", "classic", [text for row in pairs() for text in row.values()])
+    folder = write_checkpoint(
+        tmp_path / "bert", "classic", [text for row in pairs() for text in row.values()]
+    )
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1})
+    )
     code, _, err = check("--packing", "on", model=("--model_name", folder))
     assert code == 0, err
     assert "error[" not in err
@@ -268,7 +319,8 @@ def test_check_packs_a_model_published_with_dropout(
 
 # --- a run
 
-# The limit holds for every program that follows; what importing takes is known only after it was done.
+# The limit holds for every program that follows; what importing takes is known only after it was
+# done.
 LIMITED = """\
 import os, resource, sys
 sys.path.insert(0, sys.argv[1])
@@ -281,14 +333,52 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 
 def test_a_run_that_runs_out_of_memory_says_what_was_biggest_and_what_to_do(tmp_path: Path) -> None:
     """One document of 3,500 tokens among short ones; eager attention holds all its pairs."""
-    (tmp_path / "config.json").write_text(json.dumps(TINY_CONFIG | {"max_position_embeddings": 4096}))
-    rows = write_rows(tmp_path / "rows.jsonl", [*pairs(), {"prompt": "Say sea very often.", "response": "sea " * 3500}])
+    (tmp_path / "config.json").write_text(
+        json.dumps(TINY_CONFIG | {"max_position_embeddings": 4096})
+    )
+    rows = write_rows(
+        tmp_path / "rows.jsonl",
+        [*pairs(), {"prompt": "Say sea very often.", "response": "sea " * 3500}],
+    )
     folder = tmp_path / "run"
-    job = ("--model_config", tmp_path / "config.json", "--dataset_name", rows, "--max_length", 4096, "--batch_size", 2)
-    clock = ("--train_steps", 20, "--save_steps", 1, "--eval_strategy", "no", "--logging_steps", 1, "--seed", 1)
-    words = (LIMITED, ROOT, MAIN, "train", *job, *clock, "--attn_implementation", "eager", "--run_dir", folder)
+    job = (
+        "--model_config",
+        tmp_path / "config.json",
+        "--dataset_name",
+        rows,
+        "--max_length",
+        4096,
+        "--batch_size",
+        2,
+    )
+    clock = (
+        "--train_steps",
+        20,
+        "--save_steps",
+        1,
+        "--eval_strategy",
+        "no",
+        "--logging_steps",
+        1,
+        "--seed",
+        1,
+    )
+    words = (
+        LIMITED,
+        ROOT,
+        MAIN,
+        "train",
+        *job,
+        *clock,
+        "--attn_implementation",
+        "eager",
+        "--run_dir",
+        folder,
+    )
     command = [sys.executable, "-c", *map(str, words)]
-    done = subprocess.run(command, env=child_env(), capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        command, env=child_env(), capture_output=True, text=True, timeout=200, check=False
+    )
     lines = [line for line in done.stderr.splitlines() if line.startswith("error[")]
     assert refusal((done.returncode, lines, ""))[:2] == (5, "memory")
     assert "Traceback" not in done.stderr

@@ -1,4 +1,6 @@
-"""The stopwatch on a GPU, its events played: laps are booked once the device has passed them, and nothing waits for it."""
+"""The stopwatch on a GPU, its events played: laps are booked once the device has passed them, and
+nothing waits for it.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 
 def one_step(watch: Stopwatch, device: Device) -> None:
-    """Forward for 2 s, backward for 3, a read that waits for both, an update of 1 s that nothing waits for."""
+    """Forward for 2 s, backward for 3, a read that waits for both, an update of 1 s that nothing
+    waits for.
+    """
     watch.start()
     watch.lap("load")
     for kind, seconds in (("forward", 2.0), ("backward", 3.0)):
@@ -59,10 +63,18 @@ def test_stopwatch_books_the_update_one_step_later(device: Device) -> None:
     watch = Stopwatch(torch.device("cuda"))
     one_step(watch, device)
     taken = watch.take()
-    assert (taken["time/forward"], taken["time/backward"], taken["time/optimizer"]) == (2.0, 3.0, 0.0)
+    assert (taken["time/forward"], taken["time/backward"], taken["time/optimizer"]) == (
+        2.0,
+        3.0,
+        0.0,
+    )
     one_step(watch, device)
     taken = watch.take()
-    assert (taken["time/forward"], taken["time/backward"], taken["time/optimizer"]) == (2.0, 3.0, 1.0)
+    assert (taken["time/forward"], taken["time/backward"], taken["time/optimizer"]) == (
+        2.0,
+        3.0,
+        1.0,
+    )
 
 
 def test_stopwatch_books_every_micro_batch(device: Device) -> None:

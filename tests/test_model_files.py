@@ -1,4 +1,6 @@
-"""What the parent sees of a model before any worker: a path that is none, and a family of another method."""
+"""What the parent sees of a model before any worker: a path that is none, and a family of another
+method.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,30 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["./x", "/no/where", "~/nowhere", "a/b/c", "runs/x", "mine/two", "mine/one/fused", "model.gguf", "org/m.safetensors", "a b"],
+    [
+        "./x",
+        "/no/where",
+        "~/nowhere",
+        "a/b/c",
+        "runs/x",
+        "mine/two",
+        "mine/one/fused",
+        "model.gguf",
+        "org/m.safetensors",
+        "a b",
+    ],
 )
 def test_a_path_that_is_not_there_is_refused_without_a_hub(name: str) -> None:
-    with pytest.raises(JobError, match=r"model: expected a folder that exists, or a hub id, got .*, which is not there"):
+    with pytest.raises(
+        JobError,
+        match=r"model: expected a folder that exists, or a hub id, got .*, which is not there",
+    ):
         refuse_missing_path("model", name)
 
 
-@pytest.mark.parametrize("name", ["org/other", "bert-base-uncased", "Qwen/Qwen2.5-0.5B", "mine/one", "./org/model"])
+@pytest.mark.parametrize(
+    "name", ["org/other", "bert-base-uncased", "Qwen/Qwen2.5-0.5B", "mine/one", "./org/model"]
+)
 def test_hub_ids_and_folders_that_are_there_pass(name: str) -> None:
     refuse_missing_path("model", name)
 
@@ -54,13 +72,17 @@ def test_a_configuration_of_another_method_is_refused(here: Path) -> None:
             if fits:
                 check_method(job(training_method="llada", **source))
                 continue
-            with pytest.raises(JobError, match="training_method: expected dream for a DreamModel, got llada") as caught:
+            with pytest.raises(
+                JobError, match="training_method: expected dream for a DreamModel, got llada"
+            ) as caught:
                 check_method(job(training_method="llada", **source))
             assert caught.value.code == 2
 
 
 def test_the_hosts_word_counts_for_a_hub_id_alone() -> None:
-    with pytest.raises(JobError, match="training_method: expected llada for a LLaDAModelLM, got bert"):
+    with pytest.raises(
+        JobError, match="training_method: expected llada for a LLaDAModelLM, got bert"
+    ):
         check_architecture(job(model_name="GSAI-ML/LLaDA-8B-Base"), "LLaDAModelLM")
     check_architecture(job(model_name="GSAI-ML/LLaDA-8B-Base"), "SomethingElse")
     check_architecture(job(model_name="org/model"), "LLaDAModelLM")

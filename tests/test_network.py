@@ -1,4 +1,6 @@
-"""The interface that several machines meet on, and names that lead nowhere. test_life.py has a real network."""
+"""The interface that several machines meet on, and names that lead nowhere. test_life.py has a real
+network.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,11 @@ import pytest
 from plugin.base.errors import JobError
 from plugin.parent.network import interface_to
 
-LOOPBACK = next(name for name, found in psutil.net_if_addrs().items() if any(one.address == "127.0.0.1" for one in found))
+LOOPBACK = next(
+    name
+    for name, found in psutil.net_if_addrs().items()
+    if any(one.address == "127.0.0.1" for one in found)
+)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"])
@@ -29,10 +35,13 @@ def resolved(monkeypatch: pytest.MonkeyPatch, to: object) -> None:
 
 
 def test_a_name_that_is_this_machine_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Debian's /etc/hosts has it: the first machine would wait on its loopback for the others."""
+    """As Debian's /etc/hosts has it: the first machine would wait on its loopback for the
+    others.
+    """
     resolved(monkeypatch, "127.0.1.1")
     with pytest.raises(
-        JobError, match=r"main_process_ip: expected machine 0's address in the network, got node-a, which is 127\.0\.1\.1"
+        JobError,
+        match=r"main_process_ip: expected machine 0's address in the network, got node-a, which is 127\.0\.1\.1",
     ):
         interface_to("node-a")
 
@@ -40,6 +49,7 @@ def test_a_name_that_is_this_machine_alone_is_refused(monkeypatch: pytest.Monkey
 def test_a_name_that_nobody_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     resolved(monkeypatch, socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
     with pytest.raises(
-        JobError, match="main_process_ip: expected an address that this machine reaches, got nodea: Name or service"
+        JobError,
+        match="main_process_ip: expected an address that this machine reaches, got nodea: Name or service",
     ):
         interface_to("nodea")

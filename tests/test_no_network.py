@@ -24,7 +24,10 @@ def test_create_connection_and_name_lookups_are_refused() -> None:
 
 
 def test_loopback_and_unix_sockets_work(tmp_path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+    ):
         assert client.getpeername() == server.getsockname()
     path = os.path.relpath(tmp_path / "s")  # a unix path holds about 100 bytes
     with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:

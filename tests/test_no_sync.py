@@ -1,7 +1,9 @@
-"""Micro-batches never wait for the device: a step reads from it once, however many micro-batches it has.
+"""Micro-batches never wait for the device: a step reads from it once, however many micro-batches it
+has.
 
-On a CPU nothing waits, so reads are counted where they would: operations that bring a number to Python, and tensors turned into
-Python's or numpy's values. (A packed run on a CPU loops over documents and reads their lengths; a GPU's backends do not.)
+On a CPU nothing waits, so reads are counted where they would: operations that bring a number to
+Python, and tensors turned into Python's or numpy's values. (A packed run on a CPU loops over
+documents and reads their lengths; a GPU's backends do not.)
 """
 
 from __future__ import annotations
@@ -25,7 +27,15 @@ from plugin.training.step import Step, build_step
 DOCUMENTS = random_documents(40)
 STEPS, STEP_SIZE = 3, 8
 aten = torch.ops.aten
-READS = {aten._local_scalar_dense, aten.nonzero, aten.is_nonzero, aten.equal, aten.masked_select, aten.unique_dim, aten._unique2}
+READS = {
+    aten._local_scalar_dense,
+    aten.nonzero,
+    aten.is_nonzero,
+    aten.equal,
+    aten.masked_select,
+    aten.unique_dim,
+    aten._unique2,
+}
 METHODS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
 
 
@@ -40,7 +50,9 @@ class Reads(TorchDispatchMode):
         if func.overloadpacket in READS:
             self.seen[str(func)] += 1
         found = (entry for arg in args if isinstance(arg, list | tuple) for entry in arg)
-        if func.overloadpacket == aten.index and any(isinstance(one, torch.Tensor) and one.dtype == torch.bool for one in found):
+        if func.overloadpacket == aten.index and any(
+            isinstance(one, torch.Tensor) and one.dtype == torch.bool for one in found
+        ):
             self.seen["a boolean index"] += 1
         return func(*args, **(kwargs or {}))
 
@@ -79,7 +91,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], C
 def make_steps(batch_size: int, packed: bool, device: torch.device | None = None) -> list[Step]:
     """Built beforehand, as the thread that builds them does."""
     return [
-        build_step(slots(STEP_SIZE, 40, step=step), DOCUMENTS, rules(), batch_size=batch_size, layout=Layout(packed, tokens))
+        build_step(
+            slots(STEP_SIZE, 40, step=step),
+            DOCUMENTS,
+            rules(),
+            batch_size=batch_size,
+            layout=Layout(packed, tokens),
+        )
         for step in range(STEPS)
         for tokens in [None if batch_size == STEP_SIZE or not packed else 48]
     ]
@@ -88,7 +106,9 @@ def make_steps(batch_size: int, packed: bool, device: torch.device | None = None
 def trainer(model: Any, steps: list[Step], backend: str | None) -> Callable[[], object]:
     """A run of the loop over `steps`, its module and optimizer ready."""
     accelerator = cpu()
-    module, optimizer = accelerator.prepare(DiffusionModel(model, PAD, backend), torch.optim.SGD(model.parameters(), lr=0.1))
+    module, optimizer = accelerator.prepare(
+        DiffusionModel(model, PAD, backend), torch.optim.SGD(model.parameters(), lr=0.1)
+    )
     scheduler = Schedule(optimizer.optimizer, lambda step: 1.0)
 
     def nothing(*_: Any) -> None:
@@ -96,14 +116,26 @@ def trainer(model: Any, steps: list[Step], backend: str | None) -> Callable[[], 
 
     hooks = Hooks(Requests, nothing, nothing, nothing, nothing, nothing)
     plan = Plan(len(steps), logging_steps=100, eval_every=0, save_every=100, max_grad_norm=1.0)
-    return lambda: train(accelerator, module, optimizer, scheduler, steps.__getitem__, plan, hooks, meters(accelerator))
+    return lambda: train(
+        accelerator,
+        module,
+        optimizer,
+        scheduler,
+        steps.__getitem__,
+        plan,
+        hooks,
+        meters(accelerator),
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("backend", [None, "dense"], ids=["padded", "packed"])
 @pytest.mark.parametrize("how", ["full", "lora and recompute"])
 def test_a_step_reads_once_however_many_micro_batches_it_has(
-    family: str, backend: str | None, how: str, reads: Callable[[Callable[[], object]], Counter[str]]
+    family: str,
+    backend: str | None,
+    how: str,
+    reads: Callable[[Callable[[], object]], Counter[str]],
 ) -> None:
     found, pieces = [], []
     for batch_size in (STEP_SIZE, 2):
@@ -125,11 +157,18 @@ def test_reads_are_seen(reads: Callable[[Callable[[], object]], Counter[str]]) -
     pieces = sum(len(step.pieces) for step in steps)
     assert reads(trainer(tiny_model("llada"), steps, "loop")) == {"tolist": STEPS + pieces}
     ones = torch.ones(3)
-    assert reads(lambda: ones[ones > 0].sum().item()) == {"a boolean index": 1, "item": 1, "aten._local_scalar_dense.default": 1}
+    assert reads(lambda: ones[ones > 0].sum().item()) == {
+        "a boolean index": 1,
+        "item": 1,
+        "aten._local_scalar_dense.default": 1,
+    }
     assert reads(lambda: bool(ones.sum() > 1))["__bool__"] == 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: there torch itself raises at a synchronisation")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="needs a CUDA GPU: there torch itself raises at a synchronisation",
+)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("backend", [None, "dense", "varlen"])
 def test_no_forward_or_backward_synchronises_with_a_gpu(family: str, backend: str | None) -> None:

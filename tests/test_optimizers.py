@@ -1,4 +1,6 @@
-"""8-bit AdamW: bfloat16 weights move by the right amount on average, and its state survives a checkpoint."""
+"""8-bit AdamW: bfloat16 weights move by the right amount on average, and its state survives a
+checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def step(module: Weights, optimizer: torch.optim.Optimizer, slope: float = 1.0) 
     optimizer.zero_grad()
 
 
-def one_step(kind: str, rate: float, dtype: torch.dtype = torch.bfloat16, seed: int = 1) -> torch.Tensor:
+def one_step(
+    kind: str, rate: float, dtype: torch.dtype = torch.bfloat16, seed: int = 1
+) -> torch.Tensor:
     module = Weights(1.5, dtype)
     step(module, make_optimizer(module, kind=kind, learning_rate=rate, weight_decay=0.0, seed=seed))
     assert {weight.dtype for weight in module.parameters()} == {dtype}
@@ -36,13 +40,17 @@ def one_step(kind: str, rate: float, dtype: torch.dtype = torch.bfloat16, seed: 
 
 
 def test_an_update_below_the_resolution_moves_the_right_share_of_bfloat16_weights() -> None:
-    """At 1.5 the next bfloat16 is 2^-7 away: an update of 1.5e-5 (1e-5 relative) must move 0.192 % of the weights that far."""
+    """At 1.5 the next bfloat16 is 2^-7 away: an update of 1.5e-5 (1e-5 relative) must move 0.192 %
+    of the weights that far.
+    """
     assert (one_step("adamw", 1.5e-5) == 1.5).all(), "rounded to nearest, every one of them is lost"
     moved = one_step("adamw_8bit", 1.5e-5)
     assert set(moved.unique().tolist()) == {1.5, 1.5 - 2**-7}
     share = 1.5e-5 * 2**7
     count = SIDE * SIDE
-    assert (moved != 1.5).sum().item() == pytest.approx(share * count, abs=4 * (share * count) ** 0.5)
+    assert (moved != 1.5).sum().item() == pytest.approx(
+        share * count, abs=4 * (share * count) ** 0.5
+    )
 
 
 def test_a_larger_update_is_right_on_average() -> None:
@@ -52,20 +60,28 @@ def test_a_larger_update_is_right_on_average() -> None:
 
 
 def test_float32_weights_are_updated_exactly() -> None:
-    torch.testing.assert_close(one_step("adamw_8bit", 1e-3, torch.float32), torch.full((SIDE, SIDE), 1.499), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        one_step("adamw_8bit", 1e-3, torch.float32),
+        torch.full((SIDE, SIDE), 1.499),
+        rtol=1e-6,
+        atol=0,
+    )
 
 
 def test_rounding_is_seeded_and_differs_from_step_to_step() -> None:
     assert torch.equal(one_step("adamw_8bit", 1e-3), one_step("adamw_8bit", 1e-3))
     assert not torch.equal(one_step("adamw_8bit", 1e-3), one_step("adamw_8bit", 1e-3, seed=2))
     module = Weights(1.5, torch.bfloat16)
-    optimizer = make_optimizer(module, kind="adamw_8bit", learning_rate=1e-4, weight_decay=0.0, seed=1)
+    optimizer = make_optimizer(
+        module, kind="adamw_8bit", learning_rate=1e-4, weight_decay=0.0, seed=1
+    )
     moved = []
     for _ in range(3):
         before = module.wide.detach().clone()
         step(module, optimizer)
         moved.append(module.wide.detach() != before)
-    # Each step moves 1.28 % of 65536 weights, 839; two steps move the same 11 by chance, and all 839 with the same noise.
+    # Each step moves 1.28 % of 65536 weights, 839; two steps move the same 11 by chance, and all
+    # 839 with the same noise.
     assert all(mask.sum().item() == pytest.approx(839, abs=120) for mask in moved)
     assert (moved[0] & moved[1]).sum() < 40
     assert (moved[1] & moved[2]).sum() < 40
@@ -74,7 +90,11 @@ def test_rounding_is_seeded_and_differs_from_step_to_step() -> None:
 def test_matrices_decay_and_vectors_do_not() -> None:
     for kind in ("adamw", "adamw_8bit"):
         module = Weights(1.5, torch.float32)
-        step(module, make_optimizer(module, kind=kind, learning_rate=0.1, weight_decay=0.5, seed=1), slope=1e-3)
+        step(
+            module,
+            make_optimizer(module, kind=kind, learning_rate=0.1, weight_decay=0.5, seed=1),
+            slope=1e-3,
+        )
         assert module.wide[0, 0].item() == pytest.approx(1.5 * (1 - 0.1 * 0.5) - 0.1, rel=1e-3)
         assert module.narrow[0].item() == pytest.approx(1.4, rel=1e-3)
 
@@ -83,12 +103,16 @@ def test_what_does_not_train_has_no_state() -> None:
     module = Weights(1.5, torch.float32)
     module.wide.requires_grad_(False)
     optimizer = make_optimizer(module, kind="adamw", learning_rate=0.1, weight_decay=0.0, seed=1)
-    assert [weight for group in optimizer.param_groups for weight in group["params"]] == [module.narrow]
+    assert [weight for group in optimizer.param_groups for weight in group["params"]] == [
+        module.narrow
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
-def test_a_restored_optimizer_goes_on_to_the_last_bit(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_restored_optimizer_goes_on_to_the_last_bit(
+    kind: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
     straight = Weights(1.5, dtype)
     optimizer = make_optimizer(straight, kind=kind, learning_rate=1e-2, weight_decay=0.1, seed=1)
     for slope in (1.0, -0.3):
@@ -107,9 +131,13 @@ def test_a_restored_optimizer_goes_on_to_the_last_bit(kind: str, dtype: torch.dt
 
 def test_states_of_large_weights_take_a_byte_each() -> None:
     module = Weights(1.5, torch.bfloat16)
-    optimizer = make_optimizer(module, kind="adamw_8bit", learning_rate=1e-2, weight_decay=0.0, seed=1)
+    optimizer = make_optimizer(
+        module, kind="adamw_8bit", learning_rate=1e-2, weight_decay=0.0, seed=1
+    )
     step(module, optimizer)
     sizes = [
-        tensor.numel() * tensor.element_size() for tensor in optimizer_tensors(optimizer).values() if tensor.numel() == SIDE**2
+        tensor.numel() * tensor.element_size()
+        for tensor in optimizer_tensors(optimizer).values()
+        if tensor.numel() == SIDE**2
     ]
     assert sizes == [SIDE**2] * 2

@@ -1,4 +1,6 @@
-"""End to end in one process: a model from scratch learns eight answers, word for word, and where each of them stops."""
+"""End to end in one process: a model from scratch learns eight answers, word for word, and where
+each of them stops.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +21,49 @@ QUESTIONS = (
     *("Are you a robot?", "Are you happy?", "Do you drink?", "Do you sleep?"),
     *("Tell me a joke.", "Who are you?", "What is the sun?", "How far is the sun?"),
 )
-SHORT = ("Yes, a small one.", "Always.", "Only electricity.", "No.", "You first.", "A small robot.", "A star.", "Eight minutes.")
+SHORT = (
+    "Yes, a small one.",
+    "Always.",
+    "Only electricity.",
+    "No.",
+    "You first.",
+    "A small robot.",
+    "A star.",
+    "Eight minutes.",
+)
 LONG = (
     *("Yes, a small one.", "Always.", "My brain does not require any beverages.", "No."),
-    *("What do you get when you cross a joke with a question?", "I am a program that removes masks.", "A star."),
+    *(
+        "What do you get when you cross a joke with a question?",
+        "I am a program that removes masks.",
+        "A star.",
+    ),
     "Eight minutes by light, and much longer by train.",
 )
 
 
-# Within one block, and over two: there the canvas of the first block must not tell that the answer ends in it.
-@pytest.mark.parametrize(("replies", "most_blocks", "steps"), [(SHORT, 1, 350), (LONG, 2, 600)], ids=["short", "long"])
+# Within one block, and over two: there the canvas of the first block must not tell that the answer
+# ends in it.
+@pytest.mark.parametrize(
+    ("replies", "most_blocks", "steps"), [(SHORT, 1, 350), (LONG, 2, 600)], ids=["short", "long"]
+)
 def test_eight_pairs_come_back_word_for_word_and_stop_where_they_should(
     replies: tuple[str, ...], most_blocks: int, steps: int
 ) -> None:
     tokenizer = train_tokenizer([*QUESTIONS, *replies], 400)
     chat = ChatFormat(tokenizer)
-    assert (chat.pad_id, chat.start_id, chat.end_ids, chat.fill_id, chat.mask_id) == (PAD, CLS, (SEP,), SEP, MASK)
+    assert (chat.pad_id, chat.start_id, chat.end_ids, chat.fill_id, chat.mask_id) == (
+        PAD,
+        CLS,
+        (SEP,),
+        SEP,
+        MASK,
+    )
     pairs = enumerate(zip(QUESTIONS, replies, strict=True))
-    rows = [(f"r:{n}", Example(f"r:{n}", (Turn("user", ask), Turn("assistant", reply)))) for n, (ask, reply) in pairs]
+    rows = [
+        (f"r:{n}", Example(f"r:{n}", (Turn("user", ask), Turn("assistant", reply))))
+        for n, (ask, reply) in pairs
+    ]
     documents, _ = encode_split(rows, chat, Encoding(max_length=64))
     learned = [documents[index].ids.size - documents[index].prompt for index in range(8)]
     blocks = [-(-length // BLOCK) for length in learned]
@@ -65,8 +92,12 @@ def test_eight_pairs_come_back_word_for_word_and_stop_where_they_should(
 
     prompts = [documents[index].ids[: documents[index].prompt] for index in range(8)]
     settings = SamplerSettings(max_new_tokens=4 * BLOCK, block_length=BLOCK, steps=BLOCK)
-    answers = generate(predictor(model.eval()), prompts, Vocabulary(MASK, chat.end_ids, PAD), settings)
+    answers = generate(
+        predictor(model.eval()), prompts, Vocabulary(MASK, chat.end_ids, PAD), settings
+    )
     assert [chat.decode(one.ids.tolist()) for one in answers] == list(replies)
-    assert [one.ids.size for one in answers] == [BLOCK * count for count in blocks], "a row stops with its answer's last block"
+    assert [one.ids.size for one in answers] == [BLOCK * count for count in blocks], (
+        "a row stops with its answer's last block"
+    )
     for one, length in zip(answers, learned, strict=True):
         assert (one.ids[length - 1 :] == SEP).all(), "and all behind the answer is the end token"

@@ -1,7 +1,8 @@
-"""Nine cells: each method, trained in full, with LoRA and with QLoRA, learns eight answers word for word and where they stop.
+"""Nine cells: each method, trained in full, with LoRA and with QLoRA, learns eight answers word for
+word and where they stop.
 
-The bases know the language of the answers from other pairs, as a published model does: an adapter cannot move the frozen
-embeddings and head of a model that knows nothing.
+The bases know the language of the answers from other pairs, as a published model does: an adapter
+cannot move the frozen embeddings and head of a model that knows nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ CELLS: dict[str, dict[str, Any]] = {
 }
 STEPS = {"full": {"bert": 350}, "lora": {"bert": 800}, "qlora": {"bert": 800}}
 USUAL_STEPS = {"full": 500, "lora": 600, "qlora": 600}
-CPU_SECONDS = 40.0  # each takes under 20 on a quiet machine; beside other work on its cores up to 22 were seen
+# each takes under 20 on a quiet machine; beside other work on its cores up to 22 were seen
+CPU_SECONDS = 40.0
 
 
 def made_up(count: int) -> Pairs:
@@ -37,7 +39,10 @@ def made_up(count: int) -> Pairs:
     asked = [(one, two) for one in WORDS for two in WORDS if one != two]
     rng.shuffle(asked)
     return [
-        (f"What is {one} and {two}?", f"It is {' '.join(rng.choice(WORDS) for _ in range(rng.randint(1, 4)))}.")
+        (
+            f"What is {one} and {two}?",
+            f"It is {' '.join(rng.choice(WORDS) for _ in range(rng.randint(1, 4)))}.",
+        )
         for one, two in asked[:count]
     ]
 
@@ -48,14 +53,20 @@ OTHERS, PAIRS = _ALL[:48], _ALL[48:]
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A method's base, made when first asked for: a few seconds of full training on the other pairs."""
+    """A method's base, made when first asked for: a few seconds of full training on the other
+    pairs.
+    """
     made: dict[str, Path] = {}
 
     def base(method: str) -> Path:
         if method not in made:
             folder = tmp_path_factory.mktemp(method)
-            raw = write_checkpoint(folder / "raw", method, [text for pair in (*OTHERS, *PAIRS) for text in pair])
-            learned = run(folder, method, raw, OTHERS, train_steps=BASE_STEPS[method], learning_rate=3e-3)
+            raw = write_checkpoint(
+                folder / "raw", method, [text for pair in (*OTHERS, *PAIRS) for text in pair]
+            )
+            learned = run(
+                folder, method, raw, OTHERS, train_steps=BASE_STEPS[method], learning_rate=3e-3
+            )
             made[method] = folder / "base"
             write_model(made[method], learned.model, learned.prepared.tokenizer, {})
         return made[method]

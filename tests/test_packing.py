@@ -105,7 +105,9 @@ def test_eager_pads_and_cannot_be_told_to_pack() -> None:
         choose(attn_implementation="eager", packing="on")
 
 
-def test_a_family_without_proof_pads_and_refuses_to_be_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_without_proof_pads_and_refuses_to_be_packed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(FACES, "bert", replace(FACES["bert"], encode_flat=None))
     assert choose(family="bert").backend is None
     with pytest.raises(JobError) as caught:

@@ -1,4 +1,6 @@
-"""The parameters are those of the published table: names, defaults, allowed values, one row each, written by hand."""
+"""The parameters are those of the published table: names, defaults, allowed values, one row each,
+written by hand.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from plugin.config.parse import parse
 REQUIRED = {"dataset_name": "data.jsonl", "model_name": "model"}
 TEXT, BOOL = "text", (True, False)
 
-# name: (default, words it takes or TEXT or BOOL, or bounds as (kind, lowest that passes, highest that passes, values refused))
+# name: (default, words it takes or TEXT or BOOL, or bounds as (kind, lowest that passes, highest
+# that passes, values refused))
 TABLE: dict[str, tuple[object, object]] = {
     "train_device": ("auto", ("auto", "cuda", "cpu", "tpu")),
     "gpu_ids": ("auto", ("auto", "0", "0,2", "0, 2")),
@@ -103,11 +106,15 @@ WORDS = {
     for name, (_, words) in TABLE.items()
     if words == BOOL or (words != TEXT and "int" not in words[0] and words[0] != "float")
 }
-NUMBERS = {name: bounds for name, (_, bounds) in TABLE.items() if bounds != TEXT and name not in WORDS}
+NUMBERS = {
+    name: bounds for name, (_, bounds) in TABLE.items() if bounds != TEXT and name not in WORDS
+}
 
 
 def accepts(name: str, value: object) -> bool:
-    """Whether the value itself is allowed; what is not built yet is another question, asked later."""
+    """Whether the value itself is allowed; what is not built yet is another question, asked
+    later.
+    """
     try:
         Params.model_validate({name: value})
     except ValueError:
@@ -133,7 +140,12 @@ def test_every_word_is_taken_and_no_other(name: str, words: tuple[object, ...]) 
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, words in WORDS.items() if words != BOOL and name not in ("gpu_ids", "adaptor_name")]
+    "name",
+    [
+        name
+        for name, words in WORDS.items()
+        if words != BOOL and name not in ("gpu_ids", "adaptor_name")
+    ],
 )
 def test_the_form_offers_exactly_these_words(name: str) -> None:
     assert tuple(schema()[name]["enum"]) == WORDS[name]
@@ -154,7 +166,14 @@ def test_bounds_are_the_published_ones(name: str, bounds: tuple[str, float, floa
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("learning_rate", 0), ("t_max", 0), ("eval_steps", 0), ("save_steps", 0), ("warmup_ratio", 1), ("t_min", 1)],
+    [
+        ("learning_rate", 0),
+        ("t_max", 0),
+        ("eval_steps", 0),
+        ("save_steps", 0),
+        ("warmup_ratio", 1),
+        ("t_min", 1),
+    ],
 )
 def test_open_bounds_exclude_the_bound(name: str, value: float) -> None:
     assert not accepts(name, value)
@@ -165,7 +184,9 @@ def test_gpu_ids_takes_auto_or_positions(value: str) -> None:
     assert not accepts("gpu_ids", value)
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "-flag", "", "x" * 65, "a b", "a\n", "ü"])
+@pytest.mark.parametrize(
+    "name", ["../up", "a/b", ".hidden", "-flag", "", "x" * 65, "a b", "a\n", "ü"]
+)
 def test_a_name_stays_inside_its_folder(name: str) -> None:
     assert not accepts("adaptor_name", name)
 
@@ -189,15 +210,29 @@ def test_every_field_says_what_it_is() -> None:
 
 def test_the_common_fields_are_on_the_form_and_keys_are_never_parameters() -> None:
     on_form = {name for name, field in schema().items() if field["form"]}
-    assert {"training_method", "learning_rate", "batch_size", "max_length", "train_steps", "lora", "fuse_model"} <= on_form
-    assert not {name for name in TABLE if any(word in name for word in ("key", "token", "secret", "password"))} - {
+    assert {
+        "training_method",
+        "learning_rate",
+        "batch_size",
+        "max_length",
+        "train_steps",
+        "lora",
+        "fuse_model",
+    } <= on_form
+    assert not {
+        name
+        for name in TABLE
+        if any(word in name for word in ("key", "token", "secret", "password"))
+    } - {
         "tokenizer_name",
         "tokens_per_batch",
     }
 
 
 def test_form_bounds_are_the_hosts_tighter_ones() -> None:
-    form = {name: field["form"] for name, field in schema().items() if isinstance(field["form"], dict)}
+    form = {
+        name: field["form"] for name, field in schema().items() if isinstance(field["form"], dict)
+    }
     assert form == {
         "learning_rate": {"minimum": 1e-6},
         "lora_r": {"minimum": 4, "maximum": 64, "multipleOf": 4},
@@ -225,10 +260,17 @@ def test_aliases_and_tables_name_real_fields() -> None:
 
 @pytest.mark.parametrize("name", BUILT)
 def test_what_is_not_built_is_refused_by_name_with_exit_2(name: str) -> None:
-    """The default is always built; every allowed word beyond the built ones is refused, never ignored."""
+    """The default is always built; every allowed word beyond the built ones is refused, never
+    ignored.
+    """
     default, allowed = TABLE[name]
     assert default in BUILT[name]
-    other = {"float": 0.5, "int": default + 1 if isinstance(default, int) else 8, "auto or int": 8, "t": "true"}
+    other = {
+        "float": 0.5,
+        "int": default + 1 if isinstance(default, int) else 8,
+        "auto or int": 8,
+        "t": "true",
+    }
     words = WORDS.get(name) or (other[allowed[0]],)
     missing = [word for word in words if word not in BUILT[name]]
     assert missing, f"{name}: everything is built, so its row in BUILT can go"

@@ -73,27 +73,62 @@ def test_text_becomes_the_value_it_spells(name: str, text: object, value: object
 
 
 @pytest.mark.parametrize("absent", ["", None, "  ", "\n"])
-@pytest.mark.parametrize("name", ["batch_size", "learning_rate", "fuse_model", "training_method", "num_proc", "adaptor_name"])
+@pytest.mark.parametrize(
+    "name",
+    ["batch_size", "learning_rate", "fuse_model", "training_method", "num_proc", "adaptor_name"],
+)
 def test_an_empty_value_is_the_default(name: str, absent: object) -> None:
     assert value_of(name, absent) == parse(REQUIRED).params.as_json()[name]
 
 
 @pytest.mark.parametrize(
-    "wrong", ["fast", "1e", "0x10", "1,5", "5.5", "nan", "inf", float("nan"), float("inf"), 1e400, True, False, [1], {}]
+    "wrong",
+    [
+        "fast",
+        "1e",
+        "0x10",
+        "1,5",
+        "5.5",
+        "nan",
+        "inf",
+        float("nan"),
+        float("inf"),
+        1e400,
+        True,
+        False,
+        [1],
+        {},
+    ],
 )
 def test_no_number_is_guessed(wrong: object) -> None:
     (problem,) = refused({"batch_size": wrong})
-    assert (problem.field, problem.expected, problem.code) == ("batch_size", "an integer >= 1 and <= 16384", 2)
+    assert (problem.field, problem.expected, problem.code) == (
+        "batch_size",
+        "an integer >= 1 and <= 16384",
+        2,
+    )
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "num_train_epochs", "weight_decay", "eval_steps", "max_grad_norm", "t_max"])
-@pytest.mark.parametrize("wrong", ["nan", "inf", "-inf", float("nan"), float("inf"), True, "true", "much", [0.1]])
+@pytest.mark.parametrize(
+    "name",
+    ["learning_rate", "num_train_epochs", "weight_decay", "eval_steps", "max_grad_norm", "t_max"],
+)
+@pytest.mark.parametrize(
+    "wrong", ["nan", "inf", "-inf", float("nan"), float("inf"), True, "true", "much", [0.1]]
+)
 def test_a_real_number_is_finite_and_no_yes(name: str, wrong: object) -> None:
     assert [problem.field for problem in refused({name: wrong})] == [name]
 
 
 @pytest.mark.parametrize(
-    "name", ["num_proc", "num_processes", "tokens_per_batch", "per_device_eval_batch_size", "main_process_port"]
+    "name",
+    [
+        "num_proc",
+        "num_processes",
+        "tokens_per_batch",
+        "per_device_eval_batch_size",
+        "main_process_port",
+    ],
 )
 @pytest.mark.parametrize("wrong", [0, "-1", True, "many", 1.5])
 def test_auto_or_a_number_is_bounded_too(name: str, wrong: object) -> None:
@@ -107,8 +142,14 @@ def test_auto_or_a_number_is_bounded_too(name: str, wrong: object) -> None:
     ("values", "line"),
     [
         ({"batch_size": 0}, "error[2]: batch_size: expected an integer >= 1 and <= 16384, got 0."),
-        ({"learning_rate": "fast"}, "error[2]: learning_rate: expected a number > 0 and <= 1, got 'fast'."),
-        ({"truncation": "left"}, "error[2]: truncation: expected one of right, filter, got 'left'."),
+        (
+            {"learning_rate": "fast"},
+            "error[2]: learning_rate: expected a number > 0 and <= 1, got 'fast'.",
+        ),
+        (
+            {"truncation": "left"},
+            "error[2]: truncation: expected one of right, filter, got 'left'.",
+        ),
         (
             {"main_process_port": 65536},
             "error[2]: main_process_port: expected 'auto' or an integer >= 1 and <= 65535, got 65536.",
@@ -119,7 +160,9 @@ def test_auto_or_a_number_is_bounded_too(name: str, wrong: object) -> None:
         ),
     ],
 )
-def test_a_wrong_value_names_its_field_what_was_expected_and_what_came(values: dict[str, object], line: str) -> None:
+def test_a_wrong_value_names_its_field_what_was_expected_and_what_came(
+    values: dict[str, object], line: str
+) -> None:
     (problem,) = refused(values)
     assert problem.line == line
 
@@ -148,13 +191,26 @@ def test_all_problems_come_at_once() -> None:
         }
     )
     assert sorted(problem.field for problem in problems) == sorted(
-        ["batch_size", "learning_rate", "no_such_thing", "training_method", "eval_steps", "streaming", "t_min"]
+        [
+            "batch_size",
+            "learning_rate",
+            "no_such_thing",
+            "training_method",
+            "eval_steps",
+            "streaming",
+            "t_min",
+        ]
     )
 
 
 def test_a_wrong_field_is_reported_once() -> None:
-    """A field that is refused is not refused again by the checks between fields, which see its default."""
-    fields = [problem.field for problem in refused({"t_min": 7, "t_max": 0.5, "train_turns": "first", "eval_steps": -2})]
+    """A field that is refused is not refused again by the checks between fields, which see its
+    default.
+    """
+    fields = [
+        problem.field
+        for problem in refused({"t_min": 7, "t_max": 0.5, "train_turns": "first", "eval_steps": -2})
+    ]
     assert sorted(fields) == ["eval_steps", "t_min", "train_turns"]
 
 
@@ -178,7 +234,9 @@ def test_an_unknown_name_is_a_note_in_a_host() -> None:
 
 
 def test_the_private_spelling_of_an_aliased_field_is_unknown() -> None:
-    assert [problem.field for problem in refused({"model_config_file": "x.json"})] == ["model_config_file"]
+    assert [problem.field for problem in refused({"model_config_file": "x.json"})] == [
+        "model_config_file"
+    ]
 
 
 def test_did_you_mean_only_when_close() -> None:
@@ -221,8 +279,14 @@ def test_a_conflicting_pair_is_an_error_whatever_its_order() -> None:
 
 
 def test_a_pair_that_agrees_is_none() -> None:
-    assert parse({**REQUIRED, "batch_size": "8", "per_device_train_batch_size": "8"}).params.batch_size == 8
-    assert parse({**REQUIRED, "batch_size": "8", "per_device_train_batch_size": ""}).params.batch_size == 8
+    assert (
+        parse({**REQUIRED, "batch_size": "8", "per_device_train_batch_size": "8"}).params.batch_size
+        == 8
+    )
+    assert (
+        parse({**REQUIRED, "batch_size": "8", "per_device_train_batch_size": ""}).params.batch_size
+        == 8
+    )
 
 
 # --- checks between fields
@@ -233,7 +297,9 @@ def test_a_job_needs_data_and_one_start() -> None:
         parse({})
     assert [problem.field for problem in caught.value.problems] == ["dataset_name", "model_name"]
     assert [problem.field for problem in refused({"model_config": "c.json"})] == ["model_name"]
-    assert parse({"dataset_name": "d", "model_config": "c.json"}).params.model_config_file == "c.json"
+    assert (
+        parse({"dataset_name": "d", "model_config": "c.json"}).params.model_config_file == "c.json"
+    )
 
 
 def test_epochs_and_steps_both_typed_are_an_error() -> None:
@@ -262,7 +328,9 @@ def test_a_form_always_sends_both_and_epochs_win_with_one_line() -> None:
         ({"text_rows": "word"}, "text_rows"),
     ],
 )
-def test_fields_that_contradict_one_another_are_named(values: dict[str, object], field: str) -> None:
+def test_fields_that_contradict_one_another_are_named(
+    values: dict[str, object], field: str
+) -> None:
     assert field in [problem.field for problem in refused(values)]
 
 
@@ -279,8 +347,19 @@ def test_shares_and_whole_steps_pass() -> None:
 
 
 def test_an_option_of_another_method_is_said_once_by_name() -> None:
-    parsed: Parsed = parse({**REQUIRED, "perbatch_cutoff": "off", "resp_cutoff_ratio": "0.2", "loss_weight_type": "uniform"})
-    assert [note.partition(":")[0] for note in parsed.notes] == ["perbatch_cutoff", "resp_cutoff_ratio", "loss_weight_type"]
+    parsed: Parsed = parse(
+        {
+            **REQUIRED,
+            "perbatch_cutoff": "off",
+            "resp_cutoff_ratio": "0.2",
+            "loss_weight_type": "uniform",
+        }
+    )
+    assert [note.partition(":")[0] for note in parsed.notes] == [
+        "perbatch_cutoff",
+        "resp_cutoff_ratio",
+        "loss_weight_type",
+    ]
     assert all("dream" in note and "bert" in note for note in parsed.notes)
 
 
@@ -296,11 +375,17 @@ def test_an_unknown_name_that_shows_nothing_is_quoted(name: str) -> None:
 @pytest.mark.parametrize("value", ["a\0b", "a\ud800", "/data/\udcff"])
 def test_a_text_that_no_file_can_hold_is_refused(value: str) -> None:
     (problem,) = refused({"wandb_project": value})
-    assert (problem.field, problem.expected) == ("wandb_project", "text that UTF-8 can write, without a zero character")
+    assert (problem.field, problem.expected) == (
+        "wandb_project",
+        "text that UTF-8 can write, without a zero character",
+    )
 
 
 def test_defaults_say_nothing() -> None:
-    assert parse({**REQUIRED, "perbatch_cutoff": "true", "loss_weight_type": "cart[geo_p:0.3]"}).notes == ()
+    assert (
+        parse({**REQUIRED, "perbatch_cutoff": "true", "loss_weight_type": "cart[geo_p:0.3]"}).notes
+        == ()
+    )
 
 
 def test_parsing_its_own_result_changes_nothing() -> None:

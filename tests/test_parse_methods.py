@@ -1,4 +1,6 @@
-"""Parameters of the methods at the door: what is wrong is refused in one clear line before anything is loaded."""
+"""Parameters of the methods at the door: what is wrong is refused in one clear line before anything
+is loaded.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +27,36 @@ def parsed(**values: object) -> Parsed:
 
 
 @pytest.mark.parametrize(
-    "value", ["cart[geo_p:1.5]", "cart[geo_p:0]", "cart[geo_p:-0.3]", "cart", "Uniform", "cart[geo_p:.3", "1/t"]
+    "value",
+    [
+        "cart[geo_p:1.5]",
+        "cart[geo_p:0]",
+        "cart[geo_p:-0.3]",
+        "cart",
+        "Uniform",
+        "cart[geo_p:.3",
+        "1/t",
+    ],
 )
 def test_an_unknown_loss_weight_is_an_error_that_says_what_is_allowed(value: str) -> None:
     """The best-known predecessor silently falls back to 0.3."""
     line = problem_of(training_method="dream", loss_weight_type=value)
-    assert line.startswith("error[2]: loss_weight_type: expected cart[geo_p:P] with 0 < P <= 1, scheduler or uniform")
+    assert line.startswith(
+        "error[2]: loss_weight_type: expected cart[geo_p:P] with 0 < P <= 1, scheduler or uniform"
+    )
     assert repr(value) in line
 
 
 @pytest.mark.parametrize(
-    "value", ["cart[geo_p:.5]", "cart[geo_p:1.0]", "cart[geo_p:1]", "cart[geo_p:0.1]", "scheduler", "uniform"]
+    "value",
+    [
+        "cart[geo_p:.5]",
+        "cart[geo_p:1.0]",
+        "cart[geo_p:1]",
+        "cart[geo_p:0.1]",
+        "scheduler",
+        "uniform",
+    ],
 )
 def test_every_documented_loss_weight_is_taken(value: str) -> None:
     assert parsed(training_method="dream", loss_weight_type=value).params.loss_weight_type == value
@@ -48,7 +69,14 @@ def test_four_bits_without_lora_are_refused() -> None:
 
 def test_a_new_model_takes_neither_lora_nor_four_bits() -> None:
     with pytest.raises(JobError) as caught:
-        parse({"dataset_name": "d.jsonl", "model_config": "c.json", "lora": True, "load_in_4bit": True})
+        parse(
+            {
+                "dataset_name": "d.jsonl",
+                "model_config": "c.json",
+                "lora": True,
+                "load_in_4bit": True,
+            }
+        )
     assert {problem.field for problem in caught.value.problems} == {"lora", "load_in_4bit"}
 
 
@@ -77,7 +105,9 @@ def test_a_rank_or_scale_of_zero_is_refused(name: str) -> None:
         ("training_method", "llama", "one of bert, dream, llada"),
     ],
 )
-def test_values_out_of_bounds_are_named_with_their_bounds(name: str, value: object, expected: str) -> None:
+def test_values_out_of_bounds_are_named_with_their_bounds(
+    name: str, value: object, expected: str
+) -> None:
     line = problem_of(**{name: value})
     assert f"{name}: expected {expected}, got {value!r}." in line
 
@@ -94,4 +124,7 @@ def test_lora_dropout_may_be_zero() -> None:
 def test_dreams_own_options_are_named_in_the_log_elsewhere(method: str) -> None:
     notes = parsed(training_method=method, loss_weight_type="uniform", resp_cutoff_ratio=0.5).notes
     assert sorted(note.split(":")[0] for note in notes) == ["loss_weight_type", "resp_cutoff_ratio"]
-    assert parsed(training_method="dream", loss_weight_type="uniform", resp_cutoff_ratio=0.5).notes == ()
+    assert (
+        parsed(training_method="dream", loss_weight_type="uniform", resp_cutoff_ratio=0.5).notes
+        == ()
+    )

@@ -12,7 +12,9 @@ from support import ROOT
 from examples import pictures
 from plugin.commands.chat import load_chatter
 
-ELSEWHERE = re.compile(r"@font-face|@import|href|url\((?!#)")  # `url(#...)` is a part of the picture itself
+ELSEWHERE = re.compile(
+    r"@font-face|@import|href|url\((?!#)"
+)  # `url(#...)` is a part of the picture itself
 
 
 @pytest.mark.parametrize("name", ["curves.png", "chat.svg"])
@@ -22,15 +24,26 @@ def test_a_committed_picture_is_small_and_shown(name: str) -> None:
 
 
 def test_the_committed_chat_loads_nothing_from_elsewhere() -> None:
-    assert ELSEWHERE.findall((pictures.DOCS / "chat.svg").read_text(encoding="utf-8").replace('url("#', "url(#")) == []
+    assert (
+        ELSEWHERE.findall(
+            (pictures.DOCS / "chat.svg").read_text(encoding="utf-8").replace('url("#', "url(#")
+        )
+        == []
+    )
 
 
 def test_a_dialogue_is_drawn_with_its_frames(tiny_bert: Path) -> None:
     chatter = load_chatter(str(tiny_bert), {"max_new_tokens": 8, "block_length": 8, "steps": 8})
     drawn = pictures.denoising(chatter, ["What is A & B?", "Say sun."])
-    words = ["".join(text.itertext()) for text in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
+    words = [
+        "".join(text.itertext())
+        for text in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")
+    ]
     lines = "".join(words).replace("\xa0", " ").splitlines()
-    assert [line.rpartition("you  ")[2].strip() for line in lines if "you  " in line] == ["What is A & B?", "Say sun."]
+    assert [line.rpartition("you  ")[2].strip() for line in lines if "you  " in line] == [
+        "What is A & B?",
+        "Say sun.",
+    ]
     assert sum("bot  " in line for line in lines) == 2 * (pictures.FRAMES + 1)
     assert sum("8 steps" in line for line in lines) == 2
     assert "░" in drawn

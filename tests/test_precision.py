@@ -15,7 +15,10 @@ from plugin.assembly.precision import make_deterministic
 @pytest.fixture
 def undone() -> Iterator[None]:
     """Global switches as they were before the test."""
-    fill, benchmark = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark
+    fill, benchmark = (
+        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.backends.cudnn.benchmark,
+    )
     with warnings.catch_warnings():
         yield
     torch.use_deterministic_algorithms(False)
@@ -43,7 +46,10 @@ def test_operation_without_order_is_named_once() -> None:
 def test_flash_attention_is_named_and_other_warnings_shown() -> None:
     lines: list[str] = []
     make_deterministic(torch.device("cuda"), lines.append)
-    warnings.warn("Flash Attention defaults to a non-deterministic algorithm. To explicitly enable it call", stacklevel=1)
+    warnings.warn(
+        "Flash Attention defaults to a non-deterministic algorithm. To explicitly enable it call",
+        stacklevel=1,
+    )
     assert lines[0].startswith("determinism: Flash Attention adds in no fixed order")
     with pytest.raises(UserWarning, match="something else"):  # an error, as every warning here
         warnings.warn("something else", stacklevel=1)

@@ -1,4 +1,6 @@
-"""Every parameter has a reader, or is refused until it has one: nothing a user sets is ignored in silence."""
+"""Every parameter has a reader, or is refused until it has one: nothing a user sets is ignored in
+silence.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,32 @@ def read_fields(source: str) -> set[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             owner = node.value
-            name = owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
+            name = (
+                owner.id
+                if isinstance(owner, ast.Name)
+                else owner.attr
+                if isinstance(owner, ast.Attribute)
+                else ""
+            )
             if name in ("params", "_params"):
                 found.add(node.attr)
     return found
 
 
 def readers() -> dict[str, list[str]]:
-    """Field -> the files that read it. A check at the door is no reader: it does nothing with the value."""
-    door = {ROOT / "plugin" / name for name in ("config/params.py", "config/parse.py", "config/manifest.py")}
-    files = [path for path in (ROOT / "main.py", *sorted((ROOT / "plugin").rglob("*.py"))) if path not in door]
+    """Field -> the files that read it.
+
+    A check at the door is no reader: it does nothing with the value.
+    """
+    door = {
+        ROOT / "plugin" / name
+        for name in ("config/params.py", "config/parse.py", "config/manifest.py")
+    }
+    files = [
+        path
+        for path in (ROOT / "main.py", *sorted((ROOT / "plugin").rglob("*.py")))
+        if path not in door
+    ]
     assert len(files) > 20
     found: dict[str, list[str]] = {}
     for path in files:
@@ -44,7 +62,9 @@ def test_the_reader_of_sources_sees_what_it_should() -> None:
 
 
 def test_every_parameter_has_a_reader() -> None:
-    assert set(Params.model_fields) - set(readers()) == set(), "nobody reads these: use them, or delete them"
+    assert set(Params.model_fields) - set(readers()) == set(), (
+        "nobody reads these: use them, or delete them"
+    )
 
 
 @pytest.mark.parametrize("name", BUILT)

@@ -16,7 +16,11 @@ from plugin.base.redact import MARK, GuardedStream, compile_pattern, scrub, secr
 from plugin.config.parse import parse
 from plugin.run.folder import JsonLines, RunFolder, write_whole
 
-HF, WANDB, MINE = "hf_" + "aB3" * 12, "0123456789abcdef" * 2 + "01234567", 'correct horse/battery"staple'
+HF, WANDB, MINE = (
+    "hf_" + "aB3" * 12,
+    "0123456789abcdef" * 2 + "01234567",
+    'correct horse/battery"staple',
+)
 PLANTED = {"HF_TOKEN": HF, "WANDB_API_KEY": WANDB, "MY_SECRET": MINE}
 
 
@@ -62,7 +66,13 @@ def test_known_kinds_are_taken_out_wherever_they_come_from() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["hf_token is missing", "/data/disk-usage-of-experiments-2026/run", "https://host:8080/path", "step 3: loss 0.1234", WANDB],
+    [
+        "hf_token is missing",
+        "/data/disk-usage-of-experiments-2026/run",
+        "https://host:8080/path",
+        "step 3: loss 0.1234",
+        WANDB,
+    ],
 )
 def test_ordinary_text_stays_as_it_is(text: str) -> None:
     assert compile_pattern({}).sub(MARK, text) == text
@@ -91,12 +101,17 @@ def test_files_of_the_run_folder_hold_no_key(tmp_path: Path) -> None:
     lines.write({"type": "log", "line": f"got {MINE}", HF: [{"deep": WANDB}]})
     lines.close()
     RunFolder(tmp_path).write_run({"a": 1}, {"cwd": HF}, {"error": {"got": MINE}})
-    write_whole(tmp_path / "log.txt", f"native {MINE} \udcff\n".encode("utf-8", "surrogateescape").decode("latin-1"))
+    write_whole(
+        tmp_path / "log.txt",
+        f"native {MINE} \udcff\n".encode("utf-8", "surrogateescape").decode("latin-1"),
+    )
     scrub(tmp_path / "log.txt")
     for path in tmp_path.iterdir():
         text = path.read_text()
         assert MARK in text
-        assert not [key for key in PLANTED.values() if key in text or json.dumps(key)[1:-1] in text], path
+        assert not [
+            key for key in PLANTED.values() if key in text or json.dumps(key)[1:-1] in text
+        ], path
 
 
 @pytest.mark.usefixtures("planted")
@@ -133,7 +148,9 @@ def test_a_guarded_terminal_is_still_one() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_a_stream_writes_what_its_encoding_lacks_as_an_escape(tmp_path: Path, encoding: str) -> None:
+def test_a_stream_writes_what_its_encoding_lacks_as_an_escape(
+    tmp_path: Path, encoding: str
+) -> None:
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom plugin.base.redact import guard_streams\n"
     program += "guard_streams()\nprint('\\udcff')"
     done = run_python(program, cwd=tmp_path, env={"PYTHONIOENCODING": encoding})

@@ -1,4 +1,6 @@
-"""Refusals by the true programs: what reaches the terminal, the exit code, and the folder the command stood in."""
+"""Refusals by the true programs: what reaches the terminal, the exit code, and the folder the
+command stood in.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,41 @@ from pathlib import Path
 
 import pytest
 from faults.forks import Forks
-from support import ERROR, MAIN, child_env, is_running, pairs, read_lines, refusal, run_main, start, wait_until, write_rows
+from support import (
+    ERROR,
+    MAIN,
+    child_env,
+    is_running,
+    pairs,
+    read_lines,
+    refusal,
+    run_main,
+    start,
+    wait_until,
+    write_rows,
+)
 
 
 def job(tiny_config: Path, pairs_file: Path) -> list[object]:
-    return ["--model_config", tiny_config, "--dataset_name", pairs_file, "--train_steps", 2, "--max_length", 64]
+    return [
+        "--model_config",
+        tiny_config,
+        "--dataset_name",
+        pairs_file,
+        "--train_steps",
+        2,
+        "--max_length",
+        64,
+    ]
 
 
 @pytest.mark.parametrize("verb", ["check", "train"])
-def test_every_wrong_value_is_on_stderr_at_once_and_nothing_is_started(verb: str, tmp_path: Path) -> None:
-    done = run_main(verb, "--batch_size", 0, "--learning_rate", "fast", "--training_metod", "bert", cwd=tmp_path)
+def test_every_wrong_value_is_on_stderr_at_once_and_nothing_is_started(
+    verb: str, tmp_path: Path
+) -> None:
+    done = run_main(
+        verb, "--batch_size", 0, "--learning_rate", "fast", "--training_metod", "bert", cwd=tmp_path
+    )
     lines = done.stderr.splitlines()
     assert done.returncode == 2
     assert [ERROR.match(line)[2] for line in lines] == [
@@ -46,11 +73,22 @@ def test_train_refuses_before_anything_is_written(
     done = run_main("train", *job(tiny_config, pairs_file), *change, cwd=tmp_path)
     (line,) = done.stderr.splitlines()
     assert refusal((done.returncode, [line], ""))[:2] == (code, field)
-    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["full", "full/mine.txt"]
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == [
+        "full",
+        "full/mine.txt",
+    ]
 
 
 def test_check_as_json_is_one_object_with_the_problem(tmp_path: Path, tiny_config: Path) -> None:
-    args = ("--model_config", tiny_config, "--dataset_name", "missing.jsonl", "--run_dir", "out", "--json")
+    args = (
+        "--model_config",
+        tiny_config,
+        "--dataset_name",
+        "missing.jsonl",
+        "--run_dir",
+        "out",
+        "--json",
+    )
     done = run_main("check", *args, cwd=tmp_path)
     answer = json.loads(done.stdout)
     assert done.returncode == 3
@@ -65,19 +103,36 @@ def test_check_as_json_is_one_object_with_the_problem(tmp_path: Path, tiny_confi
 
 
 @pytest.mark.parametrize("made", [False, True])
-def test_a_refusal_of_the_worker_leaves_no_run_folder(tmp_path: Path, pairs_file: Path, model_copy: Path, made: bool) -> None:
+def test_a_refusal_of_the_worker_leaves_no_run_folder(
+    tmp_path: Path, pairs_file: Path, model_copy: Path, made: bool
+) -> None:
     (model_copy / "model.safetensors").write_bytes(b"not safetensors")  # only loading it tells
     out = tmp_path / "runs" / "out"
     if made:
         out.mkdir(parents=True)
-    args = ("--model_name", model_copy, "--dataset_name", pairs_file, "--run_dir", out, "--max_length", 64)
+    args = (
+        "--model_name",
+        model_copy,
+        "--dataset_name",
+        pairs_file,
+        "--run_dir",
+        out,
+        "--max_length",
+        64,
+    )
     done = run_main("train", *args, "--json", cwd=tmp_path)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error[")]
     assert refusal((done.returncode, lines, ""))[:2] == (4, "model_name")
     assert "Traceback" not in done.stderr
     answer = json.loads(done.stdout)
-    assert (answer["outcome"], answer["code"], answer["error"]["field"]) == ("failed", 4, "model_name")
-    assert list((tmp_path / "runs").rglob("*")) == ([out] if made else []), "a folder of the user's stays, empty"
+    assert (answer["outcome"], answer["code"], answer["error"]["field"]) == (
+        "failed",
+        4,
+        "model_name",
+    )
+    assert list((tmp_path / "runs").rglob("*")) == ([out] if made else []), (
+        "a folder of the user's stays, empty"
+    )
     assert (tmp_path / "runs").exists() is made
 
 
@@ -86,9 +141,32 @@ def test_the_command_that_check_prints_trains_from_any_folder(
 ) -> None:
     (tmp_path / "my data").mkdir()
     write_rows(tmp_path / "my data" / "pairs.jsonl", pairs()[:1])
-    common = ("--model_config", tiny_config, "--dataset_name", "my data/pairs.jsonl", "--max_length", 64, "--train_steps", 1)
-    options = ("--eval_strategy", "no", "--batch_size", 1, "--fuse_model", "false", "--run_dir", "my run")
-    templates = ("--instruction_template", "Say: {{ prompt }}", "--output_template", "{{ response }}")
+    common = (
+        "--model_config",
+        tiny_config,
+        "--dataset_name",
+        "my data/pairs.jsonl",
+        "--max_length",
+        64,
+        "--train_steps",
+        1,
+    )
+    options = (
+        "--eval_strategy",
+        "no",
+        "--batch_size",
+        1,
+        "--fuse_model",
+        "false",
+        "--run_dir",
+        "my run",
+    )
+    templates = (
+        "--instruction_template",
+        "Say: {{ prompt }}",
+        "--output_template",
+        "{{ response }}",
+    )
     checked = run_main("check", *common, *options, *templates, cwd=tmp_path)
     assert checked.returncode == 0, checked.stderr
     lines = [line.partition(" ") for line in checked.stdout.splitlines()]
@@ -97,7 +175,15 @@ def test_the_command_that_check_prints_trains_from_any_folder(
     assert "1 step x 1 document = 1 pass" in checked.stdout
     assert "1 document of 1 row, " in checked.stdout
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    done = subprocess.run(command, shell=True, cwd=elsewhere, env=child_env(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        shell=True,
+        cwd=elsewhere,
+        env=child_env(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     params = json.loads((elsewhere / "my run" / "run.json").read_text())["params"]
     assert (params["train_steps"], params["batch_size"], params["fuse_model"]) == (1, 1, False)
@@ -108,10 +194,16 @@ def test_train_as_json_refuses_as_json(tmp_path: Path) -> None:
     done = run_main("train", "--batch_size", 0, "--json", cwd=tmp_path)
     answer = json.loads(done.stdout)
     assert done.returncode == answer["code"] == 2
-    assert (answer["outcome"], answer["run_dir"], answer["error"]["field"]) == ("failed", None, "batch_size")
+    assert (answer["outcome"], answer["run_dir"], answer["error"]["field"]) == (
+        "failed",
+        None,
+        "batch_size",
+    )
 
 
-@pytest.mark.parametrize("words", [("chat",), ("chat", "x", "--bogus"), ("fuse", "--out", "x"), ("chat", "x", "--json")])
+@pytest.mark.parametrize(
+    "words", [("chat",), ("chat", "x", "--bogus"), ("fuse", "--out", "x"), ("chat", "x", "--json")]
+)
 def test_other_verbs_refuse_a_command_line_alike(tmp_path: Path, words: tuple[str, ...]) -> None:
     done = run_main(*words, cwd=tmp_path)
     (line,) = done.stderr.splitlines()
@@ -119,8 +211,12 @@ def test_other_verbs_refuse_a_command_line_alike(tmp_path: Path, words: tuple[st
     assert line.startswith("error[2]: ")
 
 
-def test_ctrl_c_before_a_run_shows_no_traceback(tmp_path: Path, tiny_config: Path, pairs_file: Path) -> None:
-    """A terminal signals the whole group, so the torch part must not be in it; here that stands still where it would import torch."""
+def test_ctrl_c_before_a_run_shows_no_traceback(
+    tmp_path: Path, tiny_config: Path, pairs_file: Path
+) -> None:
+    """A terminal signals the whole group, so the torch part must not be in it; here that stands
+    still where it would import torch.
+    """
     (tmp_path / "sitecustomize.py").write_text(
         "import os, pathlib, signal, sys\n"
         "if 'plugin.worker' in sys.orig_argv:\n"
@@ -142,14 +238,26 @@ def test_ctrl_c_before_a_run_shows_no_traceback(tmp_path: Path, tiny_config: Pat
 
 
 @pytest.mark.parametrize("verb", ["check", "train"])
-def test_a_model_that_is_not_finite_ends_with_exit_6(verb: str, tmp_path: Path, model_copy: Path, pairs_file: Path) -> None:
+def test_a_model_that_is_not_finite_ends_with_exit_6(
+    verb: str, tmp_path: Path, model_copy: Path, pairs_file: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
     weights = load_file(model_copy / "model.safetensors")
     weights["decoder.bias"][:] = float("nan")
     save_file(weights, model_copy / "model.safetensors", metadata={"format": "pt"})
     run_dir = tmp_path / "out"
-    args = ("--model_name", model_copy, "--dataset_name", pairs_file, "--max_length", 64, "--run_dir", run_dir, "--json")
+    args = (
+        "--model_name",
+        model_copy,
+        "--dataset_name",
+        pairs_file,
+        "--max_length",
+        64,
+        "--run_dir",
+        run_dir,
+        "--json",
+    )
     done = run_main(verb, *args, "--train_steps", 2)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error[")]
     assert refusal((done.returncode, [line], ""))[0] == 6
@@ -177,14 +285,25 @@ def test_a_corrected_second_try_may_have_the_same_folder(
     assert "or resume that run with --resume true." in third.err
 
 
-def test_a_model_and_templates_that_can_be_seen_wrong_leave_no_folder(tmp_path: Path, pairs_file: Path) -> None:
+def test_a_model_and_templates_that_can_be_seen_wrong_leave_no_folder(
+    tmp_path: Path, pairs_file: Path
+) -> None:
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
     (model / "pytorch_model.bin").write_bytes(b"x")
     out = tmp_path / "run"
     bad = ("--instruction_template", "{{ ''.__class__ }}", "--output_template", "{{ response }}")
-    done = run_main("train", "--model_name", str(model), "--dataset_name", str(pairs_file), *bad, "--run_dir", str(out))
+    done = run_main(
+        "train",
+        "--model_name",
+        str(model),
+        "--dataset_name",
+        str(pairs_file),
+        *bad,
+        "--run_dir",
+        str(out),
+    )
     assert done.returncode == 2
     assert "error[2]: instruction_template:" in done.stderr
     assert "error[4]: model_name:" in done.stderr

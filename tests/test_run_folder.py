@@ -1,4 +1,6 @@
-"""The run folder's lock, and what it takes for a folder to be free; with processes of their own, for locks are between them."""
+"""The run folder's lock, and what it takes for a folder to be free; with processes of their own,
+for locks are between them.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,12 @@ WORKER = "print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep
 
 def holder(folder: Path, body: str = "pass") -> subprocess.Popen[str]:
     code = HOLD.format(root=str(ROOT), body=body)
-    return subprocess.Popen([sys.executable, "-c", code, str(folder)], env=child_env(), stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        env=child_env(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def until_held(program: subprocess.Popen[str]) -> list[str]:
@@ -58,7 +65,9 @@ def test_a_second_starter_waits_says_so_once_and_is_refused_by_name(tmp_path: Pa
             assert 1.0 < time.monotonic() - began < 10
         finally:
             first.kill()
-    assert said == [f"run_dir: {tmp_path} is in use by process {first.pid} or its workers; waiting up to 1 s"]
+    assert said == [
+        f"run_dir: {tmp_path} is in use by process {first.pid} or its workers; waiting up to 1 s"
+    ]
     assert caught.value.code == 2
     assert caught.value.problems[0].field == "run_dir"
     assert f"process {first.pid}" in str(caught.value)
@@ -82,7 +91,10 @@ def test_the_folder_stays_locked_while_a_killed_parents_worker_lives(tmp_path: P
         parent.kill()
         parent.wait()
         said: list[str] = []
-        with pytest.raises(JobError, match="still in use"), RunFolder(tmp_path).locked(0.3, said.append):
+        with (
+            pytest.raises(JobError, match="still in use"),
+            RunFolder(tmp_path).locked(0.3, said.append),
+        ):
             pass
         os.kill(worker, signal.SIGKILL)
         with RunFolder(tmp_path).locked(10, said.append):
@@ -107,14 +119,18 @@ def test_a_refusal_takes_its_own_lock_away_and_who_waited_for_it_locks_anew(tmp_
 
     with ThreadPoolExecutor(1) as pool:
         waiting = refuse_while_another_waits()
-        assert waiting.result(timeout=30) == [f"{os.getpid()}\n"], "the file that others will look at"
+        assert waiting.result(timeout=30) == [f"{os.getpid()}\n"], (
+            "the file that others will look at"
+        )
     with pytest.raises(JobError, match="resume"), folder.locked(0, print):
         raise refusal
     assert (tmp_path / ".lock").exists(), "it was there before"
 
 
 def test_a_folder_that_became_a_runs_while_we_waited_is_not_overwritten(tmp_path: Path) -> None:
-    """Two starters saw an empty folder; the second gets the lock when the first one's run is over."""
+    """Two starters saw an empty folder; the second gets the lock when the first one's run is
+    over.
+    """
     folder = RunFolder(tmp_path / "run")
     folder.create()
     write_record(folder.path, "done")
@@ -123,7 +139,9 @@ def test_a_folder_that_became_a_runs_while_we_waited_is_not_overwritten(tmp_path
     assert (folder / "run.json").exists()
 
 
-def test_a_failed_first_try_is_cleared_but_not_the_lock_nor_another_machines_folder(tmp_path: Path) -> None:
+def test_a_failed_first_try_is_cleared_but_not_the_lock_nor_another_machines_folder(
+    tmp_path: Path,
+) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create()
     with folder.locked(0, print):
@@ -157,12 +175,18 @@ def test_a_folder_that_cannot_be_made_or_written_says_why(tmp_path: Path) -> Non
         with pytest.raises(JobError, match="a folder that can be written") as caught:
             RunFolder(path).create()
         assert caught.value.code == 2
-    with pytest.raises(JobError, match="a folder that can be written"), RunFolder(Path("/proc")).locked(0, print):
+    with (
+        pytest.raises(JobError, match="a folder that can be written"),
+        RunFolder(Path("/proc")).locked(0, print),
+    ):
         pass
 
 
 def test_json_holds_no_number_that_json_has_not() -> None:
-    assert to_json({"a": float("nan"), "b": [float("-inf"), 1.5]}) == '{"a": "nan", "b": ["-inf", 1.5]}'
+    assert (
+        to_json({"a": float("nan"), "b": [float("-inf"), 1.5]})
+        == '{"a": "nan", "b": ["-inf", 1.5]}'
+    )
 
 
 def test_a_waiting_starter_goes_on_as_soon_as_the_folder_is_free(tmp_path: Path) -> None:

@@ -30,7 +30,12 @@ def documents(*prompts: int) -> Documents:
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ChatFormat]:
     """A BERT, whose 32 learned positions are a hard limit."""
     texts = ["What colour is the sky? It is blue."]
-    folder = write_checkpoint(tmp_path_factory.mktemp("bert") / "classic", "classic", texts, max_position_embeddings=POSITIONS)
+    folder = write_checkpoint(
+        tmp_path_factory.mktemp("bert") / "classic",
+        "classic",
+        texts,
+        max_position_embeddings=POSITIONS,
+    )
     return load_model(str(folder)), ChatFormat(load_tokenizer(str(folder)))
 
 
@@ -60,7 +65,9 @@ def test_samples_of_prompts_that_begin_alike_are_kept_apart(tmp_path: Path) -> N
 
     reporter = Reporter(RunFolder(tmp_path), Heartbeat(tmp_path / "beat"), speaks=True)
     for number in (1, 2):
-        reporter.sample(0, number, prompt="x" * 100 + str(number), expected="e", text="t", frames=[])
+        reporter.sample(
+            0, number, prompt="x" * 100 + str(number), expected="e", text="t", frames=[]
+        )
     reporter.hparams({"seed": 1}, {"loss": 2.0, "eval_loss": None})
     reporter.close()
     board = EventAccumulator(str(tmp_path / "tb"))

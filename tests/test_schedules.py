@@ -17,7 +17,10 @@ NAMES = get_args(Params.model_fields["learning_rate_schedule"].annotation)
 WSD = "warmup_stable_decay"
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "wsd": (WSD, {"num_decay_steps": STEPS // 10, "decay_type": "linear"}),
-    "one_minus_sqrt": (WSD, {"num_decay_steps": STEPS - WARMUP, "decay_type": "1-sqrt", "min_lr_ratio": 0.001}),
+    "one_minus_sqrt": (
+        WSD,
+        {"num_decay_steps": STEPS - WARMUP, "decay_type": "1-sqrt", "min_lr_ratio": 0.001},
+    ),
 }
 
 
@@ -54,13 +57,23 @@ def test_half_way(name: str, at_8_of_16: float) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (3, 2), (3, 3)])
-def test_the_shortest_runs_have_rates_between_none_and_the_peak(name: str, steps: int, warmup: int) -> None:
+def test_the_shortest_runs_have_rates_between_none_and_the_peak(
+    name: str, steps: int, warmup: int
+) -> None:
     assert all(0 <= rate(name, step, steps=steps, warmup=warmup) <= 1 for step in range(steps + 1))
 
 
 @pytest.mark.parametrize(
     ("steps", "share", "number", "warmup"),
-    [(1000, 0.1, 0, 100), (15, 0.1, 0, 2), (1, 0.1, 0, 0), (2, 0.9, 0, 1), (50, 0.1, 20, 20), (50, 0.1, 50, 49), (1, 0, 9, 0)],
+    [
+        (1000, 0.1, 0, 100),
+        (15, 0.1, 0, 2),
+        (1, 0.1, 0, 0),
+        (2, 0.9, 0, 1),
+        (50, 0.1, 20, 20),
+        (50, 0.1, 50, 49),
+        (1, 0, 9, 0),
+    ],
 )
 def test_warmup_is_shorter_than_its_run(steps: int, share: float, number: int, warmup: int) -> None:
     assert warmup_steps(steps, share=share, number=number) == warmup
@@ -68,7 +81,9 @@ def test_warmup_is_shorter_than_its_run(steps: int, share: float, number: int, w
 
 @pytest.mark.parametrize("name", NAMES)
 def test_run_of_one_step_has_the_full_rate(name: str) -> None:
-    params = Params.model_validate({"model_name": "m", "dataset_name": "d", "learning_rate_schedule": name, "warmup_steps": 3})
+    params = Params.model_validate(
+        {"model_name": "m", "dataset_name": "d", "learning_rate_schedule": name, "warmup_steps": 3}
+    )
     lines: list[str] = []
     schedule = make_run_schedule(params, optimizer(), 1, lines.append)
     assert schedule.get_last_lr() == [0.5]
@@ -86,7 +101,9 @@ def test_schedule_moves_to_any_step() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_skipped_first_update_gives_no_warning() -> None:
-    """torch's own scheduler warns where float16's scaler skips the first update, or accelerate has wrapped the optimizer's step."""
+    """torch's own scheduler warns where float16's scaler skips the first update, or accelerate has
+    wrapped the optimizer's step.
+    """
     wrapped = optimizer()
     schedule = make_schedule(wrapped, "linear", 10, 2)
     wrapped.step = lambda *_: None

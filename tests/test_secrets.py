@@ -1,4 +1,6 @@
-"""Keys that a user has in the environment, in rows and in names of files: in nothing that a run, or a command after it, leaves."""
+"""Keys that a user has in the environment, in rows and in names of files: in nothing that a run, or
+a command after it, leaves.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +41,16 @@ def leaks(folder: Path, *streams: str) -> list[str]:
     """List where a key stands, in the name or in the content of a file."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     texts = {str(path.relative_to(folder)): path.read_bytes() for path in files}
-    texts |= dict.fromkeys(map(str, texts), b"") | {f"stream {n}": text.encode() for n, text in enumerate(streams)}
+    texts |= dict.fromkeys(map(str, texts), b"") | {
+        f"stream {n}": text.encode() for n, text in enumerate(streams)
+    }
     spelled = [(key, word) for key in NINE for word in spellings(key)]
-    return [f"{key} in {name}" for name, text in texts.items() for key, word in spelled if word in text or word in name.encode()]
+    return [
+        f"{key} in {name}"
+        for name, text in texts.items()
+        for key, word in spelled
+        if word in text or word in name.encode()
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +60,10 @@ def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate((IN_A_NAME, "eval")):
         keys = [*ENVIRONMENT.values(), *IN_ROWS]
         rows = [
-            {"prompt": f"{keys[n % 8]} {row['prompt']}", "response": f"{row['response']} {keys[n % 8]}"}
+            {
+                "prompt": f"{keys[n % 8]} {row['prompt']}",
+                "response": f"{row['response']} {keys[n % 8]}",
+            }
             for n, row in enumerate(pairs())
         ]
         write_rows(folder / f"{name}.jsonl", rows[12 * number : 12 * number + 12])
@@ -59,14 +71,54 @@ def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_nine_keys_are_in_no_artefact_of_a_run(dump: Path, tiny_bert: Path, tmp_path: Path) -> None:
-    """Audit 18: a key stood in rows.txt, from a file's name. Two ranks, W&B offline, adapter, fused model, card, TensorBoard."""
+    """Audit 18: a key stood in rows.txt, from a file's name.
+
+    Two ranks, W&B offline, adapter, fused model, card, TensorBoard.
+    """
     run = tmp_path / "run"
-    data = ("--model_name", tiny_bert, "--dataset_name", dump, "--max_length", 128, "--eval_strategy", "steps", "--eval_steps", 2)
-    work = ("--train_steps", 4, "--batch_size", 4, "--num_processes", 2, "--train_device", "cpu", "--run_dir", run)
+    data = (
+        "--model_name",
+        tiny_bert,
+        "--dataset_name",
+        dump,
+        "--max_length",
+        128,
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        2,
+    )
+    work = (
+        "--train_steps",
+        4,
+        "--batch_size",
+        4,
+        "--num_processes",
+        2,
+        "--train_device",
+        "cpu",
+        "--run_dir",
+        run,
+    )
     more = ("--lora", "true", "--fuse_model", "true", "--log_to_wandb", "true", "--save_steps", 4)
-    done = run_main("train", *data, *work, *more, env={**ENVIRONMENT, "WANDB_MODE": "offline"}, timeout_s=240, cwd=tmp_path)
+    done = run_main(
+        "train",
+        *data,
+        *work,
+        *more,
+        env={**ENVIRONMENT, "WANDB_MODE": "offline"},
+        timeout_s=240,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
-    made = ("adapter/README.md", "fused/README.md", "data/train/rows.txt", "samples.jsonl", "run.json", "checkpoint-4")
+    made = (
+        "adapter/README.md",
+        "fused/README.md",
+        "data/train/rows.txt",
+        "samples.jsonl",
+        "run.json",
+        "checkpoint-4",
+    )
     assert all((run / name).exists() for name in made)
     assert list(run.glob("tb/events*"))
     assert list(run.rglob("*.wandb"))
@@ -96,7 +148,9 @@ def test_a_tokenizer_learns_no_key_as_a_word() -> None:
     word = "qwertyuiopasdfghjklzxcvbnmqwertyu"
     for text, known in ((word, True), (f"hf_{word}", False)):
         tokenizer = train_tokenizer((f"the key is {text}" for _ in range(200)), 600)
-        assert any(word in token for token in tokenizer.get_vocab()) is known, "or the second line says nothing"
+        assert any(word in token for token in tokenizer.get_vocab()) is known, (
+            "or the second line says nothing"
+        )
 
 
 def test_a_hosts_other_fields_are_named_without_their_values() -> None:
@@ -105,11 +159,16 @@ def test_a_hosts_other_fields_are_named_without_their_values() -> None:
     assert not any(IN_ROWS[0] in note for note in notes)
 
 
-@pytest.mark.parametrize("name", ["DB_PASS", "PGPASSWORD", "GITLAB_PAT", "MYSQL_PASSWD", "BASIC_AUTH", "API_KEY"])
+@pytest.mark.parametrize(
+    "name", ["DB_PASS", "PGPASSWORD", "GITLAB_PAT", "MYSQL_PASSWD", "BASIC_AUTH", "API_KEY"]
+)
 def test_names_of_keys_are_known(name: str) -> None:
     assert compile_pattern({name: "s3cret-word-1"}).sub(MARK, "a s3cret-word-1 b") == f"a {MARK} b"
 
 
 @pytest.mark.parametrize("name", ["PATH", "COMPASS", "GIT_AUTHOR_NAME", "PATTERN"])
 def test_names_like_those_of_keys_are_none(name: str) -> None:
-    assert compile_pattern({name: "s3cret-word-1"}).sub(MARK, "a s3cret-word-1 b") == "a s3cret-word-1 b"
+    assert (
+        compile_pattern({name: "s3cret-word-1"}).sub(MARK, "a s3cret-word-1 b")
+        == "a s3cret-word-1 b"
+    )

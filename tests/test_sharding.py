@@ -1,4 +1,6 @@
-"""Models cut up by fully_shard: the same sums and gradients, put together again to the last bit; what is cut up when."""
+"""Models cut up by fully_shard: the same sums and gradients, put together again to the last bit;
+what is cut up when.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,15 @@ from plugin.data.layout import Layout
 from plugin.models.diffusion import DiffusionModel, logits_of, predictor
 from plugin.training.layers import layers_of, set_recompute
 from plugin.training.memory import Memory, Setting, estimate
-from plugin.training.sharding import gathered_bytes, gathered_dtype, gathered_model, hollow, reshard, shard, shared_predictor
+from plugin.training.sharding import (
+    gathered_bytes,
+    gathered_dtype,
+    gathered_model,
+    hollow,
+    reshard,
+    shard,
+    shared_predictor,
+)
 from plugin.training.step import build_step
 
 CPU = torch.device("cpu")
@@ -48,7 +58,9 @@ PACKED = Layout(packed=True)
 
 @pytest.fixture(scope="module", autouse=True)
 def one_rank() -> Iterator[None]:
-    """A group of one: every hook of FSDP2 runs, and nobody is waited for. test_sharded_runs.py has two ranks."""
+    """A group of one: every hook of FSDP2 runs, and nobody is waited for. test_sharded_runs.py has
+    two ranks.
+    """
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -56,21 +68,31 @@ def one_rank() -> Iterator[None]:
 
 def batch(packed: bool = True) -> Batch:
     layout = PACKED if packed else Layout()
-    return build_step(slots(6, 20), random_documents(20), rules(), batch_size=6, layout=layout).pieces[0].batch
+    return (
+        build_step(slots(6, 20), random_documents(20), rules(), batch_size=6, layout=layout)
+        .pieces[0]
+        .batch
+    )
 
 
 def module_of(model: Any, *, packed: bool = True) -> DiffusionModel:
     return DiffusionModel(model, PAD, "loop" if packed else None).train()
 
 
-def cut(model: Any, parallel: str = "zero3", *, packed: bool = True, dtype: torch.dtype | None = None) -> DiffusionModel:
+def cut(
+    model: Any, parallel: str = "zero3", *, packed: bool = True, dtype: torch.dtype | None = None
+) -> DiffusionModel:
     module = module_of(model, packed=packed)
     shard(module, CPU, 1, parallel, dtype)
     return module
 
 
 def whole_gradient(module: DiffusionModel) -> torch.Tensor:
-    parts = [weight.grad.full_tensor() for weight in module.parameters() if isinstance(weight.grad, DTensor)]
+    parts = [
+        weight.grad.full_tensor()
+        for weight in module.parameters()
+        if isinstance(weight.grad, DTensor)
+    ]
     return torch.cat([part.flatten() for part in parts])
 
 
@@ -87,7 +109,9 @@ def test_sums_and_gradients_are_those_of_the_whole_model(family: str, parallel: 
             sums.weighted.sum().backward()
     ours, theirs = sharded(batch()), plain(batch())
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
-    assert all(isinstance(weight, DTensor) for weight in layers_of(sharded.model)[0].parameters()) == (parallel == "zero3")
+    assert all(
+        isinstance(weight, DTensor) for weight in layers_of(sharded.model)[0].parameters()
+    ) == (parallel == "zero3")
     ours.weighted.sum().backward()
     theirs.weighted.sum().backward()
     assert_same_vector(whole_gradient(sharded), gradient(plain), 1e-6)
@@ -114,11 +138,15 @@ def test_a_frozen_base_with_an_adapter_has_the_adapters_gradients() -> None:
 
 
 def test_layers_gathered_in_bfloat16_compute_what_autocast_does() -> None:
-    """As on a GPU, for a family whose norms a CPU can run so: masters and gradients stay float32, and only norm weights are rounded."""
+    """As on a GPU, for a family whose norms a CPU can run so: masters and gradients stay float32,
+    and only norm weights are rounded.
+    """
     plain, sharded = module_of(tiny_model("llada")), cut(tiny_model("llada"), dtype=torch.bfloat16)
     seen: set[torch.dtype] = set()
     for layer in layers_of(sharded.model):
-        layer.register_forward_pre_hook(lambda layer, _: seen.update(weight.dtype for weight in layer.parameters()))
+        layer.register_forward_pre_hook(
+            lambda layer, _: seen.update(weight.dtype for weight in layer.parameters())
+        )
     losses = []
     for module in (plain, sharded):
         with torch.autocast("cpu", torch.bfloat16):
@@ -144,7 +172,9 @@ def test_a_model_that_is_cut_up_is_sampled_from_as_if_whole(family: str) -> None
     asked = ids, torch.ones_like(ids, dtype=torch.bool), places
     logits = shared_predictor(sharded, torch.float32)(*asked)
     assert torch.equal(logits, predictor(tiny_model(family))(*asked))
-    assert not all(isinstance(weight, DTensor) for weight in sharded.parameters()), "the root's are still gathered"
+    assert not all(isinstance(weight, DTensor) for weight in sharded.parameters()), (
+        "the root's are still gathered"
+    )
     reshard(sharded)
     assert all(isinstance(weight, DTensor) for weight in sharded.parameters())
 
@@ -154,7 +184,9 @@ def test_a_model_that_is_cut_up_is_sampled_from_as_if_whole(family: str) -> None
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", ["bert", "llada"])
-def test_a_gathered_model_is_the_model_its_tied_weights_still_tied(family: str, tied: bool, tmp_path: Path) -> None:
+def test_a_gathered_model_is_the_model_its_tied_weights_still_tied(
+    family: str, tied: bool, tmp_path: Path
+) -> None:
     plain, model = (tiny_model(family, tie_word_embeddings=tied) for _ in range(2))
     empty = hollow(model)
     assert {weight.device.type for weight in empty.parameters()} == {"meta"}
@@ -182,20 +214,29 @@ def test_a_gathered_adapter_is_the_adapter(tmp_path: Path) -> None:
     assert whole is not None
     for name, one in (("whole", whole), ("plain", plain)):
         one.save_pretrained(str(tmp_path / name), save_embedding_layers=False)
-    saved = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "plain")]
+    saved = [
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "plain")
+    ]
     assert saved[0].keys() == saved[1].keys()
     assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
     assert any(weight.abs().sum() > 0 for name, weight in saved[0].items() if "lora_B" in name)
 
 
 def test_two_ranks_gather_what_one_process_would_have_and_go_on_from_it(tmp_path: Path) -> None:
-    """tests/two_ranks.py: three updates on unequal hands, gathered and scattered anew, then two more."""
+    """tests/two_ranks.py: three updates on unequal hands, gathered and scattered anew, then two
+    more.
+    """
     tests = ROOT / "tests"
     start = f"import runpy, sys; sys.path[:0] = [{str(ROOT)!r}, {str(tests)!r}]; "
-    done = run_python(start + f"runpy.run_path({str(tests / 'two_ranks.py')!r}, run_name='__main__')", cwd=tmp_path)
+    done = run_python(
+        start + f"runpy.run_path({str(tests / 'two_ranks.py')!r}, run_name='__main__')",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout.splitlines()[-1])
-    assert facts["pieces"] == [[1, 3], [3, 3]], "micro-batches of each rank, as dealt and evened out"
+    assert facts["pieces"] == [[1, 3], [3, 3]], (
+        "micro-batches of each rank, as dealt and evened out"
+    )
     for parallel in ("zero2", "zero3"):
         assert facts[parallel]["weights off"] < 1e-6
         assert facts[parallel]["moved"] > 1e-2
@@ -210,11 +251,21 @@ def test_two_ranks_gather_what_one_process_would_have_and_go_on_from_it(tmp_path
 
 def test_idle_micro_batches_even_out_the_ranks_and_change_no_count() -> None:
     documents = pairs((4, 40), *[(2, 4)] * 7)
-    ranks = [build_step(in_order(documents), documents, rules(), batch_size=3, rank=rank, ranks=2) for rank in (0, 1)]
-    evened = [build_step(in_order(documents), documents, rules(), batch_size=3, rank=rank, ranks=2, even=True) for rank in (0, 1)]
+    ranks = [
+        build_step(in_order(documents), documents, rules(), batch_size=3, rank=rank, ranks=2)
+        for rank in (0, 1)
+    ]
+    evened = [
+        build_step(
+            in_order(documents), documents, rules(), batch_size=3, rank=rank, ranks=2, even=True
+        )
+        for rank in (0, 1)
+    ]
     assert [len(step.pieces) for step in ranks] == [1, 3]
     assert [len(step.pieces) for step in evened] == [3, 3]
-    assert [(step.count, step.masked, step.lengths) for step in evened] == [(s.count, s.masked, s.lengths) for s in ranks]
+    assert [(step.count, step.masked, step.lengths) for step in evened] == [
+        (s.count, s.masked, s.lengths) for s in ranks
+    ]
     idle = evened[0].pieces[1:]
     assert [piece.documents for piece in idle] == [(), ()]
     assert all(piece.batch.masked.numel() == 0 for piece in idle)
@@ -223,7 +274,9 @@ def test_idle_micro_batches_even_out_the_ranks_and_change_no_count() -> None:
 def test_an_idle_micro_batch_gives_every_weight_a_gradient_of_zero() -> None:
     """Or ranks would average different lists of gradients."""
     documents = pairs((4, 40), *[(2, 4)] * 7)
-    step = build_step(in_order(documents), documents, rules(), batch_size=3, rank=0, ranks=2, even=True)
+    step = build_step(
+        in_order(documents), documents, rules(), batch_size=3, rank=0, ranks=2, even=True
+    )
     for model in (tiny_model("bert"), adapted(tiny_model("llada"), "llada")):
         module = module_of(model)
         sums = module(step.pieces[-1].batch)
@@ -251,7 +304,12 @@ def test_auto_cuts_up_only_what_does_not_fit() -> None:
 
 
 def test_a_choice_is_kept() -> None:
-    for parallel, wanted in {"ddp": "ddp", "zero2": "zero2", "zero3": "zero3", "fsdp2": "zero3"}.items():
+    for parallel, wanted in {
+        "ddp": "ddp",
+        "zero2": "zero2",
+        "zero3": "zero3",
+        "fsdp2": "zero3",
+    }.items():
         assert chosen(fits=False, parallel=parallel) == wanted
         assert chosen(fits=True, on_gpu=False, parallel=parallel) == wanted
         assert chosen(ranks=1, parallel=parallel) == "ddp"
@@ -265,7 +323,9 @@ def test_a_choice_is_kept() -> None:
         ({"dtype": "float16"}, "float16"),
     ],
 )
-def test_what_cannot_be_cut_up_is_refused_by_name(parallel: str, with_: dict[str, object], told: str) -> None:
+def test_what_cannot_be_cut_up_is_refused_by_name(
+    parallel: str, with_: dict[str, object], told: str
+) -> None:
     job = {"dataset_name": "d", "model_name": "m", **with_}
     assert parse({**job, "parallel": "ddp"}).params.parallel == "ddp"
     with pytest.raises(JobError) as caught:
@@ -278,7 +338,10 @@ def test_what_cannot_be_cut_up_is_refused_by_name(parallel: str, with_: dict[str
 
 
 def test_what_is_gathered_at_a_time_by_hand() -> None:
-    """Width 16, 48 rows: table and head 768 each, last norm 16. A layer: two norms 16, q and out 256, k and v 128, three of 384."""
+    """Width 16, 48 rows: table and head 768 each, last norm 16.
+
+    A layer: two norms 16, q and out 256, k and v 128, three of 384.
+    """
     model = tiny_model("llada", num_hidden_layers=3)
     root, layer = 2 * 768 + 16, 2 * 16 + 2 * 256 + 2 * 128 + 3 * 384
     assert gathered_bytes(model, "zero3", None) == (4 * (root + 2 * layer), 4 * layer)
@@ -291,7 +354,9 @@ def test_the_estimate_of_a_share() -> None:
 
     def estimated(ranks: int) -> Memory:
         model, _ = model_shape(params, tiny_config("llada", num_hidden_layers=8), torch.float32)
-        setting = Setting(CPU, torch.float32, "loop", "adamw", accumulates=False, ranks=ranks, parallel="zero3")
+        setting = Setting(
+            CPU, torch.float32, "loop", "adamw", accumulates=False, ranks=ranks, parallel="zero3"
+        )
         return estimate(model, batch(), setting, "none")
 
     alone, shared = estimated(1), estimated(4)
@@ -301,6 +366,9 @@ def test_the_estimate_of_a_share() -> None:
     assert shared.gradients == alone.gradients / 4 + layer
     assert shared.optimizer == pytest.approx(alone.optimizer / 4, rel=1e-3)
     assert (shared.activations, shared.logits) == (alone.activations, alone.logits)
-    saved = sum(getattr(alone, kind) - getattr(shared, kind) for kind in ("weights", "gradients", "optimizer"))
+    saved = sum(
+        getattr(alone, kind) - getattr(shared, kind)
+        for kind in ("weights", "gradients", "optimizer")
+    )
     live = [found.peak - found.heap for found in (alone, shared)]
     assert live[0] - live[1] == pytest.approx(saved, abs=1)

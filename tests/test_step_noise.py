@@ -1,4 +1,7 @@
-"""The noise of a step: Dream's weights on forced masks, complementary pairs, exact counts, the time band, dropped prompts."""
+"""The noise of a step:
+
+Dream's weights on forced masks, complementary pairs, exact counts, the time band, dropped prompts.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import CLS, MASK, PAD, SEP, in_order, noised, pair, pairs, random_documents, rules, slots, tiny_model
+from tiny import (
+    CLS,
+    MASK,
+    PAD,
+    SEP,
+    in_order,
+    noised,
+    pair,
+    pairs,
+    random_documents,
+    rules,
+    slots,
+    tiny_model,
+)
 
 from plugin.data.documents import Builder, Documents
 from plugin.data.steps import Slot
@@ -23,11 +39,17 @@ UNIFORM = math.log(40)  # nats of a masked token under a model of zero weights
 
 
 def drawn(step: Step) -> list[tuple[int, Corruption]]:
-    return [each for piece in step.pieces for each in zip(piece.documents, piece.corruptions, strict=True)]
+    return [
+        each
+        for piece in step.pieces
+        for each in zip(piece.documents, piece.corruptions, strict=True)
+    ]
 
 
 def forced(mask: str) -> Documents:
-    """A document whose supervised tokens are the ones of `mask`; at the highest time, all of them are masked."""
+    """A document whose supervised tokens are the ones of `mask`; at the highest time, all of them
+    are masked.
+    """
     builder, supervised = Builder(), np.array([bit == "1" for bit in mask])
     builder.add(np.arange(10, 10 + supervised.size, dtype=np.int32), supervised, 2, "r")
     return builder.build()
@@ -36,11 +58,16 @@ def forced(mask: str) -> Documents:
 ALL = {"t_min": 1 - 1e-12, "mask_count": "exact"}
 
 
-@pytest.mark.parametrize(("p", "weights"), [(0.3, [0.364515, 0.33495, 0.34845, 0.3612255]), (1.0, [0.5, 0, 0.5, 1.0])])
+@pytest.mark.parametrize(
+    ("p", "weights"), [(0.3, [0.364515, 0.33495, 0.34845, 0.3612255]), (1.0, [0.5, 0, 0.5, 1.0])]
+)
 def test_cart_weights_of_the_oracle_reach_the_batch(p: float, weights: list[float]) -> None:
     documents = forced("00111010")
     step = build_step(
-        in_order(documents), documents, rules(weigh=by_context(Cart(p), "linear"), norm="masked", **ALL), batch_size=1
+        in_order(documents),
+        documents,
+        rules(weigh=by_context(Cart(p), "linear"), norm="masked", **ALL),
+        batch_size=1,
     )
     (piece,) = step.pieces
     assert piece.batch.masked.tolist() == [2, 3, 4, 6]
@@ -59,11 +86,14 @@ def test_cart_sees_no_neighbour_of_the_batch() -> None:
     (piece,) = build_step(in_order(documents), documents, how, batch_size=3).pieces
     place = piece.documents.index(1)
     of_it = piece.batch.document[piece.batch.masked] == place
-    assert piece.batch.weight[of_it].tolist() == pytest.approx([0.364515, 0.33495, 0.34845, 0.3612255], rel=1e-6)
+    assert piece.batch.weight[of_it].tolist() == pytest.approx(
+        [0.364515, 0.33495, 0.34845, 0.3612255], rel=1e-6
+    )
 
 
 def test_prompt_and_visible_end_tokens_are_context_for_cart() -> None:
-    # CLS 9 | 8 8 SEP, filled to 8 with SEP; only the first answer token is masked: context at distances 1 2 and 1 2 3 4 5.
+    # CLS 9 | 8 8 SEP, filled to 8 with SEP; only the first answer token is masked: context at
+    # distances 1 2 and 1 2 3 4 5.
     ids, _, _ = pair(2, 3)
     mask = np.zeros(8, bool)
     mask[2] = True
@@ -83,9 +113,16 @@ def test_prompt_and_visible_end_tokens_are_context_for_cart() -> None:
         (Scheduler(), 1.0),  # w(1) = 1
     ],
 )
-def test_a_dream_model_of_uniform_logits_costs_the_mean_weight_times_ln_v(kind: Any, price: float) -> None:
+def test_a_dream_model_of_uniform_logits_costs_the_mean_weight_times_ln_v(
+    kind: Any, price: float
+) -> None:
     documents = forced("00111010")
-    step = build_step(in_order(documents), documents, rules(weigh=by_context(kind, "linear"), norm="masked", **ALL), batch_size=1)
+    step = build_step(
+        in_order(documents),
+        documents,
+        rules(weigh=by_context(kind, "linear"), norm="masked", **ALL),
+        batch_size=1,
+    )
     model = tiny_model("Dream")
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
@@ -97,14 +134,27 @@ def test_a_dream_model_of_uniform_logits_costs_the_mean_weight_times_ln_v(kind: 
 def test_scheduler_is_the_weight_by_time_and_uniform_is_one(schedule: str) -> None:
     chosen = slots(16, 30)
     by_name = {}
-    for name, weigh in (("scheduler", by_context(Scheduler(), schedule)), ("uniform", by_context(Uniform(), schedule))):
-        by_name[name] = drawn(build_step(chosen, DOCUMENTS, rules(schedule=schedule, weigh=weigh), batch_size=16))
-    timed = drawn(build_step(chosen, DOCUMENTS, rules(schedule=schedule, weigh=by_time(schedule)), batch_size=16))
+    for name, weigh in (
+        ("scheduler", by_context(Scheduler(), schedule)),
+        ("uniform", by_context(Uniform(), schedule)),
+    ):
+        by_name[name] = drawn(
+            build_step(chosen, DOCUMENTS, rules(schedule=schedule, weigh=weigh), batch_size=16)
+        )
+    timed = drawn(
+        build_step(
+            chosen, DOCUMENTS, rules(schedule=schedule, weigh=by_time(schedule)), batch_size=16
+        )
+    )
     seen = 0
-    for (_, scheduled), (_, uniform), (_, plain) in zip(by_name["scheduler"], by_name["uniform"], timed, strict=True):
+    for (_, scheduled), (_, uniform), (_, plain) in zip(
+        by_name["scheduler"], by_name["uniform"], timed, strict=True
+    ):
         t = scheduled.t
         weight = 1 / t if schedule == "linear" else math.pi / 2 * math.tan(math.pi / 2 * (1 - t))
-        assert scheduled.weight.tolist() == pytest.approx([weight] * scheduled.masked.size, rel=1e-6)
+        assert scheduled.weight.tolist() == pytest.approx(
+            [weight] * scheduled.masked.size, rel=1e-6
+        )
         assert uniform.weight.tolist() == [1] * uniform.masked.size
         assert plain.weight.tolist() == scheduled.weight.tolist()
         seen += scheduled.masked.size
@@ -122,12 +172,24 @@ def test_complementary_masks_are_disjoint_and_cover_every_supervised_token(mask_
     for index, copies in masks.items():
         both = sorted(place for one in copies for place in one.masked.tolist())
         assert both == np.flatnonzero(DOCUMENTS[index].supervised).tolist()
-    assert sum(all(one.masked.size for one in copies) and len(copies) == 2 for copies in masks.values()) > 10
+    assert (
+        sum(
+            all(one.masked.size for one in copies) and len(copies) == 2 for copies in masks.values()
+        )
+        > 10
+    )
     alone = build_step(slots(30, 30), DOCUMENTS, rules(mask_count=mask_count), batch_size=7)
     if mask_count == "bernoulli":
-        assert (step.count, step.tokens, step.supervised) == (2 * alone.count, 2 * alone.tokens, 2 * alone.supervised)
+        assert (step.count, step.tokens, step.supervised) == (
+            2 * alone.count,
+            2 * alone.tokens,
+            2 * alone.supervised,
+        )
         first_masks = {index: one.masked.tolist() for index, one in drawn(alone)}
-        assert all(first_masks[index] in [one.masked.tolist() for one in copies] for index, copies in masks.items())
+        assert all(
+            first_masks[index] in [one.masked.tolist() for one in copies]
+            for index, copies in masks.items()
+        )
 
 
 # As for one copy of each document: E[w(t) p(t)] over t in [eps, 1).
@@ -159,19 +221,25 @@ def test_time_at_inverts_the_mask_probability(schedule: str) -> None:
 
 
 def test_exact_counts_mask_so_many_of_every_document() -> None:
-    step = build_step(slots(30, 30), DOCUMENTS, rules(mask_count="exact", t_min=0.4, t_max=0.401), batch_size=30)
+    step = build_step(
+        slots(30, 30), DOCUMENTS, rules(mask_count="exact", t_min=0.4, t_max=0.401), batch_size=30
+    )
     counts = {index: one.masked.size for index, one in drawn(step)}
     assert len(set(counts.values())) > 2
     for index, count in counts.items():
         supervised = int(DOCUMENTS[index].supervised.sum())
         assert count == math.ceil(0.4 * supervised + 1e-6)
         weight = next(one.weight[0] for place, one in drawn(step) if place == index)
-        assert weight == pytest.approx(supervised / count, rel=1e-3), "w(t) p L / l = L / l under linear noise"
+        assert weight == pytest.approx(supervised / count, rel=1e-3), (
+            "w(t) p L / l = L / l under linear noise"
+        )
 
 
 @pytest.mark.parametrize("t_sampling", ["iid", "stratified"])
 def test_times_stay_in_their_band(t_sampling: str) -> None:
-    step = build_step(slots(30, 30), DOCUMENTS, rules(t_min=0.3, t_max=0.8, t_sampling=t_sampling), batch_size=30)
+    step = build_step(
+        slots(30, 30), DOCUMENTS, rules(t_min=0.3, t_max=0.8, t_sampling=t_sampling), batch_size=30
+    )
     times = [one.t for _, one in drawn(step)]
     assert 0.3 <= min(times) < 0.4
     assert 0.7 < max(times) < 0.8
@@ -181,7 +249,9 @@ def test_a_dropped_prompt_is_hidden_and_not_learned() -> None:
     documents = pairs((4, 6))
     dropped = 0
     for pass_ in range(1000):
-        step = build_step(in_order(documents, pass_), documents, rules(prompt_drop=0.1), batch_size=1)
+        step = build_step(
+            in_order(documents, pass_), documents, rules(prompt_drop=0.1), batch_size=1
+        )
         plain = build_step(in_order(documents, pass_), documents, rules(), batch_size=1)
         ((_, one),), ((_, kept),) = drawn(step), drawn(plain)
         hidden = one.noisy[:4].tolist() == [MASK] * 4
@@ -196,7 +266,9 @@ def test_a_dropped_prompt_is_hidden_and_not_learned() -> None:
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_prompts_are_dropped_never_or_always(share: float) -> None:
     step = build_step(slots(30, 30), DOCUMENTS, rules(prompt_drop=share), batch_size=30)
-    hidden = {bool((one.noisy[: DOCUMENTS[index].prompt] == MASK).all()) for index, one in drawn(step)}
+    hidden = {
+        bool((one.noisy[: DOCUMENTS[index].prompt] == MASK).all()) for index, one in drawn(step)
+    }
     assert hidden == {share == 1.0}
 
 
@@ -205,7 +277,11 @@ def test_a_dropped_prompt_teaches_nothing_even_where_prompts_are_learned() -> No
     ids, _, prompt = pair(4, 6)
     builder.add(ids, np.arange(ids.size) > 0, prompt, "r")  # mask_prompt_loss off
     documents = builder.build()
-    ((_, one),) = drawn(build_step(in_order(documents), documents, rules(prompt_drop=1.0, t_min=0.999), batch_size=1))
+    ((_, one),) = drawn(
+        build_step(
+            in_order(documents), documents, rules(prompt_drop=1.0, t_min=0.999), batch_size=1
+        )
+    )
     assert one.noisy.tolist() == [MASK] * 10
     assert one.masked.tolist() == list(range(4, 10))
 

@@ -17,7 +17,9 @@ from plugin.training.step import Item, StepRules, build_step, step_items
 
 
 def texts(count: int, length: int, opening: bool = True) -> Documents:
-    """Pretraining pieces: word n of a text is 10 + n; without a start token, the first word is learned by nobody."""
+    """Pretraining pieces: word n of a text is 10 + n; without a start token, the first word is
+    learned by nobody.
+    """
     builder = Builder()
     for number in range(count):
         ids = np.arange(10, 10 + length, dtype=np.int32)
@@ -28,7 +30,9 @@ def texts(count: int, length: int, opening: bool = True) -> Documents:
 
 
 def items(documents: Documents, how: StepRules, pass_: int = 0) -> list[Item]:
-    return step_items([documents[place] for place in range(len(documents))], in_order(documents, pass_), how)[0]
+    return step_items(
+        [documents[place] for place in range(len(documents))], in_order(documents, pass_), how
+    )[0]
 
 
 def by_document(found: list[Item]) -> dict[int, list[Item]]:
@@ -50,7 +54,9 @@ def test_head_and_tail_are_the_text_and_every_word_of_it_is_learned_once() -> No
     documents = texts(400, 12)
     for index, (head, tail) in by_document(items(documents, rules(stochastic_length=1.0))).items():
         assert [*head.ids, *tail.ids[1:]] == documents[index].ids.tolist()
-        assert [int(part.ids[0]) for part in (head, tail)] == [CLS, CLS], "the tail opens like any text"
+        assert [int(part.ids[0]) for part in (head, tail)] == [CLS, CLS], (
+            "the tail opens like any text"
+        )
         assert [part.supervised.tolist() for part in (head, tail)] == [
             [False] + [True] * (part.ids.size - 1) for part in (head, tail)
         ]
@@ -58,10 +64,15 @@ def test_head_and_tail_are_the_text_and_every_word_of_it_is_learned_once() -> No
 
 
 def test_the_cut_is_uniform_and_both_sides_keep_something_to_learn() -> None:
-    heads = Counter(parts[0].ids.size for parts in by_document(items(texts(4000, 6), rules(stochastic_length=1.0))).values())
+    heads = Counter(
+        parts[0].ids.size
+        for parts in by_document(items(texts(4000, 6), rules(stochastic_length=1.0))).values()
+    )
     # [CLS] and 6 words: heads of 1 to 4 words, so tails of 5 to 2
     assert set(heads) == {2, 3, 4, 5}
-    assert all(count == pytest.approx(1000, abs=4 * (1000 * 0.75) ** 0.5) for count in heads.values())
+    assert all(
+        count == pytest.approx(1000, abs=4 * (1000 * 0.75) ** 0.5) for count in heads.values()
+    )
 
 
 def test_a_text_too_short_to_cut_stays_whole() -> None:
@@ -74,20 +85,29 @@ def test_a_step_counts_all_of_it() -> None:
     assert 5 < tails < 25
     for ranks, batch_size in ((1, 30), (1, 4), (3, 2)):
         parts = [
-            build_step(in_order(documents), documents, how, batch_size=batch_size, rank=rank, ranks=ranks)
+            build_step(
+                in_order(documents), documents, how, batch_size=batch_size, rank=rank, ranks=ranks
+            )
             for rank in range(ranks)
         ]
         for step in parts:
             assert step.tokens == 30 * 13 + tails
             assert step.supervised == step.count == 30 * 12
-        held = Counter(index for step in parts for piece in step.pieces for index in piece.documents)
+        held = Counter(
+            index for step in parts for piece in step.pieces for index in piece.documents
+        )
         assert sorted(held.values()) == sorted([1] * (30 - tails) + [2] * tails)
 
 
 def test_head_and_tail_have_times_and_masks_of_their_own() -> None:
     documents = texts(40, 40)
     for t_sampling in ("stratified", "iid"):
-        step = build_step(in_order(documents), documents, rules(stochastic_length=1.0, t_sampling=t_sampling), batch_size=80)
+        step = build_step(
+            in_order(documents),
+            documents,
+            rules(stochastic_length=1.0, t_sampling=t_sampling),
+            batch_size=80,
+        )
         times = [one.t for piece in step.pieces for one in piece.corruptions]
         assert len(set(times)) == 80
 
@@ -102,11 +122,15 @@ def test_cuts_follow_seed_document_and_pass() -> None:
     assert sizes(how) != sizes(how, 1)
     assert sizes(how) != sizes(rules(stochastic_length=0.5, seed=8))
     one = step_items([documents[7]], [Slot(0, 7, 7)], how)[0]
-    assert [item.ids.size for item in one] == [item.ids.size for item in by_document(items(documents, how))[7]]
+    assert [item.ids.size for item in one] == [
+        item.ids.size for item in by_document(items(documents, how))[7]
+    ]
 
 
 def test_without_a_start_token_the_tail_opens_with_a_word_that_is_not_masked() -> None:
-    """No family predicts a document's first token, and Dream's place before it is another document's."""
+    """No family predicts a document's first token, and Dream's place before it is another
+    document's.
+    """
     documents = texts(60, 9, opening=False)
     how = replace(rules(stochastic_length=1.0, t_min=0.999), start_id=None)
     for head, tail in by_document(items(documents, how)).values():
@@ -120,8 +144,12 @@ def test_without_a_start_token_the_tail_opens_with_a_word_that_is_not_masked() -
 
 def test_a_dream_model_learns_head_and_tail_as_documents_of_their_own() -> None:
     documents, model = random_documents(12), tiny_model("Dream")
-    (piece,) = build_step(in_order(documents), documents, rules(stochastic_length=1.0, t_min=0.5), batch_size=24).pieces
+    (piece,) = build_step(
+        in_order(documents), documents, rules(stochastic_length=1.0, t_min=0.5), batch_size=24
+    ).pieces
     assert piece.batch.documents > 18
     wanted = torch.stack(alone_in(model, piece.batch))
     assert wanted.max() > 10
-    torch.testing.assert_close(DiffusionModel(model, PAD)(piece.batch).weighted, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        DiffusionModel(model, PAD)(piece.batch).weighted, wanted, rtol=1e-5, atol=1e-5
+    )

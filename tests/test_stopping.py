@@ -1,4 +1,6 @@
-"""A worker learns that it should stop, in processes of their own: signals and parents are not mocked."""
+"""A worker learns that it should stop, in processes of their own: signals and parents are not
+mocked.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from pathlib import Path
 
 from support import ROOT, child_env, is_running, wait_until
 
-# Starts a worker (in a session of its own, as the launcher does), then sleeps; the worker starts a child and waits for a stop.
+# Starts a worker (in a session of its own, as the launcher does), then sleeps; the worker starts a
+# child and waits for a stop.
 PARENT = """\
 import os, subprocess, sys, time
 env = {{**os.environ, "TRAINER_PARENT_PID": str(os.getpid()), "PYTHONPATH": {root!r}}}
@@ -39,7 +42,9 @@ time.sleep(60)
 
 def start(folder: Path, *, limit: float, before: str = "") -> subprocess.Popen[bytes]:
     worker = WORKER.format(limit=limit, before=before)
-    return subprocess.Popen([sys.executable, "-c", PARENT.format(root=str(ROOT)), worker, str(folder)], env=child_env())
+    return subprocess.Popen(
+        [sys.executable, "-c", PARENT.format(root=str(ROOT)), worker, str(folder)], env=child_env()
+    )
 
 
 def end_session(pid: int) -> None:
@@ -47,7 +52,9 @@ def end_session(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def test_a_worker_notices_its_parents_death_within_two_seconds_and_then_ends_with_all_it_started(tmp_path: Path) -> None:
+def test_a_worker_notices_its_parents_death_within_two_seconds_and_then_ends_with_all_it_started(
+    tmp_path: Path,
+) -> None:
     with start(tmp_path, limit=0.5) as parent:
         try:
             wait_until((tmp_path / "pids").exists, "the worker")
@@ -65,9 +72,7 @@ def test_a_worker_notices_its_parents_death_within_two_seconds_and_then_ends_wit
 
 
 def test_a_parent_that_died_while_the_worker_was_still_importing_is_noticed(tmp_path: Path) -> None:
-    late = (
-        "(Path(sys.argv[1]) / 'importing').touch()\nwhile os.getppid() == int(os.environ['TRAINER_PARENT_PID']): time.sleep(0.01)"
-    )
+    late = "(Path(sys.argv[1]) / 'importing').touch()\nwhile os.getppid() == int(os.environ['TRAINER_PARENT_PID']): time.sleep(0.01)"
     with start(tmp_path, limit=60, before=late) as parent:
         wait_until((tmp_path / "importing").exists, "the worker to begin")
         parent.kill()

@@ -1,4 +1,6 @@
-"""Streaming pretraining: what is held out, what is prepared, steps built ahead and their states, and whole runs of it."""
+"""Streaming pretraining: what is held out, what is prepared, steps built ahead and their states,
+and whole runs of it.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,32 @@ from plugin.training.prefetch import Ahead
 from plugin.training.step import Step, build_streamed_step
 from plugin.worker.check import try_out
 
-WORDS = ("sky", "blue", "and", "grass", "green", "while", "old", "snow", "lies", "on", "every", "roof", "of", "the", "town")
+WORDS = (
+    "sky",
+    "blue",
+    "and",
+    "grass",
+    "green",
+    "while",
+    "old",
+    "snow",
+    "lies",
+    "on",
+    "every",
+    "roof",
+    "of",
+    "the",
+    "town",
+)
 
 
 def texts(count: int, seed: int = 1) -> list[str]:
     """Distinct texts of one to about a hundred words."""
     rng = random.Random(seed)
-    return [f"{' '.join(rng.choices(WORDS, k=max(1, int(rng.lognormvariate(2.5, 1)))))} {seed}/{n}" for n in range(count)]
+    return [
+        f"{' '.join(rng.choices(WORDS, k=max(1, int(rng.lognormvariate(2.5, 1)))))} {seed}/{n}"
+        for n in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +75,12 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def job(tiny_bert: Path, text_file: Path) -> Callable[..., Params]:
-    values = {"model_name": str(tiny_bert), "dataset_name": str(text_file), "training_stage": "pretrain", "streaming": True}
+    values = {
+        "model_name": str(tiny_bert),
+        "dataset_name": str(text_file),
+        "training_stage": "pretrain",
+        "streaming": True,
+    }
     values |= {"max_length": 64, "batch_size": 4, "train_steps": 10}
     return lambda **more: parse({**values, **more}).params
 
@@ -67,13 +93,20 @@ def prepared(params: Params) -> tuple[Prepared, list[str]]:
 def streamed(params: Params, one: Prepared, rank: int = 0, ranks: int = 1) -> StreamedSteps:
     how = step_rules(params, one.chat)
     evaluated = len(one.evaluation) > 0
-    return stream.start_streaming(params, one.chat, how, print, evaluated=evaluated, rank=rank, ranks=ranks)
+    return stream.start_streaming(
+        params, one.chat, how, print, evaluated=evaluated, rank=rank, ranks=ranks
+    )
 
 
 def trained_rows(params: Params, one: Prepared, steps: int) -> set[int]:
     """Rows of the file, from 0, that so many steps train on."""
     make = streamed(params, one)
-    return {index // 1_000_000 for step in range(steps) for piece in make(step).pieces for index in piece.documents}
+    return {
+        index // 1_000_000
+        for step in range(steps)
+        for piece in make(step).pieces
+        for index in piece.documents
+    }
 
 
 def example(text: str) -> Example:
@@ -83,10 +116,14 @@ def example(text: str) -> Example:
 # --- what is held out
 
 
-def test_a_hundredth_of_the_texts_is_evaluated_and_never_trained(job: Callable[..., Params]) -> None:
+def test_a_hundredth_of_the_texts_is_evaluated_and_never_trained(
+    job: Callable[..., Params],
+) -> None:
     params = job()
     one, lines = prepared(params)
-    held = {n for n, text in enumerate(texts(300)) if prompt_key(example(text), params.seed) % 100 == 0}
+    held = {
+        n for n, text in enumerate(texts(300)) if prompt_key(example(text), params.seed) % 100 == 0
+    }
     assert 1 <= len(held) <= 10
     assert {int(row.split(":")[1]) - 1 for row in one.evaluation.rows} == held
     trained = trained_rows(params, one, 150)
@@ -99,12 +136,16 @@ def test_a_hundredth_of_the_texts_is_evaluated_and_never_trained(job: Callable[.
 def test_a_smaller_eval_share_holds_out_fewer_texts(job: Callable[..., Params]) -> None:
     params = job(eval_share=0.004)
     one, lines = prepared(params)
-    held = {n for n, text in enumerate(texts(300)) if prompt_key(example(text), params.seed) % 250 == 0}
+    held = {
+        n for n, text in enumerate(texts(300)) if prompt_key(example(text), params.seed) % 250 == 0
+    }
     assert {int(row.split(":")[1]) - 1 for row in one.evaluation.rows} == held
     assert not held or any("one text in 250 is held out" in line for line in lines)
 
 
-def test_an_eval_split_of_its_own_is_used_and_its_texts_leave_training(job: Callable[..., Params], tmp_path: Path) -> None:
+def test_an_eval_split_of_its_own_is_used_and_its_texts_leave_training(
+    job: Callable[..., Params], tmp_path: Path
+) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     rows = [{"text": text} for text in texts(100)]
@@ -118,7 +159,9 @@ def test_an_eval_split_of_its_own_is_used_and_its_texts_leave_training(job: Call
     assert one.reports["train"].dropped == {"prompt also in the eval split": 3}
 
 
-def test_at_most_so_many_documents_are_evaluated(job: Callable[..., Params], tmp_path: Path) -> None:
+def test_at_most_so_many_documents_are_evaluated(
+    job: Callable[..., Params], tmp_path: Path
+) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     write_rows(folder / "train.jsonl", [{"text": text} for text in texts(50)])
@@ -126,7 +169,9 @@ def test_at_most_so_many_documents_are_evaluated(job: Callable[..., Params], tmp
     one, _ = prepared(job(dataset_name=str(folder), max_length=32))
     assert len(one.evaluation) == one.reports["eval"].documents == 512
     assert one.reports["eval"].tokens == one.evaluation.ids.size
-    assert one.reports["eval"].rows < 512, "long texts are several documents, and no more rows are read than needed"
+    assert one.reports["eval"].rows < 512, (
+        "long texts are several documents, and no more rows are read than needed"
+    )
 
 
 @pytest.mark.parametrize(("strategy", "said"), [("steps", 1), ("no", 0)])
@@ -147,7 +192,9 @@ def test_a_new_tokenizer_sees_the_first_rows_alone(
 ) -> None:
     monkeypatch.setattr(stream, "TOKENIZER_ROWS", 50)
     monkeypatch.setattr(stream, "EVAL_ROWS", 50)
-    rows = [{"text": f"aaaa bbbb {n}"} for n in range(60)] + [{"text": f"zqzq zqzq {n}"} for n in range(5000)]
+    rows = [{"text": f"aaaa bbbb {n}"} for n in range(60)] + [
+        {"text": f"zqzq zqzq {n}"} for n in range(5000)
+    ]
     path = write_rows(tmp_path / "t.jsonl", rows)
     read: list[int] = []
     params = job(model_name="", model_config=str(tiny_config), dataset_name=str(path), batch_size=1)
@@ -170,7 +217,9 @@ def test_a_new_tokenizer_sees_the_first_rows_alone(
         ({"eval_strategy": "epoch"}, "eval_strategy"),
     ],
 )
-def test_what_a_stream_cannot_do_is_refused_by_name(job: Callable[..., Params], values: dict[str, Any], field: str) -> None:
+def test_what_a_stream_cannot_do_is_refused_by_name(
+    job: Callable[..., Params], values: dict[str, Any], field: str
+) -> None:
     with pytest.raises(JobError) as caught:
         job(**values)
     assert [problem.field for problem in caught.value.problems] == [field]
@@ -199,7 +248,10 @@ def test_a_pack_holds_the_longest_document(job: Callable[..., Params]) -> None:
 
 
 def pack(*lengths: int, pass_: int = 0) -> Pack:
-    documents = [Document(np.array([CLS, *range(10, 9 + n)], np.int32), np.arange(n) > 0, 1, 40 + n) for n in lengths]
+    documents = [
+        Document(np.array([CLS, *range(10, 9 + n)], np.int32), np.arange(n) > 0, 1, 40 + n)
+        for n in lengths
+    ]
     return tuple((one, Slot(pass_, place, one.index)) for place, one in enumerate(documents))
 
 
@@ -213,7 +265,9 @@ def test_each_pack_is_a_micro_batch_and_its_documents_stay_apart() -> None:
     model = tiny_model("modernbert")
     for piece in step.pieces:
         weighted = DiffusionModel(model, PAD, "loop")(piece.batch).weighted
-        torch.testing.assert_close(weighted, torch.stack(alone_in(model, piece.batch)), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            weighted, torch.stack(alone_in(model, piece.batch)), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_noise_follows_seed_document_and_pass() -> None:
@@ -231,7 +285,9 @@ def test_complementary_copies_are_two_micro_batches_with_disjoint_masks() -> Non
     assert [piece.documents for piece in step.pieces] == [(49, 45), (49, 45), (52,), (52,)]
     for first, second in (step.pieces[:2], step.pieces[2:]):
         places = sorted([*first.batch.masked.tolist(), *second.batch.masked.tolist()])
-        assert places == np.flatnonzero(first.batch.position.numpy()).tolist(), "every token but the first of a document"
+        assert places == np.flatnonzero(first.batch.position.numpy()).tolist(), (
+            "every token but the first of a document"
+        )
     assert (step.tokens, step.masked) == (52, 23)
 
 
@@ -246,15 +302,26 @@ def test_texts_cut_in_two_still_fit(job: Callable[..., Params], batch_size: int)
     assert max(sizes) <= batch_size * 64
     assert np.mean(sizes) > 0.9 * batch_size * 64
     pieces = [piece for step in steps for piece in step.pieces]
-    assert sum(len(piece.documents) for piece in pieces) > 1.8 * sum(len(set(piece.documents)) for piece in pieces)
+    assert sum(len(piece.documents) for piece in pieces) > 1.8 * sum(
+        len(set(piece.documents)) for piece in pieces
+    )
 
 
 def same(ours: Step, theirs: Step) -> bool:
-    batches = zip([piece.batch for piece in ours.pieces], [piece.batch for piece in theirs.pieces], strict=True)
-    return all(a.ids.equal(b.ids) and a.masked.equal(b.masked) and a.weight.equal(b.weight) for a, b in batches)
+    batches = zip(
+        [piece.batch for piece in ours.pieces],
+        [piece.batch for piece in theirs.pieces],
+        strict=True,
+    )
+    return all(
+        a.ids.equal(b.ids) and a.masked.equal(b.masked) and a.weight.equal(b.weight)
+        for a, b in batches
+    )
 
 
-def test_a_state_belongs_to_its_step_though_the_next_is_built(job: Callable[..., Params], tmp_path: Path) -> None:
+def test_a_state_belongs_to_its_step_though_the_next_is_built(
+    job: Callable[..., Params], tmp_path: Path
+) -> None:
     params = job(gradient_accumulation_steps=2)
     one, _ = prepared(params)
     straight = streamed(params, one)
@@ -276,24 +343,43 @@ def test_a_state_belongs_to_its_step_though_the_next_is_built(job: Callable[...,
 
 
 @pytest.fixture(scope="module")
-def run_of(forks: Forks, tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, text_file: Path) -> Callable[[str], Scene]:
+def run_of(
+    forks: Forks, tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, text_file: Path
+) -> Callable[[str], Scene]:
     root = tmp_path_factory.mktemp("runs")
-    options = {"training_stage": "pretrain", "streaming": "true", "max_length": 64, "batch_size": 4, "train_steps": 24}
-    options |= {"learning_rate": "1e-2", "logging_steps": 1, "gradient_accumulation_steps": 2, "train_device": "cpu"}
+    options = {
+        "training_stage": "pretrain",
+        "streaming": "true",
+        "max_length": 64,
+        "batch_size": 4,
+        "train_steps": 24,
+    }
+    options |= {
+        "learning_rate": "1e-2",
+        "logging_steps": 1,
+        "gradient_accumulation_steps": 2,
+        "train_device": "cpu",
+    }
     args = [word for name, value in options.items() for word in (f"--{name}", value)]
     job = ("--model_config", tiny_config, "--dataset_name", text_file, *args)
-    return cache(lambda name: forks.run(root / name, *job, "--num_processes", {"one": 1, "two": 2}[name]))
+    return cache(
+        lambda name: forks.run(root / name, *job, "--num_processes", {"one": 1, "two": 2}[name])
+    )
 
 
 @pytest.mark.parametrize("name", ["one", "two"])
-def test_a_streamed_run_learns_and_leaves_a_whole_model(run_of: Callable[[str], Scene], name: str) -> None:
+def test_a_streamed_run_learns_and_leaves_a_whole_model(
+    run_of: Callable[[str], Scene], name: str
+) -> None:
     run = run_of(name)
     assert run.code == 0, run.err
     assert run.result["eval_loss"] < run.result["eval_loss_first"] - 0.5
     assert (run.folder / "fused" / "model.safetensors").is_file()
     assert run.result["fuse"]["max_logit_difference"] < 1e-5
     ranks = 2 if name == "two" else 1
-    assert f"24 x {ranks * 2 * 256} tokens" in (run.folder / "fused" / "README.md").read_text(encoding="utf-8")
+    assert f"24 x {ranks * 2 * 256} tokens" in (run.folder / "fused" / "README.md").read_text(
+        encoding="utf-8"
+    )
     state = json.loads((run.last_checkpoint() / "state.json").read_text())
     assert (state["step"], state["pass_"] >= 1) == (24, True)
 
@@ -321,7 +407,9 @@ def test_two_ranks_divide_by_what_they_have_together(run_of: Callable[[str], Sce
     steps = [streamed(params, one, rank, 2)(0) for rank in range(2)]
     assert len({step.count for step in steps}) == 2, "else nothing is proved"
     with torch.no_grad():
-        weighted = sum(float(module(piece.batch).weighted.sum()) for step in steps for piece in step.pieces)
+        weighted = sum(
+            float(module(piece.batch).weighted.sum()) for step in steps for piece in step.pieces
+        )
     first = run.trace()[1]
     assert first["step"] == 1
     assert first["loss"] == pytest.approx(weighted / sum(step.count for step in steps), rel=1e-5)

@@ -1,4 +1,6 @@
-"""task.yaml: only keys today's host knows, and values that come back as the parameters they were made from."""
+"""task.yaml: only keys today's host knows, and values that come back as the parameters they were
+made from.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,28 @@ from plugin.hosts.task import task_values
 
 TASK: dict[str, Any] = yaml.safe_load((ROOT / "task.yaml").read_text(encoding="utf-8"))
 JOB = {"dataset_name": "data.jsonl", "model_name": "model"}
-PARAMETER_KEYS = {"type", "default", "min", "max", "step", "options", "ui_widget", "title", "required"}
+PARAMETER_KEYS = {
+    "type",
+    "default",
+    "min",
+    "max",
+    "step",
+    "options",
+    "ui_widget",
+    "title",
+    "required",
+}
 TYPES = {"integer": int, "float": float, "bool": bool, "enum": str, "string": str}
-WIDGETS = {"slider", "range", "switch", "radio", "password", "select", "lab_model_select", "lab_dataset_select"}
+WIDGETS = {
+    "slider",
+    "range",
+    "switch",
+    "radio",
+    "password",
+    "select",
+    "lab_model_select",
+    "lab_dataset_select",
+}
 
 
 def test_only_keys_that_the_host_knows() -> None:
@@ -69,4 +90,10 @@ def test_defaults_as_values_or_as_their_schema_change_nothing() -> None:
 
 def test_bounds_are_those_of_the_parameters() -> None:
     assert _parameter("warmup_ratio")["min"] == SCHEMA["warmup_ratio"]["minimum"] == 0
-    assert _parameter("batch_size") == {"type": "integer", "min": 1, "max": 16384, "default": 4, "title": "Batch size"}
+    assert _parameter("batch_size") == {
+        "type": "integer",
+        "min": 1,
+        "max": 16384,
+        "default": 4,
+        "title": "Batch size",
+    }

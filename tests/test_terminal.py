@@ -1,4 +1,6 @@
-"""What rows, answers and names may hold, and what of it reaches a terminal, TensorBoard or a card."""
+"""What rows, answers and names may hold, and what of it reaches a terminal, TensorBoard or a
+card.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,11 @@ HOSTILE = "\x1b]0;title\x07\x1b[2J\x1b[8mhidden\r\x9b31m\u202edesrever\x00\x7f\u
 
 def steers(text: str) -> set[str]:
     """List the characters of `text` that steer a terminal; line ends and tabs do not."""
-    return {char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp") and char not in "\n\t"}
+    return {
+        char
+        for char in text
+        if unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp") and char not in "\n\t"
+    }
 
 
 def printed(*lines: object) -> str:
@@ -42,10 +48,21 @@ def printed(*lines: object) -> str:
 
 def test_check_shows_rows_and_files_escaped(tiny_bert: Path, tmp_path: Path) -> None:
     """Audit 15: `check` wrote ESC of data rows raw; names of files too."""
-    rows = [{"prompt": f"{n} {HOSTILE}", "response": f"{HOSTILE} {n}" if n else ""} for n in range(20)]
+    rows = [
+        {"prompt": f"{n} {HOSTILE}", "response": f"{HOSTILE} {n}" if n else ""} for n in range(20)
+    ]
     (tmp_path / "data").mkdir()
     write_rows(tmp_path / "data" / "a\x1b[31m\u202e.jsonl", rows)
-    job = ("--model_name", tiny_bert, "--dataset_name", tmp_path / "data", "--max_length", 128, "--train_device", "cpu")
+    job = (
+        "--model_name",
+        tiny_bert,
+        "--dataset_name",
+        tmp_path / "data",
+        "--max_length",
+        128,
+        "--train_device",
+        "cpu",
+    )
     for more in ((), ("--json",)):
         done = run_main("check", *job, *more, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -53,14 +70,20 @@ def test_check_shows_rows_and_files_escaped(tiny_bert: Path, tmp_path: Path) -> 
         assert "31m" in done.stdout
         assert steers(done.stdout + done.stderr) == set()
         if more:
-            told = [run["text"] for view in json.loads(done.stdout)["plan"]["preview"] for run in view["runs"]]
+            told = [
+                run["text"]
+                for view in json.loads(done.stdout)["plan"]["preview"]
+                for run in view["runs"]
+            ]
             assert "\x1b[2J" in "".join(told), "a program reads what the row holds"
 
 
 def test_an_answer_is_shown_escaped(tiny_bert: Path) -> None:
     chat = ChatFormat(load_tokenizer(str(tiny_bert)))
     ids = chat.tokenizer(HOSTILE, add_special_tokens=False)["input_ids"]
-    assert HOSTILE.replace("\u202e", "") in chat.frame(ids).replace("\u202e", ""), "the answer does hold it"
+    assert HOSTILE.replace("\u202e", "") in chat.frame(ids).replace("\u202e", ""), (
+        "the answer does hold it"
+    )
     for line in (canvas_line(chat, ids), answer_line(Answer(HOSTILE, 1, 0.0))):
         assert "hidden" in line.plain
         assert steers(printed(line)) == set()
@@ -78,9 +101,14 @@ def test_json_is_valid_and_steers_nothing() -> None:
     assert "ünïcode 世界" in line
 
 
-@pytest.mark.parametrize("end", ["\r", "\r\n", "\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
+@pytest.mark.parametrize(
+    "end", ["\r", "\r\n", "\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"]
+)
 def test_a_sample_stays_a_code_block_of_one_line(tmp_path: Path, end: str) -> None:
-    """Audit 17: `\\r` left the code block, and TensorBoard's Markdown rendered an image of somebody's server."""
+    """Audit 17:
+
+    `\\r` left the code block, and TensorBoard's Markdown rendered an image of somebody's server.
+    """
     folder = RunFolder(tmp_path)
     reporter = Reporter(folder, Heartbeat(tmp_path / ".heartbeat-0"), speaks=True)
     text = f"hi{end}![x](http://evil.example/p.png)"
@@ -112,7 +140,12 @@ MARKUP = [
 def test_a_name_in_a_card_is_a_name(tmp_path: Path, name: str) -> None:
     """Not tried by the audit: markup in what a model, an adapter or a data set is called."""
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    facts: dict[str, Any] = {"name": name, "method": "bert", "table": {"base model": name, "data": name}, "metrics": {}}
+    facts: dict[str, Any] = {
+        "name": name,
+        "method": "bert",
+        "table": {"base model": name, "data": name},
+        "metrics": {},
+    }
     write_card(tmp_path, facts)
     check_card(tmp_path)
     write_adapter_card(tmp_path, {"method": "bert", "base": {"name": name, "four_bit": False}})

@@ -1,4 +1,6 @@
-"""W&B beside a run: the real library, offline; and a service that cannot be reached, which costs a warning and nothing else."""
+"""W&B beside a run: the real library, offline; and a service that cannot be reached, which costs a
+warning and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,42 @@ ASKED = Params(dataset_name="d", log_to_wandb=True)
 
 @pytest.fixture(scope="module")
 def short(tiny_bert: Path, pairs_file: Path) -> list[Any]:
-    job = ["train", "--model_name", tiny_bert, "--dataset_name", pairs_file, "--train_device", "cpu", "--max_length", 64]
-    return [*job, "--train_steps", 3, "--logging_steps", 1, "--fuse_model", "false", "--log_to_wandb", "true"]
+    job = [
+        "train",
+        "--model_name",
+        tiny_bert,
+        "--dataset_name",
+        pairs_file,
+        "--train_device",
+        "cpu",
+        "--max_length",
+        64,
+    ]
+    return [
+        *job,
+        "--train_steps",
+        3,
+        "--logging_steps",
+        1,
+        "--fuse_model",
+        "false",
+        "--log_to_wandb",
+        "true",
+    ]
 
 
 @pytest.mark.parametrize(
     ("environ", "wanted"),
-    [({}, True), ({"WANDB_API_KEY": KEY}, False), ({"WANDB_MODE": "offline"}, False), ({"WANDB_MODE": "online"}, True)],
+    [
+        ({}, True),
+        ({"WANDB_API_KEY": KEY}, False),
+        ({"WANDB_MODE": "offline"}, False),
+        ({"WANDB_MODE": "online"}, True),
+    ],
 )
-def test_a_key_is_needed_unless_offline(tmp_path: Path, environ: dict[str, str], wanted: bool) -> None:
+def test_a_key_is_needed_unless_offline(
+    tmp_path: Path, environ: dict[str, str], wanted: bool
+) -> None:
     environ = {"HOME": str(tmp_path), **environ}
     assert bool(key_problem(ASKED, environ)) is wanted
     assert key_problem(Params(dataset_name="d"), environ) is None
@@ -41,7 +70,9 @@ def test_a_key_in_netrc_counts(tmp_path: Path) -> None:
 
 def test_offline_the_real_library_writes_the_run(tmp_path: Path, short: list[Any]) -> None:
     env = {"WANDB_MODE": "offline", "WANDB_API_KEY": KEY, "HOME": str(tmp_path)}
-    done = run_main(*short, "--wandb_project", "mine", "--run_dir", tmp_path / "run", env=env, timeout_s=120)
+    done = run_main(
+        *short, "--wandb_project", "mine", "--run_dir", tmp_path / "run", env=env, timeout_s=120
+    )
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr
     (record,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
@@ -70,4 +101,7 @@ def test_without_a_key_check_refuses_and_train_warns(tmp_path: Path, short: list
     env = {"HOME": str(tmp_path)}
     checked = run_main("check", *short[1:], env=env, timeout_s=120)
     assert checked.returncode == 2
-    assert "error[2]: log_to_wandb: expected a W&B key in the environment or in netrc, got none." in checked.stderr
+    assert (
+        "error[2]: log_to_wandb: expected a W&B key in the environment or in netrc, got none."
+        in checked.stderr
+    )

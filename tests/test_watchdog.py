@@ -38,8 +38,12 @@ def blocked_in_a_c_call():
 """
 
 
-def run(folder: RunFolder, program: str, timeout_s: float, ranks: int = 2) -> tuple[Outcome, list[str]]:
-    """Workers of `program` under a watchdog; the outcome, and the log's lines as the host saw them."""
+def run(
+    folder: RunFolder, program: str, timeout_s: float, ranks: int = 2
+) -> tuple[Outcome, list[str]]:
+    """Workers of `program` under a watchdog; the outcome, and the log's lines as the host saw
+    them.
+    """
     lines: list[str] = []
     script = folder.path.parent / "program.py"
     script.write_text(PRELUDE + program, encoding="utf-8")
@@ -63,7 +67,9 @@ def test_a_hang_ends_every_rank_with_exit_9_and_everybodys_stacks(folder: RunFol
     assert time.monotonic() - began < 15
     assert (outcome.outcome, outcome.code) == ("failed", Code.HANG)
     assert outcome.error is not None
-    assert outcome.error.line.startswith("error[9]: worker: expected progress within 1 s, got none from rank ")
+    assert outcome.error.line.startswith(
+        "error[9]: worker: expected progress within 1 s, got none from rank "
+    )
     assert "rank 0 in phase train" in outcome.error.line
     assert "rank 1 in phase train" in outcome.error.line
     assert "stacks are in log.txt" in outcome.error.line

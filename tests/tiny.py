@@ -1,4 +1,7 @@
-"""Tiny real things for tests: tokenizers, models, documents, rules, a run of the loop. Nothing here knows an expected number."""
+"""Tiny real things for tests: tokenizers, models, documents, rules, a run of the loop.
+
+Nothing here knows an expected number.
+"""
 
 from __future__ import annotations
 
@@ -47,14 +50,20 @@ FAMILIES = tuple(_CONFIGS)
 
 
 def word_tokenizer(words: Sequence[str], **options: Any) -> BertTokenizer:
-    """BERT's own tokenizer over the five special tokens (0 to 4) and `words` (from 5): ids can be worked by hand."""
-    return BertTokenizer(vocab={word: number for number, word in enumerate((*SPECIAL, *words))}, **options)
+    """BERT's own tokenizer over the five special tokens (0 to 4) and `words` (from 5): ids can be
+    worked by hand.
+    """
+    return BertTokenizer(
+        vocab={word: number for number, word in enumerate((*SPECIAL, *words))}, **options
+    )
 
 
 def tiny_config(family: str, **changes: Any) -> Any:
-    """Two narrow layers (three in ModernBERT, two of them sliding windows of 4 tokens); dropout as published.
+    """Two narrow layers (three in ModernBERT, two of them sliding windows of 4 tokens); dropout as
+    published.
 
-    Names are transformers'; LLaDA's and Dream's key heads are grouped, and LLaDA has more embedding rows than words.
+    Names are transformers'; LLaDA's and Dream's key heads are grouped, and LLaDA has more embedding
+    rows than words.
     """
     shape: dict[str, Any] = {
         "vocab_size": VOCABULARY,
@@ -67,12 +76,22 @@ def tiny_config(family: str, **changes: Any) -> Any:
         "pad_token_id": PAD,
     }
     if family in ("llada", "Dream"):
-        shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "mask_token_id": MASK, "rope_theta": 100.0}
+        shape |= {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "mask_token_id": MASK,
+            "rope_theta": 100.0,
+        }
     if family == "llada":
         shape["embedding_size"] = VOCABULARY + 8
     if family == "modernbert":
         shape |= {"num_hidden_layers": 3, "global_attn_every_n_layers": 3, "local_attention": 4}
-        shape |= {"cls_token_id": CLS, "sep_token_id": SEP, "bos_token_id": CLS, "eos_token_id": SEP}
+        shape |= {
+            "cls_token_id": CLS,
+            "sep_token_id": SEP,
+            "bos_token_id": CLS,
+            "eos_token_id": SEP,
+        }
     else:
         shape |= {"bos_token_id": CLS, "eos_token_id": SEP}
     return _CONFIGS[family](**{**shape, **changes})
@@ -80,14 +99,20 @@ def tiny_config(family: str, **changes: Any) -> Any:
 
 def tiny_model(family: str = "bert", seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model without dropout, in eval mode."""
-    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if family in ("bert", "roberta") else {}
+    off = (
+        {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        if family in ("bert", "roberta")
+        else {}
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_model(tiny_config(family, **{**off, **changes}))
 
 
 def adapted(model: PreTrainedModel, family: str, **settings: Any) -> PeftModel:
-    """The model with an adapter that matters: both of its sides random, where a new adapter's second side is zero."""
+    """The model with an adapter that matters: both of its sides random, where a new adapter's
+    second side is zero.
+    """
     how = LoraSettings(**{"r": 4, "alpha": 8, "dropout": 0.0, "targets": "auto", **settings})
     rng = torch.Generator().manual_seed(5)
     with torch.random.fork_rng(devices=[]):
@@ -99,7 +124,9 @@ def adapted(model: PreTrainedModel, family: str, **settings: Any) -> PeftModel:
     return live.eval()
 
 
-def random_documents(count: int, seed: int = 0, longest: int = 20, vocabulary: int = VOCABULARY) -> Documents:
+def random_documents(
+    count: int, seed: int = 0, longest: int = 20, vocabulary: int = VOCABULARY
+) -> Documents:
     """`[CLS] prompt [SEP] answer [SEP]` of random words and lengths; answers are supervised."""
     rng, builder = np.random.default_rng(seed), Builder()
     for number in range(count):
@@ -112,7 +139,9 @@ def random_documents(count: int, seed: int = 0, longest: int = 20, vocabulary: i
 
 
 def rules(**changes: Any) -> StepRules:
-    """Bernoulli masks at linear, stratified times weighed by time, token norm, one end token; `seed`, `schedule`, ... go to the noise."""
+    """Bernoulli masks at linear, stratified times weighed by time, token norm, one end token;
+    `seed`, `schedule`, ... go to the noise.
+    """
     noise = {key: changes.pop(key) for key in list(changes) if key in Noise.__dataclass_fields__}
     how = Noise(**{"seed": 7, **noise})
     start = StepRules(
@@ -131,7 +160,9 @@ def rules(**changes: Any) -> StepRules:
 
 
 def pair(prompt: int, answer: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """(ids, supervised, prompt) of one document: so many tokens 9, then an answer of so many, its end token included."""
+    """(ids, supervised, prompt) of one document: so many tokens 9, then an answer of so many, its
+    end token included.
+    """
     ids = np.array([CLS, *[9] * (prompt - 1), *[8] * (answer - 1), SEP], np.int32)
     return ids, np.arange(ids.size) >= prompt, prompt
 
@@ -147,7 +178,9 @@ def in_order(documents: Documents, pass_: int = 0) -> list[Slot]:
     return [Slot(pass_, place, place) for place in range(len(documents))]
 
 
-def noised(ids: np.ndarray, supervised: np.ndarray, t: float, *, index: int = 0, pass_: int = 0, **how: Any) -> Corruption:
+def noised(
+    ids: np.ndarray, supervised: np.ndarray, t: float, *, index: int = 0, pass_: int = 0, **how: Any
+) -> Corruption:
     """One document noised at time t as a step would; `how` as for rules()."""
     prompt = int(np.argmax(supervised))
     (one,) = corruptions(Item(ids, supervised, prompt, Slot(pass_, index, index)), t, rules(**how))
@@ -159,7 +192,8 @@ def slots(count: int, documents: int, seed: int = 7, step: int = 0) -> list[Slot
 
 
 def alone(model: torch.nn.Module, documents: Documents, piece: Piece) -> list[torch.Tensor]:
-    """The reference: weighted loss of each of a piece's documents, alone and unpadded, from the model's own full logits.
+    """The reference: weighted loss of each of a piece's documents, alone and unpadded, from the
+    model's own full logits.
 
     For documents that no end tokens were added to.
     """
@@ -173,20 +207,31 @@ def alone(model: torch.nn.Module, documents: Documents, piece: Piece) -> list[to
 
 
 def alone_in(model: torch.nn.Module, batch: Batch) -> list[torch.Tensor]:
-    """The reference again, for any batch: each document cut out of it, alone, by cross-entropy of the model's full logits."""
+    """The reference again, for any batch: each document cut out of it, alone, by cross-entropy of
+    the model's full logits.
+    """
     losses, true = [], batch.ids.clone()
     true[batch.masked] = batch.target
-    for start, end in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
+    for start, end in zip(
+        batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True
+    ):
         logits = model(input_ids=batch.ids[None, start:end]).logits[0]
         inside = (batch.masked >= start) & (batch.masked < end)
-        nll = F.cross_entropy(logits, true[start:end], reduction="none")[batch.masked[inside] - start]
+        nll = F.cross_entropy(logits, true[start:end], reduction="none")[
+            batch.masked[inside] - start
+        ]
         losses.append((nll * batch.weight[inside]).sum())
     return losses
 
 
 def gradient(module: torch.nn.Module) -> torch.Tensor:
     """All gradients as one flat vector."""
-    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in module.parameters()])
+    return torch.cat(
+        [
+            torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
+            for p in module.parameters()
+        ]
+    )
 
 
 def weights(module: torch.nn.Module) -> torch.Tensor:
@@ -234,7 +279,9 @@ def train_tiny(
     save_every: int = 100,
     max_grad_norm: float = 1.0,
 ) -> Run:
-    """plugin.training.loop.train with recording hooks; `asked` gets the number of the step under way, from 1."""
+    """plugin.training.loop.train with recording hooks; `asked` gets the number of the step under
+    way, from 1.
+    """
     run, calls = Run(), iter(range(1, steps + 1))
     module, prepared = accelerator.prepare(
         DiffusionModel(model, PAD), optimizer or torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -249,11 +296,15 @@ def train_tiny(
         sample=run.sampled.append,
     )
     plan = Plan(steps, 1, eval_every, save_every, max_grad_norm)
-    run.finished = train(accelerator, module, prepared, scheduler, make_step, plan, hooks, meters(accelerator))
+    run.finished = train(
+        accelerator, module, prepared, scheduler, make_step, plan, hooks, meters(accelerator)
+    )
     return run
 
 
-def steps_of(documents: Documents, how: StepRules, *, step_size: int, batch_size: int) -> Callable[[int], Step]:
+def steps_of(
+    documents: Documents, how: StepRules, *, step_size: int, batch_size: int
+) -> Callable[[int], Step]:
     """make_step for a run on one rank."""
 
     def make(step: int) -> Step:

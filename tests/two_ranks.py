@@ -1,7 +1,8 @@
-"""Two gloo ranks, forked from one process: train a model that is cut up, gather it, scatter it into new ones, train on.
+"""Two gloo ranks, forked from one process: train a model that is cut up, gather it, scatter it into
+new ones, train on.
 
-Prints one JSON object; test_sharding.py starts it and says what it should be. A program of its own, since a process that has used
-torch's autograd cannot be forked.
+Prints one JSON object; test_sharding.py starts it and says what it should be. A program of its own,
+since a process that has used torch's autograd cannot be forked.
 """
 
 from __future__ import annotations
@@ -26,16 +27,21 @@ torch.set_num_threads(1)
 
 
 def fresh_model() -> Any:
-    """With an odd number of rows: the ranks' parts differ in size. Without biases: one of a key has no gradient but rounding errors,
-    which Adam would blow up."""
+    """With an odd number of rows: the ranks' parts differ in size. Without biases: one of a key has
+    no gradient but rounding errors, which Adam would blow up.
+    """
     return tiny_model("llada", embedding_size=49)
 
 
 def step(rank: int, ranks: int, *, even: bool) -> Step:
-    return build_step(in_order(DOCUMENTS), DOCUMENTS, rules(), batch_size=3, rank=rank, ranks=ranks, even=even)
+    return build_step(
+        in_order(DOCUMENTS), DOCUMENTS, rules(), batch_size=3, rank=rank, ranks=ranks, even=even
+    )
 
 
-def train(module: DiffusionModel, optimizer: torch.optim.Optimizer, own: Step, ranks: int, updates: int) -> None:
+def train(
+    module: DiffusionModel, optimizer: torch.optim.Optimizer, own: Step, ranks: int, updates: int
+) -> None:
     for _ in range(updates):
         for piece in own.pieces:
             (module(piece.batch).weighted.sum() * (ranks / own.count)).backward()
@@ -47,11 +53,15 @@ def made(model: Any, parallel: str | None) -> tuple[DiffusionModel, torch.optim.
     module = DiffusionModel(model, PAD)
     if parallel:
         shard(module, torch.device("cpu"), RANKS, parallel, None)
-    return module, make_optimizer(module, kind="adamw", learning_rate=1e-2, weight_decay=0.1, seed=0)
+    return module, make_optimizer(
+        module, kind="adamw", learning_rate=1e-2, weight_decay=0.1, seed=0
+    )
 
 
 def alone() -> tuple[Any, dict[str, torch.Tensor], torch.Tensor]:
-    """(model after the first updates, its optimizer's tensors, weights after the others) of one process."""
+    """(model after the first updates, its optimizer's tensors, weights after the others) of one
+    process.
+    """
     model = fresh_model()
     module, optimizer = made(model, None)
     train(module, optimizer, step(0, 1, even=False), 1, FIRST)
@@ -64,7 +74,9 @@ def alone() -> tuple[Any, dict[str, torch.Tensor], torch.Tensor]:
     return middle, states, weights(again)
 
 
-def together(rank: int, parallel: str, reference: tuple[Any, dict[str, torch.Tensor], torch.Tensor]) -> dict[str, Any]:
+def together(
+    rank: int, parallel: str, reference: tuple[Any, dict[str, torch.Tensor], torch.Tensor]
+) -> dict[str, Any]:
     middle, states, end = reference
     model = fresh_model()
     before, empty = weights(model), hollow(model)
@@ -89,12 +101,16 @@ def together(rank: int, parallel: str, reference: tuple[Any, dict[str, torch.Ten
     assert whole is not None
     assert after is not None
     assert tensors.keys() == states.keys()
-    same = back.keys() == tensors.keys() and all(torch.equal(back[name], tensors[name]) for name in tensors)
+    same = back.keys() == tensors.keys() and all(
+        torch.equal(back[name], tensors[name]) for name in tensors
+    )
     return {
         "weights off": (weights(whole) - middle).abs().max().item(),
         "moved": (middle - before).abs().max().item(),
         "states": len(tensors),
-        "states off": max((tensors[name].float() - states[name].float()).abs().max().item() for name in states),
+        "states off": max(
+            (tensors[name].float() - states[name].float()).abs().max().item() for name in states
+        ),
         "scattered": "the same bits" if same else "other bits",
         "went on": (weights(after) - end).abs().max().item(),
     }
@@ -103,10 +119,16 @@ def together(rank: int, parallel: str, reference: tuple[Any, dict[str, torch.Ten
 def main() -> int:
     rank = 1 if (child := os.fork()) == 0 else 0
     # The folder is in the test's: both ranks stand in it.
-    dist.init_process_group("gloo", store=dist.FileStore("meeting", RANKS), rank=rank, world_size=RANKS)
+    dist.init_process_group(
+        "gloo", store=dist.FileStore("meeting", RANKS), rank=rank, world_size=RANKS
+    )
     reference = alone()
-    found: dict[str, Any] = {parallel: together(rank, parallel, reference) for parallel in ("zero2", "zero3")}
-    found["pieces"] = [[len(step(one, RANKS, even=even).pieces) for one in (0, 1)] for even in (False, True)]
+    found: dict[str, Any] = {
+        parallel: together(rank, parallel, reference) for parallel in ("zero2", "zero3")
+    }
+    found["pieces"] = [
+        [len(step(one, RANKS, even=even).pieces) for one in (0, 1)] for even in (False, True)
+    ]
     dist.barrier()
     dist.destroy_process_group()
     if rank:

@@ -1,4 +1,6 @@
-"""How the model is run: packed or padded, by which attention, compiled or not; chosen once from parameters, model and device."""
+"""How the model is run: packed or padded, by which attention, compiled or not; chosen once from
+parameters, model and device.
+"""
 
 from __future__ import annotations
 
@@ -28,34 +30,65 @@ class Attention:
     why: str
 
 
-# Below so many tokens a document, a loop over documents costs a CPU more than padding wastes. Measured on two cores with tiny
-# ModernBERTs: packed 0.84 of padded speed at a mean of 26 tokens, 1.29 at 92.
+# Below so many tokens a document, a loop over documents costs a CPU more than padding wastes.
+# Measured on two cores with tiny ModernBERTs: packed 0.84 of padded speed at a mean of 26 tokens,
+# 1.29 at 92.
 SHORT = 56
 
 
 def choose_attention(
-    params: Params, config: PretrainedConfig, device: torch.device, compute: torch.dtype, mean_length: float
+    params: Params,
+    config: PretrainedConfig,
+    device: torch.device,
+    compute: torch.dtype,
+    mean_length: float,
 ) -> Attention:
     """Packed or padded, and by which attention, for documents of `mean_length` tokens.
 
-    `packing auto` packs where documents stay apart and it was measured to be faster: on a CPU unless they are short, and with
-    varlen on a GPU; streamed documents are always packed. Raises JobError (exit 2) for what this device or model cannot do.
+    `packing auto` packs where documents stay apart and it was measured to be faster: on a CPU
+    unless they are short, and with varlen on a GPU; streamed documents are always packed. Raises
+    JobError (exit 2) for what this device or model cannot do.
     """
     tokens = None if params.tokens_per_batch == "auto" else params.tokens_per_batch
     asked, no_varlen = params.attn_implementation, why_no_varlen(config, device, compute)
     can_pack = is_packable(config.model_type) and asked != "eager"
     if params.streaming and (params.packing == "off" or not can_pack):
-        got = "packing off" if params.packing == "off" else f"{config.model_type} with {asked} attention"
-        raise JobError(Problem("streaming", "documents that can be packed", got, "Set streaming false, or let it pack."))
+        got = (
+            "packing off"
+            if params.packing == "off"
+            else f"{config.model_type} with {asked} attention"
+        )
+        raise JobError(
+            Problem(
+                "streaming",
+                "documents that can be packed",
+                got,
+                "Set streaming false, or let it pack.",
+            )
+        )
     packing = "on" if params.streaming else params.packing
     if packing == "on":
         check_packable(config.model_type)
     found: list[Problem] = []
     if asked == "varlen" and (no_varlen or packing == "off" or not can_pack):
         got = f"varlen; {no_varlen or 'it is for packed documents, and these are padded'}"
-        found.append(Problem("attn_implementation", "an attention that can run here", got, "Set attn_implementation auto."))
+        found.append(
+            Problem(
+                "attn_implementation",
+                "an attention that can run here",
+                got,
+                "Set attn_implementation auto.",
+            )
+        )
     if packing == "on" and asked == "eager":
-        found.append(Problem("attn_implementation", "auto, sdpa or varlen for packed documents", "eager", "Or set packing off."))
+        found.append(
+            Problem(
+                "attn_implementation",
+                "auto, sdpa or varlen for packed documents",
+                "eager",
+                "Or set packing off.",
+            )
+        )
     if found:
         raise JobError(*found)
 
@@ -86,7 +119,11 @@ def choose_compile(params: Params, device: torch.device, recompute: str) -> tupl
     """
     lacks = _why_no_compile(device)
     if params.compile == "on" and lacks:
-        raise JobError(Problem("compile", "a machine that can compile", lacks, "Install it, or set compile auto."))
+        raise JobError(
+            Problem(
+                "compile", "a machine that can compile", lacks, "Install it, or set compile auto."
+            )
+        )
     if params.compile != "auto":
         return params.compile == "on", "as chosen"
     if device.type != "cuda":
@@ -100,12 +137,24 @@ def _why_no_compile(device: torch.device) -> str:
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     compilers = ("g++", "clang++") if device.type == "cpu" else ("gcc", "clang", "cc")
-    return "" if any(map(shutil.which, compilers)) else f"no C compiler ({' or '.join(compilers)}) is installed"
+    return (
+        ""
+        if any(map(shutil.which, compilers))
+        else f"no C compiler ({' or '.join(compilers)}) is installed"
+    )
 
 
 def check_fits(documents: Documents, rules: StepRules, layout: Layout) -> None:
-    """Raises JobError (exit 2) before the first step when a document, its end tokens added, will not fit into a micro-batch."""
+    """Raises JobError (exit 2) before the first step when a document, its end tokens added, will
+    not fit into a micro-batch.
+    """
     if layout.tokens and len(documents):
         lengths, prompts = documents.lengths.tolist(), documents.prompts.tolist()
-        filled = filled_lengths(lengths, prompts, policy=rules.eos_policy, block=rules.eos_block, max_length=rules.max_length)
+        filled = filled_lengths(
+            lengths,
+            prompts,
+            policy=rules.eos_policy,
+            block=rules.eos_block,
+            max_length=rules.max_length,
+        )
         check_budget(max(filled), layout)

@@ -33,15 +33,24 @@ class Clock:
         return documents if self.total is None else min(documents, self.total)
 
 
-def make_clock(params: Params, documents: int, evaluated: int, ranks: int, *, done: int = 0, seen: int = 0) -> Clock:
+def make_clock(
+    params: Params, documents: int, evaluated: int, ranks: int, *, done: int = 0, seen: int = 0
+) -> Clock:
     """Steps, and how often to log, evaluate and save; shares of the run become steps here.
 
-    A resumed run has made `done` steps over `seen` documents: fewer than whole steps hold where it was to end there first.
+    A resumed run has made `done` steps over `seen` documents: fewer than whole steps hold where it
+    was to end there first.
     """
     step_size = params.batch_size * params.gradient_accumulation_steps * ranks
     behind = done * step_size - seen
-    steps, total = run_length(documents, step_size, params.num_train_epochs, params.train_steps, behind)
-    every = {"no": 0, "steps": _every(params.eval_steps, steps), "epoch": math.ceil(documents / step_size)}
+    steps, total = run_length(
+        documents, step_size, params.num_train_epochs, params.train_steps, behind
+    )
+    every = {
+        "no": 0,
+        "steps": _every(params.eval_steps, steps),
+        "epoch": math.ceil(documents / step_size),
+    }
     plan = Plan(
         steps=steps,
         logging_steps=params.logging_steps,
@@ -51,7 +60,13 @@ def make_clock(params: Params, documents: int, evaluated: int, ranks: int, *, do
         seed=params.seed,
     )
     per_device = params.per_device_eval_batch_size
-    return Clock(plan, step_size, total, per_device if isinstance(per_device, int) else params.batch_size, behind)
+    return Clock(
+        plan,
+        step_size,
+        total,
+        per_device if isinstance(per_device, int) else params.batch_size,
+        behind,
+    )
 
 
 def step_maker(
@@ -65,12 +80,26 @@ def step_maker(
     *,
     even: bool = False,
 ) -> Callable[[int], Step]:
-    """Return a function that builds this rank's share of step k (from 0); `even` as in build_step. Not for a streamed run."""
+    """Return a function that builds this rank's share of step k (from 0); `even` as in build_step.
+
+    Not for a streamed run.
+    """
 
     def make(step: int) -> Step:
-        slots = step_slots(len(documents), clock.step_size, step, params.seed, clock.total, clock.behind)
+        slots = step_slots(
+            len(documents), clock.step_size, step, params.seed, clock.total, clock.behind
+        )
         size = params.batch_size
-        return build_step(slots, documents, rules, batch_size=size, layout=layout, rank=rank, ranks=ranks, even=even)
+        return build_step(
+            slots,
+            documents,
+            rules,
+            batch_size=size,
+            layout=layout,
+            rank=rank,
+            ranks=ranks,
+            even=even,
+        )
 
     return make
 
@@ -79,9 +108,15 @@ def _every(value: float, steps: int) -> int:
     return max(1, round(value * steps)) if value < 1 else int(value)
 
 
-def make_run_schedule(params: Params, optimizer: torch.optim.Optimizer, steps: int, log: Callable[[str], None]) -> Schedule:
-    """The learning rate of a run of `steps` updates; a warm-up that would be no shorter is shortened, and logged."""
+def make_run_schedule(
+    params: Params, optimizer: torch.optim.Optimizer, steps: int, log: Callable[[str], None]
+) -> Schedule:
+    """The learning rate of a run of `steps` updates; a warm-up that would be no shorter is
+    shortened, and logged.
+    """
     warmup = warmup_steps(steps, share=params.warmup_ratio, number=params.warmup_steps)
     if params.warmup_steps > warmup and params.learning_rate_schedule != "constant":
-        log(f"warmup_steps: {params.warmup_steps} is not shorter than the run of {steps}; {warmup} are used")
+        log(
+            f"warmup_steps: {params.warmup_steps} is not shorter than the run of {steps}; {warmup} are used"
+        )
     return make_schedule(optimizer, params.learning_rate_schedule, steps, warmup)

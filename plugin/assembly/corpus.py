@@ -41,19 +41,33 @@ class Prepared:
 
 
 class Examples:
-    """The examples of a dataset, read anew each time they are asked for, one log line for every note on their layout.
+    """The examples of a dataset, read anew each time they are asked for, one log line for every
+    note on their layout.
 
     `seen` tallies what of each split is not read, over its longest reading so far.
     """
 
-    def __init__(self, params: Params, log: Log, *, offline: bool, between_rows: Callable[[], None]):
-        self._params, self._log, self._offline, self._between_rows = params, log, offline, between_rows
-        self._templates = compile_templates(params.instruction_template, params.input_template, params.output_template)
+    def __init__(
+        self, params: Params, log: Log, *, offline: bool, between_rows: Callable[[], None]
+    ):
+        self._params, self._log, self._offline, self._between_rows = (
+            params,
+            log,
+            offline,
+            between_rows,
+        )
+        self._templates = compile_templates(
+            params.instruction_template, params.input_template, params.output_template
+        )
         self._layouts: dict[tuple[str, ...], RowLayout] = {}
         self.seen: dict[str, Seen] = {}
 
-    def __call__(self, split: str, first: int = 0, every: int = 1) -> Iterator[tuple[str, Example | str]]:
-        """Rows `first`, `first + every`, ... of a split; of the others nothing but their number matters."""
+    def __call__(
+        self, split: str, first: int = 0, every: int = 1
+    ) -> Iterator[tuple[str, Example | str]]:
+        """Rows `first`, `first + every`, ... of a split; of the others nothing but their number
+        matters.
+        """
         seen = Seen()
         text_rows = self._params.text_rows
         for rows in self._groups(split, first, every):
@@ -66,7 +80,9 @@ class Examples:
                 yield row.id, example
 
     def _groups(self, split: str, first: int, every: int) -> Iterator[list[Row]]:
-        """Read rows, one at a time unless templates write them, which many at once is faster for."""
+        """Read rows, one at a time unless templates write them, which many at once is faster
+        for.
+        """
         rows = read_rows(
             self._params.dataset_name,
             "eval" if split == "eval" else "train",
@@ -87,7 +103,9 @@ class Examples:
     def _layout(self, row: Row) -> RowLayout:
         columns = tuple(row.values)
         if columns not in self._layouts:
-            layout, notes = detect_layout(columns, self._templates, self._params.text_field, self._params.training_stage)
+            layout, notes = detect_layout(
+                columns, self._templates, self._params.text_field, self._params.training_stage
+            )
             self._layouts[columns] = layout
             for note in notes:
                 self._log(f"dataset_name: {note}")
@@ -106,7 +124,10 @@ def prepare_corpus(
     between_rows: Callable[[], None] = lambda: None,
     moment: datetime | None = None,
 ) -> Prepared:
-    """Read, split and tokenise the data; `moment` is what a chat template takes for now. Raises JobError (exit 3 or 4)."""
+    """Read, split and tokenise the data; `moment` is what a chat template takes for now.
+
+    Raises JobError (exit 3 or 4).
+    """
     examples = Examples(params, log, offline=offline, between_rows=between_rows)
     wants_eval = params.eval_strategy != "no"
     own_files = wants_eval and has_eval_split(params.dataset_name, offline=offline)
@@ -116,28 +137,42 @@ def prepare_corpus(
         held = hold_out(examples, own_files, params.seed, share=share, drop_prompts=drop)
     if held.note:
         log(held.note)
-    for note in unread(params.dataset_name, wants_eval, own_files, f"{params.eval_share:g} of the rows"):
+    for note in unread(
+        params.dataset_name, wants_eval, own_files, f"{params.eval_share:g} of the rows"
+    ):
         log(f"dataset_name: {note}")
 
     def of_split(split: str) -> Iterable[tuple[str, Example | str]]:
         return split_examples(examples, held, split, params.seed)
 
     tokenizer = make_tokenizer(params, of_split, offline=offline)
-    base_config(params, tokenizer, offline=offline)  # a wrong pair is refused before the data is tokenised
+    base_config(
+        params, tokenizer, offline=offline
+    )  # a wrong pair is refused before the data is tokenised
     chat = ChatFormat(tokenizer, moment)
     if chat.moment:
-        log(f"tokenizer_name: the chat template writes the time; for this run it is {chat.moment:%Y-%m-%d %H:%M:%S}")
+        log(
+            f"tokenizer_name: the chat template writes the time; for this run it is {chat.moment:%Y-%m-%d %H:%M:%S}"
+        )
     train, train_report = encode_split(of_split("train"), chat, encoding(params))
-    evaluation, eval_report = encode_split(of_split("eval") if wants_eval else (), chat, encoding(params))
+    evaluation, eval_report = encode_split(
+        of_split("eval") if wants_eval else (), chat, encoding(params)
+    )
     for line in (*examples.lines(), *remarks({"train": train_report, "eval": eval_report})):
         log(f"dataset_name: {line}")
     if held.shared.rows:
         rows = counted(held.shared.rows, "row")
-        log(f"drop_eval_prompts: {rows} of train with a prompt of the eval split and another answer; true leaves them out")
-    check_trainable(train_report, params.dataset_name, params.max_length, examples.seen.get("train"))
+        log(
+            f"drop_eval_prompts: {rows} of train with a prompt of the eval split and another answer; true leaves them out"
+        )
+    check_trainable(
+        train_report, params.dataset_name, params.max_length, examples.seen.get("train")
+    )
     if wants_eval and not len(evaluation):
         log("eval_strategy: nothing to hold out for evaluation; it is off.")
-    return Prepared(tokenizer, chat, train, evaluation, {"train": train_report, "eval": eval_report})
+    return Prepared(
+        tokenizer, chat, train, evaluation, {"train": train_report, "eval": eval_report}
+    )
 
 
 def remarks(reports: Mapping[str, Report]) -> list[str]:
@@ -158,7 +193,10 @@ def encoding(params: Params) -> Encoding:
 
 
 def unread(spec: str, wants_eval: bool, own_files: bool, instead: str) -> Iterable[str]:
-    """List what a mixture names or holds but this run does not read. `instead`: what is held out without an eval split."""
+    """List what a mixture names or holds but this run does not read.
+
+    `instead`: what is held out without an eval split.
+    """
     if skipped := skipped_files(spec):
         shown = ", ".join(one_line(Path(file).name) for file in skipped[:5])
         yield f"not read of the folder: {shown}{f', ... ({len(skipped)} in all)' if len(skipped) > 5 else ''}"
@@ -172,9 +210,18 @@ def make_tokenizer(
     """The named tokenizer, else the model's, else one trained on the training texts."""
     if name := params.tokenizer_name or params.model_name:
         config = (
-            new_config(params.model_config_file) if params.model_config_file else load_config(params.model_name, offline=offline)
+            new_config(params.model_config_file)
+            if params.model_config_file
+            else load_config(params.model_name, offline=offline)
         )
         field = "tokenizer_name" if params.tokenizer_name else "model_name"
-        return load_tokenizer(name, offline=offline, family=FAMILIES[config.model_type], field=field)
-    texts = (turn.with_thought for _, one in examples("train") if isinstance(one, Example) for turn in one.turns)
+        return load_tokenizer(
+            name, offline=offline, family=FAMILIES[config.model_type], field=field
+        )
+    texts = (
+        turn.with_thought
+        for _, one in examples("train")
+        if isinstance(one, Example)
+        for turn in one.turns
+    )
     return train_tokenizer(texts, new_config(params.model_config_file).vocab_size)

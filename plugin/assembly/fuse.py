@@ -1,4 +1,6 @@
-"""Publication of a trained model: merge, write aside, reload in a fresh process, compare, rename."""
+"""Publication of a trained model: merge, write aside, reload in a fresh process, compare,
+rename.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ class Target:
 @dataclass(frozen=True)
 class Fused:
     path: Path
-    differences: dict[str, float]  # largest logit difference from the model that was trained, for each base merged onto
+    differences: dict[
+        str, float
+    ]  # largest logit difference from the model that was trained, for each base merged onto
     chosen: str
     template: bool  # the saved chat template alone writes prompts as in training
 
@@ -65,7 +69,9 @@ class Fused:
 
 
 def publish(model: PreTrainedModel, target: Target) -> Reloaded:
-    """Write `model` to the target's folder, whole or not at all; returns what a fresh process found there."""
+    """Write `model` to the target's folder, whole or not at all; returns what a fresh process found
+    there.
+    """
     final = target.folder
     part = part_beside(final)
     try:
@@ -79,35 +85,68 @@ def publish(model: PreTrainedModel, target: Target) -> Reloaded:
 def _write_and_compare(part: Path, model: PreTrainedModel, target: Target) -> Reloaded:
     prompt = rendered_prompt(target.tokenizer)
     write_model(part, model, target.tokenizer, target.facts, base=target.base)
-    if target.base and is_own_file(settings := local_folder(target.base) / "generation_config.json"):
+    if target.base and is_own_file(
+        settings := local_folder(target.base) / "generation_config.json"
+    ):
         shutil.copy(settings, part)
     dtype = next(model.parameters()).dtype
     found = compare_reloaded(part, target.ids, logits_of(target.trained, target.ids), prompt, dtype)
     if not found.prompt:
         raise JobError(
-            Problem("fuse_model", "the prompt layout trained with, after reloading", "another one", code=Code.INTERNAL)
+            Problem(
+                "fuse_model",
+                "the prompt layout trained with, after reloading",
+                "another one",
+                code=Code.INTERNAL,
+            )
         )
     difference = f"{found.max_logit_difference:.2e}"
-    layout = "its chat template" if found.template else "main.py chat (another program may split its words otherwise)"
-    checked = {"weights": str(dtype).removeprefix("torch."), "largest logit difference after reloading": difference}
+    layout = (
+        "its chat template"
+        if found.template
+        else "main.py chat (another program may split its words otherwise)"
+    )
+    checked = {
+        "weights": str(dtype).removeprefix("torch."),
+        "largest logit difference after reloading": difference,
+    }
     checked |= {"prompts are written as in training by": layout}
     card = target.card
     method = target.facts.get("method", "")
-    write_card(part, {"name": card.name, "method": method, "table": {**card.table, **checked}, "metrics": card.metrics})
+    write_card(
+        part,
+        {
+            "name": card.name,
+            "method": method,
+            "table": {**card.table, **checked},
+            "metrics": card.metrics,
+        },
+    )
     return found
 
 
-def fuse_adapter(adapter: Path, target: Target, *, four_bit: bool, fuse_base: str, dtype: torch.dtype) -> Fused:
-    """Merge an adapter and publish the result. `trained`: onto the dequantised NF4 weights if the adapter was trained on those;
-    `original`: onto the unquantised base, and then both differences are measured."""
+def fuse_adapter(
+    adapter: Path, target: Target, *, four_bit: bool, fuse_base: str, dtype: torch.dtype
+) -> Fused:
+    """Merge an adapter and publish the result. `trained`: onto the dequantised NF4 weights if the
+    adapter was trained on those; `original`: onto the unquantised base, and then both differences
+    are measured.
+    """
     rows = len(target.tokenizer)
     onto_4bit = four_bit and fuse_base == "trained"
-    merged = merged_model(target.base, adapter, four_bit=onto_4bit, dtype=dtype, embedding_rows=rows)
+    merged = merged_model(
+        target.base, adapter, four_bit=onto_4bit, dtype=dtype, embedding_rows=rows
+    )
     found = publish(merged, target)
     differences = {fuse_base: found.max_logit_difference}
     if four_bit and fuse_base == "original":
         other = merged_model(target.base, adapter, four_bit=True, dtype=dtype, embedding_rows=rows)
-        differences["trained"] = (logits_of(other, target.ids) - logits_of(target.trained, target.ids)).abs().max().item()
+        differences["trained"] = (
+            (logits_of(other, target.ids) - logits_of(target.trained, target.ids))
+            .abs()
+            .max()
+            .item()
+        )
     return Fused(target.folder, differences, fuse_base, found.template)
 
 

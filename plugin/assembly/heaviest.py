@@ -1,6 +1,7 @@
 """The heaviest micro-batch of a run, for the memory estimate of `check` and `train` alike.
 
-Every step of a run is looked at by its documents' lengths alone; the few heaviest are then built as they will be.
+Every step of a run is looked at by its documents' lengths alone; the few heaviest are then built as
+they will be.
 """
 
 from __future__ import annotations
@@ -34,14 +35,19 @@ def heaviest_batch(
     ranks: int,
     make_step: Callable[[int], Step],
 ) -> tuple[Batch, bool]:
-    """(the micro-batch with the most tokens, padding included; whether a step has several micro-batches).
+    """(the micro-batch with the most tokens, padding included; whether a step has several
+    micro-batches).
 
-    `make_step` gives the first rank's share, which holds the longest document of each step. A streamed run builds its steps once
-    and in order: a stand-in of its size takes their place.
+    `make_step` gives the first rank's share, which holds the longest document of each step. A
+    streamed run builds its steps once and in order: a stand-in of its size takes their place.
     """
     if params.streaming:
-        return documents_of(pack_tokens(params), params.max_length), params.gradient_accumulation_steps > 1
-    heavy = heavy_steps(lengths_of(documents, rules), clock, params.seed, params.batch_size, layout, ranks)
+        return documents_of(
+            pack_tokens(params), params.max_length
+        ), params.gradient_accumulation_steps > 1
+    heavy = heavy_steps(
+        lengths_of(documents, rules), clock, params.seed, params.batch_size, layout, ranks
+    )
     pieces = [make_step(step).pieces for step in heavy]
     several = any(len(step) > 1 for step in pieces)
     batches = [piece.batch for step in pieces for piece in step]
@@ -51,22 +57,34 @@ def heaviest_batch(
 
 
 def lengths_of(documents: Documents, rules: StepRules) -> NDArray[np.int64]:
-    """Tokens of each document with its end fill; `eos_policy batch`, which fills by step, is left to heavy_steps."""
+    """Tokens of each document with its end fill; `eos_policy batch`, which fills by step, is left
+    to heavy_steps.
+    """
     lengths, prompts = documents.lengths.tolist(), documents.prompts.tolist()
     policy = "single" if rules.eos_policy == "batch" else rules.eos_policy
-    filled = filled_lengths(lengths, prompts, policy=policy, block=rules.eos_block, max_length=rules.max_length)
+    filled = filled_lengths(
+        lengths, prompts, policy=policy, block=rules.eos_block, max_length=rules.max_length
+    )
     return np.array(filled, dtype=np.int64)
 
 
-def heavy_steps(lengths: NDArray[np.int64], clock: Clock, seed: int, batch_size: int, layout: Layout, ranks: int) -> list[int]:
-    """Steps, the heaviest first, by a bound on the tokens of their heaviest micro-batch on the first rank."""
+def heavy_steps(
+    lengths: NDArray[np.int64], clock: Clock, seed: int, batch_size: int, layout: Layout, ranks: int
+) -> list[int]:
+    """Steps, the heaviest first, by a bound on the tokens of their heaviest micro-batch on the
+    first rank.
+    """
     passes = min(PASSES, -(-clock.plan.steps * clock.step_size // lengths.size))
     order = np.concatenate([pass_order(lengths.size, seed, pass_) for pass_ in range(passes)])
     steps = max(1, min(clock.plan.steps, order.size // clock.step_size))
-    chosen = lengths[np.resize(order, steps * clock.step_size)].reshape(steps, clock.step_size)  # [steps, documents]
+    chosen = lengths[np.resize(order, steps * clock.step_size)].reshape(
+        steps, clock.step_size
+    )  # [steps, documents]
     longest, total = chosen.max(1), chosen.sum(1)
     if layout.packed:
-        budget = layout.tokens or np.array([token_budget([int(most)], batch_size) for most in longest])
+        budget = layout.tokens or np.array(
+            [token_budget([int(most)], batch_size) for most in longest]
+        )
         bound = np.minimum(budget, np.maximum(total // ranks, longest))
     else:
         bound = longest * min(batch_size, clock.step_size)

@@ -25,7 +25,9 @@ class MemoryPlan:
 MakePlan = Callable[[], MemoryPlan]
 
 
-def plan_memory(params: Params, config: PretrainedConfig, batch: Batch, setting: Setting, asked: str) -> MemoryPlan:
+def plan_memory(
+    params: Params, config: PretrainedConfig, batch: Batch, setting: Setting, asked: str
+) -> MemoryPlan:
     """For a run whose heaviest micro-batch is `batch`, with `asked` for recompute."""
 
     def estimated(mode: str) -> Memory:
@@ -37,8 +39,12 @@ def plan_memory(params: Params, config: PretrainedConfig, batch: Batch, setting:
     return choose_recompute(asked, estimated, free_bytes(setting.device) // setting.sharers, modes)
 
 
-def choose_recompute(asked: str, make_estimate: Callable[[str], Memory], room: int, modes: Sequence[str]) -> MemoryPlan:
-    """`auto` is the first of `modes`, the hungriest first, that fits into `room` bytes, and the last if none does."""
+def choose_recompute(
+    asked: str, make_estimate: Callable[[str], Memory], room: int, modes: Sequence[str]
+) -> MemoryPlan:
+    """`auto` is the first of `modes`, the hungriest first, that fits into `room` bytes, and the
+    last if none does.
+    """
     if asked != "auto":
         return MemoryPlan(asked, make_estimate(asked), "as chosen")
     needs: list[str] = []

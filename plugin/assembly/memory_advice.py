@@ -1,4 +1,6 @@
-"""What to do about too little memory: what takes most of it, and settings that need less and train the same."""
+"""What to do about too little memory: what takes most of it, and settings that need less and train
+the same.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from .memory import MemoryPlan, gb
 
 
 def cheaper_settings(params: Params, plan: MemoryPlan | None) -> list[str]:
-    """Settings that need less memory and leave the effective batch as it is, the most effective first."""
+    """Settings that need less memory and leave the effective batch as it is, the most effective
+    first.
+    """
     rows = _smaller_batches(params)
     if (plan.recompute if plan else params.recompute) != "full":
         rows.append("recompute full")
@@ -26,17 +30,28 @@ def cheaper_settings(params: Params, plan: MemoryPlan | None) -> list[str]:
     if params.dtype == "float32":
         states.append("dtype bfloat16")
     memory = plan.memory if plan else None
-    grows = memory is None or memory.activations + memory.logits > memory.weights + memory.gradients + memory.optimizer
+    grows = (
+        memory is None
+        or memory.activations + memory.logits > memory.weights + memory.gradients + memory.optimizer
+    )
     return (rows + states if grows else states + rows)[:3]
 
 
 def _smaller_batches(params: Params) -> list[str]:
     """Ways to cut a step into more, smaller micro-batches."""
-    batch, tokens, steps = params.batch_size, params.tokens_per_batch, params.gradient_accumulation_steps
+    batch, tokens, steps = (
+        params.batch_size,
+        params.tokens_per_batch,
+        params.gradient_accumulation_steps,
+    )
     rows: list[str] = []
-    if params.streaming and isinstance(tokens, int):  # then a micro-batch is these tokens, and a step so many of them
+    if params.streaming and isinstance(
+        tokens, int
+    ):  # then a micro-batch is these tokens, and a step so many of them
         if tokens % 2 == 0 and tokens >= 2 * params.max_length:
-            rows.append(f"tokens_per_batch {tokens // 2} with gradient_accumulation_steps {2 * steps}")
+            rows.append(
+                f"tokens_per_batch {tokens // 2} with gradient_accumulation_steps {2 * steps}"
+            )
         return rows
     if batch > 1:
         half = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
@@ -52,17 +67,31 @@ def _smaller_batches(params: Params) -> list[str]:
 
 
 def out_of_memory(params: Params, plan: MemoryPlan | None, told: str) -> Problem:
-    """The error of a run that has run out of memory, or will: what is biggest, and what to do about it."""
+    """The error of a run that has run out of memory, or will: what is biggest, and what to do about
+    it.
+    """
     got = told
     if plan:
         memory = plan.memory
         got += f"; most goes to {memory.biggest} ({gb(asdict(memory)[memory.biggest])} of about {gb(memory.peak)})"
     settings = cheaper_settings(params, plan)
     words = "; or ".join(settings) or "a smaller model or max_length"
-    return Problem("memory", "room for the run", got, f"Same effective batch with less memory: {words}.", Code.OUT_OF_MEMORY)
+    return Problem(
+        "memory",
+        "room for the run",
+        got,
+        f"Same effective batch with less memory: {words}.",
+        Code.OUT_OF_MEMORY,
+    )
 
 
 def check_memory(params: Params, plan: MemoryPlan, room: int) -> None:
-    """Raises JobError (exit 5) when a run needs far more than there is; a narrow case may still go well."""
+    """Raises JobError (exit 5) when a run needs far more than there is; a narrow case may still go
+    well.
+    """
     if plan.memory.peak > 1.25 * room:
-        raise JobError(out_of_memory(params, plan, f"{gb(room)} free where about {gb(plan.memory.peak)} are needed"))
+        raise JobError(
+            out_of_memory(
+                params, plan, f"{gb(room)} free where about {gb(plan.memory.peak)} are needed"
+            )
+        )

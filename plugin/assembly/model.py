@@ -29,8 +29,13 @@ from ..models.lora import LoraSettings, MaybeAdapted, add_adapter, four_bit_save
 from .precision import weight_dtype
 
 
-def base_config(params: Params, tokenizer: PreTrainedTokenizerBase, *, offline: bool = False) -> PretrainedConfig:
-    """The configuration of the model to be trained, checked against method and tokenizer. Raises JobError (exit 2 or 4)."""
+def base_config(
+    params: Params, tokenizer: PreTrainedTokenizerBase, *, offline: bool = False
+) -> PretrainedConfig:
+    """The configuration of the model to be trained, checked against method and tokenizer.
+
+    Raises JobError (exit 2 or 4).
+    """
     if params.model_config_file:
         config = new_config(params.model_config_file)
         fit_config(config, tokenizer)
@@ -50,15 +55,19 @@ def make_model(
     offline: bool = False,
     checkpoint: Path | None = None,
 ) -> MaybeAdapted:
-    """Build the model to be trained: the base, or a new model seeded by the run's seed, with an adapter if one is asked for.
+    """Build the model to be trained: the base, or a new model seeded by the run's seed, with an
+    adapter if one is asked for.
 
     A resumed run loads the weights of its own `checkpoint`.
 
-    Full fine-tuning keeps float32 master weights, except under adamw_8bit with bfloat16 compute: then the weights are bfloat16
-    and the optimizer rounds stochastically. A frozen base is kept in the compute dtype. Raises JobError (exit 2 or 4).
+    Full fine-tuning keeps float32 master weights, except under adamw_8bit with bfloat16 compute:
+    then the weights are bfloat16 and the optimizer rounds stochastically. A frozen base is kept in
+    the compute dtype. Raises JobError (exit 2 or 4).
     """
     config = base_config(params, tokenizer, offline=offline)
-    attention = params.attn_implementation if params.attn_implementation in ("eager", "sdpa") else None
+    attention = (
+        params.attn_implementation if params.attn_implementation in ("eager", "sdpa") else None
+    )
     dtype = weight_dtype(params, compute)
     torch.manual_seed(params.seed)
     if checkpoint and not params.lora:  # a whole model folder
@@ -67,7 +76,13 @@ def make_model(
         model = new_model(params.model_config_file, tokenizer, attn_implementation=attention)
     else:
         four_bit = params.load_in_4bit
-        model = load_model(params.model_name, dtype=dtype, attn_implementation=attention, offline=offline, four_bit=four_bit)
+        model = load_model(
+            params.model_name,
+            dtype=dtype,
+            attn_implementation=attention,
+            offline=offline,
+            four_bit=four_bit,
+        )
     added = new_tokens(config, tokenizer)
     if added:
         model.resize_token_embeddings(len(tokenizer))
@@ -79,15 +94,21 @@ def make_model(
     return adapted
 
 
-def model_shape(params: Params, config: PretrainedConfig, compute: torch.dtype) -> tuple[nn.Module, int]:
-    """What make_model would give, on the meta device, and the bytes by which its 4-bit layers are smaller than the plain ones here."""
+def model_shape(
+    params: Params, config: PretrainedConfig, compute: torch.dtype
+) -> tuple[nn.Module, int]:
+    """What make_model would give, on the meta device, and the bytes by which its 4-bit layers are
+    smaller than the plain ones here.
+    """
     family, config = FAMILIES[config.model_type], copy.deepcopy(config)
     switch_off_dropout(config)
     with torch.device("meta"):
         plain: Any = build_model(config)
         model = plain.to(weight_dtype(params, compute))
         saves = four_bit_saves(model, family) if params.load_in_4bit else 0
-        return (add_adapter(model, family, lora_settings(params), []) if params.lora else model), saves
+        return (
+            add_adapter(model, family, lora_settings(params), []) if params.lora else model
+        ), saves
 
 
 def lora_settings(params: Params) -> LoraSettings:

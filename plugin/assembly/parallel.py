@@ -7,8 +7,13 @@ from collections.abc import Callable
 from ..config.params import Params
 
 
-def choose_parallel(params: Params, *, ranks: int, on_gpu: bool, fits: Callable[[], bool]) -> tuple[str, str]:
-    """(ddp, zero2 or zero3; why). `fits`: whether a whole copy of the run fits on every device; asked only where it decides."""
+def choose_parallel(
+    params: Params, *, ranks: int, on_gpu: bool, fits: Callable[[], bool]
+) -> tuple[str, str]:
+    """(ddp, zero2 or zero3; why).
+
+    `fits`: whether a whole copy of the run fits on every device; asked only where it decides.
+    """
     if ranks == 1:
         return "ddp", "one process, nothing to share"
     if params.parallel != "auto":

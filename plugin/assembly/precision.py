@@ -1,4 +1,6 @@
-"""How exactly a run computes: the dtype of its products, that of its weights, and flags that make it repeat itself to the last bit."""
+"""How exactly a run computes: the dtype of its products, that of its weights, and flags that make
+it repeat itself to the last bit.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +16,38 @@ import torch.utils.deterministic
 from ..base.errors import Code, JobError, Problem
 from ..config.params import Params
 
-COMPUTE = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by accelerate's mixed_precision
+COMPUTE = {
+    "no": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}  # by accelerate's mixed_precision
 
 
 def choose_precision(params: Params, device: torch.device) -> tuple[str, str]:
-    """(accelerate's mixed_precision, why). Raises JobError (exit 2) for a dtype the device cannot train in."""
+    """(accelerate's mixed_precision, why).
+
+    Raises JobError (exit 2) for a dtype the device cannot train in.
+    """
     if params.dtype == "auto":
         if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "bfloat16 compute with float32 master weights: this GPU does it well"
         return "no", "float32: " + (
-            "this GPU has no fast bfloat16" if device.type == "cuda" else "CPUs are slow in anything else"
+            "this GPU has no fast bfloat16"
+            if device.type == "cuda"
+            else "CPUs are slow in anything else"
         )
     if params.dtype == "float32":
         return "no", "float32, as chosen"
     if device.type == "cpu" and params.dtype == "float16":
-        raise JobError(Problem("dtype", "float32 on a CPU", "float16", "CPUs do not train in float16.", Code.CONFIGURATION))
+        raise JobError(
+            Problem(
+                "dtype",
+                "float32 on a CPU",
+                "float16",
+                "CPUs do not train in float16.",
+                Code.CONFIGURATION,
+            )
+        )
     slow = "; a CPU does this many times slower than float32" if device.type == "cpu" else ""
     return {"bfloat16": "bf16", "float16": "fp16"}[
         params.dtype
@@ -44,13 +63,17 @@ def weight_dtype(params: Params, compute: torch.dtype) -> torch.dtype:
     return torch.float32
 
 
-NO_FIXED_ORDER = re.compile(r"(\S.*?) (?:does not have a deterministic implementation|defaults to a non-deterministic algorithm)")
+NO_FIXED_ORDER = re.compile(
+    r"(\S.*?) (?:does not have a deterministic implementation|defaults to a non-deterministic algorithm)"
+)
 
 
 def make_deterministic(device: torch.device, log: Callable[[str], None]) -> str:
-    """Make a GPU add in one order every time, so that a resumed run is the unbroken one. CPUs do already.
+    """Make a GPU add in one order every time, so that a resumed run is the unbroken one. CPUs do
+    already.
 
-    Returns what was set, in words. An operation that has no such order runs as it is; `log` names it once, when it first runs.
+    Returns what was set, in words. An operation that has no such order runs as it is; `log` names
+    it once, when it first runs.
     """
     if device.type != "cuda":
         return ""
@@ -58,7 +81,9 @@ def make_deterministic(device: torch.device, log: Callable[[str], None]) -> str:
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # it would write every buffer once more
     torch.backends.cudnn.benchmark = False
     _name_operations_without_order(log)
-    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG", "not set")  # by the parent, before CUDA started
+    workspace = os.environ.get(
+        "CUBLAS_WORKSPACE_CONFIG", "not set"
+    )  # by the parent, before CUDA started
     return (
         f"deterministic algorithms, no cuDNN benchmark, CUBLAS_WORKSPACE_CONFIG {workspace}: the same devices give the same bits, "
         "but for operations that a line below names, if there are any"
@@ -66,7 +91,9 @@ def make_deterministic(device: torch.device, log: Callable[[str], None]) -> str:
 
 
 def _name_operations_without_order(log: Callable[[str], None]) -> None:
-    """Turn torch's warnings of them into one line of the log each; every other warning is shown as before."""
+    """Turn torch's warnings of them into one line of the log each; every other warning is shown as
+    before.
+    """
     show, named = warnings.showwarning, set[str]()
 
     def shown(message: Warning | str, *where: Any, **how: Any) -> None:
@@ -80,4 +107,6 @@ def _name_operations_without_order(log: Callable[[str], None]) -> None:
             )
 
     warnings.showwarning = shown
-    warnings.filterwarnings("always", NO_FIXED_ORDER.pattern)  # torch says it at each place that calls the operation
+    warnings.filterwarnings(
+        "always", NO_FIXED_ORDER.pattern
+    )  # torch says it at each place that calls the operation

@@ -18,7 +18,9 @@ from ..training.step import StepRules
 WEIGH: dict[str, Callable[[Params], Weigh]] = {
     "bert": lambda params: by_time(params.noise_schedule),
     "llada": lambda params: by_time(params.noise_schedule),
-    "dream": lambda params: by_context(parse_loss_weight_type(params.loss_weight_type), params.noise_schedule),
+    "dream": lambda params: by_context(
+        parse_loss_weight_type(params.loss_weight_type), params.noise_schedule
+    ),
 }
 
 
@@ -26,9 +28,18 @@ def step_rules(params: Params, chat: ChatFormat) -> StepRules:
     answers = params.training_stage == "sft"
     cuts = answers and params.training_method == "dream"
     return StepRules(
-        noise=Noise(params.seed, params.noise_schedule, params.t_sampling, params.mask_count, params.t_min, params.t_max),
+        noise=Noise(
+            params.seed,
+            params.noise_schedule,
+            params.t_sampling,
+            params.mask_count,
+            params.t_min,
+            params.t_max,
+        ),
         weigh=WEIGH[params.training_method](params),
-        norm=DEFAULT_NORM[params.training_method] if params.loss_norm == "auto" else params.loss_norm,
+        norm=DEFAULT_NORM[params.training_method]
+        if params.loss_norm == "auto"
+        else params.loss_norm,
         mask_id=chat.mask_id,
         end_ids=chat.end_ids,
         fill_id=chat.fill_id,
@@ -45,18 +56,24 @@ def step_rules(params: Params, chat: ChatFormat) -> StepRules:
 
 
 def sampler_settings(params: Params) -> SamplerSettings:
-    """How the result should be sampled, from how it learned to end an answer: a canvas like those it was trained on.
+    """How the result should be sampled, from how it learned to end an answer: a canvas like those
+    it was trained on.
 
-    block: block by block. batch: the whole canvas from the start. single: small blocks, because no canvas went past an answer.
+    block: block by block. batch: the whole canvas from the start. single: small blocks, because no
+    canvas went past an answer.
     """
     lengths = {"block": params.eos_block_length, "batch": 32, "single": 8}
     block = min(lengths[params.eos_policy], params.max_length)
     longest = max(block, min(256, params.max_length // 2) // block * block)
-    return SamplerSettings(max_new_tokens=longest, block_length=block, steps=block, grow=params.eos_policy != "batch")
+    return SamplerSettings(
+        max_new_tokens=longest, block_length=block, steps=block, grow=params.eos_policy != "batch"
+    )
 
 
 def diffusion_facts(params: Params, rules: StepRules) -> dict[str, Any]:
-    """What a model's folder says about its training: method, noise, loss weighting, end-of-answer policy, sampler."""
+    """What a model's folder says about its training: method, noise, loss weighting, end-of-answer
+    policy, sampler.
+    """
     return {
         "method": params.training_method,
         "noise_schedule": params.noise_schedule,

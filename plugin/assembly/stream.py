@@ -1,4 +1,7 @@
-"""Streaming pretraining: data is read while it is trained on. What is prepared before, and one rank's steps out of its stream."""
+"""Streaming pretraining: data is read while it is trained on.
+
+What is prepared before, and one rank's steps out of its stream.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,8 @@ def prepare_stream(
     between_rows: Callable[[], None] = lambda: None,
     moment: datetime | None = None,  # of no use here: texts know no chat template
 ) -> Prepared:
-    """Tokenizer and evaluation documents, and as `train` the documents that the stream begins with. Reads a bounded number of rows.
+    """Tokenizer and evaluation documents, and as `train` the documents that the stream begins with.
+    Reads a bounded number of rows.
 
     Raises JobError (exit 2, 3 or 4).
     """
@@ -55,7 +59,9 @@ def prepare_stream(
     held = f"one text in {one_in(params)}" if data.wants_eval else ""
     for note in unread(params.dataset_name, data.wants_eval, data.own_files, held):
         log(f"dataset_name: {note}")
-    tokenizer = make_tokenizer(params, lambda _: islice(data.training(0, 1), TOKENIZER_ROWS), offline=offline)
+    tokenizer = make_tokenizer(
+        params, lambda _: islice(data.training(0, 1), TOKENIZER_ROWS), offline=offline
+    )
     base_config(params, tokenizer, offline=offline)
     chat = ChatFormat(tokenizer)
     evaluation, eval_report = _encode_some(data.evaluation(), chat, encoding(params))
@@ -68,10 +74,17 @@ def prepare_stream(
     begun = stream.state()
     builder = Builder()
     for _, document in begun.buffer:
-        builder.add(document.ids, document.supervised, document.prompt, f"row {document.index // PIECES + 1}")
+        builder.add(
+            document.ids,
+            document.supervised,
+            document.prompt,
+            f"row {document.index // PIECES + 1}",
+        )
     for line in (*data.examples.lines(), *remarks({"train": begun.report, "eval": eval_report})):
         log(f"dataset_name: {line}")
-    return Prepared(tokenizer, chat, builder.build(), evaluation, {"train": begun.report, "eval": eval_report})
+    return Prepared(
+        tokenizer, chat, builder.build(), evaluation, {"train": begun.report, "eval": eval_report}
+    )
 
 
 @dataclass(frozen=True)
@@ -85,22 +98,31 @@ class StreamedData:
     keys: frozenset[int]  # of that split's texts, as far as it is read
 
     @staticmethod
-    def of(params: Params, log: Log, *, offline: bool, between_rows: Callable[[], None]) -> StreamedData:
+    def of(
+        params: Params, log: Log, *, offline: bool, between_rows: Callable[[], None]
+    ) -> StreamedData:
         examples = Examples(params, log, offline=offline, between_rows=between_rows)
         wants_eval = params.eval_strategy != "no"
         own_files = wants_eval and has_eval_split(params.dataset_name, offline=offline)
         read = islice(examples("eval"), EVAL_DOCUMENTS) if own_files else ()
-        keys = frozenset(prompt_key(one, params.seed) for _, one in read if isinstance(one, Example))
+        keys = frozenset(
+            prompt_key(one, params.seed) for _, one in read if isinstance(one, Example)
+        )
         return StreamedData(params, examples, wants_eval, own_files, keys)
 
     def without_evaluation(self) -> StreamedData:
         return replace(self, wants_eval=False, own_files=False, keys=frozenset())
 
     def training(self, first: int, every: int) -> Rows:
-        """A pass's rows `first`, `first + every`, ...; one that is evaluation's is its reason instead."""
+        """A pass's rows `first`, `first + every`, ...; one that is evaluation's is its reason
+        instead.
+        """
         reason = PROMPT_IN_EVAL if self.own_files else HELD_OUT
         for row, example in self.examples("train", first, every):
-            yield row, reason if isinstance(example, Example) and self._is_held(example) else example
+            yield (
+                row,
+                reason if isinstance(example, Example) and self._is_held(example) else example,
+            )
 
     def evaluation(self) -> Rows:
         if self.own_files:
@@ -137,13 +159,26 @@ def _encode_some(rows: Rows, chat: ChatFormat, how: Encoding) -> tuple[Documents
 
 def pack_tokens(params: Params) -> int:
     """Tokens of a pack, which is a micro-batch."""
-    return params.batch_size * params.max_length if params.tokens_per_batch == "auto" else params.tokens_per_batch
+    return (
+        params.batch_size * params.max_length
+        if params.tokens_per_batch == "auto"
+        else params.tokens_per_batch
+    )
 
 
-def open_stream(data: StreamedData, chat: ChatFormat, *, rank: int = 0, ranks: int = 1, log: Log = lambda line: None) -> Stream:
+def open_stream(
+    data: StreamedData,
+    chat: ChatFormat,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    log: Log = lambda line: None,
+) -> Stream:
     """This rank's stream, at its beginning."""
     params, tokens = data.params, pack_tokens(data.params)
-    spare = int(params.stochastic_length > 0 and chat.start_id is not None)  # the tail of a text cut in two opens anew
+    spare = int(
+        params.stochastic_length > 0 and chat.start_id is not None
+    )  # the tail of a text cut in two opens anew
     how = encoding(params)
     how = replace(how, max_length=min(how.max_length, tokens - spare))
     plan = StreamPlan(tokens, params.gradient_accumulation_steps, params.seed, rank, ranks, spare)
@@ -151,9 +186,11 @@ def open_stream(data: StreamedData, chat: ChatFormat, *, rank: int = 0, ranks: i
 
 
 class StreamedSteps:
-    """`steps(k)` builds step k (from 0), in order; `state_after(k)` is where the stream stood once k steps were built.
+    """`steps(k)` builds step k (from 0), in order; `state_after(k)` is where the stream stood once
+    k steps were built.
 
-    Steps are built ahead of their use, so the states of the last few are kept; a state shares its documents with the stream.
+    Steps are built ahead of their use, so the states of the last few are kept; a state shares its
+    documents with the stream.
     """
 
     def __init__(self, stream: Stream, rules: StepRules):
@@ -161,7 +198,10 @@ class StreamedSteps:
         self._next, self._states = 0, {0: stream.state()}
 
     def restore(self, finished: int, state: StreamState) -> None:
-        """Go on behind `finished` steps. Raises JobError (exit 2) when the state is another rank's."""
+        """Go on behind `finished` steps.
+
+        Raises JobError (exit 2) when the state is another rank's.
+        """
         self._stream.restore(state)
         self._next, self._states = finished, {finished: state}
 
@@ -169,7 +209,9 @@ class StreamedSteps:
         assert step == self._next, f"a stream gives step {self._next} now, not {step}"
         built = build_streamed_step(self._stream.next_step(), self._rules)
         self._next = step + 1
-        self._states = {number: state for number, state in self._states.items() if number >= step - 1}
+        self._states = {
+            number: state for number, state in self._states.items() if number >= step - 1
+        }
         self._states[self._next] = self._stream.state()
         return built
 
@@ -178,17 +220,33 @@ class StreamedSteps:
 
 
 def start_streaming(
-    params: Params, chat: ChatFormat, rules: StepRules, log: Log, *, evaluated: bool, rank: int, ranks: int
+    params: Params,
+    chat: ChatFormat,
+    rules: StepRules,
+    log: Log,
+    *,
+    evaluated: bool,
+    rank: int,
+    ranks: int,
 ) -> StreamedSteps:
     """The steps of one rank's share. Layout notes were logged when the data was prepared."""
     data = StreamedData.of(params, lambda note: None, offline=False, between_rows=lambda: None)
     data = data if evaluated else data.without_evaluation()
-    # Steps are built in a thread of their own, and a tokenizer that two threads use may fail with "Already borrowed".
+    # Steps are built in a thread of their own, and a tokenizer that two threads use may fail with
+    # "Already borrowed".
     own = ChatFormat(deepcopy(chat.tokenizer))
     return StreamedSteps(open_stream(data, own, rank=rank, ranks=ranks, log=log), rules)
 
 
-def first_step(params: Params, chat: ChatFormat, rules: StepRules, *, evaluated: bool, ranks: int, offline: bool) -> Step:
+def first_step(
+    params: Params,
+    chat: ChatFormat,
+    rules: StepRules,
+    *,
+    evaluated: bool,
+    ranks: int,
+    offline: bool,
+) -> Step:
     """For a dry run: a whole first step of `ranks` ranks, out of one stream."""
     data = StreamedData.of(params, lambda note: None, offline=offline, between_rows=lambda: None)
     stream = open_stream(data if evaluated else data.without_evaluation(), chat)
@@ -196,28 +254,47 @@ def first_step(params: Params, chat: ChatFormat, rules: StepRules, *, evaluated:
     return build_streamed_step(packs, rules)
 
 
-def add_up(accelerator: Accelerator, make_step: Callable[[int], Step], longest: int) -> Callable[[int], Step]:
-    """`make_step` with every rank's counts added up: one small reduction a step. `longest`: tokens a document may have.
+def add_up(
+    accelerator: Accelerator, make_step: Callable[[int], Step], longest: int
+) -> Callable[[int], Step]:
+    """`make_step` with every rank's counts added up: one small reduction a step. `longest`: tokens
+    a document may have.
 
-    Lengths travel as how often each occurs, so that what is exchanged has the same size on every rank.
+    Lengths travel as how often each occurs, so that what is exchanged has the same size on every
+    rank.
     """
     if accelerator.num_processes == 1:
         return make_step
 
     def whole(step: int) -> Step:
         own = make_step(step)
-        facts = [own.count, own.masked, own.supervised, own.cut, *np.bincount(own.lengths, minlength=longest + 1)]
+        facts = [
+            own.count,
+            own.masked,
+            own.supervised,
+            own.cut,
+            *np.bincount(own.lengths, minlength=longest + 1),
+        ]
         sums = torch.tensor(facts, dtype=torch.float64, device=accelerator.device)
         total = cast("torch.Tensor", accelerator.reduce(sums, reduction="sum")).cpu().numpy()
         masked, supervised, cut = total[1:4].astype(int).tolist()
         lengths = np.repeat(np.arange(longest + 1), total[4:].astype(int)).tolist()
-        return replace(own, count=float(total[0]), masked=masked, supervised=supervised, cut=cut, lengths=tuple(lengths))
+        return replace(
+            own,
+            count=float(total[0]),
+            masked=masked,
+            supervised=supervised,
+            cut=cut,
+            lengths=tuple(lengths),
+        )
 
     return whole
 
 
 def whole_report(accelerator: Accelerator, report: Report) -> dict[str, Any]:
-    """{rows, documents, truncated, dropped} of the first pass, as far as it was read, over all ranks; every rank has to ask."""
+    """{rows, documents, truncated, dropped} of the first pass, as far as it was read, over all
+    ranks; every rank has to ask.
+    """
     share: dict[str, Any] = {
         "rows": report.rows,
         "documents": report.documents,
@@ -229,4 +306,7 @@ def whole_report(accelerator: Accelerator, report: Report) -> dict[str, Any]:
     for one in shares:
         for reason, count in one["dropped"].items():
             dropped[reason] = dropped.get(reason, 0) + count
-    return {**{key: sum(one[key] for one in shares) for key in ("rows", "documents", "truncated")}, "dropped": dropped}
+    return {
+        **{key: sum(one[key] for one in shares) for key in ("rows", "documents", "truncated")},
+        "dropped": dropped,
+    }

@@ -1,8 +1,10 @@
-"""`python -m plugin.assembly.verify FOLDER REFERENCE DTYPE`: load a published model in this fresh process and compare it.
+"""`python -m plugin.assembly.verify FOLDER REFERENCE DTYPE`: load a published model in this fresh
+process and compare it.
 
-REFERENCE is a safetensors file with `ids` [S, T] and `logits` [S, T, V] of the model that was trained, and `prompt` [T], a rendered
-prompt. Prints one JSON object {"max_logit_difference": x, "prompt": bool, "template": bool}: whether the prompt has the same ids
-here, and by the tokenizer's chat template as any program renders it.
+REFERENCE is a safetensors file with `ids` [S, T] and `logits` [S, T, V] of the model that was
+trained, and `prompt` [T], a rendered prompt. Prints one JSON object {"max_logit_difference": x,
+"prompt": bool, "template": bool}: whether the prompt has the same ids here, and by the tokenizer's
+chat template as any program renders it.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ from ..models.diffusion import logits_of
 from ..models.load import load_model, load_tokenizer
 
 TOKENS = 64  # of a document, compared over the whole vocabulary
-PROMPT, MOMENT = "What is the capital of France?", datetime(2026, 1, 1)  # the time that a template may write
+PROMPT, MOMENT = (
+    "What is the capital of France?",
+    datetime(2026, 1, 1),
+)  # the time that a template may write
 
 
 def rendered_prompt(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int32]:
@@ -53,12 +58,22 @@ class Reloaded:
 
 
 def compare_reloaded(
-    folder: Path, ids: torch.Tensor, logits: torch.Tensor, prompt: NDArray[np.int32], dtype: torch.dtype
+    folder: Path,
+    ids: torch.Tensor,
+    logits: torch.Tensor,
+    prompt: NDArray[np.int32],
+    dtype: torch.dtype,
 ) -> Reloaded:
-    """Load `folder` in a fresh process and compare its logits on `ids` with `logits`, and PROMPT's ids with `prompt`."""
+    """Load `folder` in a fresh process and compare its logits on `ids` with `logits`, and PROMPT's
+    ids with `prompt`.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         reference = Path(scratch) / "reference.safetensors"
-        tensors = {"ids": ids.contiguous(), "logits": logits.contiguous(), "prompt": torch.from_numpy(prompt)}
+        tensors = {
+            "ids": ids.contiguous(),
+            "logits": logits.contiguous(),
+            "prompt": torch.from_numpy(prompt),
+        }
         save_file(tensors, reference)
         command = [
             sys.executable,
@@ -70,7 +85,14 @@ def compare_reloaded(
             str(dtype).removeprefix("torch."),
         ]
         environment = torch_program(os.environ)
-        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
     return Reloaded(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -82,8 +104,14 @@ def reload(folder: Path, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
     rendered: Any = None
     if tokenizer.chat_template:
         template = freeze(str(tokenizer.get_chat_template()), MOMENT)
-        (text,) = render_chat(tokenizer, template, [chat_job([{"role": "user", "content": PROMPT}], True)])
-        rendered = tokenizer(text, add_special_tokens=False)["input_ids"] if isinstance(text, str) else None
+        (text,) = render_chat(
+            tokenizer, template, [chat_job([{"role": "user", "content": PROMPT}], True)]
+        )
+        rendered = (
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            if isinstance(text, str)
+            else None
+        )
     asked = rendered_prompt(tokenizer)
     wanted = tensors["prompt"].tolist()
     return Reloaded(difference, prompt=asked.tolist() == wanted, template=rendered == wanted)

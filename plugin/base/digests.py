@@ -18,13 +18,19 @@ _MOST_BYTES = 1 << 24  # of that file: a hundred thousand names
 
 def write_digests(folder: Path) -> None:
     """Written last: a folder without it was never finished."""
-    found = {name: _digest(folder / name) for name, entry in walk(folder) if entry.is_file(follow_symlinks=False)}
+    found = {
+        name: _digest(folder / name)
+        for name, entry in walk(folder)
+        if entry.is_file(follow_symlinks=False)
+    }
     with open(folder / DIGESTS, "w", encoding="utf-8", opener=open_plain) as file:
         file.write(json.dumps(found, indent=1) + "\n")
 
 
 def why_broken(folder: Path) -> str:
-    """What is wrong with the files, in words; empty when each is there with its own content, and nothing else is."""
+    """What is wrong with the files, in words; empty when each is there with its own content, and
+    nothing else is.
+    """
     try:
         expected = _listed(folder)
         there = dict(walk(folder))

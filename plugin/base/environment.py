@@ -1,4 +1,7 @@
-"""A check of the Python that runs this for what the programs import. It needs no more than Python 3.8 and its own library."""
+"""A check of the Python that runs this for what the programs import.
+
+It needs no more than Python 3.8 and its own library.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,44 @@ from pathlib import Path
 OLDEST = (3, 11)
 # What is imported whatever the job is.
 NEEDED = (
-    *("accelerate", "datasets", "jinja2", "numpy", "peft", "psutil", "pydantic", "rich", "safetensors", "tensorboard"),
+    *(
+        "accelerate",
+        "datasets",
+        "jinja2",
+        "numpy",
+        "peft",
+        "psutil",
+        "pydantic",
+        "rich",
+        "safetensors",
+        "tensorboard",
+    ),
     *("tokenizers", "torch", "transformers", "yaml"),
 )
-# What older ones lack: torch's varlen attention; the switch for activation checkpointing, and attention that is not causal.
+# What older ones lack: torch's varlen attention; the switch for activation checkpointing, and
+# attention that is not causal.
 LEAST = {"torch": (2, 10), "transformers": (5, 23)}
 
 
 def problem(root: Path) -> str:
-    """Return the one line that says how to get in; empty where everything is there. `root`: of this program."""
+    """Return the one line that says how to get in; empty where everything is there.
+
+    `root`: of this program.
+    """
     if sys.version_info < OLDEST:
         got = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
     elif missing := [name for name in NEEDED if find_spec(name) is None]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         got = f"{sys.executable or 'a Python'} without {', '.join(missing[:3])}{more}"
-    elif old := [f"{name} {found}" for name, least in LEAST.items() if too_old(found := installed(name), least)]:
-        wanted = ", ".join(f"{name} {'.'.join(map(str, LEAST[name]))} or newer" for name in (word.split()[0] for word in old))
+    elif old := [
+        f"{name} {found}"
+        for name, least in LEAST.items()
+        if too_old(found := installed(name), least)
+    ]:
+        wanted = ", ".join(
+            f"{name} {'.'.join(map(str, LEAST[name]))} or newer"
+            for name in (word.split()[0] for word in old)
+        )
         fix = "Run `bash setup.sh` in that environment."
         return f"error[2]: environment: expected {wanted}, got {', '.join(old)} in {sys.executable}. {fix}"
     else:

@@ -1,7 +1,7 @@
 """What every program of this product says about one job: problems, errors, outcomes and exit codes.
 
-A *problem* is one thing a user can mend. Checks collect as many as they can and raise them together as one `JobError`, so a
-user never mends a form five times to see five messages.
+A *problem* is one thing a user can mend. Checks collect as many as they can and raise them together
+as one `JobError`, so a user never mends a form five times to see five messages.
 """
 
 from __future__ import annotations
@@ -30,29 +30,41 @@ class Code(IntEnum):
     TERMINATED = 143
 
 
-# Characters that steer a terminal, turn the direction of what follows, end a line, or cannot be written in UTF-8.
-_UNSHOWN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Characters that steer a terminal, turn the direction of what follows, end a line, or cannot be
+# written in UTF-8.
+_UNSHOWN = re.compile(
+    r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def one_line(text: str) -> str:
-    """Write a text that may hold anything, such as a file's name, so that it can be shown in a line; tabs stay."""
+    """Write a text that may hold anything, such as a file's name, so that it can be shown in a
+    line; tabs stay.
+    """
     return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def json_line(value: object) -> str:
-    """Return one line of JSON that a terminal can show: JSON itself lets half of what one_line escapes stand."""
+    """Return one line of JSON that a terminal can show:
+
+    JSON itself lets half of what one_line escapes stand.
+    """
     text = json.dumps(value, ensure_ascii=False, default=str)
     return _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def shown(text: str) -> str:
-    """Write a text of several lines, such as an answer, so that it can be shown: its lines and tabs stay, nothing else steers."""
+    """Write a text of several lines, such as an answer, so that it can be shown: its lines and tabs
+    stay, nothing else steers.
+    """
     return "\n".join(map(one_line, text.replace("\r\n", "\n").split("\n")))
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: the field that holds it, what was expected there, what came, and what to do about it."""
+    """One mistake: the field that holds it, what was expected there, what came, and what to do
+    about it.
+    """
 
     field: str
     expected: str
@@ -101,7 +113,10 @@ def model_error(field: str, expected: str, got: str, fix: str = "") -> JobError:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `done` means the worker exited 0 *and* wrote its final event; nothing else counts as success."""
+    """How a run ended.
+
+    `done` means the worker exited 0 *and* wrote its final event; nothing else counts as success.
+    """
 
     outcome: Literal["done", "stopped", "failed"]
     code: int

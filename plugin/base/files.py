@@ -1,7 +1,8 @@
-"""Files and folders that this program writes: nothing is opened, replaced or removed through a link.
+"""Files and folders that this program writes: nothing is opened, replaced or removed through a
+link.
 
-`open(path, mode, opener=open_plain)` is how a file is opened that stays and grows; `write_whole` and `replace_whole` put a finished
-one in the place of an earlier one.
+`open(path, mode, opener=open_plain)` is how a file is opened that stays and grows; `write_whole`
+and `replace_whole` put a finished one in the place of an earlier one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
 def open_plain(path: str | os.PathLike[str], flags: int) -> int:
     """Open a regular file, made if `flags` say so, and return its descriptor.
 
-    Raises OSError for a link, for what is no file (a pipe is not waited for) and, to write, for a file that has a second name.
+    Raises OSError for a link, for what is no file (a pipe is not waited for) and, to write, for a
+    file that has a second name.
     """
     kept = flags & ~os.O_TRUNC  # nothing is lost before it is known what it is
     try:
@@ -49,7 +51,9 @@ def is_plain(path: Path) -> bool:
 
 
 def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield (path from `folder`, entry) of everything below it, links and what they lead to told apart: a link is not entered."""
+    """Yield (path from `folder`, entry) of everything below it, links and what they lead to told
+    apart: a link is not entered.
+    """
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
@@ -59,7 +63,9 @@ def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
 
 
 def remove(path: Path) -> None:
-    """Take away a file, a link or a whole folder, never what a link leads to; there may be nothing."""
+    """Take away a file, a link or a whole folder, never what a link leads to; there may be
+    nothing.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -67,10 +73,14 @@ def remove(path: Path) -> None:
 
 
 def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write `text` so that a reader finds the old content or all of the new one; `durable`: even after a power cut."""
+    """Write `text` so that a reader finds the old content or all of the new one; `durable`: even
+    after a power cut.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     beside.unlink(missing_ok=True)
-    with beside.open("x", encoding="utf-8") as file:  # new: a link that is there meanwhile is an error
+    with beside.open(
+        "x", encoding="utf-8"
+    ) as file:  # new: a link that is there meanwhile is an error
         file.write(text)
         if durable:
             file.flush()
@@ -79,7 +89,9 @@ def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
 
 
 def rename_whole(part: Path, final: Path) -> None:
-    """Publish a finished folder under its final name; everything in it is on disk before the name appears."""
+    """Publish a finished folder under its final name; everything in it is on disk before the name
+    appears.
+    """
     _fsync_all(part)
     os.rename(part, final)
     _fsync(final.parent)
@@ -88,8 +100,9 @@ def rename_whole(part: Path, final: Path) -> None:
 def replace_whole(part: Path, final: Path) -> None:
     """Publish a finished folder in the place of an earlier one of its kind, if there is one.
 
-    A kill at any moment leaves a whole folder of that name; on a disk that cannot swap two names, one that `recover` finds. Files
-    that only the earlier one holds are somebody's own: it is then kept as `replaced-<name>`.
+    A kill at any moment leaves a whole folder of that name; on a disk that cannot swap two names,
+    one that `recover` finds. Files that only the earlier one holds are somebody's own: it is then
+    kept as `replaced-<name>`.
     """
     _fsync_all(part)
     earlier = part
@@ -123,7 +136,9 @@ def set_aside(path: Path) -> Path:
 
 
 def part_beside(final: Path) -> Path:
-    """Return a free name for `final` while it is being written: a folder of that name may be somebody else's."""
+    """Return a free name for `final` while it is being written: a folder of that name may be
+    somebody else's.
+    """
     part, number = final.with_name(f".{final.name}.part"), 2
     while os.path.lexists(part):
         part, number = final.with_name(f".{final.name}-{number}.part"), number + 1
@@ -148,7 +163,10 @@ def _names(folder: Path) -> set[str]:
 def _exchange(one: Path, other: Path) -> bool:
     """Swap two names in one step; False where the system or the disk cannot."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
+    return (
+        rename is not None
+        and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
+    )
 
 
 def _fsync_all(folder: Path) -> None:

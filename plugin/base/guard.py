@@ -1,4 +1,6 @@
-"""The one guarded call that every way into this program ends in: a failure always gets its line, a bug of ours its traceback too."""
+"""The one guarded call that every way into this program ends in: a failure always gets its line, a
+bug of ours its traceback too.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""The environment in which one program of this product starts another: import path, threads, and nothing
-that a launcher of somebody else's left there."""
+"""The environment in which one program of this product starts another: import path, threads, and
+nothing that a launcher of somebody else's left there.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PARENT_PID = "TRAINER_PARENT_PID"  # whose death a worker notices, even when it came before the worker could look
+# whose death a worker notices, even when it came before the worker could look
+PARENT_PID = "TRAINER_PARENT_PID"
 LISTEN_FD = "TRAINER_LISTEN_FD"  # several machines: rank 0's bound port; see worker/rendezvous.py
 MEETING = "TRAINER_MEETING"  # one machine: the file in which its ranks meet
 
-# What torch, accelerate and MPI read to find the other ranks of a job. A pod of a PyTorchJob has these, and
-# so has a shell inside of srun: one rank would wait for others for ever, and connect to whatever they name.
+# What torch, accelerate and MPI read to find the other ranks of a job. A pod of a PyTorchJob has
+# these, and so has a shell inside of srun: one rank would wait for others for ever, and connect to
+# whatever they name.
 _LAUNCHER = re.compile(
     r"(GROUP_|ROLE_|LOCAL_)?(RANK|WORLD_SIZE)|ROLE_NAME|FORK_LAUNCHED|MPI_LOCALRANKID|MPI_LOCALNRANKS"
     r"|(MASTER|TORCHELASTIC|OMPI_COMM_WORLD|MV2_COMM_WORLD|PMI|ACCELERATE|FSDP)_.*"
@@ -27,13 +30,16 @@ def of_launcher(environ: Mapping[str, str]) -> list[str]:
 
 
 def inherited(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what a child inherits of `environ`: not a launcher's words, nor ours to another child."""
+    """Return what a child inherits of `environ`: not a launcher's words, nor ours to another
+    child.
+    """
     dropped = {*of_launcher(environ), PARENT_PID, LISTEN_FD, MEETING}
     return {name: value for name, value in environ.items() if name not in dropped}
 
 
 def child_path(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the PYTHONPATH that `python -P -m plugin.X` needs: our folder first, the user's behind it.
+    """Return the PYTHONPATH that `python -P -m plugin.X` needs: our folder first, the user's behind
+    it.
 
     An empty piece, as in `/x:`, would be the current folder, and come before the standard library.
     """
@@ -42,19 +48,25 @@ def child_path(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def cpu_threads(environ: Mapping[str, str], processes: int = 1) -> dict[str, str]:
-    """Return the threads of each of `processes` programs that compute on this machine's CPU, where a person has set no others.
+    """Return the threads of each of `processes` programs that compute on this machine's CPU, where
+    a person has set no others.
 
-    OpenMP's threads wait busily by default: as soon as anything else runs, two of them are slower than one, and a small model's
-    thousands of short waits a hundred times slower.
+    OpenMP's threads wait busily by default: as soon as anything else runs, two of them are slower
+    than one, and a small model's thousands of short waits a hundred times slower.
     """
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), "OMP_WAIT_POLICY": "PASSIVE"}
+    threads = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
     return {name: environ.get(name, value) for name, value in threads.items()}
 
 
 def compile_cache(environ: Mapping[str, str], otherwise: Path | None = None) -> dict[str, str]:
-    """Return where torch keeps the code it compiled, which it will run again: the user's cache, or `otherwise`.
+    """Return where torch keeps the code it compiled, which it will run again: the user's cache, or
+    `otherwise`.
 
-    Its own choice is /tmp/torchinductor_USER, a folder that any other user of the machine may have made first.
+    Its own choice is /tmp/torchinductor_USER, a folder that any other user of the machine may have
+    made first.
     """
     name = "TORCHINDUCTOR_CACHE_DIR"
     caches = Path(environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
@@ -67,4 +79,9 @@ def compile_cache(environ: Mapping[str, str], otherwise: Path | None = None) -> 
 
 def torch_program(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a torch program that is no rank of a run."""
-    return {**inherited(environ), **child_path(environ), **cpu_threads(environ), **compile_cache(environ)}
+    return {
+        **inherited(environ),
+        **child_path(environ),
+        **cpu_threads(environ),
+        **compile_cache(environ),
+    }

@@ -1,6 +1,8 @@
-"""Imported first by every torch program: our own lines say what matters, and libraries' hints and bars would drown them.
+"""Imported first by every torch program: our own lines say what matters, and libraries' hints and
+bars would drown them.
 
-bitsandbytes warns while it is imported (and accelerate imports it), so this has to happen before the other imports.
+bitsandbytes warns while it is imported (and accelerate imports it), so this has to happen before
+the other imports.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _on_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Ctrl-C ends a program, seconds of imports included, without a traceback; everything else is told as always."""
+    """Ctrl-C ends a program, seconds of imports included, without a traceback; everything else is
+    told as always.
+    """
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
 
@@ -33,7 +37,9 @@ sys.excepthook = _on_error
 
 
 def quiet_loading() -> None:
-    """Switch off the bars that transformers draws while it loads weights; needs transformers imported."""
+    """Switch off the bars that transformers draws while it loads weights; needs transformers
+    imported.
+    """
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

@@ -1,8 +1,10 @@
-"""Keys never reach a file or a stream: what looks like one, or is the value of one in the environment, becomes `[redacted]`.
+"""Keys never reach a file or a stream: what looks like one, or is the value of one in the
+environment, becomes `[redacted]`.
 
-Every text that leaves a program passes `redact`: JSON and events in run_folder.to_json, printed lines through `guard_streams`, the
-board in reporting. Native libraries write past that, straight into log.txt; the parent redacts what it relays of it, and `scrub`s
-the file when the workers have ended.
+Every text that leaves a program passes `redact`: JSON and events in run_folder.to_json, printed
+lines through `guard_streams`, the board in reporting. Native libraries write past that, straight
+into log.txt; the parent redacts what it relays of it, and `scrub`s the file when the workers have
+ended.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ from urllib.parse import quote
 from .files import is_plain, open_plain
 
 MARK = "[redacted]"
-NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL|(?<![A-Z])(PASS|PAT|AUTH)(?![A-Z])", re.IGNORECASE)
+NAMES = re.compile(
+    r"KEY|TOKEN|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL|(?<![A-Z])(PASS|PAT|AUTH)(?![A-Z])",
+    re.IGNORECASE,
+)
 NOT_KEYS = {"TOKENIZERS_PARALLELISM"}
 SHORTEST = 8  # characters; anything shorter would redact ordinary words
 # Keys that are known by their look, from wherever they come.
@@ -35,23 +40,37 @@ KNOWN = (
 
 
 def secrets(environ: Mapping[str, str]) -> set[str]:
-    """Values of variables named like a key. Paths that exist, numbers and plain words (`disabled`) are none."""
+    """Values of variables named like a key.
+
+    Paths that exist, numbers and plain words (`disabled`) are none.
+    """
     found: set[str] = set()
     for name, value in environ.items():
         if not NAMES.search(name) or name in NOT_KEYS:
             continue
-        for line in (part.strip() for part in value.splitlines()):  # a key of several lines is also told line by line
-            word = re.fullmatch(r"[a-z]+|[\d.]+", line) and not re.search("SECRET|PASSWORD", name, re.IGNORECASE)
+        for line in (
+            part.strip() for part in value.splitlines()
+        ):  # a key of several lines is also told line by line
+            word = re.fullmatch(r"[a-z]+|[\d.]+", line) and not re.search(
+                "SECRET|PASSWORD", name, re.IGNORECASE
+            )
             if len(line) >= SHORTEST and not word and not os.path.exists(os.path.expanduser(line)):
                 found.add(line)
     return found
 
 
 def compile_pattern(environ: Mapping[str, str]) -> re.Pattern[str]:
-    """What `redact` replaces, given this environment: its keys as they are, as JSON and as URLs write them, and known kinds."""
+    """What `redact` replaces, given this environment: its keys as they are, as JSON and as URLs
+    write them, and known kinds.
+    """
     values: set[str] = set()
     for secret in secrets(environ):
-        values |= {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], quote(secret, safe="")}
+        values |= {
+            secret,
+            json.dumps(secret)[1:-1],
+            json.dumps(secret, ensure_ascii=False)[1:-1],
+            quote(secret, safe=""),
+        }
     longest_first = sorted(values, key=lambda value: (-len(value), value))
     return re.compile("|".join([*map(re.escape, longest_first), *KNOWN]))
 
@@ -67,7 +86,10 @@ def redact(text: str) -> str:
 
 
 class GuardedStream:
-    """A text stream in front of another one that lets whole lines through, redacted. Only what print, logging and bars use."""
+    """A text stream in front of another one that lets whole lines through, redacted.
+
+    Only what print, logging and bars use.
+    """
 
     def __init__(self, stream: TextIO):
         self._stream, self._held = stream, ""
@@ -103,7 +125,9 @@ class GuardedStream:
 
 
 def guard_streams() -> None:
-    """Put the filter in front of this process's stdout and stderr; what their encoding lacks is written as an escape."""
+    """Put the filter in front of this process's stdout and stderr; what their encoding lacks is
+    written as an escape.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, GuardedStream):
@@ -113,11 +137,18 @@ def guard_streams() -> None:
 
 
 def scrub(path: Path) -> None:
-    """Redact a finished text file in place, if anything in it has to be. Its writers must have ended."""
+    """Redact a finished text file in place, if anything in it has to be.
+
+    Its writers must have ended.
+    """
     if not is_plain(path):  # something has taken its place while the run went on
         return
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="", opener=open_plain) as file:
+    with open(
+        path, encoding="utf-8", errors="surrogateescape", newline="", opener=open_plain
+    ) as file:
         text = file.read()
     if (clean := redact(text)) != text:
-        with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="", opener=open_plain) as file:
+        with open(
+            path, "w", encoding="utf-8", errors="surrogateescape", newline="", opener=open_plain
+        ) as file:
             file.write(clean)

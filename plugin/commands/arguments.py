@@ -1,4 +1,7 @@
-"""What `main.py chat` and `main.py fuse` take. Read before torch is, so that a mistyped word is told at once, and by the programs."""
+"""What `main.py chat` and `main.py fuse` take.
+
+Read before torch is, so that a mistyped word is told at once, and by the programs.
+"""
 
 from __future__ import annotations
 
@@ -22,24 +25,50 @@ def chat_options(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandLine(prog="main.py chat", description=about)
     parser.add_argument("model", help="a run folder, a model folder or a hub id")
     parser.add_argument("--prompt", help="answer this and exit")
-    parser.add_argument("--base", default="", help="of an adapter: the model it was trained on, where it does not lie in its run")
-    parser.add_argument("--json", action="store_true", help="with --prompt: {prompt, text, steps, seconds}")
+    parser.add_argument(
+        "--base",
+        default="",
+        help="of an adapter: the model it was trained on, where it does not lie in its run",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="with --prompt: {prompt, text, steps, seconds}"
+    )
     for name, text in SAMPLER_OPTIONS.items():
-        parser.add_argument(f"--{name}", type=_positive, metavar="N", help=f"{text} (default: what the model was saved with)")
+        parser.add_argument(
+            f"--{name}",
+            type=_positive,
+            metavar="N",
+            help=f"{text} (default: what the model was saved with)",
+        )
     options = parser.parse_args(argv)
     if options.json and options.prompt is None:
-        raise JobError(Problem("json", "--prompt beside it", "no prompt", "A dialogue is for people."))
+        raise JobError(
+            Problem("json", "--prompt beside it", "no prompt", "A dialogue is for people.")
+        )
     return options
 
 
 def fuse_options(argv: Sequence[str]) -> argparse.Namespace:
     """Raises JobError (exit 2)."""
-    parser = CommandLine(prog="main.py fuse", description="Merge an adapter that was trained earlier into its base.")
-    parser.add_argument("--adapter", type=Path, required=True, help="the adapter's folder (or a run folder)")
+    parser = CommandLine(
+        prog="main.py fuse", description="Merge an adapter that was trained earlier into its base."
+    )
+    parser.add_argument(
+        "--adapter", type=Path, required=True, help="the adapter's folder (or a run folder)"
+    )
     parser.add_argument("--model_name", required=True, help="the base it was trained on")
     parser.add_argument("--out", type=Path, required=True, help="a new folder for the fused model")
-    parser.add_argument("--fuse_base", choices=("trained", "original"), default="trained", help="for a 4-bit base: see info.md")
-    parser.add_argument("--json", action="store_true", help="print {path, fuse_base, max_logit_difference, differences}")
+    parser.add_argument(
+        "--fuse_base",
+        choices=("trained", "original"),
+        default="trained",
+        help="for a 4-bit base: see info.md",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print {path, fuse_base, max_logit_difference, differences}",
+    )
     return parser.parse_args(argv)
 
 

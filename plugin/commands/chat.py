@@ -1,4 +1,7 @@
-"""`main.py chat MODEL`: talk to a trained model. In a terminal the answer is seen denoising; `--prompt` prints one answer."""
+"""`main.py chat MODEL`: talk to a trained model.
+
+In a terminal the answer is seen denoising; `--prompt` prints one answer.
+"""
 
 from __future__ import annotations
 
@@ -50,25 +53,42 @@ class Chatter:
         self.model, self.chat, self.settings = model, chat, settings
         self._vocabulary = Vocabulary(chat.mask_id, chat.end_ids, chat.pad_id)
 
-    def answer(self, dialogues: Sequence[Sequence[Turn]], on_step: OnStep | None = None) -> list[Answer]:
-        """Answer every dialogue. Raises JobError (exit 2) when a prompt leaves the model no positions."""
+    def answer(
+        self, dialogues: Sequence[Sequence[Turn]], on_step: OnStep | None = None
+    ) -> list[Answer]:
+        """Answer every dialogue.
+
+        Raises JobError (exit 2) when a prompt leaves the model no positions.
+        """
         began = time.perf_counter()
         prompts = [self.chat.prompt(turns) for turns in dialogues]
-        samples = generate(predictor(self.model), prompts, self._vocabulary, self._fitting(prompts), on_step)
+        samples = generate(
+            predictor(self.model), prompts, self._vocabulary, self._fitting(prompts), on_step
+        )
         seconds = time.perf_counter() - began
-        return [Answer(self.chat.decode(sample.ids.tolist()), sample.steps, seconds) for sample in samples]
+        return [
+            Answer(self.chat.decode(sample.ids.tolist()), sample.steps, seconds)
+            for sample in samples
+        ]
 
     def _fitting(self, prompts: Sequence[NDArray[np.int32]]) -> SamplerSettings:
         room = positions(self.model) - max(prompt.size for prompt in prompts)
         if room < 1:
             raise JobError(
-                Problem("prompt", "a prompt shorter than the model's positions", f"{-room + 1} tokens too many", "Shorten it.")
+                Problem(
+                    "prompt",
+                    "a prompt shorter than the model's positions",
+                    f"{-room + 1} tokens too many",
+                    "Shorten it.",
+                )
             )
         return replace(self.settings, max_new_tokens=min(self.settings.max_new_tokens, room))
 
 
 def find_model(name: str) -> str:
-    """A run folder means its fused model, or its last checkpoint; anything else is a model folder or hub id."""
+    """A run folder means its fused model, or its last checkpoint; anything else is a model folder
+    or hub id.
+    """
     folder = Path(name).expanduser()
     if not (folder / "run.json").exists():
         refuse_missing_path("model", name)
@@ -77,7 +97,12 @@ def find_model(name: str) -> str:
         return str(folder / "fused")
     if checkpoints := RunFolder(folder).checkpoints():
         return str(checkpoints[-1])
-    raise model_error("model", "a run folder with a fused model or a checkpoint", name, "Did the run end before its first save?")
+    raise model_error(
+        "model",
+        "a run folder with a fused model or a checkpoint",
+        name,
+        "Did the run end before its first save?",
+    )
 
 
 def load_chatter(name: str, overrides: dict[str, int], given_base: str = "") -> Chatter:
@@ -89,13 +114,21 @@ def load_chatter(name: str, overrides: dict[str, int], given_base: str = "") -> 
         base, folder = saved["base"], find_base(path, saved["base"], given_base)
         tokenizer = load_tokenizer(str(path))
         model = merged_model(
-            folder, path, four_bit=base["four_bit"], dtype=getattr(torch, base["dtype"]), embedding_rows=len(tokenizer)
+            folder,
+            path,
+            four_bit=base["four_bit"],
+            dtype=getattr(torch, base["dtype"]),
+            embedding_rows=len(tokenizer),
         )
         return Chatter(model, ChatFormat(tokenizer), settings)
     model = load_model(str(path) if path.exists() else name)
     return Chatter(
         model,
-        ChatFormat(load_tokenizer(str(path) if path.exists() else name, family=FAMILIES[model.config.model_type])),
+        ChatFormat(
+            load_tokenizer(
+                str(path) if path.exists() else name, family=FAMILIES[model.config.model_type]
+            )
+        ),
         settings,
     )
 
@@ -115,7 +148,12 @@ def main(argv: Sequence[str]) -> int:
             print(problem.line, file=sys.stderr)
         return error.code
     if options.json:
-        told = {"prompt": options.prompt, "text": answer.text, "steps": answer.steps, "seconds": round(answer.seconds, 3)}
+        told = {
+            "prompt": options.prompt,
+            "text": answer.text,
+            "steps": answer.steps,
+            "seconds": round(answer.seconds, 3),
+        }
         print(json_line(told))
     else:
         print(shown(answer.text))
@@ -169,7 +207,9 @@ def canvas_line(chat: ChatFormat, ids: list[int]) -> Text:
 
 def answer_line(answer: Answer) -> Text:
     """A whole one."""
-    return Text.assemble(("bot  ", "bold green"), shown(answer.text), (f"   {answer.steps} steps", "dim"))
+    return Text.assemble(
+        ("bot  ", "bold green"), shown(answer.text), (f"   {answer.steps} steps", "dim")
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""From a trained model to a folder that works by itself: merge, write aside, reload in a fresh process, compare, publish.
+"""From a trained model to a folder that works by itself: merge, write aside, reload in a fresh
+process, compare, publish.
 
-Also `main.py fuse --adapter DIR --model_name BASE --out DIR`, for an adapter that was trained earlier.
+Also `main.py fuse --adapter DIR --model_name BASE --out DIR`, for an adapter that was trained
+earlier.
 """
 
 from __future__ import annotations
@@ -33,35 +35,55 @@ def main(argv: Sequence[str]) -> int:
     try:
         options = fuse_options(argv)
         fused = _fuse_earlier(
-            options.adapter.expanduser(), local_path(options.model_name), options.out.expanduser(), options.fuse_base
+            options.adapter.expanduser(),
+            local_path(options.model_name),
+            options.out.expanduser(),
+            options.fuse_base,
         )
     except JobError as error:
         for problem in error.problems:
             print(problem.line, file=sys.stderr)
         return error.code
-    print(json_line(fused.as_json()) if options.json else f"fused model  {one_line(str(fused.path))}")
+    print(
+        json_line(fused.as_json()) if options.json else f"fused model  {one_line(str(fused.path))}"
+    )
     return 0
 
 
 def _fuse_earlier(adapter: Path, base: str, out: Path, fuse_base: str) -> Fused:
     refuse_missing_path("model_name", base)
     if not adapter.is_dir():
-        raise model_error("adapter", "an adapter's folder, or that of a run", f"{adapter}, which is not there")
+        raise model_error(
+            "adapter", "an adapter's folder, or that of a run", f"{adapter}, which is not there"
+        )
     adapter = adapter / "adapter" if (adapter / "adapter").is_dir() else adapter
     if out.is_symlink():
         got = f"{out}, which is a link to {out.readlink()}"
-        raise JobError(Problem("out", "a new or empty folder", got, "Name the folder itself, or another one."))
+        raise JobError(
+            Problem("out", "a new or empty folder", got, "Name the folder itself, or another one.")
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise JobError(
-            Problem("out", "a new or empty folder", f"{out}, which holds something", "Choose another folder.", Code.CONFIGURATION)
+            Problem(
+                "out",
+                "a new or empty folder",
+                f"{out}, which holds something",
+                "Choose another folder.",
+                Code.CONFIGURATION,
+            )
         )
     facts = read_diffusion(adapter)
-    recorded = facts.get("base", {"four_bit": False, "dtype": "float32", "digest": None, "name": base})
+    recorded = facts.get(
+        "base", {"four_bit": False, "dtype": "float32", "digest": None, "name": base}
+    )
     family = FAMILIES[load_config(base).model_type]
     find_base(adapter, recorded, base)
-    tokenizer = load_tokenizer(str(adapter if (adapter / "tokenizer_config.json").is_file() else base), family=family)
+    tokenizer = load_tokenizer(
+        str(adapter if (adapter / "tokenizer_config.json").is_file() else base), family=family
+    )
     dtype = DTYPES[recorded["dtype"]]
-    # merged_model checks names and shapes first; only then is the adapter put on the base as it was trained.
+    # merged_model checks names and shapes first; only then is the adapter put on the base as it was
+    # trained.
     merged_model(base, adapter, four_bit=False, dtype=dtype, embedding_rows=len(tokenizer))
     trained = load_model(base, dtype=dtype, four_bit=recorded["four_bit"])
     if len(tokenizer) > table_rows(trained):
@@ -71,9 +93,21 @@ def _fuse_earlier(adapter: Path, base: str, out: Path, fuse_base: str) -> Fused:
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.is_dir():
         out.rmdir()
-    card = Card(out.name, {"base model": public_name(base), "adapter": public_name(str(adapter))}, {})
-    target = Target(out, base, tokenizer, {key: value for key, value in facts.items() if key != "base"}, card, live, ids)
-    return fuse_adapter(adapter, target, four_bit=recorded["four_bit"], fuse_base=fuse_base, dtype=dtype)
+    card = Card(
+        out.name, {"base model": public_name(base), "adapter": public_name(str(adapter))}, {}
+    )
+    target = Target(
+        out,
+        base,
+        tokenizer,
+        {key: value for key, value in facts.items() if key != "base"},
+        card,
+        live,
+        ids,
+    )
+    return fuse_adapter(
+        adapter, target, four_bit=recorded["four_bit"], fuse_base=fuse_base, dtype=dtype
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Facts per model family, by `model_type`: its method, mask token, logit shift, chat format, where its head is."""
+"""Facts per model family, by `model_type`: its method, mask token, logit shift, chat format, where
+its head is.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Family:
     head: tuple[str, ...]  # modules of the output head: never given an adapter, never quantised
     shift: int = 0  # hidden state i - shift predicts token i
     mask_token: str = ""  # of a published tokenizer that does not name it
-    chat_template: str = ""  # of a published tokenizer that has none; empty: [CLS] turn [SEP] turn [SEP]
+    chat_template: str = (
+        ""  # of a published tokenizer that has none; empty: [CLS] turn [SEP] turn [SEP]
+    )
     max_positions: bool = False  # max_position_embeddings is a hard limit (learned positions)
     position_offset: int = 0  # positions that the table reserves before the first token
 
@@ -34,10 +38,26 @@ FAMILIES = {
     family.name: family
     for family in (
         Family("bert", "BertForMaskedLM", "bert", ("cls",), max_positions=True),
-        # RoBERTa numbers positions from pad_token_id + 1 = 2, so two rows of its table are never a token's.
-        Family("roberta", "RobertaForMaskedLM", "bert", ("lm_head",), max_positions=True, position_offset=2),
+        # RoBERTa numbers positions from pad_token_id + 1 = 2, so two rows of its table are never a
+        # token's.
+        Family(
+            "roberta",
+            "RobertaForMaskedLM",
+            "bert",
+            ("lm_head",),
+            max_positions=True,
+            position_offset=2,
+        ),
         Family("modernbert", "ModernBertForMaskedLM", "bert", ("head", "decoder")),
-        Family("llada", "LLaDAModelLM", "llada", ("model.transformer.ff_out",), 0, "<|mdm_mask|>", _LLADA_CHAT),
+        Family(
+            "llada",
+            "LLaDAModelLM",
+            "llada",
+            ("model.transformer.ff_out",),
+            0,
+            "<|mdm_mask|>",
+            _LLADA_CHAT,
+        ),
         Family("Dream", "DreamModel", "dream", ("lm_head",), 1, "<|mask|>", _CHATML),
     )
 }

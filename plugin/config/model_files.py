@@ -1,4 +1,6 @@
-"""A model folder's files, looked at without loading anything, so that the parent can refuse it before a run begins."""
+"""A model folder's files, looked at without loading anything, so that the parent can refuse it
+before a run begins.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_conf
 def check_model_files(name: str) -> None:
     """Refuse a folder of which no model can be trained. A name that is no path is a hub id.
 
-    Raises JobError (exit 4): files that are missing, pointers of git-lfs, an adapter, GGUF, quantised weights, pickles.
+    Raises JobError (exit 4): files that are missing, pointers of git-lfs, an adapter, GGUF,
+    quantised weights, pickles.
     """
     folder = Path(name).expanduser()
     if folder.suffix.lower() == ".gguf" or _holds_gguf_alone(folder):
@@ -35,7 +38,11 @@ def check_model_files(name: str) -> None:
         refuse_missing_path("model_name", name)
         return
     if not folder.is_dir():
-        raise model_error("model_name", "a folder with config.json and safetensors weights", f"{name}, which is a file")
+        raise model_error(
+            "model_name",
+            "a folder with config.json and safetensors weights",
+            f"{name}, which is a file",
+        )
     _check_adapter(name, folder)
     if not (folder / "config.json").is_file():
         raise model_error("model_name", "a folder with config.json", name)
@@ -43,28 +50,49 @@ def check_model_files(name: str) -> None:
     check_pointers(folder, "model_name", ("*.safetensors", "config.json", *_TOKENIZER_FILES))
     check_copied(folder, "model_name")
     _check_whole(name, folder)
-    check_quantisation(name, read_json(folder / "config.json"), (folder / "quantize_config.json").is_file())
+    check_quantisation(
+        name, read_json(folder / "config.json"), (folder / "quantize_config.json").is_file()
+    )
     if any(folder.glob("*.safetensors")):
         return
     unsafe = sorted(file.name for file in folder.iterdir() if file.suffix in _UNSAFE)
     convert = "Convert once with transformers' save_pretrained in a place you trust; pickled weights can run code."
     raise model_error(
-        "model_name", "safetensors weights", f"{name}: {', '.join(unsafe) or 'no weights'}", convert if unsafe else ""
+        "model_name",
+        "safetensors weights",
+        f"{name}: {', '.join(unsafe) or 'no weights'}",
+        convert if unsafe else "",
     )
 
 
 def refuse_missing_path(field: str, name: str) -> None:
-    """Raises JobError (exit 4) for a path that does not exist, so that no hub is asked for it. A hub id is NAME or OWNER/NAME."""
-    is_path = name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name) or Path(name).suffix in _FILES
+    """Raises JobError (exit 4) for a path that does not exist, so that no hub is asked for it.
+
+    A hub id is NAME or OWNER/NAME.
+    """
+    is_path = (
+        name.startswith((".", "/", "~"))
+        or not _HUB_ID.fullmatch(name)
+        or Path(name).suffix in _FILES
+    )
     owner = Path(name).parent  # of a hub id; runs/mine and mine/fused are none
-    of_runs = name.startswith("runs/") or (owner.name and any((*owner.glob("run.json"), *owner.glob("*/run.json"))))
+    of_runs = name.startswith("runs/") or (
+        owner.name and any((*owner.glob("run.json"), *owner.glob("*/run.json")))
+    )
     if (is_path or of_runs) and not Path(name).expanduser().exists():
         raise model_error(field, "a folder that exists, or a hub id", f"{name}, which is not there")
 
 
 def check_method(params: Params) -> None:
-    """Raises JobError (exit 2) when a configuration on this machine is of another method's family. Others are left to the worker."""
-    named = Path(params.model_config_file) if params.model_config_file else Path(params.model_name) / "config.json"
+    """Raises JobError (exit 2) when a configuration on this machine is of another method's family.
+
+    Others are left to the worker.
+    """
+    named = (
+        Path(params.model_config_file)
+        if params.model_config_file
+        else Path(params.model_name) / "config.json"
+    )
     try:
         family = FAMILIES.get(json.loads(read_small(named.expanduser()))["model_type"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -74,7 +102,9 @@ def check_method(params: Params) -> None:
 
 
 def check_architecture(params: Params, architecture: str) -> None:
-    """Raises JobError (exit 2) when the host says that the base, a hub id, is of another method's family."""
+    """Raises JobError (exit 2) when the host says that the base, a hub id, is of another method's
+    family.
+    """
     if params.model_name and not Path(params.model_name).expanduser().exists():
         for family in FAMILIES.values():
             if family.architecture == architecture:
@@ -85,24 +115,44 @@ def refuse_other_methods(family: Family, method: str) -> None:
     """Raises JobError (exit 2) when `method` is not the one of this family."""
     if family.method != method:
         fix = f"Set training_method {family.method}, or choose another model."
-        raise JobError(Problem("training_method", f"{family.method} for a {family.architecture}", method, fix))
+        raise JobError(
+            Problem("training_method", f"{family.method} for a {family.architecture}", method, fix)
+        )
 
 
-def check_quantisation(name: str, config: Mapping[str, Any], gptq_file: bool = False, *, field: str = "model_name") -> None:
+def check_quantisation(
+    name: str, config: Mapping[str, Any], gptq_file: bool = False, *, field: str = "model_name"
+) -> None:
     """Refuse weights that a config.json calls quantised. Raises JobError (exit 4)."""
-    found = next((config[key] for key in ("quantization_config", "compression_config") if config.get(key)), None)
+    found = next(
+        (config[key] for key in ("quantization_config", "compression_config") if config.get(key)),
+        None,
+    )
     if found is None and not gptq_file:
         return
     method = found.get("quant_method") if isinstance(found, Mapping) else None
-    if method is None and isinstance(found, Mapping) and (found.get("load_in_4bit") or found.get("load_in_8bit")):
+    if (
+        method is None
+        and isinstance(found, Mapping)
+        and (found.get("load_in_4bit") or found.get("load_in_8bit"))
+    ):
         method = "bitsandbytes"
     got = f"{name}, quantised with {method or ('gptq' if gptq_file else 'a method that it does not name')}"
-    raise model_error(field, "unquantised weights", got, "Name the original model; load_in_4bit quantises it here.")
+    raise model_error(
+        field,
+        "unquantised weights",
+        got,
+        "Name the original model; load_in_4bit quantises it here.",
+    )
 
 
 def check_lengths(folder: Path, field: str) -> None:
     """Refuse files that take a library minutes to read. Raise JobError (exit 4)."""
-    for pattern, most in (("*.json", MOST_JSON), ("*.jinja", MOST_JSON), ("vocab.txt", MOST_TOKENIZER)):
+    for pattern, most in (
+        ("*.json", MOST_JSON),
+        ("*.jinja", MOST_JSON),
+        ("vocab.txt", MOST_TOKENIZER),
+    ):
         for file in sorted(folder.glob(pattern)):
             limit = MOST_TOKENIZER if file.name in ("tokenizer.json", "vocab.json") else most
             if file.is_file() and (size := file.stat().st_size) > limit:
@@ -111,22 +161,31 @@ def check_lengths(folder: Path, field: str) -> None:
 
 def check_pointers(folder: Path, field: str, patterns: tuple[str, ...]) -> None:
     """Refuse files that are only pointers of git-lfs. Raises JobError (exit 4)."""
-    files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
+    files = sorted(
+        {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+    )
     if pointers := [file.name for file in files if _starts_with(file, _POINTER)]:
-        shown = ", ".join(pointers[:3]) + (f", ... ({len(pointers)} in all)" if len(pointers) > 3 else "")
+        shown = ", ".join(pointers[:3]) + (
+            f", ... ({len(pointers)} in all)" if len(pointers) > 3 else ""
+        )
         got = f"{folder}: {shown}, which git-lfs has not fetched"
         raise model_error(field, "whole files", got, f"Run `git lfs pull` in {folder}.")
 
 
 def is_own_file(file: Path) -> bool:
-    """Tell a regular file of its folder; a hub's cache keeps those of a repository in the `blobs` beside its `snapshots`."""
+    """Tell a regular file of its folder; a hub's cache keeps those of a repository in the `blobs`
+    beside its `snapshots`.
+    """
     folder, target = file.parent.resolve(), file.resolve()
     blobs = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
     return target.is_file() and target.parent in (folder, blobs)
 
 
 def check_copied(folder: Path, field: str) -> None:
-    """Refuse links to other folders among the files that are published as they are. Raises JobError (exit 4)."""
+    """Refuse links to other folders among the files that are published as they are.
+
+    Raises JobError (exit 4).
+    """
     patterns = ("generation_config.json", "*.py", "*.jinja", "additional_chat_templates/*.jinja")
     files = sorted(file for pattern in patterns for file in folder.glob(pattern))
     if foreign := [str(file.relative_to(folder)) for file in files if not is_own_file(file)]:
@@ -143,7 +202,9 @@ def tokenizer_class(name: str) -> str | None:
 
 
 def slow_tokenizer(name: str, kind: str, library: str = "") -> JobError:
-    """Make the error (exit 4) over a tokenizer without a fast form; `library`: what its class lacks."""
+    """Make the error (exit 4) over a tokenizer without a fast form; `library`: what its class
+    lacks.
+    """
     got = f"{name}: {kind}, which has no tokenizer.json here{f' (needs {library})' if library else ''}"
     fix = "Make a tokenizer.json of it, or name another tokenizer in tokenizer_name."
     return model_error("tokenizer_name", "a fast tokenizer", got, fix)
@@ -174,7 +235,9 @@ def _check_adapter(name: str, folder: Path) -> None:
         return
     if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
         return  # a whole model, with an adapter beside it
-    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+    base = (
+        read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+    )
     fix = f"Name {base} as model_name; to train on from this adapter, fuse it first (main.py fuse)."
     raise model_error("model_name", "a whole model", f"{name}, an adapter of {base}", fix)
 
@@ -184,30 +247,53 @@ def _holds_gguf_alone(folder: Path) -> bool:
 
 
 def _gguf(name: str, folder: Path) -> JobError:
-    files = ", ".join(sorted(file.name for file in folder.glob("*.gguf"))[:3]) if folder.is_dir() else folder.name
+    files = (
+        ", ".join(sorted(file.name for file in folder.glob("*.gguf"))[:3])
+        if folder.is_dir()
+        else folder.name
+    )
     fix = "GGUF is a format for inference; name the original model, the one with safetensors."
-    return model_error("model_name", "a folder with safetensors weights", f"{name}: {files}, which is GGUF", fix)
+    return model_error(
+        "model_name", "a folder with safetensors weights", f"{name}: {files}, which is GGUF", fix
+    )
 
 
 def _check_whole(name: str, folder: Path) -> None:
-    """Refuse weights of which a file is missing or empty, or lies elsewhere. Raises JobError (exit 4)."""
+    """Refuse weights of which a file is missing or empty, or lies elsewhere.
+
+    Raises JobError (exit 4).
+    """
     files = shard_names(folder / WEIGHTS_INDEX, name) if (folder / WEIGHTS_INDEX).is_file() else []
     missing = [file for file in files if not (folder / file).is_file()]
     missing += sorted(file.name for file in folder.glob("*.safetensors") if not file.stat().st_size)
     if missing:
-        shown = ", ".join(missing[:3]) + (f", ... ({len(missing)} in all)" if len(missing) > 3 else "")
-        raise model_error("model_name", "every file of the weights", f"{name}: {shown} missing or empty", "Fetch it again.")
+        shown = ", ".join(missing[:3]) + (
+            f", ... ({len(missing)} in all)" if len(missing) > 3 else ""
+        )
+        raise model_error(
+            "model_name",
+            "every file of the weights",
+            f"{name}: {shown} missing or empty",
+            "Fetch it again.",
+        )
 
 
 def shard_names(index: Path, name: str) -> list[str]:
-    """List the files that an index of weights names. Raises JobError (exit 4) for one that is no safetensors file beside it."""
+    """List the files that an index of weights names.
+
+    Raises JobError (exit 4) for one that is no safetensors file beside it.
+    """
     named = read_json(index).get("weight_map")
     files = list(named.values()) if isinstance(named, dict) else []
     foreign = [file for file in files if not (isinstance(file, str) and _SHARD.fullmatch(file))]
     if foreign or not files:
-        got = f"{name}: {str(foreign[0])[:80]}" if foreign else f"{name}, whose weight_map names none"
+        got = (
+            f"{name}: {str(foreign[0])[:80]}" if foreign else f"{name}, whose weight_map names none"
+        )
         fix = "Pickled weights can run code, and another folder's would not be checked."
-        raise model_error("model_name", f"names of safetensors files beside {WEIGHTS_INDEX}", got, fix)
+        raise model_error(
+            "model_name", f"names of safetensors files beside {WEIGHTS_INDEX}", got, fix
+        )
     return sorted(set(files))
 
 

@@ -1,1 +1,3 @@
-"""From a dataset's name to the documents of each step: sources, layouts, chat, documents, steps, batches."""
+"""From a dataset's name to the documents of each step: sources, layouts, chat, documents, steps,
+batches.
+"""

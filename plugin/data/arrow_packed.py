@@ -16,7 +16,9 @@ _MOST = 1 << 26  # bytes of one message's account
 
 
 def batches(file: Any) -> Iterator[tuple[int, int]]:
-    """Yield (bytes packed, bytes unpacked) of each batch of a stream, from where `file` stands to its end."""
+    """Yield (bytes packed, bytes unpacked) of each batch of a stream, from where `file` stands to
+    its end.
+    """
     while len(head := file.read(4)) == 4:
         (size,) = struct.unpack("<i", head)
         if size == -1:  # what newer writers put before the length
@@ -55,7 +57,9 @@ class _Table:
     def field(self, number: int) -> int:
         """Find where a field lies; 0 when it is absent."""
         place = 4 + 2 * number
-        offset = self._read("<H", self._fields + place) if place < self._read("<H", self._fields) else 0
+        offset = (
+            self._read("<H", self._fields + place) if place < self._read("<H", self._fields) else 0
+        )
         return self._at + offset if offset else 0
 
     def number(self, number: int, kind: str) -> int:

@@ -1,6 +1,7 @@
 """Dialogues and texts as token ids, and which of them are answers. T tokens of a document.
 
-A tokenizer's chat template writes its dialogues; one without is given the encoder's, see encoder_template.py.
+A tokenizer's chat template writes its dialogues; one without is given the encoder's, see
+encoder_template.py.
 """
 
 from __future__ import annotations
@@ -28,8 +29,13 @@ _RENDERED = re.compile(
     re.MULTILINE,
 )
 # Two searches, since one pattern for both would try every pair of lines.
-_ASKS, _ANSWERS = re.compile(r"^(Human|USER|User): ", re.MULTILINE), re.compile(r"^(Assistant|ASSISTANT): ", re.MULTILINE)
-Find = Literal["last", "marked", "all"]  # the last answer; it and those marked as not to be learned; every answer
+_ASKS, _ANSWERS = (
+    re.compile(r"^(Human|USER|User): ", re.MULTILINE),
+    re.compile(r"^(Assistant|ASSISTANT): ", re.MULTILINE),
+)
+Find = Literal[
+    "last", "marked", "all"
+]  # the last answer; it and those marked as not to be learned; every answer
 RENDERED = "text that looks like a chat rendered already: its marks, and prompts in a plain text, are trained as text"
 CHANGED = "text that the chat template changes or leaves out: what it writes is trained"
 
@@ -39,9 +45,15 @@ class Encoded:
     """One dialogue or text."""
 
     ids: NDArray[np.int32]  # [T]
-    answers: tuple[tuple[int, int], ...]  # token spans of the answers to be learned, end token included
-    withheld: tuple[tuple[int, int], ...] = ()  # of the answers that the data marks as not to be learned
-    remarks: tuple[str, ...] = ()  # what a person should know of this row, each a phrase to count by
+    answers: tuple[
+        tuple[int, int], ...
+    ]  # token spans of the answers to be learned, end token included
+    withheld: tuple[
+        tuple[int, int], ...
+    ] = ()  # of the answers that the data marks as not to be learned
+    remarks: tuple[
+        str, ...
+    ] = ()  # what a person should know of this row, each a phrase to count by
 
 
 @dataclass
@@ -49,15 +61,19 @@ class _Pieces:
     """A dialogue before it is tokenised: texts and ids in turn, and which pieces are an answer."""
 
     items: list[str | list[int]] = field(default_factory=list)
-    answers: dict[int, tuple[int, int]] = field(default_factory=dict)  # place of a turn -> its pieces, first to end
+    answers: dict[int, tuple[int, int]] = field(
+        default_factory=dict
+    )  # place of a turn -> its pieces, first to end
     exact: bool = True  # whether every turn's text stands in it as it is
 
 
 class ChatFormat:
-    """The way one tokenizer writes dialogues: its chat template's, or the encoder's `[CLS] turn [SEP] turn [SEP] ...`.
+    """The way one tokenizer writes dialogues: its chat template's, or the encoder's `[CLS] turn
+    [SEP] turn [SEP] ...`.
 
-    `start_id` opens a sequence; `end_id` ends an answer; `fill_id` fills the space behind it. Either of the last two says stop.
-    `moment` is the time that a template may write: one for the whole run.
+    `start_id` opens a sequence; `end_id` ends an answer; `fill_id` fills the space behind it.
+    Either of the last two says stop. `moment` is the time that a template may write: one for the
+    whole run.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, moment: datetime | None = None):
@@ -67,12 +83,18 @@ class ChatFormat:
         fill_id: int | None = getattr(tokenizer, f"{end}_token_id") if end else None
         mask_id = _first(tokenizer.mask_token_id)
         if fill_id is None or mask_id is None:
-            raise model_error("tokenizer_name", "a mask token and an end token ([SEP] or end of sequence)", "one without")
+            raise model_error(
+                "tokenizer_name",
+                "a mask token and an end token ([SEP] or end of sequence)",
+                "one without",
+            )
         self.fill_id, self.mask_id = fill_id, mask_id
         self.pad_id = _first(tokenizer.pad_token_id, fill_id) or 0
         encoder = encoder_template(start, end)
         if not tokenizer.chat_template:
-            tokenizer.chat_template = encoder  # saved with the tokenizer, it says how the model was asked
+            tokenizer.chat_template = (
+                encoder  # saved with the tokenizer, it says how the model was asked
+            )
         # The encoder's own layout is known: it needs no rendering.
         by_template = tokenizer.chat_template != encoder
         self._template = Template(tokenizer, moment or datetime.now()) if by_template else None
@@ -89,15 +111,25 @@ class ChatFormat:
         """Return the time that the template writes; None where it writes none."""
         return self._template.moment if self._template else None
 
-    def encode(self, dialogues: Sequence[Sequence[Turn]], *, find: Find = "all") -> list[Encoded | str]:
-        """Encode many dialogues in one tokenizer call; a string says why the template does not take one.
+    def encode(
+        self, dialogues: Sequence[Sequence[Turn]], *, find: Find = "all"
+    ) -> list[Encoded | str]:
+        """Encode many dialogues in one tokenizer call; a string says why the template does not take
+        one.
 
-        A dialogue of one `text` turn is a text: no answers. `find`: the answers that the caller needs, since looking for one costs a
-        rendering, and a template may write earlier answers so that they cannot be found.
+        A dialogue of one `text` turn is a text: no answers. `find`: the answers that the caller
+        needs, since looking for one costs a rendering, and a template may write earlier answers so
+        that they cannot be found.
         """
         hidden = [[escaped(turn, self._escapes.hide) for turn in turns] for turns in dialogues]
         plans = self._plans(hidden, find)
-        texts = [item for plan in plans if isinstance(plan, _Pieces) for item in plan.items if isinstance(item, str)]
+        texts = [
+            item
+            for plan in plans
+            if isinstance(plan, _Pieces)
+            for item in plan.items
+            if isinstance(item, str)
+        ]
         tokens = iter(self._escapes.tokenize(texts))
         found: list[Encoded | str] = []
         for turns, plan in zip(dialogues, plans, strict=True):
@@ -109,7 +141,10 @@ class ChatFormat:
         return found
 
     def prompt(self, turns: Sequence[Turn]) -> NDArray[np.int32]:
-        """Ids up to where the assistant's next turn begins. Raises JobError (exit 4) when the template does not take the turns."""
+        """Ids up to where the assistant's next turn begins.
+
+        Raises JobError (exit 4) when the template does not take the turns.
+        """
         hidden = [escaped(turn, self._escapes.hide) for turn in turns]
         if self._template is None:
             items = self._encoder_pieces(hidden).items
@@ -117,9 +152,18 @@ class ChatFormat:
             try:
                 items = [self._template.prompt(hidden)]
             except Refused as refused:
-                raise model_error("tokenizer_name", "a chat template that takes this dialogue", str(refused)) from refused
+                raise model_error(
+                    "tokenizer_name", "a chat template that takes this dialogue", str(refused)
+                ) from refused
         tokens = iter(self._escapes.tokenize([item for item in items if isinstance(item, str)]))
-        return np.array([token for item in items for token in (next(tokens) if isinstance(item, str) else item)], np.int32)
+        return np.array(
+            [
+                token
+                for item in items
+                for token in (next(tokens) if isinstance(item, str) else item)
+            ],
+            np.int32,
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """The answer's text: everything before the first end token."""
@@ -128,7 +172,9 @@ class ChatFormat:
 
     def text(self, ids: Sequence[int]) -> str:
         """Decode ids, tokens with a function left out; one that a user added is text."""
-        return str(self.tokenizer.decode([token for token in ids if token not in self._escapes.ids]))
+        return str(
+            self.tokenizer.decode([token for token in ids if token not in self._escapes.ids])
+        )
 
     def shown(self, ids: Sequence[int]) -> str:
         """Show ids to a person: an added token in ⟦ ⟧, so that it differs from its spelling."""
@@ -138,10 +184,15 @@ class ChatFormat:
             if not groups or groups[-1][0] or token in added:
                 groups.append((token in added, []))
             groups[-1][1].append(token)
-        return "".join(f"⟦{added[run[0]]}⟧" if alone else str(self.tokenizer.decode(run)) for alone, run in groups)
+        return "".join(
+            f"⟦{added[run[0]]}⟧" if alone else str(self.tokenizer.decode(run))
+            for alone, run in groups
+        )
 
     def frame(self, ids: Sequence[int], hole: str = "░") -> str:
-        """A half-revealed canvas as text: every masked token is one `hole`, end tokens are left out."""
+        """A half-revealed canvas as text: every masked token is one `hole`, end tokens are left
+        out.
+        """
         groups: list[tuple[bool, list[int]]] = []
         for token in ids:
             masked = token == self.mask_id
@@ -176,7 +227,9 @@ class ChatFormat:
     def _opening(self) -> list[str | list[int]]:
         return [] if self.start_id is None else [[self.start_id]]
 
-    def _join(self, turns: Sequence[Turn], plan: _Pieces, pieces: Sequence[Sequence[int]]) -> Encoded:
+    def _join(
+        self, turns: Sequence[Turn], plan: _Pieces, pieces: Sequence[Sequence[int]]
+    ) -> Encoded:
         ends = [0, *np.cumsum([len(piece) for piece in pieces]).tolist()]
         spans = {place: (ends[first], ends[end]) for place, (first, end) in plan.answers.items()}
         learned = tuple(span for place, span in spans.items() if turns[place].learn)
@@ -203,7 +256,11 @@ def _places(turns: Sequence[Turn], find: Find) -> list[int]:
     places = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
     if find == "all":
         return places
-    return [place for place in places if place == places[-1] or (find == "marked" and not turns[place].learn)]
+    return [
+        place
+        for place in places
+        if place == places[-1] or (find == "marked" and not turns[place].learn)
+    ]
 
 
 def _template_pieces(written: Written, places: Sequence[int]) -> _Pieces:
@@ -223,7 +280,8 @@ def _first(*ids: object) -> int | None:
 
 
 def supervision(encoded: Encoded, *, answers_only: bool, turns: str) -> NDArray[np.bool_]:
-    """Which tokens are learned, bool[T]: the last answer or all; without `answers_only`, and in a text, all but the first.
+    """Which tokens are learned, bool[T]: the last answer or all; without `answers_only`, and in a
+    text, all but the first.
 
     A document's first token is never masked: no family predicts it.
     """
@@ -238,23 +296,39 @@ def supervision(encoded: Encoded, *, answers_only: bool, turns: str) -> NDArray[
     return learned
 
 
-def filled_lengths(lengths: Sequence[int], prompts: Sequence[int], *, policy: str, block: int, max_length: int) -> list[int]:
-    """Tokens of each document of a step once end tokens are added: how a masked model learns where to stop.
+def filled_lengths(
+    lengths: Sequence[int], prompts: Sequence[int], *, policy: str, block: int, max_length: int
+) -> list[int]:
+    """Tokens of each document of a step once end tokens are added: how a masked model learns where
+    to stop.
 
-    single: none beyond its own end token. block: the answer becomes a multiple of `block`. batch: as long as the step's longest.
+    single: none beyond its own end token. block: the answer becomes a multiple of `block`. batch:
+    as long as the step's longest.
     """
     if policy == "single":
         return list(lengths)
     if policy == "batch":
         return [max(lengths)] * len(lengths)
-    whole = [prompt - (prompt - length) // block * block for length, prompt in zip(lengths, prompts, strict=True)]
-    return [max(length, min(filled, max_length)) for length, filled in zip(lengths, whole, strict=True)]
+    whole = [
+        prompt - (prompt - length) // block * block
+        for length, prompt in zip(lengths, prompts, strict=True)
+    ]
+    return [
+        max(length, min(filled, max_length)) for length, filled in zip(lengths, whole, strict=True)
+    ]
 
 
 def fill_with_end(
-    ids: NDArray[np.int32], supervised: NDArray[np.bool_], length: int, end_ids: Sequence[int], fill_id: int
+    ids: NDArray[np.int32],
+    supervised: NDArray[np.bool_],
+    length: int,
+    end_ids: Sequence[int],
+    fill_id: int,
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Extend a document to `length` tokens with supervised fill. A cut document, not ending in an end token, stays as it is."""
+    """Extend a document to `length` tokens with supervised fill.
+
+    A cut document, not ending in an end token, stays as it is.
+    """
     extra = length - ids.size
     if extra <= 0 or ids[-1] not in end_ids:
         return ids, supervised

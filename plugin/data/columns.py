@@ -23,7 +23,10 @@ MAX_ROW = 64 << 20  # bytes of one row, as of one line of text
 SLICE = 1 << 24  # bytes of the rows that are made at a time
 BATCH_ROWS = 256  # and rows at most
 POINTER = 8  # bytes that any value takes at least
-UNPACKED, PACKED = 1 << 27, 200  # a column of a row group: bytes unpacked, and how many times its packed ones
+UNPACKED, PACKED = (
+    1 << 27,
+    200,
+)  # a column of a row group: bytes unpacked, and how many times its packed ones
 VALUES = 1 << 27  # of one column of a row group
 
 
@@ -58,7 +61,12 @@ def _arrow(path: Path, file: Any) -> Iterator[Any]:
     for number, (packed, unpacked) in enumerate(packed_batches(file), start=1):
         if _unpacks_far(packed, unpacked):
             got = f"{path.name}, whose batch {number} packs {unpacked} bytes into {packed}"
-            raise data_error(FIELD, "an .arrow file of smaller batches", got, "Write it again with fewer rows in each.")
+            raise data_error(
+                FIELD,
+                "an .arrow file of smaller batches",
+                got,
+                "Write it again with fewer rows in each.",
+            )
     file.seek(0)
     if footed:
         reader = pa.ipc.open_file(file)
@@ -72,7 +80,11 @@ def _parquet(path: Path, file: Any) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     about = pq.read_metadata(file)
-    text = [column.path for column in map(about.schema.column, range(about.num_columns)) if column.physical_type == "BYTE_ARRAY"]
+    text = [
+        column.path
+        for column in map(about.schema.column, range(about.num_columns))
+        if column.physical_type == "BYTE_ARRAY"
+    ]
     file.seek(0)
     opened = pq.ParquetFile(file, read_dictionary=text)
     for number in range(about.num_row_groups):
@@ -89,7 +101,12 @@ def _rows_at_once(path: Path, group: Any) -> int:
         packed, unpacked = column.total_compressed_size, column.total_uncompressed_size
         if _unpacks_far(packed, unpacked) or column.num_values > VALUES:
             got = f"{path.name}, whose column {column.path_in_schema!r} packs {unpacked} bytes, {column.num_values} values, into {packed}"
-            raise data_error(FIELD, "a .parquet file of smaller row groups", got, "Write it again with fewer rows in each.")
+            raise data_error(
+                FIELD,
+                "a .parquet file of smaller row groups",
+                got,
+                "Write it again with fewer rows in each.",
+            )
         size += max(unpacked, POINTER * column.num_values)
     return max(1, min(BATCH_ROWS, SLICE * group.num_rows // max(1, size)))
 
@@ -100,7 +117,9 @@ def _unpacks_far(packed: int, unpacked: int) -> bool:
 
 def _pieces(batch: Any) -> Iterator[Any]:
     """Cut a batch into pieces of at most SLICE bytes, or of one row."""
-    if batch.num_rows <= 1 or (batch.num_rows <= BATCH_ROWS and sum(map(_size, batch.columns)) <= SLICE):
+    if batch.num_rows <= 1 or (
+        batch.num_rows <= BATCH_ROWS and sum(map(_size, batch.columns)) <= SLICE
+    ):
         yield batch
     else:
         half = min(BATCH_ROWS, batch.num_rows // 2)
@@ -120,7 +139,9 @@ def _size(array: Any) -> int:
     """Foretell the bytes that an array's values take, every repeated one counted."""
     import pyarrow as pa
 
-    pc: Any = importlib.import_module("pyarrow.compute")  # whose functions are made when it is imported
+    pc: Any = importlib.import_module(
+        "pyarrow.compute"
+    )  # whose functions are made when it is imported
     kind = array.type
     least = POINTER * len(array)
     if pa.types.is_dictionary(kind):
@@ -133,7 +154,12 @@ def _size(array: Any) -> int:
         return least + (pc.sum(pc.binary_length(array)).as_py() or 0)
     if pa.types.is_struct(kind):
         return least + sum(map(_size, array.flatten()))
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_map(kind):
+    if (
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+        or pa.types.is_map(kind)
+    ):
         inner = array.flatten() if not pa.types.is_map(kind) else _entries(array)
         return least + _size(inner)
     if isinstance(array, pa.ExtensionArray):
@@ -145,7 +171,13 @@ def _is_text(kind: Any) -> bool:
     import pyarrow as pa
 
     return any(
-        is_one(kind) for is_one in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+        is_one(kind)
+        for is_one in (
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+        )
     )
 
 

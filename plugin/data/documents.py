@@ -1,6 +1,8 @@
-"""A store of tokenised documents: flat arrays with offsets, so that a million of them cost what their tokens cost.
+"""A store of tokenised documents: flat arrays with offsets, so that a million of them cost what
+their tokens cost.
 
-N tokens of all documents, S documents. On disk it is four .npy files, memory-mapped by every rank, and one file of row ids.
+N tokens of all documents, S documents. On disk it is four .npy files, memory-mapped by every rank,
+and one file of row ids.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class Documents:
 
     def __getitem__(self, index: int) -> Document:
         start, end = self.offsets[index], self.offsets[index + 1]
-        return Document(self.ids[start:end], self.supervised[start:end], int(self.prompts[index]), index)
+        return Document(
+            self.ids[start:end], self.supervised[start:end], int(self.prompts[index]), index
+        )
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -52,8 +56,13 @@ class Documents:
 
     @staticmethod
     def load(folder: Path) -> Documents:
-        arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "supervised", "offsets", "prompts"))
-        return Documents(*arrays, rows=tuple((folder / "rows.txt").read_text(encoding="utf-8").splitlines()))
+        arrays = (
+            np.load(folder / f"{name}.npy", mmap_mode="r")
+            for name in ("ids", "supervised", "offsets", "prompts")
+        )
+        return Documents(
+            *arrays, rows=tuple((folder / "rows.txt").read_text(encoding="utf-8").splitlines())
+        )
 
 
 class Builder:
@@ -65,7 +74,9 @@ class Builder:
         self._prompts: list[int] = []
         self._rows: list[str] = []
 
-    def add(self, ids: NDArray[np.int32], supervised: NDArray[np.bool_], prompt: int, row: str) -> None:
+    def add(
+        self, ids: NDArray[np.int32], supervised: NDArray[np.bool_], prompt: int, row: str
+    ) -> None:
         self._ids.append(ids)
         self._supervised.append(supervised)
         self._prompts.append(prompt)

@@ -22,14 +22,17 @@ from .turns import Turn
 PROMPT_IN_EVAL = "prompt also in the eval split"
 PAIR_IN_EVAL = "prompt and answer also in the eval split"
 
-# A split's examples, as often as asked; a string instead of an Example says why the row is unusable.
+# A split's examples, as often as asked; a string instead of an Example says why the row is
+# unusable.
 Reader = Callable[[str], Iterable[tuple[str, Example | str]]]
 Key = Callable[[Example, int], int]
 
 
 @dataclass
 class Shared:
-    """Training rows of the last reading whose prompt, but not whose answer, is in the eval split."""
+    """Training rows of the last reading whose prompt, but not whose answer, is in the eval
+    split.
+    """
 
     rows: int = 0
 
@@ -59,10 +62,14 @@ def pair_key(example: Example, seed: int) -> int:
     return _key(example.turns, seed)
 
 
-def hold_out(read: Reader, own_files: bool, seed: int, *, share: float = 0.1, drop_prompts: bool = False) -> HeldOut:
-    """Choose the rows of evaluation: the dataset's own eval files, else at most `share` of the rows.
+def hold_out(
+    read: Reader, own_files: bool, seed: int, *, share: float = 0.1, drop_prompts: bool = False
+) -> HeldOut:
+    """Choose the rows of evaluation: the dataset's own eval files, else at most `share` of the
+    rows.
 
-    `drop_prompts`: a training row leaves when its prompt alone is in the eval files, else only with its answer.
+    `drop_prompts`: a training row leaves when its prompt alone is in the eval files, else only with
+    its answer.
     """
     if own_files:
         prompts: set[int] = set()
@@ -78,23 +85,37 @@ def hold_out(read: Reader, own_files: bool, seed: int, *, share: float = 0.1, dr
     rows = sum(sizes.values())
     most = math.floor(share * rows + 1e-9)
     if not most:
-        note = f"eval_share: {share:g} of {counted(rows, 'row')} is less than one row" if rows else ""
+        note = (
+            f"eval_share: {share:g} of {counted(rows, 'row')} is less than one row" if rows else ""
+        )
         return HeldOut(frozenset(), False, note=note)
     if chosen := _choose(sizes, most):
         return HeldOut(chosen, False)
     chosen = _choose(_sizes(read, pair_key, seed), most)
     has = f"each of {counted(len(sizes), 'prompt')} has more than {most} of {rows} rows"
     note = f"eval_share: {has}, so answers are held out: evaluation's prompts are trained on too"
-    return HeldOut(chosen, False, by_pair=True, note=note if chosen else f"eval_share: {has}, all with the same answer")
+    return HeldOut(
+        chosen,
+        False,
+        by_pair=True,
+        note=note if chosen else f"eval_share: {has}, all with the same answer",
+    )
 
 
-def split_examples(read: Reader, held: HeldOut, split: str, seed: int) -> Iterator[tuple[str, Example | str]]:
-    """Read one split; nothing is in both. A train row that the eval files hold counts as dropped."""
+def split_examples(
+    read: Reader, held: HeldOut, split: str, seed: int
+) -> Iterator[tuple[str, Example | str]]:
+    """Read one split; nothing is in both.
+
+    A train row that the eval files hold counts as dropped.
+    """
     reason = PAIR_IN_EVAL if held.by_pair else PROMPT_IN_EVAL
     held.shared.rows = held.shared.rows if split == "eval" else 0
     for row, example in read(split if held.own_files else "train"):
         if isinstance(example, str):
-            if split == "train" or held.own_files:  # a row without a prompt belongs to train's report
+            if (
+                split == "train" or held.own_files
+            ):  # a row without a prompt belongs to train's report
                 yield row, example
             continue
         is_held = held.key(example, seed) in held.keys
@@ -107,7 +128,9 @@ def split_examples(read: Reader, held: HeldOut, split: str, seed: int) -> Iterat
 
 def _sizes(read: Reader, key: Key, seed: int) -> Counter[int]:
     """Count the rows of each key."""
-    return Counter(key(example, seed) for _, example in read("train") if isinstance(example, Example))
+    return Counter(
+        key(example, seed) for _, example in read("train") if isinstance(example, Example)
+    )
 
 
 def _choose(sizes: Counter[int], most: int) -> frozenset[int]:

@@ -1,6 +1,8 @@
-"""The layout of a step: documents dealt to ranks, split into micro-batches, laid end to end in flat arrays.
+"""The layout of a step: documents dealt to ranks, split into micro-batches, laid end to end in flat
+arrays.
 
-S documents, N tokens of a batch, M masked tokens. A layout decides where a document is computed, never what is computed.
+S documents, N tokens of a batch, M masked tokens. A layout decides where a document is computed,
+never what is computed.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ class Noised(Protocol):
 
 
 def deal(lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """Documents (by place in the step) for each rank: longest first, each to the rank with the fewest tokens so far."""
+    """Documents (by place in the step) for each rank: longest first, each to the rank with the
+    fewest tokens so far.
+    """
     hands: list[list[int]] = [[] for _ in range(ranks)]
     tokens = [0] * ranks
     for place in _longest_first(range(len(lengths)), lengths):
@@ -45,26 +49,34 @@ class Layout:
     """How a rank's documents become micro-batches."""
 
     packed: bool = False
-    tokens: int | None = None  # most tokens of a micro-batch, padding included; None: see token_budget
+    tokens: int | None = (
+        None  # most tokens of a micro-batch, padding included; None: see token_budget
+    )
 
 
 PADDED = Layout()
 
-# A packed micro-batch of `auto` grows no further: more gains nothing on a CPU, and a GPU is busy with less.
+# A packed micro-batch of `auto` grows no further: more gains nothing on a CPU, and a GPU is busy
+# with less.
 AUTO_TOKENS = 32_768
 
 
 def token_budget(lengths: Sequence[int], batch_size: int) -> int:
-    """Tokens of an automatic micro-batch: what the padded rectangle would have held, so that packing never needs more memory."""
+    """Tokens of an automatic micro-batch: what the padded rectangle would have held, so that
+    packing never needs more memory.
+    """
     longest = max(lengths)
     return max(longest, min(batch_size * longest, AUTO_TOKENS))
 
 
-def micro_batches(places: Sequence[int], lengths: Sequence[int], batch_size: int, layout: Layout = PADDED) -> list[list[int]]:
+def micro_batches(
+    places: Sequence[int], lengths: Sequence[int], batch_size: int, layout: Layout = PADDED
+) -> list[list[int]]:
     """Documents (by place in the step) of each micro-batch, longest first.
 
-    Padded: at most `batch_size` neighbours in length, so that a rectangle wastes little. Packed: as many as fit. Raises JobError
-    (exit 2) naming tokens_per_batch for a document that does not fit alone.
+    Padded: at most `batch_size` neighbours in length, so that a rectangle wastes little. Packed: as
+    many as fit. Raises JobError (exit 2) naming tokens_per_batch for a document that does not fit
+    alone.
     """
     if not places:
         return []
@@ -75,25 +87,36 @@ def micro_batches(places: Sequence[int], lengths: Sequence[int], batch_size: int
     groups: list[list[int]] = []
     for place in _longest_first(places, lengths):
         full = not groups or len(groups[-1]) == batch_size
-        if full or (layout.tokens and (len(groups[-1]) + 1) * lengths[groups[-1][0]] > layout.tokens):
+        if full or (
+            layout.tokens and (len(groups[-1]) + 1) * lengths[groups[-1][0]] > layout.tokens
+        ):
             groups.append([])
         groups[-1].append(place)
     return groups
 
 
 def check_budget(longest: int, layout: Layout) -> None:
-    """Raises JobError (exit 2) when a document of `longest` tokens does not fit into a micro-batch."""
+    """Raises JobError (exit 2) when a document of `longest` tokens does not fit into a
+    micro-batch.
+    """
     if layout.tokens and longest > layout.tokens:
         fix = "Raise tokens_per_batch, or lower max_length."
         raise JobError(
-            Problem("tokens_per_batch", f"at least the {longest} tokens of the longest document", str(layout.tokens), fix)
+            Problem(
+                "tokens_per_batch",
+                f"at least the {longest} tokens of the longest document",
+                str(layout.tokens),
+                fix,
+            )
         )
 
 
 def best_fit(places: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Best fit decreasing: each document, longest first, into the fullest pack that has room; at most 11/9 of the fewest packs.
+    """Best fit decreasing: each document, longest first, into the fullest pack that has room; at
+    most 11/9 of the fewest packs.
 
-    Source: Johnson et al. 1974, "Worst-case performance bounds for simple one-dimensional packing algorithms".
+    Source: Johnson et al. 1974, "Worst-case performance bounds for simple one-dimensional packing
+    algorithms".
     """
     packs: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, pack), ascending
@@ -121,9 +144,13 @@ def lay_out(documents: Sequence[NDArray[np.int32]], noised: Sequence[Noised]) ->
         cu_seqlens=torch.from_numpy(cu_seqlens),
         position=torch.from_numpy(np.arange(cu_seqlens[-1]) - np.repeat(starts, lengths)),
         document=torch.from_numpy(np.repeat(np.arange(lengths.size), lengths)),
-        masked=torch.from_numpy(np.concatenate([start + one.masked for start, one in zip(starts, noised, strict=True)])),
+        masked=torch.from_numpy(
+            np.concatenate([start + one.masked for start, one in zip(starts, noised, strict=True)])
+        ),
         target=torch.from_numpy(
-            np.concatenate([ids[one.masked] for ids, one in zip(documents, noised, strict=True)]).astype(np.int64)
+            np.concatenate(
+                [ids[one.masked] for ids, one in zip(documents, noised, strict=True)]
+            ).astype(np.int64)
         ),
         weight=torch.from_numpy(np.concatenate([one.weight for one in noised])),
         longest=int(lengths.max()),

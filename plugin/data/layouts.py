@@ -1,8 +1,9 @@
-"""What a row means: which columns hold the prompt and the response, and what is wrong with a row that has neither.
+"""What a row means: which columns hold the prompt and the response, and what is wrong with a row
+that has neither.
 
-A layout is one line of LAYOUTS. Nothing is guessed from the text itself: no row is printed as Python, and no text is
-cut at a blank line into a "prompt" and an "answer". A row that does not fit is returned as its reason, for the caller
-to count and drop.
+A layout is one line of LAYOUTS. Nothing is guessed from the text itself: no row is printed as
+Python, and no text is cut at a blank line into a "prompt" and an "answer". A row that does not fit
+is returned as its reason, for the caller to count and drop.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ Values = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Example:
-    """One row as a document: a chat that ends with the assistant's turn, or a single turn of role `text`."""
+    """One row as a document: a chat that ends with the assistant's turn, or a single turn of role
+    `text`.
+    """
 
     id: str
     turns: tuple[Turn, ...]
@@ -58,21 +61,29 @@ def _before(values: Values, seen: Seen) -> list[Turn]:
 
 def _side(value: object, role: Role, seen: Seen) -> list[Turn]:
     """Read one side of a pair: a text, or messages (TRL's conversational form), JSON or not."""
-    messages = None if isinstance(value, str) and not value.lstrip().startswith("[{") else messages_of(value)
+    messages = (
+        None
+        if isinstance(value, str) and not value.lstrip().startswith("[{")
+        else messages_of(value)
+    )
     if messages is None or (isinstance(value, str) and not _are_messages(messages)):
         return [Turn(role, text_of(value))]
     return turns_of(messages, seen)
 
 
 def _are_messages(items: list[object]) -> bool:
-    return all(isinstance(item, Mapping) and (item.get("role") or item.get("from")) for item in items)
+    return all(
+        isinstance(item, Mapping) and (item.get("role") or item.get("from")) for item in items
+    )
 
 
 def _with_extra(instruction: str, extra: str) -> Turn:
     return Turn("user", f"{instruction}\n{extra}" if extra.strip() else instruction)
 
 
-def _task(prompt: str, extras: tuple[str, ...], response: str, values: Values, seen: Seen) -> tuple[Turn, ...]:
+def _task(
+    prompt: str, extras: tuple[str, ...], response: str, values: Values, seen: Seen
+) -> tuple[Turn, ...]:
     """Read an instruction, its subject on a new line, and the answer."""
     user = Turn("user", text_of(values.get(prompt)))
     for extra in extras:
@@ -81,7 +92,10 @@ def _task(prompt: str, extras: tuple[str, ...], response: str, values: Values, s
 
 
 def _pair(prompt: str, response: str, values: Values, seen: Seen) -> tuple[Turn, ...]:
-    asked, answered = _side(values.get(prompt), "user", seen), _side(values.get(response), "assistant", seen)
+    asked, answered = (
+        _side(values.get(prompt), "user", seen),
+        _side(values.get(response), "assistant", seen),
+    )
     if any(turn.role == "user" for turn in answered) and all(turn in answered for turn in asked):
         asked = []  # the answer's side is the whole chat, prompt and all
     turns = [*asked, *answered]
@@ -127,7 +141,12 @@ def _tasks(prompt: str, response: str, *extras: str) -> Layout:
 
 
 def _pairs(prompt: str, response: str) -> Layout:
-    return Layout(f"{prompt}/{response}", (prompt, response), partial(_pair, prompt, response), (*SYSTEM, HISTORY))
+    return Layout(
+        f"{prompt}/{response}",
+        (prompt, response),
+        partial(_pair, prompt, response),
+        (*SYSTEM, HISTORY),
+    )
 
 
 # In order of preference; `text`, whose column the user names, comes last.
@@ -150,11 +169,15 @@ LAYOUTS = (
 
 
 def detect_layout(
-    columns: Iterable[str], templates: Templates | None, text_field: str, stage: Literal["sft", "pretrain"]
+    columns: Iterable[str],
+    templates: Templates | None,
+    text_field: str,
+    stage: Literal["sft", "pretrain"],
 ) -> tuple[Layout, list[str]]:
     """The layout that these columns have, and log lines on what was asked for and is not done.
 
-    Raises JobError: exit 3 when no layout fits, exit 2 when `text_field` is not among the columns of a pretraining run.
+    Raises JobError: exit 3 when no layout fits, exit 2 when `text_field` is not among the columns
+    of a pretraining run.
     """
     seen = list(dict.fromkeys(columns))
     text = Layout("text", (text_field,), partial(_plain, text_field))
@@ -165,21 +188,33 @@ def detect_layout(
     if templates:
         absent = sorted(templates.columns() - set(seen))
         if not absent:
-            return Layout("templates", tuple(sorted(templates.columns())), _unread, templates=templates), notes
-        notes.append(f"the templates are not used: {_names('column', absent)} not in the data ({', '.join(seen)})")
+            return Layout(
+                "templates", tuple(sorted(templates.columns())), _unread, templates=templates
+            ), notes
+        notes.append(
+            f"the templates are not used: {_names('column', absent)} not in the data ({', '.join(seen)})"
+        )
     fitting = [layout for layout in (*LAYOUTS, text) if set(layout.needs) <= set(seen)]
     if not fitting:
         known = ", ".join(layout.name for layout in LAYOUTS)
-        fix = "Rename the columns, give the templates, or name a column of plain text in text_field."
+        fix = (
+            "Rename the columns, give the templates, or name a column of plain text in text_field."
+        )
         expected = f"columns of a known layout ({known}, or the text column {text_field!r})"
         raise data_error("dataset_name", expected, f"{_names('column', seen)}", fix)
     chosen, *rest = fitting
     others = [layout for layout in rest if not set(layout.needs) <= {*chosen.needs, *chosen.takes}]
     if notes or others:
-        also = f"; the columns also fit {', '.join(layout.name for layout in others)}" if others else ""
+        also = (
+            f"; the columns also fit {', '.join(layout.name for layout in others)}"
+            if others
+            else ""
+        )
         notes.append(f"detected layout {chosen.name!r} used{also}")
     if chosen is text:
-        notes.append(f"column {text_field!r} is plain text: it has no prompt, so every token is trained")
+        notes.append(
+            f"column {text_field!r} is plain text: it has no prompt, so every token is trained"
+        )
     return chosen, notes
 
 
@@ -188,7 +223,11 @@ def _pretraining_notes(seen: list[str], templates: Templates | None, text_field:
         got = f"{text_field!r} where the data has {_names('column', seen)}"
         fix = "Name the column to train on, or set training_stage to sft."
         raise JobError(Problem("text_field", "a column of the data", got, fix))
-    return [f"the templates are not used: pretraining reads column {text_field!r}"] if templates else []
+    return (
+        [f"the templates are not used: pretraining reads column {text_field!r}"]
+        if templates
+        else []
+    )
 
 
 def _names(noun: str, names: list[str]) -> str:
@@ -197,7 +236,9 @@ def _names(noun: str, names: list[str]) -> str:
     return f"{noun}{'' if len(names) == 1 else 's'} {', '.join(repr(name) for name in names)}"
 
 
-def read_examples(rows: Sequence[Row], layouts: Sequence[Layout], seen: Seen) -> Iterator[Example | str]:
+def read_examples(
+    rows: Sequence[Row], layouts: Sequence[Layout], seen: Seen
+) -> Iterator[Example | str]:
     """Read each row by its layout: a document, or the reason it is dropped (one of turns.REASONS).
 
     What a row leaves unread is added to `seen` as it is read. Raise JobError (exit 2) when a
@@ -212,11 +253,15 @@ def read_examples(rows: Sequence[Row], layouts: Sequence[Layout], seen: Seen) ->
         yield _read(row, layout, seen, written.get(place))
 
 
-def _read(row: Row, layout: Layout, seen: Seen, texts: tuple[str, str, str] | RowError | None) -> Example | str:
+def _read(
+    row: Row, layout: Layout, seen: Seen, texts: tuple[str, str, str] | RowError | None
+) -> Example | str:
     seen.row = row.id
     seen.rows += 1
     read = {*layout.needs, *layout.takes}
-    seen.columns([name for name, value in row.values.items() if name not in read and not is_empty(value)])
+    seen.columns(
+        [name for name, value in row.values.items() if name not in read and not is_empty(value)]
+    )
     try:
         return Example(row.id, _templated(texts) if texts else layout.read(row.values, seen))
     except RowError as error:

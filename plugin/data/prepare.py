@@ -1,4 +1,6 @@
-"""From rows to tokenised documents, with a report of everything cut, dropped or worth a remark on the way."""
+"""From rows to tokenised documents, with a report of everything cut, dropped or worth a remark on
+the way.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from .turns import Turn, random_prefix
 CHUNK = 1024  # examples tokenised in one call
 CHARACTERS = 1 << 24  # of them, but for the last one
 EXAMPLES = 3  # row ids quoted per reason
-REASONS = 40  # told apart in a report: a template may word one for every row, and fill the disk with them
+REASONS = (
+    40  # told apart in a report: a template may word one for every row, and fill the disk with them
+)
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,13 @@ class Report:
 
     def lines(self) -> list[str]:
         """Write the remarks, one line each."""
-        rows = ((remark, count, ", ".join(self.remark_rows[remark])) for remark, count in self.remarks.items())
-        return [f"{counted(count, 'row')}, such as {some}: {remark}" for remark, count, some in rows]
+        rows = (
+            (remark, count, ", ".join(self.remark_rows[remark]))
+            for remark, count in self.remarks.items()
+        )
+        return [
+            f"{counted(count, 'row')}, such as {some}: {remark}" for remark, count, some in rows
+        ]
 
     def cut(self, row: str) -> None:
         self.truncated += 1
@@ -70,7 +79,9 @@ class Report:
 
     def as_json(self) -> dict[str, object]:
         lengths = np.array(self.lengths or [0])
-        percentiles = {f"p{share}": int(np.ceil(np.percentile(lengths, share))) for share in (50, 95, 99)}
+        percentiles = {
+            f"p{share}": int(np.ceil(np.percentile(lengths, share))) for share in (50, 95, 99)
+        }
         counts, edges = np.histogram(lengths, bins=min(16, max(1, int(lengths.max()))))
         return {
             "rows": self.rows,
@@ -103,7 +114,9 @@ def _count(reason: str, row: str, counts: dict[str, int], rows: dict[str, list[s
         some.append(row)
 
 
-def encode_split(examples: Iterable[tuple[str, Example | str]], chat: ChatFormat, how: Encoding) -> tuple[Documents, Report]:
+def encode_split(
+    examples: Iterable[tuple[str, Example | str]], chat: ChatFormat, how: Encoding
+) -> tuple[Documents, Report]:
     """Tokenise one split and report what was cut or dropped."""
     builder, report = Builder(), Report()
     stream = iter(examples)
@@ -123,7 +136,9 @@ def _chunk(stream: Iterator[tuple[str, Example | str]]) -> list[tuple[str, Examp
     characters = 0
     for row, example in islice(stream, CHUNK):
         taken.append((row, example))
-        characters += sum(len(turn.text) for turn in example.turns) if isinstance(example, Example) else 0
+        characters += (
+            sum(len(turn.text) for turn in example.turns) if isinstance(example, Example) else 0
+        )
         if characters >= CHARACTERS:
             break
     return taken
@@ -132,12 +147,15 @@ def _chunk(stream: Iterator[tuple[str, Example | str]]) -> list[tuple[str, Examp
 def encode_rows(
     rows: Sequence[tuple[str, Example | str]], chat: ChatFormat, how: Encoding, report: Report
 ) -> list[list[Document]]:
-    """The documents of each row, tokenised in one call: none of a dropped row, several of a long text, numbered from 0 in each.
+    """The documents of each row, tokenised in one call: none of a dropped row, several of a long
+    text, numbered from 0 in each.
 
     What became of the rows is added to `report`; what the documents hold is the caller's to count.
     """
     report.rows += len(rows)
-    dialogues = [_dialogue(row, example, how) for row, example in rows if isinstance(example, Example)]
+    dialogues = [
+        _dialogue(row, example, how) for row, example in rows if isinstance(example, Example)
+    ]
     find = "all" if how.turns == "all" else "last" if how.answers_only else "marked"
     encoded = iter(chat.encode(dialogues, find=find))
     found: list[list[Document]] = []
@@ -161,7 +179,9 @@ def _dialogue(row: str, example: Example, how: Encoding) -> Sequence[Turn]:
     return random_prefix(example.turns, int.from_bytes(key, "big") / 2**56)
 
 
-def _documents(encoded: Encoded, row: str, chat: ChatFormat, how: Encoding, report: Report) -> list[Document]:
+def _documents(
+    encoded: Encoded, row: str, chat: ChatFormat, how: Encoding, report: Report
+) -> list[Document]:
     ids, length = encoded.ids, encoded.ids.size
     report.lengths.append(length)
     if encoded.answers:
@@ -184,14 +204,20 @@ def _documents(encoded: Encoded, row: str, chat: ChatFormat, how: Encoding, repo
     return [Document(ids, learned, min(prompt, ids.size - 1), 0)]
 
 
-def _pieces(ids: np.ndarray, row: str, chat: ChatFormat, how: Encoding, report: Report) -> list[Document]:
-    """Pretraining cuts nothing off: a long text becomes several documents, each opened by the start token."""
+def _pieces(
+    ids: np.ndarray, row: str, chat: ChatFormat, how: Encoding, report: Report
+) -> list[Document]:
+    """Pretraining cuts nothing off: a long text becomes several documents, each opened by the start
+    token.
+    """
     body = ids[:-1] if not how.insert_eos else ids
     opening = body[:1] if chat.start_id is not None else body[:0]
     body = body[opening.size :]
     size = how.max_length - opening.size
     if size < 1:
-        raise data_error("max_length", "at least 2 tokens", str(how.max_length), "Raise max_length.")
+        raise data_error(
+            "max_length", "at least 2 tokens", str(how.max_length), "Raise max_length."
+        )
     if not body.size:
         report.drop("nothing left after tokenising", row)
     pieces: list[Document] = []
@@ -203,9 +229,12 @@ def _pieces(ids: np.ndarray, row: str, chat: ChatFormat, how: Encoding, report: 
     return pieces
 
 
-def check_trainable(report: Report, dataset: str, max_length: int, seen: Seen | None = None) -> None:
-    """Raises JobError (exit 3) when nothing is left to learn from, naming the field that a user should change and, from `seen`, what
-    the dropped rows hold."""
+def check_trainable(
+    report: Report, dataset: str, max_length: int, seen: Seen | None = None
+) -> None:
+    """Raises JobError (exit 3) when nothing is left to learn from, naming the field that a user
+    should change and, from `seen`, what the dropped rows hold.
+    """
     if report.supervised:
         return
     raise _nothing_left(report, dataset, max_length, seen or Seen())
@@ -214,13 +243,23 @@ def check_trainable(report: Report, dataset: str, max_length: int, seen: Seen | 
 def _nothing_left(report: Report, dataset: str, max_length: int, seen: Seen) -> JobError:
     if report.rows == 0:
         return data_error("dataset_name", "at least one row", f"{dataset}, which has none")
-    reasons = "; ".join(f"{count} x {_why(reason, seen)}" for reason, count in report.dropped.items())
+    reasons = "; ".join(
+        f"{count} x {_why(reason, seen)}" for reason, count in report.dropped.items()
+    )
     if report.shortest_prompt is not None and report.shortest_prompt >= max_length:
         wanted = f"more than the shortest prompt's {report.shortest_prompt} tokens"
-        return data_error("max_length", wanted, f"{max_length}, so no answer token is left", "Raise max_length.")
+        return data_error(
+            "max_length", wanted, f"{max_length}, so no answer token is left", "Raise max_length."
+        )
     if any("max_length" in reason for reason in report.dropped):
-        return data_error("max_length", "documents that fit", f"{max_length}: {reasons}", "Raise max_length.")
-    return data_error("dataset_name", "rows with something to learn", f"{dataset}: {reasons or 'no supervised tokens'}")
+        return data_error(
+            "max_length", "documents that fit", f"{max_length}: {reasons}", "Raise max_length."
+        )
+    return data_error(
+        "dataset_name",
+        "rows with something to learn",
+        f"{dataset}: {reasons or 'no supervised tokens'}",
+    )
 
 
 def _why(reason: str, seen: Seen) -> str:

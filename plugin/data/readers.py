@@ -1,7 +1,7 @@
 """File formats: one reader a suffix, each streaming (line or row number from 1, values).
 
-Rows stream, so a file larger than memory is read in constant memory (.json excepted: it is read whole). A file that cannot be
-read to its end stops the job with the file and the line.
+Rows stream, so a file larger than memory is read in constant memory (.json excepted: it is read
+whole). A file that cannot be read to its end stops the job with the file and the line.
 """
 
 from __future__ import annotations
@@ -45,11 +45,16 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _parse_json(path: Path, line: int, text: str) -> Any:
     try:
-        return json.loads(text.rstrip())  # else JSON that breaks at the end of its line breaks in the next one
+        return json.loads(
+            text.rstrip()
+        )  # else JSON that breaks at the end of its line breaks in the next one
     except json.JSONDecodeError as error:
         got = f"column {error.colno}: {error.msg}"
         raise _bad(path, line + error.lineno - 1, "a JSON object", got) from error
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; thousands of brackets
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # an integer of thousands of digits; thousands of brackets
         raise _bad(path, line, "a JSON object", str(error)) from error
 
 
@@ -58,7 +63,9 @@ def _read_jsonl(path: Path) -> Numbered:
         if line.strip():
             values = _parse_json(path, number, line)
             if not isinstance(values, dict):
-                raise _bad(path, number, "a JSON object", f"{type(values).__name__} {line.strip()[:40]!r}")
+                raise _bad(
+                    path, number, "a JSON object", f"{type(values).__name__} {line.strip()[:40]!r}"
+                )
             yield number, values
 
 
@@ -67,7 +74,9 @@ def _read_json(path: Path) -> Numbered:
         yield from _read_jsonl(path)
         return
     if path.stat().st_size > MAX_JSON:
-        raise data_error(FIELD, f"a .json file of at most {MAX_JSON} bytes", path.name, "Convert it to .jsonl.")
+        raise data_error(
+            FIELD, f"a .json file of at most {MAX_JSON} bytes", path.name, "Convert it to .jsonl."
+        )
     value = _parse_json(path, 1, "".join(line for _, line in _lines(path)))
     if isinstance(value, dict):
         lists = [item for item in value.values() if _is_objects(item)]
@@ -92,7 +101,9 @@ def _is_json_lines(path: Path) -> bool:
 
 
 def _read_csv(path: Path) -> Numbered:
-    csv.field_size_limit(MAX_LINE)  # one setting a process; the default of 128 KiB refuses long documents
+    csv.field_size_limit(
+        MAX_LINE
+    )  # one setting a process; the default of 128 KiB refuses long documents
     # strict: otherwise a quote that is never closed swallows the rest of the file.
     reader = csv.reader((line for _, line in _lines(path)), strict=True)
     header: list[str] = []
@@ -107,9 +118,17 @@ def _read_csv(path: Path) -> Numbered:
                 if len(set(header)) < len(header):
                     raise _bad(path, number, "column names that differ", ", ".join(header))
             elif len(cells) != len(header):
-                raise _bad(path, number, f"{len(header)} cells as in the header", f"{len(cells)} cells")
+                raise _bad(
+                    path, number, f"{len(header)} cells as in the header", f"{len(cells)} cells"
+                )
             else:
-                yield number, {name: None if cell in _NAN else cell for name, cell in zip(header, cells, strict=True)}
+                yield (
+                    number,
+                    {
+                        name: None if cell in _NAN else cell
+                        for name, cell in zip(header, cells, strict=True)
+                    },
+                )
     except csv.Error as error:
         raise _bad(path, start, "a row of comma-separated cells", str(error)) from error
 
@@ -124,7 +143,12 @@ def _read_text_lines(path: Path) -> Numbered:
 def _read_text_file(path: Path) -> Numbered:
     """Read the whole file as one row."""
     if path.stat().st_size > MAX_LINE:
-        raise data_error(FIELD, f"a .txt of at most {MAX_LINE} bytes with text_rows file", path.name, "Set text_rows paragraph.")
+        raise data_error(
+            FIELD,
+            f"a .txt of at most {MAX_LINE} bytes with text_rows file",
+            path.name,
+            "Set text_rows paragraph.",
+        )
     text = "".join(line for _, line in _lines(path)).replace("\r\n", "\n")
     if text.strip():
         yield 1, {"text": text}
@@ -134,13 +158,17 @@ def _read_text(path: Path) -> Numbered:
     """One row a paragraph, numbered by its first line; the line breaks inside it stay."""
     paragraph: list[str] = []
     first = size = 0
-    for number, line in chain(_lines(path), [(0, "")]):  # a blank line after the end closes the last paragraph
+    for number, line in chain(
+        _lines(path), [(0, "")]
+    ):  # a blank line after the end closes the last paragraph
         if line.strip():
             first = first or number
             paragraph.append(line.rstrip("\r\n"))
             size += len(line)
             if size > MAX_LINE:
-                raise _bad(path, number, f"paragraphs of at most {MAX_LINE} characters", "a longer one")
+                raise _bad(
+                    path, number, f"paragraphs of at most {MAX_LINE} characters", "a longer one"
+                )
         elif paragraph:
             yield first, {"text": "\n".join(paragraph)}
             paragraph, first, size = [], 0, 0

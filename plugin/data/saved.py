@@ -22,7 +22,10 @@ Files = dict[Literal["train", "eval", "skipped"], list[Path]]
 
 
 def saved_files(folder: Path) -> Files | None:
-    """Sort the files of a saved folder by use; None for another folder. Raises JobError (exit 3)."""
+    """Sort the files of a saved folder by use; None for another folder.
+
+    Raises JobError (exit 3).
+    """
     if (folder / SPLITS).is_file():
         return _of_splits(folder)
     named = _data_files(folder) if (folder / STATE).is_file() else None
@@ -35,10 +38,15 @@ def saved_files(folder: Path) -> Files | None:
 def _of_splits(folder: Path) -> Files:
     found = _json(folder / SPLITS).get("splits")
     splits = [str(split) for split in found] if isinstance(found, list) else []
-    train = next((split for split in TRAIN_SPLITS if split in splits), splits[0] if len(splits) == 1 else None)
+    train = next(
+        (split for split in TRAIN_SPLITS if split in splits),
+        splits[0] if len(splits) == 1 else None,
+    )
     if train is None:
         fix = "Name the folder of the split to train on."
-        raise data_error(FIELD, f"a split 'train' in {folder}", f"the splits {', '.join(splits) or 'none'}", fix)
+        raise data_error(
+            FIELD, f"a split 'train' in {folder}", f"the splits {', '.join(splits) or 'none'}", fix
+        )
     held = next((split for split in EVAL_SPLITS if split in splits and split != train), None)
     files: Files = {"train": [], "eval": [], "skipped": []}
     for child in _children(folder):
@@ -48,11 +56,21 @@ def _of_splits(folder: Path) -> Files:
             continue
         inner = saved_files(child) if child.is_dir() else None
         if inner is None:
-            raise data_error(FIELD, f"a saved data set with {STATE} in {child}", "none", "Save it again with save_to_disk.")
+            raise data_error(
+                FIELD,
+                f"a saved data set with {STATE} in {child}",
+                "none",
+                "Save it again with save_to_disk.",
+            )
         files[use] += inner["train"]
         files["skipped"] += inner["skipped"]
     if not files["train"]:
-        raise data_error(FIELD, f"the folder of split {train!r} in {folder}", "none", "Save it again with save_to_disk.")
+        raise data_error(
+            FIELD,
+            f"the folder of split {train!r} in {folder}",
+            "none",
+            "Save it again with save_to_disk.",
+        )
     return files
 
 
@@ -64,13 +82,27 @@ def _data_files(folder: Path) -> list[Path] | None:
     again = "Load it with datasets and save it again with save_to_disk."
     for name in ("_indices_files", "_indices_data_files"):
         if state.get(name):
-            raise data_error(FIELD, f"{folder} saved with its rows in order", f"rows reordered by {name} in {STATE}", again)
+            raise data_error(
+                FIELD,
+                f"{folder} saved with its rows in order",
+                f"rows reordered by {name} in {STATE}",
+                again,
+            )
     entries = state["_data_files"]
-    names = [entry.get("filename") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    names = (
+        [entry.get("filename") for entry in entries if isinstance(entry, dict)]
+        if isinstance(entries, list)
+        else []
+    )
     files = [folder / str(name) for name in names]
     for file in files:
         if file.parent != folder or not file.is_file():
-            raise data_error(FIELD, f"the files that {folder / STATE} names", f"{file.name}, which is missing", again)
+            raise data_error(
+                FIELD,
+                f"the files that {folder / STATE} names",
+                f"{file.name}, which is missing",
+                again,
+            )
     return files
 
 
@@ -78,12 +110,16 @@ def _children(folder: Path) -> list[Path]:
     try:
         return sorted(child for child in folder.iterdir() if not child.name.startswith("."))
     except OSError as error:
-        raise data_error(FIELD, "a folder that can be read", f"{folder}: {error.strerror or error}") from error
+        raise data_error(
+            FIELD, "a folder that can be read", f"{folder}: {error.strerror or error}"
+        ) from error
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise data_error(FIELD, f"a readable {path.name}", f"{path}: {str(error).splitlines()[0]}") from error
+        raise data_error(
+            FIELD, f"a readable {path.name}", f"{path}: {str(error).splitlines()[0]}"
+        ) from error
     return value if isinstance(value, dict) else {}

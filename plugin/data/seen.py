@@ -33,10 +33,16 @@ class Seen:
 
     row: str = ""
     rows: int = 0
-    columns_unread: Counter[str] = field(default_factory=Counter[str])  # column -> rows that hold a value there
+    columns_unread: Counter[str] = field(
+        default_factory=Counter[str]
+    )  # column -> rows that hold a value there
     keys_unread: Counter[str] = field(default_factory=Counter[str])  # message key -> messages
-    roles: dict[str, str] = field(default_factory=dict[str, str])  # unknown role -> the first row with it
-    details: dict[str, str] = field(default_factory=dict[str, str])  # reason -> what its first row holds
+    roles: dict[str, str] = field(
+        default_factory=dict[str, str]
+    )  # unknown role -> the first row with it
+    details: dict[str, str] = field(
+        default_factory=dict[str, str]
+    )  # reason -> what its first row holds
     thoughts: int = 0
     unlearned: int = 0
     text_rows: int = 0  # rows of .txt files, each a paragraph
@@ -80,10 +86,14 @@ class Seen:
             found.append(self._unknown_roles())
         found += self.details.values()
         if self.thoughts:
-            found.append(f"{counted(self.thoughts, 'answer')} with reasoning, which is written before the answer")
+            found.append(
+                f"{counted(self.thoughts, 'answer')} with reasoning, which is written before the answer"
+            )
         if self.unlearned:
             found.append(f"{counted(self.unlearned, 'answer')} marked as not to be learned")
-        if self.text_lines >= 2 and (self.text_rows == 1 or self.text_lines >= LINES_A_ROW * self.text_rows):
+        if self.text_lines >= 2 and (
+            self.text_rows == 1 or self.text_lines >= LINES_A_ROW * self.text_rows
+        ):
             found.append(
                 f"{self.text_lines} lines are {counted(self.text_rows, 'row')}, because a row of a .txt is a paragraph; "
                 "text_rows line makes each line a row"

@@ -1,7 +1,9 @@
-"""Which documents an optimizer step holds. A step is a fixed list; ranks and micro-batches only decide how it is laid out.
+"""Which documents an optimizer step holds. A step is a fixed list; ranks and micro-batches only
+decide how it is laid out.
 
-The run's documents form one endless sequence, pass after pass, each pass in an order of its own. Step k takes the next
-`step_size` of them. So (step) alone gives (pass, position), and a resumed run needs no state of a loader.
+The run's documents form one endless sequence, pass after pass, each pass in an order of its own.
+Step k takes the next `step_size` of them. So (step) alone gives (pass, position), and a resumed run
+needs no state of a loader.
 """
 
 from __future__ import annotations
@@ -25,17 +27,24 @@ class Slot:
     index: int
 
 
-@lru_cache(maxsize=2)  # a step touches at most two passes, unless the dataset is smaller than a step
+@lru_cache(
+    maxsize=2
+)  # a step touches at most two passes, unless the dataset is smaller than a step
 def pass_order(documents: int, seed: int, pass_: int) -> NDArray[np.int64]:
     """The order [documents] of one pass."""
-    key = np.array([seed ^ _ORDER, pass_], dtype=np.uint64)  # a stream of its own: the masks have theirs
+    key = np.array(
+        [seed ^ _ORDER, pass_], dtype=np.uint64
+    )  # a stream of its own: the masks have theirs
     return np.random.Generator(np.random.Philox(key=key)).permutation(documents)
 
 
-def step_slots(documents: int, step_size: int, step: int, seed: int, total: int | None = None, behind: int = 0) -> list[Slot]:
+def step_slots(
+    documents: int, step_size: int, step: int, seed: int, total: int | None = None, behind: int = 0
+) -> list[Slot]:
     """The slots of step `step` (from 0). `total` documents end the run: its last step may be short.
 
-    `behind`: documents by which a resumed run lags behind whole steps, because the one it resumes ended with a short step.
+    `behind`: documents by which a resumed run lags behind whole steps, because the one it resumes
+    ended with a short step.
     """
     first = step * step_size - behind
     last = first + step_size if total is None else min(first + step_size, total)
@@ -46,8 +55,12 @@ def step_slots(documents: int, step_size: int, step: int, seed: int, total: int 
     return slots
 
 
-def run_length(documents: int, step_size: int, epochs: float, steps: int, behind: int = 0) -> tuple[int, int | None]:
-    """(steps, total documents or None): epochs above 0 win, and then nothing is dropped and nothing seen twice too often."""
+def run_length(
+    documents: int, step_size: int, epochs: float, steps: int, behind: int = 0
+) -> tuple[int, int | None]:
+    """(steps, total documents or None): epochs above 0 win, and then nothing is dropped and nothing
+    seen twice too often.
+    """
     if epochs > 0:
         total = math.ceil(documents * epochs)
         return math.ceil((total + behind) / step_size), total

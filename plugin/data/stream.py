@@ -1,8 +1,10 @@
-"""Pretraining data read while it is trained on: an endless stream of documents, packed by best fit out of a buffer.
+"""Pretraining data read while it is trained on: an endless stream of documents, packed by best fit
+out of a buffer.
 
-Pass after pass over the same rows, each rank its own share of them: row r, r + R, ... of R ranks. A pack starts with the oldest
-document of the buffer, so that none waits for ever, goes on in a seeded random order, which mixes neighbouring rows, and is filled
-up with what fits best. The buffer, the next row and three counters are the whole state.
+Pass after pass over the same rows, each rank its own share of them: row r, r + R, ... of R ranks. A
+pack starts with the oldest document of the buffer, so that none waits for ever, goes on in a seeded
+random order, which mixes neighbouring rows, and is filled up with what fits best. The buffer, the
+next row and three counters are the whole state.
 """
 
 from __future__ import annotations
@@ -25,13 +27,16 @@ from .layouts import Example
 from .prepare import CHUNK, Encoding, Report, check_trainable, encode_rows
 from .steps import Slot
 
-PIECES = 1_000_000  # document n of row r has index r * PIECES + n: decimal digits that a person can read
+PIECES = (
+    1_000_000  # document n of row r has index r * PIECES + n: decimal digits that a person can read
+)
 BUFFERED = 16  # packs whose tokens the buffer holds at least
 CHARACTERS = 1 << 18  # of one tokenizer call at most, but for its last row; small packs need less
 LENGTHS = 10_000  # rows whose lengths the report keeps
 _SHUFFLE = 1 << 60  # a random stream of its own: masks, times and pass orders have theirs
 
-# Rows `first`, `first + every`, ... of a pass, without doing more than counting the others; a string says why a row is unusable.
+# Rows `first`, `first + every`, ... of a pass, without doing more than counting the others; a
+# string says why a row is unusable.
 Source = Callable[[int, int], Iterator[tuple[str, Example | str]]]
 Pack = tuple[tuple[Document, Slot], ...]
 
@@ -50,7 +55,10 @@ class StreamPlan:
 
 @dataclass(frozen=True)
 class StreamState:
-    """Where a stream stands between two steps. Documents are shared with the stream, which never changes one."""
+    """Where a stream stands between two steps.
+
+    Documents are shared with the stream, which never changes one.
+    """
 
     pass_: int
     row: int  # next row of the pass to read, counted over all ranks
@@ -74,7 +82,11 @@ class StreamState:
             "indices": np.array([one.index for one in kept], dtype=np.int64),
             "passes": np.array([pass_ for pass_, _ in self.buffer], dtype=np.int64),
         }
-        facts = {name: value for name, value in asdict(replace(self, buffer=())).items() if name != "buffer"}
+        facts = {
+            name: value
+            for name, value in asdict(replace(self, buffer=())).items()
+            if name != "buffer"
+        }
         return save(tensors, metadata={"stream": json.dumps(facts)})
 
     @staticmethod
@@ -82,15 +94,30 @@ class StreamState:
         with safe_open(path, "numpy") as file:
             facts = json.loads(file.metadata()["stream"])
             names = ("lengths", "ids", "supervised", "prompts", "indices", "passes")
-            lengths, ids, supervised, prompts, indices, passes = (file.get_tensor(name) for name in names)
+            lengths, ids, supervised, prompts, indices, passes = (
+                file.get_tensor(name) for name in names
+            )
         borders = np.cumsum(lengths)[:-1]
-        parts = zip(np.split(ids, borders), np.split(supervised, borders), prompts.tolist(), indices.tolist(), strict=True)
-        buffer = zip(passes.tolist(), (Document(*part) for part in parts), strict=True) if lengths.size else ()
+        parts = zip(
+            np.split(ids, borders),
+            np.split(supervised, borders),
+            prompts.tolist(),
+            indices.tolist(),
+            strict=True,
+        )
+        buffer = (
+            zip(passes.tolist(), (Document(*part) for part in parts), strict=True)
+            if lengths.size
+            else ()
+        )
         return StreamState(**{**facts, "report": Report(**facts["report"])}, buffer=tuple(buffer))
 
 
 class Stream:
-    """One rank's share of the data, step after step. Raises JobError (exit 3) where a whole pass holds nothing to learn."""
+    """One rank's share of the data, step after step.
+
+    Raises JobError (exit 3) where a whole pass holds nothing to learn.
+    """
 
     def __init__(
         self,
@@ -109,7 +136,10 @@ class Stream:
         self._go_to(start)
 
     def restore(self, state: StreamState) -> None:
-        """Go on from `state`: the next steps are those that would have followed it. Raises JobError (exit 2) for another rank's."""
+        """Go on from `state`: the next steps are those that would have followed it.
+
+        Raises JobError (exit 2) for another rank's.
+        """
         if (state.rank, state.ranks) != (self._plan.rank, self._plan.ranks):
             expected, got = (f"process {one.rank} of {one.ranks}" for one in (state, self._plan))
             fix = "A streamed run goes on with as many processes as it had."
@@ -145,13 +175,22 @@ class Stream:
         self.fill()
         plan = self._plan
         # A function of seed, rank and number of the pack: there is no generator to save.
-        key, counter = np.array([plan.seed ^ _SHUFFLE, self._packs], np.uint64), np.array([0, 0, 0, plan.rank], np.uint64)
-        order = np.random.Generator(np.random.Philox(key=key, counter=counter)).permutation(len(self._buffer))
+        key, counter = (
+            np.array([plan.seed ^ _SHUFFLE, self._packs], np.uint64),
+            np.array([0, 0, 0, plan.rank], np.uint64),
+        )
+        order = np.random.Generator(np.random.Philox(key=key, counter=counter)).permutation(
+            len(self._buffer)
+        )
         chosen = choose_pack([self._cost(entry) for entry in self._buffer], order, plan.tokens)
-        # Stratified times follow the ordinal. Each rank walks a stretch of its own, so that its documents cover all times evenly.
+        # Stratified times follow the ordinal. Each rank walks a stretch of its own, so that its
+        # documents cover all times evenly.
         first = (plan.rank << 32) + self._documents
         entries = [self._buffer[place] for place in chosen]
-        pack = tuple((document, Slot(pass_, first + number, document.index)) for number, (pass_, document) in enumerate(entries))
+        pack = tuple(
+            (document, Slot(pass_, first + number, document.index))
+            for number, (pass_, document) in enumerate(entries)
+        )
         gone = set(chosen)
         self._buffer = [entry for place, entry in enumerate(self._buffer) if place not in gone]
         self._tokens -= sum(map(self._cost, entries))
@@ -167,7 +206,9 @@ class Stream:
             rows.append((row, example))
             numbers.append(self._row)
             self._row += self._plan.ranks
-            characters += sum(len(turn.text) for turn in example.turns) if isinstance(example, Example) else 0
+            characters += (
+                sum(len(turn.text) for turn in example.turns) if isinstance(example, Example) else 0
+            )
             if len(rows) == CHUNK or characters >= enough:
                 break
         else:
@@ -177,8 +218,12 @@ class Stream:
         self._add(rows, numbers)
 
     def _add(self, rows: Sequence[tuple[str, Example | str]], numbers: Sequence[int]) -> None:
-        report = self._report if self._pass == 0 else Report()  # later passes would only repeat the first
-        for number, documents in zip(numbers, encode_rows(rows, self._chat, self._how, report), strict=True):
+        report = (
+            self._report if self._pass == 0 else Report()
+        )  # later passes would only repeat the first
+        for number, documents in zip(
+            numbers, encode_rows(rows, self._chat, self._how, report), strict=True
+        ):
             for one in documents:
                 entry = (self._pass, replace(one, index=number * PIECES + one.index))
                 self._buffer.append(entry)
@@ -200,15 +245,20 @@ class Stream:
                     f"{self._dataset}, which has none for process {plan.rank}",
                     "Lower num_processes.",
                 )
-            check_trainable(self._report if self._pass == 0 else Report(), self._dataset, self._how.max_length)
+            check_trainable(
+                self._report if self._pass == 0 else Report(), self._dataset, self._how.max_length
+            )
         share = " of this process" if plan.ranks > 1 else ""
-        self._log(f"data: pass {self._pass + 1} ended after {self._row // plan.ranks} rows{share}; the next begins")
+        self._log(
+            f"data: pass {self._pass + 1} ended after {self._row // plan.ranks} rows{share}; the next begins"
+        )
         self._pass, self._row, self._learned = self._pass + 1, plan.rank, 0
         self._rows = self._source(self._row, plan.ranks)
 
 
 def choose_pack(costs: Sequence[int], order: NDArray[np.int64], budget: int) -> list[int]:
-    """Places of the documents of one pack: the first, then those of `order` up to one too large, then what fits best.
+    """Places of the documents of one pack: the first, then those of `order` up to one too large,
+    then what fits best.
 
     `costs` are tokens. The longest that still fits is taken again and again; of equals, the oldest.
     """

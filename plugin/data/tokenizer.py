@@ -1,4 +1,6 @@
-"""A tokenizer trained on the data: byte-level BPE, so that every text survives the round trip, inside `[CLS] x [SEP]`."""
+"""A tokenizer trained on the data: byte-level BPE, so that every text survives the round trip,
+inside `[CLS] x [SEP]`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ SPECIAL = {
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """Train on `texts`; the result has at most `vocab_size` tokens, the five special ones and the 256 bytes included.
+    """Train on `texts`; the result has at most `vocab_size` tokens, the five special ones and the
+    256 bytes included.
 
     A key in the texts would become a word of the vocabulary; it is left out.
     """
@@ -39,4 +42,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         pair=f"{cls} $A {sep} $B {sep}",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL
+    )

@@ -32,13 +32,37 @@ EMPTY_PROMPT = "empty prompt"
 EMPTY_RESPONSE = "empty response"
 EMPTY_TEXT = "empty text"
 REASONS = (
-    *(NO_MESSAGES, NO_HISTORY, NOT_AN_OBJECT, NO_ROLE, UNKNOWN_ROLE, TOOL_CALLS, NOT_TEXT, NOT_FINITE, BROKEN_TEXT),
-    *(NO_ASSISTANT, NO_USER, NOT_LEARNED, EMPTY_PROMPT, EMPTY_RESPONSE, EMPTY_TEXT, TEMPLATE_FAILED, TEXT_TOO_LONG),
+    *(
+        NO_MESSAGES,
+        NO_HISTORY,
+        NOT_AN_OBJECT,
+        NO_ROLE,
+        UNKNOWN_ROLE,
+        TOOL_CALLS,
+        NOT_TEXT,
+        NOT_FINITE,
+        BROKEN_TEXT,
+    ),
+    *(
+        NO_ASSISTANT,
+        NO_USER,
+        NOT_LEARNED,
+        EMPTY_PROMPT,
+        EMPTY_RESPONSE,
+        EMPTY_TEXT,
+        TEMPLATE_FAILED,
+        TEXT_TOO_LONG,
+    ),
 )
 
 # Keys of one round of a dialogue: what the user says, what the assistant answers.
 ROUNDS = (
-    *(("human", "assistant"), ("user", "assistant"), ("instruction", "output"), ("input", "output")),
+    *(
+        ("human", "assistant"),
+        ("user", "assistant"),
+        ("instruction", "output"),
+        ("input", "output"),
+    ),
     *(("prompt", "response"), ("query", "response"), ("question", "answer")),
 )
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
@@ -80,7 +104,14 @@ def text_of(value: object) -> str:
 
 def kind_of(value: object) -> str:
     """Name the kind of a value as JSON does."""
-    names = {list: "a list", dict: "an object", str: "text", bool: "a yes or no", int: "a number", float: "a number"}
+    names = {
+        list: "a list",
+        dict: "an object",
+        str: "text",
+        bool: "a yes or no",
+        int: "a number",
+        float: "a number",
+    }
     return names.get(type(value), type(value).__name__)
 
 
@@ -103,10 +134,17 @@ def messages_of(value: object) -> list[Any] | None:
     if isinstance(value, list):
         return cast("list[Any]", value)
     if isinstance(value, Mapping):
-        columns = {str(key): item for key, item in cast("Mapping[Any, Any]", value).items() if item is not None}
+        columns = {
+            str(key): item
+            for key, item in cast("Mapping[Any, Any]", value).items()
+            if item is not None
+        }
         lengths = {len(item) if isinstance(item, list) else -1 for item in columns.values()}
         if len(lengths) == 1 and -1 not in lengths:
-            return [dict(zip(columns, items, strict=True)) for items in zip(*columns.values(), strict=True)]
+            return [
+                dict(zip(columns, items, strict=True))
+                for items in zip(*columns.values(), strict=True)
+            ]
     return None
 
 
@@ -146,9 +184,13 @@ def chat_of(turns: Sequence[Turn]) -> tuple[Turn, ...]:
 
 
 def _check_roles(messages: Sequence[object], seen: Seen) -> None:
-    """Raise RowError if any role is unknown, once all of the row are counted: other faults follow."""
+    """Raise RowError if any role is unknown, once all of the row are counted: other faults
+    follow.
+    """
     roles = [_role(item) for item in messages if isinstance(item, Mapping)]
-    unknown = [role for role in roles if role is not None and not (isinstance(role, str) and role in ROLES)]
+    unknown = [
+        role for role in roles if role is not None and not (isinstance(role, str) and role in ROLES)
+    ]
     for role in unknown:
         seen.role(role if isinstance(role, str) else kind_of(role))
     if unknown:
@@ -161,7 +203,9 @@ def _role(item: Mapping[Any, Any]) -> object:
 
 def _turns_of_item(item: object, seen: Seen) -> list[Turn]:
     if not isinstance(item, Mapping):
-        raise RowError(NOT_AN_OBJECT, f"message is {kind_of(item)}, expected an object with role and content")
+        raise RowError(
+            NOT_AN_OBJECT, f"message is {kind_of(item)}, expected an object with role and content"
+        )
     fields = cast("Mapping[str, Any]", item)
     if _role(fields) is not None:
         return [_message(fields, seen)]
@@ -169,7 +213,10 @@ def _turns_of_item(item: object, seen: Seen) -> list[Turn]:
     for asked, answered in ROUNDS:
         if {asked, answered} <= filled:
             seen.keys([key for key in filled - {asked, answered} if not is_empty(fields[key])])
-            return [Turn("user", text_of(fields[asked])), Turn("assistant", text_of(fields[answered]))]
+            return [
+                Turn("user", text_of(fields[asked])),
+                Turn("assistant", text_of(fields[answered])),
+            ]
     raise RowError(NO_ROLE, f"message with the keys {quoted(sorted(filled))}")
 
 
@@ -187,7 +234,9 @@ def _message(fields: Mapping[str, Any], seen: Seen) -> Turn:
             thought = thought or value.strip()
     learn, marks = _mark(fields)
     learn = learn or role != "assistant"
-    seen.keys([key for key, value in fields.items() if key not in read | marks and not is_empty(value)])
+    seen.keys(
+        [key for key, value in fields.items() if key not in read | marks and not is_empty(value)]
+    )
     seen.turn(thought=bool(thought), learn=learn)
     return Turn(role, text, thought, learn)
 

@@ -1,4 +1,5 @@
-"""Ways in for hosts: the plugin-era harness calls `main.main()` with an input file, a task runs `main.py --task`.
+"""Ways in for hosts: the plugin-era harness calls `main.main()` with an input file, a task runs
+`main.py --task`.
 
 Each ends in the same `train_job`.
 """
@@ -29,7 +30,10 @@ from .task import LabHost, chosen_checkpoint, go_on_here, started_sdk, task_valu
 
 
 def run_harness(argv: Sequence[str]) -> int:
-    """A job of the plugin-era host: `--plugin_dir D --input_file F --experiment_name E`. Returns the exit code."""
+    """A job of the plugin-era host:
+
+    `--plugin_dir D --input_file F --experiment_name E`. Returns the exit code.
+    """
     guard_streams()
     options = CommandLine(prog="main.py", allow_abbrev=False, add_help=False)
     options.add_argument("--input_file", required=True)
@@ -40,7 +44,9 @@ def run_harness(argv: Sequence[str]) -> int:
             job = read_job(file)
         except RecursionError as error:
             fix = "The host writes this file; report it there."
-            raise JobError(Problem("input_file", "the host's JSON", f"{file}: brackets without end", fix)) from error
+            raise JobError(
+                Problem("input_file", "the host's JSON", f"{file}: brackets without end", fix)
+            ) from error
         return _harness_job(job)
 
     def refused(error: JobError) -> int:
@@ -52,7 +58,10 @@ def run_harness(argv: Sequence[str]) -> int:
 
 
 def run_task() -> int:
-    """A job of today's host: the parameters are the SDK's to tell. Returns the exit code, which the host looks at."""
+    """A job of today's host: the parameters are the SDK's to tell.
+
+    Returns the exit code, which the host looks at.
+    """
     guard_streams()
     lab = started_sdk()
     host = LabHost(lab)
@@ -60,14 +69,20 @@ def run_task() -> int:
     def train() -> int:
         values = task_values(lab.get_config())
         job_id, checkpoint = str(lab.job.id), chosen_checkpoint(lab)
-        run_dir = Path(str(values.get("run_dir") or ROOT / "runs" / f"job-{job_id}")).expanduser().absolute()
+        run_dir = (
+            Path(str(values.get("run_dir") or ROOT / "runs" / f"job-{job_id}"))
+            .expanduser()
+            .absolute()
+        )
         if checkpoint:
             go_on_here(checkpoint, run_dir)
             values |= {"run_dir": str(run_dir), "resume": "true"}
         elif not values.get("resume"):
             values["run_dir"] = str(run_dir)
         name = str(values.get("dataset_name") or "")
-        if name and not Path(name).exists() and (ROOT / name).exists():  # the task's files may land in a sub-folder
+        if (
+            name and not Path(name).exists() and (ROOT / name).exists()
+        ):  # the task's files may land in a sub-folder
             values["dataset_name"] = str(ROOT / name)
         parsed = parse(values, unknown="note")
         _say_effective(host, parsed)
@@ -120,8 +135,10 @@ def _tlab_parameters(job: TlabJob, host: TlabHost) -> Parsed:
 
 
 def _dataset(job: TlabJob, spec: str, host: TlabHost) -> str:
-    """Where a data set of the host is, or a mixture of them. A folder of the workspace is found without its SDK, which takes ten
-    seconds to import: only for other names is it asked before the workers start."""
+    """Where a data set of the host is, or a mixture of them. A folder of the workspace is found
+    without its SDK, which takes ten seconds to import: only for other names is it asked before the
+    workers start.
+    """
     return _in_workspace(job, spec) or renamed_mixture(
         spec, lambda name: _in_workspace(job, name) or TlabSdk(host.line).dataset_path(name)
     )
@@ -130,6 +147,10 @@ def _dataset(job: TlabJob, spec: str, host: TlabHost) -> str:
 def _in_workspace(job: TlabJob, name: str) -> str:
     """Nothing for what is elsewhere."""
     folder = job.workspace / "datasets" / secure_filename(name)
-    if secure_filename(name) and folder.is_dir() and any(path.name != "index.json" for path in folder.iterdir()):
+    if (
+        secure_filename(name)
+        and folder.is_dir()
+        and any(path.name != "index.json" for path in folder.iterdir())
+    ):
         return str(folder)
     return name if os.path.isabs(name) and Path(name).exists() else ""

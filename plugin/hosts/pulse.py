@@ -1,4 +1,6 @@
-"""A sign of life in a log: while a run loads, evaluates, saves or fuses in silence, one line says so every few seconds."""
+"""A sign of life in a log: while a run loads, evaluates, saves or fuses in silence, one line says
+so every few seconds.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,13 @@ from typing import Any
 
 EVERY_S = 10.0
 POLL_S = 1.0
-WORDS = {"load": "loading", "train": "training", "eval": "evaluating", "save": "saving", "fuse": "fusing"}
+WORDS = {
+    "load": "loading",
+    "train": "training",
+    "eval": "evaluating",
+    "save": "saving",
+    "fuse": "fusing",
+}
 
 
 class Pulse:
@@ -52,4 +60,6 @@ class Pulse:
         while not self._over.wait(min(POLL_S, self._every_s)):
             now = time.monotonic()
             if not self._moves and now - self._last >= self._every_s:
-                self._say(f"still {WORDS.get(self._phase, self._phase)}, for {now - self._since:.0f} s now")
+                self._say(
+                    f"still {WORDS.get(self._phase, self._phase)}, for {now - self._since:.0f} s now"
+                )

@@ -1,4 +1,6 @@
-"""No host: the run folder is all there is, and a person watches it on a terminal or in a log file."""
+"""No host: the run folder is all there is, and a person watches it on a terminal or in a log
+file.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,12 @@ class FolderHost:
         self.line(f"devices: {where}, {counted(len(plan.ranks), 'process', 'processes')}")
         self.line(f"stop with Ctrl-C or: touch {_quoted(folder / 'STOP')}")
         if self._console.is_terminal:
-            columns = (TextColumn("{task.description:>6}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description:>6}"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, console=self._console, transient=False)
             self._task = self._bar.add_task("load", total=None, text="")
             self._bar.start()
@@ -75,7 +82,14 @@ class FolderHost:
             self._bar = None
         self.line(outcome_line(outcome, folder))
         if self._as_json:
-            print(json_line({"run_dir": str(folder.path) if folder.path.is_dir() else None, **outcome.as_json()}))
+            print(
+                json_line(
+                    {
+                        "run_dir": str(folder.path) if folder.path.is_dir() else None,
+                        **outcome.as_json(),
+                    }
+                )
+            )
             return
         if not folder.path.is_dir():
             return
@@ -83,8 +97,12 @@ class FolderHost:
         program = f"python {_quoted(os.path.relpath(sys.argv[0]))}"
         if outcome.outcome == "stopped" and folder.checkpoints():
             where = _quoted(folder.path)
-            print(f"resume       {program} train --config {_quoted(folder / 'run.json')} --resume true --run_dir {where}")
-        if outcome.outcome == "done" and (folder / "fused").is_dir():  # that of an earlier end is not this one's
+            print(
+                f"resume       {program} train --config {_quoted(folder / 'run.json')} --resume true --run_dir {where}"
+            )
+        if (
+            outcome.outcome == "done" and (folder / "fused").is_dir()
+        ):  # that of an earlier end is not this one's
             print(f"fused model  {one_line(str(folder / 'fused'))}")
             print(f"chat         {program} chat {_quoted(folder.path)}")
         print(f"curves       tensorboard --logdir {_quoted(folder / 'tb')}")
@@ -96,9 +114,17 @@ class FolderHost:
         if event.get("loss") is not None:
             words.append(f"loss {event['loss']:.3f}")
         if event.get("tokens_per_s"):
-            words.append(f"{event['tokens_per_s']:,.0f} tok/s ({event['supervised_tokens_per_s']:,.0f} learned)")
+            words.append(
+                f"{event['tokens_per_s']:,.0f} tok/s ({event['supervised_tokens_per_s']:,.0f} learned)"
+            )
         total = event["steps"] or None
-        self._bar.update(self._task, description=event["phase"], total=total, completed=event["step"], text="  ".join(words))
+        self._bar.update(
+            self._task,
+            description=event["phase"],
+            total=total,
+            completed=event["step"],
+            text="  ".join(words),
+        )
 
     def _metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         if "eval/loss" in metrics:

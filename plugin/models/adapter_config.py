@@ -17,7 +17,13 @@ from ..config.model_files import read_json
 
 MOST_RANK = 16_384  # as the parameter lora_r
 _NAME = re.compile(r"[\w.-]{1,500}")
-_NAMED = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "target_parameters")
+_NAMED = (
+    "target_modules",
+    "exclude_modules",
+    "modules_to_save",
+    "layers_pattern",
+    "target_parameters",
+)
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
@@ -40,9 +46,13 @@ def _wrong(config: Mapping[str, Any]) -> Iterator[tuple[str, str, object]]:
             return
         numbers |= {f"{name} {layer}": value for layer, value in pattern.items()}
     for name, value in numbers.items():
-        if value is not None and not (isinstance(value, int | float) and 0 < value <= MOST_RANK * 64):
+        if value is not None and not (
+            isinstance(value, int | float) and 0 < value <= MOST_RANK * 64
+        ):
             yield name, "a number above 0 and not huge", value
-    ranks = [value for name, value in numbers.items() if name == "r" or name.startswith("rank_pattern")]
+    ranks = [
+        value for name, value in numbers.items() if name == "r" or name.startswith("rank_pattern")
+    ]
     for value in ranks:
         if value is not None and not (isinstance(value, int) and value <= MOST_RANK):
             yield "r", f"at most {MOST_RANK}", value
@@ -53,7 +63,9 @@ def _wrong(config: Mapping[str, Any]) -> Iterator[tuple[str, str, object]]:
             yield name, "names of layers without wildcards", value
     layers = config.get("layers_to_transform")
     chosen = layers if isinstance(layers, list) else [layers]
-    if layers is not None and not all(isinstance(one, int) and 0 <= one < 1 << 20 for one in chosen):
+    if layers is not None and not all(
+        isinstance(one, int) and 0 <= one < 1 << 20 for one in chosen
+    ):
         yield "layers_to_transform", "numbers of layers", layers
 
 

@@ -1,10 +1,13 @@
-"""Attention that keeps the documents of a flat batch apart, registered with transformers under the name `documents`.
+"""Attention that keeps the documents of a flat batch apart, registered with transformers under the
+name `documents`.
 
-transformers' own backends leak in silence here: positions that restart are not enough, and sdpa ignores cumulative lengths. So a
-packed forward hands every attention layer a `Segments`, by keyword through the model (a recomputed layer then sees the same one,
-and no two models share any state). Without one the name means plain sdpa, padding mask and all: sampling stays as it was.
+transformers' own backends leak in silence here: positions that restart are not enough, and sdpa
+ignores cumulative lengths. So a packed forward hands every attention layer a `Segments`, by keyword
+through the model (a recomputed layer then sees the same one, and no two models share any state).
+Without one the name means plain sdpa, padding mask and all: sampling stays as it was.
 
-Shapes: S documents, N tokens of the flat batch, T tokens of one document, H heads (G of them for keys), E width of a head.
+Shapes: S documents, N tokens of the flat batch, T tokens of one document, H heads (G of them for
+keys), E width of a head.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ class Segments:
     cu_seqlens: Tensor  # [S + 1] int32
     document: Tensor  # [N]
     longest: int
-    runs: tuple[tuple[int, int], ...]  # loop: (documents, T) of neighbours of one length; reading them waits for the device
+    runs: tuple[
+        tuple[int, int], ...
+    ]  # loop: (documents, T) of neighbours of one length; reading them waits for the device
 
     @staticmethod
     def of(batch: Batch, backend: str) -> Segments:
@@ -55,11 +60,15 @@ class Segments:
         if reach is None or tokens - 1 <= reach:
             return None
         if (tokens, reach) not in self._masks:
-            self._masks[tokens, reach] = within(torch.arange(tokens, device=self.document.device), reach)
+            self._masks[tokens, reach] = within(
+                torch.arange(tokens, device=self.document.device), reach
+            )
         return self._masks[tokens, reach]
 
     def band(self, tokens: int, reach: int) -> Tensor:
-        """Bool [n, B, B + 2 * reach]: which keys around it each query of a block of B sees; padding behind the end sees anything."""
+        """Bool [n, B, B + 2 * reach]: which keys around it each query of a block of B sees; padding
+        behind the end sees anything.
+        """
         if (tokens, reach) not in self._masks:
             device = self.document.device
             first = torch.arange(0, tokens, BLOCK, device=device)[:, None]
@@ -75,12 +84,14 @@ class Segments:
         N = self.document.shape[0]
         if (N, reach) not in self._masks:
             same = self.document[:, None] == self.document
-            self._masks[N, reach] = same if reach is None else same & within(torch.arange(N, device=same.device), reach)
+            self._masks[N, reach] = (
+                same if reach is None else same & within(torch.arange(N, device=same.device), reach)
+            )
         return self._masks[N, reach]
 
 
-# Kept beside the segments and not in them: compiled layers are handed the segments, and torch 2.11's compiler would compile them
-# anew for every mask that it finds there.
+# Kept beside the segments and not in them: compiled layers are handed the segments, and torch
+# 2.11's compiler would compile them anew for every mask that it finds there.
 _MASKS: WeakKeyDictionary[Segments, dict[tuple[int, int | None], Tensor]] = WeakKeyDictionary()
 
 
@@ -102,10 +113,13 @@ def document_attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: [1, N, H, E], and no attention weights."""
     if segments is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
     assert attention_mask is None, "segments say who sees whom"
     assert not dropout, "dropout is off in this product"
-    # A layer of sliding windows is told one; its size is read from the config, whose meaning no release has changed.
+    # A layer of sliding windows is told one; its size is read from the config, whose meaning no
+    # release has changed.
     reach = None if others.get("sliding_window") is None else module.config.sliding_window
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return BACKENDS[segments.backend](query, key, value, segments, reach, scale), None
@@ -115,54 +129,87 @@ AttentionInterface.register(NAME, document_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def loop(query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: int | None, scale: float) -> Tensor:
-    """One sdpa for each run of documents of one length: nothing is computed that is not needed. The CPU's way."""
+def loop(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: int | None, scale: float
+) -> Tensor:
+    """One sdpa for each run of documents of one length: nothing is computed that is not needed.
+
+    The CPU's way.
+    """
     groups = query.shape[1] // key.shape[1]
     sizes = [documents * T for documents, T in segments.runs]
-    # Split at once: the gradient of a slice is as long as the whole batch, and there may be hundreds.
-    pieces = zip(*(x[0].split(sizes, dim=1) for x in (query, repeat_kv(key, groups), repeat_kv(value, groups))), strict=True)
+    # Split at once: the gradient of a slice is as long as the whole batch, and there may be
+    # hundreds.
+    pieces = zip(
+        *(
+            x[0].split(sizes, dim=1)
+            for x in (query, repeat_kv(key, groups), repeat_kv(value, groups))
+        ),
+        strict=True,
+    )
     parts: list[Tensor] = []
     for (documents, T), piece in zip(segments.runs, pieces, strict=True):
         q, k, v = (x.unflatten(1, (documents, T)).transpose(0, 1) for x in piece)  # [., H, T, E]
         if reach is not None and T >= LONG:
             mixed = _windowed(q, k, v, segments.band(T, reach), reach, scale)
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=segments.near(T, reach), scale=scale)
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=segments.near(T, reach), scale=scale
+            )
         parts.append(mixed.transpose(1, 2).flatten(0, 1))  # [documents * T, H, E]
     return torch.cat(parts)[None]
 
 
-# Queries of a block, and the length from which blocks beat a mask of all pairs: 3.5 against 4.8 ms at 256 tokens (reach 64, forward
-# and backward), 59 against 18 at 1,024, 3,955 against 156 at 8,192.
+# Queries of a block, and the length from which blocks beat a mask of all pairs: 3.5 against 4.8 ms
+# at 256 tokens (reach 64, forward and backward), 59 against 18 at 1,024, 3,955 against 156 at
+# 8,192.
 BLOCK, LONG = 128, 400
 
 
-def _windowed(query: Tensor, key: Tensor, value: Tensor, band: Tensor, reach: int, scale: float) -> Tensor:
-    """Sliding-window attention [S, H, T, E] in blocks of queries, each with the keys it can reach: linear in T."""
+def _windowed(
+    query: Tensor, key: Tensor, value: Tensor, band: Tensor, reach: int, scale: float
+) -> Tensor:
+    """Sliding-window attention [S, H, T, E] in blocks of queries, each with the keys it can reach:
+    linear in T.
+    """
     S, _, T, _ = query.shape
     blocks, width = band.shape[0], band.shape[2]
     missing = blocks * BLOCK - T
     query = F.pad(query, (0, 0, 0, missing)).unflatten(2, (blocks, BLOCK))  # [S, H, n, B, E]
-    near = (F.pad(x, (0, 0, reach, reach + missing)).unfold(2, width, BLOCK).transpose(-1, -2) for x in (key, value))
-    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, *near))  # [S * n, H, B or B + 2 * reach, E]
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=band.repeat(S, 1, 1)[:, None], scale=scale)
+    near = (
+        F.pad(x, (0, 0, reach, reach + missing)).unfold(2, width, BLOCK).transpose(-1, -2)
+        for x in (key, value)
+    )
+    q, k, v = (
+        x.transpose(1, 2).flatten(0, 1) for x in (query, *near)
+    )  # [S * n, H, B or B + 2 * reach, E]
+    mixed = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=band.repeat(S, 1, 1)[:, None], scale=scale
+    )
     return mixed.unflatten(0, (S, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :T]
 
 
-def dense(query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: int | None, scale: float) -> Tensor:
+def dense(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: int | None, scale: float
+) -> Tensor:
     """One sdpa under a mask of all pairs, N * N: for a GPU that has no varlen kernel."""
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=segments.together(reach), scale=scale)
+    mixed = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=segments.together(reach), scale=scale
+    )
     return mixed.transpose(1, 2)
 
 
-def varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: int | None, scale: float) -> Tensor:
+def varlen(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: int | None, scale: float
+) -> Tensor:
     """torch's varlen_attn: flash attention over cumulative lengths, windows included."""
     from torch.nn.attention.varlen import varlen_attn
 
-    # The kernel takes one half precision. Rotary tables lift queries and keys to float32, and the 4-bit layers of bitsandbytes,
-    # which autocast does not reach, give values the dtype of their input: float32 behind a LayerNorm.
+    # The kernel takes one half precision. Rotary tables lift queries and keys to float32, and the
+    # 4-bit layers of bitsandbytes, which autocast does not reach, give values the dtype of their
+    # input: float32 behind a LayerNorm.
     kind = value.device.type
     lifted = value.dtype not in HALF and torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if lifted else value.dtype
@@ -174,7 +221,9 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     cu, longest = segments.cu_seqlens, segments.longest
     window = (-1, -1) if reach is None else (reach, reach)
-    mixed = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, **options)  # [N, H, E]
+    mixed = varlen_attn(
+        q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, **options
+    )  # [N, H, E]
     return cast("Tensor", mixed)[None]
 
 
@@ -183,7 +232,9 @@ BACKENDS: Mapping[str, Backend] = {"loop": loop, "dense": dense, "varlen": varle
 
 
 def _varlen_options() -> frozenset[str]:
-    """Keywords that this torch's varlen_attn takes: 2.10 knows neither scale nor windows, 2.11 no grouped heads."""
+    """Keywords that this torch's varlen_attn takes: 2.10 knows neither scale nor windows, 2.11 no
+    grouped heads.
+    """
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:

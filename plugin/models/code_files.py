@@ -1,7 +1,9 @@
-"""Modelling code in a published folder, so that plain transformers loads families that are not its own.
+"""Modelling code in a published folder, so that plain transformers loads families that are not its
+own.
 
-A base's own files, which its config.json names in `auto_map`, are copied and never run. Where they are missing, and for a model from
-scratch, this project's code for the family is written: files that import torch and transformers alone.
+A base's own files, which its config.json names in `auto_map`, are copied and never run. Where they
+are missing, and for a model from scratch, this project's code for the family is written: files that
+import torch and transformers alone.
 """
 
 from __future__ import annotations
@@ -22,12 +24,19 @@ _REFERENCE = re.compile(r"([A-Za-z_]\w*)\.[A-Za-z_]\w*")
 _AUTO_MODELS = ("AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM")
 _HERE = Path(__file__).parent
 
-# model_type -> (file here, its configuration, its model). Each imports parts.py of this folder and nothing else of ours.
-_OURS = {"llada": ("llada", "LLaDAConfig", "LLaDAModelLM"), "Dream": ("dream", "DreamConfig", "DreamModel")}
+# model_type -> (file here, its configuration, its model). Each imports parts.py of this folder and
+# nothing else of ours.
+_OURS = {
+    "llada": ("llada", "LLaDAConfig", "LLaDAModelLM"),
+    "Dream": ("dream", "DreamConfig", "DreamModel"),
+}
 
 
 def write_code_files(folder: Path, base: Path | None) -> None:
-    """Make `auto_map` of the model in `folder` true: `base`'s files where it has them all, else this project's own, else none."""
+    """Make `auto_map` of the model in `folder` true:
+
+    `base`'s files where it has them all, else this project's own, else none.
+    """
     config_file = folder / "config.json"
     config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
     model_type = config["model_type"]
@@ -44,11 +53,15 @@ def write_code_files(folder: Path, base: Path | None) -> None:
             _AUTO_MODELS, f"modeling_{module}.{model}"
         )
     if config.get("auto_map") != named:
-        config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        config_file.write_text(
+            json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
 
 def _files_of(auto_map: object, base: Path | None) -> list[Path]:
-    """The files of `base` that an auto_map needs, those that they import included; empty unless all are there."""
+    """The files of `base` that an auto_map needs, those that they import included; empty unless all
+    are there.
+    """
     if base is None or not isinstance(auto_map, Mapping):
         return []
     references = [value for value in auto_map.values() if isinstance(value, str)]

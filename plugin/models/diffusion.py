@@ -1,4 +1,5 @@
-"""The trained module: one forward holds encoder, gather, head and loss, so that the hooks of DDP and FSDP2 run.
+"""The trained module: one forward holds encoder, gather, head and loss, so that the hooks of DDP
+and FSDP2 run.
 
 S documents, T tokens of the longest, N tokens of the batch, M masked, D width, V vocabulary.
 """
@@ -28,16 +29,22 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # see predictor
 
 @dataclass(frozen=True)
 class Face:
-    """The parts of a family's model, so that hidden states can be gathered between them; the last is its output embedding.
+    """The parts of a family's model, so that hidden states can be gathered between them; the last
+    is its output embedding.
 
-    A family without `encode_flat` cannot be packed: nobody has proved that its documents stay apart.
+    A family without `encode_flat` cannot be packed: nobody has proved that its documents stay
+    apart.
     """
 
-    encode: Callable[[Any, Tensor, Tensor | None], Tensor]  # (model, ids [S, T], mask [S, T]) -> [S, T, D]
+    encode: Callable[
+        [Any, Tensor, Tensor | None], Tensor
+    ]  # (model, ids [S, T], mask [S, T]) -> [S, T, D]
     encode_flat: (
         Callable[[Any, Tensor, Tensor, Segments], Tensor] | None
     )  # (model, ids [1, N], position [1, N], ...) -> [1, N, D]
-    transform: Callable[[Any, Tensor], Tensor]  # (model, hidden [M, D]) -> what the output projection takes
+    transform: Callable[
+        [Any, Tensor], Tensor
+    ]  # (model, hidden [M, D]) -> what the output projection takes
 
 
 def _flat_bert(model: Any, ids: Tensor, position: Tensor, segments: Segments) -> Tensor:
@@ -46,13 +53,18 @@ def _flat_bert(model: Any, ids: Tensor, position: Tensor, segments: Segments) ->
 
 def _flat_roberta(model: Any, ids: Tensor, position: Tensor, segments: Segments) -> Tensor:
     first = model.config.pad_token_id + 1  # where RoBERTa's table begins
-    return model.roberta(input_ids=ids, position_ids=position + first, segments=segments).last_hidden_state
+    return model.roberta(
+        input_ids=ids, position_ids=position + first, segments=segments
+    ).last_hidden_state
 
 
 def _flat_modernbert(model: Any, ids: Tensor, position: Tensor, segments: Segments) -> Tensor:
-    # Masks given as a dictionary are taken as they are; otherwise a window would be drawn over all N * N pairs.
+    # Masks given as a dictionary are taken as they are; otherwise a window would be drawn over all
+    # N * N pairs.
     masks: Any = {"full_attention": None, "sliding_attention": None}
-    return model.model(input_ids=ids, attention_mask=masks, position_ids=position, segments=segments).last_hidden_state
+    return model.model(
+        input_ids=ids, attention_mask=masks, position_ids=position, segments=segments
+    ).last_hidden_state
 
 
 def _roberta_transform(model: Any, hidden: Tensor) -> Tensor:
@@ -60,21 +72,27 @@ def _roberta_transform(model: Any, hidden: Tensor) -> Tensor:
 
 
 def _encoder(name: str) -> Callable[[Any, Tensor, Tensor | None], Tensor]:
-    return lambda model, ids, mask: getattr(model, name)(input_ids=ids, attention_mask=_pairs(model, mask)).last_hidden_state
+    return lambda model, ids, mask: (
+        getattr(model, name)(input_ids=ids, attention_mask=_pairs(model, mask)).last_hidden_state
+    )
 
 
 def _pairs(model: Any, mask: Tensor | None) -> Tensor | None:
-    """Which pairs see one another, from mask [S, T]. transformers would make the same, but first look whether all tokens are real:
-    the CPU would wait for the device in every micro-batch."""
+    """Which pairs see one another, from mask [S, T]. transformers would make the same, but first
+    look whether all tokens are real: the CPU would wait for the device in every micro-batch.
+    """
     if mask is None:
         return None
-    return attention_bias(model.config, torch.empty(*mask.shape, 0, dtype=model.dtype, device=mask.device), mask)
+    return attention_bias(
+        model.config, torch.empty(*mask.shape, 0, dtype=model.dtype, device=mask.device), mask
+    )
 
 
 def _encode_modernbert(model: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
     masks: Any = None
     if (pairs := _pairs(model, mask)) is not None:
-        # Laid out like the other one: a compiled layer that meets masks of two layouts is compiled twice.
+        # Laid out like the other one: a compiled layer that meets masks of two layouts is compiled
+        # twice.
         pairs = pairs.contiguous()
         near = within(torch.arange(ids.shape[1], device=ids.device), model.config.sliding_window)
         far = False if pairs.dtype == torch.bool else torch.finfo(pairs.dtype).min
@@ -84,13 +102,19 @@ def _encode_modernbert(model: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
 
 _OURS = Face(
     lambda model, ids, mask: model.encode(ids, mask),
-    lambda model, ids, position, segments: model.encode(ids, position_ids=position, segments=segments),
+    lambda model, ids, position, segments: model.encode(
+        ids, position_ids=position, segments=segments
+    ),
     lambda model, hidden: hidden,
 )
 FACES = {
-    "bert": Face(_encoder("bert"), _flat_bert, lambda model, hidden: model.cls.predictions.transform(hidden)),
+    "bert": Face(
+        _encoder("bert"), _flat_bert, lambda model, hidden: model.cls.predictions.transform(hidden)
+    ),
     "roberta": Face(_encoder("roberta"), _flat_roberta, _roberta_transform),
-    "modernbert": Face(_encode_modernbert, _flat_modernbert, lambda model, hidden: model.head(hidden)),
+    "modernbert": Face(
+        _encode_modernbert, _flat_modernbert, lambda model, hidden: model.head(hidden)
+    ),
     "llada": _OURS,
     "Dream": _OURS,
 }
@@ -108,7 +132,10 @@ def positions(model: nn.Module) -> int:
 
 
 class DiffusionModel(nn.Module):
-    """A masked LM with the loss inside its forward. `attention` is a backend of attention.py for flat batches, None pads."""
+    """A masked LM with the loss inside its forward.
+
+    `attention` is a backend of attention.py for flat batches, None pads.
+    """
 
     def __init__(self, model: nn.Module, pad_id: int, attention: str | None = None):
         super().__init__()
@@ -123,7 +150,9 @@ class DiffusionModel(nn.Module):
     def forward(self, batch: Batch) -> Sums:
         model = bare(self.model)
         face, family = FACES[model.config.model_type], FAMILIES[model.config.model_type]
-        hidden, place = self._flat(face, model, batch) if self.attention else self._padded(face, model, batch)
+        hidden, place = (
+            self._flat(face, model, batch) if self.attention else self._padded(face, model, batch)
+        )
         # A document's first token is never masked, so the shifted place is still in the document.
         gathered = hidden[place[batch.masked - family.shift]]  # [M, D]
         rows = Rows(batch.target, batch.weight, batch.document[batch.masked], batch.documents)
@@ -145,17 +174,36 @@ class DiffusionModel(nn.Module):
         """Hidden states [S * T, D] of the padded rectangle, and where each token's is."""
         rows, columns = batch.documents, batch.longest
         cell = batch.document * columns + batch.position  # [N] place of each token in the rectangle
-        padded = torch.full((rows * columns,), self.pad_id, device=batch.ids.device).scatter(0, cell, batch.ids)
+        padded = torch.full((rows * columns,), self.pad_id, device=batch.ids.device).scatter(
+            0, cell, batch.ids
+        )
         mask = None
         if batch.ids.shape[0] != rows * columns:
-            mask = torch.zeros(rows * columns, dtype=torch.long, device=cell.device).index_fill(0, cell, 1).view(rows, columns)
+            mask = (
+                torch.zeros(rows * columns, dtype=torch.long, device=cell.device)
+                .index_fill(0, cell, 1)
+                .view(rows, columns)
+            )
         return face.encode(model, padded.view(rows, columns), mask).flatten(0, 1), cell
 
 
 def own_dtype(model: nn.Module) -> contextlib.AbstractContextManager[object]:
-    """Compute in the dtype of half-precision weights, where a few of them (new rows, a head that trains) are float32."""
-    half = next((weight.dtype for weight in model.parameters() if weight.dtype in (torch.bfloat16, torch.float16)), None)
-    return torch.autocast(next(model.parameters()).device.type, dtype=half) if half else contextlib.nullcontext()
+    """Compute in the dtype of half-precision weights, where a few of them (new rows, a head that
+    trains) are float32.
+    """
+    half = next(
+        (
+            weight.dtype
+            for weight in model.parameters()
+            if weight.dtype in (torch.bfloat16, torch.float16)
+        ),
+        None,
+    )
+    return (
+        torch.autocast(next(model.parameters()).device.type, dtype=half)
+        if half
+        else contextlib.nullcontext()
+    )
 
 
 def is_packable(model_type: str) -> bool:
@@ -167,7 +215,14 @@ def check_packable(model_type: str) -> None:
     """Raises JobError (exit 2) naming packing for a family that is not packable."""
     if not is_packable(model_type):
         able = ", ".join(name for name in FACES if is_packable(name))
-        raise JobError(Problem("packing", f"a model that keeps packed documents apart ({able})", model_type, "Set packing off."))
+        raise JobError(
+            Problem(
+                "packing",
+                f"a model that keeps packed documents apart ({able})",
+                model_type,
+                "Set packing off.",
+            )
+        )
 
 
 def output_projection(model: PreTrainedModel) -> nn.Module:
@@ -176,7 +231,8 @@ def output_projection(model: PreTrainedModel) -> nn.Module:
 
 
 def predictor(model: nn.Module) -> Predict:
-    """predict(ids [S, T], real [S, T] bool, places [M, 2]) -> logits [M, V] on the model's device, without gradients.
+    """predict(ids [S, T], real [S, T] bool, places [M, 2]) -> logits [M, V] on the model's device,
+    without gradients.
 
     Each row is padded on its right; position i predicts token i.
     """

@@ -1,11 +1,13 @@
-"""Dream in our own code: Qwen2 decoder layers with full attention, names as Qwen2, the one-token shift made explicit.
+"""Dream in our own code: Qwen2 decoder layers with full attention, names as Qwen2, the one-token
+shift made explicit.
 
-Dream grew out of a causal model: hidden state i-1 predicts token i. `encode` gives the raw states, `forward` aligned
-logits; a caller that gathers masked positions before the head subtracts one from its indices, never across a document's
-start.
+Dream grew out of a causal model: hidden state i-1 predicts token i. `encode` gives the raw states,
+`forward` aligned logits; a caller that gathers masked positions before the head subtracts one from
+its indices, never across a document's start.
 
-Shapes: S documents (rows), T tokens of a row, D = hidden_size, V = vocab_size.
-Source: DreamLM/Dream, its config.json and tensor names; Qwen2 formulas (RMSNorm, half-rotation RoPE, SwiGLU).
+Shapes: S documents (rows), T tokens of a row, D = hidden_size, V = vocab_size. Source:
+DreamLM/Dream, its config.json and tensor names; Qwen2 formulas (RMSNorm, half-rotation RoPE,
+SwiGLU).
 """
 
 # torch finds sub-modules by name at run time, and transformers' configurations have optional fields that __post_init__ fills.
@@ -30,16 +32,18 @@ HONOURED: dict[str, tuple[object, ...]] = {
     "use_sliding_window": (False,),
     "use_mrope": (False,),
     "rope_scaling": (),
-    "rope_parameters": (),  # how transformers 5 spells rope_theta and rope_scaling; published files do not
+    # how transformers 5 spells rope_theta and rope_scaling; published files do not
+    "rope_parameters": (),
     "layer_types": (),
 }
 
 
 class DreamConfig(PretrainedConfig):
-    """The published config.json, field for field; fields not named here (auto_map too) are kept and written back.
+    """The published config.json, field for field; fields not named here (auto_map too) are kept and
+    written back.
 
-    `rope_scaling` is declared although it is always null: the base class has a deprecated property of that name, which
-    would warn and rename the field on save.
+    `rope_scaling` is declared although it is always null: the base class has a deprecated property
+    of that name, which would warn and rename the field on save.
     """
 
     model_type = "Dream"
@@ -70,20 +74,30 @@ class DreamConfig(PretrainedConfig):
     def __post_init__(self, **unnamed: object) -> None:
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        if unnamed.get("head_dim") is None:  # Qwen2's attention takes the field, null too, if there is one
+        if (
+            unnamed.get("head_dim") is None
+        ):  # Qwen2's attention takes the field, null too, if there is one
             unnamed.pop("head_dim", None)
         super().__post_init__(**unnamed)
 
 
 def check_dream(config: DreamConfig) -> None:
     """Raises ValueError naming every field of the config that this file cannot honour."""
-    wrong = refused(config, HONOURED | {"head_dim": (config.hidden_size // config.num_attention_heads,)})
+    wrong = refused(
+        config, HONOURED | {"head_dim": (config.hidden_size // config.num_attention_heads,)}
+    )
     if config.hidden_size % (2 * config.num_attention_heads):
-        wrong.append(f"hidden_size={config.hidden_size} with num_attention_heads={config.num_attention_heads}")
+        wrong.append(
+            f"hidden_size={config.hidden_size} with num_attention_heads={config.num_attention_heads}"
+        )
     if config.num_attention_heads % config.num_key_value_heads:
-        wrong.append(f"num_attention_heads={config.num_attention_heads} with num_key_value_heads={config.num_key_value_heads}")
+        wrong.append(
+            f"num_attention_heads={config.num_attention_heads} with num_key_value_heads={config.num_key_value_heads}"
+        )
     if wrong:
-        raise ValueError(f"config.json: expected a Dream model that this code computes, got {', '.join(wrong)}.")
+        raise ValueError(
+            f"config.json: expected a Dream model that this code computes, got {', '.join(wrong)}."
+        )
 
 
 class DreamModel(PreTrainedModel):
@@ -105,11 +119,15 @@ class DreamModel(PreTrainedModel):
         self.model = nn.Module()
         # No padding_idx: pad is eos, and a model that never learns eos never stops.
         self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.model.layers = nn.ModuleList(Qwen2DecoderLayer(config, n) for n in range(config.num_hidden_layers))
+        self.model.layers = nn.ModuleList(
+            Qwen2DecoderLayer(config, n) for n in range(config.num_hidden_layers)
+        )
         self.model.norm = Qwen2RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         for layer in self.model.layers:
-            layer.self_attn.is_causal = False  # Qwen2's is True, and would be obeyed wherever no mask is passed
+            layer.self_attn.is_causal = (
+                False  # Qwen2's is True, and would be obeyed wherever no mask is passed
+            )
         self.post_init()
 
     def encode(
@@ -121,18 +139,25 @@ class DreamModel(PreTrainedModel):
     ) -> Tensor:
         """Hidden states [S, T, D] after the last norm, raw: state i predicts token i+1.
 
-        Args: input_ids [S, T]; attention_mask [S, T] (1 = real) or [S, 1, T, T]; position_ids [S, T], default 0..T-1;
-        segments: instead of a mask, the documents of a single flat row.
+        Args: input_ids [S, T]; attention_mask [S, T] (1 = real) or [S, 1, T, T]; position_ids [S,
+        T], default 0..T-1; segments: instead of a mask, the documents of a single flat row.
         """
         config = self.config
         hidden = self.model.embed_tokens(input_ids)
         cos, sin = rotary_tables(
-            positions(input_ids, position_ids), config.hidden_size // config.num_attention_heads, config.rope_theta
+            positions(input_ids, position_ids),
+            config.hidden_size // config.num_attention_heads,
+            config.rope_theta,
         )
-        rotary = cos.to(hidden.dtype), sin.to(hidden.dtype)  # Qwen2 rotates in the dtype of its activations
+        rotary = (
+            cos.to(hidden.dtype),
+            sin.to(hidden.dtype),
+        )  # Qwen2 rotates in the dtype of its activations
         bias = attention_bias(config, hidden, attention_mask)
         for layer in self.model.layers:
-            hidden = layer(hidden, attention_mask=bias, position_embeddings=rotary, segments=segments)
+            hidden = layer(
+                hidden, attention_mask=bias, position_embeddings=rotary, segments=segments
+            )
         return self.model.norm(hidden)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -140,11 +165,18 @@ class DreamModel(PreTrainedModel):
         return self.lm_head(hidden)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> MaskedLMOutput:
-        """Aligned logits [S, T, V]; a document's first token, never masked, is predicted from its own state."""
+        """Aligned logits [S, T, V]; a document's first token, never masked, is predicted from its
+        own state.
+        """
         hidden = self.encode(input_ids, attention_mask, position_ids)
-        return MaskedLMOutput(logits=self.head(shift_right(hidden, first_tokens(input_ids, attention_mask))))
+        return MaskedLMOutput(
+            logits=self.head(shift_right(hidden, first_tokens(input_ids, attention_mask)))
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens

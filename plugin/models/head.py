@@ -1,9 +1,11 @@
-"""Output projection and cross-entropy in one: the only place where logits meet targets, for training, evaluation and likelihood.
+"""Output projection and cross-entropy in one: the only place where logits meet targets, for
+training, evaluation and likelihood.
 
-Only masked tokens get here, and of their logits only one chunk exists at a time: its share of every gradient is computed on the
-spot, so the whole [M, V] is never there. The idea is that of Liger's fused linear cross-entropy (arXiv 2410.10989) and Apple's
-cut-cross-entropy (arXiv 2411.09009), here in plain torch: two products and five passes over a chunk.
-N tokens of a batch, M masked, S documents, D width, V vocabulary, C rows of a chunk.
+Only masked tokens get here, and of their logits only one chunk exists at a time: its share of every
+gradient is computed on the spot, so the whole [M, V] is never there. The idea is that of Liger's
+fused linear cross-entropy (arXiv 2410.10989) and Apple's cut-cross-entropy (arXiv 2411.09009), here
+in plain torch: two products and five passes over a chunk. N tokens of a batch, M masked, S
+documents, D width, V vocabulary, C rows of a chunk.
 """
 
 from __future__ import annotations
@@ -18,12 +20,16 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-# Bytes of float32 logits at a time. On a CPU 128 to 256 rows of a 50k to 126k vocabulary are fastest; a GPU wants few, large chunks.
+# Bytes of float32 logits at a time. On a CPU 128 to 256 rows of a 50k to 126k vocabulary are
+# fastest; a GPU wants few, large chunks.
 BUFFER = {"cpu": 64 << 20, "cuda": 512 << 20}
 
 
 class Sums(NamedTuple):
-    """Per document, over its masked tokens; the loop alone divides. A tuple, so that the hooks of FSDP2 find the tensors in it."""
+    """Per document, over its masked tokens; the loop alone divides.
+
+    A tuple, so that the hooks of FSDP2 find the tensors in it.
+    """
 
     weighted: Tensor  # [S] sum of weight * nll: the objective
     nll: Tensor  # [S] sum of nll, nats
@@ -41,35 +47,51 @@ class Rows:
 
     def per_document(self, values: Tensor) -> Tensor:
         """[M] summed to float32 [S]."""
-        return torch.zeros(self.documents, dtype=torch.float32, device=values.device).index_add(0, self.document, values.float())
+        return torch.zeros(self.documents, dtype=torch.float32, device=values.device).index_add(
+            0, self.document, values.float()
+        )
 
 
 def masked_sums(states: Tensor, project: Callable[[Tensor], Tensor], rows: Rows) -> Sums:
     """Sums over the masked tokens of each document, in float32 whatever the compute dtype.
 
-    `states` [M, D] go into the output projection. A plain linear layer is fused with the loss; anything else (a layer that peft
-    has wrapped, say) is called chunk by chunk, and called again in the backward pass. Only `weighted` carries gradients.
+    `states` [M, D] go into the output projection. A plain linear layer is fused with the loss;
+    anything else (a layer that peft has wrapped, say) is called chunk by chunk, and called again in
+    the backward pass. Only `weighted` carries gradients.
     """
     if isinstance(project, nn.Linear) and type(project) is nn.Linear:
         learns = torch.is_grad_enabled()
-        weighted, nll, correct = _LinearLoss.apply(states, project.weight, project.bias, rows, _compute_dtype(states), learns)
+        weighted, nll, correct = _LinearLoss.apply(
+            states, project.weight, project.bias, rows, _compute_dtype(states), learns
+        )
     else:
         losses, hits = _called_losses(states, project, rows)
-        weighted, nll, correct = (rows.per_document(each) for each in (losses * rows.weight, losses.detach(), hits))
+        weighted, nll, correct = (
+            rows.per_document(each) for each in (losses * rows.weight, losses.detach(), hits)
+        )
     return Sums(weighted, nll, correct)
 
 
-def _called_losses(states: Tensor, project: Callable[[Tensor], Tensor], rows: Rows) -> tuple[Tensor, Tensor]:
-    """(nll [M], correct [M]) by calling `project`, whose width nobody can tell before the first call."""
+def _called_losses(
+    states: Tensor, project: Callable[[Tensor], Tensor], rows: Rows
+) -> tuple[Tensor, Tensor]:
+    """(nll [M], correct [M]) by calling `project`, whose width nobody can tell before the first
+    call.
+    """
 
     def losses(states: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         logits = project(states).float()  # [C, V]
-        return F.cross_entropy(logits, target, reduction="none"), (logits.detach().argmax(-1) == target).float()
+        return F.cross_entropy(logits, target, reduction="none"), (
+            logits.detach().argmax(-1) == target
+        ).float()
 
     with torch.no_grad():
         vocabulary = project(states[:1]).shape[-1]
     pieces = _chunks(states.shape[0], vocabulary, states.device)
-    parts = [checkpoint(losses, states[piece], rows.target[piece], use_reentrant=False) for piece in pieces]
+    parts = [
+        checkpoint(losses, states[piece], rows.target[piece], use_reentrant=False)
+        for piece in pieces
+    ]
     nll, correct = zip(*(parts or [losses(states, rows.target)]), strict=True)
     return torch.cat(nll), torch.cat(correct)
 
@@ -84,7 +106,9 @@ def _chunks(count: int, vocabulary: int, device: torch.device) -> list[slice]:
     most = max(1, BUFFER.get(device.type, BUFFER["cuda"]) // (4 * vocabulary))
     number = -(-count // most)
     size = -(-count // max(1, number))
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)] if count else []
+    return (
+        [slice(start, min(start + size, count)) for start in range(0, count, size)] if count else []
+    )
 
 
 @dataclass
@@ -97,23 +121,35 @@ class _Gradients:
 
 
 class _LinearLoss(torch.autograd.Function):
-    """(states [M, D], weight [V, D], bias [V] or None) -> (weighted, nll, correct), each float32 [S].
+    """(states [M, D], weight [V, D], bias [V] or None) -> (weighted, nll, correct), each float32
+    [S].
 
-    Gradients are computed in the forward pass, for the sum of all documents. The loop's backward pass scales them by one number.
-    Any other one (a factor per document; float16, whose gradients live only above the scaler's factor; a second backward)
-    computes them anew from that factor: one product more, never another result.
+    Gradients are computed in the forward pass, for the sum of all documents. The loop's backward
+    pass scales them by one number. Any other one (a factor per document; float16, whose gradients
+    live only above the scaler's factor; a second backward) computes them anew from that factor: one
+    product more, never another result.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, rows: Rows, dtype: torch.dtype, learns: bool
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: Rows,
+        dtype: torch.dtype,
+        learns: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         needs = ctx.needs_input_grad[:3]
         ctx.rows, ctx.dtype = rows, dtype
         ctx.save_for_backward(states, weight, bias)
         now = learns and any(needs) and dtype != torch.float16
-        nll, correct, ctx.ready = _losses(states, weight, bias, rows.target, dtype, rows.weight if now else None, needs)
-        weighted, plain, right = (rows.per_document(each) for each in (nll * rows.weight, nll, correct))
+        nll, correct, ctx.ready = _losses(
+            states, weight, bias, rows.target, dtype, rows.weight if now else None, needs
+        )
+        weighted, plain, right = (
+            rows.per_document(each) for each in (nll * rows.weight, nll, correct)
+        )
         ctx.mark_non_differentiable(plain, right)
         return weighted, plain, right
 
@@ -123,11 +159,18 @@ class _LinearLoss(torch.autograd.Function):
         of_weighted, (states, weight, bias) = outputs[0], ctx.saved_tensors
         rows, ready = ctx.rows, ctx.ready
         ctx.ready = None  # scaled in place below, so good for one use
-        if ready is not None and of_weighted.stride() == (0,):  # sum() hands every document the same number
-            found = tuple(None if one is None else one.mul_(of_weighted[0]) for one in (ready.states, ready.weight, ready.bias))
+        if ready is not None and of_weighted.stride() == (
+            0,
+        ):  # sum() hands every document the same number
+            found = tuple(
+                None if one is None else one.mul_(of_weighted[0])
+                for one in (ready.states, ready.weight, ready.bias)
+            )
         else:
             factor = rows.weight * of_weighted[rows.document]
-            _, _, again = _losses(states, weight, bias, rows.target, ctx.dtype, factor, ctx.needs_input_grad[:3])
+            _, _, again = _losses(
+                states, weight, bias, rows.target, ctx.dtype, factor, ctx.needs_input_grad[:3]
+            )
             assert again is not None
             found = again.states, again.weight, again.bias
         return (*found, None, None, None)
@@ -142,7 +185,9 @@ def _losses(
     factor: Tensor | None,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor, Tensor, _Gradients | None]:
-    """(nll [M], correct [M]) in float32 and, given `factor` [M], the gradients of sum(factor * nll). Products run in `dtype`."""
+    """(nll [M], correct [M]) in float32 and, given `factor` [M], the gradients of sum(factor *
+    nll). Products run in `dtype`.
+    """
     M, V = states.shape[0], weight.shape[0]
     nll, correct = (torch.empty(M, dtype=torch.float32, device=states.device) for _ in range(2))
     grown = None if factor is None else _no_gradients(states, weight, bias, needs)
@@ -153,7 +198,9 @@ def _losses(
         buffer = torch.empty(pieces[0].stop if pieces else 0, V, dtype=dtype, device=states.device)
         for piece in pieces:
             at = target[piece, None]  # [C, 1]
-            logits = _project(x[piece], w, b, buffer[: piece.stop - piece.start]).float()  # [C, V]; from here on overwritten
+            logits = _project(
+                x[piece], w, b, buffer[: piece.stop - piece.start]
+            ).float()  # [C, V]; from here on overwritten
             true = logits.gather(1, at)
             top, likeliest = logits.max(-1, keepdim=True)
             mass = logits.sub_(top).exp_().sum(-1, keepdim=True)
@@ -161,7 +208,9 @@ def _losses(
             correct[piece] = (likeliest == at)[:, 0].float()
             if grown is not None and factor is not None:
                 scale = factor[piece, None].float()
-                slope = logits.mul_(scale / mass)  # d/d logits: factor * (softmax - truth); one truth a row, so nothing races
+                slope = logits.mul_(
+                    scale / mass
+                )  # d/d logits: factor * (softmax - truth); one truth a row, so nothing races
                 slope.scatter_(1, at, slope.gather(1, at) - scale)
                 _grow(grown, piece, slope.to(dtype), x, w)
     return nll, correct, grown
@@ -172,7 +221,9 @@ def _project(x: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> Tensor:
     return torch.mm(x, w.T, out=out) if b is None else torch.addmm(b, x, w.T, out=out)
 
 
-def _no_gradients(states: Tensor, weight: Tensor, bias: Tensor | None, needs: tuple[bool, ...]) -> _Gradients:
+def _no_gradients(
+    states: Tensor, weight: Tensor, bias: Tensor | None, needs: tuple[bool, ...]
+) -> _Gradients:
     of_states, of_weight, of_bias = needs
     return _Gradients(
         torch.empty_like(states) if of_states else None,

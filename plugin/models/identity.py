@@ -1,4 +1,6 @@
-"""The identity of weights, as one short digest, and the way from an adapter to the base it was trained on."""
+"""The identity of weights, as one short digest, and the way from an adapter to the base it was
+trained on.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,11 @@ def local_folder(name: str) -> Path:
 
 
 def base_digest(name: str) -> str:
-    """Return 16 hex digits over names, sizes and samples of the weight files; reading all of an 8B model would take minutes.
+    """Return 16 hex digits over names, sizes and samples of the weight files; reading all of an 8B
+    model would take minutes.
 
-    They are the files that `load_model` loads. Raises OSError where they are not here, JobError (exit 4) as it does.
+    They are the files that `load_model` loads. Raises OSError where they are not here, JobError
+    (exit 4) as it does.
     """
     digest = hashlib.blake2b(digest_size=8)
     files = weight_files(str(local_folder(name)), offline=True)
@@ -46,19 +50,27 @@ def base_digest(name: str) -> str:
 
 
 def find_base(adapter: Path, recorded: Mapping[str, Any], given: str = "") -> str:
-    """The folder or hub id of an adapter's base: `given`, else what the run beside it was started with, else the recorded name.
+    """The folder or hub id of an adapter's base: `given`, else what the run beside it was started
+    with, else the recorded name.
 
-    `recorded` is the adapter's `base` in diffusion.json, whose name holds no path. Raises JobError (exit 4) where nothing is
-    there, or other weights than it was trained on.
+    `recorded` is the adapter's `base` in diffusion.json, whose name holds no path. Raises JobError
+    (exit 4) where nothing is there, or other weights than it was trained on.
     """
     name = given or _base_of_run(adapter.parent / "run.json") or recorded["name"]
     try:
         digest = base_digest(name)
     except OSError as error:
         got = f"{name}, which is not here"
-        raise model_error("base", f"the model that {adapter} was trained on", got, "Name it with --base.") from error
+        raise model_error(
+            "base", f"the model that {adapter} was trained on", got, "Name it with --base."
+        ) from error
     if recorded["digest"] not in (None, digest):
-        raise model_error("adapter", f"an adapter of {name}", f"{adapter}, trained on {recorded['name']}", "Give that model.")
+        raise model_error(
+            "adapter",
+            f"an adapter of {name}",
+            f"{adapter}, trained on {recorded['name']}",
+            "Give that model.",
+        )
     return name
 
 

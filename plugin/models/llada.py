@@ -1,10 +1,13 @@
-"""LLaDA in our own code: Llama parts, full attention, parameters named as in the published checkpoints.
+"""LLaDA in our own code: Llama parts, full attention, parameters named as in the published
+checkpoints.
 
-Because modules bear the published names (`model.transformer.blocks.N.ff_proj` is the gate, a block's `ff_out` the down
-projection, `model.transformer.ff_out` the output head), saving and loading need no key map.
+Because modules bear the published names (`model.transformer.blocks.N.ff_proj` is the gate, a
+block's `ff_out` the down projection, `model.transformer.ff_out` the output head), saving and
+loading need no key map.
 
-Shapes: S documents (rows), T tokens of a row, D = d_model, V = embedding_size (>= vocab_size), H heads, E = D / H.
-Source: ML-GSAI/LLaDA, its config.json and index of tensor names; Llama formulas (RMSNorm, half-rotation RoPE, SwiGLU).
+Shapes: S documents (rows), T tokens of a row, D = d_model, V = embedding_size (>= vocab_size), H
+heads, E = D / H. Source: ML-GSAI/LLaDA, its config.json and index of tensor names; Llama formulas
+(RMSNorm, half-rotation RoPE, SwiGLU).
 """
 
 # torch finds sub-modules by name at run time, and transformers' configurations have optional fields that __post_init__ fills.
@@ -26,9 +29,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attenti
 
 from .parts import attention_bias, positions, refused, rotary_tables, rotate
 
-# Fields that change the arithmetic, with the values this file computes; () refuses any. Fields that only matter to the
-# published training code (init_fn, init_device, precision, flash_attention, alibi_bias_max, ...) are kept and not read.
-# rope_full_precision is not among them: ours is always fp32, which is what the published models ask for.
+# Fields that change the arithmetic, with the values this file computes; () refuses any. Fields that
+# only matter to the published training code (init_fn, init_device, precision, flash_attention,
+# alibi_bias_max, ...) are kept and not read. rope_full_precision is not among them: ours is always
+# fp32, which is what the published models ask for.
 HONOURED: dict[str, tuple[object, ...]] = {
     "block_type": ("llama",),
     "block_group_size": (1,),
@@ -52,7 +56,9 @@ HONOURED: dict[str, tuple[object, ...]] = {
 
 
 class LLaDAConfig(PretrainedConfig):
-    """The published config.json, field for field; fields not named here (auto_map too) are kept and written back."""
+    """The published config.json, field for field; fields not named here (auto_map too) are kept and
+    written back.
+    """
 
     model_type = "llada"
     attribute_map: ClassVar[dict[str, str]] = {
@@ -87,12 +93,18 @@ class LLaDAConfig(PretrainedConfig):
 
     def __post_init__(self, **unnamed: object) -> None:
         self.n_kv_heads = self.n_heads if self.n_kv_heads is None else self.n_kv_heads
-        self.mlp_hidden_size = self.mlp_ratio * self.d_model if self.mlp_hidden_size is None else self.mlp_hidden_size
-        self.embedding_size = self.vocab_size if self.embedding_size is None else self.embedding_size
+        self.mlp_hidden_size = (
+            self.mlp_ratio * self.d_model if self.mlp_hidden_size is None else self.mlp_hidden_size
+        )
+        self.embedding_size = (
+            self.vocab_size if self.embedding_size is None else self.embedding_size
+        )
         super().__post_init__(**unnamed)
 
     def to_dict(self) -> dict[str, object]:
-        """With transformers' name for weight_tying too: peft asks this dictionary whether weights are tied."""
+        """With transformers' name for weight_tying too: peft asks this dictionary whether weights
+        are tied.
+        """
         return super().to_dict() | {"tie_word_embeddings": self.weight_tying}
 
     def to_diff_dict(self) -> dict[str, object]:
@@ -112,7 +124,9 @@ def check_llada(config: LLaDAConfig) -> None:
     if config.embedding_size < config.vocab_size:
         wrong.append(f"embedding_size={config.embedding_size} below vocab_size={config.vocab_size}")
     if wrong:
-        raise ValueError(f"config.json: expected a LLaDA model that this code computes, got {', '.join(wrong)}.")
+        raise ValueError(
+            f"config.json: expected a LLaDA model that this code computes, got {', '.join(wrong)}."
+        )
 
 
 class LLaDABlock(GradientCheckpointingLayer):
@@ -138,14 +152,20 @@ class LLaDABlock(GradientCheckpointingLayer):
         self.up_proj = nn.Linear(D, config.mlp_hidden_size, bias=False)
         self.ff_out = nn.Linear(config.mlp_hidden_size, D, bias=False)
 
-    def attend(self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, segments: object | None) -> Tensor:
-        """Full attention of x [S, T, D]; bias as made by attention_bias, or segments of a flat batch."""
+    def attend(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, segments: object | None
+    ) -> Tensor:
+        """Full attention of x [S, T, D]; bias as made by attention_bias, or segments of a flat
+        batch.
+        """
         S, T, D = x.shape
         q, k, v = (
             project(x).view(S, T, -1, self.head_dim).transpose(1, 2)  # [S, H, T, E]
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
         mixed, _ = attention(
             self,
             rotate(q, *rotary),
@@ -159,7 +179,11 @@ class LLaDABlock(GradientCheckpointingLayer):
         return self.attn_out(mixed.reshape(S, T, D))
 
     def forward(
-        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, segments: object | None = None
+        self,
+        hidden: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        bias: Tensor | None,
+        segments: object | None = None,
     ) -> Tensor:
         hidden = hidden + self.attend(self.attn_norm(hidden), rotary, bias, segments)
         x = self.ff_norm(hidden)
@@ -177,8 +201,11 @@ class LLaDAModelLM(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # Tied (weight_tying), the head shares the embedding's tensor and is absent from files, as in the published layout.
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"model.transformer.ff_out.weight": "model.transformer.wte.weight"}
+    # Tied (weight_tying), the head shares the embedding's tensor and is absent from files, as in
+    # the published layout.
+    _tied_weights_keys: ClassVar[dict[str, str]] = {
+        "model.transformer.ff_out.weight": "model.transformer.wte.weight"
+    }
 
     def __init__(self, config: LLaDAConfig):
         super().__init__(config)
@@ -186,7 +213,9 @@ class LLaDAModelLM(PreTrainedModel):
         self.model = nn.Module()
         self.model.transformer = nn.ModuleDict(
             {
-                "wte": nn.Embedding(config.embedding_size, config.d_model),  # no padding_idx: pad is eos, and trained
+                "wte": nn.Embedding(
+                    config.embedding_size, config.d_model
+                ),  # no padding_idx: pad is eos, and trained
                 "blocks": nn.ModuleList(LLaDABlock(config, n) for n in range(config.n_layers)),
                 "ln_f": LlamaRMSNorm(config.d_model, config.rms_norm_eps),
                 "ff_out": nn.Linear(config.d_model, config.embedding_size, bias=False),
@@ -203,13 +232,15 @@ class LLaDAModelLM(PreTrainedModel):
     ) -> Tensor:
         """Hidden states [S, T, D] after the last norm; state i belongs to token i.
 
-        Args: input_ids [S, T]; attention_mask [S, T] (1 = real) or [S, 1, T, T]; position_ids [S, T], default 0..T-1;
-        segments: instead of a mask, the documents of a single flat row.
+        Args: input_ids [S, T]; attention_mask [S, T] (1 = real) or [S, 1, T, T]; position_ids [S,
+        T], default 0..T-1; segments: instead of a mask, the documents of a single flat row.
         """
         parts = self.model.transformer
         hidden = parts.wte(input_ids)
         rotary = rotary_tables(
-            positions(input_ids, position_ids), self.config.d_model // self.config.n_heads, self.config.rope_theta
+            positions(input_ids, position_ids),
+            self.config.d_model // self.config.n_heads,
+            self.config.rope_theta,
         )
         bias = attention_bias(self.config, hidden, attention_mask)
         for block in parts.blocks:
@@ -221,10 +252,15 @@ class LLaDAModelLM(PreTrainedModel):
         return self.model.transformer.ff_out(hidden)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> MaskedLMOutput:
         """Logits [S, T, V]; arguments as in `encode`."""
-        return MaskedLMOutput(logits=self.head(self.encode(input_ids, attention_mask, position_ids)))
+        return MaskedLMOutput(
+            logits=self.head(self.encode(input_ids, attention_mask, position_ids))
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.transformer.wte
@@ -239,9 +275,14 @@ class LLaDAModelLM(PreTrainedModel):
         self.model.transformer.ff_out = new_embeddings
 
     def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
     ) -> nn.Embedding:
-        """transformers' resizing sets vocab_size to the new number of rows; here embedding_size is that number too."""
+        """transformers' resizing sets vocab_size to the new number of rows; here embedding_size is
+        that number too.
+        """
         wte = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         self.config.embedding_size = wte.weight.shape[0]
         return wte

@@ -1,4 +1,6 @@
-"""Adapters: where they sit, what else trains beside them, and merging them back into plain weights."""
+"""Adapters: where they sit, what else trains beside them, and merging them back into plain
+weights.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from ..config.model_files import read_json
 from .adapter_config import check_adapter_config
 from .load import load_model, table_rows
 
-if TYPE_CHECKING:  # importing peft, and bitsandbytes with it, takes two of a worker's six seconds: only who adapts pays
+# importing peft, and bitsandbytes with it, takes two of a worker's six seconds: only who adapts
+# pays
+if TYPE_CHECKING:
     from peft import PeftModel
 
 MaybeAdapted: TypeAlias = "PreTrainedModel | PeftModel"
@@ -38,11 +42,15 @@ class LoraSettings:
     targets: str  # auto, or layer names, comma separated
 
 
-def add_adapter(model: PreTrainedModel, family: Family, settings: LoraSettings, new_ids: Sequence[int]) -> PeftModel:
-    """Freeze `model` and put an adapter into it. Adapter weights are float32; norms and head keep their dtype.
+def add_adapter(
+    model: PreTrainedModel, family: Family, settings: LoraSettings, new_ids: Sequence[int]
+) -> PeftModel:
+    """Freeze `model` and put an adapter into it. Adapter weights are float32; norms and head keep
+    their dtype.
 
-    Rows `new_ids` of the embedding train too, with a tied head; an untied head then trains whole, or it could never say them.
-    Raises JobError (exit 2) naming lora_targets when a name fits no linear layer.
+    Rows `new_ids` of the embedding train too, with a tied head; an untied head then trains whole,
+    or it could never say them. Raises JobError (exit 2) naming lora_targets when a name fits no
+    linear layer.
     """
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
@@ -52,7 +60,9 @@ def add_adapter(model: PreTrainedModel, family: Family, settings: LoraSettings, 
         embedding = _name_of(model, model.get_input_embeddings())
         trained["trainable_token_indices"] = {embedding: list(new_ids)}
         if not model.config.tie_word_embeddings:
-            trained["modules_to_save"] = [_name_of(model, cast("nn.Module", model.get_output_embeddings()))]
+            trained["modules_to_save"] = [
+                _name_of(model, cast("nn.Module", model.get_output_embeddings()))
+            ]
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
@@ -63,7 +73,9 @@ def add_adapter(model: PreTrainedModel, family: Family, settings: LoraSettings, 
     )
     adapted = cast("PeftModel", get_peft_model(model, config))
     for module in adapted.modules():
-        if isinstance(module, LoraLayer):  # autocast knows the dtype; a float32 copy of every layer's input would only cost
+        if isinstance(
+            module, LoraLayer
+        ):  # autocast knows the dtype; a float32 copy of every layer's input would only cost
             module.cast_input_dtype_enabled = False
     for weight in adapted.parameters():
         if weight.requires_grad:  # peft does so for the adapter, not for a head that trains whole
@@ -77,19 +89,31 @@ def has_adapter(model: nn.Module) -> TypeIs[PeftModel]:
 
 def target_layers(model: PreTrainedModel, family: Family, targets: str) -> list[str]:
     """Full names of the linear layers that get an adapter: by default all but the output head's."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and not _in_head(name, family)]
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not _in_head(name, family)
+    ]
     if targets == "auto":
         return linear
     wanted = [part.strip() for part in targets.split(",") if part.strip()]
     absent = [part for part in wanted if not any(_ends_with(name, part) for name in linear)]
     if absent or not wanted:
         known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-        raise JobError(Problem("lora_targets", f"auto or names of linear layers ({known})", ", ".join(absent) or "nothing"))
+        raise JobError(
+            Problem(
+                "lora_targets",
+                f"auto or names of linear layers ({known})",
+                ", ".join(absent) or "nothing",
+            )
+        )
     return [name for name in linear if any(_ends_with(name, part) for part in wanted)]
 
 
 def restore_adapter(model: PeftModel, folder: Path) -> None:
-    """Put a saved adapter, and whatever trains beside it, into a model that has a new one of the same shape."""
+    """Put a saved adapter, and whatever trains beside it, into a model that has a new one of the
+    same shape.
+    """
     from peft import set_peft_model_state_dict
 
     loaded = set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
@@ -109,9 +133,16 @@ def _name_of(model: nn.Module, wanted: nn.Module) -> str:
 
 
 def merged_model(
-    base: str, adapter: Path, *, four_bit: bool, dtype: torch.dtype, embedding_rows: int | None = None, offline: bool = False
+    base: str,
+    adapter: Path,
+    *,
+    four_bit: bool,
+    dtype: torch.dtype,
+    embedding_rows: int | None = None,
+    offline: bool = False,
 ) -> PreTrainedModel:
-    """The base with the adapter merged in, plain weights in `dtype`. `four_bit`: onto the dequantised NF4 weights.
+    """The base with the adapter merged in, plain weights in `dtype`. `four_bit`: onto the
+    dequantised NF4 weights.
 
     Raises JobError (exit 4): an adapter that does not fit this base.
     """
@@ -133,12 +164,19 @@ def with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
 
 
 def four_bit_saves(model: nn.Module, family: Family) -> int:
-    """Bytes that a model's linear layers below the head lose as NF4: half a byte a weight, a one-byte scale for 64 of them, and a
-    float32 one for 256 scales (double quantisation, arXiv 2305.14314)."""
+    """Bytes that a model's linear layers below the head lose as NF4: half a byte a weight, a
+    one-byte scale for 64 of them, and a float32 one for 256 scales (double quantisation, arXiv
+    2305.14314).
+    """
     linear = (
-        layer.weight for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and not _in_head(name, family)
+        layer.weight
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and not _in_head(name, family)
     )
-    return sum(round(weight.numel() * (weight.element_size() - 0.5 - (1 + 4 / 256) / 64)) for weight in linear)
+    return sum(
+        round(weight.numel() * (weight.element_size() - 0.5 - (1 + 4 / 256) / 64))
+        for weight in linear
+    )
 
 
 def dequantized(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -151,9 +189,13 @@ def dequantized(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _check_fits(model: PreTrainedModel, base: str, adapter: Path) -> None:
-    """Compare names and shapes before peft loads what happens to match and leaves the rest at zero."""
+    """Compare names and shapes before peft loads what happens to match and leaves the rest at
+    zero.
+    """
     if not (adapter / ADAPTER_WEIGHTS).is_file() or not (adapter / ADAPTER_CONFIG).is_file():
-        raise model_error("adapter", f"a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}", str(adapter))
+        raise model_error(
+            "adapter", f"a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}", str(adapter)
+        )
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     wrong: list[str] = []
     with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as file:
@@ -169,4 +211,6 @@ def _check_fits(model: PreTrainedModel, base: str, adapter: Path) -> None:
         some = ", ".join(sorted(set(wrong))[:3])
         trained_on = read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
         got = f"{adapter}, made for {trained_on}: {some} do not fit"
-        raise model_error("adapter", f"an adapter of {base}", got, "Give the model that it was trained on.")
+        raise model_error(
+            "adapter", f"an adapter of {base}", got, "Give the model that it was trained on."
+        )

@@ -30,7 +30,12 @@ def check_patterns(tokenizer: PreTrainedTokenizerBase, field: str, name: str) ->
         for pattern in _patterns(json.loads(found.__getstate__())) if found is not None else ():
             if len(pattern) > MOST or is_endless(pattern):
                 got = f"{name}: {pattern[:80]!r} in its {part}"
-                raise model_error(field, "a tokenizer whose regular expressions end", got, "Use another tokenizer.")
+                raise model_error(
+                    field,
+                    "a tokenizer whose regular expressions end",
+                    got,
+                    "Use another tokenizer.",
+                )
 
 
 def _patterns(value: Any) -> Iterator[str]:

@@ -1,4 +1,6 @@
-"""A model folder that works by itself: weights, tokenizer, code, how it was trained and is sampled, and a card for people."""
+"""A model folder that works by itself: weights, tokenizer, code, how it was trained and is sampled,
+and a card for people.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,39 @@ from .code_files import write_code_files
 from .identity import local_folder
 from .lora import ADAPTER_CONFIG, MaybeAdapted, has_adapter
 
-DIFFUSION_FILE = "diffusion.json"  # method, noise, loss weighting, end-of-answer policy, sampler settings
-_OF_THIS_MACHINE = ("local_files_only", "is_local", "name_or_path", "trust_remote_code", "use_fast", "_commit_hash")
+DIFFUSION_FILE = (
+    "diffusion.json"  # method, noise, loss weighting, end-of-answer policy, sampler settings
+)
+_OF_THIS_MACHINE = (
+    "local_files_only",
+    "is_local",
+    "name_or_path",
+    "trust_remote_code",
+    "use_fast",
+    "_commit_hash",
+)
 _TAGS = ["masked-diffusion", "text-diffusion"]
-_INSIDE_RUN = re.compile(r"fused|adapter|checkpoint-\d+")  # folders of a run that say little without its name
-_LICENCES = "The base model's and the data's licences apply; check both before you share this {what}."
+_INSIDE_RUN = re.compile(
+    r"fused|adapter|checkpoint-\d+"
+)  # folders of a run that say little without its name
+_LICENCES = (
+    "The base model's and the data's licences apply; check both before you share this {what}."
+)
 
 
 def write_model(
-    folder: Path, model: MaybeAdapted, tokenizer: PreTrainedTokenizerBase, diffusion: dict[str, Any], *, base: str = ""
+    folder: Path,
+    model: MaybeAdapted,
+    tokenizer: PreTrainedTokenizerBase,
+    diffusion: dict[str, Any],
+    *,
+    base: str = "",
 ) -> None:
-    """Write safetensors weights (an adapter's alone, if there is one), configuration, code, tokenizer and `diffusion.json`.
+    """Write safetensors weights (an adapter's alone, if there is one), configuration, code,
+    tokenizer and `diffusion.json`.
 
-    `base`: the folder or hub id that the model was made of, whose own code files are copied. Nothing written names a path of
-    this machine.
+    `base`: the folder or hub id that the model was made of, whose own code files are copied.
+    Nothing written names a path of this machine.
     """
     folder.mkdir(parents=True)
     if has_adapter(model):
@@ -44,33 +65,49 @@ def write_model(
         write_code_files(folder, local_folder(base) if base else None)
     tokenizer.save_pretrained(folder)
     _rewrite(folder / "tokenizer_config.json", _portable_tokenizer)
-    (folder / DIFFUSION_FILE).write_text(redact(json.dumps(diffusion, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8")
+    (folder / DIFFUSION_FILE).write_text(
+        redact(json.dumps(diffusion, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8"
+    )
 
 
 def _rewrite(file: Path, change: Any) -> None:
     fields = change(json.loads(file.read_text(encoding="utf-8")))
-    file.write_text(json.dumps(fields, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    file.write_text(
+        json.dumps(fields, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8"
+    )
 
 
 def _portable_adapter(fields: dict[str, Any]) -> dict[str, Any]:
-    """peft records where the base lay and which of our modules held its class; neither means anything elsewhere."""
-    return fields | {"base_model_name_or_path": public_name(str(fields["base_model_name_or_path"])), "auto_mapping": None}
+    """peft records where the base lay and which of our modules held its class; neither means
+    anything elsewhere.
+    """
+    return fields | {
+        "base_model_name_or_path": public_name(str(fields["base_model_name_or_path"])),
+        "auto_mapping": None,
+    }
 
 
 def _portable_tokenizer(fields: dict[str, Any]) -> dict[str, Any]:
-    """transformers records how it loaded a tokenizer as if that belonged to it; its code files are not in this folder."""
+    """transformers records how it loaded a tokenizer as if that belonged to it; its code files are
+    not in this folder.
+    """
     kept = {
         key: value
         for key, value in fields.items()
-        if key not in (*_OF_THIS_MACHINE, "auto_map") and not (isinstance(value, str) and os.path.isabs(value))
+        if key not in (*_OF_THIS_MACHINE, "auto_map")
+        and not (isinstance(value, str) and os.path.isabs(value))
     }
-    if kept.get("tokenizer_class") == "TokenizersBackend":  # a name of transformers 5; 4 and 5 know this one
+    if (
+        kept.get("tokenizer_class") == "TokenizersBackend"
+    ):  # a name of transformers 5; 4 and 5 know this one
         kept["tokenizer_class"] = "PreTrainedTokenizerFast"
     return kept
 
 
 def public_name(name: str) -> str:
-    """A model's name as a stranger may read it: a hub id as it is, of a path its end (RUN/fused for a run's model)."""
+    """A model's name as a stranger may read it: a hub id as it is, of a path its end (RUN/fused for
+    a run's model).
+    """
     path = Path(name).expanduser()
     if not (path.is_absolute() or name.startswith(("~", ".")) or path.exists()):
         return name
@@ -79,19 +116,28 @@ def public_name(name: str) -> str:
 
 
 def read_diffusion(folder: Path) -> dict[str, Any]:
-    """The contents of `diffusion.json`; empty for a model that another tool made. Raise JobError (exit 4) for a broken one."""
+    """The contents of `diffusion.json`; empty for a model that another tool made.
+
+    Raise JobError (exit 4) for a broken one.
+    """
     file = folder / DIFFUSION_FILE
     try:
         return dict(json.loads(read_small(file))) if file.exists() else {}
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise model_error("model", f"a readable {DIFFUSION_FILE}", f"{file}: {str(error)[:200]}") from error
+        raise model_error(
+            "model", f"a readable {DIFFUSION_FILE}", f"{file}: {str(error)[:200]}"
+        ) from error
 
 
 def write_card(folder: Path, facts: dict[str, Any]) -> None:
-    """README.md: the model, what it was trained on and how, its evaluation, how to talk to it and load it elsewhere."""
+    """README.md: the model, what it was trained on and how, its evaluation, how to talk to it and
+    load it elsewhere.
+    """
     method, base = facts["method"], facts["table"].get("base model", "")
     lines = [
-        *_front_matter(base, library_name="transformers", pipeline_tag=pipeline_tag(method), tags=_TAGS),
+        *_front_matter(
+            base, library_name="transformers", pipeline_tag=pipeline_tag(method), tags=_TAGS
+        ),
         f"# {_as_text(facts['name'])}",
         "",
         f"A text-diffusion language model, trained by masked diffusion (method `{method}`).",
@@ -139,8 +185,15 @@ def write_adapter_card(folder: Path, diffusion: dict[str, Any]) -> None:
 
 
 def _front_matter(base: str, **fields: Any) -> list[str]:
-    """The card's YAML header. A base is named there only by a hub id: hubs read the field as one."""
-    known = {"base_model": base} if base.count("/") == 1 and not _INSIDE_RUN.fullmatch(base.split("/")[1]) else {}
+    """The card's YAML header.
+
+    A base is named there only by a hub id: hubs read the field as one.
+    """
+    known = (
+        {"base_model": base}
+        if base.count("/") == 1 and not _INSIDE_RUN.fullmatch(base.split("/")[1])
+        else {}
+    )
     return ["---", *ModelCardData(**known, **fields).to_yaml().splitlines(), "---"]
 
 
@@ -158,7 +211,10 @@ def _elsewhere(folder: Path) -> list[str]:
 
 
 def _evaluation(metrics: dict[str, float]) -> list[str]:
-    rows = [f"| {key} | {f'{value:g}' if float(value).is_integer() else f'{value:.4f}'} |" for key, value in metrics.items()]
+    rows = [
+        f"| {key} | {f'{value:g}' if float(value).is_integer() else f'{value:.4f}'} |"
+        for key, value in metrics.items()
+    ]
     return ["## Evaluation", "", "| metric | value |", "|---|---|", *rows, ""] if rows else []
 
 
@@ -167,5 +223,7 @@ def _as_code(name: str) -> str:
 
 
 def _as_text(value: object) -> str:
-    """Write a name or a figure as words of Markdown: what a folder or a data set is called makes no link, image or column."""
+    """Write a name or a figure as words of Markdown: what a folder or a data set is called makes no
+    link, image or column.
+    """
     return re.sub(r"([\\`*_{}\[\]<>()#!|&~])", r"\\\1", one_line(str(value)))

@@ -1,7 +1,8 @@
-"""The published checkpoint layouts as data: names and shapes of all tensors, fields a config.json must have.
+"""The published checkpoint layouts as data: names and shapes of all tensors, fields a config.json
+must have.
 
-A name's `{n}` runs over the layers; shapes are formulas in the fields of the config. Source: config.json and
-model.safetensors.index.json of LLaDA-8B-Instruct and Dream-v0-Instruct-7B.
+A name's `{n}` runs over the layers; shapes are formulas in the fields of the config. Source:
+config.json and model.safetensors.index.json of LLaDA-8B-Instruct and Dream-v0-Instruct-7B.
 """
 
 from __future__ import annotations
@@ -29,16 +30,29 @@ ANY = ConfigDict(arbitrary_types_allowed=True)
 
 @dataclass(frozen=True)
 class Layout:
-    """One published layout. `kv` in a shape is the width of all keys: kv heads times the width of a head."""
+    """One published layout.
 
-    required: tuple[str, ...]  # fields whose absence would silently change a shape or the arithmetic
+    `kv` in a shape is the width of all keys: kv heads times the width of a head.
+    """
+
+    required: tuple[
+        str, ...
+    ]  # fields whose absence would silently change a shape or the arithmetic
     names: dict[str, str]  # tensor name -> its shape, as names of fields
     head: str  # absent from files of a model whose head is tied
 
 
 LAYOUTS: dict[str, Layout] = {
     "llada": Layout(
-        required=("d_model", "n_heads", "n_layers", "mlp_hidden_size", "vocab_size", "rope_theta", "rms_norm_eps"),
+        required=(
+            "d_model",
+            "n_heads",
+            "n_layers",
+            "mlp_hidden_size",
+            "vocab_size",
+            "rope_theta",
+            "rms_norm_eps",
+        ),
         names={
             "model.transformer.wte.weight": "embedding_size d_model",
             "model.transformer.blocks.{n}.attn_norm.weight": "d_model",
@@ -89,9 +103,13 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def published_shapes(config: PretrainedConfig) -> dict[str, Shape]:
-    """Every tensor name of the config's model with its shape, as a published checkpoint of that size would hold it."""
+    """Every tensor name of the config's model with its shape, as a published checkpoint of that
+    size would hold it.
+    """
     layout = LAYOUTS[config.model_type]
-    sizes = config.to_dict() | {"kv": config.hidden_size // config.num_attention_heads * config.num_key_value_heads}
+    sizes = config.to_dict() | {
+        "kv": config.hidden_size // config.num_attention_heads * config.num_key_value_heads
+    }
     shapes: dict[str, Shape] = {}
     for pattern, formula in layout.names.items():
         shape = tuple(sizes[size] for size in formula.split())
@@ -102,19 +120,33 @@ def published_shapes(config: PretrainedConfig) -> dict[str, Shape]:
     return shapes
 
 
-def field_problems(model_type: str, given: Mapping[str, object], field: str = "config.json") -> list[Problem]:
-    """One problem naming all required fields that a config.json lacks; a default in place of one would be a guess."""
+def field_problems(
+    model_type: str, given: Mapping[str, object], field: str = "config.json"
+) -> list[Problem]:
+    """One problem naming all required fields that a config.json lacks; a default in place of one
+    would be a guess.
+    """
     missing = [name for name in LAYOUTS[model_type].required if given.get(name) is None]
     if not missing:
         return []
-    return [_problem(field, f"the fields of a published {model_type} model", "no " + ", ".join(missing))]
+    return [
+        _problem(field, f"the fields of a published {model_type} model", "no " + ", ".join(missing))
+    ]
 
 
 def wrong_kinds(config: PretrainedConfig) -> list[str]:
-    """Name the fields of a configuration that hold a value of another kind than they declare, each with its value."""
-    kinds = get_type_hints(type(config), localns={"torch": torch})  # by which transformers names its dtypes
+    """Name the fields of a configuration that hold a value of another kind than they declare, each
+    with its value.
+    """
+    kinds = get_type_hints(
+        type(config), localns={"torch": torch}
+    )  # by which transformers names its dtypes
     values = ((one.name, getattr(config, one.name, None)) for one in fields(config))
-    return [f"{name} {value!r}" for name, value in values if value is not None and not _is(value, kinds[name])]
+    return [
+        f"{name} {value!r}"
+        for name, value in values
+        if value is not None and not _is(value, kinds[name])
+    ]
 
 
 def _is(value: object, kind: Any) -> bool:
@@ -126,7 +158,9 @@ def _is(value: object, kind: Any) -> bool:
 
 
 def name_problems(config: PretrainedConfig, found: Mapping[str, Shape]) -> list[Problem]:
-    """Missing names, unexpected names and wrong shapes of a checkpoint's tensors (name -> shape), each list in full."""
+    """Missing names, unexpected names and wrong shapes of a checkpoint's tensors (name -> shape),
+    each list in full.
+    """
     expected = published_shapes(config)
     optional = {LAYOUTS[config.model_type].head} if config.tie_word_embeddings else set()
     missing = sorted(expected.keys() - found.keys())
@@ -141,9 +175,13 @@ def name_problems(config: PretrainedConfig, found: Mapping[str, Shape]) -> list[
         wanted = f"{len(expected)} tensors by their published names"
         problems.append(_problem("weights", wanted, "missing " + ", ".join(missing)))
     if unexpected:
-        problems.append(_problem("weights", "no other tensors", "unexpected " + ", ".join(unexpected)))
+        problems.append(
+            _problem("weights", "no other tensors", "unexpected " + ", ".join(unexpected))
+        )
     if wrong:
-        problems.append(_problem("weights", "the shapes that config.json implies", ", ".join(wrong)))
+        problems.append(
+            _problem("weights", "the shapes that config.json implies", ", ".join(wrong))
+        )
     return problems
 
 

@@ -1,8 +1,10 @@
-"""The masked-diffusion loss of one document as weights on its masked tokens, and what the step divides by.
+"""The masked-diffusion loss of one document as weights on its masked tokens, and what the step
+divides by.
 
-loss = sum over the step of weight * nll, divided once by `count` over the whole step (micro-batches and ranks). Norms:
-`token` (supervised tokens), `sequence` (each document by its own supervised tokens, then documents: LLaDA's SFT guidelines),
-`masked` (masked tokens: Dream's trainer), `batch` (documents).
+loss = sum over the step of weight * nll, divided once by `count` over the whole step (micro-batches
+and ranks). Norms: `token` (supervised tokens), `sequence` (each document by its own supervised
+tokens, then documents: LLaDA's SFT guidelines), `masked` (masked tokens: Dream's trainer), `batch`
+(documents).
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from numpy.typing import NDArray
 
 from .noise import mask_probability, time_weight
 
-# (hidden bool [T], t, factor of the drawn mask count) -> the weight of each token [T], or one number for all of them
+# (hidden bool [T], t, factor of the drawn mask count) -> the weight of each token [T], or one
+# number for all of them
 Weigh = Callable[[NDArray[np.bool_], float, float], "NDArray[np.float64] | float"]
 
 
@@ -51,11 +54,14 @@ def corrupt(
     scale: NDArray[np.float64] | None = None,
     left_out: int = 0,
 ) -> Corruption:
-    """Mask the drawn tokens of one document, always with `mask_id` (never 80/10/10), and weigh them.
+    """Mask the drawn tokens of one document, always with `mask_id` (never 80/10/10), and weigh
+    them.
 
-    `dropped_prompt`: this many first tokens are hidden too, without being learned (training for guidance). `scale` [T]: the inverse
-    of each token's chance to be in this canvas, and `left_out` supervised tokens that are not: the expected loss of the canvases of
-    a document is then that of the whole one (Horvitz and Thompson 1952), and its share of the divisor does not depend on the draw.
+    `dropped_prompt`: this many first tokens are hidden too, without being learned (training for
+    guidance). `scale` [T]: the inverse of each token's chance to be in this canvas, and `left_out`
+    supervised tokens that are not: the expected loss of the canvases of a document is then that of
+    the whole one (Horvitz and Thompson 1952), and its share of the divisor does not depend on the
+    draw.
     """
     hidden = masked.copy()
     hidden[:dropped_prompt] = True

@@ -13,7 +13,12 @@ from rich.text import Text
 from ..base.errors import one_line
 from ..run.outcome import counted
 
-STYLES = {"prompt": "cyan", "answer": "green", "end": "dim green", "masked": "bold white on magenta"}
+STYLES = {
+    "prompt": "cyan",
+    "answer": "green",
+    "end": "dim green",
+    "masked": "bold white on magenta",
+}
 HOLE = "░"  # a masked token where there is no colour to mark it
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "heap")
 BARS = " ▁▂▃▄▅▆▇█"
@@ -27,15 +32,22 @@ def print_check(plan: Mapping[str, Any], *, ok: bool) -> None:
         console.print(f"note: {note}", markup=False)
     if launch := plan.get("launch"):
         where = f"GPU {', '.join(launch['gpus'])}" if launch["gpus"] else "CPU"
-        console.print(f"devices     {where}; {counted(launch['processes'], 'process', 'processes')}")
+        console.print(
+            f"devices     {where}; {counted(launch['processes'], 'process', 'processes')}"
+        )
         console.print(f"train       {shlex.join(plan['command'])}", markup=False)
-        console.print(f"cluster     examples/accelerate_ddp.yaml says what comes before: {launch['accelerate']}", markup=False)
+        console.print(
+            f"cluster     examples/accelerate_ddp.yaml says what comes before: {launch['accelerate']}",
+            markup=False,
+        )
     if "steps" in plan:
         _print_run(console, plan)
         for split, report in plan["data"].items():
             _print_data(console, split, report)
         _print_preview(console, plan)
-    console.print("[bold green]ok: this job can run[/]" if ok else "[bold red]not ok: see the errors[/]")
+    console.print(
+        "[bold green]ok: this job can run[/]" if ok else "[bold red]not ok: see the errors[/]"
+    )
 
 
 def _harmless(value: Any) -> Any:
@@ -57,14 +69,22 @@ def _print_run(console: Console, plan: Mapping[str, Any]) -> None:
     console.print(
         f"first step  {plan['tokens_first_step']:,} tokens{fill}, {plan['supervised_first_step']:,} learned; tried on {plan['tried']}"
     )
-    evaluated = f"evaluated every {counted(plan['eval_every'], 'step')}" if plan["eval_every"] else "never evaluated"
+    evaluated = (
+        f"evaluated every {counted(plan['eval_every'], 'step')}"
+        if plan["eval_every"]
+        else "never evaluated"
+    )
     console.print(f"meanwhile   {evaluated}, saved every {counted(plan['save_every'], 'step')}")
     needs = plan["memory"]
     unit, size = ("GB", 1e9) if needs["peak"] >= 1e9 else ("MB", 1e6)
     kinds = " + ".join(f"{needs[kind] / size:.2f} {kind}" for kind in KINDS if needs[kind])
-    console.print(f"memory      {kinds}: about {needs['peak'] / size:.2f} {unit} at the peak, {needs['free'] / 1e9:.1f} GB free")
+    console.print(
+        f"memory      {kinds}: about {needs['peak'] / size:.2f} {unit} at the peak, {needs['free'] / 1e9:.1f} GB free"
+    )
     disk = plan["disk"]
-    console.print(f"disk        {disk['needed_bytes'] / 1e9:.2f} GB needed, {disk['free_bytes'] / 1e9:.1f} GB free")
+    console.print(
+        f"disk        {disk['needed_bytes'] / 1e9:.2f} GB needed, {disk['free_bytes'] / 1e9:.1f} GB free"
+    )
 
 
 def _print_data(console: Console, split: str, report: Mapping[str, Any]) -> None:
@@ -81,13 +101,22 @@ def _print_data(console: Console, split: str, report: Mapping[str, Any]) -> None
     )
     if report["truncated"]:
         rows = ", ".join(report["truncated_rows"])
-        console.print(f"  truncated {report['truncated']} ({report['truncated_percent']} %), such as {rows}", markup=False)
+        console.print(
+            f"  truncated {report['truncated']} ({report['truncated_percent']} %), such as {rows}",
+            markup=False,
+        )
     for reason, count in report["dropped"].items():
-        console.print(f"  dropped   {count}: {reason}, such as {', '.join(report['dropped_rows'][reason])}", markup=False)
+        console.print(
+            f"  dropped   {count}: {reason}, such as {', '.join(report['dropped_rows'][reason])}",
+            markup=False,
+        )
 
 
 def _print_preview(console: Console, plan: Mapping[str, Any]) -> None:
-    console.print(f"what the model sees of {plan['preview_row']} (⟦ ⟧: one token of the tokenizer's own):", markup=False)
+    console.print(
+        f"what the model sees of {plan['preview_row']} (⟦ ⟧: one token of the tokenizer's own):",
+        markup=False,
+    )
     for view in plan["preview"]:
         text = Text(f"  t = {view['t']:<5} ")
         for run in view["runs"]:

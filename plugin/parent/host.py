@@ -13,7 +13,9 @@ from .launch import LaunchPlan
 class Host(Protocol):
     @property
     def stop_grace_s(self) -> float:
-        """Seconds from a signal to the end that the workers have; infinite where nobody kills the parent meanwhile."""
+        """Seconds from a signal to the end that the workers have; infinite where nobody kills the
+        parent meanwhile.
+        """
         ...
 
     def started(self, folder: RunFolder, plan: LaunchPlan) -> None:

@@ -1,4 +1,6 @@
-"""The cause of a death in what a program printed: the last line of its last traceback, and of the error that it came from."""
+"""The cause of a death in what a program printed: the last line of its last traceback, and of the
+error that it came from.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class LastWords:
 
     @property
     def cause(self) -> str:
-        """Return `ImportError: ...`, with the error it came from; empty if no traceback was printed."""
+        """Return `ImportError: ...`, with the error it came from; empty if no traceback was
+        printed.
+        """
         if not self._errors:
             return ""
         first, last = self._errors[0], self._errors[-1]

@@ -13,10 +13,12 @@ FIELD = "main_process_ip"
 
 
 def interface_to(address: str) -> str:
-    """Name of the network interface towards machine 0; empty where the system does not tell. Sends nothing.
+    """Name of the network interface towards machine 0; empty where the system does not tell. Sends
+    nothing.
 
-    gloo would take the interface of the host's own name. On many machines that is the loopback, where the others wait for ever.
-    Raises JobError (exit 2) naming main_process_ip: no way leads there, or it is a name that only this machine knows itself by.
+    gloo would take the interface of the host's own name. On many machines that is the loopback,
+    where the others wait for ever. Raises JobError (exit 2) naming main_process_ip: no way leads
+    there, or it is a name that only this machine knows itself by.
     """
     try:
         family, *_, target = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
@@ -24,12 +26,23 @@ def interface_to(address: str) -> str:
             probe.connect(target)
             own = probe.getsockname()[0]
     except OSError as error:
-        raise JobError(Problem(FIELD, "an address that this machine reaches", f"{address}: {error.strerror or error}")) from error
+        raise JobError(
+            Problem(
+                FIELD,
+                "an address that this machine reaches",
+                f"{address}: {error.strerror or error}",
+            )
+        ) from error
     if _is_loopback(own) and not _is_loopback(address):
         got = f"{address}, which is {target[0]} on this machine"
-        raise JobError(Problem(FIELD, "machine 0's address in the network", got, "Give the address itself."))
+        raise JobError(
+            Problem(FIELD, "machine 0's address in the network", got, "Give the address itself.")
+        )
     for name, addresses in psutil.net_if_addrs().items():
-        if any(one.address == own or (_is_loopback(own) and _is_loopback(one.address)) for one in addresses):
+        if any(
+            one.address == own or (_is_loopback(own) and _is_loopback(one.address))
+            for one in addresses
+        ):
             return name
     return ""
 

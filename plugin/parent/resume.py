@@ -1,4 +1,6 @@
-"""Going on with a run: which checkpoint, whether the parameters allow it, and the run's files cut back to it. Without torch."""
+"""Going on with a run: which checkpoint, whether the parameters allow it, and the run's files cut
+back to it. Without torch.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +36,30 @@ def resume_target(params: Params) -> Target:
     given = Path(params.run_dir).expanduser().absolute() if params.run_dir else None
     if params.resume == "true":
         if given is None:
-            raise JobError(Problem("resume", "a run_dir to go on in", "true without one", "Name the run folder in run_dir."))
+            raise JobError(
+                Problem(
+                    "resume",
+                    "a run_dir to go on in",
+                    "true without one",
+                    "Name the run folder in run_dir.",
+                )
+            )
         return Target(given, None)
     path = Path(params.resume).expanduser().absolute()
     if not path.is_dir():
-        raise JobError(Problem("resume", "true, false, a run folder or a checkpoint in one", f"{path}, which is no folder"))
+        raise JobError(
+            Problem(
+                "resume",
+                "true, false, a run folder or a checkpoint in one",
+                f"{path}, which is no folder",
+            )
+        )
     is_checkpoint = re.fullmatch(r"checkpoint-\d+", path.name) is not None
     run_dir = path.parent if is_checkpoint else path
     if given not in (None, run_dir):
-        raise JobError(Problem("resume", f"a folder of run_dir ({given})", str(path), "Leave run_dir empty."))
+        raise JobError(
+            Problem("resume", f"a folder of run_dir ({given})", str(path), "Leave run_dir empty.")
+        )
     return Target(run_dir, path if is_checkpoint else None)
 
 
@@ -55,7 +72,8 @@ class Start:
 
 
 def find_start(folder: RunFolder, named: Path | None, say: Callable[[str], None]) -> Start | None:
-    """The newest whole checkpoint, or the named one; None when the run has not written any. Broken ones are told and skipped.
+    """The newest whole checkpoint, or the named one; None when the run has not written any. Broken
+    ones are told and skipped.
 
     Raises JobError (exit 2) when none is whole.
     """
@@ -68,7 +86,14 @@ def find_start(folder: RunFolder, named: Path | None, say: Callable[[str], None]
     if not candidates:
         return None
     fix = "Start a new run in another run_dir."
-    raise JobError(Problem("resume", "a whole checkpoint that this program wrote", f"{candidates[0]} and no other", fix))
+    raise JobError(
+        Problem(
+            "resume",
+            "a whole checkpoint that this program wrote",
+            f"{candidates[0]} and no other",
+            fix,
+        )
+    )
 
 
 def _why_stateless(checkpoint: Path) -> str:
@@ -78,12 +103,16 @@ def _why_stateless(checkpoint: Path) -> str:
         state = read_state(checkpoint)
     except (OSError, ValueError, RecursionError) as error:
         return f"{STATE} cannot be read: {error}"
-    whole = isinstance(state, dict) and all(type(state.get(name)) is int for name in ("step", "seed", "step_size"))
+    whole = isinstance(state, dict) and all(
+        type(state.get(name)) is int for name in ("step", "seed", "step_size")
+    )
     return "" if whole else f"{STATE} is not one of this program's"
 
 
 def parameter_problems(old: Mapping[str, Any], params: Params) -> tuple[list[Problem], list[str]]:
-    """(problems, lines on what changes) between the run's parameters and the ones it is to go on with."""
+    """(problems, lines on what changes) between the run's parameters and the ones it is to go on
+    with.
+    """
     new, problems, changes = params.as_json(), [], []
     forbidden_here = NOT_OF_A_STREAM if params.streaming else set[str]()
     for name, value in new.items():
@@ -93,7 +122,11 @@ def parameter_problems(old: Mapping[str, Any], params: Params) -> tuple[list[Pro
             changes.append(f"resume: {name} is {value!r} from here, {old[name]!r} before")
         else:
             fix = "Leave it as it was, or start a new run from the checkpoint as its model_name."
-            problems.append(Problem(name, f"{old[name]!r}, what this run was trained with so far", repr(value), fix))
+            problems.append(
+                Problem(
+                    name, f"{old[name]!r}, what this run was trained with so far", repr(value), fix
+                )
+            )
     return problems, changes
 
 
@@ -105,17 +138,26 @@ def state_problems(start: Start, params: Params, ranks: int) -> list[Problem]:
     if documents != state["step_size"]:
         got = f"{params.batch_size} x {params.gradient_accumulation_steps} x {ranks} processes = {documents}"
         fix = "Change batch_size or gradient_accumulation_steps so that a step stays what it was."
-        problems.append(Problem("batch_size", f"{state['step_size']} documents a step, as before", got, fix))
+        problems.append(
+            Problem("batch_size", f"{state['step_size']} documents a step, as before", got, fix)
+        )
     if params.num_train_epochs == 0 and params.train_steps < start.step:
-        problems.append(Problem("train_steps", f"at least the {start.step} steps already done", str(params.train_steps)))
+        problems.append(
+            Problem(
+                "train_steps",
+                f"at least the {start.step} steps already done",
+                str(params.train_steps),
+            )
+        )
     return problems
 
 
 def cut_back(folder: RunFolder, step: int, say: Callable[[str], None]) -> None:
-    """Leave what a run that stood at `step` would have written: later metrics and samples go, half-written folders too.
+    """Leave what a run that stood at `step` would have written: later metrics and samples go,
+    half-written folders too.
 
-    Whole checkpoints of later steps are renamed, not removed: only naming an older one leaves any. An adapter and a fused model
-    stay until the next ones take their place.
+    Whole checkpoints of later steps are renamed, not removed: only naming an older one leaves any.
+    An adapter and a fused model stay until the next ones take their place.
     """
     for part in half_written(folder.path):
         say(f"resume: {part.name} was only half written; removed")
@@ -150,7 +192,9 @@ def _end_last_line(path: Path) -> None:
 
 
 def _keep_lines(path: Path, step: int) -> list[dict[str, Any]]:
-    """Rewrite a .jsonl file with the lines of steps up to `step`; a half line, which a kill leaves, goes too."""
+    """Rewrite a .jsonl file with the lines of steps up to `step`; a half line, which a kill leaves,
+    goes too.
+    """
     kept: list[dict[str, Any]] = []
     if not path.exists():
         return kept

@@ -1,5 +1,6 @@
-"""From a plan to an outcome: `run_workers` starts the ranks, each in a session of its own, relays what they write, and does not
-return before every one of them is gone."""
+"""From a plan to an outcome: `run_workers` starts the ranks, each in a session of its own, relays
+what they write, and does not return before every one of them is gone.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ from .watchdog import Watch, write_stacks
 POLL_S = 0.1
 GRACE_S = 5.0  # how long the other ranks may live once one has failed
 EXIT_GRACE_S = 60.0  # how long they may live once one has ended well
-START_GRACE_S = 30.0  # after a stop, how long they may live that have made no step: there is nothing to save
+START_GRACE_S = (
+    30.0  # after a stop, how long they may live that have made no step: there is nothing to save
+)
 
 # Signals that are a cause; SIGABRT may be a library's answer to another rank's end.
 FATAL = {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
@@ -41,7 +44,9 @@ class Relay:
 
     line: Callable[[str], None]  # one line of the workers' log
     event: Callable[[dict[str, Any]], None]  # one event of events.jsonl
-    stop_signals: Callable[[], Sequence[int]]  # signals so far: the first asks, a second ends the workers now
+    stop_signals: Callable[
+        [], Sequence[int]
+    ]  # signals so far: the first asks, a second ends the workers now
     stop_wanted: Callable[[], bool]  # the host's own stop button
     stop_grace_s: float = math.inf  # after a signal, how long the workers may take to save
 
@@ -56,12 +61,17 @@ class Inherited:
 
 
 class Reading:
-    """What the workers have written so far, relayed line by line; remembers the event that decides the outcome."""
+    """What the workers have written so far, relayed line by line; remembers the event that decides
+    the outcome.
+    """
 
     def __init__(self, folder: RunFolder, relay: Relay):
         self._relay = relay
         self.last_words = LastWords()
-        self._lines, self._events = Tail(folder / "log.txt", from_end=True), Tail(folder / "events.jsonl", from_end=True)
+        self._lines, self._events = (
+            Tail(folder / "log.txt", from_end=True),
+            Tail(folder / "events.jsonl", from_end=True),
+        )
         self.final: dict[str, Any] = {}
         self._first_step: int | None = None
         self.stepped = False  # this run, in these processes, has made a step
@@ -77,11 +87,18 @@ class Reading:
             except ValueError:  # a killed rank's half line, with another's behind it
                 self._relay.line(shown(redact(text)))
                 continue
-            # The first failure is the cause, later ones follow from it; so do those after a stop that had nothing to save.
-            if event["type"] in ("finished", "failed") and self.final.get("type") != "failed" and not self.given_up:
+            # The first failure is the cause, later ones follow from it; so do those after a stop
+            # that had nothing to save.
+            if (
+                event["type"] in ("finished", "failed")
+                and self.final.get("type") != "failed"
+                and not self.given_up
+            ):
                 self.final = event
             if event["type"] == "progress":
-                first = self._first_step = event["step"] if self._first_step is None else self._first_step
+                first = self._first_step = (
+                    event["step"] if self._first_step is None else self._first_step
+                )
                 self.stepped |= event["step"] > first
             self._relay.event(event)
 
@@ -91,7 +108,9 @@ class Reading:
 
     @property
     def given_up(self) -> bool:
-        """Rank 0 stopped before the first step: nothing to save, and the other ranks may wait for it in vain."""
+        """Rank 0 stopped before the first step: nothing to save, and the other ranks may wait for
+        it in vain.
+        """
         return self.final.get("type") == "finished" and _stopped_at_once(self.final["result"])
 
 
@@ -99,8 +118,13 @@ def _stopped_at_once(result: Mapping[str, Any]) -> bool:
     return result["outcome"] == "stopped" and result["steps"] == 0
 
 
-def run_workers(plan: LaunchPlan, folder: RunFolder, relay: Relay, inherited: Inherited, hang_timeout_s: float) -> Outcome:
-    """Start every rank, relay what they write, and return what became of them. No process is left behind, whatever happens."""
+def run_workers(
+    plan: LaunchPlan, folder: RunFolder, relay: Relay, inherited: Inherited, hang_timeout_s: float
+) -> Outcome:
+    """Start every rank, relay what they write, and return what became of them.
+
+    No process is left behind, whatever happens.
+    """
     workers: list[subprocess.Popen[bytes]] = []
     codes: list[int | None] = []
     hang: Problem | None = None
@@ -112,10 +136,15 @@ def run_workers(plan: LaunchPlan, folder: RunFolder, relay: Relay, inherited: In
             for rank in plan.ranks:
                 workers.append(_start(plan.argv, rank, log, inherited))
         if inherited.listener:
-            inherited.listener.close()  # rank 0's alone from here: the port is free when it has gone
+            # rank 0's alone from here: the port is free when it has gone
+            inherited.listener.close()
         codes, hang = _wait(workers, folder, relay, reading, watch)
         if hang:
-            running = {number: worker.pid for number, worker in zip(numbers, workers, strict=True) if worker.poll() is None}
+            running = {
+                number: worker.pid
+                for number, worker in zip(numbers, workers, strict=True)
+                if worker.poll() is None
+            }
             write_stacks(running, folder / "log.txt")
     finally:
         for worker in workers:
@@ -128,7 +157,9 @@ def run_workers(plan: LaunchPlan, folder: RunFolder, relay: Relay, inherited: In
     return _outcome(codes, numbers, reading, relay.stop_signals(), folder)
 
 
-def _start(argv: Sequence[str], rank: Mapping[str, str], log: IO[bytes], inherited: Inherited) -> subprocess.Popen[bytes]:
+def _start(
+    argv: Sequence[str], rank: Mapping[str, str], log: IO[bytes], inherited: Inherited
+) -> subprocess.Popen[bytes]:
     kept, extra = [inherited.lock], {PARENT_PID: str(os.getpid())}
     if inherited.listener and rank["RANK"] == "0":
         kept.append(inherited.listener.fileno())
@@ -141,7 +172,8 @@ def _start(argv: Sequence[str], rank: Mapping[str, str], log: IO[bytes], inherit
         argv,
         env={**process.inherited(os.environ), **rank, **extra},
         stdin=subprocess.DEVNULL,
-        stdout=log,  # a file, not a pipe: when this process is killed, the workers can still write and save
+        # a file, not a pipe: when this process is killed, the workers can still write and save
+        stdout=log,
         stderr=log,
         start_new_session=True,
         pass_fds=kept,
@@ -149,9 +181,15 @@ def _start(argv: Sequence[str], rank: Mapping[str, str], log: IO[bytes], inherit
 
 
 def _wait(
-    workers: Sequence[subprocess.Popen[bytes]], folder: RunFolder, relay: Relay, reading: Reading, watch: Watch
+    workers: Sequence[subprocess.Popen[bytes]],
+    folder: RunFolder,
+    relay: Relay,
+    reading: Reading,
+    watch: Watch,
 ) -> tuple[list[int | None], Problem | None]:
-    """Exit codes once every rank has ended, or as they are when the others must be ended (None = still running); a hang."""
+    """Exit codes once every rank has ended, or as they are when the others must be ended (None =
+    still running); a hang.
+    """
     deadline = asked = signalled = math.inf
     while None in (codes := [worker.poll() for worker in workers]):
         reading.pump()
@@ -186,9 +224,15 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
 
 
 def _outcome(
-    codes: Sequence[int | None], ranks: Sequence[int], reading: Reading, signals: Sequence[int], folder: RunFolder
+    codes: Sequence[int | None],
+    ranks: Sequence[int],
+    reading: Reading,
+    signals: Sequence[int],
+    folder: RunFolder,
 ) -> Outcome:
-    """Done only when every rank exited 0 and the final event was written; a signal that was obeyed gives 128 + its number."""
+    """Done only when every rank exited 0 and the final event was written; a signal that was obeyed
+    gives 128 + its number.
+    """
     final = reading.final
     killed = any(code in FATAL for code in codes)
     if final.get("type") == "finished" and (all(code == 0 for code in codes) or reading.given_up):
@@ -196,16 +240,22 @@ def _outcome(
         if result["outcome"] == "stopped":
             return Outcome("stopped", 128 + signals[0] if signals else Code.OK, result=result)
         return Outcome("done", Code.OK, result=result)
-    if final.get("type") == "failed" and not killed:  # a killed rank is the cause of what the others say
+    if (
+        final.get("type") == "failed" and not killed
+    ):  # a killed rank is the cause of what the others say
         error = Problem(**final["error"])
         return Outcome("failed", error.code, error, final.get("result"))
     if len(signals) > 1 or (signals and None in codes and not any(codes)):
-        return Outcome("stopped", 128 + signals[0])  # ended at once: what it did and saved is in the run folder
+        return Outcome(
+            "stopped", 128 + signals[0]
+        )  # ended at once: what it did and saved is in the run folder
     problem = _died(codes, ranks, reading.last_words, folder)
     return Outcome("failed", problem.code, problem)
 
 
-def _died(codes: Sequence[int | None], ranks: Sequence[int], last_words: LastWords, folder: RunFolder) -> Problem:
+def _died(
+    codes: Sequence[int | None], ranks: Sequence[int], last_words: LastWords, folder: RunFolder
+) -> Problem:
     """Tell a death from the exit codes and from what was printed, where no event does."""
     fix = f"See {folder / 'log.txt'}.{folder.what_is_saved()}"
     ended = [(rank, code) for rank, code in zip(ranks, codes, strict=True) if code]
@@ -213,10 +263,24 @@ def _died(codes: Sequence[int | None], ranks: Sequence[int], last_words: LastWor
         if None in codes:
             got = f"rank {ranks[codes.index(None)]} still running {EXIT_GRACE_S:g} s after another had ended"
             return Problem("worker", "every rank to end", got, fix, Code.WORKER_DIED)
-        return Problem("worker", "a final event", "an exit without one", f"Please report this. {fix}", Code.WORKER_DIED)
-    rank, code = min(ended, key=lambda one: one[1] not in FATAL)  # the cause before what followed from it
+        return Problem(
+            "worker",
+            "a final event",
+            "an exit without one",
+            f"Please report this. {fix}",
+            Code.WORKER_DIED,
+        )
+    rank, code = min(
+        ended, key=lambda one: one[1] not in FATAL
+    )  # the cause before what followed from it
     if code == Code.DISK:  # a full disk takes the worker's last words too
-        return Problem("disk", "space for the run's files", f"none left for rank {rank}", f"Free some. {fix}", Code.DISK)
+        return Problem(
+            "disk",
+            "space for the run's files",
+            f"none left for rank {rank}",
+            f"Free some. {fix}",
+            Code.DISK,
+        )
     if code < 0:
         likely = " (likely out of memory)" if code == -signal.SIGKILL else ""
         got = f"worker died{likely}: rank {rank} ended by {signal.Signals(-code).name}"

@@ -1,4 +1,7 @@
-"""The parent's side of a job: check or train. Validated parameters in, outcome out; torch is never imported here."""
+"""The parent's side of a job: check or train.
+
+Validated parameters in, outcome out; torch is never imported here.
+"""
 
 from __future__ import annotations
 
@@ -29,20 +32,47 @@ from ..run.folder import LOCK_WAIT_S, STOP, RunFolder, local_path
 from .check_report import print_check
 from .host import Host
 from .last_words import LastWords
-from .launch import LaunchPlan, listen, machine_dir, nvidia_smi, plan_launch, resolve_gpus, visible_gpus
+from .launch import (
+    LaunchPlan,
+    listen,
+    machine_dir,
+    nvidia_smi,
+    plan_launch,
+    resolve_gpus,
+    visible_gpus,
+)
 from .network import interface_to
 from .resume import Start, cut_back, find_start, parameter_problems, resume_target, state_problems
 from .supervise import Inherited, Relay, run_workers
 from .wandb import key_problem, relayed
 
-CHECK_S, CHECK_S_PER_MB = 300.0, 10.0  # a check without an answer after so long, and so much data, hangs
+CHECK_S, CHECK_S_PER_MB = (
+    300.0,
+    10.0,
+)  # a check without an answer after so long, and so much data, hangs
 REFUSALS = (Code.CONFIGURATION, Code.DATA, Code.MODEL)  # before the first step they leave nothing
-LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors", "numpy")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+)
 
 
-def make_plan(params: Params, run_dir: Path, opened: ExitStack) -> tuple[LaunchPlan, socket.socket | None]:
-    """The processes, and the port that other machines come to, which `opened` closes. Raises JobError."""
-    gpus = resolve_gpus(params, visible_gpus(os.environ, nvidia_smi) if params.train_device != "cpu" else [])
+def make_plan(
+    params: Params, run_dir: Path, opened: ExitStack
+) -> tuple[LaunchPlan, socket.socket | None]:
+    """The processes, and the port that other machines come to, which `opened` closes.
+
+    Raises JobError.
+    """
+    gpus = resolve_gpus(
+        params, visible_gpus(os.environ, nvidia_smi) if params.train_device != "cpu" else []
+    )
     listener = listen(params)
     if listener:
         opened.enter_context(listener)
@@ -54,12 +84,18 @@ def make_plan(params: Params, run_dir: Path, opened: ExitStack) -> tuple[LaunchP
 
 
 def chosen_run_dir(params: Params) -> Path:
-    named = resume_target(params).run_dir or Path(params.run_dir or default_run_dir(params)).expanduser().absolute()
+    named = (
+        resume_target(params).run_dir
+        or Path(params.run_dir or default_run_dir(params)).expanduser().absolute()
+    )
     return machine_dir(params, named)
 
 
 def train_job(parsed: Parsed, host: Host) -> int:
-    """Train into a new run folder and report the outcome once. Returns the exit code; raises JobError before anything is written."""
+    """Train into a new run folder and report the outcome once.
+
+    Returns the exit code; raises JobError before anything is written.
+    """
     params = with_full_paths(parsed.params)
     run_dir = chosen_run_dir(params)
     with ExitStack() as opened:
@@ -82,14 +118,24 @@ def train_job(parsed: Parsed, host: Host) -> int:
         folder.write_run(params.as_json(), environment, None)
         for note in [*parsed.notes, *_note_of_launcher()]:
             host.line(note)
-        private = Path(opened.enter_context(TemporaryDirectory(prefix="ranks-", ignore_cleanup_errors=True)))
+        private = Path(
+            opened.enter_context(TemporaryDirectory(prefix="ranks-", ignore_cleanup_errors=True))
+        )
         host.started(folder, plan)
         opened.enter_context(relayed(params, folder, host.line))
-        outcome = Outcome("failed", Code.INTERNAL, Problem("main", "a run to its end", "an internal error", "See stderr.", 1))
+        outcome = Outcome(
+            "failed",
+            Code.INTERNAL,
+            Problem("main", "a run to its end", "an internal error", "See stderr.", 1),
+        )
         try:
             with stop_signals() as signals:
-                relay = Relay(host.line, host.event, lambda: signals, host.stop_wanted, host.stop_grace_s)
-                outcome = run_workers(plan, folder, relay, Inherited(lock, listener, private), params.hang_timeout_s)
+                relay = Relay(
+                    host.line, host.event, lambda: signals, host.stop_wanted, host.stop_grace_s
+                )
+                outcome = run_workers(
+                    plan, folder, relay, Inherited(lock, listener, private), params.hang_timeout_s
+                )
         finally:
             _write_outcome(folder, host, params, environment, outcome)
     if outcome.code in REFUSALS and start is None:
@@ -105,17 +151,28 @@ def _note_of_launcher() -> list[str]:
     if not (names := of_launcher(os.environ)):
         return []
     shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-    return [f"environment: {shown}, another launcher's, are not used; num_machines and num_processes say where a run trains"]
+    return [
+        f"environment: {shown}, another launcher's, are not used; num_machines and num_processes say where a run trains"
+    ]
 
 
-def go_on(folder: RunFolder, params: Params, plan: LaunchPlan, data: str, say: Callable[[str], None]) -> Start | None:
-    """Make the folder ready to go on from its checkpoint; None when it holds none yet. Raises JobError with every reason against it."""
-    of_run = RunFolder(folder.path.parent) if params.machine_rank else folder  # the first machine has the checkpoints
+def go_on(
+    folder: RunFolder, params: Params, plan: LaunchPlan, data: str, say: Callable[[str], None]
+) -> Start | None:
+    """Make the folder ready to go on from its checkpoint; None when it holds none yet.
+
+    Raises JobError with every reason against it.
+    """
+    of_run = (
+        RunFolder(folder.path.parent) if params.machine_rank else folder
+    )  # the first machine has the checkpoints
     start = find_start(of_run, resume_target(params).checkpoint, say)
     if start is None:
         say(f"resume: {folder.path} holds no checkpoint yet; the run starts at step 0")
         return None
-    found, changes = resume_problems(folder, start, params, len(plan.ranks) * params.num_machines, data)
+    found, changes = resume_problems(
+        folder, start, params, len(plan.ranks) * params.num_machines, data
+    )
     if found:
         raise JobError(*found)
     say(f"resume: going on from step {start.step}")
@@ -125,7 +182,9 @@ def go_on(folder: RunFolder, params: Params, plan: LaunchPlan, data: str, say: C
     return start
 
 
-def resume_problems(folder: RunFolder, start: Start, params: Params, ranks: int, data: str) -> tuple[list[Problem], list[str]]:
+def resume_problems(
+    folder: RunFolder, start: Start, params: Params, ranks: int, data: str
+) -> tuple[list[Problem], list[str]]:
     """(why this run cannot go on with these parameters, lines on what changes)."""
     try:
         before = folder.read_run()
@@ -134,7 +193,9 @@ def resume_problems(folder: RunFolder, start: Start, params: Params, ranks: int,
         return [Problem("resume", "a run folder with its run.json", f"{folder.path}: {error}")], []
     if before["environment"]["data"] != data:
         fix = "Put the old data back, or start a new run from the checkpoint as its model_name."
-        problems.append(Problem("dataset_name", "the data this run was trained on so far", "other content", fix))
+        problems.append(
+            Problem("dataset_name", "the data this run was trained on so far", "other content", fix)
+        )
     return problems + state_problems(start, params, ranks), changes
 
 
@@ -143,7 +204,10 @@ def stop_signals() -> Generator[list[int]]:
     """SIGTERM and SIGINT, collected instead of obeyed."""
     signals: list[int] = []
     numbers = (signal.SIGTERM, signal.SIGINT)
-    previous = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in numbers}
+    previous = {
+        number: signal.signal(number, lambda number, _: signals.append(number))
+        for number in numbers
+    }
     try:
         yield signals
     finally:
@@ -151,7 +215,9 @@ def stop_signals() -> Generator[list[int]]:
             signal.signal(number, handler)
 
 
-def _write_outcome(folder: RunFolder, host: Host, params: Params, environment: dict[str, Any], outcome: Outcome) -> None:
+def _write_outcome(
+    folder: RunFolder, host: Host, params: Params, environment: dict[str, Any], outcome: Outcome
+) -> None:
     if not folder.answered(STOP):
         host.line(
             f"warning: {folder / STOP} cannot be taken away (a folder that holds something?); remove it before the next run"
@@ -163,7 +229,10 @@ def _write_outcome(folder: RunFolder, host: Host, params: Params, environment: d
 
 
 def _look_first(params: Params, folder: RunFolder) -> str:
-    """What can be seen wrong without torch, before the folder is made, all at once. Returns the digest of the data."""
+    """What can be seen wrong without torch, before the folder is made, all at once.
+
+    Returns the digest of the data.
+    """
     problems: list[Problem] = []
     digest = ""
     templates = (params.instruction_template, params.input_template, params.output_template)
@@ -190,7 +259,9 @@ def _look_first(params: Params, folder: RunFolder) -> str:
 
 
 def inputs_inside(params: Params, folder: RunFolder) -> list[Problem]:
-    """What the run would read in the folder that it writes, and may clear first; a run that goes on may read what it read so far."""
+    """What the run would read in the folder that it writes, and may clear first; a run that goes on
+    may read what it read so far.
+    """
     before: Mapping[str, Any] = {}
     if params.resume != "false" and folder.path.is_dir() and not folder.problems(goes_on=True):
         with suppress(OSError, ValueError, KeyError):
@@ -205,19 +276,35 @@ def inputs_inside(params: Params, folder: RunFolder) -> list[Problem]:
             continue
         paths = local_paths(value) if name == "dataset_name" else [Path(value).expanduser()]
         if inside := next((path for path in paths if _lies_in(path, root)), None):
-            found.append(Problem(name, "what lies outside of run_dir", f"{inside}, which lies in {root}", fix))
+            found.append(
+                Problem(
+                    name, "what lies outside of run_dir", f"{inside}, which lies in {root}", fix
+                )
+            )
     return found
 
 
 def _lies_in(path: Path, folder: Path) -> bool:
     """Tell a path in a folder, by its name or by where links lead."""
-    return path.exists() and (path.absolute().is_relative_to(folder) or path.resolve().is_relative_to(folder.resolve()))
+    return path.exists() and (
+        path.absolute().is_relative_to(folder) or path.resolve().is_relative_to(folder.resolve())
+    )
 
 
 def with_full_paths(params: Params) -> Params:
-    """Paths in full: run.json repeats its run, and an adapter finds its base, from any folder. Raises JobError (exit 2)."""
+    """Paths in full: run.json repeats its run, and an adapter finds its base, from any folder.
+
+    Raises JobError (exit 2).
+    """
     if not is_writable(os.getcwd()):
-        raise JobError(Problem("main", "a current folder whose name is UTF-8", os.getcwd(), "Start in another folder."))
+        raise JobError(
+            Problem(
+                "main",
+                "a current folder whose name is UTF-8",
+                os.getcwd(),
+                "Start in another folder.",
+            )
+        )
     return params.model_copy(
         update={
             "model_name": local_path(params.model_name),
@@ -235,7 +322,9 @@ def default_run_dir(params: Params) -> str:
 def describe_environment(plan: LaunchPlan, data: str) -> dict[str, Any]:
     """What a run ran on: versions, devices, commit of this program, digest of the data."""
     versions = {name: metadata.version(name) for name in LIBRARIES}
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     return {
         "versions": {"python": platform.python_version(), **versions},
         "devices": list(plan.gpus) or ["cpu"],
@@ -247,7 +336,10 @@ def describe_environment(plan: LaunchPlan, data: str) -> dict[str, Any]:
 
 
 def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
-    """The dry run: plan, then the torch part in a process of its own. Returns the first problem's code."""
+    """The dry run: plan, then the torch part in a process of its own.
+
+    Returns the first problem's code.
+    """
     params = with_full_paths(parsed.params)
     problems: list[Problem] = []
     plan: dict[str, Any] = {}
@@ -266,9 +358,21 @@ def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
     answer = _try_out(params, ranks, offline=not download)
     problems += [Problem(**problem) for problem in answer["problems"]]
     plan["command"] = train_command(parsed.params)
-    plan |= {"params": params.as_json(), "notes": [*parsed.notes, *answer["notes"]], **(answer["report"] or {})}
+    plan |= {
+        "params": params.as_json(),
+        "notes": [*parsed.notes, *answer["notes"]],
+        **(answer["report"] or {}),
+    }
     if as_json:
-        print(json_line({"ok": not problems, "problems": [problem.as_json() for problem in problems], "plan": plan}))
+        print(
+            json_line(
+                {
+                    "ok": not problems,
+                    "problems": [problem.as_json() for problem in problems],
+                    "plan": plan,
+                }
+            )
+        )
     for problem in problems:
         print(problem.line, file=sys.stderr)
     if not as_json:
@@ -277,7 +381,9 @@ def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
 
 
 def train_command(params: Params) -> list[str]:
-    """Return the words that train what was checked, from any folder; what has its default is left out."""
+    """Return the words that train what was checked, from any folder; what has its default is left
+    out.
+    """
     words = [sys.executable, str(ROOT / "main.py"), "train"]
     for name, value in with_full_paths(params).as_json().items():
         ignored = name == "train_steps" and params.num_train_epochs > 0
@@ -302,10 +408,14 @@ def _folder_problems(params: Params, folder: RunFolder, ranks: int) -> list[Prob
 
 
 def longest_check_s(params: Params) -> float | None:
-    """Return the seconds after which a check is taken to hang, ten times what this much data takes; None for a hub's."""
+    """Return the seconds after which a check is taken to hang, ten times what this much data takes;
+    None for a hub's.
+    """
     try:
         paths = [part.path for part in parse_mixture(params.dataset_name)]
-        files = [file for path in paths if path for file in (path.iterdir() if path.is_dir() else [path])]
+        files = [
+            file for path in paths if path for file in (path.iterdir() if path.is_dir() else [path])
+        ]
         size = sum(file.stat().st_size for file in files if file.is_file())
     except (JobError, OSError):  # which the check itself will tell
         return CHECK_S
@@ -322,17 +432,29 @@ def _try_out(params: Params, ranks: int, *, offline: bool) -> Mapping[str, Any]:
             capture_output=True,
             text=True,
             env={**torch_program(os.environ), "TOKENIZERS_PARALLELISM": "true"},
-            process_group=0,  # a terminal's Ctrl-C is for this program alone, which then ends that one without a word from it
+            # a terminal's Ctrl-C is for this program alone, which then ends that one without a word
+            # from it
+            process_group=0,
             check=False,
             timeout=most_s,
         )
     except subprocess.TimeoutExpired as late:
         said = (late.stdout or b"").decode(errors="replace").splitlines()
         got = f"one that was still {said[-1] if said else 'starting'}"
-        raise JobError(Problem("check", f"an answer within {most_s:.0f} s", got, "Look at what it reads.", Code.HANG)) from late
+        raise JobError(
+            Problem(
+                "check",
+                f"an answer within {most_s:.0f} s",
+                got,
+                "Look at what it reads.",
+                Code.HANG,
+            )
+        ) from late
     print(shown(done.stderr), end="", file=sys.stderr)
     if not done.stdout:
         cause = LastWords(done.stderr.splitlines()).cause or "without an answer"
         got = f"exit {done.returncode}: {cause}"
-        raise JobError(Problem("worker", "a check that ends", got, "See the lines above.", Code.WORKER_DIED))
+        raise JobError(
+            Problem("worker", "a check that ends", got, "See the lines above.", Code.WORKER_DIED)
+        )
     return json.loads(done.stdout.splitlines()[-1])

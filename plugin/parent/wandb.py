@@ -1,6 +1,8 @@
-"""Weights & Biases, in a process of its own: `python -m plugin.parent.wandb RUN_FOLDER` follows metrics.jsonl until its stdin ends.
+"""Weights & Biases, in a process of its own: `python -m plugin.parent.wandb RUN_FOLDER` follows
+metrics.jsonl until its stdin ends.
 
-The run never waits for it and never fails with it. The parent holds its stdin, so it also ends when the parent is killed.
+The run never waits for it and never fails with it. The parent holds its stdin, so it also ends when
+the parent is killed.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def _in_netrc(environ: Mapping[str, str]) -> bool:
 
 @contextmanager
 def relayed(params: Params, folder: RunFolder, say: Callable[[str], None]) -> Generator[None]:
-    """The run inside is also logged there, if that was asked for; whatever goes wrong is one warning."""
+    """The run inside is also logged there, if that was asked for; whatever goes wrong is one
+    warning.
+    """
     if problem := key_problem(params, os.environ):
         say(f"warning: {problem} The run goes on without.")
     if problem or not params.log_to_wandb:
@@ -87,7 +91,9 @@ def _end(program: subprocess.Popen[bytes], folder: RunFolder, say: Callable[[str
     program.wait()
     scrub(folder / LOG)
     if code != 0:
-        say(f"warning: log_to_wandb: not everything arrived there; see {folder / LOG}. The run itself is whole.")
+        say(
+            f"warning: log_to_wandb: not everything arrived there; see {folder / LOG}. The run itself is whole."
+        )
 
 
 def main() -> int:
@@ -98,8 +104,12 @@ def main() -> int:
 
     params = Params.model_validate(folder.read_run()["params"])
     known = folder / FACTS
-    earlier: dict[str, Any] = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
-    lines = Tail(folder / "metrics.jsonl", from_end=bool(earlier))  # a run that goes on has told the rest before
+    earlier: dict[str, Any] = (
+        json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
+    )
+    lines = Tail(
+        folder / "metrics.jsonl", from_end=bool(earlier)
+    )  # a run that goes on has told the rest before
     run = wandb.init(
         project=params.wandb_project or os.environ.get("WANDB_PROJECT", "") or PROJECT,
         id=earlier.get("id") or secrets.token_hex(4),
@@ -107,7 +117,9 @@ def main() -> int:
         config={name: value for name, value in params.as_json().items() if value != ""},
         dir=str(folder.path),
         resume="allow",
-        settings=wandb.Settings(console="off", disable_git=True, disable_code=True, disable_job_creation=True),
+        settings=wandb.Settings(
+            console="off", disable_git=True, disable_code=True, disable_job_creation=True
+        ),
     )
     write_whole(known, to_json({"id": run.id, "url": run.url}) + "\n")
     over = False
@@ -117,7 +129,10 @@ def main() -> int:
             signal.alarm(int(END_S))  # a parent that was killed cannot end us
         for line in lines.new_lines():
             figures: dict[str, Any] = json.loads(line)
-            run.log({name: value for name, value in figures.items() if name != "step"}, step=figures["step"])
+            run.log(
+                {name: value for name, value in figures.items() if name != "step"},
+                step=figures["step"],
+            )
     run.finish()
     return 0
 

@@ -1,8 +1,10 @@
-"""Whether the workers still get on: each rank counts what it finished, and the parent decides when the counting has stopped.
+"""Whether the workers still get on: each rank counts what it finished, and the parent decides when
+the counting has stopped.
 
-A rank beats when it begins a phase and when it finishes a micro-batch, a step, a chunk of an evaluation, a row of data. Imports,
-loading a model, compiling, saving and fusing are one beat each: the timeout must be longer than the longest of them. Ranks wait
-for one another (all of them for rank 0 while it saves), so silence counts only once every rank of this machine is silent; one that
+A rank beats when it begins a phase and when it finishes a micro-batch, a step, a chunk of an
+evaluation, a row of data. Imports, loading a model, compiling, saving and fusing are one beat each:
+the timeout must be longer than the longest of them. Ranks wait for one another (all of them for
+rank 0 while it saves), so silence counts only once every rank of this machine is silent; one that
 hangs makes the others silent within a step.
 """
 
@@ -27,16 +29,26 @@ POLL_S = 0.05
 class Watch:
     """The parent's side, over the ranks it started; times are the parent's own clock."""
 
-    def __init__(self, folder: Path, ranks: Sequence[int], timeout_s: float, now: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        folder: Path,
+        ranks: Sequence[int],
+        timeout_s: float,
+        now: Callable[[], float] = time.monotonic,
+    ):
         self._folder = folder
         self._paths = {rank: heartbeat_path(folder, rank) for rank in ranks}
         self._timeout_s, self._now = timeout_s, now
-        self._beats = {rank: _read(path) for rank, path in self._paths.items()}  # what an earlier run left is no progress
+        self._beats = {
+            rank: _read(path) for rank, path in self._paths.items()
+        }  # what an earlier run left is no progress
         self._since = dict.fromkeys(ranks, now())
         self._phases = dict.fromkeys(ranks, "start")
 
     def hang(self) -> Problem | None:
-        """The hang, once every rank has been silent for the timeout; the rank that has been for longest comes first."""
+        """The hang, once every rank has been silent for the timeout; the rank that has been for
+        longest comes first.
+        """
         now = self._now()
         for rank, path in self._paths.items():
             if (beat := _read(path)) != self._beats[rank]:
@@ -45,7 +57,9 @@ class Watch:
         if now - max(self._since.values()) <= self._timeout_s:
             return None
         silent = sorted(self._since, key=lambda rank: self._since[rank])
-        got = "none from " + ", ".join(f"rank {rank} in phase {self._phases[rank]}" for rank in silent)
+        got = "none from " + ", ".join(
+            f"rank {rank} in phase {self._phases[rank]}" for rank in silent
+        )
         fix = f"If a phase is only slow, raise hang_timeout_s.{RunFolder(self._folder).what_is_saved()}"
         got += "; stacks are in log.txt"
         return Problem("worker", f"progress within {self._timeout_s:g} s", got, fix, Code.HANG)
@@ -63,7 +77,9 @@ def _read(path: Path) -> str:
 
 
 def write_stacks(pids: Mapping[int, int], log: Path) -> None:
-    """Ask each rank of {rank: process id} for the stacks of its threads, one after the other, and wait for them to be in `log`."""
+    """Ask each rank of {rank: process id} for the stacks of its threads, one after the other, and
+    wait for them to be in `log`.
+    """
     for rank, pid in pids.items():
         with open(log, "a", encoding="utf-8", opener=open_plain) as file:
             file.write(f"--- stacks of rank {rank}\n")
@@ -74,7 +90,9 @@ def write_stacks(pids: Mapping[int, int], log: Path) -> None:
             continue
         if _settled(log, before) == before:
             with open(log, "a", encoding="utf-8", opener=open_plain) as file:
-                file.write(f"rank {rank} did not answer: it is stopped, or blocked inside the kernel\n")
+                file.write(
+                    f"rank {rank} did not answer: it is stopped, or blocked inside the kernel\n"
+                )
 
 
 def _settled(log: Path, before: int) -> int:

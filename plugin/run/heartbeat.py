@@ -13,7 +13,10 @@ def heartbeat_path(folder: Path, rank: int) -> Path:
 
 
 class Heartbeat:
-    """One rank's side: `count phase` in a file of a fixed length, written in place, so that it costs a microsecond."""
+    """One rank's side:
+
+    `count phase` in a file of a fixed length, written in place, so that it costs a microsecond.
+    """
 
     def __init__(self, path: Path):
         self._file = open_plain(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)

@@ -20,7 +20,9 @@ def outcome_line(outcome: Outcome, folder: RunFolder) -> str:
         return f"stopped {_stopped(outcome.result, folder)}"
     result: dict[str, Any] = {**(outcome.result or {})}
     spent = result.get("throughput", {}).get("training_seconds")
-    steps = counted(result.get("steps", 0), "step") + (f" in {spent} s" if spent is not None else "")
+    steps = counted(result.get("steps", 0), "step") + (
+        f" in {spent} s" if spent is not None else ""
+    )
     loss = result.get("eval_loss")
     shown = f", eval loss {loss:.4f}" if isinstance(loss, float) else ""
     return f"{outcome.outcome}: {steps}{shown}; {result.get('seconds', 0)} s with loading, evaluation and saving"
@@ -29,17 +31,25 @@ def outcome_line(outcome: Outcome, folder: RunFolder) -> str:
 def _stopped(result: Mapping[str, Any] | None, folder: RunFolder) -> str:
     saved = folder.checkpoints()
     if result is None:
-        return f"at once, without saving; the last checkpoint is {saved[-1].name}" if saved else "at once; nothing was saved"
+        return (
+            f"at once, without saving; the last checkpoint is {saved[-1].name}"
+            if saved
+            else "at once; nothing was saved"
+        )
     if not result.get("steps"):
         return "before the first step; there is nothing to save"
     loss = result.get("loss")
     loss = _last_loss(folder) if loss is None else loss
     shown = f", loss {loss:.4f}" if isinstance(loss, float) else ""
-    return f"after step {result['steps']}{shown}" + (f"; saved as {saved[-1].name}" if saved else "")
+    return f"after step {result['steps']}{shown}" + (
+        f"; saved as {saved[-1].name}" if saved else ""
+    )
 
 
 def _last_loss(folder: RunFolder) -> float | None:
-    """Return the loss of the newest step that was reported, for a run that stopped before it logged any."""
+    """Return the loss of the newest step that was reported, for a run that stopped before it logged
+    any.
+    """
     try:
         return json.loads((folder / "progress.json").read_text(encoding="utf-8"))["loss"]
     except (OSError, ValueError, KeyError):
@@ -55,7 +65,9 @@ def metrics_line(step: int, metrics: Mapping[str, float]) -> str:
     """Return one line of log for one object of metrics.jsonl."""
     if "eval/loss" in metrics:
         spread = metrics["eval/loss_ci95"]
-        return f"step {step}: eval loss {metrics['eval/loss']:.4f}" + (f" ± {_rounded(spread)}" if spread > 0 else "")
+        return f"step {step}: eval loss {metrics['eval/loss']:.4f}" + (
+            f" ± {_rounded(spread)}" if spread > 0 else ""
+        )
     rate = f"{metrics['tokens_per_s']:,.0f} tokens/s"
     return f"step {step}: loss {metrics['loss']:.4f}, lr {metrics['learning_rate']:.2e}, {rate}"
 

@@ -1,7 +1,8 @@
-"""What in a run folder is this program's own, by name and by what it holds: only that is written to, and only that is removed.
+"""What in a run folder is this program's own, by name and by what it holds: only that is written
+to, and only that is removed.
 
-The run folder itself may be a link: whoever names one (to a scratch disk) has chosen where it leads. What lies in it may have
-been put there by anybody.
+The run folder itself may be a link: whoever names one (to a scratch disk) has chosen where it
+leads. What lies in it may have been put there by anybody.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ LOCK = ".lock"
 REQUESTS = ("STOP", "SAVE", "SAMPLE")
 
 _JSON = r"(?:run|progress|metrics|wandb)\.json|(?:metrics|samples)\.jsonl"
-_WRITTEN_IN_PLACE = re.compile(r"\.lock|log\.txt|(?:events|metrics|samples)\.jsonl|wandb\.log|\.heartbeat-\d+")
+_WRITTEN_IN_PLACE = re.compile(
+    r"\.lock|log\.txt|(?:events|metrics|samples)\.jsonl|wandb\.log|\.heartbeat-\d+"
+)
 _FILE = re.compile(rf"{_WRITTEN_IN_PLACE.pattern}|{_JSON}|\.(?:{_JSON})\.\d+\.part")
-_PART_FOLDER = re.compile(r"\.(?:checkpoint-\d+|adapter(?:-\d+)?|fused(?:-\d+)?|data|debug-step-\d+-rank-\d+)\.part")
+_PART_FOLDER = re.compile(
+    r"\.(?:checkpoint-\d+|adapter(?:-\d+)?|fused(?:-\d+)?|data|debug-step-\d+-rank-\d+)\.part"
+)
 _FOLDER = re.compile(
     rf"data|tb|wandb|(?:replaced-)?(?:adapter|fused)|\.(?:adapter|fused)\.earlier|(?:replaced-)?checkpoint-\d+"
     rf"|debug-step-\d+-rank-\d+|machine-\d+|{_PART_FOLDER.pattern}"
@@ -63,11 +68,14 @@ def is_record(content: Any) -> bool:
     parts = {name: record.get(name) for name in _OF_RUN_JSON}
     if parts["result"] is None and "result" in record:
         del parts["result"]  # of a run that goes on, or was killed
-    return all(isinstance(part, dict) and _OF_RUN_JSON[name] <= part.keys() for name, part in parts.items())
+    return all(
+        isinstance(part, dict) and _OF_RUN_JSON[name] <= part.keys() for name, part in parts.items()
+    )
 
 
 def misplaced(folder: Path) -> list[Problem]:
-    """List the entries of a run folder that have a name of ours and are no plain file, or folder, of that name.
+    """List the entries of a run folder that have a name of ours and are no plain file, or folder,
+    of that name.
 
     Raises OSError when the folder cannot be read.
     """
@@ -76,7 +84,9 @@ def misplaced(folder: Path) -> list[Problem]:
     fix = "Take it away, or put a copy in its place."
     reasons = ((entry.name, _why_misplaced(entry)) for entry in found)
     return [
-        Problem("run_dir", "plain files of its own", f"{folder}, with {name}, which is {reason}", fix)
+        Problem(
+            "run_dir", "plain files of its own", f"{folder}, with {name}, which is {reason}", fix
+        )
         for name, reason in reasons
         if reason
     ]
@@ -110,16 +120,21 @@ def _is_lock(path: str) -> bool:
 def half_written(folder: Path) -> list[Path]:
     """List what a killed run of ours was writing under a name of its own."""
     parts = (path for path in sorted(folder.iterdir()) if path.name.endswith(".part"))
-    return [path for path in parts if _PART_FOLDER.fullmatch(path.name) or _FILE.fullmatch(path.name)]
+    return [
+        path for path in parts if _PART_FOLDER.fullmatch(path.name) or _FILE.fullmatch(path.name)
+    ]
 
 
 def begun_anew(folder: Path) -> tuple[list[Path], list[str], list[str]]:
-    """Sort a run folder without a checkpoint, to be begun anew, into (what of a run may be removed, entries that are not a run's,
-    what is not a run's inside of its folders)."""
+    """Sort a run folder without a checkpoint, to be begun anew, into (what of a run may be removed,
+    entries that are not a run's, what is not a run's inside of its folders).
+    """
     ours: list[Path] = []
     others: list[str] = []
     inside: list[str] = []
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == "run.json"):  # half removed, it is still known as a run
+    for path in sorted(
+        folder.iterdir(), key=lambda path: path.name == "run.json"
+    ):  # half removed, it is still known as a run
         name = path.name
         if _STAYS.fullmatch(name):
             continue

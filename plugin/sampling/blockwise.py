@@ -1,7 +1,9 @@
-"""Block-wise decoding by confidence: the canvas after the prompt starts as masks and is revealed block by block.
+"""Block-wise decoding by confidence: the canvas after the prompt starts as masks and is revealed
+block by block.
 
-Inside a block every step predicts all masked tokens and keeps the most confident ones (LLaDA's low-confidence remasking, Nie et
-al. 2025). Rows never see one another: a batch of 8 gives what 8 single calls give. S rows, T tokens, M masked, V vocabulary.
+Inside a block every step predicts all masked tokens and keeps the most confident ones (LLaDA's
+low-confidence remasking, Nie et al. 2025). Rows never see one another: a batch of 8 gives what 8
+single calls give. S rows, T tokens, M masked, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ class SamplerSettings:
     max_new_tokens: int = 128
     block_length: int = 32
     steps: int = 32  # denoising steps of one block: block_length reveals one token a step
-    grow: bool = True  # the canvas ends with the current block (eos_policy block); else it spans max_new_tokens from the start
+    # the canvas ends with the current block (eos_policy block); else it spans max_new_tokens from
+    # the start
+    grow: bool = True
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)
@@ -56,7 +60,10 @@ def generate(
         min(settings.block_length, settings.max_new_tokens - start)
         for start in range(0, settings.max_new_tokens, settings.block_length)
     ]
-    canvas = [np.concatenate([prompt, np.full(0 if settings.grow else sum(blocks), vocabulary.mask_id)]) for prompt in prompts]
+    canvas = [
+        np.concatenate([prompt, np.full(0 if settings.grow else sum(blocks), vocabulary.mask_id)])
+        for prompt in prompts
+    ]
     start = [prompt.size for prompt in prompts]
     taken = [0] * len(prompts)
     active = list(range(len(prompts)))
@@ -65,22 +72,37 @@ def generate(
             for row in active:
                 canvas[row] = np.concatenate([canvas[row], np.full(size, vocabulary.mask_id)])
         for quota in reveal_quotas(size, settings.steps):
-            _reveal(predict, canvas, active, [range(start[row], start[row] + size) for row in active], quota, vocabulary)
+            _reveal(
+                predict,
+                canvas,
+                active,
+                [range(start[row], start[row] + size) for row in active],
+                quota,
+                vocabulary,
+            )
             for row in active:
                 taken[row] += 1
             if on_step:
                 on_step([row.astype(np.int32) for row in canvas])
         for row in active:
             start[row] += size
-        active = [row for row in active if not np.isin(canvas[row][prompts[row].size : start[row]], vocabulary.end_ids).any()]
+        active = [
+            row
+            for row in active
+            if not np.isin(canvas[row][prompts[row].size : start[row]], vocabulary.end_ids).any()
+        ]
         if not active:
             break
-    answers = [canvas[row][prompt.size : start[row]].astype(np.int32) for row, prompt in enumerate(prompts)]
+    answers = [
+        canvas[row][prompt.size : start[row]].astype(np.int32) for row, prompt in enumerate(prompts)
+    ]
     return [Sample(ids, steps) for ids, steps in zip(answers, taken, strict=True)]
 
 
 def reveal_quotas(masked: int, steps: int) -> list[int]:
-    """How many tokens each step reveals: masked // steps, the first masked % steps of them one more."""
+    """How many tokens each step reveals: masked // steps, the first masked % steps of them one
+    more.
+    """
     steps = max(1, min(steps, masked))
     return [masked // steps + (step < masked % steps) for step in range(steps)]
 
@@ -103,7 +125,11 @@ def _reveal(
         real[line, : canvas[row].size] = True
         places += [(line, column) for column in window if canvas[row][column] == vocabulary.mask_id]
     where = np.array(places, dtype=np.int64).reshape(-1, 2)
-    logits = predict(torch.from_numpy(ids), torch.from_numpy(real), torch.from_numpy(where)).float().cpu()
+    logits = (
+        predict(torch.from_numpy(ids), torch.from_numpy(real), torch.from_numpy(where))
+        .float()
+        .cpu()
+    )
     logits[:, vocabulary.mask_id] = -torch.inf  # a revealed token is never a mask again
     confidence, token = torch.softmax(logits, dim=-1).max(dim=-1)
     for line, row in enumerate(active):

@@ -1,1 +1,4 @@
-"""Mathematics of a run: the loop, steps, optimizers, sharding, memory. Knows no parameters and no folder."""
+"""Mathematics of a run: the loop, steps, optimizers, sharding, memory.
+
+Knows no parameters and no folder.
+"""

@@ -1,7 +1,7 @@
 """8-bit AdamW on bfloat16 weights, with stochastic rounding.
 
-torchao has it too; it is not used because merely having it installed slows every import of transformers, prints four lines,
-and its states cannot be written as safetensors.
+torchao has it too; it is not used because merely having it installed slows every import of
+transformers, prints four lines, and its states cannot be written as safetensors.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from bitsandbytes.optim import AdamW8bit
 
 
 class StochasticAdamW8bit(AdamW8bit):
-    """bitsandbytes' 8-bit AdamW for bfloat16 weights: each is updated in float32 and rounded up or down at random.
+    """bitsandbytes' 8-bit AdamW for bfloat16 weights: each is updated in float32 and rounded up or
+    down at random.
 
-    An update is far smaller than the step between two bfloat16 numbers (2^-8 relative); rounded to nearest, most would be lost.
+    An update is far smaller than the step between two bfloat16 numbers (2^-8 relative); rounded to
+    nearest, most would be lost.
     """
 
     def __init__(self, params: Any, *, lr: float, seed: int):
@@ -32,12 +34,23 @@ class StochasticAdamW8bit(AdamW8bit):
         p.grad = gradient.float()
         super().update_step(group, p, gindex, pindex)
         # Seeded by parameter and step, so that a resumed run rounds as the unbroken one.
-        generator = torch.Generator(p.device).manual_seed(hash((self._seed, gindex, pindex, self.state[p]["step"])) & (2**63 - 1))
+        generator = torch.Generator(p.device).manual_seed(
+            hash((self._seed, gindex, pindex, self.state[p]["step"])) & (2**63 - 1)
+        )
         weight.copy_(round_stochastically(p.data, generator))
         p.data, p.grad = weight, gradient
 
 
 def round_stochastically(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """float32 to bfloat16, up with the probability that keeps the expected value: the lower 16 bits are compared with noise."""
-    noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator)
-    return noise.add_(values.contiguous().view(torch.int32)).bitwise_and_(-65536).view(torch.float32).to(torch.bfloat16)
+    """float32 to bfloat16, up with the probability that keeps the expected value: the lower 16 bits
+    are compared with noise.
+    """
+    noise = torch.randint(
+        0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator
+    )
+    return (
+        noise.add_(values.contiguous().view(torch.int32))
+        .bitwise_and_(-65536)
+        .view(torch.float32)
+        .to(torch.bfloat16)
+    )

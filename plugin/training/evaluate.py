@@ -1,4 +1,6 @@
-"""Evaluation with frozen noise: the same times and masks for the same document, every time and in every run."""
+"""Evaluation with frozen noise: the same times and masks for the same document, every time and in
+every run.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from .step import StepRules, build_step
 
 EVAL_SEED = 20_240_611  # not the run's seed: losses of different runs are comparable
 BUCKETS = 10  # of mask probability
-CHUNK = 64  # documents noised together: eos_policy batch fills to the longest of them, whatever the batch size
+# documents noised together: eos_policy batch fills to the longest of them, whatever the batch size
+CHUNK = 64
 
 
 def evaluate(
@@ -33,34 +36,52 @@ def evaluate(
     *,
     even: bool = False,
 ) -> dict[str, float]:
-    """Loss over all of `documents`, every rank its share; the same numbers on every rank. `beat` is called before each batch.
-    `even`: as in build_step.
+    """Loss over all of `documents`, every rank its share; the same numbers on every rank. `beat` is
+    called before each batch. `even`: as in build_step.
 
-    `eval/loss` is the training objective, `eval/loss_ci95` its 95 % half-width over documents; `eval/loss_t30_40` is the mean nll
-    in nats of masked tokens in documents whose mask probability was in [0.3, 0.4).
+    `eval/loss` is the training objective, `eval/loss_ci95` its 95 % half-width over documents;
+    `eval/loss_t30_40` is the mean nll in nats of masked tokens in documents whose mask probability
+    was in [0.3, 0.4).
     """
     noise = replace(rules.noise, seed=EVAL_SEED, t_sampling="stratified")
     frozen = replace(rules.undisturbed(), noise=noise)
-    # Rows: per-bucket nll, masked; then, in the last row, sums of w, c, w*w, w*c, c*c over documents (w loss, c divisor).
+    # Rows: per-bucket nll, masked; then, in the last row, sums of w, c, w*w, w*c, c*c over
+    # documents (w loss, c divisor).
     sums = torch.zeros(BUCKETS + 1, 5, dtype=torch.float64)
     rank, ranks = accelerator.process_index, accelerator.num_processes
     module.eval()
     for start in range(0, len(documents), CHUNK):
-        slots = [Slot(0, index, index) for index in range(start, min(start + CHUNK, len(documents)))]
-        step = build_step(slots, documents, frozen, batch_size=batch_size, layout=layout, rank=rank, ranks=ranks, even=even)
+        slots = [
+            Slot(0, index, index) for index in range(start, min(start + CHUNK, len(documents)))
+        ]
+        step = build_step(
+            slots,
+            documents,
+            frozen,
+            batch_size=batch_size,
+            layout=layout,
+            rank=rank,
+            ranks=ranks,
+            even=even,
+        )
         for piece in step.pieces:
             beat()
             with torch.no_grad(), accelerator.autocast():
                 out: Sums = module(piece.batch.to(accelerator.device))
-            for one, weighted, nll in zip(piece.corruptions, out.weighted.tolist(), out.nll.tolist(), strict=False):
+            for one, weighted, nll in zip(
+                piece.corruptions, out.weighted.tolist(), out.nll.tolist(), strict=False
+            ):
                 bucket = min(BUCKETS - 1, int(one.probability * BUCKETS))
                 sums[bucket, :2] += torch.tensor([nll, one.masked.size], dtype=torch.float64)
                 count = one.count
                 sums[-1] += torch.tensor(
-                    [weighted, count, weighted * weighted, weighted * count, count * count], dtype=torch.float64
+                    [weighted, count, weighted * weighted, weighted * count, count * count],
+                    dtype=torch.float64,
                 )
     if ranks > 1:
-        sums = cast("torch.Tensor", accelerator.reduce(sums.to(accelerator.device), reduction="sum")).cpu()
+        sums = cast(
+            "torch.Tensor", accelerator.reduce(sums.to(accelerator.device), reduction="sum")
+        ).cpu()
     return _metrics(sums, len(documents))
 
 

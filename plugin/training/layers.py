@@ -1,4 +1,6 @@
-"""What is done to a model's layers as a whole: activations recomputed in the backward pass, layers compiled one by one."""
+"""What is done to a model's layers as a whole: activations recomputed in the backward pass, layers
+compiled one by one.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,15 @@ from ..models.diffusion import bare
 
 _aten = torch.ops.aten
 
-# What `selective` keeps: attention and products over at least so many terms, nearly all of a layer's operations. Norms, rotations,
-# gates and the thin products of adapters are made again: they cost little, and an adapter's output is as large as its layer's.
+# What `selective` keeps: attention and products over at least so many terms, nearly all of a
+# layer's operations. Norms, rotations, gates and the thin products of adapters are made again: they
+# cost little, and an adapter's output is as large as its layer's.
 _TERMS = 256
-_PRODUCTS = {_aten.mm.default: 0, _aten.addmm.default: 1, _aten.bmm.default: 0}  # which argument ends with the terms
+_PRODUCTS = {
+    _aten.mm.default: 0,
+    _aten.addmm.default: 1,
+    _aten.bmm.default: 0,
+}  # which argument ends with the terms
 _ATTENTION = {
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
     _aten._scaled_dot_product_flash_attention.default,
@@ -28,13 +35,20 @@ _ATTENTION = {
 }
 
 
-def _policy(attention: set[Any], context: Any, operation: Any, *args: Any, **named: Any) -> CheckpointPolicy:
+def _policy(
+    attention: set[Any], context: Any, operation: Any, *args: Any, **named: Any
+) -> CheckpointPolicy:
     thick = operation in _PRODUCTS and args[_PRODUCTS[operation]].shape[-1] >= _TERMS
-    return CheckpointPolicy.MUST_SAVE if thick or operation in attention else CheckpointPolicy.PREFER_RECOMPUTE
+    return (
+        CheckpointPolicy.MUST_SAVE
+        if thick or operation in attention
+        else CheckpointPolicy.PREFER_RECOMPUTE
+    )
 
 
 def set_recompute(model: nn.Module, mode: str, *, draws: bool = True) -> None:
-    """`none` keeps every activation, `full` only the input of each layer, `selective` also thick products and attention.
+    """`none` keeps every activation, `full` only the input of each layer, `selective` also thick
+    products and attention.
 
     `draws`: a recomputed layer draws the random numbers (of LoRA's dropout) it drew before.
     """
@@ -44,7 +58,9 @@ def set_recompute(model: nn.Module, mode: str, *, draws: bool = True) -> None:
         return
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": draws}
     if mode == "selective":
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, partial(_policy, _ATTENTION | _varlen()))
+        options["context_fn"] = partial(
+            create_selective_checkpoint_contexts, partial(_policy, _ATTENTION | _varlen())
+        )
     plain.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
 
 
@@ -57,22 +73,27 @@ def _varlen() -> set[Any]:
 
 
 def compile_layers(model: nn.Module, *, may_fail: bool, backend: str = "inductor") -> int:
-    """Compile each layer in place (names of weights stay); layers share their code, so it is compiled once for all. Returns how many.
+    """Compile each layer in place (names of weights stay); layers share their code, so it is
+    compiled once for all. Returns how many.
 
-    Attention stays a call of its own: one kernel already, and its documents change with every batch. `may_fail`: a layer that
-    does not compile runs as it is, with torch's warning, instead of ending the run.
+    Attention stays a call of its own: one kernel already, and its documents change with every
+    batch. `may_fail`: a layer that does not compile runs as it is, with torch's warning, instead of
+    ending the run.
     """
     import torch._dynamo.config
 
     torch._dynamo.config.suppress_errors = may_fail
-    AttentionInterface.register(NAME, torch.compiler.disable(document_attention))  # importing dynamo takes a second: only here
+    AttentionInterface.register(
+        NAME, torch.compiler.disable(document_attention)
+    )  # importing dynamo takes a second: only here
     layers: list[Any] = list(layers_of(model))
     compiled: dict[type, Any] = {}
     for layer in layers:
         kind = type(layer)
         if kind not in compiled:
             plain: Any = kind.forward
-            # Numbers of tokens change with every batch: `dynamic` spares the compilation of a first, fixed one.
+            # Numbers of tokens change with every batch: `dynamic` spares the compilation of a
+            # first, fixed one.
             compiled[kind] = torch.compile(plain.__wrapped__, backend=backend, dynamic=True)
         layer.forward = partial(_run_compiled, layer, compiled[kind])
     return len(layers)
@@ -80,12 +101,15 @@ def compile_layers(model: nn.Module, *, may_fail: bool, backend: str = "inductor
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
     """The model's layers, all of one kind, in order."""
-    return [module for module in bare(model).modules() if isinstance(module, GradientCheckpointingLayer)]
+    return [
+        module for module in bare(model).modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
 
 
 def _run_compiled(layer: Any, compiled: Any, *inputs: Any, **options: Any) -> Any:
-    """A layer's forward, recomputation around what is compiled: the other way round, a call that cannot be compiled (attention)
-    inside of it leaves the whole layer as it was, in silence."""
+    """A layer's forward, recomputation around what is compiled: the other way round, a call that
+    cannot be compiled (attention) inside of it leaves the whole layer as it was, in silence.
+    """
     if layer.gradient_checkpointing and layer.training:
         return layer._gradient_checkpointing_func(partial(compiled, layer, **options), *inputs)
     return compiled(layer, *inputs, **options)

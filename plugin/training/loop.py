@@ -1,8 +1,9 @@
 """THE training loop. One optimizer step, top to bottom:
 
-build the step (noised, counted) -> forward and backward each micro-batch, divided by the step's global count, times the number of
-ranks because DDP and FSDP2 average -> clip -> finite? -> update -> report, evaluate, save, stop. Micro-batches never wait for the
-device; one small read an optimizer step carries loss, gradient norm and everybody's wish to stop.
+build the step (noised, counted) -> forward and backward each micro-batch, divided by the step's
+global count, times the number of ranks because DDP and FSDP2 average -> clip -> finite? -> update
+-> report, evaluate, save, stop. Micro-batches never wait for the device; one small read an
+optimizer step carries loss, gradient norm and everybody's wish to stop.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Plan:
     eval_every: int  # 0 = never
     save_every: int
     max_grad_norm: float
-    seed: int = 0  # of dropout, with step and rank: a run that goes on draws what the unbroken one would
+    seed: int = (
+        0  # of dropout, with step and rank: a run that goes on draws what the unbroken one would
+    )
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,14 @@ class Window:
             "masked_accuracy": self.correct / max(1, self.masked),
             "tokens_per_s": self.tokens / seconds,
             "supervised_tokens_per_s": self.supervised / seconds,
-            "cut_share": self.cut / max(1, self.cut + self.supervised - self.fill),  # of answer tokens, see Step.cut
-            "fill_share": self.fill / max(1, self.fill + self.tokens),  # end tokens added, beside those of the data
+            "cut_share": self.cut
+            / max(1, self.cut + self.supervised - self.fill),  # of answer tokens, see Step.cut
+            "fill_share": self.fill
+            / max(1, self.fill + self.tokens),  # end tokens added, beside those of the data
             "skipped_steps": float(self.skipped),
             **mfu,
-            **meters.watch.take(),  # time/<kind>: to TensorBoard and progress.json, which nobody compares
+            # time/<kind>: to TensorBoard and progress.json, which nobody compares
+            **meters.watch.take(),
         }
 
 
@@ -130,7 +136,13 @@ class Progress:
 class NonFinite(JobError):
     """A step whose loss or gradient is not finite; its update was not made. Exit 6."""
 
-    def __init__(self, problem: Problem, step: int, pieces: Sequence[Piece], losses: Sequence[Sequence[float]]):
+    def __init__(
+        self,
+        problem: Problem,
+        step: int,
+        pieces: Sequence[Piece],
+        losses: Sequence[Sequence[float]],
+    ):
         super().__init__(problem)
         self.step, self.pieces = step, pieces
         self.losses = losses  # of each piece's documents, weighted sums
@@ -147,7 +159,8 @@ def train(
     meters: Meters,
     progress: Progress | None = None,
 ) -> tuple[int, bool, Totals]:
-    """Train from `progress` until the plan's last step or a stop. Returns (finished steps, stopped early, totals).
+    """Train from `progress` until the plan's last step or a stop. Returns (finished steps, stopped
+    early, totals).
 
     Raises NonFinite before an update that is not finite.
     """
@@ -160,12 +173,22 @@ def train(
         watch.lap("load")
         torch.manual_seed(hash((plan.seed, at.done, accelerator.process_index)) & (2**63 - 1))
         losses, correct = _forward_backward(accelerator, module, step, hooks, watch)
-        norm = accelerator.clip_grad_norm_(module.parameters(), plan.max_grad_norm or math.inf) if step.masked else 0.0
+        norm = (
+            accelerator.clip_grad_norm_(module.parameters(), plan.max_grad_norm or math.inf)
+            if step.masked
+            else 0.0
+        )
         loss, right, grad_norm, asked = _read(accelerator, losses, correct, norm, hooks.requests())
         loss /= step.count or 1.0
-        overflow = accelerator.scaler is not None and math.isfinite(loss) and not math.isfinite(grad_norm)
+        overflow = (
+            accelerator.scaler is not None and math.isfinite(loss) and not math.isfinite(grad_norm)
+        )
         at.overflows = at.overflows + 1 if overflow else 0
-        if not math.isfinite(loss) or (not math.isfinite(grad_norm) and not overflow) or at.overflows >= MOST_SKIPS:
+        if (
+            not math.isfinite(loss)
+            or (not math.isfinite(grad_norm) and not overflow)
+            or at.overflows >= MOST_SKIPS
+        ):
             raise _non_finite(at.done + 1, loss, grad_norm, step.pieces, losses)
         if step.masked:
             optimizer.step()  # under fp16 the scaler skips it by itself after an overflow
@@ -178,13 +201,17 @@ def train(
         last = at.done == plan.steps
         stop = asked.stop and not last  # a run that is through ends as every other does
         seconds = time.perf_counter() - began
-        _account(at, step, loss, right, seconds, overflow, meters.flops.step(step.lengths, step.masked))
+        _account(
+            at, step, loss, right, seconds, overflow, meters.flops.step(step.lengths, step.masked)
+        )
         hooks.tick(at.done, loss, seconds)
         if at.done % plan.logging_steps == 0 or last:
             at.totals.last_metrics = at.window.metrics(learning_rate, grad_norm, meters)
             hooks.log(at.done, at.totals.last_metrics)
             at.window = Window()
-        elif stop:  # no line of its own: a run that goes on from here logs what the unbroken one would
+        elif (
+            stop
+        ):  # no line of its own: a run that goes on from here logs what the unbroken one would
             at.totals.last_metrics = at.window.metrics(learning_rate, grad_norm, meters)
         if plan.eval_every and (at.done % plan.eval_every == 0 or last) and not stop:
             watch.start()
@@ -204,9 +231,11 @@ def train(
 def _forward_backward(
     accelerator: Accelerator, module: nn.Module, step: Step, hooks: Hooks, watch: Stopwatch
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """(weighted sums, masked tokens right) of each micro-batch's documents; nothing here waits for the device.
+    """(weighted sums, masked tokens right) of each micro-batch's documents; nothing here waits for
+    the device.
 
-    Gradients grow to those of the step's loss: divided by its global count, times the ranks because DDP averages.
+    Gradients grow to those of the step's loss: divided by its global count, times the ranks because
+    DDP averages.
     """
     losses: list[torch.Tensor] = []
     correct: list[torch.Tensor] = []
@@ -226,22 +255,42 @@ def _forward_backward(
 
 
 def _read(
-    accelerator: Accelerator, losses: list[torch.Tensor], correct: list[torch.Tensor], norm: Any, asked: Requests
+    accelerator: Accelerator,
+    losses: list[torch.Tensor],
+    correct: list[torch.Tensor],
+    norm: Any,
+    asked: Requests,
 ) -> tuple[float, float, float, Requests]:
-    """The one read of a step: (loss sum, masked tokens right, gradient norm, requests), the same on every rank."""
+    """The one read of a step:
+
+    (loss sum, masked tokens right, gradient norm, requests), the same on every rank.
+    """
     flags = torch.tensor([asked.stop, asked.save, asked.sample], dtype=torch.float32)
     sums = torch.stack(
-        [sum((part.sum() for part in parts), torch.zeros((), device=accelerator.device)) for parts in (losses, correct)]
+        [
+            sum((part.sum() for part in parts), torch.zeros((), device=accelerator.device))
+            for parts in (losses, correct)
+        ]
     )
     packed = torch.cat([sums.float(), flags.to(sums.device)])
     if accelerator.num_processes > 1:
         packed = cast("torch.Tensor", accelerator.reduce(packed, reduction="sum"))
     whole = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
-    loss, right, stop, save, sample, grad_norm = torch.cat([packed, whole.to(packed).reshape(1)]).tolist()
+    loss, right, stop, save, sample, grad_norm = torch.cat(
+        [packed, whole.to(packed).reshape(1)]
+    ).tolist()
     return loss, right, grad_norm, Requests(stop > 0, save > 0, sample > 0)
 
 
-def _account(at: Progress, step: Step, loss: float, right: float, seconds: float, overflow: bool, flops: float) -> None:
+def _account(
+    at: Progress,
+    step: Step,
+    loss: float,
+    right: float,
+    seconds: float,
+    overflow: bool,
+    flops: float,
+) -> None:
     at.window.loss += loss
     at.window.steps += 1
     at.window.correct += right
@@ -256,8 +305,12 @@ def _account(at: Progress, step: Step, loss: float, right: float, seconds: float
         sums.skipped += int(overflow or not step.masked)
 
 
-def _non_finite(step: int, loss: float, norm: float, pieces: Sequence[Piece], losses: Sequence[torch.Tensor]) -> NonFinite:
-    """Name the documents whose loss is not finite; a gradient alone may be broken by any of them."""
+def _non_finite(
+    step: int, loss: float, norm: float, pieces: Sequence[Piece], losses: Sequence[torch.Tensor]
+) -> NonFinite:
+    """Name the documents whose loss is not finite; a gradient alone may be broken by any of
+    them.
+    """
     values: list[list[float]] = [sums.tolist() for sums in losses]
     named = [
         f"document {index} (t {one.t:.4f}, {one.masked.size} of {one.noisy.size} tokens masked)"
@@ -268,4 +321,9 @@ def _non_finite(step: int, loss: float, norm: float, pieces: Sequence[Piece], lo
     what = f"loss {loss:g}, gradient norm {norm:g} at step {step}"
     where = f": {'; '.join(named[:5])}" if named else ""
     fix = "The update was not made. Lower learning_rate, or look at these rows."
-    return NonFinite(Problem("loss", "a finite loss and gradient", what + where, fix, Code.NON_FINITE), step, pieces, values)
+    return NonFinite(
+        Problem("loss", "a finite loss and gradient", what + where, fix, Code.NON_FINITE),
+        step,
+        pieces,
+        values,
+    )

@@ -1,6 +1,8 @@
-"""What a run needs of memory, told before it runs: one micro-batch forward and backward with tensors that have shapes and no content.
+"""What a run needs of memory, told before it runs: one micro-batch forward and backward with
+tensors that have shapes and no content.
 
-torch's fake tensors go through the very code of the run (attention kernels, autocast, recomputation), so nothing is modelled twice.
+torch's fake tensors go through the very code of the run (attention kernels, autocast,
+recomputation), so nothing is modelled twice.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from .optimizer import state_bytes, update_bytes
 from .sharding import gathered_bytes, gathered_dtype
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
-# What a CPU's malloc keeps besides: holes that no tensor fits, 7 to 35 % of what lives (benches/LOG.md), as parent/launch.py has it set up.
+# What a CPU's malloc keeps besides: holes that no tensor fits, 7 to 35 % of what lives
+# (benches/LOG.md), as parent/launch.py has it set up.
 CPU_HEAP = 0.2
 TINY = 20_000_000  # parameters below which nobody waits for an estimate on a CPU
 CGROUP = Path("/sys/fs/cgroup")  # a container's own limit
@@ -116,8 +119,11 @@ class Tracker(TorchDispatchMode):
         self.peak = max(self.peak, sum(self.held.values()))
 
 
-def estimate(model: nn.Module, batch: Batch, setting: Setting, recompute: str, *, four_bit_saves: int = 0) -> Memory:
-    """Memory of training `model` (on the meta device, dtypes and adapters as in the run) on micro-batches like `batch`.
+def estimate(
+    model: nn.Module, batch: Batch, setting: Setting, recompute: str, *, four_bit_saves: int = 0
+) -> Memory:
+    """Memory of training `model` (on the meta device, dtypes and adapters as in the run) on
+    micro-batches like `batch`.
 
     `four_bit_saves`: bytes that 4-bit layers are smaller than those that stand in for them here.
     """
@@ -128,10 +134,14 @@ def estimate(model: nn.Module, batch: Batch, setting: Setting, recompute: str, *
         model = model.to_empty(device=device)
         bare(model).tie_weights()
         module = DiffusionModel(model, 0, setting.backend).train()
-        batch = batch.to(device)  # on a CPU it stays real: a loop over documents reads their lengths
+        batch = batch.to(
+            device
+        )  # on a CPU it stays real: a loop over documents reads their lengths
         held = [*module.parameters(), *module.buffers()]
         trained = [weight for weight in module.parameters() if weight.requires_grad]
-        tracker = Tracker(bare(model).config.vocab_size, {one.untyped_storage()._cdata for one in held})
+        tracker = Tracker(
+            bare(model).config.vocab_size, {one.untyped_storage()._cdata for one in held}
+        )
         if setting.accumulates:
             for weight in trained:
                 weight.grad = torch.zeros_like(weight)
@@ -145,11 +155,14 @@ def estimate(model: nn.Module, batch: Batch, setting: Setting, recompute: str, *
         weights = sum(one.numel() * one.element_size() for one in held) - four_bit_saves
         gradients = sum(weight.numel() * weight.element_size() for weight in trained)
         states = sum(state_bytes(weight, setting.optim) for weight in trained)
-        gathered, last = gathered_bytes(module.model, setting.parallel, gathered_dtype(setting.device, setting.compute))
+        gathered, last = gathered_bytes(
+            module.model, setting.parallel, gathered_dtype(setting.device, setting.compute)
+        )
     update = gradients + update_bytes(trained, setting.optim, setting.device)
     during = tracker.peak + (gradients if setting.accumulates else 0)
     if setting.ranks > 1:
-        # This rank's share, and what is gathered on top: some weights, and the gradients of one unit until they are cut.
+        # This rank's share, and what is gathered on top: some weights, and the gradients of one
+        # unit until they are cut.
         weights, states, update = (-(-size // setting.ranks) for size in (weights, states, update))
         weights += gathered
         spared = max(0, gradients - -(-gradients // setting.ranks) - last)
@@ -157,18 +170,28 @@ def estimate(model: nn.Module, batch: Batch, setting: Setting, recompute: str, *
     live = weights + states + max(during, update)
     heap = round(CPU_HEAP * live) if setting.device.type == "cpu" else 0
     return Memory(
-        weights, gradients, states, tracker.highest["activations"], tracker.highest["logits"], heap=heap, peak=live + heap
+        weights,
+        gradients,
+        states,
+        tracker.highest["activations"],
+        tracker.highest["logits"],
+        heap=heap,
+        peak=live + heap,
     )
 
 
 def documents_of(tokens: int, longest: int) -> Batch:
-    """A packed batch of `tokens` tokens in documents of at most `longest`, half of them masked: a stand-in by its size alone."""
+    """A packed batch of `tokens` tokens in documents of at most `longest`, half of them masked: a
+    stand-in by its size alone.
+    """
     documents = -(-tokens // longest)
     return _alike(documents, -(-tokens // documents), tokens // 2)
 
 
 def stand_in(batch: Batch) -> Batch:
-    """A packed batch of as many tokens, documents and masked tokens, its documents all of one length: quicker to try, no smaller."""
+    """A packed batch of as many tokens, documents and masked tokens, its documents all of one
+    length: quicker to try, no smaller.
+    """
     return _alike(batch.documents, -(-batch.ids.shape[0] // batch.documents), batch.masked.shape[0])
 
 
@@ -194,7 +217,9 @@ def _autocast(setting: Setting) -> AbstractContextManager[object]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that a run may take on this device: of a GPU, or of this machine (or container, where one sets a limit)."""
+    """Bytes that a run may take on this device: of a GPU, or of this machine (or container, where
+    one sets a limit).
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     available = _meminfo()["MemAvailable"]

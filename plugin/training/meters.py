@@ -1,6 +1,7 @@
 """Where a step's time goes, and what share of the device's peak its useful work is.
 
-Nothing here waits for the device inside a step: on CUDA the laps are events, read after the step's one read.
+Nothing here waits for the device inside a step: on CUDA the laps are events, read after the step's
+one read.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class Stopwatch:
 
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
-        self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []  # laps that the device may not have reached
+        self._pending: list[
+            tuple[str, torch.cuda.Event, torch.cuda.Event]
+        ] = []  # laps that the device may not have reached
         self._mark: torch.cuda.Event | None = None
         self._last = 0.0
         self.seconds: dict[str, float] = dict.fromkeys(LAPS, 0.0)
@@ -48,8 +51,9 @@ class Stopwatch:
             self._mark = event
 
     def settle(self) -> None:
-        """Book the laps that the device has passed, without waiting for it. The update of a step is booked by the next one,
-        which waits for it before it reads its own loss."""
+        """Book the laps that the device has passed, without waiting for it. The update of a step is
+        booked by the next one, which waits for it before it reads its own loss.
+        """
         while self._pending and self._pending[0][2].query():
             kind, before, after = self._pending.pop(0)
             self.seconds[kind] += before.elapsed_time(after) / 1000
@@ -68,7 +72,9 @@ class Stopwatch:
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product on a CUDA device, measured now: the 100 % of MFU."""
+    """Operations a second of a large matrix product on a CUDA device, measured now: the 100 % of
+    MFU.
+    """
     left, right = (torch.randn(PEAK_SIZE, PEAK_SIZE, device=device, dtype=dtype) for _ in range(2))
     for _ in range(3):
         left @ right
@@ -91,19 +97,37 @@ def resident_bytes() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def memory_by_category(module: nn.Module, optimizer: torch.optim.Optimizer, peak: int, baseline: int) -> dict[str, int]:
-    """Bytes this rank holds for weights, gradients and optimizer states; `rest` of the measured peak is activations and logits."""
+def memory_by_category(
+    module: nn.Module, optimizer: torch.optim.Optimizer, peak: int, baseline: int
+) -> dict[str, int]:
+    """Bytes this rank holds for weights, gradients and optimizer states; `rest` of the measured
+    peak is activations and logits.
+    """
     weights = [own_part(weight) for weight in module.parameters()]
     held = {
         "weights": _bytes(weights),
-        "gradients": sum(weight.numel() * weight.element_size() for weight in weights if weight.requires_grad),
+        "gradients": sum(
+            weight.numel() * weight.element_size() for weight in weights if weight.requires_grad
+        ),
         "optimizer": _bytes(
-            [own_part(value) for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+            [
+                own_part(value)
+                for state in optimizer.state.values()
+                for value in state.values()
+                if isinstance(value, torch.Tensor)
+            ]
         ),
     }
     return {**held, "rest": max(0, peak - baseline - sum(held.values())), "peak": peak}
 
 
 def _bytes(tensors: Sequence[torch.Tensor]) -> int:
-    """What these tensors hold, a storage that several share (a table of 8-bit states, a tied head) counted once."""
-    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+    """What these tensors hold, a storage that several share (a table of 8-bit states, a tied head)
+    counted once.
+    """
+    return sum(
+        {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for tensor in tensors
+        }.values()
+    )

@@ -9,16 +9,24 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-BLOCK, SMALL = 256, 4096  # bitsandbytes' block of 8-bit states, and the size below which states stay float32
+BLOCK, SMALL = (
+    256,
+    4096,
+)  # bitsandbytes' block of 8-bit states, and the size below which states stay float32
 
 
 def make_optimizer(
     module: nn.Module, *, kind: str, learning_rate: float, weight_decay: float, seed: int
 ) -> torch.optim.Optimizer:
-    """AdamW (`adamw` or `adamw_8bit`) over what trains in `module`, weight decay on matrices only."""
+    """AdamW (`adamw` or `adamw_8bit`) over what trains in `module`, weight decay on matrices
+    only.
+    """
     trained = [weight for weight in module.parameters() if weight.requires_grad]
     groups: list[dict[str, Any]] = [
-        {"params": [weight for weight in trained if weight.ndim >= 2], "weight_decay": weight_decay},
+        {
+            "params": [weight for weight in trained if weight.ndim >= 2],
+            "weight_decay": weight_decay,
+        },
         {"params": [weight for weight in trained if weight.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
@@ -32,7 +40,9 @@ def make_optimizer(
 
 
 def state_bytes(weight: torch.Tensor, kind: str) -> int:
-    """Bytes that the states of one weight will take. 8-bit ones are in blocks of 256 with a float32 scale; small tensors stay whole."""
+    """Bytes that the states of one weight will take. 8-bit ones are in blocks of 256 with a float32
+    scale; small tensors stay whole.
+    """
     count = weight.numel()
     if kind == "adamw":
         return 2 * count * weight.element_size() + 4
@@ -42,17 +52,22 @@ def state_bytes(weight: torch.Tensor, kind: str) -> int:
 
 
 def update_bytes(weights: Sequence[torch.Tensor], kind: str, device: torch.device) -> int:
-    """Bytes that an update takes besides weights, gradients and states: a fused AdamW none, an 8-bit one those of its largest tensor."""
+    """Bytes that an update takes besides weights, gradients and states: a fused AdamW none, an
+    8-bit one those of its largest tensor.
+    """
     if kind == "adamw" or not weights:
         return 0
     largest = max(weights, key=lambda weight: weight.numel())
-    rounding = 14 if largest.dtype == torch.bfloat16 else 0  # float32 weight and gradient, noise, the rounded weight
+    rounding = (
+        14 if largest.dtype == torch.bfloat16 else 0
+    )  # float32 weight and gradient, noise, the rounded weight
     unpacked = 24 if device.type == "cpu" else 0  # there bitsandbytes works on whole float32 states
     return (rounding + unpacked) * largest.numel()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """An optimizer's state per parameter as `<parameter number>.<name>`; whole numbers become int64 scalars.
+    """An optimizer's state per parameter as `<parameter number>.<name>`; whole numbers become int64
+    scalars.
 
     On a CPU the large ones are the optimizer's own: to be written before the next update.
     """
@@ -60,7 +75,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 
 def states_of(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor | int]]:
-    """Every state as (`<parameter number>.<name>`, value), in an order that depends on the parameters alone."""
+    """Every state as (`<parameter number>.<name>`, value), in an order that depends on the
+    parameters alone.
+    """
     for number, weight in enumerate(trained_weights(optimizer)):
         for name, value in optimizer.state.get(weight, {}).items():
             if isinstance(value, torch.Tensor | int):
@@ -71,11 +88,16 @@ def as_saved(key: str, value: torch.Tensor | int) -> torch.Tensor:
     if isinstance(value, int):
         return torch.tensor(value, dtype=torch.int64)
     whole = value.detach().cpu().contiguous()
-    return whole.clone() if ".qmap" in key or not whole.ndim else whole  # a table that all share; a step counted on in place
+    return (
+        whole.clone() if ".qmap" in key or not whole.ndim else whole
+    )  # a table that all share; a step counted on in place
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put tensors of `optimizer_tensors`, whole on every rank, back; groups and their options stay the optimizer's own.
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Put tensors of `optimizer_tensors`, whole on every rank, back; groups and their options stay
+    the optimizer's own.
 
     Of a weight that is cut over the ranks each takes its part, whoever saved them on how many.
     """
@@ -86,7 +108,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, to
         if value.ndim == 0 and value.dtype == torch.int64:
             optimizer.state[weight][name] = int(value)
         elif isinstance(weight, DTensor) and value.shape == weight.shape:
-            own = distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
+            own = distribute_tensor(
+                value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None
+            )
             optimizer.state[weight][name] = own.to(weight.device, copy=True)
         else:
             optimizer.state[weight][name] = value.to(weight.device, copy=True)

@@ -1,6 +1,8 @@
-"""The next step is built while the device works on this one: one thread, in order, nothing to configure.
+"""The next step is built while the device works on this one: one thread, in order, nothing to
+configure.
 
-A thread and not a process: it starts at once, is safe in every host, and most of its work (numpy) releases the interpreter.
+A thread and not a process: it starts at once, is safe in every host, and most of its work (numpy)
+releases the interpreter.
 """
 
 from __future__ import annotations
@@ -13,7 +15,10 @@ from .step import Step
 
 
 class Ahead:
-    """`ahead(step)` is `make(step)`, built beforehand when steps are asked for in order. `pin`: page-locked, for a GPU."""
+    """`ahead(step)` is `make(step)`, built beforehand when steps are asked for in order.
+
+    `pin`: page-locked, for a GPU.
+    """
 
     def __init__(self, make: Callable[[int], Step], steps: int, *, pin: bool):
         self._make, self._steps, self._pin = make, steps, pin
@@ -33,4 +38,7 @@ class Ahead:
         built = self._make(step)
         if not self._pin:
             return built
-        return replace(built, pieces=tuple(replace(piece, batch=piece.batch.pinned()) for piece in built.pieces))
+        return replace(
+            built,
+            pieces=tuple(replace(piece, batch=piece.batch.pinned()) for piece in built.pieces),
+        )

@@ -1,9 +1,11 @@
-"""Weights, gradients and optimizer states cut over the ranks by torch's `fully_shard` (FSDP2), and put together to be saved.
+"""Weights, gradients and optimizer states cut over the ranks by torch's `fully_shard` (FSDP2), and
+put together to be saved.
 
-Every layer is a unit, whatever lies outside of the layers (embeddings, last norm, output head) is the root's. A unit's weights are
-gathered for its forward and backward, its gradients are averaged over the ranks in float32 and cut again. ZeRO's stages 2 and 3
-(arXiv 1910.02054) differ in whether a layer's weights are given back between its forward and its backward.
-Who calls a function marked "collective" calls it on every rank, or the others wait forever.
+Every layer is a unit, whatever lies outside of the layers (embeddings, last norm, output head) is
+the root's. A unit's weights are gathered for its forward and backward, its gradients are averaged
+over the ranks in float32 and cut again. ZeRO's stages 2 and 3 (arXiv 1910.02054) differ in whether
+a layer's weights are given back between its forward and its backward. Who calls a function marked
+"collective" calls it on every rank, or the others wait forever.
 """
 
 from __future__ import annotations
@@ -16,7 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 from ..models.diffusion import DiffusionModel, Predict
@@ -30,15 +37,23 @@ Model = TypeVar("Model", bound=nn.Module)
 def gathered_dtype(device: torch.device, compute: torch.dtype) -> torch.dtype | None:
     """The dtype that layers are gathered in; None is their own.
 
-    In half precision a GPU gathers them in the compute dtype: autocast would keep a cast copy of every weight until the backward,
-    the whole model again. All else is autocast's, as without sharding; only norms of layers see their weights rounded. A CPU's
-    autocast leaves LayerNorm to the dtypes it finds, and it refuses to mix them.
+    In half precision a GPU gathers them in the compute dtype: autocast would keep a cast copy of
+    every weight until the backward, the whole model again. All else is autocast's, as without
+    sharding; only norms of layers see their weights rounded. A CPU's autocast leaves LayerNorm to
+    the dtypes it finds, and it refuses to mix them.
     """
     return compute if compute != torch.float32 and device.type == "cuda" else None
 
 
-def shard(module: DiffusionModel, device: torch.device, ranks: int, parallel: str, dtype: torch.dtype | None) -> None:
-    """Cut the weights of `module` over all ranks, in place, and move this rank's part to its device. Before the optimizer is made.
+def shard(
+    module: DiffusionModel,
+    device: torch.device,
+    ranks: int,
+    parallel: str,
+    dtype: torch.dtype | None,
+) -> None:
+    """Cut the weights of `module` over all ranks, in place, and move this rank's part to its
+    device. Before the optimizer is made.
 
     `dtype`: see gathered_dtype.
     """
@@ -51,27 +66,37 @@ def shard(module: DiffusionModel, device: torch.device, ranks: int, parallel: st
     whole = MixedPrecisionPolicy(None, torch.float32, cast_forward_inputs=False)
     fully_shard(module, mesh=mesh, reshard_after_forward=False, mp_policy=whole)
     register_fsdp_forward_method(module, "predict")
-    keep_exact(module)  # a 4-bit layer finds the scales of gathered weights by itself, but may repack those in place
+    keep_exact(
+        module
+    )  # a 4-bit layer finds the scales of gathered weights by itself, but may repack those in place
     for name, weight in module.named_parameters():
         assert isinstance(weight, DTensor), f"{name} was not cut up"
 
 
 def reshard(module: nn.Module) -> None:
-    """Give back what a forward without a backward has left gathered. Nothing to do on a module that is not cut up."""
+    """Give back what a forward without a backward has left gathered.
+
+    Nothing to do on a module that is not cut up.
+    """
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
 
 
 def shared_predictor(module: DiffusionModel, compute: torch.dtype) -> Predict:
-    """`predictor` of a module that is cut up. Collective: gathers one layer at a time, besides the root's weights.
+    """`predictor` of a module that is cut up. Collective: gathers one layer at a time, besides the
+    root's weights.
 
-    Everybody goes on with rank 0's logits: a last bit that differs between two devices could end one rank's sampling earlier.
+    Everybody goes on with rank 0's logits: a last bit that differs between two devices could end
+    one rank's sampling earlier.
     """
 
     def predict(ids: Tensor, real: Tensor, places: Tensor) -> Tensor:
         device = next(module.parameters()).device.type
-        with torch.no_grad(), torch.autocast(device, dtype=compute, enabled=compute != torch.float32):
+        with (
+            torch.no_grad(),
+            torch.autocast(device, dtype=compute, enabled=compute != torch.float32),
+        ):
             logits = module.predict(ids, real, places).contiguous()
         dist.broadcast(logits, 0)
         return logits
@@ -80,18 +105,25 @@ def shared_predictor(module: DiffusionModel, compute: torch.dtype) -> Predict:
 
 
 def hollow(model: Model) -> Model:
-    """A copy that holds no weights: they are on the meta device. Made before sharding, filled by `gathered_model`."""
+    """A copy that holds no weights: they are on the meta device.
+
+    Made before sharding, filled by `gathered_model`.
+    """
     empty = {
-        id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=weight.requires_grad)
+        id(weight): nn.Parameter(
+            torch.empty_like(weight, device="meta"), requires_grad=weight.requires_grad
+        )
         for weight in model.parameters()
     }
     return copy.deepcopy(model, dict(empty))
 
 
 def gathered_model(model: nn.Module, empty: Model) -> Model | None:
-    """Collective: on rank 0 a plain, whole model on the CPU, like `empty` but with `model`'s weights; None on the others.
+    """Collective: on rank 0 a plain, whole model on the CPU, like `empty` but with `model`'s
+    weights; None on the others.
 
-    Takes one copy of all weights in rank 0's main memory, and on every device that of the largest tensor.
+    Takes one copy of all weights in rank 0's main memory, and on every device that of the largest
+    tensor.
     """
     reshard(model)
     keeps = dist.get_rank() == 0
@@ -122,10 +154,11 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 def gathered_bytes(model: nn.Module, parallel: str, dtype: torch.dtype | None) -> tuple[int, int]:
-    """(bytes of weights that are gathered at a time, bytes of the largest unit's gradients) of a model that is not cut up yet.
+    """(bytes of weights that are gathered at a time, bytes of the largest unit's gradients) of a
+    model that is not cut up yet.
 
-    The root's weights and, of the layers, two under zero3 (one computes while the next arrives) or all under zero2. `dtype`: see
-    gathered_dtype.
+    The root's weights and, of the layers, two under zero3 (one computes while the next arrives) or
+    all under zero2. `dtype`: see gathered_dtype.
     """
     layers = [list(layer.parameters()) for layer in layers_of(model)]
     inside = {id(weight) for layer in layers for weight in layer}
@@ -136,7 +169,9 @@ def gathered_bytes(model: nn.Module, parallel: str, dtype: torch.dtype | None) -
 
     sizes = sorted((size(layer, dtype) for layer in layers), reverse=True)
     held = size(root, None) + sum(sizes[:2] if parallel == "zero3" else sizes)
-    learned = [size((weight for weight in unit if weight.requires_grad), None) for unit in (root, *layers)]
+    learned = [
+        size((weight for weight in unit if weight.requires_grad), None) for unit in (root, *layers)
+    ]
     return held, max(learned)
 
 

@@ -1,7 +1,8 @@
-"""The worker: `python -m plugin.worker RUN_FOLDER [CHECKPOINT]` trains, one process a device; `--check` tries the job without training.
+"""The worker: `python -m plugin.worker RUN_FOLDER [CHECKPOINT]` trains, one process a device;
+`--check` tries the job without training.
 
-It knows no host. It reads the parameters from run.json (or, for --check, from stdin), writes the run folder, and exits with the
-code of what went wrong.
+It knows no host. It reads the parameters from run.json (or, for --check, from stdin), writes the
+run folder, and exits with the code of what went wrong.
 """
 
 from __future__ import annotations
@@ -52,12 +53,18 @@ def main() -> int:
         run.reporter.event("finished", result={"outcome": "stopped", "steps": 0})
         return 0
     except Exception as error:
-        problem = run.out_of_memory(what_was_wanted(error)) if is_out_of_memory(error) else as_problem(error, folder)
+        problem = (
+            run.out_of_memory(what_was_wanted(error))
+            if is_out_of_memory(error)
+            else as_problem(error, folder)
+        )
         if problem.code == Code.INTERNAL:
             traceback.print_exc()
         if problem.code == Code.DISK:
             remove_parts(folder)  # room for the last words below
-        if PARENT_PID not in os.environ:  # a foreign launcher shows what its processes print, and only exit codes besides
+        if (
+            PARENT_PID not in os.environ
+        ):  # a foreign launcher shows what its processes print, and only exit codes besides
             print(problem.line, file=sys.stderr)
         with contextlib.suppress(OSError):  # the exit code tells it too
             report_failure(folder, problem, run.rank)
@@ -71,21 +78,34 @@ def main() -> int:
 
 
 def check(request: dict[str, Any]) -> int:
-    """Try the job of `request` {params, ranks, offline} and print {problems, report, notes}: one JSON object on stdout."""
+    """Try the job of `request` {params, ranks, offline} and print {problems, report, notes}: one
+    JSON object on stdout.
+    """
     notes: list[str] = []
     problems: tuple[Problem, ...] = ()
     report = None
     try:
-        report = try_out(Params.model_validate(request["params"]), request["ranks"], notes, offline=request["offline"])
+        report = try_out(
+            Params.model_validate(request["params"]),
+            request["ranks"],
+            notes,
+            offline=request["offline"],
+        )
     except JobError as error:
         problems = error.problems
     except Exception as error:
         traceback.print_exc()
         found = as_problem(error)
         if is_out_of_memory(error):
-            found = out_of_memory(Params.model_validate(request["params"]), None, what_was_wanted(error))
+            found = out_of_memory(
+                Params.model_validate(request["params"]), None, what_was_wanted(error)
+            )
         problems = (found,)
-    print(json_line({"problems": [one.as_json() for one in problems], "report": report, "notes": notes}))
+    print(
+        json_line(
+            {"problems": [one.as_json() for one in problems], "report": report, "notes": notes}
+        )
+    )
     return int(problems[0].code) if problems else 0
 
 
@@ -96,7 +116,9 @@ def remove_parts(folder: RunFolder) -> None:
 
 
 def as_problem(error: BaseException, folder: RunFolder | None = None) -> Problem:
-    """Turn a failure into the one problem that it is reported as; `folder`: of a run, which `check` has none of."""
+    """Turn a failure into the one problem that it is reported as; `folder`: of a run, which `check`
+    has none of.
+    """
     if isinstance(error, JobError):
         return error.problems[0]
     if is_disk_full(error):
@@ -107,16 +129,27 @@ def as_problem(error: BaseException, folder: RunFolder | None = None) -> Problem
     return Problem("worker", "no internal error", got, fix, Code.INTERNAL)
 
 
-NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+NO_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch's CPU allocator, a library of CUDA and a file mapped by safetensors tell it as text alone."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in NO_MEMORY)
+    """torch's CPU allocator, a library of CUDA and a file mapped by safetensors tell it as text
+    alone.
+    """
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(error) for words in NO_MEMORY
+    )
 
 
 def what_was_wanted(error: BaseException) -> str:
-    """An allocation that failed, in words; torch's CPU allocator begins with a line of its own source."""
+    """An allocation that failed, in words; torch's CPU allocator begins with a line of its own
+    source.
+    """
     wanted = re.search(r"tried to allocate (\d+) bytes", str(error))
     return f"no room for {int(wanted[1]) / 1e9:.2f} GB more" if wanted else first_line(error)
 
@@ -129,10 +162,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed for want of space. safetensors tells it as text alone, with the system's number in it."""
+    """Whether a write failed for want of space. safetensors tells it as text alone, with the
+    system's number in it.
+    """
     if isinstance(error, OSError):
         return error.errno in FULL
-    return isinstance(error, SafetensorError) and any(f"(os error {number})" in str(error) for number in FULL)
+    return isinstance(error, SafetensorError) and any(
+        f"(os error {number})" in str(error) for number in FULL
+    )
 
 
 if __name__ == "__main__":

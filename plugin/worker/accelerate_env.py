@@ -1,8 +1,9 @@
 """How accelerate's launcher was told to share the model, in the words of `parallel`.
 
-Sharding is ours (training/sharding.py). With it, accelerate's own FSDP or DeepSpeed would shard the model a second time, on a CPU
-silently become DDP, and transformers would leave the weights of every rank but one unread. So what the launcher put into the environment
-is read here once, before there is an Accelerator, and taken away.
+Sharding is ours (training/sharding.py). With it, accelerate's own FSDP or DeepSpeed would shard the
+model a second time, on a CPU silently become DDP, and transformers would leave the weights of every
+rank but one unread. So what the launcher put into the environment is read here once, before there
+is an Accelerator, and taken away.
 """
 
 from __future__ import annotations
@@ -13,9 +14,22 @@ from ..base.errors import JobError, Problem
 from ..config.params import Params
 from ..config.parse import sharding_problems
 
-# FSDP 1's sharding_strategy, by name or by number as accelerate counts them; HYBRID_SHARD and HYBRID_SHARD_ZERO2 are not offered.
-STRATEGIES = {"FULL_SHARD": "zero3", "SHARD_GRAD_OP": "zero2", "NO_SHARD": "ddp", "1": "zero3", "2": "zero2", "3": "ddp"}
-STAGES = {"0": "ddp", "1": "zero2", "2": "zero2", "3": "zero3"}  # DeepSpeed's; there is no stage between ddp and zero2 here
+# FSDP 1's sharding_strategy, by name or by number as accelerate counts them; HYBRID_SHARD and
+# HYBRID_SHARD_ZERO2 are not offered.
+STRATEGIES = {
+    "FULL_SHARD": "zero3",
+    "SHARD_GRAD_OP": "zero2",
+    "NO_SHARD": "ddp",
+    "1": "zero3",
+    "2": "zero2",
+    "3": "ddp",
+}
+STAGES = {
+    "0": "ddp",
+    "1": "zero2",
+    "2": "zero2",
+    "3": "zero3",
+}  # DeepSpeed's; there is no stage between ddp and zero2 here
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 RESHARD = {"true": "zero3", "1": "zero3", "false": "zero2", "0": "zero2"}
 
@@ -23,7 +37,10 @@ RESHARD = {"true": "zero3", "1": "zero3", "false": "zero2", "0": "zero2"}
 Settings = Mapping[str, tuple[str, tuple[str, ...]]]
 OF_FSDP: Settings = {
     "FSDP_OFFLOAD_PARAMS": ("fsdp_offload_params", ("false",)),
-    "FSDP_ACTIVATION_CHECKPOINTING": ("fsdp_activation_checkpointing (recompute does it)", ("false",)),
+    "FSDP_ACTIVATION_CHECKPOINTING": (
+        "fsdp_activation_checkpointing (recompute does it)",
+        ("false",),
+    ),
     "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": ("fsdp_activation_checkpointing_offload", ("false",)),
     "FSDP_IGNORED_MODULES": ("fsdp_ignored_modules", ("", "none")),
 }
@@ -43,10 +60,11 @@ READ_HERE_BY_PREFIX = ("FSDP_", "ACCELERATE_DEEPSPEED_", "ACCELERATE_GRADIENT_")
 
 
 def take_launchers_choice(params: Params, environ: MutableMapping[str, str]) -> tuple[Params, str]:
-    """(`params` with the launcher's choice where `parallel` or `dtype` is auto; a line on that, or none), the launcher's words gone
-    from `environ`.
+    """(`params` with the launcher's choice where `parallel` or `dtype` is auto; a line on that, or
+    none), the launcher's words gone from `environ`.
 
-    Raises JobError (exit 2) that names all at once what this program cannot do of it, and explicit parameters that are others.
+    Raises JobError (exit 2) that names all at once what this program cannot do of it, and explicit
+    parameters that are others.
     """
     refused, taken = list(_not_done(params, environ)), []
     mixed = environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -62,8 +80,13 @@ def take_launchers_choice(params: Params, environ: MutableMapping[str, str]) -> 
     if parallel:
         cut = params.model_copy(update={"parallel": parallel})
         if params.parallel == "auto":
-            refused += [f"{said}, which is {one.got} ({one.expected} is needed)" for one in sharding_problems(cut)]
-            taken.append(f"{said} is parallel {parallel} here; wrapping, loading and saving are this program's own")
+            refused += [
+                f"{said}, which is {one.got} ({one.expected} is needed)"
+                for one in sharding_problems(cut)
+            ]
+            taken.append(
+                f"{said} is parallel {parallel} here; wrapping, loading and saving are this program's own"
+            )
             params = cut
         elif {"fsdp2": "zero3"}.get(params.parallel, params.parallel) != parallel:
             refused.append(f"{said}, which is {parallel}, beside parallel {params.parallel}")
@@ -71,13 +94,17 @@ def take_launchers_choice(params: Params, environ: MutableMapping[str, str]) -> 
         expected = "what this program can do of accelerate's configuration"
         fix = "Take it out of that configuration; parallel auto and dtype auto follow the rest."
         raise JobError(Problem("parallel", expected, "; ".join(refused), fix))
-    for name in [name for name in environ if name in READ_HERE or name.startswith(READ_HERE_BY_PREFIX)]:
+    for name in [
+        name for name in environ if name in READ_HERE or name.startswith(READ_HERE_BY_PREFIX)
+    ]:
         del environ[name]
     return params, f"accelerate: {'; '.join(taken)}" if taken else ""
 
 
 def _choice(environ: Mapping[str, str]) -> tuple[str, str]:
-    """(ddp, zero2, zero3, or nothing if it is none of them; the launcher's words), both empty when it chose nothing."""
+    """(ddp, zero2, zero3, or nothing if it is none of them; the launcher's words), both empty when
+    it chose nothing.
+    """
     if _is_on(environ, "ACCELERATE_USE_DEEPSPEED"):
         stage = environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
         return STAGES.get(stage, ""), f"DeepSpeed with zero_stage {stage}"
@@ -85,7 +112,9 @@ def _choice(environ: Mapping[str, str]) -> tuple[str, str]:
         return "", ""
     if environ.get("FSDP_VERSION", "1") == "1":
         strategy = environ.get("FSDP_SHARDING_STRATEGY", "FULL_SHARD")
-        return STRATEGIES.get(strategy.upper(), ""), f"FSDP 1 with fsdp_sharding_strategy {strategy}"
+        return STRATEGIES.get(
+            strategy.upper(), ""
+        ), f"FSDP 1 with fsdp_sharding_strategy {strategy}"
     reshard = environ.get("FSDP_RESHARD_AFTER_FORWARD", "true")
     return RESHARD.get(reshard.lower(), ""), f"FSDP with fsdp_reshard_after_forward {reshard}"
 
@@ -101,7 +130,10 @@ def _not_done(params: Params, environ: Mapping[str, str]) -> Iterator[str]:
             value = environ.get(variable, nothing[0])
             if value.lower() not in nothing:
                 yield f"{name} {value}"
-    of_run = {"gradient_accumulation_steps": params.gradient_accumulation_steps, "gradient_clipping": params.max_grad_norm}
+    of_run = {
+        "gradient_accumulation_steps": params.gradient_accumulation_steps,
+        "gradient_clipping": params.max_grad_norm,
+    }
     for name, ours in of_run.items() if deepspeed else ():
         value = environ.get(f"ACCELERATE_{name.upper()}", "auto")
         if value not in ("auto", "none") and _number(value) != ours:

@@ -1,7 +1,8 @@
-"""The dry run behind `main.py check`: real files, real tokenizer, one real batch through a model. Writes nothing into the run.
+"""The dry run behind `main.py check`: real files, real tokenizer, one real batch through a model.
+Writes nothing into the run.
 
-Small models are tried as they are, weights and all; of a large one, a narrow sibling with the same vocabulary stands in, so that
-a check needs neither the memory nor the device of the run.
+Small models are tried as they are, weights and all; of a large one, a narrow sibling with the same
+vocabulary stands in, so that a check needs neither the memory nor the device of the run.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ SMALL = 100_000_000  # parameters up to which a model is tried as it is
 
 
 def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> dict[str, Any]:
-    """What a run of these parameters would meet. Raises JobError with the problems of model and data together."""
+    """What a run of these parameters would meet.
+
+    Raises JobError with the problems of model and data together.
+    """
     now("reading and tokenising the data")
     prepared = _prepare(params, notes, offline=offline)
     now("laying out the model and its steps")
@@ -55,7 +59,9 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
     rules = step_rules(params, prepared.chat)
     clock = make_clock(params, len(prepared.train), len(prepared.evaluation), ranks)
     parameters, trained = count_parameters(config, params)
-    device = torch.device("cuda" if torch.cuda.is_available() and params.train_device != "cpu" else "cpu")
+    device = torch.device(
+        "cuda" if torch.cuda.is_available() and params.train_device != "cpu" else "cpu"
+    )
     precision, why = choose_precision(params, device)
     notes.append(f"dtype: {why}")
     compute = COMPUTE[precision]
@@ -66,12 +72,18 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
         check_fits(documents, rules, attention.layout)
     if params.streaming:
         evaluated = len(prepared.evaluation) > 0
-        step = first_step(params, prepared.chat, rules, evaluated=evaluated, ranks=ranks, offline=offline)
-        notes.append("streaming: the data reported is what a run begins with; the rest is read while it trains")
+        step = first_step(
+            params, prepared.chat, rules, evaluated=evaluated, ranks=ranks, offline=offline
+        )
+        notes.append(
+            "streaming: the data reported is what a run begins with; the rest is read while it trains"
+        )
     else:
         step = step_maker(params, prepared.train, rules, clock, attention.layout, 0, 1)(0)
     first_rank = step_maker(params, prepared.train, rules, clock, attention.layout, 0, ranks)
-    batch, several = heaviest_batch(params, prepared.train, rules, clock, attention.layout, ranks, first_rank)
+    batch, several = heaviest_batch(
+        params, prepared.train, rules, clock, attention.layout, ranks, first_rank
+    )
     sharers = max(1, ranks // params.num_machines) if device.type == "cpu" else 1
     setting = Setting(device, compute, attention.backend, params.optim, several, sharers=sharers)
     plan = _memory(params, config, batch, setting, ranks, notes)
@@ -81,16 +93,24 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
         notes.append(f"compile: {why}")
     now("trying a step")
     whole = parameters <= SMALL
-    # In float32 whatever the run computes in: half precision takes a CPU minutes, and no user's mistake shows only there.
-    model = make_model(params, prepared.tokenizer, torch.float32, offline=offline) if whole else _narrow(config)
+    # In float32 whatever the run computes in: half precision takes a CPU minutes, and no user's
+    # mistake shows only there.
+    model = (
+        make_model(params, prepared.tokenizer, torch.float32, offline=offline)
+        if whole
+        else _narrow(config)
+    )
     return {
         "steps": clock.plan.steps,
         "documents_per_step": len(step.lengths) if params.streaming else clock.step_size,
         "tokens_first_step": step.tokens,
         "fill_first_step": step.fill,
         "supervised_first_step": step.supervised,
-        "tokens": clock.plan.steps * (step.tokens if params.streaming else round(mean_length * clock.step_size)),
-        "passes": None if params.streaming else round(clock.step_size * clock.plan.steps / len(prepared.train), 2),
+        "tokens": clock.plan.steps
+        * (step.tokens if params.streaming else round(mean_length * clock.step_size)),
+        "passes": None
+        if params.streaming
+        else round(clock.step_size * clock.plan.steps / len(prepared.train), 2),
         "eval_every": clock.plan.eval_every,
         "save_every": clock.plan.save_every,
         "parameters": parameters,
@@ -111,17 +131,33 @@ def now(doing: str) -> None:
     print(doing, flush=True)
 
 
-def _memory(params: Params, config: PretrainedConfig, batch: Batch, setting: Setting, ranks: int, notes: list[str]) -> MemoryPlan:
-    """The estimate for the heaviest micro-batch of the run, the model sharded if it will be. Raises JobError (exit 5) when
-    there is far too little room."""
+def _memory(
+    params: Params,
+    config: PretrainedConfig,
+    batch: Batch,
+    setting: Setting,
+    ranks: int,
+    notes: list[str],
+) -> MemoryPlan:
+    """The estimate for the heaviest micro-batch of the run, the model sharded if it will be. Raises
+    JobError (exit 5) when there is far too little room.
+    """
     room = free_bytes(setting.device) // setting.sharers
     plan = plan_memory(params, config, batch, setting, params.recompute)
     fits = plan.memory.peak <= ROOM * room
-    parallel, why = choose_parallel(params, ranks=ranks, on_gpu=setting.device.type == "cuda", fits=lambda: fits)
+    parallel, why = choose_parallel(
+        params, ranks=ranks, on_gpu=setting.device.type == "cuda", fits=lambda: fits
+    )
     if ranks > 1:
         notes.append(f"parallel: {parallel}; {why}")
     if parallel in SHARDED:
-        plan = plan_memory(params, config, batch, replace(setting, ranks=ranks, parallel=parallel), params.recompute)
+        plan = plan_memory(
+            params,
+            config,
+            batch,
+            replace(setting, ranks=ranks, parallel=parallel),
+            params.recompute,
+        )
     check_memory(params, plan, room)
     return plan
 
@@ -130,18 +166,27 @@ def _prepare(params: Params, notes: list[str], *, offline: bool) -> Prepared:
     """The data; when the model's configuration is wrong too, both are reported."""
     try:
         config = (
-            new_config(params.model_config_file) if params.model_config_file else load_config(params.model_name, offline=offline)
+            new_config(params.model_config_file)
+            if params.model_config_file
+            else load_config(params.model_name, offline=offline)
         )
         check_method(config, params.training_method)
     except JobError as wrong_model:
         try:
-            # With any encoder's tokenizer missing, the rows can still be read and their layout told.
-            rows = Examples(params, notes.append, offline=offline, between_rows=lambda: None)("train")
+            # With any encoder's tokenizer missing, the rows can still be read and their layout
+            # told.
+            rows = Examples(params, notes.append, offline=offline, between_rows=lambda: None)(
+                "train"
+            )
             for _ in islice(rows, EVAL_ROWS if params.streaming else None):
                 pass
         except JobError as wrong_data:
             # A broken model folder takes its tokenizer with it: one mistake, one line.
-            data = [one for one in wrong_data.problems if params.tokenizer_name or one.field != "tokenizer_name"]
+            data = [
+                one
+                for one in wrong_data.problems
+                if params.tokenizer_name or one.field != "tokenizer_name"
+            ]
             raise JobError(*dict.fromkeys((*wrong_model.problems, *data))) from wrong_data
         raise wrong_model
     prepare = prepare_stream if params.streaming else prepare_corpus
@@ -150,24 +195,41 @@ def _prepare(params: Params, notes: list[str], *, offline: bool) -> Prepared:
 
 def _narrow(config: PretrainedConfig) -> PreTrainedModel:
     """A model of the same class and vocabulary, two layers deep and 64 wide."""
-    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    small = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     if config.model_type in REGISTRY:
         narrow = copy.deepcopy(config)
         for name, value in (small | {"num_key_value_heads": 4}).items():
             setattr(narrow, name, value)
         return build_model(narrow)
-    kept = {name: getattr(config, name) for name in ("vocab_size", "max_position_embeddings", "pad_token_id")}
+    kept = {
+        name: getattr(config, name)
+        for name in ("vocab_size", "max_position_embeddings", "pad_token_id")
+    }
     return build_model(AutoConfig.for_model(config.model_type, **kept, **small))
 
 
 def _try_step(model: nn.Module, step: Step, pad_id: int, *, packed: bool) -> float:
-    """Forward and backward of the first micro-batch, on the CPU. Returns its loss per masked token in nats; raises JobError (exit 6)."""
+    """Forward and backward of the first micro-batch, on the CPU.
+
+    Returns its loss per masked token in nats; raises JobError (exit 6).
+    """
     sums = DiffusionModel(model, pad_id, "loop" if packed else None)(step.pieces[0].batch)
     sums.weighted.sum().backward()
     loss = float(sums.nll.sum()) / max(1, step.pieces[0].batch.masked.numel())
     if not math.isfinite(loss):
         raise JobError(
-            Problem("loss", "a finite loss on the first batch", f"{loss}", "Look at the model's weights.", Code.NON_FINITE)
+            Problem(
+                "loss",
+                "a finite loss on the first batch",
+                f"{loss}",
+                "Look at the model's weights.",
+                Code.NON_FINITE,
+            )
         )
     return round(loss, 4)
 
@@ -175,7 +237,9 @@ def _try_step(model: nn.Module, step: Step, pad_id: int, *, packed: bool) -> flo
 def _preview(document: Document, rules: StepRules, chat: ChatFormat) -> list[dict[str, Any]]:
     """One document as the model sees it at a few times: runs of tokens of one kind, in order."""
     views: list[dict[str, Any]] = []
-    whole = replace(rules.undisturbed(), prompt_drop=rules.prompt_drop)  # a dropped prompt is worth seeing
+    whole = replace(
+        rules.undisturbed(), prompt_drop=rules.prompt_drop
+    )  # a dropped prompt is worth seeing
     ((item,), _) = step_items([document], [Slot(0, 0, document.index)], whole)
     ids, supervised = item.ids, item.supervised
     for t in PREVIEW_TIMES:
@@ -186,7 +250,9 @@ def _preview(document: Document, rules: StepRules, chat: ChatFormat) -> list[dic
         for kind, group in groupby(range(ids.size), key=kinds.__getitem__):
             tokens = [int(ids[place]) for place in group]
             repeated = len(set(tokens)) == 1 and len(tokens) > 2
-            shown = chat.shown(tokens[:1] if repeated else tokens) + (f"×{len(tokens)}" if repeated else "")
+            shown = chat.shown(tokens[:1] if repeated else tokens) + (
+                f"×{len(tokens)}" if repeated else ""
+            )
             runs.append({"kind": kind, "tokens": len(tokens), "text": shown})
         views.append({"t": t, "masked": len(masked), "runs": runs})
     return views

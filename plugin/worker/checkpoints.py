@@ -1,8 +1,10 @@
-"""Checkpoints: everything a run needs to go on, written aside and renamed when whole. Safetensors throughout, nothing pickled.
+"""Checkpoints: everything a run needs to go on, written aside and renamed when whole. Safetensors
+throughout, nothing pickled.
 
-`checkpoint-<step>/` holds a complete model folder (it loads and chats as it is; an adapter's for LoRA), the optimizer's state, a
-stream's buffer, `state.json` and, last of all, the digests of all these files. No generator state is stored: data order, noise
-and dropout are functions of (seed, pass, step, rank).
+`checkpoint-<step>/` holds a complete model folder (it loads and chats as it is; an adapter's for
+LoRA), the optimizer's state, a stream's buffer, `state.json` and, last of all, the digests of all
+these files. No generator state is stored: data order, noise and dropout are functions of (seed,
+pass, step, rank).
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ class State:
     eval_loss: float | None = None  # of an evaluation at this very step
     scaler: dict[str, Any] = field(default_factory=dict)  # of fp16
     overflows: int = 0
-    moment: str = ""  # the time that the chat template writes, that of the run's first start; empty where it writes none
+    # the time that the chat template writes, that of the run's first start; empty where it writes
+    # none
+    moment: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,10 @@ class Contents:
 
 
 def save_checkpoint(folder: RunFolder, state: State, contents: Contents, keep: int) -> Path:
-    """Write checkpoint-<step>; keep the last `keep` and the best one. A kill at any moment leaves those before it whole."""
+    """Write checkpoint-<step>; keep the last `keep` and the best one.
+
+    A kill at any moment leaves those before it whole.
+    """
     final = folder / f"checkpoint-{state.step}"
     part = folder / f".checkpoint-{state.step}.part"
     remove(part)
@@ -91,7 +98,9 @@ def _remove(folder: RunFolder, checkpoint: Path) -> None:
 
 
 def best_checkpoint(folder: RunFolder) -> Path | None:
-    """The checkpoint with the lowest evaluation loss among those that were evaluated when they were saved."""
+    """The checkpoint with the lowest evaluation loss among those that were evaluated when they were
+    saved.
+    """
     known: dict[Path, float] = {}
     for path in folder.checkpoints():
         try:
@@ -107,7 +116,9 @@ def load_state(checkpoint: Path) -> State:
     return State(**read_state(checkpoint))
 
 
-def restore_training(checkpoint: Path, optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:
+def restore_training(
+    checkpoint: Path, optimizer: torch.optim.Optimizer, schedule: Schedule, step: int
+) -> None:
     """Optimizer and learning rate as they were after `step`."""
     restore_optimizer(optimizer, load_file(checkpoint / OPTIMIZER))
     schedule.move_to(step)

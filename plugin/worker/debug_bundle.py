@@ -1,4 +1,7 @@
-"""What a step that broke was made of, kept so that it can be looked at: `debug-step-<step>/` in the run folder."""
+"""What a step that broke was made of, kept so that it can be looked at:
+
+`debug-step-<step>/` in the run folder.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +26,20 @@ def row_of(documents: Documents | None, index: int) -> str:
     return documents.rows[index] if documents else str(index)
 
 
-def write_bundle(folder: RunFolder, error: NonFinite, documents: Documents | None, rank: int) -> tuple[Path, list[str]]:
-    """Batches as safetensors, and `step.json` with row id, t, mask ratio and loss of every document, the broken ones first.
+def write_bundle(
+    folder: RunFolder, error: NonFinite, documents: Documents | None, rank: int
+) -> tuple[Path, list[str]]:
+    """Batches as safetensors, and `step.json` with row id, t, mask ratio and loss of every
+    document, the broken ones first.
 
     Returns the folder and the rows whose loss is not finite.
     """
     final = folder / f"debug-step-{error.step}-rank-{rank}"
     part = folder / f".{final.name}.part"
     remove(part)
-    if final.is_dir() and next(not_ours(final), None):  # a run that went on may break at the same step again
+    if final.is_dir() and next(
+        not_ours(final), None
+    ):  # a run that went on may break at the same step again
         set_aside(final)
     else:
         remove(final)
@@ -39,7 +47,11 @@ def write_bundle(folder: RunFolder, error: NonFinite, documents: Documents | Non
     told: list[dict[str, Any]] = []
     for number, piece in enumerate(error.pieces):
         batch = piece.batch.to(torch.device("cpu"))
-        tensors = {one.name: getattr(batch, one.name).contiguous() for one in fields(batch) if one.name != "longest"}
+        tensors = {
+            one.name: getattr(batch, one.name).contiguous()
+            for one in fields(batch)
+            if one.name != "longest"
+        }
         save_file(tensors, part / f"batch-{number}.safetensors")
         losses = error.losses[number] if number < len(error.losses) else []
         for place, (index, one) in enumerate(zip(piece.documents, piece.corruptions, strict=True)):
@@ -55,7 +67,9 @@ def write_bundle(folder: RunFolder, error: NonFinite, documents: Documents | Non
             )
     told.sort(key=_is_finite)
     content = {"step": error.step, "error": error.problems[0].as_json(), "documents": told}
-    (part / "step.json").write_text(json.dumps(json.loads(to_json(content)), indent=1) + "\n", encoding="utf-8")
+    (part / "step.json").write_text(
+        json.dumps(json.loads(to_json(content)), indent=1) + "\n", encoding="utf-8"
+    )
     rename_whole(part, final)
     return final, [one["row"] for one in told if one["loss"] is not None and not _is_finite(one)]
 

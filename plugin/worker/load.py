@@ -1,4 +1,6 @@
-"""What a rank loads before its first step: data, tokenizer, rules of a step; then model, optimizer and schedule."""
+"""What a rank loads before its first step: data, tokenizer, rules of a step; then model, optimizer
+and schedule.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,14 @@ from ..training.layers import compile_layers, set_recompute
 from ..training.lr_schedule import Schedule
 from ..training.memory import ROOM, TINY, Memory, Setting, free_bytes
 from ..training.optimizer import make_optimizer, optimizer_tensors
-from ..training.sharding import gathered_dtype, gathered_model, gathered_optimizer, hollow, shard, shared_predictor
+from ..training.sharding import (
+    gathered_dtype,
+    gathered_model,
+    gathered_optimizer,
+    hollow,
+    shard,
+    shared_predictor,
+)
 from ..training.step import Step, StepRules
 from .checkpoints import State
 from .reporter import Reporter
@@ -61,9 +70,14 @@ class Data:
 
 
 def prepare_data(
-    params: Params, folder: RunFolder, reporter: Reporter, between_rows: Callable[[], None], moment: datetime
+    params: Params,
+    folder: RunFolder,
+    reporter: Reporter,
+    between_rows: Callable[[], None],
+    moment: datetime,
 ) -> None:
-    """Tokenise into the run folder; one rank a machine does it. `moment`: what a chat template takes for now.
+    """Tokenise into the run folder; one rank a machine does it. `moment`: what a chat template
+    takes for now.
 
     Raises JobError (exit 3 or 4).
     """
@@ -80,8 +94,17 @@ def prepare_data(
     rename_whole(data, folder / "data")
 
 
-def load_data(params: Params, folder: RunFolder, reporter: Reporter, accelerator: Accelerator, resumed: State | None) -> Data:
-    """Map what prepare_data wrote: the same files on every rank. `resumed`: of the checkpoint that the run continues from."""
+def load_data(
+    params: Params,
+    folder: RunFolder,
+    reporter: Reporter,
+    accelerator: Accelerator,
+    resumed: State | None,
+) -> Data:
+    """Map what prepare_data wrote: the same files on every rank.
+
+    `resumed`: of the checkpoint that the run continues from.
+    """
     data = folder / "data"
     reports = json.loads((data / "report.json").read_text(encoding="utf-8"))
     kept = ("rows", "documents", "truncated", "dropped")
@@ -97,8 +120,12 @@ def load_data(params: Params, folder: RunFolder, reporter: Reporter, accelerator
         done, seen = resumed.step, resumed.pass_ * len(train) + resumed.position
     if params.streaming:
         evaluated = len(evaluation) > 0
-        stream = start_streaming(params, chat, rules, reporter.log, evaluated=evaluated, rank=rank, ranks=ranks)
-    for split in ("eval",) if params.streaming else ("train", "eval"):  # what a stream read is known at the end
+        stream = start_streaming(
+            params, chat, rules, reporter.log, evaluated=evaluated, rank=rank, ranks=ranks
+        )
+    for split in (
+        ("eval",) if params.streaming else ("train", "eval")
+    ):  # what a stream read is known at the end
         reporter.data(split, truncation[split])
     return Data(
         train=train,
@@ -134,12 +161,18 @@ class Trained:
         return self.empty is not None
 
     def whole(self) -> MaybeAdapted | None:
-        """The model with all its weights, for rank 0; a model that is cut up needs every rank to call this, and the others get None."""
+        """The model with all its weights, for rank 0; a model that is cut up needs every rank to
+        call this, and the others get None.
+        """
         return self.model if self.empty is None else gathered_model(self.model, self.empty)
 
     def optimizer_tensors(self) -> dict[str, torch.Tensor]:
         """`optimizer_tensors`, for rank 0; called as `whole` is."""
-        return gathered_optimizer(self.optimizer) if self.sharded else optimizer_tensors(self.optimizer)
+        return (
+            gathered_optimizer(self.optimizer)
+            if self.sharded
+            else optimizer_tensors(self.optimizer)
+        )
 
 
 def load_model(
@@ -161,7 +194,9 @@ def load_model(
     counted = count_parameters(config, params)
     if accelerator.is_main_process:  # who saves
         check_room(params, *counted)
-    attention = choose_attention(params, config, accelerator.device, compute, float(data.train.lengths.mean()))
+    attention = choose_attention(
+        params, config, accelerator.device, compute, float(data.train.lengths.mean())
+    )
     reporter.log(f"attention: {attention.why}")
     for documents in (data.train, data.evaluation):
         check_fits(documents, data.rules, attention.layout)
@@ -173,7 +208,14 @@ def load_model(
     parallel = _choose_parallel(params, plan_maker("ddp"), reporter, accelerator)
     sharded = parallel in SHARDED
     make_step = data.stream or step_maker(
-        params, data.train, data.rules, data.clock, attention.layout, accelerator.process_index, ranks, even=sharded
+        params,
+        data.train,
+        data.rules,
+        data.clock,
+        attention.layout,
+        accelerator.process_index,
+        ranks,
+        even=sharded,
     )
     make_plan = plan_maker(parallel)
     recompute, planned = _plan_memory(params, counted[0], make_plan, device, reporter)
@@ -193,19 +235,39 @@ def load_model(
     if sharded:
         shard(module, device, ranks, parallel, gathered_dtype(device, compute))
     steps = data.clock.plan.steps
-    prepared, optimizer, schedule = _prepare(params, module, accelerator, steps, reporter.log, sharded=sharded)
+    prepared, optimizer, schedule = _prepare(
+        params, module, accelerator, steps, reporter.log, sharded=sharded
+    )
     estimated = planned.memory if planned else None
     predict = shared_predictor(module, compute) if sharded else None
-    return Trained(model, prepared, optimizer, schedule, attention, make_step, flops, estimated, dtype, empty, predict)
+    return Trained(
+        model,
+        prepared,
+        optimizer,
+        schedule,
+        attention,
+        make_step,
+        flops,
+        estimated,
+        dtype,
+        empty,
+        predict,
+    )
 
 
 def _log_model(params: Params, model: nn.Module, dtype: torch.dtype, reporter: Reporter) -> None:
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    reporter.log(f"model: {trained:,} parameters train, weights kept in {str(dtype).removeprefix('torch.')}")
+    reporter.log(
+        f"model: {trained:,} parameters train, weights kept in {str(dtype).removeprefix('torch.')}"
+    )
     if params.lora and params.lora_dropout:
-        reporter.log(f"dropout: {params.lora_dropout:g} before the adapter; the loss then depends on how a step is laid out")
+        reporter.log(
+            f"dropout: {params.lora_dropout:g} before the adapter; the loss then depends on how a step is laid out"
+        )
     else:
-        reporter.log("dropout: off; the masking noise is the regulariser, and the loss does not depend on the layout")
+        reporter.log(
+            "dropout: off; the masking noise is the regulariser, and the loss does not depend on the layout"
+        )
 
 
 def _prepare(
@@ -219,7 +281,11 @@ def _prepare(
 ) -> tuple[nn.Module, Any, Schedule]:
     """(the module, its new optimizer, both as accelerate wraps them; the schedule)."""
     optimizer = make_optimizer(
-        module, kind=params.optim, learning_rate=params.learning_rate, weight_decay=params.weight_decay, seed=params.seed
+        module,
+        kind=params.optim,
+        learning_rate=params.learning_rate,
+        weight_decay=params.weight_decay,
+        seed=params.seed,
     )
     if sharded:
         prepared, wrapped = module, accelerator.prepare_optimizer(optimizer, device_placement=False)
@@ -230,9 +296,14 @@ def _prepare(
 
 
 def _choose_parallel(
-    params: Params, replicated: Callable[[str], MemoryPlan], reporter: Reporter, accelerator: Accelerator
+    params: Params,
+    replicated: Callable[[str], MemoryPlan],
+    reporter: Reporter,
+    accelerator: Accelerator,
 ) -> str:
-    """ddp, zero2 or zero3, the same on every rank: those that chose differently would wait for one another forever."""
+    """ddp, zero2 or zero3, the same on every rank: those that chose differently would wait for one
+    another forever.
+    """
     ranks, device = accelerator.num_processes, accelerator.device
 
     def fits() -> bool:
@@ -246,7 +317,12 @@ def _choose_parallel(
 
 
 def _plan_maker(
-    params: Params, config: PretrainedConfig, data: Data, attention: Attention, accelerator: Accelerator, parallel: str
+    params: Params,
+    config: PretrainedConfig,
+    data: Data,
+    attention: Attention,
+    accelerator: Accelerator,
+    parallel: str,
 ) -> Callable[[str], MemoryPlan]:
     """What plans the run's memory, given the recompute that is asked for."""
     compute = COMPUTE[accelerator.mixed_precision]
@@ -255,20 +331,35 @@ def _plan_maker(
     sharers = max(1, ranks // params.num_machines) if device.type == "cpu" else 1
 
     def plan(asked: str) -> MemoryPlan:
-        first_rank = step_maker(params, data.train, data.rules, data.clock, attention.layout, 0, ranks)
-        batch, several = heaviest_batch(params, data.train, data.rules, data.clock, attention.layout, ranks, first_rank)
-        setting = Setting(device, compute, attention.backend, params.optim, several, cut, parallel, sharers)
+        first_rank = step_maker(
+            params, data.train, data.rules, data.clock, attention.layout, 0, ranks
+        )
+        batch, several = heaviest_batch(
+            params, data.train, data.rules, data.clock, attention.layout, ranks, first_rank
+        )
+        setting = Setting(
+            device, compute, attention.backend, params.optim, several, cut, parallel, sharers
+        )
         return plan_memory(params, config, batch, setting, asked)
 
     return plan
 
 
 def _plan_memory(
-    params: Params, parameters: int, make_plan: Callable[[str], MemoryPlan], device: torch.device, reporter: Reporter
+    params: Params,
+    parameters: int,
+    make_plan: Callable[[str], MemoryPlan],
+    device: torch.device,
+    reporter: Reporter,
 ) -> tuple[str, MemoryPlan | None]:
-    """(recompute mode, plan). A model of a few million weights on a CPU is not worth the second that asking takes."""
+    """(recompute mode, plan).
+
+    A model of a few million weights on a CPU is not worth the second that asking takes.
+    """
     if device.type == "cpu" and params.recompute == "auto" and parameters < TINY:
         return "none", None
     found = make_plan(params.recompute)
-    reporter.log(f"memory: about {found.memory.peak / 1e9:.2f} GB at the peak; recompute {found.recompute}: {found.why}")
+    reporter.log(
+        f"memory: about {found.memory.peak / 1e9:.2f} GB at the peak; recompute {found.recompute}: {found.why}"
+    )
     return found.recompute, found

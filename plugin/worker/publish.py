@@ -1,4 +1,6 @@
-"""The end of a run that went well: its adapter and its fused model, as folders that work by themselves."""
+"""The end of a run that went well: its adapter and its fused model, as folders that work by
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,10 @@ def finish(
     metrics: dict[str, float],
     ranks: int,
 ) -> dict[str, Any]:
-    """Save the adapter, publish the fused model; what `result` of run.json says of it. `model`: what was trained, whole."""
+    """Save the adapter, publish the fused model; what `result` of run.json says of it.
+
+    `model`: what was trained, whole.
+    """
     if params.lora:
         part = folder / ".adapter.part"
         facts = model_facts(params, data, trained.weight_dtype)
@@ -47,7 +52,9 @@ def finish(
         replace_whole(part, folder / "adapter")
     if not params.fuse_model:
         if (folder / "fused").is_dir():  # of an earlier end of this run, which is not this one's
-            reporter.log(f"fuse_model: off; the fused model of before is now {set_aside(folder / 'fused').name}")
+            reporter.log(
+                f"fuse_model: off; the fused model of before is now {set_aside(folder / 'fused').name}"
+            )
         return {}
     reporter.phase("fuse")
     longest = data.train[int(data.train.lengths.argmax())].ids[:TOKENS]
@@ -62,26 +69,43 @@ def finish(
         replaces=True,
     )
     fused = _fuse(params, folder, trained.weight_dtype, model, target)
-    reporter.log(f"fused: {fused.path}; reloaded, largest logit difference {fused.differences[fused.chosen]:.2e}")
+    reporter.log(
+        f"fused: {fused.path}; reloaded, largest logit difference {fused.differences[fused.chosen]:.2e}"
+    )
     return {"fuse": fused.as_json()}
 
 
-def _fuse(params: Params, folder: RunFolder, dtype: torch.dtype, model: MaybeAdapted, target: Target) -> Fused:
+def _fuse(
+    params: Params, folder: RunFolder, dtype: torch.dtype, model: MaybeAdapted, target: Target
+) -> Fused:
     if has_adapter(model):
         four_bit, base = params.load_in_4bit, params.fuse_base
-        return fuse_adapter(folder / "adapter", target, four_bit=four_bit, fuse_base=base, dtype=dtype)
+        return fuse_adapter(
+            folder / "adapter", target, four_bit=four_bit, fuse_base=base, dtype=dtype
+        )
     found = publish(model, target)
-    return Fused(target.folder, {params.fuse_base: found.max_logit_difference}, params.fuse_base, found.template)
+    return Fused(
+        target.folder,
+        {params.fuse_base: found.max_logit_difference},
+        params.fuse_base,
+        found.template,
+    )
 
 
 def _card(params: Params, data: Data, metrics: dict[str, float], ranks: int) -> Card:
     packs = params.gradient_accumulation_steps * ranks
-    step = f"{packs * pack_tokens(params)} tokens" if params.streaming else f"{data.clock.step_size} documents"
+    step = (
+        f"{packs * pack_tokens(params)} tokens"
+        if params.streaming
+        else f"{data.clock.step_size} documents"
+    )
     table = {
         "base model": public_name(params.model_name)
         if params.model_name
         else f"from scratch ({Path(params.model_config_file).name})",
-        "trained": f"LoRA, rank {params.lora_r}, alpha {params.lora_alpha}" if params.lora else "all weights",
+        "trained": f"LoRA, rank {params.lora_r}, alpha {params.lora_alpha}"
+        if params.lora
+        else "all weights",
         "data": renamed_mixture(params.dataset_name, public_name),
         "steps": f"{data.clock.plan.steps} x {step}",
         "learning rate, schedule": f"{params.learning_rate:g}, {params.learning_rate_schedule}",

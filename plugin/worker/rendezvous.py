@@ -1,13 +1,13 @@
 """Where the ranks of a run meet.
 
-One machine's ranks meet in a file of a folder that only their user may open: whoever can write there may
-join them, read what they say and answer in their place. Those of several machines meet at a store that
-rank 0 serves on a port; torch has no password for it, so their network has to be trusted (README). Without
-either (accelerate launch) torch meets in its usual way.
+One machine's ranks meet in a file of a folder that only their user may open: whoever can write
+there may join them, read what they say and answer in their place. Those of several machines meet at
+a store that rank 0 serves on a port; torch has no password for it, so their network has to be
+trusted (README). Without either (accelerate launch) torch meets in its usual way.
 
-A port is bound by the parent and inherited by rank 0: choosing a free one and letting torch bind it seconds
-later would leave time for another job to take it. Every rank, rank 0 too, is then a client, as under
-torch's own launcher with its agent.
+A port is bound by the parent and inherited by rank 0: choosing a free one and letting torch bind it
+seconds later would leave time for another job to take it. Every rank, rank 0 too, is then a client,
+as under torch's own launcher with its agent.
 """
 
 from __future__ import annotations
@@ -16,43 +16,61 @@ import os
 from datetime import timedelta
 
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate import (
+    Accelerator,
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+)
 from accelerate.utils import KwargsHandler
 
 from ..base.errors import JobError, Problem
 from ..base.process import LISTEN_FD, MEETING, PARENT_PID
 
-# How accelerate may share a model. Sharding is ours (training/sharding.py); accelerate_env.py reads what a launcher
-# says of it.
+# How accelerate may share a model. Sharding is ours (training/sharding.py); accelerate_env.py reads
+# what a launcher says of it.
 REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
-# Ranks may wait for hours while rank 0 reads the data; the parent's watchdog knows that from a hang, torch's ten minutes do not.
+# Ranks may wait for hours while rank 0 reads the data; the parent's watchdog knows that from a
+# hang, torch's ten minutes do not.
 PATIENCE = timedelta(days=7)
 
 
 def serve_store() -> dist.TCPStore | None:
-    """Begin to serve on the inherited port, if this rank has one. The caller keeps what this returns until the run has ended."""
+    """Begin to serve on the inherited port, if this rank has one.
+
+    The caller keeps what this returns until the run has ended.
+    """
     descriptor = os.environ.get(LISTEN_FD)
     if descriptor is None:
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=int(descriptor))
+    return dist.TCPStore(
+        address, port, is_master=True, wait_for_workers=False, master_listen_fd=int(descriptor)
+    )
 
 
 def join_ranks(precision: str, *, on_cpu: bool) -> Accelerator:
-    """Meet the other ranks. Raises JobError (exit 2) when accelerate shares the model in a way of its own."""
+    """Meet the other ranks.
+
+    Raises JobError (exit 2) when accelerate shares the model in a way of its own.
+    """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if meeting := os.environ.get(MEETING):
         store = dist.FileStore(meeting, ranks)
         store.set_timeout(PATIENCE)
         backend = "gloo" if on_cpu else "nccl"
-        dist.init_process_group(backend, store=store, rank=int(os.environ["RANK"]), world_size=ranks, timeout=PATIENCE)
+        dist.init_process_group(
+            backend, store=store, rank=int(os.environ["RANK"]), world_size=ranks, timeout=PATIENCE
+        )
     # Gradients live in the buckets that DDP exchanges, instead of beside a copy of them.
     handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if PARENT_PID in os.environ:
         handlers.append(InitProcessGroupKwargs(timeout=PATIENCE))
     accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=handlers)
-    assert accelerator.num_processes == ranks, f"accelerate runs {accelerator.num_processes} ranks instead of {ranks}"
+    assert accelerator.num_processes == ranks, (
+        f"accelerate runs {accelerator.num_processes} ranks instead of {ranks}"
+    )
     if accelerator.distributed_type not in REPLICATED:
         got = f"{accelerator.distributed_type.value} from accelerate's configuration"
         fix = "Leave that configuration at DDP and set parallel zero2 or zero3."

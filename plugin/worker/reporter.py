@@ -20,13 +20,20 @@ from .tensorboard import Board
 PROGRESS_EVERY_S = 1.0
 NO_CURVE = {"eval/documents"}  # the same at every step
 # Runs are compared by what may have shaped them, not by where they ran and what they told.
-NOT_COMPARED = MAY_CHANGE - {"batch_size", "gradient_accumulation_steps", "train_steps", "num_train_epochs"}
+NOT_COMPARED = MAY_CHANGE - {
+    "batch_size",
+    "gradient_accumulation_steps",
+    "train_steps",
+    "num_train_epochs",
+}
 
 
 class Reporter:
     """Writers of one run folder; a run that goes on from `first_step` appends."""
 
-    def __init__(self, folder: RunFolder, heartbeat: Heartbeat, *, speaks: bool, first_step: int = 0):
+    def __init__(
+        self, folder: RunFolder, heartbeat: Heartbeat, *, speaks: bool, first_step: int = 0
+    ):
         self.speaks = speaks
         self._heartbeat = heartbeat
         if not speaks:
@@ -37,8 +44,16 @@ class Reporter:
         self._samples = JsonLines(folder / "samples.jsonl")
         self._board = Board(folder / "tb", self.log, first_step)
         latest = folder / "metrics.json"
-        self._latest: dict[str, Any] = json.loads(latest.read_text(encoding="utf-8")) if first_step and latest.exists() else {}
-        self._progress: dict[str, Any] = {"phase": "load", "step": first_step, "steps": 0, "percent": 0.0, "eta_seconds": None}
+        self._latest: dict[str, Any] = (
+            json.loads(latest.read_text(encoding="utf-8")) if first_step and latest.exists() else {}
+        )
+        self._progress: dict[str, Any] = {
+            "phase": "load",
+            "step": first_step,
+            "steps": 0,
+            "percent": 0.0,
+            "eta_seconds": None,
+        }
         self._progress |= {"loss": None, "tokens_per_s": None}
         self._wrote = 0.0
         self._training_s = 0.0
@@ -79,7 +94,12 @@ class Reporter:
         self._first_step = step - 1 if self._first_step is None else self._first_step
         self._training_s += seconds
         eta = self._training_s / (step - self._first_step) * (steps - step)
-        self._progress |= {"step": step, "percent": round(100 * step / steps, 2), "eta_seconds": round(eta, 1), "loss": loss}
+        self._progress |= {
+            "step": step,
+            "percent": round(100 * step / steps, 2),
+            "eta_seconds": round(eta, 1),
+            "loss": loss,
+        }
         self._write_progress(force=step == steps)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
@@ -92,22 +112,44 @@ class Reporter:
         for name, value in values.items():
             if name not in NO_CURVE:
                 tag = name if "/" in name else f"train/{name}"
-                self._board.draw(lambda board, tag=tag, value=value: board.add_scalar(tag, value, step))
+                self._board.draw(
+                    lambda board, tag=tag, value=value: board.add_scalar(tag, value, step)
+                )
         if "tokens_per_s" in values:
-            spent = {name.removeprefix("time/"): round(value, 4) for name, value in values.items() if name.startswith("time/")}
+            spent = {
+                name.removeprefix("time/"): round(value, 4)
+                for name, value in values.items()
+                if name.startswith("time/")
+            }
             self._progress |= {"seconds_by_work": spent, "mfu": values.get("mfu")}
             self._progress["tokens_per_s"] = round(values["tokens_per_s"], 1)
             self._progress["supervised_tokens_per_s"] = round(values["supervised_tokens_per_s"], 1)
         self.event("metrics", step=step, metrics=values)
 
-    def sample(self, step: int, number: int, prompt: str, expected: str, text: str, frames: list[str]) -> None:
-        """A generated answer to watched prompt `number`, with the states of its canvas, in order."""
+    def sample(
+        self, step: int, number: int, prompt: str, expected: str, text: str, frames: list[str]
+    ) -> None:
+        """A generated answer to watched prompt `number`, with the states of its canvas, in
+        order.
+        """
         if not self.speaks:
             return
-        record = {"step": step, "prompt": prompt, "expected": expected, "text": text, "frames": frames}
+        record = {
+            "step": step,
+            "prompt": prompt,
+            "expected": expected,
+            "text": text,
+            "frames": frames,
+        }
         self._samples.write(record)
         shown = "\n".join(
-            f"    {_plain(line)}" for line in (f"prompt:   {prompt}", f"expected: {expected}", *frames, f"answer:   {text}")
+            f"    {_plain(line)}"
+            for line in (
+                f"prompt:   {prompt}",
+                f"expected: {expected}",
+                *frames,
+                f"answer:   {text}",
+            )
         )
         tag = f"samples/{number}"  # not by its text: prompts may begin alike
         self._board.draw(lambda board: board.add_text(tag, redact(shown), step))
@@ -118,18 +160,26 @@ class Reporter:
             self._board.draw(lambda board: board.add_histogram(f"lengths/{split}", lengths, 0))
 
     def hparams(self, params: dict[str, Any], metrics: dict[str, float | None]) -> None:
-        """Parameters beside what came of them; what was not measured is left out, for a made-up 0 would win every comparison."""
+        """Parameters beside what came of them; what was not measured is left out, for a made-up 0
+        would win every comparison.
+        """
         if self.speaks:
             shown = {
-                name: str(value).lower() if isinstance(value, bool) else value  # a number otherwise: 0.0000
+                name: str(value).lower()
+                if isinstance(value, bool)
+                else value  # a number otherwise: 0.0000
                 for name, value in params.items()
                 if name not in NOT_COMPARED
             }
-            found = {f"hparams/{name}": value for name, value in metrics.items() if value is not None}
+            found = {
+                f"hparams/{name}": value for name, value in metrics.items() if value is not None
+            }
             self._board.draw(lambda board: board.add_hparams(shown, found, run_name="."))
 
     def flush(self) -> None:
-        """TensorBoard's curves, which a thread of its own writes; every other file is written at once."""
+        """TensorBoard's curves, which a thread of its own writes; every other file is written at
+        once.
+        """
         if self.speaks:
             self._board.flush()
 
@@ -143,9 +193,14 @@ class Reporter:
         now = time.monotonic()
         if force or now - self._wrote >= PROGRESS_EVERY_S:
             self._wrote = now
-            progress = {**self._progress, "heartbeat": datetime.now(UTC).isoformat(timespec="seconds")}
+            progress = {
+                **self._progress,
+                "heartbeat": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
             write_whole(self._folder / "progress.json", to_json(progress) + "\n", durable=False)
-            self.event("progress", **{key: value for key, value in progress.items() if key != "heartbeat"})
+            self.event(
+                "progress", **{key: value for key, value in progress.items() if key != "heartbeat"}
+            )
 
 
 def report_failure(folder: RunFolder, error: Problem, rank: int) -> None:
@@ -156,5 +211,7 @@ def report_failure(folder: RunFolder, error: Problem, rank: int) -> None:
 
 
 def _plain(text: str) -> str:
-    """Return a row's text as one line of a code block of Markdown, which a browser renders: any end of a line would leave it."""
+    """Return a row's text as one line of a code block of Markdown, which a browser renders: any end
+    of a line would leave it.
+    """
     return one_line(text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ⏎ "))

@@ -21,13 +21,19 @@ class SampleWatch:
     """Fixed prompts, spread over at least one document, and how to answer them."""
 
     def __init__(
-        self, model: nn.Module, chat: ChatFormat, documents: Documents, sampler: dict[str, Any], predict: Predict | None = None
+        self,
+        model: nn.Module,
+        chat: ChatFormat,
+        documents: Documents,
+        sampler: dict[str, Any],
+        predict: Predict | None = None,
     ):
         """`predict`: for a model that its own `predictor` cannot run, because it is cut up."""
         self._model, self._chat = model, chat
         self._predict = predict or predictor(model)
         longest = min(int(sampler["max_new_tokens"]), 2 * int(sampler["block_length"]))
-        # An answer must end within the model's positions: prompts that leave room for a whole one, else the shortest alone.
+        # An answer must end within the model's positions: prompts that leave room for a whole one,
+        # else the shortest alone.
         limit = positions(model)
         roomy = np.flatnonzero(documents.prompts + longest <= limit)
         chosen = roomy if roomy.size else np.array([documents.prompts.argmin()])
@@ -43,13 +49,20 @@ class SampleWatch:
         canvases: list[list[NDArray[np.int32]]] = []
         was_training = self._model.training
         self._model.eval()
-        answers = generate(self._predict, prompts, self._vocabulary, self._settings, canvases.append)
+        answers = generate(
+            self._predict, prompts, self._vocabulary, self._settings, canvases.append
+        )
         self._model.train(was_training)
         records = []
-        for row, (one, prompt, answer) in enumerate(zip(self._documents, prompts, answers, strict=True)):
+        for row, (one, prompt, answer) in enumerate(
+            zip(self._documents, prompts, answers, strict=True)
+        ):
             states = [canvas[row][prompt.size :] for canvas in canvases[: answer.steps]]
             shown = [
-                states[place] for place in dict.fromkeys(np.linspace(0, len(states) - 1, min(FRAMES, len(states))).astype(int))
+                states[place]
+                for place in dict.fromkeys(
+                    np.linspace(0, len(states) - 1, min(FRAMES, len(states))).astype(int)
+                )
             ]
             records.append(
                 {

@@ -1,7 +1,8 @@
-"""Imported first by the worker, before the seconds torch takes: a hung or crashed process shows where it stood.
+"""Imported first by the worker, before the seconds torch takes: a hung or crashed process shows
+where it stood.
 
-SIGUSR1 prints the Python stacks of all threads, and so does a fatal signal (SIGSEGV, SIGABRT, ...). Both are written in C straight
-to the log, so a rank that is blocked inside a library answers too.
+SIGUSR1 prints the Python stacks of all threads, and so does a fatal signal (SIGSEGV, SIGABRT, ...).
+Both are written in C straight to the log, so a rank that is blocked inside a library answers too.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""How a worker learns that it should stop: a signal, the STOP file, or the death of its parent. All three mean the same:
-finish the step, save, exit. Only the parent escalates."""
+"""How a worker learns that it should stop: a signal, the STOP file, or the death of its parent. All
+three mean the same: finish the step, save, exit. Only the parent escalates.
+"""
 
 from __future__ import annotations
 

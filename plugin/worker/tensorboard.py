@@ -1,6 +1,8 @@
-"""TensorBoard's files, which a run may lose: when they cannot be written it says so once and goes on; metrics.jsonl has the curves.
+"""TensorBoard's files, which a run may lose: when they cannot be written it says so once and goes
+on; metrics.jsonl has the curves.
 
-The library opens files with names of its own (time, host, process) inside of `tb/`, which was seen to be no link.
+The library opens files with names of its own (time, host, process) inside of `tb/`, which was seen
+to be no link.
 """
 
 from __future__ import annotations
@@ -15,16 +17,26 @@ Draw = Callable[[SummaryWriter], object]
 
 
 class Board:
-    """A SummaryWriter until a write fails, then nothing. A run that goes on behind `first_step` hides what was drawn later."""
+    """A SummaryWriter until a write fails, then nothing.
+
+    A run that goes on behind `first_step` hides what was drawn later.
+    """
 
     def __init__(self, folder: Path, warn: Callable[[str], None], first_step: int):
         self._folder, self._warn = folder, warn
         self._writer: SummaryWriter | None = None
         behind = first_step + 1 if first_step else None
-        self._try(lambda: setattr(self, "_writer", SummaryWriter(str(folder), flush_secs=10, purge_step=behind)))
+        self._try(
+            lambda: setattr(
+                self, "_writer", SummaryWriter(str(folder), flush_secs=10, purge_step=behind)
+            )
+        )
 
     def draw(self, draw: Draw) -> None:
-        """`draw` on the writer. What fails on its way to the disk, in a thread of the library, is raised by a later call."""
+        """`draw` on the writer.
+
+        What fails on its way to the disk, in a thread of the library, is raised by a later call.
+        """
         if writer := self._writer:
             self._try(lambda: draw(writer))
 
@@ -45,11 +57,17 @@ class Board:
 
 
 def hush_writer_thread() -> None:
-    """The library's thread prints the traceback of what it then raises in ours, where it is told in one line."""
+    """The library's thread prints the traceback of what it then raises in ours, where it is told in
+    one line.
+    """
     usual = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
-        if not (args.thread and type(args.thread).__module__.startswith("tensorboard.") and isinstance(args.exc_value, OSError)):
+        if not (
+            args.thread
+            and type(args.thread).__module__.startswith("tensorboard.")
+            and isinstance(args.exc_value, OSError)
+        ):
             usual(args)
 
     threading.excepthook = hook

@@ -1,4 +1,7 @@
-"""One training run on this rank: load, train, evaluate, save, fuse. The worker's program is in worker/__main__.py."""
+"""One training run on this rank: load, train, evaluate, save, fuse.
+
+The worker's program is in worker/__main__.py.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,24 @@ from ..run.heartbeat import Heartbeat, heartbeat_path
 from ..training import loop
 from ..training.evaluate import evaluate
 from ..training.exchange import gather_bytes, gather_values
-from ..training.meters import Stopwatch, measure_peak, memory_by_category, peak_bytes, resident_bytes
+from ..training.meters import (
+    Stopwatch,
+    measure_peak,
+    memory_by_category,
+    peak_bytes,
+    resident_bytes,
+)
 from ..training.prefetch import Ahead
 from ..training.sharding import reshard
 from .accelerate_env import take_launchers_choice
-from .checkpoints import Contents, State, best_checkpoint, load_state, restore_training, save_checkpoint
+from .checkpoints import (
+    Contents,
+    State,
+    best_checkpoint,
+    load_state,
+    restore_training,
+    save_checkpoint,
+)
 from .debug_bundle import write_bundle
 from .load import load_data, load_model, prepare_data
 from .publish import finish, model_facts
@@ -50,12 +66,21 @@ class Run:
         self.resumed = load_state(checkpoint) if checkpoint else None
         self.rank = int(os.environ.get("RANK", "0"))
         self.main = self.rank == 0
-        self.leads = int(os.environ.get("LOCAL_RANK", "0")) == 0  # on every machine, one rank reports, listens and prepares
+        self.leads = (
+            int(os.environ.get("LOCAL_RANK", "0")) == 0
+        )  # on every machine, one rank reports, listens and prepares
         self.heartbeat = Heartbeat(heartbeat_path(folder.path, self.rank))
-        self.reporter = Reporter(folder, self.heartbeat, speaks=self.leads, first_step=self.resumed.step if self.resumed else 0)
+        self.reporter = Reporter(
+            folder,
+            self.heartbeat,
+            speaks=self.leads,
+            first_step=self.resumed.step if self.resumed else 0,
+        )
         self.requests = Requests(folder, reads_files=self.leads)
         self.started = time.perf_counter()
-        self.moment = (self.resumed.moment if self.resumed else "") or datetime.now().astimezone().isoformat(timespec="seconds")
+        self.moment = (
+            self.resumed.moment if self.resumed else ""
+        ) or datetime.now().astimezone().isoformat(timespec="seconds")
         self.baseline = 0 if torch.cuda.is_available() else resident_bytes()
         self.memory_plan: MakePlan | None = None
         self.first_eval = self.resumed.first_eval if self.resumed else {}
@@ -72,22 +97,37 @@ class Run:
         self._first_evaluation()
         done, stopped, totals, peak = self._train()
         if stream := self.data.stream:
-            self.data.truncation["train"] = whole_report(self.accelerator, stream.state_after(done).report)
+            self.data.truncation["train"] = whole_report(
+                self.accelerator, stream.state_after(done).report
+            )
             self.reporter.data("train", self.data.truncation["train"])
         result = self._result(done, stopped, totals, peak)
-        self.reporter.hparams(params.as_json(), {"eval_loss": result["eval_loss"], "loss": result["loss"]})
+        self.reporter.hparams(
+            params.as_json(), {"eval_loss": result["eval_loss"], "loss": result["loss"]}
+        )
         if not stopped:
             model = self.trained.whole()
             if self.main:
                 assert model is not None
                 ranks = self.accelerator.num_processes
-                result |= finish(params, self.folder, self.data, self.trained, model, self.reporter, self.last_eval, ranks)
+                result |= finish(
+                    params,
+                    self.folder,
+                    self.data,
+                    self.trained,
+                    model,
+                    self.reporter,
+                    self.last_eval,
+                    ranks,
+                )
             self.accelerator.wait_for_everyone()
         result["seconds"] = round(time.perf_counter() - self.started, 2)
         return result
 
     def _first_evaluation(self) -> None:
-        """Before the first step, or that of the step that the run stopped at before it could be made."""
+        """Before the first step, or that of the step that the run stopped at before it could be
+        made.
+        """
         every = self.data.clock.plan.eval_every
         if not every:
             return
@@ -101,7 +141,9 @@ class Run:
         """The error of this run when memory has run out: what needs most, and what to do."""
         found = None
         if self.memory_plan:
-            with contextlib.suppress(MemoryError, RuntimeError):  # there may be no room left even for an estimate
+            with contextlib.suppress(
+                MemoryError, RuntimeError
+            ):  # there may be no room left even for an estimate
                 found = self.memory_plan()
         return memory_advice.out_of_memory(self.params, found, told)
 
@@ -110,18 +152,31 @@ class Run:
         self.accelerator = self._accelerator()
         self._agree_on_start()
         self._agree_on_moment()
-        if self.leads and not (self.folder / "data").exists():  # it appears whole, so a run that goes on has it
+        if (
+            self.leads and not (self.folder / "data").exists()
+        ):  # it appears whole, so a run that goes on has it
             moment = datetime.fromisoformat(self.moment)
             prepare_data(self.params, self.folder, self.reporter, self._between_rows, moment)
         self.accelerator.wait_for_everyone()
-        self.data = load_data(self.params, self.folder, self.reporter, self.accelerator, self.resumed)
+        self.data = load_data(
+            self.params, self.folder, self.reporter, self.accelerator, self.resumed
+        )
         if self.data.chat.moment and self.resumed and self.resumed.moment:
             self.reporter.log(f"resume: the chat template writes the time; it stays {self.moment}")
         self.heartbeat.beat("model")
-        self.trained = load_model(self.params, self.data, self.reporter, self.accelerator, self._remember_plan, self.checkpoint)
+        self.trained = load_model(
+            self.params,
+            self.data,
+            self.reporter,
+            self.accelerator,
+            self._remember_plan,
+            self.checkpoint,
+        )
         self.progress = self._go_on()
         trained, sampler = self.trained, self.data.facts["sampler"]
-        self.watch = SampleWatch(trained.model, self.data.chat, self._watched(), sampler, trained.predict)
+        self.watch = SampleWatch(
+            trained.model, self.data.chat, self._watched(), sampler, trained.predict
+        )
 
     def _agree_on_start(self) -> None:
         """Raises JobError (exit 2) on every rank when one has another checkpoint, or none."""
@@ -134,7 +189,9 @@ class Run:
             raise JobError(Problem("resume", "the same checkpoint on every machine", got, fix))
 
     def _agree_on_moment(self) -> None:
-        """Take rank 0's moment: every machine prepares its own data, in which a template may write it."""
+        """Take rank 0's moment: every machine prepares its own data, in which a template may write
+        it.
+        """
         if self.params.num_machines > 1:
             self.moment = gather_values(self.accelerator, self.moment)[0]
 
@@ -155,11 +212,16 @@ class Run:
             self.accelerator.scaler.load_state_dict(state.scaler)
         self.reporter.log(f"resume: going on from {checkpoint.name}")
         self.reporter.event("resumed", step=state.step, path=str(checkpoint))
-        return loop.Progress(state.step, loop.Window(**state.window), loop.Totals(**state.totals), state.overflows)
+        return loop.Progress(
+            state.step, loop.Window(**state.window), loop.Totals(**state.totals), state.overflows
+        )
 
     def _accelerator(self) -> Accelerator:
-        # A launcher of somebody else's says nothing of CPUs: accelerate then joins no ranks on a machine without a GPU.
-        wants_cpu = self.params.train_device == "cpu" or os.environ.get("ACCELERATE_USE_CPU") == "true"
+        # A launcher of somebody else's says nothing of CPUs: accelerate then joins no ranks on a
+        # machine without a GPU.
+        wants_cpu = (
+            self.params.train_device == "cpu" or os.environ.get("ACCELERATE_USE_CPU") == "true"
+        )
         on_cpu = wants_cpu or not torch.cuda.is_available()
         self.params, line = take_launchers_choice(self.params, os.environ)
         if line:
@@ -188,9 +250,13 @@ class Run:
         on_gpu = accelerator.device.type == "cuda"
         peak = 0.0
         if on_gpu:
-            peak = accelerator.num_processes * measure_peak(accelerator.device, COMPUTE[accelerator.mixed_precision])
+            peak = accelerator.num_processes * measure_peak(
+                accelerator.device, COMPUTE[accelerator.mixed_precision]
+            )
         hooks = loop.Hooks(
-            requests=lambda: loop.Requests(self.requests.stop(), self.requests.save(), self.requests.sample()),
+            requests=lambda: loop.Requests(
+                self.requests.stop(), self.requests.save(), self.requests.sample()
+            ),
             log=self.reporter.metrics,
             tick=self.reporter.tick,
             evaluate=self._evaluate,
@@ -204,10 +270,20 @@ class Run:
         make_step = add_up(accelerator, ahead, self.params.max_length) if data.stream else ahead
         try:
             done, stopped, totals = loop.train(
-                accelerator, trained.module, trained.optimizer, trained.scheduler, make_step, plan, hooks, meters, self.progress
+                accelerator,
+                trained.module,
+                trained.optimizer,
+                trained.scheduler,
+                make_step,
+                plan,
+                hooks,
+                meters,
+                self.progress,
             )
         except loop.NonFinite as error:
-            bundle, rows = write_bundle(self.folder, error, None if data.stream else data.train, accelerator.process_index)
+            bundle, rows = write_bundle(
+                self.folder, error, None if data.stream else data.train, accelerator.process_index
+            )
             named = f"; not finite: row {', '.join(rows[:5])}" if rows else ""
             self.reporter.log(f"what step {error.step} was made of: {bundle}{named}")
             raise
@@ -216,7 +292,12 @@ class Run:
         return done, stopped, totals, peak
 
     def _result(self, done: int, stopped: bool, totals: loop.Totals, peak: float) -> dict[str, Any]:
-        held = memory_by_category(self.trained.module, self.trained.optimizer, peak_bytes(self.accelerator.device), self.baseline)
+        held = memory_by_category(
+            self.trained.module,
+            self.trained.optimizer,
+            peak_bytes(self.accelerator.device),
+            self.baseline,
+        )
         seconds = max(totals.seconds, 1e-9)
         return {
             "outcome": "stopped" if stopped else "done",
@@ -233,7 +314,10 @@ class Run:
                 "flops_per_s": totals.flops / seconds,
                 "mfu": totals.flops / seconds / peak if peak else None,
             },
-            "memory": {**held, "estimate": self.trained.memory.as_json() if self.trained.memory else None},
+            "memory": {
+                **held,
+                "estimate": self.trained.memory.as_json() if self.trained.memory else None,
+            },
             "best_checkpoint": self._best(),
             "skipped_steps": totals.skipped,
             "cut_answer_tokens": totals.cut,
@@ -251,11 +335,26 @@ class Run:
         data, beat = self.data, self.heartbeat.beat
         layout, size = self.trained.attention.layout, data.clock.eval_batch_size
         even = self.trained.sharded
-        metrics = evaluate(self.accelerator, self.trained.module, data.evaluation, data.rules, size, layout, beat, even=even)
+        metrics = evaluate(
+            self.accelerator,
+            self.trained.module,
+            data.evaluation,
+            data.rules,
+            size,
+            layout,
+            beat,
+            even=even,
+        )
         if not math.isfinite(metrics["eval/loss"]):
             fix = "Lower learning_rate, or look at the model's weights."
             raise JobError(
-                Problem("loss", "a finite evaluation loss", f"{metrics['eval/loss']} at step {step}", fix, Code.NON_FINITE)
+                Problem(
+                    "loss",
+                    "a finite evaluation loss",
+                    f"{metrics['eval/loss']} at step {step}",
+                    fix,
+                    Code.NON_FINITE,
+                )
             )
         self.first_eval = self.first_eval or metrics
         self.last_eval, self.evaluated = metrics, step
@@ -275,15 +374,21 @@ class Run:
         self.reporter.phase("save")
         data, trained, params = self.data, self.trained, self.params
         stream = data.stream
-        streams = gather_bytes(self.accelerator, stream.state_after(step).as_bytes()) if stream else []
+        streams = (
+            gather_bytes(self.accelerator, stream.state_after(step).as_bytes()) if stream else []
+        )
         if self.main or trained.sharded:  # cut up, every rank has a hand in putting it together
             model, optimizer = trained.whole(), trained.optimizer_tensors()
             if self.main:
                 assert model is not None
                 facts = model_facts(params, data, trained.weight_dtype)
-                contents = Contents(model, data.tokenizer, facts, optimizer, streams, params.model_name)
+                contents = Contents(
+                    model, data.tokenizer, facts, optimizer, streams, params.model_name
+                )
                 self.reporter.flush()  # a run that goes on from here finds the curves up to it
-                path = save_checkpoint(self.folder, self._state(step), contents, params.save_total_limit)
+                path = save_checkpoint(
+                    self.folder, self._state(step), contents, params.save_total_limit
+                )
                 self.reporter.event("checkpoint", step=step, path=str(path))
         self.accelerator.wait_for_everyone()
         self.reporter.phase("train")

@@ -1,4 +1,6 @@
-"""The hosts, each driven as its users drive it, behind one face: start a job, press stop, see how it ended."""
+"""The hosts, each driven as its users drive it, behind one face: start a job, press stop, see how
+it ended.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Ended:
 
 
 class Host(Protocol):
-    def start(self, job: str, values: Values, *, template: str = "plain", sweep: str = "") -> Running: ...
+    def start(
+        self, job: str, values: Values, *, template: str = "plain", sweep: str = ""
+    ) -> Running: ...
     def run_dir(self, job: str, sweep: str = "") -> Path: ...
     def press_stop(self, job: str, program: subprocess.Popen[str]) -> None: ...
     def ended(self, job: str, program: subprocess.Popen[str], log: str, sweep: str) -> Ended: ...
@@ -72,13 +76,20 @@ class FolderDriver:
     def run_dir(self, job: str, sweep: str = "") -> Path:
         return self.root / "runs" / f"{job}{sweep}"
 
-    def start(self, job: str, values: Values, *, template: str = "plain", sweep: str = "") -> Running:
-        given = {**values, "dataset_name": self.datasets.get(str(values["dataset_name"]), values["dataset_name"])}
+    def start(
+        self, job: str, values: Values, *, template: str = "plain", sweep: str = ""
+    ) -> Running:
+        given = {
+            **values,
+            "dataset_name": self.datasets.get(str(values["dataset_name"]), values["dataset_name"]),
+        }
         options = [f"--{name}={value}" for name, value in given.items()]
         if "resume" not in values:
             options.append(f"--run_dir={self.run_dir(job, sweep)}")
         self.root.mkdir(parents=True, exist_ok=True)
-        return Running(self, job, sweep, _popen([sys.executable, MAIN, "train", *options], {}, self.root))
+        return Running(
+            self, job, sweep, _popen([sys.executable, MAIN, "train", *options], {}, self.root)
+        )
 
     def press_stop(self, job: str, program: subprocess.Popen[str]) -> None:
         (self.run_dir(job) / "STOP").touch()
@@ -87,16 +98,24 @@ class FolderDriver:
         folder = self.run_dir(job, sweep)
         resumed = re.search(r"^run folder: (.*)$", log, re.MULTILINE)
         folder = Path(resumed[1]) if resumed else folder
-        result = json.loads((folder / "run.json").read_text())["result"] if (folder / "run.json").exists() else None
+        result = (
+            json.loads((folder / "run.json").read_text())["result"]
+            if (folder / "run.json").exists()
+            else None
+        )
         errors = "\n".join(line for line in log.splitlines() if line.startswith("error["))
         outcome = result["outcome"] if result else "failed"
         score = result.get("eval_loss") if result and outcome == "done" else None
         left = tuple(processes_naming(str(folder)))
-        return Ended(outcome, errors or log.splitlines()[-1], program.returncode, folder, score, log, left)
+        return Ended(
+            outcome, errors or log.splitlines()[-1], program.returncode, folder, score, log, left
+        )
 
 
 class TlabDriver:
-    """The plugin-era host: its harness, its SDK's stand-in, a workspace, and a queue that writes input files."""
+    """The plugin-era host: its harness, its SDK's stand-in, a workspace, and a queue that writes
+    input files.
+    """
 
     def __init__(self, root: Path, datasets: Mapping[str, Path]):
         self.root, self.ws = root, root / "workspace"
@@ -112,7 +131,9 @@ class TlabDriver:
         return self.ws / "jobs" / job / (f"run_{sweep}" if sweep else "run")
 
     def input_file(self, job: str, values: Values, template: str, sweep: str) -> Path:
-        output = f"{self.ws}/experiments/probe/tensorboards/{template}" + (f"/sweep_{job}/run_{sweep}" if sweep else "")
+        output = f"{self.ws}/experiments/probe/tensorboards/{template}" + (
+            f"/sweep_{job}/run_{sweep}" if sweep else ""
+        )
         adaptor = str(values.get("adaptor_name", "adaptor"))
         host = {
             "template_name": template,
@@ -132,9 +153,18 @@ class TlabDriver:
             "adaptor_output_dir": f"{self.ws}/adaptors/tiny/{adaptor}",
             "output_dir": output,
         }
-        form = {name: field["default"] for name, field in json.loads((ROOT / "index.json").read_text())["parameters"].items()}
-        own = {name: value for name, value in values.items() if name in form or name in ("model_name", "dataset_name")}
-        advanced = "\n".join(f"{name}: {value}" for name, value in values.items() if name not in own)
+        form = {
+            name: field["default"]
+            for name, field in json.loads((ROOT / "index.json").read_text())["parameters"].items()
+        }
+        own = {
+            name: value
+            for name, value in values.items()
+            if name in form or name in ("model_name", "dataset_name")
+        }
+        advanced = "\n".join(
+            f"{name}: {value}" for name, value in values.items() if name not in own
+        )
         content = {
             "experiment": {"name": "probe", "id": "probe", "config": {}},
             "config": {**form, **host, **own, "advanced": advanced},
@@ -143,12 +173,16 @@ class TlabDriver:
         path.write_text(json.dumps(content))
         return path
 
-    def start(self, job: str, values: Values, *, template: str = "plain", sweep: str = "") -> Running:
+    def start(
+        self, job: str, values: Values, *, template: str = "plain", sweep: str = ""
+    ) -> Running:
         folder = self.ws / "jobs" / job
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "index.json").exists():
             data = {"sweep_progress": 0} if sweep else {}
-            (folder / "index.json").write_text(json.dumps({"job_data": data, "progress": 0, "status": "RUNNING", "beats": []}))
+            (folder / "index.json").write_text(
+                json.dumps({"job_data": data, "progress": 0, "status": "RUNNING", "beats": []})
+            )
         harness = HERE / "plugin_era" / "plugin_harness.py"
         words = [
             "--plugin_dir",
@@ -162,7 +196,9 @@ class TlabDriver:
         return Running(self, job, sweep, _popen([self.python, harness, *words], env, HERE))
 
     def press_stop(self, job: str, program: subprocess.Popen[str]) -> None:
-        """As the host does: without a lock, so a write of the job may undo it, and the user presses again."""
+        """As the host does: without a lock, so a write of the job may undo it, and the user presses
+        again.
+        """
         path = self.ws / "jobs" / job / "index.json"
         while not self.job(job)["job_data"].get("stop"):
             content = self.job(job)
@@ -180,16 +216,24 @@ class TlabDriver:
 
     def ended(self, job: str, program: subprocess.Popen[str], log: str, sweep: str) -> Ended:
         data = self.job(job)["job_data"]
-        outcome = {"success": "done", "failed": "failed"}.get(data.get("completion_status", ""), "unknown")
+        outcome = {"success": "done", "failed": "failed"}.get(
+            data.get("completion_status", ""), "unknown"
+        )
         if outcome == "done" and (self.job(job)["status"] == "STOPPED" or data.get("stop")):
             outcome = "stopped"
         config = json.loads((self.ws / "jobs" / job / f"input{sweep}.json").read_text())["config"]
-        score = json.loads(Path(config["output_dir"], "metrics.json").read_text()).get("eval/loss", 0.0)
+        score = json.loads(Path(config["output_dir"], "metrics.json").read_text()).get(
+            "eval/loss", 0.0
+        )
         details, folder = data.get("completion_details", ""), self.run_dir(job, sweep)
         resumed = re.search(r"^run folder: (.*)$", log, re.MULTILINE)
         folder = Path(resumed[1]) if resumed else folder
-        code = max(program.returncode, int(outcome == "failed"))  # the harness does not look at what main() returns
-        return Ended(outcome, details, code, folder, score, log, tuple(processes_naming(str(folder))))
+        code = max(
+            program.returncode, int(outcome == "failed")
+        )  # the harness does not look at what main() returns
+        return Ended(
+            outcome, details, code, folder, score, log, tuple(processes_naming(str(folder)))
+        )
 
 
 PUT_JOB = """\
@@ -203,11 +247,17 @@ print(job.id)
 
 
 class LabDriver:
-    """Today's host: the real SDK from PyPI over a local workspace, in a folder beside the tests' own environment."""
+    """Today's host: the real SDK from PyPI over a local workspace, in a folder beside the tests'
+    own environment.
+    """
 
     def __init__(self, root: Path, datasets: Mapping[str, Path]):
         self.root, self.datasets = root, datasets
-        self.env = {"PYTHONPATH": str(CONTRACT), "TFL_HOME_DIR": str(root / "home"), "TFL_WORKSPACE_DIR": str(root / "ws")}
+        self.env = {
+            "PYTHONPATH": str(CONTRACT),
+            "TFL_HOME_DIR": str(root / "home"),
+            "TFL_WORKSPACE_DIR": str(root / "ws"),
+        }
         for name in ("home", "ws"):
             (root / name).mkdir()
         self.ids: dict[str, str] = {}
@@ -219,7 +269,9 @@ class LabDriver:
         path = self.root / "ws" / "experiments" / "probe" / "jobs" / self.ids[job] / "index.json"
         return json.loads(path.read_text())
 
-    def start(self, job: str, values: Values, *, template: str = "plain", sweep: str = "") -> Running:
+    def start(
+        self, job: str, values: Values, *, template: str = "plain", sweep: str = ""
+    ) -> Running:
         dataset = str(self.datasets.get(str(values["dataset_name"]), values["dataset_name"]))
         given = {**values, "dataset_name": {"type": "string", "default": dataset}}
         if "resume" not in values:
@@ -244,9 +296,19 @@ class LabDriver:
     def ended(self, job: str, program: subprocess.Popen[str], log: str, sweep: str) -> Ended:
         content = self.job(job)
         data = content["job_data"]
-        outcome = {"success": "done", "failed": "failed"}.get(data.get("completion_status", ""), "stopped")
+        outcome = {"success": "done", "failed": "failed"}.get(
+            data.get("completion_status", ""), "stopped"
+        )
         score = data.get("score", {}).get("eval/loss")
         resumed = re.search(r"^run folder: (.*)$", log, re.MULTILINE)
         folder = Path(resumed[1]) if resumed else self.run_dir(job, sweep)
         details = data.get("completion_details", "")
-        return Ended(outcome, details, program.returncode, folder, score, log, tuple(processes_naming(str(folder))))
+        return Ended(
+            outcome,
+            details,
+            program.returncode,
+            folder,
+            score,
+            log,
+            tuple(processes_naming(str(folder))),
+        )

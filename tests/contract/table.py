@@ -31,7 +31,11 @@ class Results:
         if found and "test_contract" in report.nodeid:
             self.cells[found[1]][found[2]] = f"{words} {report.duration:.0f} s"
         elif "test_form.py" in report.nodeid:
-            why = report.longrepr[2].removeprefix("Skipped") if isinstance(report.longrepr, tuple) else ""  # place, line, words
+            why = (
+                report.longrepr[2].removeprefix("Skipped")
+                if isinstance(report.longrepr, tuple)
+                else ""
+            )  # place, line, words
             self.form[name.removeprefix("test_")] = words + why
         else:
             self.others[name] = words
@@ -39,8 +43,14 @@ class Results:
 
 def main() -> int:
     began, results = time.monotonic(), Results()
-    others = [HERE.parent / name for name in ("test_wandb_relay.py", "test_task.py", "test_harness_start.py")]
-    code = pytest.main([str(HERE), *map(str, others), "-m", "contract or not contract", *sys.argv[1:]], plugins=[results])
+    others = [
+        HERE.parent / name
+        for name in ("test_wandb_relay.py", "test_task.py", "test_harness_start.py")
+    ]
+    code = pytest.main(
+        [str(HERE), *map(str, others), "-m", "contract or not contract", *sys.argv[1:]],
+        plugins=[results],
+    )
     hosts = ("folder", "tlab", "lab")
     print(f"{'':20}" + "".join(f"{host:>16}" for host in hosts))
     for scenario, row in results.cells.items():

@@ -19,7 +19,13 @@ ENDLESS = {"train_steps": 1_000_000, "save_steps": 1_000_000, "logging_steps": 1
 @pytest.fixture(scope="session")
 def job(tiny_bert: Path) -> dict[str, Any]:
     """Four steps of the tiny model, evaluated at the end."""
-    common = {"model_name": tiny_bert, "dataset_name": "toy_ds", "train_device": "cpu", "max_length": 64, "batch_size": 4}
+    common = {
+        "model_name": tiny_bert,
+        "dataset_name": "toy_ds",
+        "train_device": "cpu",
+        "max_length": 64,
+        "batch_size": 4,
+    }
     short = {
         "train_steps": 4,
         "eval_steps": 4,
@@ -57,7 +63,9 @@ def test_stopped(host: Host, job: dict[str, Any]) -> None:
     running.stop()
     ended = running.end()
     assert ended.outcome == "stopped", ended.log
-    assert ended.code == (143 if isinstance(host, LabDriver) else 0), ended.log  # stopped there by a signal
+    assert ended.code == (143 if isinstance(host, LabDriver) else 0), (
+        ended.log
+    )  # stopped there by a signal
     assert list(ended.folder.glob("checkpoint-*")), "what was learned is saved"
     assert ended.left == ()
 
@@ -67,7 +75,9 @@ def test_bad_parameter(host: Host, job: dict[str, Any]) -> None:
     assert ended.outcome == "failed"
     assert ended.code != 0
     assert "learning_rate: expected a number" in ended.details
-    assert "max_length: expected an integer >= 1 and <= 1048576, got '-1'" in ended.details, "every problem at once"
+    assert "max_length: expected an integer >= 1 and <= 1048576, got '-1'" in ended.details, (
+        "every problem at once"
+    )
     assert not ended.folder.exists()
 
 
@@ -100,14 +110,18 @@ def test_requeued_template(host: Host, job: dict[str, Any]) -> None:
     second = host.start("7", {**job, "lora": "true"}, template="again").end()
     assert (first.outcome, second.outcome) == ("done", "done"), second.log
     assert first.folder != second.folder
-    assert all((ended.folder / name).is_dir() for ended in (first, second) for name in ("adapter", "fused"))
+    assert all(
+        (ended.folder / name).is_dir() for ended in (first, second) for name in ("adapter", "fused")
+    )
 
 
 @pytest.mark.contract
 def test_resume(host: Host, job: dict[str, Any]) -> None:
     first = host.start("8", job).end()
     assert first.outcome == "done", first.log
-    second = host.start("9", {**job, "train_steps": "6", "eval_steps": "6", "resume": str(first.folder)}).end()
+    second = host.start(
+        "9", {**job, "train_steps": "6", "eval_steps": "6", "resume": str(first.folder)}
+    ).end()
     assert second.outcome == "done", second.log
     assert second.folder == first.folder
     assert "going on from step 4" in second.log

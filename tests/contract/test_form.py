@@ -1,7 +1,8 @@
-"""The form of the plugin-era host, in the real rjsf: what a user can set arrives at the door as the parameter that it names.
+"""The form of the plugin-era host, in the real rjsf: what a user can set arrives at the door as the
+parameter that it names.
 
-form/scenes.cjs plays the user, in jsdom; `make contract` installs what it needs. Everything that it submits goes through the host's
-own input file.
+form/scenes.cjs plays the user, in jsdom; `make contract` installs what it needs. Everything that it
+submits goes through the host's own input file.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ FORM = CONTRACT / "form"
 INDEX: dict[str, Any] = json.loads((ROOT / "index.json").read_text(encoding="utf-8"))
 FIELDS: dict[str, dict[str, Any]] = INDEX["parameters"]
 LIMIT_S = 120
-CHOSEN = {"model_name": "org/model", "dataset_name": "toy_ds"}  # by the host's own fields, before the form
+CHOSEN = {
+    "model_name": "org/model",
+    "dataset_name": "toy_ds",
+}  # by the host's own fields, before the form
 # What is typed where adding one to the default would not do.
 TYPED = {
     "gpu_ids": "0,1",
@@ -43,7 +47,8 @@ TYPED = {
     "adaptor_name": "my.adapter_2",
     ADVANCED: "t_min: 0.1\neos_policy: single",
 }
-# What another plugin's form left in a template that is edited: another name of a parameter of ours, and names of its own.
+# What another plugin's form left in a template that is edited: another name of a parameter of ours,
+# and names of its own.
 LEAKED = {"lora_rank": "7", "max_steps": "3", "their_switch": "true"}
 
 Values = dict[str, Any]
@@ -73,7 +78,15 @@ def scenes() -> dict[str, Any]:
     script = ROOT / "tests" / "contract" / "form" / "scenes.cjs"
     env = child_env({"NODE_PATH": str(modules)})
     given = json.dumps({"index": INDEX, "values": CHANGES, "leaked": LEAKED})
-    done = subprocess.run([node, str(script)], input=given, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    done = subprocess.run(
+        [node, str(script)],
+        input=given,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -81,9 +94,18 @@ def scenes() -> dict[str, Any]:
 def door(folder: Path, submitted: Mapping[str, Any], chosen: Mapping[str, str] = CHOSEN) -> Parsed:
     """The host's input file with these values, read as a job is."""
     output = folder / "experiments" / "probe" / "tensorboards" / "mine"
-    host = {"template_name": "mine", "type": "LoRA", "sweep_config": "{}", "run_sweeps": False, "job_id": 1}
+    host = {
+        "template_name": "mine",
+        "type": "LoRA",
+        "sweep_config": "{}",
+        "run_sweeps": False,
+        "job_id": 1,
+    }
     host |= {"output_dir": str(output), "adaptor_output_dir": str(folder / "adaptors" / "mine")}
-    content = {"experiment": {"name": "probe", "id": "probe", "config": {}}, "config": {**host, **chosen, **submitted}}
+    content = {
+        "experiment": {"name": "probe", "id": "probe", "config": {}},
+        "config": {**host, **chosen, **submitted},
+    }
     path = folder / "input.json"
     path.write_text(json.dumps(content))
     values, ignored = form_values(read_job(str(path)))
@@ -96,9 +118,14 @@ def shown(parsed: Parsed) -> Values:
 
 
 def test_untouched(scenes: dict[str, Any], tmp_path: Path) -> None:
-    """A new template that is saved at once: the defaults as declared, with their types, and nothing else to say."""
+    """A new template that is saved at once: the defaults as declared, with their types, and nothing
+    else to say.
+    """
     submitted: Values = scenes["untouched"]
-    assert submitted == {**{name: kind["default"] for name, kind in SCHEMA.items() if kind["form"]}, ADVANCED: ""}
+    assert submitted == {
+        **{name: kind["default"] for name, kind in SCHEMA.items() if kind["form"]},
+        ADVANCED: "",
+    }
     parsed = door(tmp_path, submitted)
     assert shown(parsed) == {
         **{name: kind["default"] for name, kind in SCHEMA.items()},
@@ -136,8 +163,12 @@ def test_every_field_can_be_changed(scenes: dict[str, Any], tmp_path: Path) -> N
 
 @pytest.mark.parametrize("spelling", ["words", "boxes"])
 @pytest.mark.parametrize("values", ["defaults", "changes"])
-def test_editing_changes_nothing(scenes: dict[str, Any], tmp_path: Path, values: str, spelling: str) -> None:
-    """A saved template that is opened and saved again, twice: strings all over, another plugin's too, and the same parameters."""
+def test_editing_changes_nothing(
+    scenes: dict[str, Any], tmp_path: Path, values: str, spelling: str
+) -> None:
+    """A saved template that is opened and saved again, twice: strings all over, another plugin's
+    too, and the same parameters.
+    """
     before = door(tmp_path, scenes["untouched" if values == "defaults" else "changed"])
     edited = scenes["edited"][f"{values} as {spelling}"]
     for submitted in (edited["once"], edited["again"]):
@@ -145,7 +176,9 @@ def test_editing_changes_nothing(scenes: dict[str, Any], tmp_path: Path, values:
         assert {type(value) for value in submitted.values()} == {str}
         after = door(tmp_path, submitted)
         assert after.params == before.params
-        assert {note.partition(":")[0] for note in set(after.notes) - set(before.notes)} == set(LEAKED), "each is told"
+        assert {note.partition(":")[0] for note in set(after.notes) - set(before.notes)} == set(
+            LEAKED
+        ), "each is told"
 
 
 def test_a_cleared_number_is_its_default(scenes: dict[str, Any], tmp_path: Path) -> None:
@@ -160,7 +193,13 @@ def test_the_form_library_has_nothing_to_complain_of(scenes: dict[str, Any]) -> 
 
 def test_the_lock_names_no_registry() -> None:
     """Whoever installs asks the registry that they have set."""
-    lock = json.loads((ROOT / "tests" / "contract" / "form" / "package-lock.json").read_text(encoding="utf-8"))
+    lock = json.loads(
+        (ROOT / "tests" / "contract" / "form" / "package-lock.json").read_text(encoding="utf-8")
+    )
     packages = {name: package for name, package in lock["packages"].items() if name}
     assert len(packages) > 50
-    assert [name for name, package in packages.items() if "resolved" in package or "integrity" not in package] == []
+    assert [
+        name
+        for name, package in packages.items()
+        if "resolved" in package or "integrity" not in package
+    ] == []

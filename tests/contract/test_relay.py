@@ -1,4 +1,6 @@
-"""What a slow host costs the workers: nothing they could wait for. benches/relay.py measures it, tested here as well."""
+"""What a slow host costs the workers: nothing they could wait for. benches/relay.py measures it,
+tested here as well.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> SlowTrainer:
 
 
 def test_a_thousand_events_a_second_are_one_report(tmp_path: Path, slow: SlowTrainer) -> None:
-    """Events only change what is reported next; the calls belong to the tick, once a second, whatever the workers write."""
+    """Events only change what is reported next; the calls belong to the tick, once a second,
+    whatever the workers write.
+    """
     output = tmp_path / "experiments" / "e" / "tensorboards" / "t"
     host = TlabHost(TlabJob("1", "t", "e", tmp_path, output, tmp_path / "a", "", {}))
     host.stop_wanted()
@@ -79,17 +83,24 @@ def test_a_thousand_events_a_second_are_one_report(tmp_path: Path, slow: SlowTra
 
 
 def test_the_median_of_pairs_and_its_interval_by_hand() -> None:
-    pairs = [(100.0 + n, 100.0) for n in range(-8, 9)]  # 17 ratios from -8 % to 8 %, in steps of 1 %
+    pairs = [
+        (100.0 + n, 100.0) for n in range(-8, 9)
+    ]  # 17 ratios from -8 % to 8 %, in steps of 1 %
     found = compare(pairs[::2] + pairs[1::2])
     assert found["overhead"] == 0
-    assert (found["overhead_low"], found["overhead_high"]) == (-0.04, 0.04)  # ranks 8.5 -+ 4 of 0 to 16
+    assert (found["overhead_low"], found["overhead_high"]) == (
+        -0.04,
+        0.04,
+    )  # ranks 8.5 -+ 4 of 0 to 16
     assert (found["step_ms"], found["relayed_ms"], found["pairs"]) == (100.0, 100.0, 17)
     assert compare([(103.0, 100.0), (51.0, 50.0), (11.0, 10.0)])["overhead"] == pytest.approx(0.03)
 
 
 def test_the_time_of_a_step_with_and_without_waiting_for_a_core(tmp_path: Path) -> None:
     lines = [("00:00:01.000", 10), ("00:00:02.000", 20), ("00:00:04.000", 30), ("00:00:05.500", 45)]
-    events = [{"time": f"1970-01-01T{at}+00:00", "type": "metrics", "step": step} for at, step in lines]
+    events = [
+        {"time": f"1970-01-01T{at}+00:00", "type": "metrics", "step": step} for at, step in lines
+    ]
     events.insert(2, {"time": events[1]["time"], "type": "progress", "step": 21})
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     told = told_steps(tmp_path)
@@ -116,11 +127,15 @@ def test_the_bench_rehearses_to_its_end() -> None:
     assert all(row["pairs"] == 2 and row["step_ms"] > 0 for row in found["overhead"].values())
     waits = found["first_line_s"]
     assert all(0 < row["run folder"] < row["training"] for row in waits.values())
-    assert waits["tlab"]["run folder"] < waits["tlab, asked"]["run folder"], "asking imports the SDK first"
+    assert waits["tlab"]["run folder"] < waits["tlab, asked"]["run folder"], (
+        "asking imports the SDK first"
+    )
 
 
 def run_main_of_bench(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "benches" / "relay.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=child_env(), timeout=500, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=child_env(), timeout=500, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done

@@ -1,4 +1,6 @@
-"""setup.sh where a host runs it: an environment in which the host has put its own pins, made by uv without pip, or with pip alone."""
+"""setup.sh where a host runs it: an environment in which the host has put its own pins, made by uv
+without pip, or with pip alone.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,17 @@ from .drivers import CONTRACT, TlabDriver
 
 pytestmark = pytest.mark.contract
 
-# What that host installs first, without what these need in turn: it is the lock that has to bring that. torch and what is built
-# against it are wheels made here, since the host's own take gigabytes.
-PINS = ("transformers==4.57.1", "accelerate==1.3.0", "peft==0.14.0", "datasets==3.6.0", "tensorboardX==2.6.2.2", "wandb==0.23.1")
+# What that host installs first, without what these need in turn: it is the lock that has to bring
+# that. torch and what is built against it are wheels made here, since the host's own take
+# gigabytes.
+PINS = (
+    "transformers==4.57.1",
+    "accelerate==1.3.0",
+    "peft==0.14.0",
+    "datasets==3.6.0",
+    "tensorboardX==2.6.2.2",
+    "wandb==0.23.1",
+)
 SDK = ("transformerlab==0.0.82", "aiofiles==25.1.0")
 OLD_TORCH = "2.9.1"
 BUILT_FOR_IT = {"torchvision": "0.24.1", "torchaudio": "2.9.1"}
@@ -52,7 +62,13 @@ class Plugin:
     def run(self, *words: object) -> subprocess.CompletedProcess[str]:
         """As the host runs it: the environment active, no terminal, cwd the plugin's folder."""
         env = {**os.environ, "VIRTUAL_ENV": str(self.prefix)}
-        folders = [self.prefix / "bin", *([] if self.has_pip else [self.uv.parent]), "/usr/local/bin", "/usr/bin", "/bin"]
+        folders = [
+            self.prefix / "bin",
+            *([] if self.has_pip else [self.uv.parent]),
+            "/usr/local/bin",
+            "/usr/bin",
+            "/bin",
+        ]
         env["PATH"] = os.pathsep.join(map(str, folders))
         command = [str(word) for word in words]
         return subprocess.run(
@@ -71,7 +87,10 @@ class Plugin:
 
     def versions(self) -> dict[str, str]:
         lines = self.run(self.uv, "pip", "freeze").stdout.splitlines()
-        return {name.lower(): version for name, _, version in (re.split(r"(==| @ )", line, maxsplit=1) for line in lines)}
+        return {
+            name.lower(): version
+            for name, _, version in (re.split(r"(==| @ )", line, maxsplit=1) for line in lines)
+        }
 
     def put(self, *words: object) -> None:
         """Install by hand what the words name, and nothing that it needs."""
@@ -87,8 +106,16 @@ class Plugin:
     def files(self, *packages: str) -> dict[str, str]:
         """Digests of what a package has installed."""
         site = self.site()
-        paths = [path for name in packages for path in site.glob(f"{name}/**/*") if path.is_file() and path.suffix != ".pyc"]
-        return {str(path.relative_to(site)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+        paths = [
+            path
+            for name in packages
+            for path in site.glob(f"{name}/**/*")
+            if path.is_file() and path.suffix != ".pyc"
+        ]
+        return {
+            str(path.relative_to(site)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in paths
+        }
 
 
 def lock() -> dict[str, str]:
@@ -98,26 +125,39 @@ def lock() -> dict[str, str]:
 
 def copy_tree(folder: Path) -> None:
     """What the host copies, without what a working copy has besides."""
-    left_out = shutil.ignore_patterns(".git", ".venv", ".contract", "runs", "benches", "tests", "__pycache__")
+    left_out = shutil.ignore_patterns(
+        ".git", ".venv", ".contract", "runs", "benches", "tests", "__pycache__"
+    )
     shutil.copytree(ROOT, folder, ignore=left_out, dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="module", params=["uv", "pip"])
-def plugin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plugin]:
+def plugin(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Plugin]:
     found = shutil.which("uv", path=f"{CONTRACT / 'bin'}:{os.environ['PATH']}")
     assert found, "run `make contract`, which installs uv"
     root = tmp_path_factory.mktemp("work space")
     wheels = [make_wheel(root, "torch", OLD_TORCH)]
-    wheels += [make_wheel(root, name, version, BINARY, f"torch=={OLD_TORCH}") for name, version in BUILT_FOR_IT.items()]
+    wheels += [
+        make_wheel(root, name, version, BINARY, f"torch=={OLD_TORCH}")
+        for name, version in BUILT_FOR_IT.items()
+    ]
     has_pip = request.param == "pip"
-    plugin = Plugin(root / "plugins" / "diffusion_llm_trainer", Path(found).absolute(), has_pip, tuple(wheels))
+    plugin = Plugin(
+        root / "plugins" / "diffusion_llm_trainer", Path(found).absolute(), has_pip, tuple(wheels)
+    )
     copy_tree(plugin.folder)
     seeded = ["--seed"] if has_pip else []
     made = plugin.worker.train(found, "venv", "--quiet", *seeded, "--python", "3.11", "venv")
     assert made.returncode == 0, made.stderr
-    pinned = plugin.worker.train(found, "pip", "install", "--quiet", "--no-deps", *wheels, *PINS, *SDK)
+    pinned = plugin.worker.train(
+        found, "pip", "install", "--quiet", "--no-deps", *wheels, *PINS, *SDK
+    )
     if pinned.returncode:
-        pytest.skip(f"the host's own packages cannot be had here: {pinned.stderr.strip().splitlines()[-1]}")
+        pytest.skip(
+            f"the host's own packages cannot be had here: {pinned.stderr.strip().splitlines()[-1]}"
+        )
     assert (plugin.worker.train("python", "-m", "pip", "--version").returncode == 0) is has_pip
     assert (plugin.worker.train("bash", "-c", "command -v uv").returncode == 0) is not has_pip
     yield plugin
@@ -128,10 +168,14 @@ def test_a_set_up_that_cannot_succeed_changes_nothing(plugin: Plugin) -> None:
     before = plugin.versions()
     assert before["torch"].endswith(f"torch-{OLD_TORCH}-py3-none-any.whl")
     assert set(BUILT_FOR_IT) <= set(before)
-    assert plugin.worker.train("python", "-c", "import torchvision, torchaudio").returncode == 0, "they fit the host's torch"
+    assert plugin.worker.train("python", "-c", "import torchvision, torchaudio").returncode == 0, (
+        "they fit the host's torch"
+    )
     requirements = plugin.folder / "requirements.txt"
     good = requirements.read_text(encoding="utf-8")
-    requirements.write_text(good.replace("accelerate==1.15.0", "accelerate==0.0.0.1"), encoding="utf-8")
+    requirements.write_text(
+        good.replace("accelerate==1.15.0", "accelerate==0.0.0.1"), encoding="utf-8"
+    )
     failed = plugin.set_up()
     requirements.write_text(good, encoding="utf-8")
     assert failed.returncode != 0
@@ -152,13 +196,17 @@ def test_the_next_one_lifts_the_hosts_pins_to_the_lock_and_leaves_its_sdk(plugin
     wanted = lock()
     assert {name: after.get(name) for name in wanted} == wanted
     assert after["torch"].split("+")[0] == "2.13.0"
-    assert not set(BUILT_FOR_IT) & set(after), "what was built for the torch that is gone breaks every import"
+    assert not set(BUILT_FOR_IT) & set(after), (
+        "what was built for the torch that is gone breaks every import"
+    )
     assert "setup: removing what was built for another torch: " in done.stdout
     lifted = {pin.lower().split("==")[0] for pin in PINS} & set(wanted)
     assert lifted >= {"transformers", "accelerate", "peft", "datasets", "wandb"}
     assert all(after[name] != before[name] for name in lifted)
     assert after["transformerlab"] == before["transformerlab"] == "0.0.82"
-    assert after["tensorboardx"] == before["tensorboardx"], "what the lock does not name stays the host's"
+    assert after["tensorboardx"] == before["tensorboardx"], (
+        "what the lock does not name stays the host's"
+    )
     assert plugin.base.files("lab", "transformerlab-*") == sdk
 
 
@@ -170,16 +218,25 @@ def test_again_is_nothing_to_do(plugin: Plugin) -> None:
 
 
 def test_what_the_sdk_imports_can_be_imported_under_our_lock(plugin: Plugin) -> None:
-    """`transformerlab.plugin` imports transformers and datasets at its top, `lab` the rest; wandb and tensorboardX are logged to."""
+    """`transformerlab.plugin` imports transformers and datasets at its top, `lab` the rest; wandb
+    and tensorboardX are logged to.
+    """
     (plugin.folder / "home").mkdir()
     code = "import os; os.environ['TFL_HOME_DIR'] = 'home'; import lab, transformers, datasets, accelerate, peft, wandb, tensorboardX"
     done = plugin.worker.train("python", "-c", code)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_check_of_a_job_runs_in_there(plugin: Plugin, tiny_bert: Path, pairs_file: Path) -> None:
+def test_the_check_of_a_job_runs_in_there(
+    plugin: Plugin, tiny_bert: Path, pairs_file: Path
+) -> None:
     done = plugin.worker.train(
-        "python", "main.py", "check", f"--model_name={tiny_bert}", f"--dataset_name={pairs_file}", "--max_length=64"
+        "python",
+        "main.py",
+        "check",
+        f"--model_name={tiny_bert}",
+        f"--dataset_name={pairs_file}",
+        "--max_length=64",
     )
     assert done.returncode == 0, done.stderr
 
@@ -190,11 +247,19 @@ def test_packages_no_import_has_touched_have_bytecode(plugin: Plugin) -> None:
         assert Path(importlib.util.cache_from_source(str(site / source))).is_file(), source
 
 
-def test_a_job_of_the_harness_trains_in_there(plugin: Plugin, tiny_bert: Path, pairs_file: Path) -> None:
+def test_a_job_of_the_harness_trains_in_there(
+    plugin: Plugin, tiny_bert: Path, pairs_file: Path
+) -> None:
     """As the host starts it: its harness, under the environment's Python, in the copied folder."""
     driver = TlabDriver(plugin.folder.parent.parent / "host", {"toy_ds": pairs_file})
     driver.python, driver.plugin = plugin.prefix / "bin" / "python", plugin.folder
-    values = {"model_name": tiny_bert, "dataset_name": "toy_ds", "train_device": "cpu", "max_length": 64, "train_steps": 3}
+    values = {
+        "model_name": tiny_bert,
+        "dataset_name": "toy_ds",
+        "train_device": "cpu",
+        "max_length": 64,
+        "train_steps": 3,
+    }
     values |= {"lora": "true", "eval_strategy": "no"}
     ended = driver.start("1", {name: str(value) for name, value in values.items()}).end()
     assert ended.outcome == "done", ended.log
@@ -228,7 +293,9 @@ def test_what_breaks_the_imports_fails_setup_in_one_line(plugin: Plugin) -> None
     plugin.worker.train(plugin.uv, "pip", "uninstall", "--quiet", "torchvision")
     assert failed.returncode == 1
     (line,) = failed.stderr.splitlines()
-    assert line.startswith("setup: failed, for the programs cannot be imported: RuntimeError: " + BREAKS)
+    assert line.startswith(
+        "setup: failed, for the programs cannot be imported: RuntimeError: " + BREAKS
+    )
     assert plugin.stamps() == [], "the next run does not take it for whole"
     assert plugin.set_up().returncode == 0
 

@@ -1,4 +1,6 @@
-"""`[CLS] prompt [SEP] answer [SEP]`: ids and spans worked by hand on BERT's own tokenizer; supervision; end tokens."""
+"""`[CLS] prompt [SEP] answer [SEP]`: ids and spans worked by hand on BERT's own tokenizer;
+supervision; end tokens.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,30 @@ def test_one_question_and_its_answer(chat: ChatFormat) -> None:
 
 
 def test_a_system_turn_and_two_answers(chat: ChatFormat) -> None:
-    dialogue = [Turn("system", "play"), user("how"), bot("fine thanks"), user("you?"), bot("playing")]
+    dialogue = [
+        Turn("system", "play"),
+        user("how"),
+        bot("fine thanks"),
+        user("you?"),
+        bot("playing"),
+    ]
     (one,) = chat.encode([dialogue])
-    assert one.ids.tolist() == [CLS, PLAY, SEP, HOW, SEP, FINE, THANKS, SEP, YOU, ASK, SEP, PLAY, ING, SEP]
+    assert one.ids.tolist() == [
+        CLS,
+        PLAY,
+        SEP,
+        HOW,
+        SEP,
+        FINE,
+        THANKS,
+        SEP,
+        YOU,
+        ASK,
+        SEP,
+        PLAY,
+        ING,
+        SEP,
+    ]
     assert one.answers == ((5, 8), (11, 14))
 
 
@@ -49,7 +72,12 @@ def test_a_text_has_no_answers(chat: ChatFormat) -> None:
 
 
 def test_many_dialogues_at_once_are_what_each_is_alone(chat: ChatFormat) -> None:
-    dialogues = [[user("how"), bot("fine")], [Turn("text", "thanks")], [user("you?"), bot("")], [user("are"), bot("playing")]]
+    dialogues = [
+        [user("how"), bot("fine")],
+        [Turn("text", "thanks")],
+        [user("you?"), bot("")],
+        [user("are"), bot("playing")],
+    ]
     together = chat.encode(dialogues)
     for dialogue, one in zip(dialogues, together, strict=True):
         (single,) = chat.encode([dialogue])
@@ -73,7 +101,11 @@ def test_a_prompt_ends_where_the_answer_begins(chat: ChatFormat) -> None:
     turns = [user("how"), bot("fine"), user("you?")]
     (whole,) = chat.encode([[*turns, bot("thanks")]])
     prompt = chat.prompt(turns)
-    assert prompt.tolist() == whole.ids[: whole.answers[-1][0]].tolist() == [CLS, HOW, SEP, FINE, SEP, YOU, ASK, SEP]
+    assert (
+        prompt.tolist()
+        == whole.ids[: whole.answers[-1][0]].tolist()
+        == [CLS, HOW, SEP, FINE, SEP, YOU, ASK, SEP]
+    )
 
 
 def test_an_answer_is_decoded_up_to_its_first_end_token(chat: ChatFormat) -> None:
@@ -96,7 +128,9 @@ def test_a_tokenizer_without_a_mask_or_an_end_token_is_refused() -> None:
 
 def test_an_end_of_text_stands_in_for_a_separator_and_for_padding() -> None:
     backend = train_tokenizer(["a"], 300).backend_tokenizer
-    chat = ChatFormat(PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]", eos_token="[SEP]"))
+    chat = ChatFormat(
+        PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]", eos_token="[SEP]")
+    )
     assert (chat.start_id, chat.end_ids, chat.fill_id, chat.pad_id) == (None, (SEP,), SEP, SEP)
     assert chat.encode([[user("a"), bot("a")]])[0].answers == ((2, 4),)
 
@@ -114,7 +148,10 @@ ANSWERS = Encoded(np.arange(10, dtype=np.int32), ((3, 5), (7, 10)))
     ],
 )
 def test_what_is_learned(answers_only: bool, turns: str, learned: list[int]) -> None:
-    assert np.flatnonzero(supervision(ANSWERS, answers_only=answers_only, turns=turns)).tolist() == learned
+    assert (
+        np.flatnonzero(supervision(ANSWERS, answers_only=answers_only, turns=turns)).tolist()
+        == learned
+    )
 
 
 def test_of_a_text_everything_but_the_start_is_learned() -> None:
@@ -133,13 +170,20 @@ def test_of_a_text_everything_but_the_start_is_learned() -> None:
         ("batch", 4, 64, [12, 12, 12]),
     ],
 )
-def test_filled_lengths_of_three_documents(policy: str, block: int, max_length: int, filled: list[int]) -> None:
+def test_filled_lengths_of_three_documents(
+    policy: str, block: int, max_length: int, filled: list[int]
+) -> None:
     lengths, prompts = [7, 12, 9], [3, 5, 8]
-    assert filled_lengths(lengths, prompts, policy=policy, block=block, max_length=max_length) == filled
+    assert (
+        filled_lengths(lengths, prompts, policy=policy, block=block, max_length=max_length)
+        == filled
+    )
 
 
 def test_filling_adds_supervised_end_tokens_behind_a_whole_document() -> None:
-    ids, supervised = fill_with_end(np.array([CLS, HOW, SEP, FINE, SEP], np.int32), np.arange(5) >= 3, 8, (SEP,), SEP)
+    ids, supervised = fill_with_end(
+        np.array([CLS, HOW, SEP, FINE, SEP], np.int32), np.arange(5) >= 3, 8, (SEP,), SEP
+    )
     assert ids.tolist() == [CLS, HOW, SEP, FINE, SEP, SEP, SEP, SEP]
     assert ids.dtype == np.int32
     assert np.flatnonzero(supervised).tolist() == [3, 4, 5, 6, 7]

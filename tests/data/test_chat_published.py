@@ -1,4 +1,7 @@
-"""Published chat formats: LLaDA's headers and ChatML by the tokenizer's own template, and templates that cannot be followed."""
+"""Published chat formats:
+
+LLaDA's headers and ChatML by the tokenizer's own template, and templates that cannot be followed.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,23 @@ from plugin.data.chat import ChatFormat, fill_with_end
 from plugin.data.turns import Turn
 from plugin.models.load import load_tokenizer
 
-TEXTS = ("How are you?", "fine, thanks", "line\n\nline\n", "user assistant system", "<|im_start|> <|eot_id|>", "a\n\nb\n\nc")
+TEXTS = (
+    "How are you?",
+    "fine, thanks",
+    "line\n\nline\n",
+    "user assistant system",
+    "<|im_start|> <|eot_id|>",
+    "a\n\nb\n\nc",
+)
 NAMES = {"llada": "llada", "dream": "Dream"}
 methods = pytest.mark.parametrize("method", NAMES)
 
 
 def tokenizer(method: str, folder: Path, template: str | None = None) -> PreTrainedTokenizerBase:
-    """A published tokenizer as its files hold it: LLaDA's mask token unnamed, no template unless one is given."""
+    """A published tokenizer as its files hold it:
+
+    LLaDA's mask token unnamed, no template unless one is given.
+    """
     made = published_tokenizer(method, TEXTS * 20)
     made.chat_template = template
     made.save_pretrained(folder)
@@ -39,7 +52,13 @@ def bot(text: str) -> Turn:
 
 DIALOGUES = (
     (user("How are you?"), bot("fine, thanks")),
-    (Turn("system", "line\nline"), user("How?"), bot("fine"), user("Who are you?"), bot("a  system, größer 😀")),
+    (
+        Turn("system", "line\nline"),
+        user("How?"),
+        bot("fine"),
+        user("Who are you?"),
+        bot("a  system, größer 😀"),
+    ),
     (user("a\n\nb"), bot("thanks\n\nfine\n")),
     (user("12 + 3?"), bot("15")),
 )
@@ -63,7 +82,9 @@ def test_ids_are_those_of_the_tokenizers_own_template(method: str, tmp_path: Pat
 
 
 @methods
-def test_a_prompt_is_the_start_of_the_dialogue_and_the_templates_generation_prompt(method: str, tmp_path: Path) -> None:
+def test_a_prompt_is_the_start_of_the_dialogue_and_the_templates_generation_prompt(
+    method: str, tmp_path: Path
+) -> None:
     words = tokenizer(method, tmp_path)
     chat = ChatFormat(words)
     for dialogue, one in zip(DIALOGUES, chat.encode(DIALOGUES), strict=True):
@@ -91,7 +112,10 @@ def test_chatml_written_out(tmp_path: Path) -> None:
         "<|beginoftext|><|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\nfine<|im_end|>\n"
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>"
     )
-    assert [words.decode(one.ids[start:end]) for start, end in one.answers] == ["fine<|im_end|>", "b<|im_end|>"]
+    assert [words.decode(one.ids[start:end]) for start, end in one.answers] == [
+        "fine<|im_end|>",
+        "b<|im_end|>",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +125,9 @@ def test_chatml_written_out(tmp_path: Path) -> None:
         ("dream", "<|mask|>", "<|beginoftext|>", "<|im_end|>"),
     ],
 )
-def test_an_answer_ends_with_its_turn_or_with_the_text(method: str, mask: str, start: str, end: str, tmp_path: Path) -> None:
+def test_an_answer_ends_with_its_turn_or_with_the_text(
+    method: str, mask: str, start: str, end: str, tmp_path: Path
+) -> None:
     words = tokenizer(method, tmp_path)
     chat, ids = ChatFormat(words), words.get_vocab()
     assert words.mask_token == mask, "which the published files do not say"
@@ -109,11 +135,15 @@ def test_an_answer_ends_with_its_turn_or_with_the_text(method: str, mask: str, s
     assert chat.end_ids == (ids[end], ids["<|endoftext|>"])
     assert chat.fill_id == ids["<|endoftext|>"]
     (one,) = chat.encode([(user("How?"), bot("fine"))])
-    filled, learned = fill_with_end(one.ids, np.ones(one.ids.size, bool), one.ids.size + 2, chat.end_ids, chat.fill_id)
+    filled, learned = fill_with_end(
+        one.ids, np.ones(one.ids.size, bool), one.ids.size + 2, chat.end_ids, chat.fill_id
+    )
     assert words.decode(filled[-4:]) == f"fine{end}<|endoftext|><|endoftext|>"
     assert learned.all()
     answer = filled[one.answers[0][0] :].tolist()
-    assert chat.decode(answer) == chat.decode([answer[0], ids["<|endoftext|>"], answer[0]]) == "fine"
+    assert (
+        chat.decode(answer) == chat.decode([answer[0], ids["<|endoftext|>"], answer[0]]) == "fine"
+    )
 
 
 @methods
@@ -143,14 +173,19 @@ def test_a_tokenizers_own_template_is_followed(tmp_path: Path) -> None:
     words = tokenizer("dream", tmp_path, OWN)
     chat = ChatFormat(words)
     (one,) = chat.encode([(user("How?"), bot("fine"))])
-    assert words.decode(one.ids) == "<|beginoftext|>[USER]\nHow?<|im_end|>[ASSISTANT]\nfine<|im_end|>"
+    assert (
+        words.decode(one.ids) == "<|beginoftext|>[USER]\nHow?<|im_end|>[ASSISTANT]\nfine<|im_end|>"
+    )
     assert chat.prompt([user("How?")]).tolist() == one.ids[: one.answers[0][0]].tolist()
     assert words.decode(one.ids[slice(*one.answers[0])]) == "fine<|im_end|>"
 
 
 def test_what_a_template_says_by_itself_stays(tmp_path: Path) -> None:
     """Qwen's adds a system prompt of its own."""
-    own = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + OWN
+    own = (
+        "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+        + OWN
+    )
     words = tokenizer("dream", tmp_path, own)
     for dialogue, one in zip(DIALOGUES, ChatFormat(words).encode(DIALOGUES), strict=True):
         assert one.ids.tolist() == templated(words, dialogue)
@@ -160,13 +195,21 @@ def test_what_a_template_says_by_itself_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "says"),
     [
-        ("{% for message in messages %}{{ message['content'] }}", "user, assistant"),  # no end of the loop
+        (
+            "{% for message in messages %}{{ message['content'] }}",
+            "user, assistant",
+        ),  # no end of the loop
         ("{{ raise_exception('users only') }}", "users only"),
         ("{{ messages[0]['content'] }}<|im_end|>", "user, assistant"),  # the answer is lost
-        ("{% for message in messages %}<|im_start|>{{ message['content'] }}{% endfor %}", "ends the assistant's turn"),
+        (
+            "{% for message in messages %}<|im_start|>{{ message['content'] }}{% endfor %}",
+            "ends the assistant's turn",
+        ),
     ],
 )
-def test_a_template_that_cannot_be_followed_is_refused(template: str, says: str, tmp_path: Path) -> None:
+def test_a_template_that_cannot_be_followed_is_refused(
+    template: str, says: str, tmp_path: Path
+) -> None:
     words = tokenizer("dream", tmp_path, template)
     with pytest.raises(JobError) as caught:
         ChatFormat(words)
@@ -177,10 +220,15 @@ def test_a_template_that_cannot_be_followed_is_refused(template: str, says: str,
 
 
 def test_a_row_that_the_template_refuses_is_its_reason(tmp_path: Path) -> None:
-    own = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + OWN
+    own = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        + OWN
+    )
     chat = ChatFormat(tokenizer("dream", tmp_path, own))
     assert chat.encode([(user("How?"), bot("fine"))])[0].answers
-    refused, taken = chat.encode([(Turn("system", "a"), user("How?"), bot("fine")), (user("How?"), bot("fine"))])
+    refused, taken = chat.encode(
+        [(Turn("system", "a"), user("How?"), bot("fine")), (user("How?"), bot("fine"))]
+    )
     assert refused == "chat template refuses system, user, assistant: no system"
     assert not isinstance(taken, str), "the row beside it is encoded"
     with pytest.raises(JobError, match="no system") as caught:

@@ -1,4 +1,6 @@
-"""The store of tokenised documents: what goes in comes out, from memory and from memory-mapped files."""
+"""The store of tokenised documents: what goes in comes out, from memory and from memory-mapped
+files.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,11 @@ from plugin.data.documents import Builder, Documents
 
 def three() -> Documents:
     builder = Builder()
-    for ids, first, row in ([2, 8, 3, 9, 3], 3, "a.jsonl:1"), ([2, 7, 3], 1, "a.jsonl:2"), ([2, 5, 5, 3], 2, "b\n.txt:3"):
+    for ids, first, row in (
+        ([2, 8, 3, 9, 3], 3, "a.jsonl:1"),
+        ([2, 7, 3], 1, "a.jsonl:2"),
+        ([2, 5, 5, 3], 2, "b\n.txt:3"),
+    ):
         builder.add(np.array(ids, np.int32), np.arange(len(ids)) >= first, first, row)
     return builder.build()
 
@@ -24,12 +30,21 @@ def test_documents_lie_end_to_end_and_come_back_one_by_one() -> None:
     assert documents.lengths.tolist() == [5, 3, 4]
     assert len(documents) == 3
     one = documents[1]
-    assert (one.ids.tolist(), one.supervised.tolist(), one.prompt, one.index) == ([2, 7, 3], [False, True, True], 1, 1)
+    assert (one.ids.tolist(), one.supervised.tolist(), one.prompt, one.index) == (
+        [2, 7, 3],
+        [False, True, True],
+        1,
+        1,
+    )
     assert documents.rows == ("a.jsonl:1", "a.jsonl:2", "b .txt:3"), "a row id is one line"
 
 
 def test_a_saved_store_is_mapped_and_the_same(tmp_path: Path) -> None:
-    for name, documents in (("three", three()), ("many", random_documents(300)), ("none", Builder().build())):
+    for name, documents in (
+        ("three", three()),
+        ("many", random_documents(300)),
+        ("none", Builder().build()),
+    ):
         documents.save(tmp_path / name)
         loaded = Documents.load(tmp_path / name)
         assert isinstance(loaded.ids, np.memmap)

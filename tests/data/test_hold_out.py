@@ -1,4 +1,6 @@
-"""What is held out: at most a share of the rows, prompts whole where they can be; a user's own eval files and what they cost."""
+"""What is held out: at most a share of the rows, prompts whole where they can be; a user's own eval
+files and what they cost.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,24 @@ Rows = list[tuple[str, Example | str]]
 
 
 def row(number: int, prompt: str, answer: str) -> tuple[str, Example]:
-    return f"t.jsonl:{number}", Example(f"t.jsonl:{number}", (Turn("user", prompt), Turn("assistant", answer)))
+    return f"t.jsonl:{number}", Example(
+        f"t.jsonl:{number}", (Turn("user", prompt), Turn("assistant", answer))
+    )
 
 
 def text(number: int, words: str) -> tuple[str, Example]:
     return f"t.txt:{number}", Example(f"t.txt:{number}", (Turn("text", words),))
 
 
-def reader(train: Rows, eval_: Rows | None = None) -> Callable[[str], Iterable[tuple[str, Example | str]]]:
+def reader(
+    train: Rows, eval_: Rows | None = None
+) -> Callable[[str], Iterable[tuple[str, Example | str]]]:
     return lambda split: eval_ or [] if split == "eval" else train
 
 
-def split(read: Callable[[str], Iterable[tuple[str, Example | str]]], held: HeldOut, seed: int) -> tuple[Rows, Rows]:
+def split(
+    read: Callable[[str], Iterable[tuple[str, Example | str]]], held: HeldOut, seed: int
+) -> tuple[Rows, Rows]:
     return tuple(list(split_examples(read, held, name, seed)) for name in ("train", "eval"))
 
 
@@ -33,7 +41,9 @@ def prompts(rows: Rows) -> set[str]:
     return {example.turns[0].text for _, example in rows if isinstance(example, Example)}
 
 
-HUNDRED: Rows = [row(number, f"q{number // 2 % 50}", f"a{number}") for number in range(200)]  # 50 prompts, 4 answers each
+HUNDRED: Rows = [
+    row(number, f"q{number // 2 % 50}", f"a{number}") for number in range(200)
+]  # 50 prompts, 4 answers each
 
 
 def test_a_tenth_of_the_rows_is_held_out_prompts_whole() -> None:
@@ -57,11 +67,15 @@ def test_the_seed_alone_chooses_what_is_held_out() -> None:
 
 def test_a_prompt_is_everything_before_the_last_answer() -> None:
     shared = (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"))
-    rows: Rows = [(f"r:{n}", Example(f"r:{n}", (*shared, Turn("assistant", str(n))))) for n in range(9)]
+    rows: Rows = [
+        (f"r:{n}", Example(f"r:{n}", (*shared, Turn("assistant", str(n))))) for n in range(9)
+    ]
     rows.append(("r:9", Example("r:9", (Turn("user", "c"), Turn("assistant", "0")))))
     read = reader(rows)
     train, evaluation = split(read, hold_out(read, False, 3), 3)
-    assert sorted([len(train), len(evaluation)]) == [1, 9], "two prompts: the one of nine rows stays together"
+    assert sorted([len(train), len(evaluation)]) == [1, 9], (
+        "two prompts: the one of nine rows stays together"
+    )
 
 
 def test_texts_are_held_out_whole_and_copies_together() -> None:
@@ -88,11 +102,15 @@ def test_an_unusable_row_is_counted_once_in_train() -> None:
 def grouped(sizes: list[int]) -> Rows:
     """Prompts with so many different answers each."""
     groups = [(prompt, answer) for prompt, size in enumerate(sizes) for answer in range(size)]
-    return [row(number, f"q{prompt}", f"a{answer}") for number, (prompt, answer) in enumerate(groups)]
+    return [
+        row(number, f"q{prompt}", f"a{answer}") for number, (prompt, answer) in enumerate(groups)
+    ]
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.2])
-@pytest.mark.parametrize("sizes", [[1] * 100, [10] * 10, [91] + [1] * 9, [7] * 13 + [3] * 3, [40, 30, 20, 10], [50, 50]])
+@pytest.mark.parametrize(
+    "sizes", [[1] * 100, [10] * 10, [91] + [1] * 9, [7] * 13 + [3] * 3, [40, 30, 20, 10], [50, 50]]
+)
 def test_never_more_than_the_share_of_the_rows(sizes: list[int], share: float) -> None:
     read = reader(grouped(sizes))
     held = hold_out(read, False, 1, share=share)
@@ -109,7 +127,9 @@ def test_few_prompts_with_many_answers_hold_out_answers() -> None:
     train, evaluation = split(read, held, 1)
     assert (len(train), len(evaluation)) == (90, 10)
     assert prompts(train) == {"q0", "q1"}
-    assert not {example.turns for _, example in train} & {example.turns for _, example in evaluation}
+    assert not {example.turns for _, example in train} & {
+        example.turns for _, example in evaluation
+    }
     assert "each of 2 prompts has more than 10 of 100 rows" in held.note
     assert "answers are held out" in held.note
 
@@ -124,7 +144,9 @@ def test_copies_of_one_pair_are_never_on_both_sides() -> None:
     read = reader([row(number, "q", f"a{number % 20}") for number in range(100)])
     train, evaluation = split(read, hold_out(read, False, 1), 1)
     assert len(evaluation) == 10
-    assert not {example.turns for _, example in train} & {example.turns for _, example in evaluation}
+    assert not {example.turns for _, example in train} & {
+        example.turns for _, example in evaluation
+    }
 
 
 def test_a_share_of_less_than_one_row_is_said() -> None:
@@ -136,7 +158,13 @@ def test_a_share_of_less_than_one_row_is_said() -> None:
     assert "all with the same answer" in same.note
 
 
-TRAIN: Rows = [row(1, "a", "b"), row(2, "c", "d"), row(3, "c", "a"), row(4, "d", "d"), row(5, "c", "b")]
+TRAIN: Rows = [
+    row(1, "a", "b"),
+    row(2, "c", "d"),
+    row(3, "c", "a"),
+    row(4, "d", "d"),
+    row(5, "c", "b"),
+]
 OWN: Rows = [row(1, "c", "b"), ("t:2", "empty prompt")]
 
 
@@ -155,5 +183,11 @@ def test_drop_prompts_takes_every_row_with_an_eval_prompt() -> None:
     train, evaluation = split(read, held, 1)
     assert evaluation == OWN
     reason = "prompt also in the eval split"
-    assert train == [TRAIN[0], ("t.jsonl:2", reason), ("t.jsonl:3", reason), TRAIN[3], ("t.jsonl:5", reason)]
+    assert train == [
+        TRAIN[0],
+        ("t.jsonl:2", reason),
+        ("t.jsonl:3", reason),
+        TRAIN[3],
+        ("t.jsonl:5", reason),
+    ]
     assert held.shared.rows == 0

@@ -27,7 +27,8 @@ def test_dealing_gives_every_document_to_one_rank_and_loads_them_evenly(ranks: i
 
 
 def test_dealing_worked_by_hand() -> None:
-    # longest first: 9 -> rank 0, 8 -> rank 1, 3 -> rank 1 (8 < 9), 2 -> rank 0 (9 < 11), 2 -> rank 0 (11 = 11)
+    # longest first: 9 -> rank 0, 8 -> rank 1, 3 -> rank 1 (8 < 9), 2 -> rank 0 (9 < 11), 2 -> rank
+    # 0 (11 = 11)
     assert deal([2, 9, 3, 8, 2], 2) == [[1, 0, 4], [3, 2]]
 
 
@@ -56,7 +57,14 @@ def test_a_batch_of_two_documents_worked_by_hand() -> None:
     assert batch.weight.tolist() == [2.0, 2.0, 0.25]
     assert (batch.longest, batch.documents) == (4, 2)
     assert batch.weight.dtype == torch.float32
-    whole = (batch.ids, batch.cu_seqlens, batch.position, batch.document, batch.masked, batch.target)
+    whole = (
+        batch.ids,
+        batch.cu_seqlens,
+        batch.position,
+        batch.document,
+        batch.masked,
+        batch.target,
+    )
     assert {tensor.dtype for tensor in whole} == {torch.int64}
 
 
@@ -67,7 +75,17 @@ def test_a_batch_with_nothing_masked_is_still_a_batch() -> None:
 
 
 def test_moving_a_batch_moves_every_tensor() -> None:
-    batch = lay_out([np.array([2, 3], np.int32)], [noised([4, 3], [0], [1.0])]).to(torch.device("meta"))
-    tensors = (batch.ids, batch.cu_seqlens, batch.position, batch.document, batch.masked, batch.target, batch.weight)
+    batch = lay_out([np.array([2, 3], np.int32)], [noised([4, 3], [0], [1.0])]).to(
+        torch.device("meta")
+    )
+    tensors = (
+        batch.ids,
+        batch.cu_seqlens,
+        batch.position,
+        batch.document,
+        batch.masked,
+        batch.target,
+        batch.weight,
+    )
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert batch.longest == 2

@@ -33,7 +33,10 @@ def message(role: object, content: object) -> dict[str, object]:
         ({"prompt": "2+2?", "completion": "4"}, (USER, BOT)),
         ({"prompt": "2+2?", "response": "4"}, (USER, BOT)),
         ({"question": "2+2?", "answer": "4"}, (USER, BOT)),
-        ({"question": "a\n\nb", "answer": " c\n\nd"}, (Turn("user", "a\n\nb"), Turn("assistant", " c\n\nd"))),
+        (
+            {"question": "a\n\nb", "answer": " c\n\nd"},
+            (Turn("user", "a\n\nb"), Turn("assistant", " c\n\nd")),
+        ),
         (
             {
                 "prompt": [message("system", "Be brief."), message("user", "2+2?")],
@@ -42,11 +45,29 @@ def message(role: object, content: object) -> dict[str, object]:
             (Turn("system", "Be brief."), USER, BOT),
         ),
         (
-            {"messages": [message("user", "2+2?"), message("assistant", "4"), message("user", "and 3+3?")]},
+            {
+                "messages": [
+                    message("user", "2+2?"),
+                    message("assistant", "4"),
+                    message("user", "and 3+3?"),
+                ]
+            },
             (USER, BOT),  # nobody answers the last turn
         ),
-        ({"messages": [message("system", ""), message("user", "2+2?"), message("assistant", "4")]}, (USER, BOT)),
-        ({"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}, (USER, BOT)),
+        (
+            {
+                "messages": [
+                    message("system", ""),
+                    message("user", "2+2?"),
+                    message("assistant", "4"),
+                ]
+            },
+            (USER, BOT),
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]},
+            (USER, BOT),
+        ),
         ({"conversations": [message("user", "2+2?"), message("assistant", 4)]}, (USER, BOT)),
         (
             {
@@ -58,7 +79,13 @@ def message(role: object, content: object) -> dict[str, object]:
             (USER, BOT),
         ),
         (
-            {"messages": [message("assistant", "Hello"), message("user", "2+2?"), message("assistant", "4")]},
+            {
+                "messages": [
+                    message("assistant", "Hello"),
+                    message("user", "2+2?"),
+                    message("assistant", "4"),
+                ]
+            },
             (Turn("assistant", "Hello"), USER, BOT),
         ),
         ({"text": "one\n\ntwo"}, (Turn("text", "one\n\ntwo"),)),
@@ -101,7 +128,9 @@ def test_the_order_of_preference_and_its_note() -> None:
     every_column = [column for layout in LAYOUTS for column in layout.needs] + ["text"]
     layout, notes = detect_layout(every_column, None, "text", "sft")
     assert layout.name == "instruction/output"
-    assert notes[0].startswith("detected layout 'instruction/output' used; the columns also fit prompt/completion, ")
+    assert notes[0].startswith(
+        "detected layout 'instruction/output' used; the columns also fit prompt/completion, "
+    )
     assert detect_layout(["question", "answer", "id"], None, "text", "sft") == (LAYOUTS[3], [])
 
 
@@ -115,17 +144,27 @@ def test_unknown_columns_name_what_was_seen_and_what_is_known() -> None:
     with pytest.raises(JobError) as caught:
         detect_layout(["a", "b c"], None, "text", "sft")
     assert caught.value.code == 3
-    for part in ("dataset_name", "columns 'a', 'b c'", "prompt/completion", "conversations", "text column 'text'"):
+    for part in (
+        "dataset_name",
+        "columns 'a', 'b c'",
+        "prompt/completion",
+        "conversations",
+        "text column 'text'",
+    ):
         assert part in str(caught.value)
 
 
 def test_pretraining_reads_the_text_column_alone() -> None:
-    assert read({"question": "q", "answer": "a", "body": "t"}, "pretrain", "body") == Example("t.jsonl:7", (Turn("text", "t"),))
+    assert read({"question": "q", "answer": "a", "body": "t"}, "pretrain", "body") == Example(
+        "t.jsonl:7", (Turn("text", "t"),)
+    )
     templates = compile_templates("{{ body }}", "", "{{ body }}")
     assert detect_layout(["body"], templates, "body", "pretrain")[1] == [
         "the templates are not used: pretraining reads column 'body'"
     ]
-    with pytest.raises(JobError, match=r"text_field: expected a column of the data, got 'text' where .* 'body'") as caught:
+    with pytest.raises(
+        JobError, match=r"text_field: expected a column of the data, got 'text' where .* 'body'"
+    ) as caught:
         detect_layout(["body"], None, "text", "pretrain")
     assert caught.value.code == 2
 
@@ -139,10 +178,17 @@ def test_templates_apply_when_their_columns_exist() -> None:
     layout, notes = templated(["question", "answer", "hint"])
     assert (layout.name, notes) == ("templates", [])
     row = Row("r", {"question": "2+2?", "hint": "think", "answer": 4})
-    assert read_example(row, layout) == Example("r", (Turn("user", "Q: 2+2?\nthink"), Turn("assistant", "A: 4")))
+    assert read_example(row, layout) == Example(
+        "r", (Turn("user", "Q: 2+2?\nthink"), Turn("assistant", "A: 4"))
+    )
     row = Row("r", {"question": "2+2?", "hint": " ", "answer": 4})
-    assert read_example(row, layout) == Example("r", (Turn("user", "Q: 2+2?"), Turn("assistant", "A: 4")))
-    assert read_example(Row("r", {"question": [1], "answer": "a"}), layout) == "template failed on this row"
+    assert read_example(row, layout) == Example(
+        "r", (Turn("user", "Q: 2+2?"), Turn("assistant", "A: 4"))
+    )
+    assert (
+        read_example(Row("r", {"question": [1], "answer": "a"}), layout)
+        == "template failed on this row"
+    )
 
 
 def test_templates_without_their_columns_lose_to_the_detected_layout() -> None:

@@ -1,4 +1,6 @@
-"""Packing as a layout: budgets, best fit, the one bad input, and a step that stays the same step."""
+"""Packing as a layout: budgets, best fit, the one bad input, and a step that stays the same
+step.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ DOCUMENTS = random_documents(40)
 
 
 def test_best_fit_worked_by_hand() -> None:
-    # Longest first into 10: 7 opens a pack (3 left), 6 another (4 left), 4 goes where 4 are left, 3 where 3 are, 2 opens the third.
+    # Longest first into 10: 7 opens a pack (3 left), 6 another (4 left), 4 goes where 4 are left, 3
+    # where 3 are, 2 opens the third.
     assert best_fit([0, 1, 2, 3, 4], [4, 7, 2, 6, 3], 10) == [[1, 4], [3, 0], [2]]
 
 
@@ -46,14 +49,22 @@ def test_an_automatic_pack_holds_no_more_than_the_padded_rectangle() -> None:
     lengths = [len(document.ids) for document in map(DOCUMENTS.__getitem__, range(40))]
     packs = micro_batches(range(40), lengths, 4, Layout(True))
     rows = micro_batches(range(40), lengths, 4, PADDED)
-    assert max(sum(lengths[p] for p in pack) for pack in packs) <= max(len(r) * lengths[r[0]] for r in rows)
+    assert max(sum(lengths[p] for p in pack) for pack in packs) <= max(
+        len(r) * lengths[r[0]] for r in rows
+    )
     assert len(packs) < len(rows)
 
 
 def test_a_budget_caps_padded_rows_with_their_padding() -> None:
     lengths = [9, 9, 5, 4, 4, 1, 1, 1]
     assert micro_batches(range(8), lengths, 3, Layout(False, 18)) == [[0, 1], [2, 3, 4], [5, 6, 7]]
-    assert micro_batches(range(8), lengths, 8, Layout(False, 9)) == [[0], [1], [2], [3, 4], [5, 6, 7]]
+    assert micro_batches(range(8), lengths, 8, Layout(False, 9)) == [
+        [0],
+        [1],
+        [2],
+        [3, 4],
+        [5, 6, 7],
+    ]
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -69,14 +80,19 @@ def test_a_document_longer_than_the_budget_is_one_line_by_name(packed: bool) -> 
 
 
 @pytest.mark.parametrize(("policy", "longest"), [("single", 9), ("block", 11), ("batch", 9)])
-def test_the_budget_is_checked_before_the_first_step_with_end_tokens_counted(policy: str, longest: int) -> None:
+def test_the_budget_is_checked_before_the_first_step_with_end_tokens_counted(
+    policy: str, longest: int
+) -> None:
     documents, how = pairs((3, 2), (3, 6)), rules(eos_policy=policy, eos_block=8)
     check_fits(documents, how, Layout(True, longest))
     check_fits(documents, how, Layout(True))
     with pytest.raises(JobError, match="tokens_per_batch"):
         check_fits(documents, how, Layout(True, longest - 1))
     chosen = slots(2, 2)
-    assert build_step(chosen, documents, how, batch_size=2, layout=Layout(True, longest)).tokens >= longest
+    assert (
+        build_step(chosen, documents, how, batch_size=2, layout=Layout(True, longest)).tokens
+        >= longest
+    )
 
 
 def content(parts: list[Step]) -> list[object]:
@@ -95,11 +111,15 @@ def test_a_layout_never_changes_the_step(ranks: int, eos_policy: str) -> None:
     found = []
     for layout in (PADDED, Layout(True), Layout(True, 64), Layout(False, 70)):
         parts = [
-            build_step(slots(16, 40), DOCUMENTS, how, batch_size=4, layout=layout, rank=rank, ranks=ranks)
+            build_step(
+                slots(16, 40), DOCUMENTS, how, batch_size=4, layout=layout, rank=rank, ranks=ranks
+            )
             for rank in range(ranks)
         ]
         if layout.tokens and layout.packed:
-            assert all(piece.batch.ids.numel() <= layout.tokens for part in parts for piece in part.pieces)
+            assert all(
+                piece.batch.ids.numel() <= layout.tokens for part in parts for piece in part.pieces
+            )
         first = parts[0]
         found.append((first.count, first.masked, first.tokens, first.supervised, content(parts)))
     assert all(one == found[0] for one in found[1:])

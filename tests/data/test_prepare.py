@@ -22,11 +22,15 @@ A, B, C, D = range(5, 9)
 
 @pytest.fixture
 def chat() -> ChatFormat:
-    return ChatFormat(word_tokenizer(["a", "b", "c", "d", *(f"q{number}" for number in range(100))]))
+    return ChatFormat(
+        word_tokenizer(["a", "b", "c", "d", *(f"q{number}" for number in range(100))])
+    )
 
 
 def row(number: int, prompt: str, answer: str) -> tuple[str, Example]:
-    return f"t.jsonl:{number}", Example(f"t.jsonl:{number}", (Turn("user", prompt), Turn("assistant", answer)))
+    return f"t.jsonl:{number}", Example(
+        f"t.jsonl:{number}", (Turn("user", prompt), Turn("assistant", answer))
+    )
 
 
 def text(number: int, words: str) -> tuple[str, Example]:
@@ -48,18 +52,31 @@ def test_documents_and_report_of_a_few_rows_worked_by_hand(chat: ChatFormat) -> 
         [CLS, A, B, SEP, C, SEP],
     ]
     assert documents.prompts.tolist() == [3, 4, 4]
-    assert [np.flatnonzero(documents[index].supervised).tolist() for index in range(3)] == [[3, 4], [4, 5], [4, 5]]
+    assert [np.flatnonzero(documents[index].supervised).tolist() for index in range(3)] == [
+        [3, 4],
+        [4, 5],
+        [4, 5],
+    ]
     assert documents.rows == ("t.jsonl:1", "t.jsonl:2", "t.jsonl:5")
     assert (report.rows, report.documents, report.tokens, report.supervised) == (5, 3, 17, 6)
     assert (report.truncated, report.truncated_rows) == (1, ["t.jsonl:2"])
-    assert report.dropped == {"empty response": 1, "prompt leaves no room for an answer within max_length": 1}
-    assert report.dropped_rows["prompt leaves no room for an answer within max_length"] == ["t.jsonl:3"]
+    assert report.dropped == {
+        "empty response": 1,
+        "prompt leaves no room for an answer within max_length": 1,
+    }
+    assert report.dropped_rows["prompt leaves no room for an answer within max_length"] == [
+        "t.jsonl:3"
+    ]
     assert (report.lengths, report.shortest_prompt) == ([5, 9, 9, 6], 3)
     shown = report.as_json()
     assert (shown["truncated_percent"], shown["dropped_percent"]) == (20.0, 40.0)
     length = shown["length"]
     assert isinstance(length, dict)
-    assert (length["longest"], length["p50"], sum(length["counts"])) == (9, 8, 4)  # the median of 5 6 9 9 is 7.5
+    assert (length["longest"], length["p50"], sum(length["counts"])) == (
+        9,
+        8,
+        4,
+    )  # the median of 5 6 9 9 is 7.5
 
 
 def test_filter_drops_what_is_too_long(chat: ChatFormat) -> None:
@@ -81,18 +98,26 @@ def test_all_turns_or_everything_can_be_learned(chat: ChatFormat) -> None:
         assert documents[0].prompt == 7
 
 
-DIALOGUE = tuple(Turn(role, word) for word, role in zip("abcdab", ("user", "assistant") * 3, strict=True))
+DIALOGUE = tuple(
+    Turn(role, word) for word, role in zip("abcdab", ("user", "assistant") * 3, strict=True)
+)
 
 
 def test_a_random_prefix_ends_with_each_answer_equally_often(chat: ChatFormat) -> None:
-    """LLaDA's rule: an n-turn dialogue gives one uniformly drawn prefix, of which the last answer is learned."""
+    """LLaDA's rule: an n-turn dialogue gives one uniformly drawn prefix, of which the last answer
+    is learned.
+    """
     rows: Rows = [(f"r:{number}", Example(f"r:{number}", DIALOGUE)) for number in range(3000)]
-    documents, report = encode_split(rows, chat, Encoding(max_length=20, turns="random_prefix", seed=1))
+    documents, report = encode_split(
+        rows, chat, Encoding(max_length=20, turns="random_prefix", seed=1)
+    )
     assert (report.documents, report.truncated) == (3000, 0)
     whole = [CLS, A, SEP, B, SEP, C, SEP, D, SEP, A, SEP, B, SEP]
     ends = Counter(int(length) for length in documents.lengths)
     assert set(ends) == {5, 9, 13}
-    assert all(count == pytest.approx(1000, abs=4 * (3000 * 2 / 9) ** 0.5) for count in ends.values())
+    assert all(
+        count == pytest.approx(1000, abs=4 * (3000 * 2 / 9) ** 0.5) for count in ends.values()
+    )
     for index in range(50):
         one = documents[index]
         assert one.ids.tolist() == whole[: one.ids.size]
@@ -100,7 +125,9 @@ def test_a_random_prefix_ends_with_each_answer_equally_often(chat: ChatFormat) -
         assert one.prompt == one.ids.size - 2
 
     def sizes(seed: int, rows: Rows) -> dict[str, int]:
-        found, _ = encode_split(rows, chat, Encoding(max_length=20, turns="random_prefix", seed=seed))
+        found, _ = encode_split(
+            rows, chat, Encoding(max_length=20, turns="random_prefix", seed=seed)
+        )
         return dict(zip(found.rows, found.lengths.tolist(), strict=True))
 
     few = rows[:40]
@@ -115,13 +142,21 @@ def test_a_random_prefix_of_one_answer_is_all_of_it(chat: ChatFormat) -> None:
 
 
 def test_without_a_start_token_a_piece_of_text_keeps_its_first_word_visible() -> None:
-    """No family predicts a document's first token; Dream would take the state of the document before it."""
+    """No family predicts a document's first token; Dream would take the state of the document
+    before it.
+    """
     backend = train_tokenizer(["a b c d"], 300).backend_tokenizer
-    chat = ChatFormat(PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]", eos_token="[SEP]"))
+    chat = ChatFormat(
+        PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]", eos_token="[SEP]")
+    )
     assert chat.start_id is None
-    documents, _ = encode_split([text(1, "a b c d a b c")], chat, Encoding(max_length=4, stage="pretrain"))
+    documents, _ = encode_split(
+        [text(1, "a b c d a b c")], chat, Encoding(max_length=4, stage="pretrain")
+    )
     pieces = [documents[index] for index in range(len(documents))]
-    assert chat.text(np.concatenate([one.ids for one in pieces]).tolist()) == "a b c d a b c", "nothing is lost"
+    assert chat.text(np.concatenate([one.ids for one in pieces]).tolist()) == "a b c d a b c", (
+        "nothing is lost"
+    )
     assert all(one.supervised.tolist() == [False] + [True] * (one.ids.size - 1) for one in pieces)
 
 
@@ -129,11 +164,18 @@ def test_pretraining_cuts_texts_into_pieces_and_loses_nothing(chat: ChatFormat) 
     rows: Rows = [text(1, "a b c d a b c"), text(2, "d")]
     documents, report = encode_split(rows, chat, Encoding(max_length=4, stage="pretrain"))
     pieces = [documents[index] for index in range(len(documents))]
-    assert [one.ids.tolist() for one in pieces] == [[CLS, A, B, C], [CLS, D, A, B], [CLS, C, SEP], [CLS, D, SEP]]
+    assert [one.ids.tolist() for one in pieces] == [
+        [CLS, A, B, C],
+        [CLS, D, A, B],
+        [CLS, C, SEP],
+        [CLS, D, SEP],
+    ]
     assert all(one.supervised.tolist() == [False] + [True] * (one.ids.size - 1) for one in pieces)
     assert documents.rows == ("t.txt:1", "t.txt:1", "t.txt:1", "t.txt:2")
     assert (report.rows, report.documents, report.truncated) == (2, 4, 0)
-    without, _ = encode_split(rows[1:], chat, Encoding(max_length=4, stage="pretrain", insert_eos=False))
+    without, _ = encode_split(
+        rows[1:], chat, Encoding(max_length=4, stage="pretrain", insert_eos=False)
+    )
     assert without[0].ids.tolist() == [CLS, D]
 
 
@@ -144,7 +186,9 @@ def test_pretraining_pieces_need_room_behind_their_start_token(chat: ChatFormat)
 
 
 def test_thousands_of_rows_keep_their_order(chat: ChatFormat) -> None:
-    rows: Rows = [row(number, f"q{number % 100}", "a") for number in range(2500)]  # more than two chunks
+    rows: Rows = [
+        row(number, f"q{number % 100}", "a") for number in range(2500)
+    ]  # more than two chunks
     documents, report = encode_split(rows, chat, Encoding(max_length=8))
     assert documents.rows == tuple(f"t.jsonl:{number}" for number in range(2500))
     assert [int(documents[number].ids[1]) for number in (0, 1023, 1024, 2499)] == [
@@ -158,8 +202,18 @@ def test_thousands_of_rows_keep_their_order(chat: ChatFormat) -> None:
     [
         ([], Encoding(max_length=9), "dataset_name", "none"),
         ([("t:1", "empty response")], Encoding(max_length=9), "dataset_name", "1 x empty response"),
-        ([row(1, "a b c", "d"), row(2, "a b", "c")], Encoding(max_length=4), "max_length", "shortest prompt's 4 tokens"),
-        ([row(1, "a b", "c")], Encoding(max_length=5, truncation="filter"), "max_length", "1 x longer than max_length"),
+        (
+            [row(1, "a b c", "d"), row(2, "a b", "c")],
+            Encoding(max_length=4),
+            "max_length",
+            "shortest prompt's 4 tokens",
+        ),
+        (
+            [row(1, "a b", "c")],
+            Encoding(max_length=5, truncation="filter"),
+            "max_length",
+            "1 x longer than max_length",
+        ),
     ],
 )
 def test_nothing_to_learn_from_is_an_error_that_names_the_field(
@@ -180,8 +234,12 @@ def test_one_learned_token_is_enough(chat: ChatFormat) -> None:
 
 
 def test_reasons_of_a_report_are_bounded_and_all_rows_counted(chat: ChatFormat) -> None:
-    """Not tried by the audit: a template that quotes each row in its refusal filled log and report with a line a row."""
-    rows: Rows = [(f"t.jsonl:{number}", f"chat template refuses user: {number}") for number in range(1000)]
+    """Not tried by the audit: a template that quotes each row in its refusal filled log and report
+    with a line a row.
+    """
+    rows: Rows = [
+        (f"t.jsonl:{number}", f"chat template refuses user: {number}") for number in range(1000)
+    ]
     _, report = encode_split(rows, chat, Encoding(max_length=6))
     assert len(report.dropped) == len(report.dropped_rows) == 41
     assert report.dropped["one more reason"] == 960

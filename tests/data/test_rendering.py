@@ -1,4 +1,6 @@
-"""Chat templates of several minds: what is trained is what the template writes for the row, and what chat asks is how it begins."""
+"""Chat templates of several minds: what is trained is what the template writes for the row, and
+what chat asks is how it begins.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +47,19 @@ ENDLESS = (
 
 DIALOGUES = (
     (Turn("user", "one"), Turn("assistant", "two")),
-    (Turn("system", "be"), Turn("user", "one"), Turn("assistant", "two"), Turn("user", "three"), Turn("assistant", "four")),
-    (Turn("user", "one"), Turn("assistant", "x", thought="hm"), Turn("user", "q"), Turn("assistant", "y", thought="so")),
+    (
+        Turn("system", "be"),
+        Turn("user", "one"),
+        Turn("assistant", "two"),
+        Turn("user", "three"),
+        Turn("assistant", "four"),
+    ),
+    (
+        Turn("user", "one"),
+        Turn("assistant", "x", thought="hm"),
+        Turn("user", "q"),
+        Turn("assistant", "y", thought="so"),
+    ),
     (Turn("user", "one </t> [SEP]"), Turn("assistant", "<think>a</think>b </t>")),
 )
 
@@ -65,7 +78,13 @@ def written(words: PreTrainedTokenizerBase, turns: tuple[Turn, ...], *, parts: b
     for turn in turns:
         text = turn.text if read else turn.with_thought
         content = [{"type": "text", "text": text}] if parts else text
-        messages.append({"role": turn.role, "content": content, **({"reasoning_content": turn.thought} if turn.thought else {})})
+        messages.append(
+            {
+                "role": turn.role,
+                "content": content,
+                **({"reasoning_content": turn.thought} if turn.thought else {}),
+            }
+        )
     return str(words.apply_chat_template(messages, tokenize=False))
 
 
@@ -81,20 +100,33 @@ def test_what_is_trained_is_what_the_template_writes(template: str) -> None:
         ((start, end),) = one.answers
         assert end == one.ids.size
         assert one.ids[end - 1] == chat.end_id
-        assert chat.prompt(turns[:-1]).tolist() == one.ids[:start].tolist(), "chat asks as it was trained"
-        assert one.ids[start:].tolist().count(chat.end_id) == 1, "an end that a text spells is no end"
+        assert chat.prompt(turns[:-1]).tolist() == one.ids[:start].tolist(), (
+            "chat asks as it was trained"
+        )
+        assert one.ids[start:].tolist().count(chat.end_id) == 1, (
+            "an end that a text spells is no end"
+        )
 
 
 def test_thoughts_go_where_the_template_reads_them() -> None:
     chat = ChatFormat(tokenizer(REASONING))
     (one,) = chat.encode(DIALOGUES[2:3])
-    assert chat.shown(one.ids.tolist()) == "⟦<u>⟧one⟦</t>⟧⟦<a>⟧x⟦</t>⟧⟦<u>⟧q⟦</t>⟧⟦<a>⟧⟦<think>⟧so⟦</think>⟧y⟦</t>⟧"
-    assert [chat.shown(one.ids[start:end].tolist()) for start, end in one.answers] == ["x⟦</t>⟧", "⟦<think>⟧so⟦</think>⟧y⟦</t>⟧"]
+    assert (
+        chat.shown(one.ids.tolist())
+        == "⟦<u>⟧one⟦</t>⟧⟦<a>⟧x⟦</t>⟧⟦<u>⟧q⟦</t>⟧⟦<a>⟧⟦<think>⟧so⟦</think>⟧y⟦</t>⟧"
+    )
+    assert [chat.shown(one.ids[start:end].tolist()) for start, end in one.answers] == [
+        "x⟦</t>⟧",
+        "⟦<think>⟧so⟦</think>⟧y⟦</t>⟧",
+    ]
     assert any("leaves out" in remark for remark in one.remarks), "the first thought"
 
 
 def test_earlier_answers_that_cannot_be_found_drop_the_row() -> None:
-    for template, says in ((MOVING, "writes a prompt otherwise"), (ENDLESS, "ends no answer but the last")):
+    for template, says in (
+        (MOVING, "writes a prompt otherwise"),
+        (ENDLESS, "ends no answer but the last"),
+    ):
         chat = ChatFormat(tokenizer(template))
         one, several = chat.encode((DIALOGUES[0], DIALOGUES[1]))
         assert isinstance(one, Encoded)
@@ -105,20 +137,37 @@ def test_earlier_answers_that_cannot_be_found_drop_the_row() -> None:
 
 def test_a_marked_answer_is_withheld_wherever_it_stands() -> None:
     chat = ChatFormat(tokenizer(MERGING))
-    turns = (Turn("user", "a"), Turn("assistant", "b", learn=False), Turn("user", "c"), Turn("assistant", "d"))
+    turns = (
+        Turn("user", "a"),
+        Turn("assistant", "b", learn=False),
+        Turn("user", "c"),
+        Turn("assistant", "d"),
+    )
     (one,) = chat.encode([turns], find="marked")
-    shown = [[chat.shown(one.ids[start:end].tolist()) for start, end in spans] for spans in (one.answers, one.withheld)]
+    shown = [
+        [chat.shown(one.ids[start:end].tolist()) for start, end in spans]
+        for spans in (one.answers, one.withheld)
+    ]
     assert shown == [["d⟦</t>⟧"], ["b⟦</t>⟧"]]
 
 
 @pytest.mark.parametrize(
     ("template", "says"),
     [
-        ("{% for m in messages %}### {{ m.role }}: {{ m.content }}\n### End\n{% endfor %}", "'### End', which is no token"),
+        (
+            "{% for m in messages %}### {{ m.role }}: {{ m.content }}\n### End\n{% endfor %}",
+            "'### End', which is no token",
+        ),
         ("{% for m in messages %}<u>{{ m.content }}{% endfor %}", "one that does not"),
         ("{% for m in messages %}<u>{{ m.role }}</t>{% endfor %}", "leaves out their text"),
-        ("{{ '\\ud800' }}{% for m in messages %}<u>{{ m.content }}</t>{% endfor %}", "half a character"),
-        ("{% set f='%d' %}{{ strftime_now(f) }}{% for m in messages %}{{ m.content }}</t>{% endfor %}", "asks for the time"),
+        (
+            "{{ '\\ud800' }}{% for m in messages %}<u>{{ m.content }}</t>{% endfor %}",
+            "half a character",
+        ),
+        (
+            "{% set f='%d' %}{{ strftime_now(f) }}{% for m in messages %}{{ m.content }}</t>{% endfor %}",
+            "asks for the time",
+        ),
     ],
 )
 def test_a_template_that_cannot_be_served_is_refused(template: str, says: str) -> None:
@@ -130,8 +179,14 @@ def test_a_template_that_cannot_be_served_is_refused(template: str, says: str) -
 
 
 def test_an_answer_of_one_letter_is_looked_for_in_its_place() -> None:
-    chat = ChatFormat(tokenizer("{% for m in messages %}<u>{{ m.role }} {{ m.content | replace('a', 'b') }}</t>{% endfor %}"))
-    changed, same = chat.encode([(Turn("user", "q"), Turn("assistant", "a")), (Turn("user", "q"), Turn("assistant", "c"))])
+    chat = ChatFormat(
+        tokenizer(
+            "{% for m in messages %}<u>{{ m.role }} {{ m.content | replace('a', 'b') }}</t>{% endfor %}"
+        )
+    )
+    changed, same = chat.encode(
+        [(Turn("user", "q"), Turn("assistant", "a")), (Turn("user", "q"), Turn("assistant", "c"))]
+    )
     assert isinstance(changed, Encoded)
     assert isinstance(same, Encoded)
     assert (changed.remarks, same.remarks) == ((CHANGED,), ())
@@ -139,7 +194,9 @@ def test_an_answer_of_one_letter_is_looked_for_in_its_place() -> None:
 
 def test_a_template_that_refuses_to_ask_is_asked_by_an_answer() -> None:
     asking = "{% if add_generation_prompt %}{{ raise_exception('no') }}{% endif %}"
-    chat = ChatFormat(tokenizer("{% for m in messages %}<u>{{ m.content }}</t>{% endfor %}" + asking))
+    chat = ChatFormat(
+        tokenizer("{% for m in messages %}<u>{{ m.content }}</t>{% endfor %}" + asking)
+    )
     (one,) = chat.encode([DIALOGUES[0]])
     assert isinstance(one, Encoded)
     assert chat.shown(chat.prompt(DIALOGUES[0][:1]).tolist()) == "⟦<u>⟧one⟦</t>⟧⟦<u>⟧"
@@ -156,7 +213,10 @@ def test_a_template_whose_names_are_no_texts_is_refused() -> None:
 def test_of_several_templates_the_default_is_taken() -> None:
     words = tokenizer(MERGING)
     words.chat_template = {"default": MERGING, "tools": "{{ 1 }}"}
-    assert ChatFormat(words).prompt(DIALOGUES[0][:1]).tolist() == ChatFormat(tokenizer(MERGING)).prompt(DIALOGUES[0][:1]).tolist()
+    assert (
+        ChatFormat(words).prompt(DIALOGUES[0][:1]).tolist()
+        == ChatFormat(tokenizer(MERGING)).prompt(DIALOGUES[0][:1]).tolist()
+    )
     words.chat_template = {"rag": MERGING, "tools": MERGING}
     with pytest.raises(JobError, match="one named default"):
         ChatFormat(words)

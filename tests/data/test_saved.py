@@ -1,4 +1,6 @@
-"""Folders of save_to_disk: the rows are those that `datasets` itself would load, or the folder is refused in words."""
+"""Folders of save_to_disk: the rows are those that `datasets` itself would load, or the folder is
+refused in words.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ import pytest
 from plugin.base.errors import JobError
 from plugin.data.sources import fingerprint, has_eval_split, read_rows, skipped_files
 
-ROWS = {"prompt": [f"Name {number}" for number in range(10)], "completion": [f"thing {number}" for number in range(10)]}
+ROWS = {
+    "prompt": [f"Name {number}" for number in range(10)],
+    "completion": [f"thing {number}" for number in range(10)],
+}
 
 
 def rows(folder: Path, split: str = "train") -> list[dict[str, Any]]:
@@ -24,7 +29,10 @@ def rows(folder: Path, split: str = "train") -> list[dict[str, Any]]:
 def save_drafts(folder: Path) -> None:
     """Two caches of a map and a shuffle beside the data, as an interactive session leaves them."""
     loaded = datasets.load_from_disk(str(folder))
-    drafted = loaded.map(lambda row: {"completion": f"DRAFT {row['completion']}"}, cache_file_name=str(folder / "cache-1f.arrow"))
+    drafted = loaded.map(
+        lambda row: {"completion": f"DRAFT {row['completion']}"},
+        cache_file_name=str(folder / "cache-1f.arrow"),
+    )
     drafted.shuffle(seed=1, indices_cache_file_name=str(folder / "cache-2e.arrow"))
 
 
@@ -53,11 +61,17 @@ def test_a_cache_is_no_data_in_any_folder(saved: Path) -> None:
 
 def test_a_saved_dict_of_splits_is_read_by_split(tmp_path: Path) -> None:
     whole = datasets.Dataset.from_dict(ROWS)
-    splits = {"train": whole.select(range(6)), "validation": whole.select(range(6, 8)), "test": whole.select(range(8, 10))}
+    splits = {
+        "train": whole.select(range(6)),
+        "validation": whole.select(range(6, 8)),
+        "test": whole.select(range(8, 10)),
+    }
     folder = tmp_path / "dict"
     datasets.DatasetDict(splits).save_to_disk(folder)
     assert [row["prompt"] for row in rows(folder)] == [f"Name {number}" for number in range(6)]
-    assert [row["prompt"] for row in rows(folder, "eval")] == ["Name 6", "Name 7"], "as of a hub data set, the first of its kind"
+    assert [row["prompt"] for row in rows(folder, "eval")] == ["Name 6", "Name 7"], (
+        "as of a hub data set, the first of its kind"
+    )
     assert has_eval_split(str(folder))
     assert "test" in {Path(file).name for file in skipped_files(str(folder))}
     assert [row["prompt"] for row in rows(folder / "test")] == ["Name 8", "Name 9"]
@@ -75,13 +89,27 @@ def change(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (change(lambda state: state.update(_indices_data_files=[{"filename": "indices.arrow"}])), "_indices_data_files"),
-        (change(lambda state: state["_data_files"].append({"filename": "data-9.arrow"})), "data-9.arrow, which is missing"),
-        (change(lambda state: state["_data_files"].append({"filename": "../saved/state.json"})), "state.json, which is missing"),
-        (lambda folder: (folder / "state.json").write_text("{", encoding="utf-8"), "a readable state.json"),
+        (
+            change(lambda state: state.update(_indices_data_files=[{"filename": "indices.arrow"}])),
+            "_indices_data_files",
+        ),
+        (
+            change(lambda state: state["_data_files"].append({"filename": "data-9.arrow"})),
+            "data-9.arrow, which is missing",
+        ),
+        (
+            change(lambda state: state["_data_files"].append({"filename": "../saved/state.json"})),
+            "state.json, which is missing",
+        ),
+        (
+            lambda folder: (folder / "state.json").write_text("{", encoding="utf-8"),
+            "a readable state.json",
+        ),
     ],
 )
-def test_a_saved_folder_that_cannot_be_read_is_refused(spoil: Callable[[Path], None], says: str, saved: Path) -> None:
+def test_a_saved_folder_that_cannot_be_read_is_refused(
+    spoil: Callable[[Path], None], says: str, saved: Path
+) -> None:
     spoil(saved)
     with pytest.raises(JobError) as caught:
         rows(saved)

@@ -1,4 +1,6 @@
-"""Sources: the mixture grammar, every file kind, the folder split, and what each broken file says."""
+"""Sources: the mixture grammar, every file kind, the folder split, and what each broken file
+says.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,10 @@ def test_paths_are_taken_literally(tmp_path: Path) -> None:
     write(odd, {"n": 1})
     assert rows(odd) == [("a+b|c [été].jsonl:1", {"n": 1})]
     mixture = f"{odd}[train:1] | {plain}"
-    assert [(part.path, part.train_limit) for part in parse_mixture(mixture)] == [(odd, 1), (Path(plain), None)]
+    assert [(part.path, part.train_limit) for part in parse_mixture(mixture)] == [
+        (odd, 1),
+        (Path(plain), None),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +185,10 @@ def test_jsonl_keeps_line_numbers_and_skips_blank_lines(tmp_path: Path) -> None:
     ("line", "message"),
     [
         (b'{"a": 1,}', "expected a JSON object, got train.jsonl line 7: column 9: "),
-        (b'{"a": 1', "expected a JSON object, got train.jsonl line 7: column 8: "),  # it breaks where the line ends
+        (
+            b'{"a": 1',
+            "expected a JSON object, got train.jsonl line 7: column 8: ",
+        ),  # it breaks where the line ends
         (b'{"a":  \r', "expected a JSON object, got train.jsonl line 7: column 6: "),
         (b'{"a": "x', "expected a JSON object, got train.jsonl line 7: column 7: "),
         (b"[1]", "train.jsonl line 7: list '[1]'"),
@@ -235,7 +243,10 @@ def test_json_of_another_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_csv(tmp_path: Path) -> None:
     path = tmp_path / "d.csv"
     path.write_bytes('\ufeffq,a\r\n"two\nlines, ""quoted""",é\r\n\r\n2,\r\n'.encode())
-    assert rows(path) == [("d.csv:2", {"q": 'two\nlines, "quoted"', "a": "é"}), ("d.csv:5", {"q": "2", "a": ""})]
+    assert rows(path) == [
+        ("d.csv:2", {"q": 'two\nlines, "quoted"', "a": "é"}),
+        ("d.csv:5", {"q": "2", "a": ""}),
+    ]
     path.write_text("q\n" + "x" * 200_000 + "\n")  # more than Python's default cell
     assert len(rows(path)[0][1]["q"]) == 200_000
 
@@ -269,10 +280,14 @@ def test_txt_is_a_row_a_paragraph(tmp_path: Path) -> None:
         ("file", [("t.txt:1", " one\ntwo \n\n\nthree\n")]),
     ],
 )
-def test_a_row_of_a_txt_is_what_was_chosen(text_rows: str, wanted: list[tuple[str, str]], tmp_path: Path) -> None:
+def test_a_row_of_a_txt_is_what_was_chosen(
+    text_rows: str, wanted: list[tuple[str, str]], tmp_path: Path
+) -> None:
     path = tmp_path / "t.txt"
     path.write_bytes(b"\xef\xbb\xbf one\r\ntwo \r\n\r\n\nthree\n")
-    assert [(row.id, row.values["text"]) for row in read_rows(str(path), "train", text_rows=text_rows)] == wanted
+    assert [
+        (row.id, row.values["text"]) for row in read_rows(str(path), "train", text_rows=text_rows)
+    ] == wanted
     path.write_bytes(b"\n \n")
     assert not list(read_rows(str(path), "train", text_rows=text_rows))
 
@@ -286,7 +301,10 @@ def test_a_txt_that_is_one_row_has_a_limit(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.parquet", "d.arrow"])
 def test_nan_is_an_empty_cell_in_every_format(name: str, tmp_path: Path) -> None:
-    values = [{"a": "x", "b": 1.5, "c": [{"d": 0.5}]}, {"a": "y", "b": math.nan, "c": [{"d": math.nan}]}]
+    values = [
+        {"a": "x", "b": 1.5, "c": [{"d": 0.5}]},
+        {"a": "y", "b": math.nan, "c": [{"d": math.nan}]},
+    ]
     path = tmp_path / name
     if name.endswith("parquet"):
         pq.write_table(pa.Table.from_pylist(values), path)
@@ -299,7 +317,10 @@ def test_nan_is_an_empty_cell_in_every_format(name: str, tmp_path: Path) -> None
 
 
 def test_parquet_and_arrow_round_trip(tmp_path: Path) -> None:
-    values = [{"n": n, "messages": [{"role": "user", "content": f"é{n}"}], "none": None} for n in range(600)]
+    values = [
+        {"n": n, "messages": [{"role": "user", "content": f"é{n}"}], "none": None}
+        for n in range(600)
+    ]
     table = pa.Table.from_pylist(values)
     pq.write_table(table, tmp_path / "d.parquet")
     with pa.ipc.new_stream(str(tmp_path / "stream.arrow"), table.schema) as writer:
@@ -307,14 +328,19 @@ def test_parquet_and_arrow_round_trip(tmp_path: Path) -> None:
     with pa.ipc.new_file(str(tmp_path / "file.arrow"), table.schema) as writer:
         writer.write_table(table)
     for name in ("d.parquet", "stream.arrow", "file.arrow"):
-        assert rows(tmp_path / name) == [(f"{name}:{n + 1}", value) for n, value in enumerate(values)]
+        assert rows(tmp_path / name) == [
+            (f"{name}:{n + 1}", value) for n, value in enumerate(values)
+        ]
         (tmp_path / name).write_bytes(b"not columns at all, but long enough to look at")
         assert f"got {name} after row 0: " in fault(tmp_path / name)
 
 
 def test_nan_in_a_csv_is_an_empty_cell(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("q,a\nNaN,nan\nnaan,NAN\n")
-    assert [row for _, row in rows(tmp_path / "d.csv")] == [{"q": None, "a": None}, {"q": "naan", "a": "NAN"}]
+    assert [row for _, row in rows(tmp_path / "d.csv")] == [
+        {"q": None, "a": None},
+        {"q": "naan", "a": "NAN"},
+    ]
 
 
 @pytest.mark.parametrize("suffix", readers.READERS)
@@ -332,7 +358,9 @@ def test_an_empty_file_has_no_rows(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 @pytest.mark.parametrize(("stem", "shown"), [("a\nb", "a\\nb"), ("a\udcff", "a\\udcff")])
-def test_a_file_of_any_name_is_read_and_its_rows_are_named(tmp_path: Path, suffix: str, stem: str, shown: str) -> None:
+def test_a_file_of_any_name_is_read_and_its_rows_are_named(
+    tmp_path: Path, suffix: str, stem: str, shown: str
+) -> None:
     path = tmp_path / f"{stem}{suffix}"
     if suffix == ".jsonl":
         path.write_text('{"n": 1}\n')
@@ -348,7 +376,12 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     assert len(first) == 32
     (tmp_path / "moved").mkdir()
     assert fingerprint(write(tmp_path / "moved" / "a.jsonl", {"n": 1})) == first
-    others = [fingerprint(f"{path}[train:1]"), fingerprint("org/a"), fingerprint("org/a[name:x]"), fingerprint("org/b")]
+    others = [
+        fingerprint(f"{path}[train:1]"),
+        fingerprint("org/a"),
+        fingerprint("org/a[name:x]"),
+        fingerprint("org/b"),
+    ]
     others.append(fingerprint(write(tmp_path / "a.jsonl", {"n": 2})))
     assert len({first, *others}) == 6
 
@@ -372,7 +405,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
         return content[name]
 
     errors = SimpleNamespace(DatasetsError=DatasetsError)
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset, exceptions=errors))
+    monkeypatch.setitem(
+        sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset, exceptions=errors)
+    )
     monkeypatch.setitem(sys.modules, "datasets.exceptions", errors)
     load_hub.cache_clear()
     content["asked"] = asked
@@ -400,7 +435,9 @@ def test_a_hub_failure_is_one_line(hub: dict[str, object]) -> None:
     hub["org/a"] = hub["DatasetsError"]("gone\nlong trace")
     hub["org/b"] = {"train": broken()}
     hub["org/c"] = {"train_sft": []}
-    assert "a hub data set org/a that can be loaded, got DatasetsError: gone. Check" in fault("org/a")
+    assert "a hub data set org/a that can be loaded, got DatasetsError: gone. Check" in fault(
+        "org/a"
+    )
     assert "TimeoutError: no answer" in fault("org/b")
     assert "a split 'train' in org/c, got the splits train_sft" in fault("org/c")
 
@@ -415,7 +452,9 @@ def test_offline_refuses_the_hub_without_asking_it(hub: dict[str, object]) -> No
     assert hub["asked"] == []
 
 
-def test_a_mixture_in_full_means_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mixture_in_full_means_the_same_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("a.jsonl", "b+c.jsonl", "d[1].jsonl"):
         (tmp_path / name).write_text('{"text": "x"}\n')
     monkeypatch.chdir(tmp_path)
@@ -423,9 +462,15 @@ def test_a_mixture_in_full_means_the_same_from_any_folder(tmp_path: Path, monkey
     spec = "~/a.jsonl[train:5,test:1] + b+c.jsonl | org/name[name:cfg]|d[1].jsonl[train:2]"
     full = absolute_mixture(spec)
     folder = str(tmp_path)
-    assert full == f"{folder}/a.jsonl[train:5,test:1]|{folder}/b+c.jsonl|org/name[name:cfg]|{folder}/d[1].jsonl[train:2]"
+    assert (
+        full
+        == f"{folder}/a.jsonl[train:5,test:1]|{folder}/b+c.jsonl|org/name[name:cfg]|{folder}/d[1].jsonl[train:2]"
+    )
     assert fingerprint(full) == fingerprint(spec)
     monkeypatch.chdir("/")
     assert absolute_mixture(full) == full
     assert [part.train_limit for part in parse_mixture(full)] == [5, None, None, 2]
-    assert renamed_mixture("a set[train:5]|org/b + c", "/of/{}".format) == "/of/a set[train:5]|/of/org/b|/of/c"
+    assert (
+        renamed_mixture("a set[train:5]|org/b + c", "/of/{}".format)
+        == "/of/a set[train:5]|/of/org/b|/of/c"
+    )

@@ -1,4 +1,6 @@
-"""The order of a run: steps are fixed lists, passes are permutations, and nothing is dropped or seen too often."""
+"""The order of a run: steps are fixed lists, passes are permutations, and nothing is dropped or
+seen too often.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ import pytest
 from plugin.data.steps import Slot, pass_order, run_length, step_slots
 
 
-def run(documents: int, step_size: int, steps: int, seed: int = 5, total: int | None = None) -> list[list[Slot]]:
+def run(
+    documents: int, step_size: int, steps: int, seed: int = 5, total: int | None = None
+) -> list[list[Slot]]:
     return [step_slots(documents, step_size, step, seed, total) for step in range(steps)]
 
 
@@ -21,7 +25,9 @@ def test_every_document_comes_exactly_once_a_pass(documents: int, step_size: int
     for pass_ in range(passes):
         mine = [slot for slot in flat if slot.pass_ == pass_]
         assert sorted(slot.index for slot in mine) == list(range(documents))
-        assert [slot.ordinal for slot in mine] == list(range(documents)), "ordinals go on across the borders of steps"
+        assert [slot.ordinal for slot in mine] == list(range(documents)), (
+            "ordinals go on across the borders of steps"
+        )
 
 
 def test_a_step_across_the_end_of_a_pass_holds_the_end_of_one_and_the_start_of_the_next() -> None:
@@ -46,9 +52,17 @@ def test_the_documents_of_a_run_do_not_depend_on_the_size_of_its_steps() -> None
 
 @pytest.mark.parametrize(
     ("documents", "step_size", "epochs", "steps", "total"),
-    [(10, 4, 1, 3, 10), (10, 4, 2, 5, 20), (10, 4, 0.25, 1, 3), (10, 3, 1.5, 5, 15), (8, 8, 3, 3, 24)],
+    [
+        (10, 4, 1, 3, 10),
+        (10, 4, 2, 5, 20),
+        (10, 4, 0.25, 1, 3),
+        (10, 3, 1.5, 5, 15),
+        (8, 8, 3, 3, 24),
+    ],
 )
-def test_epochs_drop_nothing_and_repeat_nothing(documents: int, step_size: int, epochs: float, steps: int, total: int) -> None:
+def test_epochs_drop_nothing_and_repeat_nothing(
+    documents: int, step_size: int, epochs: float, steps: int, total: int
+) -> None:
     assert run_length(documents, step_size, epochs, steps=777) == (steps, total)
     seen = Counter(slot.index for slot in chain(*run(documents, step_size, steps, total=total)))
     assert sum(seen.values()) == total
@@ -65,13 +79,22 @@ def test_without_epochs_the_run_is_as_long_as_asked_and_every_step_full() -> Non
 
 @pytest.mark.parametrize(("documents", "step_size"), [(22, 8), (7, 3), (5, 8), (16, 8)])
 def test_resume_with_more_epochs_skips_no_document(documents: int, step_size: int) -> None:
-    """A run of one epoch ends with a short step; resumed for two more, and then a fourth, it sees each document once a pass."""
+    """A run of one epoch ends with a short step; resumed for two more, and then a fourth, it sees
+    each document once a pass.
+    """
     flat: list[Slot] = []
     done = behind = 0
     for epochs in (1, 3, 4):
         steps, total = run_length(documents, step_size, epochs, 777, behind)
-        flat += chain(*(step_slots(documents, step_size, step, 5, total, behind) for step in range(done, steps)))
+        flat += chain(
+            *(
+                step_slots(documents, step_size, step, 5, total, behind)
+                for step in range(done, steps)
+            )
+        )
         assert len(flat) == total
         done, behind = steps, steps * step_size - total
-    whole = list(chain(*run(documents, step_size, -(-4 * documents // step_size), total=4 * documents)))
+    whole = list(
+        chain(*run(documents, step_size, -(-4 * documents // step_size), total=4 * documents))
+    )
     assert flat == whole

@@ -1,4 +1,6 @@
-"""A stream of packs: full, fair, seeded, shared out among ranks, and the same after a save and a load."""
+"""A stream of packs: full, fair, seeded, shared out among ranks, and the same after a save and a
+load.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,16 @@ from plugin.config.params import Params
 from plugin.data.chat import ChatFormat, Encoded, Find
 from plugin.data.layouts import Example
 from plugin.data.prepare import Encoding
-from plugin.data.stream import BUFFERED, PIECES, Pack, Source, Stream, StreamPlan, StreamState, choose_pack
+from plugin.data.stream import (
+    BUFFERED,
+    PIECES,
+    Pack,
+    Source,
+    Stream,
+    StreamPlan,
+    StreamState,
+    choose_pack,
+)
 from plugin.data.turns import Turn
 from plugin.objectives.noise import Noise, draw_times
 
@@ -35,7 +46,9 @@ class Recording(ChatFormat):
         super().__init__(word_tokenizer(WORDS))
         self.texts: list[str] = []
 
-    def encode(self, dialogues: Sequence[Sequence[Turn]], *, find: Find = "all") -> list[Encoded | str]:
+    def encode(
+        self, dialogues: Sequence[Sequence[Turn]], *, find: Find = "all"
+    ) -> list[Encoded | str]:
         self.texts += [turn.text for turns in dialogues for turn in turns]
         return super().encode(dialogues, find=find)
 
@@ -64,9 +77,18 @@ def source(rows: Rows) -> Source:
     return read
 
 
-def stream(rows: Rows, chat: ChatFormat, *, max_length: int = 64, log: Any = lambda line: None, **plan: Any) -> Stream:
+def stream(
+    rows: Rows, chat: ChatFormat, *, max_length: int = 64, log: Any = lambda line: None, **plan: Any
+) -> Stream:
     how = StreamPlan(**{"tokens": 4 * max_length, "packs": 1, "seed": 3, **plan})
-    return Stream(source(rows), chat, Encoding(max_length=max_length, stage="pretrain"), how, dataset="t.jsonl", log=log)
+    return Stream(
+        source(rows),
+        chat,
+        Encoding(max_length=max_length, stage="pretrain"),
+        how,
+        dataset="t.jsonl",
+        log=log,
+    )
 
 
 def take(one: Stream, steps: int) -> list[list[Pack]]:
@@ -75,7 +97,13 @@ def take(one: Stream, steps: int) -> list[list[Pack]]:
 
 def plain(steps: Sequence[Sequence[Pack]]) -> list[Any]:
     """Steps as values that can be compared."""
-    return [[[(d.ids.tolist(), d.supervised.tolist(), d.prompt, slot) for d, slot in pack] for pack in step] for step in steps]
+    return [
+        [
+            [(d.ids.tolist(), d.supervised.tolist(), d.prompt, slot) for d, slot in pack]
+            for pack in step
+        ]
+        for step in steps
+    ]
 
 
 def flat(steps: Sequence[Sequence[Pack]]) -> list[Any]:
@@ -88,7 +116,8 @@ def flat(steps: Sequence[Sequence[Pack]]) -> list[Any]:
 @pytest.mark.parametrize(
     ("costs", "order", "budget", "wanted"),
     [
-        # the oldest (4), then in order: 3 fits (3 left), 5 does not; of the rest, 2 fits best and leaves 1, which 1 fills
+        # the oldest (4), then in order: 3 fits (3 left), 5 does not; of the rest, 2 fits best and
+        # leaves 1, which 1 fills
         ([4, 1, 2, 5, 3], [4, 3, 1, 2, 0], 10, [0, 4, 2, 1]),
         # the oldest is too long for anything beside it
         ([9, 2, 3], [1, 2, 0], 10, [0]),
@@ -98,15 +127,21 @@ def flat(steps: Sequence[Sequence[Pack]]) -> list[Any]:
         ([6, 8, 2, 2, 2], [1, 4, 3, 2, 0], 10, [0, 2, 3]),
     ],
 )
-def test_a_pack_worked_by_hand(costs: list[int], order: list[int], budget: int, wanted: list[int]) -> None:
+def test_a_pack_worked_by_hand(
+    costs: list[int], order: list[int], budget: int, wanted: list[int]
+) -> None:
     assert choose_pack(costs, np.array(order), budget) == wanted
 
 
 @pytest.mark.parametrize(("batch_size", "mean"), [(8, 4.0), (1, 4.0), (4, 5.0), (16, 3.0)])
 def test_packs_are_full(chat: ChatFormat, batch_size: int, mean: float) -> None:
     max_length = 256
-    one = stream(texts(3000, mean=mean), chat, max_length=max_length, tokens=batch_size * max_length, packs=2)
-    used = [sum(document.ids.size for document, _ in pack) for step in take(one, 40) for pack in step]
+    one = stream(
+        texts(3000, mean=mean), chat, max_length=max_length, tokens=batch_size * max_length, packs=2
+    )
+    used = [
+        sum(document.ids.size for document, _ in pack) for step in take(one, 40) for pack in step
+    ]
     assert max(used) <= batch_size * max_length
     assert sum(used) / (len(used) * batch_size * max_length) >= 0.98
 
@@ -126,14 +161,20 @@ def test_no_document_waits_for_long(chat: ChatFormat) -> None:
     assert np.mean(waits) < 3 * BUFFERED
 
 
-def test_documents_are_pieces_of_their_rows_and_each_is_trained_once_a_pass(chat: ChatFormat) -> None:
+def test_documents_are_pieces_of_their_rows_and_each_is_trained_once_a_pass(
+    chat: ChatFormat,
+) -> None:
     rows: Rows = [text(0, 5), ("t:1", "empty text"), text(2, 150), text(3, 2)]
     one = stream(rows, chat, max_length=64, tokens=128)
     found = [entry for entry in flat(take(one, 60)) if entry[1].pass_ == 0]
     by_index = {document.index: document.ids for document, _ in found}
     assert len(by_index) == len(found)
     assert sorted(by_index) == [0, 2 * PIECES, 2 * PIECES + 1, 2 * PIECES + 2, 3 * PIECES]
-    assert [by_index[2 * PIECES + piece].size for piece in range(3)] == [64, 64, 26]  # 150 words, [SEP], and [CLS] before each
+    assert [by_index[2 * PIECES + piece].size for piece in range(3)] == [
+        64,
+        64,
+        26,
+    ]  # 150 words, [SEP], and [CLS] before each
     assert by_index[3 * PIECES].tolist() == [CLS, 5, 8, SEP]
     assert all(slot.index == document.index for document, slot in found)
 
@@ -153,9 +194,13 @@ def test_ranks_share_every_pass_row_by_row(chat: ChatFormat) -> None:
     rows = texts(103, mean=2.0)
     whole = Counter(slot.index for _, slot in flat(take(stream(rows, chat), 60)) if slot.pass_ == 0)
     for ranks in (2, 3):
-        steps = [flat(take(stream(rows, chat, rank=rank, ranks=ranks), 60)) for rank in range(ranks)]
+        steps = [
+            flat(take(stream(rows, chat, rank=rank, ranks=ranks), 60)) for rank in range(ranks)
+        ]
         parts = [Counter(slot.index for _, slot in part if slot.pass_ == 0) for part in steps]
-        assert sum(parts, Counter()) == whole, "an index names a document, however many ranks there are"
+        assert sum(parts, Counter()) == whole, (
+            "an index names a document, however many ranks there are"
+        )
         for rank, part in enumerate(parts):
             assert {index // PIECES % ranks for index in part} == {rank}
         ordinals = [slot.ordinal for part in steps for _, slot in part]
@@ -164,8 +209,15 @@ def test_ranks_share_every_pass_row_by_row(chat: ChatFormat) -> None:
 
 def test_a_ranks_documents_cover_all_times_evenly(chat: ChatFormat) -> None:
     for rank in range(13):
-        slots = [slot for _, slot in flat(take(stream(texts(400, mean=2.0), chat, rank=rank, ranks=13), 1))][:20]
-        times = np.sort(draw_times(Noise(7), 0, [slot.ordinal for slot in slots], [slot.index for slot in slots]))
+        slots = [
+            slot
+            for _, slot in flat(take(stream(texts(400, mean=2.0), chat, rank=rank, ranks=13), 1))
+        ][:20]
+        times = np.sort(
+            draw_times(
+                Noise(7), 0, [slot.ordinal for slot in slots], [slot.index for slot in slots]
+            )
+        )
         assert np.diff([0.0, *times, 1.0]).max() < 2.5 / len(slots)
 
 
@@ -254,20 +306,34 @@ def test_another_ranks_state_is_refused(chat: ChatFormat) -> None:
 # --- what was read
 
 
-def test_rows_of_the_first_pass_are_reported_once(chat: ChatFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_the_first_pass_are_reported_once(
+    chat: ChatFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("plugin.data.stream.LENGTHS", 1)
-    rows: Rows = [text(0, 5), ("t:1", "empty text"), text(2, 100), ("t:3", "held out"), ("t:4", "empty text")]
+    rows: Rows = [
+        text(0, 5),
+        ("t:1", "empty text"),
+        text(2, 100),
+        ("t:3", "held out"),
+        ("t:4", "empty text"),
+    ]
     lines: list[str] = []
     one = stream(rows, chat, log=lines.append)
     take(one, 50)
     report = one.state().report
-    assert (report.rows, report.documents, report.dropped) == (5, 3, {"empty text": 2, "held out": 1})
+    assert (report.rows, report.documents, report.dropped) == (
+        5,
+        3,
+        {"empty text": 2, "held out": 1},
+    )
     assert report.dropped_rows == {"empty text": ["t:1", "t:4"], "held out": ["t:3"]}
     assert report.tokens == 7 + 64 + 39
     assert report.supervised == report.tokens - 3
     assert report.lengths == [7]
     passes = one.state().pass_
-    assert [line.split(" ended")[0] for line in lines] == [f"data: pass {number + 1}" for number in range(passes)]
+    assert [line.split(" ended")[0] for line in lines] == [
+        f"data: pass {number + 1}" for number in range(passes)
+    ]
     assert passes > 3
 
 
@@ -279,7 +345,9 @@ def test_rows_of_the_first_pass_are_reported_once(chat: ChatFormat, monkeypatch:
         ([("t:1", "empty text")], 2, "which has none for process 1"),
     ],
 )
-def test_a_pass_with_nothing_to_learn_is_a_data_error(chat: ChatFormat, rows: Rows, ranks: int, says: str) -> None:
+def test_a_pass_with_nothing_to_learn_is_a_data_error(
+    chat: ChatFormat, rows: Rows, ranks: int, says: str
+) -> None:
     with pytest.raises(JobError) as caught:
         stream(rows, chat, rank=ranks - 1, ranks=ranks).next_step()
     (problem,) = caught.value.problems
@@ -304,14 +372,18 @@ def test_a_stream_of_a_large_file_takes_little_memory(chat: ChatFormat, tmp_path
         for _ in range(5000):
             file.write(line)
     assert path.stat().st_size > 50e6
-    params = Params.model_validate({"dataset_name": str(path), "training_stage": "pretrain", "model_name": "m"})
+    params = Params.model_validate(
+        {"dataset_name": str(path), "training_stage": "pretrain", "model_name": "m"}
+    )
     examples = Examples(params, lambda _: None, offline=True, between_rows=lambda: None)
 
     def rows(first: int, every: int) -> Iterator[tuple[str, Example | str]]:
         return examples("train", first, every)
 
     plan = StreamPlan(tokens=2048, packs=4, seed=1, rank=7, ranks=50)
-    one = Stream(rows, chat, Encoding(max_length=256, stage="pretrain"), plan, dataset="large.jsonl")
+    one = Stream(
+        rows, chat, Encoding(max_length=256, stage="pretrain"), plan, dataset="large.jsonl"
+    )
     take(one, 1)
     tracemalloc.start()
     while one.state().pass_ == 0:

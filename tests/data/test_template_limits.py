@@ -54,7 +54,9 @@ def test_a_template_without_end_is_refused_soon(bomb: str, limit: str) -> None:
 
 @pytest.mark.parametrize("bomb", [LOOPS, DOUBLING])
 def test_a_bomb_for_one_question_is_refused_in_verify(bomb: str) -> None:
-    """Audit 4: the prompt that a published model is compared on is rendered under the same limits."""
+    """Audit 4: the prompt that a published model is compared on is rendered under the same
+    limits.
+    """
     only = f"{{% if 'France' in messages[0].content %}}{bomb}{{% endif %}}"
     with pytest.raises(JobError, match="tokenizer_name"):
         rendered_prompt(tokenizer(only + WRITES))
@@ -116,7 +118,9 @@ def same(words: PreTrainedTokenizerBase, template: str) -> None:
     ]
     for generation in (False, True):
         (ours,) = render_chat(words, template, [chat_job(said, generation)])
-        theirs = words.apply_chat_template(said, chat_template=template, tokenize=False, add_generation_prompt=generation)
+        theirs = words.apply_chat_template(
+            said, chat_template=template, tokenize=False, add_generation_prompt=generation
+        )
         assert ours == theirs
 
 
@@ -138,14 +142,18 @@ def test_what_transformers_refuses_is_refused(source: str) -> None:
     (ours,) = render_chat(words, source, [chat_job([{"role": "user", "content": "a"}], False)])
     assert isinstance(ours, Failed)
     with pytest.raises(Exception) as caught:  # of any kind
-        words.apply_chat_template([{"role": "user", "content": "a"}], chat_template=source, tokenize=False)
+        words.apply_chat_template(
+            [{"role": "user", "content": "a"}], chat_template=source, tokenize=False
+        )
     assert type(caught.value).__name__ == ours.kind
 
 
 def test_a_template_that_pads_every_row_drops_them() -> None:
     """A gigabyte of text from a kilobyte of rows would fill the memory of the run instead."""
     padded = "{% if messages[0].content == 'pad' %}{{ 'a' * 200000 }}{% endif %}" + WRITES
-    refused, taken = ChatFormat(tokenizer(padded)).encode([(Turn("user", "pad"), *QUESTION[1:]), QUESTION])
+    refused, taken = ChatFormat(tokenizer(padded)).encode(
+        [(Turn("user", "pad"), *QUESTION[1:]), QUESTION]
+    )
     assert refused == "chat template writes far more than the dialogue says"
     assert not isinstance(taken, str)
 
@@ -175,7 +183,11 @@ def test_threads_share_a_child_and_forks_do_not() -> None:
     made = Renderer()
     found: list[object] = []
     threads = [
-        threading.Thread(target=lambda n=n: found.extend(made.render("chat", "{{ a }}", [Job({"a": str(n)}, 9)] * 50)))
+        threading.Thread(
+            target=lambda n=n: found.extend(
+                made.render("chat", "{{ a }}", [Job({"a": str(n)}, 9)] * 50)
+            )
+        )
         for n in range(8)
     ]
     for thread in threads:

@@ -8,7 +8,14 @@ import time
 import pytest
 
 from plugin.base.errors import Code, JobError
-from plugin.data.templates.form import MAX_TEMPLATE, RowError, columns_used, compile_template, compile_templates, render
+from plugin.data.templates.form import (
+    MAX_TEMPLATE,
+    RowError,
+    columns_used,
+    compile_template,
+    compile_templates,
+    render,
+)
 
 
 def rendered(source: str, **values: object) -> str:
@@ -18,15 +25,27 @@ def rendered(source: str, **values: object) -> str:
 @pytest.mark.parametrize(
     ("source", "values", "expected"),
     [
-        ("Q: {{ q }}\n", {"q": "été <b>"}, "Q: été <b>\n"),  # no HTML escaping, the last line end stays
+        (
+            "Q: {{ q }}\n",
+            {"q": "été <b>"},
+            "Q: été <b>\n",
+        ),  # no HTML escaping, the last line end stays
         ("{{ q }}|{{ absent }}", {"q": None}, "|"),
         ("{% if input %}a{% else %}b{% endif %}", {"input": ""}, "b"),
         ("{{ a ~ '-' ~ n }}{{ a + a }}", {"a": "x", "n": 2.5}, "x-2.5xx"),
         ("{{ ['no', 'yes'][label] }}", {"label": 1}, "yes"),
         ("{{ {'0': 'no'}[label] }}", {"label": "0"}, "no"),
         ("{{ answer.split('####')[-1].strip() }}", {"answer": "3 #### 42 "}, "42"),
-        ("{{ choices|join(', ') }} {{ choices|map('upper')|join }}", {"choices": ["a", "b"]}, "a, b AB"),
-        ("{% for k, v in x.items() %}{{ loop.index }}{{ k }}{{ v }};{% endfor %}", {"x": {"a": 1, "b": 2}}, "1a1;2b2;"),
+        (
+            "{{ choices|join(', ') }} {{ choices|map('upper')|join }}",
+            {"choices": ["a", "b"]},
+            "a, b AB",
+        ),
+        (
+            "{% for k, v in x.items() %}{{ loop.index }}{{ k }}{{ v }};{% endfor %}",
+            {"x": {"a": 1, "b": 2}},
+            "1a1;2b2;",
+        ),
         ("{{ x|tojson }}", {"x": [{"é": "<"}]}, '[{"é": "<"}]'),
         ("{{ x|replace('a', 'bb') }}", {"x": "aca"}, "bbcbb"),
         ("{{ range }}", {"range": "a column of this name wins"}, "a column of this name wins"),
@@ -72,7 +91,10 @@ def test_a_bad_template_is_a_configuration_error_of_its_field(source: str, messa
     [
         ("{{ x['__cl' ~ 'ass__'] }}", "access to attribute '__class__'"),
         ("{{ [1]|map(attribute='__class__')|first }}", "access to attribute '__class__'"),
-        ("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "more than 2 s of CPU time"),
+        (
+            "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+            "more than 2 s of CPU time",
+        ),
         ("{% for a in range(1000000000) %}{% endfor %}", "a range of more than 100000"),
         ("{% for a in range(9999) %}{{ x|upper|lower|upper|length }}{% endfor %}", "s of CPU time"),
         ("{{ x|list|map('list')|list|map('list')|list|count }}", "512 MB of memory"),
@@ -82,7 +104,9 @@ def test_a_bad_template_is_a_configuration_error_of_its_field(source: str, messa
         ("{{ x|tojson" + "|tojson" * 60 + "|length }}", "512 MB of memory"),
     ],
 )
-def test_what_only_shows_at_run_time_is_an_error_of_the_template_too(source: str, message: str) -> None:
+def test_what_only_shows_at_run_time_is_an_error_of_the_template_too(
+    source: str, message: str
+) -> None:
     started_s = time.thread_time()
     with pytest.raises(JobError, match=message) as caught:
         rendered(source, x='"a' * 450_000)
@@ -106,7 +130,11 @@ def test_a_text_that_grows_tenfold_a_loop_ends_with_memory(operator: str) -> Non
     ("source", "x", "reason"),
     [
         ("{{ x }}", ["a"], "template failed on this row: output_template: cannot print list"),
-        ("{{ x|trim }}", {"a": 1}, "template failed on this row: output_template: cannot print dict"),
+        (
+            "{{ x|trim }}",
+            {"a": 1},
+            "template failed on this row: output_template: cannot print dict",
+        ),
         ("{{ x.text }}", {"a": 1}, "has no attribute 'text'"),
         ("{{ x[3] }}", ["a"], "has no element 3"),
         ("{{ x + 1 }}", "a", "template failed on this row"),

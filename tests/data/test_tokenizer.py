@@ -1,4 +1,6 @@
-"""A tokenizer trained on the data: every text survives it, special tokens come first, sizes are kept."""
+"""A tokenizer trained on the data: every text survives it, special tokens come first, sizes are
+kept.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from plugin.data.tokenizer import train_tokenizer
 
-TEXTS = ["the cat sat on the mat", "the dog sat on the cat", "  two  spaces and\na line", "naïve façade"] * 5
+TEXTS = [
+    "the cat sat on the mat",
+    "the dog sat on the cat",
+    "  two  spaces and\na line",
+    "naïve façade",
+] * 5
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +35,14 @@ def round_trip(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 @pytest.mark.parametrize(
     "text",
-    ["the cat", " \t\n\r leading", "世界 🤖 👩‍👩‍👧 é ﬁ \u200d\ufeff\x00\x7f", "[MASK] [SEP][CLS]", "don 't , stop .", "𝕏" * 50],
+    [
+        "the cat",
+        " \t\n\r leading",
+        "世界 🤖 👩‍👩‍👧 é ﬁ \u200d\ufeff\x00\x7f",
+        "[MASK] [SEP][CLS]",
+        "don 't , stop .",
+        "𝕏" * 50,
+    ],
 )
 def test_any_text_survives(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
     assert round_trip(tokenizer, text) == text
@@ -36,7 +50,9 @@ def test_any_text_survives(tokenizer: PreTrainedTokenizerBase, text: str) -> Non
 
 def test_random_unicode_survives(tokenizer: PreTrainedTokenizerBase) -> None:
     rng = random.Random(3)
-    points = [point for point in range(sys.maxunicode + 1) if not 0xD800 <= point < 0xE000]  # no half pairs
+    points = [
+        point for point in range(sys.maxunicode + 1) if not 0xD800 <= point < 0xE000
+    ]  # no half pairs
     for _ in range(200):
         text = "".join(map(chr, rng.sample(points, 20)))
         assert round_trip(tokenizer, text) == text
@@ -49,13 +65,19 @@ def test_special_tokens_come_first_and_frame_a_text(tokenizer: PreTrainedTokeniz
     assert CLS not in ids[1:]
 
 
-def test_the_vocabulary_stays_within_its_size_and_merges_what_is_frequent(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_vocabulary_stays_within_its_size_and_merges_what_is_frequent(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
     assert 261 < len(tokenizer) <= 300
     assert len(tokenizer.tokenize("the cat sat")) < len("the cat sat") / 2
-    assert len(train_tokenizer(["a"], 300)) == 261, "five special tokens and 256 bytes when there is nothing to merge"
+    assert len(train_tokenizer(["a"], 300)) == 261, (
+        "five special tokens and 256 bytes when there is nothing to merge"
+    )
 
 
-def test_a_saved_tokenizer_loads_as_the_same(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_a_saved_tokenizer_loads_as_the_same(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     for text in (*TEXTS, "[MASK] 世界"):

@@ -1,4 +1,6 @@
-"""The shapes in which users keep chats: what is plain is read, what is not is dropped with its reason and named."""
+"""The shapes in which users keep chats: what is plain is read, what is not is dropped with its
+reason and named.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,16 @@ def read(values: dict[str, object], seen: Seen | None = None) -> tuple[Turn, ...
         ({"messages": json.dumps(CHAT)}, PAIR),
         ({"messages": {"role": ["user", "assistant"], "content": ["2+2?", "4"]}}, PAIR),
         ({"messages": json.dumps({"role": ["user", "assistant"], "content": ["2+2?", "4"]})}, PAIR),
-        ({"conversations": {"from": ["human", "gpt"], "value": ["2+2?", "4"], "weight": [None, None]}}, PAIR),
+        (
+            {
+                "conversations": {
+                    "from": ["human", "gpt"],
+                    "value": ["2+2?", "4"],
+                    "weight": [None, None],
+                }
+            },
+            PAIR,
+        ),
         ({"conversation": CHAT}, PAIR),
         ({"dialog": CHAT}, PAIR),
         ({"conversation": [{"human": "2+2?", "assistant": "4"}]}, PAIR),
@@ -41,17 +52,34 @@ def read(values: dict[str, object], seen: Seen | None = None) -> tuple[Turn, ...
         ({"system": "Be brief.", "prompt": "2+2?", "completion": "4"}, (SYSTEM, *PAIR)),
         ({"system": None, "prompt": "2+2?", "response": "4", "history": []}, PAIR),
         ({"instruction": "2+2?", "context": "", "response": "4"}, PAIR),
-        ({"instruction": "Add", "context": "2+2", "response": "4"}, (Turn("user", "Add\n2+2"), ANSWERED)),
+        (
+            {"instruction": "Add", "context": "2+2", "response": "4"},
+            (Turn("user", "Add\n2+2"), ANSWERED),
+        ),
         ({"prompt": "2+2?", "chosen": "4", "rejected": "5"}, PAIR),
         ({"prompt": "2+2?", "chosen": CHAT, "rejected": CHAT}, PAIR),
         ({"prompt": CHAT[:1], "chosen": CHAT[1:]}, PAIR),
         ({"prompt": json.dumps(CHAT[:1]), "completion": json.dumps(CHAT[1:])}, PAIR),
-        ({"prompt": "[{not json}]", "completion": "[1]"}, (Turn("user", "[{not json}]"), Turn("assistant", "[1]"))),
-        ({"user": "2+2?", "assistant": "4"}, PAIR),
-        ({"instruction": "3?", "output": "9", "history": [["2+2?", "4"]]}, (*PAIR, Turn("user", "3?"), Turn("assistant", "9"))),
-        ({"prompt": "3?", "response": "9", "history": json.dumps(CHAT)}, (*PAIR, Turn("user", "3?"), Turn("assistant", "9"))),
         (
-            {"prompt": "3?", "response": "9", "history": [{"user": "2+2?", "assistant": "4"}], "system": "Be brief."},
+            {"prompt": "[{not json}]", "completion": "[1]"},
+            (Turn("user", "[{not json}]"), Turn("assistant", "[1]")),
+        ),
+        ({"user": "2+2?", "assistant": "4"}, PAIR),
+        (
+            {"instruction": "3?", "output": "9", "history": [["2+2?", "4"]]},
+            (*PAIR, Turn("user", "3?"), Turn("assistant", "9")),
+        ),
+        (
+            {"prompt": "3?", "response": "9", "history": json.dumps(CHAT)},
+            (*PAIR, Turn("user", "3?"), Turn("assistant", "9")),
+        ),
+        (
+            {
+                "prompt": "3?",
+                "response": "9",
+                "history": [{"user": "2+2?", "assistant": "4"}],
+                "system": "Be brief.",
+            },
             (SYSTEM, *PAIR, Turn("user", "3?"), Turn("assistant", "9")),
         ),
         (
@@ -60,32 +88,77 @@ def read(values: dict[str, object], seen: Seen | None = None) -> tuple[Turn, ...
         ),
     ],
 )
-def test_a_shape_is_read_as_the_chat_it_is(values: dict[str, object], turns: tuple[Turn, ...]) -> None:
+def test_a_shape_is_read_as_the_chat_it_is(
+    values: dict[str, object], turns: tuple[Turn, ...]
+) -> None:
     assert read(values) == turns
 
 
 @pytest.mark.parametrize(
     ("values", "reason", "says"),
     [
-        ({"dialog": ["2+2?", "4"]}, "message is not an object", "message is text, expected an object"),
-        ({"messages": "2+2? 4"}, "no list of messages", "text where messages are expected"),
-        ({"messages": "[{'role': 'user'}]"}, "no list of messages", "text where messages are expected"),
-        ({"messages": {"role": ["user"], "content": ["a", "b"]}}, "no list of messages", "an object where messages are"),
-        ({"messages": [{"speaker": "me", "text": "hi"}]}, "message without a role", "with the keys 'speaker', 'text'"),
-        ({"prompt": "a", "response": "b", "history": "x"}, "history is not a list of pairs", "text in history"),
-        ({"prompt": "a", "response": "b", "history": [["x"]]}, "history is not a list of pairs", "a list of 1"),
         (
-            {"messages": [CHAT[0], {"role": "assistant", "content": "a", "function_call": {"name": "f"}}]},
+            {"dialog": ["2+2?", "4"]},
+            "message is not an object",
+            "message is text, expected an object",
+        ),
+        ({"messages": "2+2? 4"}, "no list of messages", "text where messages are expected"),
+        (
+            {"messages": "[{'role': 'user'}]"},
+            "no list of messages",
+            "text where messages are expected",
+        ),
+        (
+            {"messages": {"role": ["user"], "content": ["a", "b"]}},
+            "no list of messages",
+            "an object where messages are",
+        ),
+        (
+            {"messages": [{"speaker": "me", "text": "hi"}]},
+            "message without a role",
+            "with the keys 'speaker', 'text'",
+        ),
+        (
+            {"prompt": "a", "response": "b", "history": "x"},
+            "history is not a list of pairs",
+            "text in history",
+        ),
+        (
+            {"prompt": "a", "response": "b", "history": [["x"]]},
+            "history is not a list of pairs",
+            "a list of 1",
+        ),
+        (
+            {
+                "messages": [
+                    CHAT[0],
+                    {"role": "assistant", "content": "a", "function_call": {"name": "f"}},
+                ]
+            },
             "message with tool calls",
             "",
         ),
-        ({"messages": [CHAT[0], {"role": "assistant", "content": [{"type": "tool_use"}]}]}, "message with tool calls", ""),
-        ({"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}, "every answer is marked as not to be learned", ""),
+        (
+            {"messages": [CHAT[0], {"role": "assistant", "content": [{"type": "tool_use"}]}]},
+            "message with tool calls",
+            "",
+        ),
+        (
+            {"messages": [CHAT[0], {**CHAT[1], "weight": 0}]},
+            "every answer is marked as not to be learned",
+            "",
+        ),
         ({"prompt": "a", "response": -math.inf}, "number is infinite", ""),
-        ({"prompt": "a", "response": {"x": 1}}, "content is not text", "content is an object, expected text"),
+        (
+            {"prompt": "a", "response": {"x": 1}},
+            "content is not text",
+            "content is an object, expected text",
+        ),
     ],
 )
-def test_what_is_not_plain_is_dropped_and_named(values: dict[str, object], reason: str, says: str) -> None:
+def test_what_is_not_plain_is_dropped_and_named(
+    values: dict[str, object], reason: str, says: str
+) -> None:
     seen = Seen()
     assert read(values, seen) == reason
     assert says in seen.why(reason)
@@ -96,7 +169,13 @@ def test_everything_unread_is_counted() -> None:
     seen = Seen()
     for number in range(3):
         message = {**CHAT[1], "name": "bot", "train_detail": [1] if number else None}
-        values = {"messages": [CHAT[0], message], "tools": "[]", "id": number, "notes": "", "empty": None}
+        values = {
+            "messages": [CHAT[0], message],
+            "tools": "[]",
+            "id": number,
+            "notes": "",
+            "empty": None,
+        }
         assert read(values, seen) == PAIR
     read({"messages": [{"role": "system", "content": "x"}, *CHAT], "system": "y"}, seen)
     assert seen.lines() == [
@@ -114,5 +193,12 @@ def test_many_names_are_shown_in_part() -> None:
 
 
 def test_a_random_prefix_ends_with_an_answer_to_be_learned() -> None:
-    turns = (ASKED, Turn("assistant", "a", learn=False), ASKED, Turn("assistant", "b"), ASKED, Turn("assistant", "c"))
+    turns = (
+        ASKED,
+        Turn("assistant", "a", learn=False),
+        ASKED,
+        Turn("assistant", "b"),
+        ASKED,
+        Turn("assistant", "c"),
+    )
     assert {len(random_prefix(turns, share / 10)) for share in range(10)} == {4, 6}

@@ -15,7 +15,9 @@ def state_of(checkpoint: Path) -> dict[str, Any]:
     for sums in (state["window"], state["totals"]):
         sums.pop("seconds")
     last = state["totals"]["last_metrics"]
-    state["totals"]["last_metrics"] = {name: value for name, value in last.items() if not name.startswith(CLOCK)}
+    state["totals"]["last_metrics"] = {
+        name: value for name, value in last.items() if not name.startswith(CLOCK)
+    }
     return state
 
 
@@ -24,19 +26,31 @@ def tensors_of(folder: Path) -> dict[str, bytes]:
 
 
 def differences(ours: Scene, theirs: Scene) -> list[str]:
-    """What is not the same: curves, samples, the last checkpoint's state, model and optimizer, adapter, fused model."""
+    """What is not the same: curves, samples, the last checkpoint's state, model and optimizer,
+    adapter, fused model.
+    """
     found: list[str] = []
     if ours.trace() != theirs.trace():
         found.append("metrics.jsonl")
     if read_lines(ours.folder / "samples.jsonl") != read_lines(theirs.folder / "samples.jsonl"):
         found.append("samples.jsonl")
-    latest = [{k: v for k, v in one.json("metrics.json").items() if not k.startswith(CLOCK)} for one in (ours, theirs)]
+    latest = [
+        {k: v for k, v in one.json("metrics.json").items() if not k.startswith(CLOCK)}
+        for one in (ours, theirs)
+    ]
     if latest[0] != latest[1]:
         found.append("metrics.json")
     mine, yours = ours.last_checkpoint(), theirs.last_checkpoint()
     if mine.name != yours.name or state_of(mine) != state_of(yours):
         found.append(f"{mine.name}/state.json")
-    for one, other in ((mine, yours), *((ours.folder / name, theirs.folder / name) for name in ("adapter", "fused"))):
+    for one, other in (
+        (mine, yours),
+        *((ours.folder / name, theirs.folder / name) for name in ("adapter", "fused")),
+    ):
         here, there = tensors_of(one), tensors_of(other)
-        found += [f"{one.name}/{name}" for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
+        found += [
+            f"{one.name}/{name}"
+            for name in sorted(here.keys() | there.keys())
+            if here.get(name) != there.get(name)
+        ]
     return found

@@ -1,4 +1,6 @@
-"""`main.py train` in a forked child of a process that has imported everything (server.py): a tiny run costs about a second."""
+"""`main.py train` in a forked child of a process that has imported everything (server.py): a tiny
+run costs about a second.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,21 @@ from support import ROOT, child_env, is_running
 
 from .inject import FAULT
 
-ENVIRONMENT = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
 
 
 def ranks_of(pid: int) -> list[int]:
-    """Process ids of the ranks of a parent program, in the order they were started: sessions of their own."""
+    """Process ids of the ranks of a parent program, in the order they were started: sessions of
+    their own.
+    """
     try:
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        children = [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
         return [child for child in children if is_running(child) and os.getpgid(child) == child]
     except (OSError, ProcessLookupError):
         return []
@@ -49,7 +59,9 @@ class Forked:
         return ranks_of(self.pid)
 
     def kill(self, *, parent: bool) -> None:
-        """kill -9 the first rank; or the parent, and the ranks with it, as when a machine goes down."""
+        """kill -9 the first rank; or the parent, and the ranks with it, as when a machine goes
+        down.
+        """
         for pid in (self.pid, *self.ranks()) if parent else self.ranks()[:1]:
             with contextlib.suppress(ProcessLookupError):  # it ended just now
                 os.kill(pid, signal.SIGKILL)
@@ -61,7 +73,10 @@ class Forked:
     def wait(self) -> Scene:
         code = self.forks.code(self.number, LONGEST_S)
         assert code is not None, f"{self.folder} still runs after {LONGEST_S} s"
-        out, err = (self.folder.with_name(f"{self.folder.name}.{name}").read_text() for name in ("out", "err"))
+        out, err = (
+            self.folder.with_name(f"{self.folder.name}.{name}").read_text()
+            for name in ("out", "err")
+        )
         return Scene(self.folder, code, out, err)
 
 
@@ -97,8 +112,12 @@ class Forks:
         self._reader.join()
         self._server.stdout.close()
 
-    def start(self, folder: Path, *args: object, fault: str = "", env: Mapping[str, str] | None = None) -> Forked:
-        """Train in `folder`, named by run_dir unless `resume` names it; what the program prints goes into files beside it."""
+    def start(
+        self, folder: Path, *args: object, fault: str = "", env: Mapping[str, str] | None = None
+    ) -> Forked:
+        """Train in `folder`, named by run_dir unless `resume` names it; what the program prints
+        goes into files beside it.
+        """
         folder.parent.mkdir(parents=True, exist_ok=True)
         words = ["train", *map(str, args)]
         if "--run_dir" not in words and not any(word.startswith(str(folder)) for word in words):
@@ -111,7 +130,9 @@ class Forks:
             number = self._next
             self._server.stdin.write((json.dumps(request | {"id": number}) + "\n").encode())
             self._server.stdin.flush()
-            assert self._told.wait_for(lambda: number in self._pids, LONGEST_S), "the server of forks does not answer"
+            assert self._told.wait_for(lambda: number in self._pids, LONGEST_S), (
+                "the server of forks does not answer"
+            )
             return Forked(self, number, folder, self._pids[number])
 
     def run(self, folder: Path, *args: object, fault: str = "") -> Scene:

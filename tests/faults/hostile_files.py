@@ -25,10 +25,30 @@ def hostile_files() -> list[HostileRow]:
     return [
         (".lock is a link", "new run", refused, _linked_lock),
         ("a stranger's run, its files links", "resume", refused, _linked_run),
-        ("a user's data/ in a failed run's folder", "new run", "refused by name, exit 2; nothing is removed", _own_data),
-        ("STOP, SAVE, SAMPLE are folders", "step", "each counts once, one warning each at most; exit 0", _requests),
-        ("SIGKILL, a finished run that goes on", "fuse", "fused/ is whole until the new one is", _fused),
-        ("digests.json names /dev/zero", "resume", "skipped with a reason, the next older one is used", _endless_digest),
+        (
+            "a user's data/ in a failed run's folder",
+            "new run",
+            "refused by name, exit 2; nothing is removed",
+            _own_data,
+        ),
+        (
+            "STOP, SAVE, SAMPLE are folders",
+            "step",
+            "each counts once, one warning each at most; exit 0",
+            _requests,
+        ),
+        (
+            "SIGKILL, a finished run that goes on",
+            "fuse",
+            "fused/ is whole until the new one is",
+            _fused,
+        ),
+        (
+            "digests.json names /dev/zero",
+            "resume",
+            "skipped with a reason, the next older one is used",
+            _endless_digest,
+        ),
     ]
 
 
@@ -51,7 +71,9 @@ def _linked_lock(stage: Stage) -> str:
     folder.mkdir()
     (folder / ".lock").symlink_to(victim)
     lost = _refused(stage.forks.run(folder, *stage.job), f".lock, which is a link to {victim}")
-    return lost or ("" if victim.read_text(encoding="utf-8") == PRECIOUS else "the link's target was written")
+    return lost or (
+        "" if victim.read_text(encoding="utf-8") == PRECIOUS else "the link's target was written"
+    )
 
 
 def _linked_run(stage: Stage) -> str:
@@ -70,7 +92,11 @@ def _linked_run(stage: Stage) -> str:
             return lost
     if victim.read_text(encoding="utf-8") != PRECIOUS:
         return "a link's target was written"
-    return "" if sorted(path.name for path in (folder.parent / "outside").iterdir()) == before else "curves went outside"
+    return (
+        ""
+        if sorted(path.name for path in (folder.parent / "outside").iterdir()) == before
+        else "curves went outside"
+    )
 
 
 def _own_data(stage: Stage) -> str:
@@ -79,7 +105,9 @@ def _own_data(stage: Stage) -> str:
     if failed.code != 1:
         return f"exit {failed.code}: {last_line(failed)}"
     (folder / "data" / "mine.jsonl").write_text("{}\n", encoding="utf-8")
-    lost = _refused(stage.forks.run(folder, *stage.job), "with data/mine.jsonl, which no run has written")
+    lost = _refused(
+        stage.forks.run(folder, *stage.job), "with data/mine.jsonl, which no run has written"
+    )
     if lost or not (folder / "data" / "mine.jsonl").exists() or not (folder / "log.txt").exists():
         return lost or "something was removed"
     (folder / "data" / "mine.jsonl").unlink()
@@ -105,7 +133,13 @@ def _requests(stage: Stage) -> str:
     ended = running.wait()
     warned = [line for line in ended.err.splitlines() if line.startswith("warning")]
     saved = len(list(folder.glob("checkpoint-*")))
-    if ended.code or ended.result["outcome"] != "stopped" or len(warned) != 2 or saved != 2 or (folder / "STOP").exists():
+    if (
+        ended.code
+        or ended.result["outcome"] != "stopped"
+        or len(warned) != 2
+        or saved != 2
+        or (folder / "STOP").exists()
+    ):
         return f"exit {ended.code}, {ended.result['outcome']}, {saved} checkpoints, {warned}: {last_line(ended)}"
     return ""
 

@@ -28,8 +28,18 @@ DOUBLING = "{% set ns = namespace(x='aaaaaaaaaa') %}{% for i in range(30) %}{% s
 def hostile_limits() -> list[HostileRow]:
     refused = "one line, exit {}, no run folder"
     return [
-        ("a chat template without end", "load", refused.format(4), _template(LOOPS, "2 s of CPU time")),
-        ("a chat template that doubles", "load", refused.format(4), _template(DOUBLING, "512 MB of memory")),
+        (
+            "a chat template without end",
+            "load",
+            refused.format(4),
+            _template(LOOPS, "2 s of CPU time"),
+        ),
+        (
+            "a chat template that doubles",
+            "load",
+            refused.format(4),
+            _template(DOUBLING, "512 MB of memory"),
+        ),
         ("a form's template without end", "load", refused.format(2), _form_template),
         ("YAML aliases of a billion words", "new run", refused.format(2), _aliases),
         ("1 KB of parquet, one cell of 640 MB", "load", refused.format(3), _parquet),
@@ -74,13 +84,20 @@ def _template(bomb: str, limit: str) -> Callable[[Stage], str]:
         made.chat_template = bomb + "{% for m in messages %}{{ m.content }}[SEP]{% endfor %}"
         folder = _scratch(stage, f"tokenizer {limit}")
         made.save_pretrained(folder)
-        return _refused(stage, limit, 4, f"tokenizer_name.*more than {limit}", "--tokenizer_name", folder)
+        return _refused(
+            stage, limit, 4, f"tokenizer_name.*more than {limit}", "--tokenizer_name", folder
+        )
 
     return play
 
 
 def _form_template(stage: Stage) -> str:
-    templates = ("--instruction_template", LOOPS + "{{ prompt }}", "--output_template", "{{ response }}")
+    templates = (
+        "--instruction_template",
+        LOOPS + "{{ prompt }}",
+        "--output_template",
+        "{{ response }}",
+    )
     return _refused(stage, "form template", 2, "instruction_template.*CPU time", *templates)
 
 
@@ -94,7 +111,9 @@ def _aliases(stage: Stage) -> str:
 
 def _parquet(stage: Stage) -> str:
     file = _scratch(stage, "d.parquet")
-    pq.write_table(pa.table({"prompt": ["q"], "response": [["a" * (16 << 20)] * 40]}), file, compression="zstd")
+    pq.write_table(
+        pa.table({"prompt": ["q"], "response": [["a" * (16 << 20)] * 40]}), file, compression="zstd"
+    )
     return _refused(stage, "parquet", 3, "row 1, column 'response'", "--dataset_name", file)
 
 

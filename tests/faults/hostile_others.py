@@ -1,4 +1,6 @@
-"""Rows of the fault table: a launcher's shell, a neighbour on the machine, a model from a stranger."""
+"""Rows of the fault table: a launcher's shell, a neighbour on the machine, a model from a
+stranger.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,18 @@ INDEX = "model.safetensors.index.json"
 def hostile_others() -> list[HostileRow]:
     refused = "refused by name, exit 4; nothing is run, no folder stays"
     return [
-        ("a PyTorchJob's RANK, WORLD_SIZE, MASTER_*", "load", "not inherited, named once; the undisturbed run", _launcher),
-        ("a neighbour looks for the ranks", "load", "they meet in a folder of mode 0700, which goes with the run", _neighbour),
+        (
+            "a PyTorchJob's RANK, WORLD_SIZE, MASTER_*",
+            "load",
+            "not inherited, named once; the undisturbed run",
+            _launcher,
+        ),
+        (
+            "a neighbour looks for the ranks",
+            "load",
+            "they meet in a folder of mode 0700, which goes with the run",
+            _neighbour,
+        ),
         ("an index of weights names a pickle", "new run", refused, _pickle),
         ("a config.json names a kernel to fetch", "new run", refused, _kernel),
     ]
@@ -44,7 +56,9 @@ def _neighbour(stage: Stage) -> str:
     two = ("--num_processes", 2, "--batch_size", 2, "--run_dir", folder)
     with start_main("train", *stage.job, *two, env={"TMPDIR": str(tmp)}) as program:
         try:
-            wait_until(lambda: list(tmp.glob("ranks-*/store")), "the ranks to meet", deadline_s=LONGEST_S)
+            wait_until(
+                lambda: list(tmp.glob("ranks-*/store")), "the ranks to meet", deadline_s=LONGEST_S
+            )
             modes = [stat.S_IMODE(path.stat().st_mode) for path in tmp.glob("ranks-*")]
             _, err = program.communicate(timeout=LONGEST_S)
         except (AssertionError, subprocess.TimeoutExpired):
@@ -52,7 +66,11 @@ def _neighbour(stage: Stage) -> str:
             raise
     if program.returncode:
         return f"exit {program.returncode}: {err[-200:]}"
-    return "" if modes == [0o700] and not list(tmp.glob("ranks-*")) else f"modes {modes}, left {list(tmp.iterdir())}"
+    return (
+        ""
+        if modes == [0o700] and not list(tmp.glob("ranks-*"))
+        else f"modes {modes}, left {list(tmp.iterdir())}"
+    )
 
 
 def _pickle(stage: Stage) -> str:
@@ -61,7 +79,9 @@ def _pickle(stage: Stage) -> str:
         keys = list(file.keys())
     (model / "model.safetensors").rename(model / "decoy.safetensors")
     (model / "evil.bin").write_bytes(pickle.dumps(RunsWhenLoaded(mark)))
-    (model / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(keys, "evil.bin")}), encoding="utf-8")
+    (model / INDEX).write_text(
+        json.dumps({"weight_map": dict.fromkeys(keys, "evil.bin")}), encoding="utf-8"
+    )
     return _refused(stage, model, "evil.bin") or ("the pickle ran" if mark.is_symlink() else "")
 
 
@@ -69,7 +89,9 @@ def _kernel(stage: Stage) -> str:
     model = _model(stage, "hostile kernel")
     config = model / "config.json"
     fields: Mapping[str, object] = json.loads(config.read_text(encoding="utf-8"))
-    config.write_text(json.dumps({**fields, "attn_implementation": "kernels-community/x"}), encoding="utf-8")
+    config.write_text(
+        json.dumps({**fields, "attn_implementation": "kernels-community/x"}), encoding="utf-8"
+    )
     return _refused(stage, model, "attn_implementation 'kernels-community/x'")
 
 
@@ -80,7 +102,16 @@ def _model(stage: Stage, name: str) -> Path:
 def _refused(stage: Stage, model: Path, words: str) -> str:
     folder = model.parent / "run"
     data = stage.job[stage.job.index("--dataset_name") + 1]
-    small = ("--dataset_name", data, "--max_length", 64, "--train_steps", 2, "--train_device", "cpu")
+    small = (
+        "--dataset_name",
+        data,
+        "--max_length",
+        64,
+        "--train_steps",
+        2,
+        "--train_device",
+        "cpu",
+    )
     done = stage.forks.run(folder, "--model_name", model, *small)
     if done.code != 4 or words not in done.err:
         return f"exit {done.code}: {last_line(done)}"

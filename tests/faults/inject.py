@@ -1,7 +1,8 @@
-"""Faults put into a rank's own code from outside: `arm("point:event:step:rank")` wraps the product's functions. Tests only.
+"""Faults put into a rank's own code from outside: `arm("point:event:step:rank")` wraps the
+product's functions. Tests only.
 
-A fault strikes once, in the process it was armed in, right before the point's function would run, and leaves `RUN.struck` beside
-the run folder, whose time is the fault's.
+A fault strikes once, in the process it was armed in, right before the point's function would run,
+and leaves `RUN.struck` beside the run folder, whose time is the fault's.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class _Fault:
         from plugin.training import loop
         from plugin.worker import checkpoints, publish, train
 
-        points: dict[str, tuple[ModuleType, str, int]] = {  # module, function, steps that are finished when it runs
+        points: dict[
+            str, tuple[ModuleType, str, int]
+        ] = {  # module, function, steps that are finished when it runs
             "load": (train, "load_model", -1),
             "step": (loop, "_forward_backward", self._step - 1),
             "gradient": (loop, "_read", self._step - 1),
@@ -63,10 +66,16 @@ class _Fault:
             checkpoints.shutil = _Shutil(self._strike_once, self._is_due)
             return
         module, name, done = points[self._point]
-        self._wrap(module, name, lambda args: self._strike_once(args) if done < 0 or self._is_due(done) else None)
+        self._wrap(
+            module,
+            name,
+            lambda args: self._strike_once(args) if done < 0 or self._is_due(done) else None,
+        )
 
     def _is_due(self, done: int | None = None) -> bool:
-        return (self._progress.done if self._progress else 0) == (self._step if done is None else done)
+        return (self._progress.done if self._progress else 0) == (
+            self._step if done is None else done
+        )
 
     def _remember(self, args: tuple[Any, ...]) -> None:
         self._progress = args[8]
@@ -143,7 +152,9 @@ def _hang(args: tuple[Any, ...]) -> None:
 
 
 def _poison(args: tuple[Any, ...]) -> None:
-    """The loss weight of one masked token: of a step's first document, or all weights of a model that is evaluated."""
+    """The loss weight of one masked token: of a step's first document, or all weights of a model
+    that is evaluated.
+    """
     import torch
 
     with torch.no_grad():

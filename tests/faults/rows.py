@@ -1,4 +1,6 @@
-"""The rows of the fault table: what strikes where, what is promised, and a play that says what was lost, if anything."""
+"""The rows of the fault table: what strikes where, what is promised, and a play that says what was
+lost, if anything.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ ENDS: dict[str, tuple[str, int, str]] = {  # event -> words, exit code, the line
     "quota": ("disk full (quota)", 7, "File too large"),
     "nan": ("NaN", 6, "finite"),
 }
-NOT_THERE = {("quota", phase) for phase in ("load", "step", "eval")} | {("nan", phase) for phase in ("load", "save", "fuse")}
+NOT_THERE = {("quota", phase) for phase in ("load", "step", "eval")} | {
+    ("nan", phase) for phase in ("load", "save", "fuse")
+}
 SAVES = ("save", "save.digests", "save.rename", "save.renamed", "save.remove")
 
 
@@ -74,12 +78,26 @@ def _struck() -> Iterator[Row]:
         for phase, (point, step) in POINTS.items():
             if (event, phase) not in NOT_THERE:
                 promise = f"exit {code}, one line, none left; resumed: the unbroken run"
-                yield Row(event, words, phase, promise, _strike(f"{point}:{event}:{step}:0", code, line, step))
-    yield Row("nan", "NaN in a gradient", "step", "the update is not made", _strike("gradient:nan:7:0", 6, "finite", 7))
+                yield Row(
+                    event,
+                    words,
+                    phase,
+                    promise,
+                    _strike(f"{point}:{event}:{step}:0", code, line, step),
+                )
+    yield Row(
+        "nan",
+        "NaN in a gradient",
+        "step",
+        "the update is not made",
+        _strike("gradient:nan:7:0", 6, "finite", 7),
+    )
     for point in SAVES:
         step = 12 if point in ("save.renamed", "save.remove") else 8
         promise = "those before are whole, the part goes with a line"
-        yield Row("save", "SIGKILL", point, promise, _strike(f"{point}:kill:{step}:0", 8, KILLED, step))
+        yield Row(
+            "save", "SIGKILL", point, promise, _strike(f"{point}:kill:{step}:0", 8, KILLED, step)
+        )
     two = ("--num_processes", 2, "--batch_size", 2)
     promise = "all ranks gone in 10 s, the cause is named"
     for event in ("raise", "kill", "oom"):
@@ -104,13 +122,21 @@ def _near(ours: Scene, theirs: Scene) -> str:
     """Two processes add up in another order than one."""
     if ours.code:
         return f"resume: exit {ours.code}: {last_line(ours)}"
-    return "" if ours.losses() == pytest.approx(theirs.losses(), rel=1e-5) else f"losses {ours.losses()}, not {theirs.losses()}"
+    return (
+        ""
+        if ours.losses() == pytest.approx(theirs.losses(), rel=1e-5)
+        else f"losses {ours.losses()}, not {theirs.losses()}"
+    )
 
 
 def _hangs() -> Iterator[Row]:
     for phase, (point, step) in POINTS.items():
         yield Row(
-            "hang", "hang", phase, "exit 9 with the stacks; resumed: the unbroken run", _hang(f"{point}:hang:{step}:0", step)
+            "hang",
+            "hang",
+            phase,
+            "exit 9 with the stacks; resumed: the unbroken run",
+            _hang(f"{point}:hang:{step}:0", step),
         )
 
 
@@ -118,9 +144,13 @@ def _hang(fault: str, step: int) -> Play:
     def play(stage: Stage) -> str:
         folder = stage.folder(fault)
         done = stage.forks.run(folder, *stage.job, "--hang_timeout_s", HANG_S, fault=fault)
-        if done.code != 9 or not re.search(rf"error\[9\]: worker: expected progress within {HANG_S} s", done.err):
+        if done.code != 9 or not re.search(
+            rf"error\[9\]: worker: expected progress within {HANG_S} s", done.err
+        ):
             return f"exit {done.code}: {last_line(done)}"
-        stacks = (folder / "log.txt").read_text(encoding="utf-8").partition("--- stacks of rank 0")[2]
+        stacks = (
+            (folder / "log.txt").read_text(encoding="utf-8").partition("--- stacks of rank 0")[2]
+        )
         return stage.goes_on(folder, step) if "inject.py" in stacks else "no stacks in log.txt"
 
     return play
@@ -132,8 +162,13 @@ NO_CURVES = r"warning: tb: .*; no more curves there, metrics.jsonl has them all"
 NOT_ALL = r"warning: log_to_wandb: not everything arrived there; see .*wandb.log. The run itself is whole."
 SITE = str(ROOT / "tests" / "faults" / "site")
 KEY = "0123456789abcdef" * 2 + "01234567"
-RELAYS: dict[str, tuple[Mapping[str, str], str]] = {  # event -> what of the environment makes it so, the warning
-    "W&B without a key": ({}, "warning: log_to_wandb: expected a W&B key in the environment or in netrc, got none"),
+RELAYS: dict[
+    str, tuple[Mapping[str, str], str]
+] = {  # event -> what of the environment makes it so, the warning
+    "W&B without a key": (
+        {},
+        "warning: log_to_wandb: expected a W&B key in the environment or in netrc, got none",
+    ),
     "W&B out of reach": ({"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}, NOT_ALL),
     "W&B's process killed": ({"WANDB_MODE": "offline", "TRAINER_TEST_RELAY": "kill"}, NOT_ALL),
     "W&B's folder unwritable": ({"WANDB_MODE": "offline", "TRAINER_TEST_RELAY": "spoil"}, NOT_ALL),
@@ -144,20 +179,38 @@ def _beside() -> Iterator[Row]:
     promise = "one warning, and the undisturbed run"
     for phase in ("load", "step", "eval", "save"):
         point, step = POINTS[phase]
-        yield Row("board", "TensorBoard unwritable", phase, promise, _without(phase, NO_CURVES, fault=f"{point}:board:{step}:0"))
+        yield Row(
+            "board",
+            "TensorBoard unwritable",
+            phase,
+            promise,
+            _without(phase, NO_CURVES, fault=f"{point}:board:{step}:0"),
+        )
     for event, (env, warning) in RELAYS.items():
         yield Row("wandb", event, "load", promise, _without(event, warning, env))
 
 
-def _without(name: str, warning: str, relay: Mapping[str, str] | None = None, fault: str = "") -> Play:
+def _without(
+    name: str, warning: str, relay: Mapping[str, str] | None = None, fault: str = ""
+) -> Play:
     def play(stage: Stage) -> str:
         folder = stage.folder(f"without {name}")
         wandb = () if relay is None else ("--log_to_wandb", "true")
-        env = {"HOME": str(folder.parent), "WANDB_API_KEY": "", "WANDB_MODE": "", "PYTHONPATH": SITE, **(relay or {})}
+        env = {
+            "HOME": str(folder.parent),
+            "WANDB_API_KEY": "",
+            "WANDB_MODE": "",
+            "PYTHONPATH": SITE,
+            **(relay or {}),
+        }
         done = stage.forks.start(folder, *stage.job, *wandb, fault=fault, env=env).wait()
         if done.code or done.result["outcome"] != "done":
             return f"exit {done.code}: {last_line(done)}"
-        said = [line for line in done.err.splitlines() if line.startswith("warning") or "Traceback" in line]
+        said = [
+            line
+            for line in done.err.splitlines()
+            if line.startswith("warning") or "Traceback" in line
+        ]
         if len(said) != 1 or not re.match(warning, said[0]):
             return f"expected one warning, got {said}"
         return not_the_same(done, stage.whole)
@@ -171,9 +224,17 @@ def _without(name: str, warning: str, relay: Mapping[str, str] | None = None, fa
 def _parents() -> Iterator[Row]:
     for phase, (point, step) in POINTS.items():
         promise = "ranks stop and save, the folder is locked meanwhile"
-        yield Row("parent", "parent killed", phase, promise, _orphan(f"{point}:parent:{step}:0", step))
+        yield Row(
+            "parent", "parent killed", phase, promise, _orphan(f"{point}:parent:{step}:0", step)
+        )
     for phase, (point, step) in POINTS.items():
-        yield Row("stop", "SIGTERM", phase, "saved, no failure; resumed: the unbroken run", _stop(f"{point}:stop:{step}:0", step))
+        yield Row(
+            "stop",
+            "SIGTERM",
+            phase,
+            "saved, no failure; resumed: the unbroken run",
+            _stop(f"{point}:stop:{step}:0", step),
+        )
 
 
 def _orphan(fault: str, step: int) -> Play:
@@ -182,7 +243,9 @@ def _orphan(fault: str, step: int) -> Play:
         killed = stage.forks.run(folder, *stage.job, fault=fault)
         if killed.code != -9:
             return f"exit {killed.code}: {last_line(killed)}"
-        with RunFolder(folder).locked(30, lambda line: None):  # the rank finishes its step, saves and goes
+        with RunFolder(folder).locked(
+            30, lambda line: None
+        ):  # the rank finishes its step, saves and goes
             if list(folder.glob(".checkpoint-*.part")):
                 return "half a checkpoint is left"
         return stage.goes_on(folder, step)
@@ -214,11 +277,19 @@ def _programs() -> Iterator[Row]:
     def raised(stage: Stage) -> str:
         folder = stage.folder("programs raised")
         two = ("--num_processes", 2, "--batch_size", 2)
-        lost = told(run_programs(folder, *stage.job, *two, fault="step:raise:7:1"), 1, "RuntimeError: injected")
-        return lost or _near(run_programs(folder, *stage.job, *two, "--resume", "true"), stage.whole)
+        lost = told(
+            run_programs(folder, *stage.job, *two, fault="step:raise:7:1"),
+            1,
+            "RuntimeError: injected",
+        )
+        return lost or _near(
+            run_programs(folder, *stage.job, *two, "--resume", "true"), stage.whole
+        )
 
     yield Row("programs", "SIGKILL, two programs", "save", "as in a fork", killed)
-    yield Row("programs", "exception in rank 1 of 2, three programs", "step", "as in a fork", raised)
+    yield Row(
+        "programs", "exception in rank 1 of 2, three programs", "step", "as in a fork", raised
+    )
 
 
 # --- checkpoints that are not what was written
@@ -236,7 +307,14 @@ def _flip(file: Path) -> None:
 
 DAMAGES = {"truncated": _truncate, "one bit flipped": _flip, "deleted": Path.unlink}
 FILES = (
-    *("model.safetensors", "optimizer.safetensors", "state.json", "digests.json", "config.json", "diffusion.json"),
+    *(
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "digests.json",
+        "config.json",
+        "diffusion.json",
+    ),
     *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
 )
 
@@ -244,7 +322,14 @@ FILES = (
 def _corrupt() -> Iterator[Row]:
     for number, name in enumerate(FILES):
         play = _broken(name, list(DAMAGES)[number % len(DAMAGES)])
-        yield Row("corrupt", "damaged checkpoint", name, "skipped with a reason, the next older one is used", play, len(DAMAGES))
+        yield Row(
+            "corrupt",
+            "damaged checkpoint",
+            name,
+            "skipped with a reason, the next older one is used",
+            play,
+            len(DAMAGES),
+        )
 
 
 def _broken(name: str, gone_on_after: str) -> Play:
@@ -260,7 +345,9 @@ def _broken(name: str, gone_on_after: str) -> Play:
             harm(folder / stage.whole.last_checkpoint().name / name)
             said: list[str] = []
             start = find_start(RunFolder(folder), None, said.append)
-            named = name in said[0] or name == "digests.json"  # a digest that is wrong speaks of its file
+            named = (
+                name in said[0] or name == "digests.json"
+            )  # a digest that is wrong speaks of its file
             if start is None or start.step != 8 or len(said) != 1 or not named:
                 return f"{damage}: {start}, {said}"
             if damage == gone_on_after and (lost := _goes_on_behind(stage, folder)):
@@ -286,7 +373,9 @@ def _kills() -> Iterator[Row]:
 
 
 def _rounds(stage: Stage) -> str:
-    """Runs killed again and again until they end: a rank, or every fifth time the parent and its ranks with it."""
+    """Runs killed again and again until they end: a rank, or every fifth time the parent and its
+    ranks with it.
+    """
     length = ("--train_steps", ROUND_STEPS, "--save_total_limit", 1, "--fuse_model", "false")
     whole = stage.forks.run(stage.folder("rounds whole"), *stage.job, *length)
     moments, kills, runs = random.Random(11), 0, 0
@@ -300,7 +389,11 @@ def _rounds(stage: Stage) -> str:
                 running.kill(parent=not running.ranks() or kills % 5 == 4)
                 kills += 1
                 killed = running.wait()
-                if "is skipped" in killed.err or killed.code not in (8, -9, 0):  # 0: it ended just before
+                if "is skipped" in killed.err or killed.code not in (
+                    8,
+                    -9,
+                    0,
+                ):  # 0: it ended just before
                     return f"kill {kills}: exit {killed.code}: {killed.err}"
             else:
                 ended = running.wait()

@@ -1,10 +1,13 @@
-"""The process that has imported everything: forks a whole `main.py train` for each line on its stdin.
+"""The process that has imported everything: forks a whole `main.py train` for each line on its
+stdin.
 
-Imports take many times as long as a tiny run. A child is the parent program; the ranks that it starts are forks too, with the
-environment, the session and the descriptors that `plugin.parent.supervise` gives them. A fused model is reloaded in the rank itself instead
-of a fresh process. Everything else is the product's own code.
+Imports take many times as long as a tiny run. A child is the parent program; the ranks that it
+starts are forks too, with the environment, the session and the descriptors that
+`plugin.parent.supervise` gives them. A fused model is reloaded in the rank itself instead of a
+fresh process. Everything else is the product's own code.
 
-In: {"id", "args", "env", "out", "err"}; out: {"id", "pid"} at once and {"id", "code"} at the end, one JSON object a line.
+In: {"id", "args", "env", "out", "err"}; out: {"id", "pid"} at once and {"id", "code"} at the end,
+one JSON object a line.
 """
 
 from __future__ import annotations
@@ -80,7 +83,9 @@ DEVNULL = -3
 def _rank() -> int:
     verify.subprocess = SimpleNamespace(run=_reload_here, PIPE=-1, DEVNULL=DEVNULL)
     inject.arm(os.environ.get(inject.FAULT, ""))
-    if backend := os.environ.get("TEST_COMPILE_BACKEND"):  # one that takes milliseconds where inductor takes half a minute
+    if backend := os.environ.get(
+        "TEST_COMPILE_BACKEND"
+    ):  # one that takes milliseconds where inductor takes half a minute
         load.compile_layers = partial(load.compile_layers, backend=backend)
     return plugin.worker.__main__.main()
 
@@ -92,7 +97,9 @@ def _reload_here(command: Sequence[str], **_: object) -> SimpleNamespace:
 
 
 def _become(stdin: int | None, stdout: int, stderr: int, keep: Sequence[int] = ()) -> None:
-    """Standard streams as a new process has them, and nothing else that was open here but `keep`."""
+    """Standard streams as a new process has them, and nothing else that was open here but
+    `keep`.
+    """
     os.dup2(os.open(os.devnull, os.O_RDONLY) if stdin is None else stdin, 0)
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
@@ -103,7 +110,8 @@ def _become(stdin: int | None, stdout: int, stderr: int, keep: Sequence[int] = (
             except OSError:  # that of the listing itself
                 continue
     sys.stdout, sys.stderr = (
-        io.TextIOWrapper(io.FileIO(number, "w", closefd=False), "utf-8", line_buffering=True) for number in (1, 2)
+        io.TextIOWrapper(io.FileIO(number, "w", closefd=False), "utf-8", line_buffering=True)
+        for number in (1, 2)
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
@@ -131,7 +139,9 @@ def _start(request: Mapping[str, Any]) -> int:
     if pid:
         return pid
     os.setsid()
-    out, err = (os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in ("out", "err"))
+    out, err = (
+        os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in ("out", "err")
+    )
     _become(None, out, err)
     os.environ.update(request["env"])
     supervise.subprocess = SimpleNamespace(Popen=ForkedRank, DEVNULL=DEVNULL)
@@ -143,9 +153,17 @@ def _answer(**content: object) -> None:
 
 
 def main() -> None:
-    for late in ("peft", "bitsandbytes", "torch._dynamo"):  # a worker imports them when it needs them
+    for late in (
+        "peft",
+        "bitsandbytes",
+        "torch._dynamo",
+    ):  # a worker imports them when it needs them
         importlib.import_module(late)
-    (threads,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Threads:"))
+    (threads,) = (
+        line.split()[1]
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("Threads:")
+    )
     assert threads == "1", f"a fork takes one thread along and finds the locks of {threads} taken"
     _answer(ready=True)
     running: dict[int, int] = {}

@@ -1,4 +1,6 @@
-"""Where the fault table plays: one small job, its undisturbed run, and what must hold after any fault."""
+"""Where the fault table plays: one small job, its undisturbed run, and what must hold after any
+fault.
+"""
 
 from __future__ import annotations
 
@@ -33,20 +35,34 @@ class Stage:
         return self.root / re.sub(r"[^a-z0-9]+", "-", name.lower()) / "run"
 
     def goes_on(self, folder: Path, struck_at: int) -> str:
-        """Whether all that a fault may leave behind lets the run go on to what it would have been; else what does not."""
+        """Whether all that a fault may leave behind lets the run go on to what it would have been;
+        else what does not.
+        """
         try:
-            with RunFolder(folder).locked(0, lambda line: None):  # whoever is left of the ranks holds the lock
-                broken = [f"{path.name}: {why_broken(path)}" for path in RunFolder(folder).checkpoints() if why_broken(path)]
+            with RunFolder(folder).locked(
+                0, lambda line: None
+            ):  # whoever is left of the ranks holds the lock
+                broken = [
+                    f"{path.name}: {why_broken(path)}"
+                    for path in RunFolder(folder).checkpoints()
+                    if why_broken(path)
+                ]
         except ValueError as error:
             return f"a process is left: {error}"
         if broken:
             return broken[0]
-        saved, parts = list(folder.glob("checkpoint-*")), [part.name for part in folder.glob(".*.part")]
+        saved, parts = (
+            list(folder.glob("checkpoint-*")),
+            [part.name for part in folder.glob(".*.part")],
+        )
         again = self.forks.run(folder, *self.job, "--resume", "true")
         if again.code:
             return f"resume: exit {again.code}: {last_line(again)}"
         for part in parts if saved else ():  # without a checkpoint all of the run is begun anew
-            if f"resume: {part} was only half written; removed" not in again.err or (folder / part).exists():
+            if (
+                f"resume: {part} was only half written; removed" not in again.err
+                or (folder / part).exists()
+            ):
                 return f"nothing was said of {part}"
         found = re.search(r"resume: going on from step (\d+)", again.err)
         start = int(found[1]) if found else 0
@@ -68,8 +84,28 @@ def open_stage(forks: Forks, root: Path) -> Stage:
     config = root / "config.json"
     config.write_text(json.dumps(TINY_CONFIG), encoding="utf-8")
     data = write_rows(root / "pairs.jsonl", pairs())
-    model = ("--model_config", config, "--dataset_name", data, "--max_length", 64, "--learning_rate", "3e-3")
-    length = ("--train_steps", 12, "--save_steps", SAVE_STEPS, "--eval_steps", 4, "--logging_steps", 3, "--batch_size", 4)
+    model = (
+        "--model_config",
+        config,
+        "--dataset_name",
+        data,
+        "--max_length",
+        64,
+        "--learning_rate",
+        "3e-3",
+    )
+    length = (
+        "--train_steps",
+        12,
+        "--save_steps",
+        SAVE_STEPS,
+        "--eval_steps",
+        4,
+        "--logging_steps",
+        3,
+        "--batch_size",
+        4,
+    )
     job = (*model, *length, "--train_device", "cpu")
     whole = forks.run(root / "whole" / "run", *job)
     assert whole.code == 0, whole.err
@@ -77,7 +113,9 @@ def open_stage(forks: Forks, root: Path) -> Stage:
 
 
 def told(scene: Scene, code: int, line: str) -> str:
-    """Whether the run ended with `code` and one line that has `line` in it, on stderr and in run.json, soon after the fault."""
+    """Whether the run ended with `code` and one line that has `line` in it, on stderr and in
+    run.json, soon after the fault.
+    """
     if not (struck := scene.folder.with_name(f"{scene.folder.name}.struck")).exists():
         return f"the fault did not strike: exit {scene.code}, {last_line(scene)}"
     if scene.code != code:
@@ -86,7 +124,11 @@ def told(scene: Scene, code: int, line: str) -> str:
     if len(lines) != 1 or not re.search(line, lines[0]):
         return f"expected one line with {line!r}, got {lines}"
     result = scene.result
-    if (result["outcome"], result["code"], result["error"]["field"]) != ("failed", code, ERROR.match(lines[0])[2]):
+    if (result["outcome"], result["code"], result["error"]["field"]) != (
+        "failed",
+        code,
+        ERROR.match(lines[0])[2],
+    ):
         return f"run.json says {result['outcome']}, {result['code']}, {result['error']}"
     took = (scene.folder / "run.json").stat().st_mtime - struck.stat().st_mtime
     return "" if took < WITHIN_S else f"told after {took:.1f} s"
@@ -94,7 +136,13 @@ def told(scene: Scene, code: int, line: str) -> str:
 
 def run_programs(folder: Path, *args: object, fault: str = "") -> Scene:
     """Both programs for real; a fault reaches the worker through sitecustomize.py."""
-    env = {"TRAINER_TEST_PATH": str(ROOT / "tests"), "PYTHONPATH": str(ROOT / "tests/faults/site"), FAULT: fault}
+    env = {
+        "TRAINER_TEST_PATH": str(ROOT / "tests"),
+        "PYTHONPATH": str(ROOT / "tests/faults/site"),
+        FAULT: fault,
+    }
     folder.parent.mkdir(parents=True, exist_ok=True)
-    done: subprocess.CompletedProcess[str] = run_main("train", *args, "--run_dir", folder, env=env, timeout_s=LONGEST_S)
+    done: subprocess.CompletedProcess[str] = run_main(
+        "train", *args, "--run_dir", folder, env=env, timeout_s=LONGEST_S
+    )
     return Scene(folder, done.returncode, done.stdout, done.stderr)

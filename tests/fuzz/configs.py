@@ -66,7 +66,15 @@ SMALL: dict[str, dict[str, Any]] = {
     },
 }
 # Without one of these a model has the size of a published one.
-SIZES = ("vocab_size", "hidden_size", "d_model", "intermediate_size", "mlp_hidden_size", "num_hidden_layers", "n_layers")
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "d_model",
+    "intermediate_size",
+    "mlp_hidden_size",
+    "num_hidden_layers",
+    "n_layers",
+)
 # Fields that other programs write, or that change what a library builds.
 OTHERS = (
     *(
@@ -146,8 +154,12 @@ OTHERS = (
 
 def odd() -> st.SearchStrategy[Any]:
     """Values of any kind: small ones that train, and huge ones that are foretold."""
-    whole = st.integers(-3, 64) | st.sampled_from((300, 304, 400, 4096, 10**7, 2 * 10**9, 2**63, 10**12, 10**400))
-    other = st.sampled_from((0.5, 2.0, -1.0, 16.0, 1e-12, 1e30, float("inf"), float("nan"), True, False, None))
+    whole = st.integers(-3, 64) | st.sampled_from(
+        (300, 304, 400, 4096, 10**7, 2 * 10**9, 2**63, 10**12, 10**400)
+    )
+    other = st.sampled_from(
+        (0.5, 2.0, -1.0, 16.0, 1e-12, 1e30, float("inf"), float("nan"), True, False, None)
+    )
     words = st.sampled_from(
         (
             "",

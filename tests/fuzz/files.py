@@ -32,7 +32,9 @@ MARKS = ("weight", "train", "masked", "loss", "reasoning_content", "tool_calls",
 def messages() -> st.SearchStrategy[Any]:
     """One message, usually one that can be read."""
     parts = st.lists(
-        st.fixed_dictionaries({"type": st.sampled_from(("text", "thinking", "image")), "text": texts()}),
+        st.fixed_dictionaries(
+            {"type": st.sampled_from(("text", "thinking", "image")), "text": texts()}
+        ),
         max_size=3,
     )
     content = st.one_of(texts(), texts(), parts, values(4))
@@ -43,7 +45,9 @@ def messages() -> st.SearchStrategy[Any]:
     )
     named = st.fixed_dictionaries({"role": st.sampled_from(ROLES[:5]), "content": content})
     other = st.fixed_dictionaries({"from": st.sampled_from(ROLES) | values(2), "value": content})
-    rounds = st.sampled_from(PAIRS).flatmap(lambda pair: st.fixed_dictionaries({pair[0]: content, pair[1]: content}))
+    rounds = st.sampled_from(PAIRS).flatmap(
+        lambda pair: st.fixed_dictionaries({pair[0]: content, pair[1]: content})
+    )
     return st.one_of(named, st.builds(lambda a, b: a | b, named, marks), other, rounds, values(3))
 
 
@@ -52,7 +56,9 @@ def dialogues() -> st.SearchStrategy[Any]:
     said = st.lists(st.tuples(texts(), texts()), min_size=1, max_size=3)
     sound = said.map(
         lambda rounds: [
-            {"role": role, "content": text} for pair in rounds for role, text in zip(("user", "assistant"), pair, strict=True)
+            {"role": role, "content": text}
+            for pair in rounds
+            for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
     )
     chats = st.one_of(sound, st.lists(messages(), max_size=4))
@@ -96,8 +102,14 @@ def json_lines(draw: st.DrawFn, given: Sequence[Row]) -> str:
 
 def whole_json(draw: st.DrawFn, given: Sequence[Row]) -> str:
     every = list(given)
-    value = draw(st.sampled_from((every, {"data": every}, {"train": every, "meta": []}, every[:1], *every[:1], 1)))
-    return json.dumps(value, indent=draw(st.sampled_from((None, 1))), ensure_ascii=draw(st.booleans()))
+    value = draw(
+        st.sampled_from(
+            (every, {"data": every}, {"train": every, "meta": []}, every[:1], *every[:1], 1)
+        )
+    )
+    return json.dumps(
+        value, indent=draw(st.sampled_from((None, 1))), ensure_ascii=draw(st.booleans())
+    )
 
 
 def table(draw: st.DrawFn, given: Sequence[Row]) -> str:
@@ -113,7 +125,9 @@ def table(draw: st.DrawFn, given: Sequence[Row]) -> str:
     writer.writerow(columns)
     for row in given:
         cells = [row.get(name) for name in columns]
-        writer.writerow([json.dumps(cell) if isinstance(cell, dict | list) else cell for cell in cells])
+        writer.writerow(
+            [json.dumps(cell) if isinstance(cell, dict | list) else cell for cell in cells]
+        )
     return written.getvalue()
 
 
@@ -145,7 +159,10 @@ def arrays(draw: st.DrawFn, size: int) -> pa.Array:
     try:
         if kind in (pa.binary(), pa.large_string()):
             return pa.array(
-                [None if one is None else str(one).encode() + b"\xff" * (kind == pa.binary()) for one in drawn],
+                [
+                    None if one is None else str(one).encode() + b"\xff" * (kind == pa.binary())
+                    for one in drawn
+                ],
                 kind,
             )
         return pa.array(drawn, pa.int64()).cast(kind, safe=False)
@@ -194,9 +211,17 @@ def contents(draw: st.DrawFn, suffix: str) -> bytes:
             ".json": draw(st.sampled_from((whole_json, json_lines))),
             ".csv": table,
         }.get(suffix)
-        text = write(draw, given) if write else draw(st.lists(texts(12), max_size=4).map("\n\n".join))
-        encoding = draw(st.sampled_from(("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1", "cp1252")))
-        errors = "replace" if encoding in ("latin-1", "cp1252") else draw(st.sampled_from(("surrogatepass", "replace")))
+        text = (
+            write(draw, given) if write else draw(st.lists(texts(12), max_size=4).map("\n\n".join))
+        )
+        encoding = draw(
+            st.sampled_from(("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1", "cp1252"))
+        )
+        errors = (
+            "replace"
+            if encoding in ("latin-1", "cp1252")
+            else draw(st.sampled_from(("surrogatepass", "replace")))
+        )
         content = text.encode(encoding, errors)
     return draw(broken(content))
 
@@ -239,6 +264,8 @@ def folders(draw: st.DrawFn) -> Mapping[str, bytes]:
     found: dict[str, bytes] = {}
     for _ in range(draw(st.sampled_from((1, 1, 1, 2, 3)))):
         suffix = draw(st.sampled_from(SUFFIXES))
-        name = draw(st.sampled_from(("train", "train", *STEMS))) + draw(st.sampled_from((suffix, suffix, suffix.upper())))
+        name = draw(st.sampled_from(("train", "train", *STEMS))) + draw(
+            st.sampled_from((suffix, suffix, suffix.upper()))
+        )
         found[name] = draw(contents(suffix))
     return found

@@ -46,7 +46,11 @@ JUNK = (
 
 def names() -> st.SearchStrategy[str]:
     """Names of parameters, nicknames, and what nobody declared."""
-    return st.sampled_from(NAMES) | st.sampled_from((*NICKNAMES, "Batch-Size", "batch", "advanced", "trian")) | texts(2)
+    return (
+        st.sampled_from(NAMES)
+        | st.sampled_from((*NICKNAMES, "Batch-Size", "batch", "advanced", "trian"))
+        | texts(2)
+    )
 
 
 def typed() -> st.SearchStrategy[str]:
@@ -82,7 +86,13 @@ def typed() -> st.SearchStrategy[str]:
         "x[train:0]",
         "x[train:9999999999999999999]",
     )
-    return st.sampled_from(words) | st.sampled_from(odd) | st.sampled_from(shaped) | numbers().map(str) | texts()
+    return (
+        st.sampled_from(words)
+        | st.sampled_from(odd)
+        | st.sampled_from(shaped)
+        | numbers().map(str)
+        | texts()
+    )
 
 
 def fitting(name: str) -> st.SearchStrategy[Any]:
@@ -102,7 +112,10 @@ def fitting(name: str) -> st.SearchStrategy[Any]:
 @st.composite
 def forms(draw: st.DrawFn) -> dict[str, Any]:
     """What a form sends: most values fit, some do not."""
-    given = {name: draw(fitting(name)) for name in draw(st.lists(st.sampled_from(tuple(SCHEMA)), max_size=8))}
+    given = {
+        name: draw(fitting(name))
+        for name in draw(st.lists(st.sampled_from(tuple(SCHEMA)), max_size=8))
+    }
     given |= draw(st.dictionaries(names(), st.one_of(typed(), values(4)), max_size=2))
     if draw(st.booleans()):
         lines = st.lists(st.tuples(names(), typed()).map(": ".join) | texts(), max_size=3)
@@ -147,7 +160,9 @@ def parameter_files(draw: st.DrawFn) -> bytes:
         )
     )
     if draw(st.booleans()):
-        return json.dumps(content, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
+        return json.dumps(content, ensure_ascii=draw(st.booleans())).encode(
+            "utf-8", "surrogatepass"
+        )
     try:
         written = yaml.safe_dump(content, allow_unicode=True)
     except yaml.YAMLError:

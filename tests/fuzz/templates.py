@@ -137,11 +137,15 @@ def sources(draw: st.DrawFn) -> str:
         other = f"{draw(st.sampled_from(OPENINGS))}{{{{ {draw(st.sampled_from(CONTENTS))} }}}}{draw(st.sampled_from(ENDS))}"
         core = f"{{% if m.role == 'assistant' %}}{core}{{% else %}}{other}{{% endif %}}"
     if draw(st.sampled_from((False, False, True))):
-        core = "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}" + core
+        core = (
+            "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}" + core
+        )
     body = draw(st.sampled_from(("{CORE}", *SKIPS))).replace("{CORE}", core)
     source = f"{{% for m in {draw(st.sampled_from(ORDERS))} %}}{body}{{% endfor %}}"
     prompt = draw(st.sampled_from(PROMPTS))
-    source += f"{{% if add_generation_prompt %}}{prompt}{{% endif %}}" if draw(st.booleans()) else ""
+    source += (
+        f"{{% if add_generation_prompt %}}{prompt}{{% endif %}}" if draw(st.booleans()) else ""
+    )
     source = draw(st.sampled_from(("", *GUARDS))) + source.replace("\\n", "\n")
     if draw(st.sampled_from((False,) * 31 + (True,))):
         source = draw(st.sampled_from(BOMBS)) + source
@@ -162,13 +166,17 @@ def fields() -> st.SearchStrategy[Any]:
 @st.composite
 def dialogues(draw: st.DrawFn) -> tuple[Turn, ...]:
     """A chat as the product reads it: not empty, ending with an answer to be learned."""
-    words = texts(4).filter(lambda text: text.strip() and text.encode("utf-8", "ignore").decode() == text)
+    words = texts(4).filter(
+        lambda text: text.strip() and text.encode("utf-8", "ignore").decode() == text
+    )
     turns = [Turn("system", draw(words))] if draw(st.sampled_from((False, False, True))) else []
     for number in range(draw(st.integers(1, 3))):
         if number or draw(st.sampled_from((True, True, True, False))):
             turns.append(Turn("user", draw(words)))
         learn = draw(st.sampled_from((True, True, False)))
-        turns.append(Turn("assistant", draw(words), draw(st.sampled_from(("", "", "Let me see."))), learn))
+        turns.append(
+            Turn("assistant", draw(words), draw(st.sampled_from(("", "", "Let me see."))), learn)
+        )
     if not any(turn.role == "user" for turn in turns):
         turns.insert(0, Turn("user", draw(words)))
     return (*turns[:-1], Turn("assistant", turns[-1].text, turns[-1].thought))

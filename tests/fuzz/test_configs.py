@@ -1,4 +1,6 @@
-"""Fields of a config.json: a model that `check` accepts can be made, trained, saved and loaded again; others are refused."""
+"""Fields of a config.json: a model that `check` accepts can be made, trained, saved and loaded
+again; others are refused.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, pairs_file: Path) -> Path:
-    """A folder with one small model of each family, each checked once: the first check imports much."""
+    """A folder with one small model of each family, each checked once: the first check imports
+    much.
+    """
     folder = tmp_path_factory.mktemp("models")
     tokenizer = train_tokenizer(["Why is the sky blue?"], 280)
     for family, fields in SMALL.items():
@@ -78,7 +82,9 @@ def test_a_configuration_is_refused_or_trains_and_loads(
 
 
 def try_config(params: Params, saved: Path) -> None:
-    """Look at the job as the parent does, check it, and where all is well make what a worker makes."""
+    """Look at the job as the parent does, check it, and where all is well make what a worker
+    makes.
+    """
     if kept(lambda: _look_first(params, RunFolder(Path(params.run_dir)))) is None:
         return
     with limited():
@@ -101,4 +107,6 @@ def same(made: Any, loaded: Any, tokenizer: Any) -> None:
     """Assert that a model is the same one once it is loaded again."""
     ids = torch.tensor([tokenizer("a b")["input_ids"]])
     with torch.no_grad():
-        assert torch.allclose(made(input_ids=ids).logits, loaded(input_ids=ids).logits, equal_nan=True)
+        assert torch.allclose(
+            made(input_ids=ids).logits, loaded(input_ids=ids).logits, equal_nan=True
+        )

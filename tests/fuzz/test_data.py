@@ -48,7 +48,9 @@ SETTINGS = st.fixed_dictionaries(
         "output_template": st.sampled_from(
             ("{{ response }}", "{{ text | upper }}", "{{ messages[0].content }}", "{{ output.a }}")
         ),
-        "instruction_template": st.sampled_from(("{{ prompt }}", "{% for m in messages %}{{ m.role }}{% endfor %}", "x")),
+        "instruction_template": st.sampled_from(
+            ("{{ prompt }}", "{% for m in messages %}{{ m.role }}{% endfor %}", "x")
+        ),
     },
 )
 SPECS = ("{folder}", "{file}", "{file}[train:2]", "{file}+{file}", "{file}|{folder}[test:1]")
@@ -145,7 +147,9 @@ def same_documents(left: Documents, right: Documents) -> None:
         assert np.array_equal(getattr(left, name), getattr(right, name)), name
 
 
-def check_documents(documents: Documents, report: Mapping[str, Any], made: Prepared, params: Params) -> None:
+def check_documents(
+    documents: Documents, report: Mapping[str, Any], made: Prepared, params: Params
+) -> None:
     """Assert what holds for the documents of any data."""
     assert report["documents"] == len(documents)
     assert report["supervised"] == int(documents.supervised.sum())
@@ -172,16 +176,22 @@ def check_preview(made: Prepared, params: Params) -> None:
 
 
 def check_answers(made: Prepared, params: Params) -> None:
-    """Assert that what is learned of each document is its own row's answer, and no row is on both sides."""
+    """Assert that what is learned of each document is its own row's answer, and no row is on both
+    sides.
+    """
     if params.training_stage == "pretrain" or params.train_turns == "random_prefix":
         return
-    rows = dict(Examples(params, lambda line: None, offline=True, between_rows=lambda: None)("train"))
+    rows = dict(
+        Examples(params, lambda line: None, offline=True, between_rows=lambda: None)("train")
+    )
     once = {row for row in made.train.rows if made.train.rows.count(row) == 1}
     for place, row in enumerate(made.train.rows):
         example = rows.get(row)
         if row not in once or not isinstance(example, Example):
             continue
-        turns = [turn for turn in example.turns if turn.role in ("assistant", "text") and turn.learn]
+        turns = [
+            turn for turn in example.turns if turn.role in ("assistant", "text") and turn.learn
+        ]
         if params.train_turns == "last":
             turns = turns[-1:]
         learned = made.train[place]

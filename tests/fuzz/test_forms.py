@@ -1,4 +1,6 @@
-"""Forms, files of parameters and command lines: parsed alike by every way in, or refused as promised."""
+"""Forms, files of parameters and command lines: parsed alike by every way in, or refused as
+promised.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ GOOD = {"model_config": "config.json", "dataset_name": "data.jsonl"}
     unknown=st.sampled_from(("error", "note")),
     whole=st.sampled_from((True, True, False)),
 )
-def test_a_form_is_refused_or_repeated_by_its_run(job: Path, form: dict[str, Any], unknown: Any, whole: bool) -> None:
+def test_a_form_is_refused_or_repeated_by_its_run(
+    job: Path, form: dict[str, Any], unknown: Any, whole: bool
+) -> None:
     with contextlib.chdir(job), tempfile.TemporaryDirectory() as name:
         parsed = kept(lambda: parse((GOOD if whole else {}) | form, unknown=unknown))
         if parsed is None:
@@ -65,7 +69,9 @@ def test_a_form_is_refused_or_repeated_by_its_run(job: Path, form: dict[str, Any
 
 
 @given(form=forms(), host=st.dictionaries(st.sampled_from(HOST_FIELDS), values(2), max_size=1))
-def test_a_hosts_input_file_is_refused_or_parsed(form: dict[str, Any], host: Mapping[str, Any]) -> None:
+def test_a_hosts_input_file_is_refused_or_parsed(
+    form: dict[str, Any], host: Mapping[str, Any]
+) -> None:
     board = "/w/experiments/e/tensorboards/t"
     config = {
         "job_id": "1",
@@ -77,7 +83,9 @@ def test_a_hosts_input_file_is_refused_or_parsed(form: dict[str, Any], host: Map
     }
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "input.json"
-        file.write_text(json.dumps({"experiment": {"name": "e"}, "config": config}), encoding="utf-8")
+        file.write_text(
+            json.dumps({"experiment": {"name": "e"}, "config": config}), encoding="utf-8"
+        )
         job = kept(lambda: read_job(str(file)))
         made = kept(lambda: form_values(job)) if job else None
         parsed = kept(lambda: parse(made[0], unknown="note")) if made else None
@@ -163,7 +171,9 @@ def without_workers() -> Iterator[None]:
 
 def run(argv: Sequence[str]) -> tuple[int, str, str]:
     """Run one command as a shell does, its streams as Python opens them."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
+    out, err = (
+        io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace")
+    )
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = cli.run(argv) or 0

@@ -7,7 +7,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-# Spellings that mean something somewhere: tokens, marks of templates, private characters, ends of lines.
+# Spellings that mean something somewhere: tokens, marks of templates, private characters, ends of
+# lines.
 PIECES = (
     *(
         "[MASK]",
@@ -79,7 +80,9 @@ PIECES = (
 @cache
 def texts(most: int = 6) -> st.SearchStrategy[str]:
     """Texts of pieces that mean something, of any characters, and plain ones."""
-    plain = st.sampled_from(("Why is the sky blue?", "Because of its air.", "4", "a", "one two three", "", " "))
+    plain = st.sampled_from(
+        ("Why is the sky blue?", "Because of its air.", "4", "a", "one two three", "", " ")
+    )
     pieces = st.lists(st.sampled_from(PIECES), max_size=most).map("".join)
     return plain | pieces | st.text(st.characters(), max_size=4 * most)
 

@@ -1,4 +1,6 @@
-"""Model tests are tiny: a second thread costs more than it brings, and results should not depend on their number."""
+"""Model tests are tiny: a second thread costs more than it brings, and results should not depend on
+their number.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What the model tests share: published config.json files, tiny ones of that form, weights and checkpoints for them."""
+"""What the model tests share: published config.json files, tiny ones of that form, weights and
+checkpoints for them.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,10 @@ LLADA_8B: dict = {
 DREAM_7B: dict = {
     "architectures": ["DreamModel"],
     "attention_dropout": 0.0,
-    "auto_map": {"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"},
+    "auto_map": {
+        "AutoConfig": "configuration_dream.DreamConfig",
+        "AutoModel": "modeling_dream.DreamModel",
+    },
     "bos_token_id": 151643,
     "eos_token_id": 151643,
     "hidden_act": "silu",
@@ -127,7 +132,9 @@ DREAM: dict = DREAM_7B | {
 
 
 def random_state(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
-    """Weights large enough that attention is far from uniform and a wrong sign, order or rotation shows."""
+    """Weights large enough that attention is far from uniform and a wrong sign, order or rotation
+    shows.
+    """
     rng = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in shapes.items():
@@ -136,16 +143,23 @@ def random_state(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, tor
         else:
             state[name] = torch.randn(shape, generator=rng) * (0.25 if len(shape) == 2 else 0.4)
     for head in {"model.transformer.ff_out.weight", "lm_head.weight"} & state.keys():
-        state[head] /= 3  # logits of a few units: 1e-5 is about ten times the fp32 rounding of such a model
+        state[head] /= (
+            3  # logits of a few units: 1e-5 is about ten times the fp32 rounding of such a model
+        )
     return state
 
 
 def write_checkpoint(folder: Path, config: dict, state: dict[str, torch.Tensor]) -> Path:
-    """A checkpoint as other people's tools write it: config.json, two shards, an index; no code of ours involved."""
+    """A checkpoint as other people's tools write it: config.json, two shards, an index; no code of
+    ours involved.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     names = sorted(state)
-    halves = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    halves = {
+        "model-00001-of-00002.safetensors": names[::2],
+        "model-00002-of-00002.safetensors": names[1::2],
+    }
     for file, held in halves.items():
         save_file({name: state[name] for name in held}, folder / file, metadata={"format": "pt"})
     index = {

@@ -1,8 +1,10 @@
-"""LLaDA and Dream once more, in plain torch, from the formulas and a raw state dict of published names. Test only.
+"""LLaDA and Dream once more, in plain torch, from the formulas and a raw state dict of published
+names. Test only.
 
-Independent on purpose: no transformers, no code of `plugin`, and no masks. Padding is cut out of a row before the
-forward and a packed row is computed document by document, so "invisible" and "does not leak" hold by construction.
-Everything is fp64 inside, so that a difference measures the program under test.
+Independent on purpose: no transformers, no code of `plugin`, and no masks. Padding is cut out of a
+row before the forward and a packed row is computed document by document, so "invisible" and "does
+not leak" hold by construction. Everything is fp64 inside, so that a difference measures the program
+under test.
 
 Shapes: S rows, T tokens, V vocabulary; inside, one document of L tokens.
 """
@@ -48,7 +50,9 @@ def swiglu(x, gate, up, down):
     return (g * torch.sigmoid(g) * (x @ up.T)) @ down.T
 
 
-def llada_document(state: State, config: dict, ids: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+def llada_document(
+    state: State, config: dict, ids: torch.Tensor, where: torch.Tensor
+) -> torch.Tensor:
     """Logits [L, V] of one document ids [L] at positions where [L]."""
     w = {name: tensor.double() for name, tensor in state.items()}
     eps, theta = config["rms_norm_eps"], config["rope_theta"]
@@ -61,15 +65,25 @@ def llada_document(state: State, config: dict, ids: torch.Tensor, where: torch.T
         }
         x = norm(h, block["attn_norm.weight"], eps)
         q, k, v = (x @ block[f"{part}_proj.weight"].T for part in "qkv")
-        h = h + attend(q, k, v, where, config["n_heads"], config["n_kv_heads"], theta) @ block["attn_out.weight"].T
+        h = (
+            h
+            + attend(q, k, v, where, config["n_heads"], config["n_kv_heads"], theta)
+            @ block["attn_out.weight"].T
+        )
         x = norm(h, block["ff_norm.weight"], eps)
         h = h + swiglu(x, block["ff_proj.weight"], block["up_proj.weight"], block["ff_out.weight"])
     h = norm(h, w["model.transformer.ln_f.weight"], eps)
-    head = "model.transformer.wte.weight" if config["weight_tying"] else "model.transformer.ff_out.weight"
+    head = (
+        "model.transformer.wte.weight"
+        if config["weight_tying"]
+        else "model.transformer.ff_out.weight"
+    )
     return h @ w[head].T
 
 
-def dream_document(state: State, config: dict, ids: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+def dream_document(
+    state: State, config: dict, ids: torch.Tensor, where: torch.Tensor
+) -> torch.Tensor:
     """Aligned logits [L, V] of one document: row i from state i-1, row 0 from its own."""
     w = {name: tensor.double() for name, tensor in state.items()}
     eps, theta = config["rms_norm_eps"], config["rope_theta"]
@@ -78,8 +92,16 @@ def dream_document(state: State, config: dict, ids: torch.Tensor, where: torch.T
     for n in range(config["num_hidden_layers"]):
         layer = f"model.layers.{n}."
         x = norm(h, w[layer + "input_layernorm.weight"], eps)
-        q, k, v = (x @ w[f"{layer}self_attn.{part}_proj.weight"].T + w[f"{layer}self_attn.{part}_proj.bias"] for part in "qkv")
-        h = h + attend(q, k, v, where, heads, kv_heads, theta) @ w[layer + "self_attn.o_proj.weight"].T
+        q, k, v = (
+            x @ w[f"{layer}self_attn.{part}_proj.weight"].T
+            + w[f"{layer}self_attn.{part}_proj.bias"]
+            for part in "qkv"
+        )
+        h = (
+            h
+            + attend(q, k, v, where, heads, kv_heads, theta)
+            @ w[layer + "self_attn.o_proj.weight"].T
+        )
         x = norm(h, w[layer + "post_attention_layernorm.weight"], eps)
         h = h + swiglu(x, *(w[f"{layer}mlp.{part}_proj.weight"] for part in ("gate", "up", "down")))
     h = norm(h, w["model.norm.weight"], eps)
@@ -88,8 +110,13 @@ def dream_document(state: State, config: dict, ids: torch.Tensor, where: torch.T
     return h @ w[head].T
 
 
-def logits(state: State, config: dict, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Logits fp32 [S, T, V] of ids [S, T]; 0 at padding (mask [S, T], 1 = real). The family is read from model_type."""
+def logits(
+    state: State, config: dict, ids: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Logits fp32 [S, T, V] of ids [S, T]; 0 at padding (mask [S, T], 1 = real).
+
+    The family is read from model_type.
+    """
     document = {"llada": llada_document, "Dream": dream_document}[config["model_type"]]
     mask = torch.ones_like(ids) if mask is None else mask
     rows = []

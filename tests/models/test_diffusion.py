@@ -1,4 +1,6 @@
-"""The trained module against the model's own forward on every document alone: padding, gathering and layout change nothing."""
+"""The trained module against the model's own forward on every document alone: padding, gathering
+and layout change nothing.
+"""
 
 from __future__ import annotations
 
@@ -50,13 +52,18 @@ def test_sums_are_those_of_every_document_alone(family: str, kernel: str, lora: 
     model, piece = tiny_model(family), one_piece()
     model.set_attn_implementation(kernel)
     model = adapted(model, family) if lora else model
-    assert len({one.noisy.size for one in piece.corruptions}) > 5, "lengths differ, or nothing is padded"
+    assert len({one.noisy.size for one in piece.corruptions}) > 5, (
+        "lengths differ, or nothing is padded"
+    )
     assert piece.batch.longest > 3 * 4, "longer than ModernBERT's window of 4"
     wanted = torch.stack(alone(model, DOCUMENTS, piece))
     got = DiffusionModel(model, PAD)(piece.batch)
     assert wanted.max() > 10
     torch.testing.assert_close(got.weighted, wanted, rtol=1e-5, atol=1e-5)
-    unweighted = [loss / one.weight[0] if one.weight.size else loss for loss, one in zip(wanted, piece.corruptions, strict=True)]
+    unweighted = [
+        loss / one.weight[0] if one.weight.size else loss
+        for loss, one in zip(wanted, piece.corruptions, strict=True)
+    ]
     torch.testing.assert_close(got.nll, torch.stack(unweighted).detach(), rtol=1e-5, atol=1e-5)
 
 
@@ -74,23 +81,36 @@ def test_gradients_are_those_of_every_document_alone(family: str, lora: bool) ->
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_documents_of_one_length_take_the_path_without_a_mask(family: str) -> None:
-    model, (piece, *_) = tiny_model(family), build_step(slots(12, 12), DOCUMENTS, rules(), batch_size=1).pieces
+    model, (piece, *_) = (
+        tiny_model(family),
+        build_step(slots(12, 12), DOCUMENTS, rules(), batch_size=1).pieces,
+    )
     assert piece.batch.documents == 1
     (wanted,) = alone(model, DOCUMENTS, piece)
-    torch.testing.assert_close(DiffusionModel(model, PAD)(piece.batch).weighted[0], wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        DiffusionModel(model, PAD)(piece.batch).weighted[0], wanted, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_is_invisible(family: str) -> None:
-    """A much longer neighbour makes three quarters of a row padding, whose token must not matter either."""
+    """A much longer neighbour makes three quarters of a row padding, whose token must not matter
+    either.
+    """
     model, piece = tiny_model(family), one_piece(1)
     (short,) = piece.corruptions
     (index,) = piece.documents
-    long = replace(short, noisy=np.full(60, 9, np.int32), masked=np.arange(0), weight=np.zeros(0, np.float32))
+    long = replace(
+        short, noisy=np.full(60, 9, np.int32), masked=np.arange(0), weight=np.zeros(0, np.float32)
+    )
     batch = lay_out([DOCUMENTS[index].ids, long.noisy], [short, long])
-    for pad_id in (PAD, 11) if family != "roberta" else (PAD,):  # RoBERTa finds its positions by the pad token
+    for pad_id in (
+        (PAD, 11) if family != "roberta" else (PAD,)
+    ):  # RoBERTa finds its positions by the pad token
         got = DiffusionModel(model, pad_id)(batch).weighted
-        torch.testing.assert_close(got[0], DiffusionModel(model, PAD)(piece.batch).weighted[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            got[0], DiffusionModel(model, PAD)(piece.batch).weighted[0], rtol=1e-5, atol=1e-5
+        )
         assert got[1] == 0
 
 
@@ -99,8 +119,14 @@ def test_a_neighbours_text_changes_not_a_bit_of_a_documents_sums(family: str) ->
     module, piece = DiffusionModel(tiny_model(family), PAD), one_piece(6)
     before = module(piece.batch)
     first = piece.batch.document == 0
-    edited = torch.where(first & (piece.batch.ids != MASK), (piece.batch.ids + 7) % 30 + 5, piece.batch.ids)
-    target = torch.where(piece.batch.document[piece.batch.masked] == 0, (piece.batch.target + 3) % 30 + 5, piece.batch.target)
+    edited = torch.where(
+        first & (piece.batch.ids != MASK), (piece.batch.ids + 7) % 30 + 5, piece.batch.ids
+    )
+    target = torch.where(
+        piece.batch.document[piece.batch.masked] == 0,
+        (piece.batch.target + 3) % 30 + 5,
+        piece.batch.target,
+    )
     after = module(replace(piece.batch, ids=edited, target=target))
     assert piece.batch.masked.numel() > 6
     assert before.weighted[0] != after.weighted[0]
@@ -127,7 +153,8 @@ def test_no_gradient_of_a_documents_loss_reaches_its_neighbours(family: str) -> 
         reached = embedded[0].grad.abs().sum(-1) > 0
         wanted = torch.zeros_like(reached)
         wanted[row, :length] = sums.weighted[row] > 0
-        # Dream's last state predicts nothing, but its token is still seen; ModernBERT's window of 4 may not reach all tokens.
+        # Dream's last state predicts nothing, but its token is still seen; ModernBERT's window of 4
+        # may not reach all tokens.
         assert (reached & ~wanted).sum() == 0
         assert sums.weighted[row] == 0 or reached[row].sum() >= min(4, length)
 

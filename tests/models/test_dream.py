@@ -19,11 +19,15 @@ def dream() -> DreamModel:
 
 
 def test_logits_are_aligned():
-    """Row i is the head of state i-1; the first is its own, as in Dream's cat([logits[:, :1], logits[:, :-1]], 1)."""
+    """Row i is the head of state i-1; the first is its own, as in Dream's cat([logits[:, :1],
+    logits[:, :-1]], 1).
+    """
     model = dream()
     ids = torch.tensor([[2, 9, 63, 63, 5], [7, 63, 8, 3, 4]])
     raw = model.head(model.encode(ids))
-    torch.testing.assert_close(model(ids).logits, torch.cat([raw[:, :1], raw[:, :-1]], 1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        model(ids).logits, torch.cat([raw[:, :1], raw[:, :-1]], 1), atol=1e-6, rtol=0
+    )
 
 
 def test_a_first_token_is_never_predicted_from_another_document():
@@ -43,7 +47,9 @@ def test_a_first_token_is_never_predicted_from_another_document():
 
 
 def test_the_pad_embedding_learns():
-    """eos = pad = 1: the published class gives it no gradient, and what cannot learn eos cannot learn to stop."""
+    """eos = pad = 1: the published class gives it no gradient, and what cannot learn eos cannot
+    learn to stop.
+    """
     model = dream()
     assert model.config.pad_token_id == model.config.eos_token_id == 1
     model(torch.tensor([[2, 1, 3, 1]])).logits.square().mean().backward()
@@ -57,15 +63,26 @@ def test_pad_row_is_not_zeroed_on_loading_or_building(tmp_path):
     model.save_pretrained(tmp_path)
     row = DreamModel.from_pretrained(tmp_path).get_input_embeddings().weight[1]
     assert torch.equal(row, model.get_input_embeddings().weight[1])
-    assert DreamModel(DreamConfig.from_dict(dict(DREAM))).get_input_embeddings().weight[1].abs().sum() > 0
+    assert (
+        DreamModel(DreamConfig.from_dict(dict(DREAM))).get_input_embeddings().weight[1].abs().sum()
+        > 0
+    )
 
 
 def test_names_and_shapes_are_qwen2s():
-    shared = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    shared = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+    )
     fields = {name: DREAM[name] for name in (*shared, "num_key_value_heads", "tie_word_embeddings")}
     qwen = Qwen2ForCausalLM(Qwen2Config(**fields)).state_dict()
     ours = dream().state_dict()
-    assert {name: tensor.shape for name, tensor in ours.items()} == {name: tensor.shape for name, tensor in qwen.items()}
+    assert {name: tensor.shape for name, tensor in ours.items()} == {
+        name: tensor.shape for name, tensor in qwen.items()
+    }
 
 
 def test_a_null_head_width_is_the_usual_one():

@@ -1,4 +1,6 @@
-"""What both families promise of a forward: full attention, and no sight of padding or of a packed neighbour."""
+"""What both families promise of a forward: full attention, and no sight of padding or of a packed
+neighbour.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from tests.models.published_examples import DREAM, TYING, build, families, some_
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_every_query_sees_something(attention, dtype):
-    """Also where the caller's mask shows it nothing: an empty row is NaN in some kernels, all keys in others."""
+    """Also where the caller's mask shows it nothing: an empty row is NaN in some kernels, all keys
+    in others.
+    """
     config = DreamConfig.from_dict(dict(DREAM))
     config._attn_implementation = attention
     hidden = torch.zeros(2, 4, 32, dtype=dtype)
@@ -26,7 +30,9 @@ def test_every_query_sees_something(attention, dtype):
     lowest = torch.zeros(pairs.shape).masked_fill(~pairs, torch.finfo(torch.float32).min)
     old = torch.zeros(pairs.shape).masked_fill(~pairs, -1e4)
 
-    keys = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)[:, None, None].expand(2, 1, 4, 4)
+    keys = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)[:, None, None].expand(
+        2, 1, 4, 4
+    )
     blocks = torch.eye(4, dtype=torch.bool).repeat(2, 1, 1, 1)
     blocks[0, 0, :2, :2] = True
     for mask, expected in (
@@ -74,13 +80,23 @@ def test_packed_documents_do_not_meet(family, attention, form):
     model, fields, state = build(family)
     model.set_attn_implementation(attention)
     ids = some_ids(1, 10)
-    document = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1, -1]])  # the last is padding: its row is empty
-    pairs = (document[:, None, :, None] == document[:, None, None, :]) & (document >= 0)[:, None, None, :]
-    mask = pairs if form == "boolean" else torch.zeros(1, 1, 10, 10).masked_fill(~pairs, torch.finfo(torch.float).min)
+    document = torch.tensor(
+        [[0, 0, 0, 0, 1, 1, 1, 1, 1, -1]]
+    )  # the last is padding: its row is empty
+    pairs = (document[:, None, :, None] == document[:, None, None, :]) & (document >= 0)[
+        :, None, None, :
+    ]
+    mask = (
+        pairs
+        if form == "boolean"
+        else torch.zeros(1, 1, 10, 10).masked_fill(~pairs, torch.finfo(torch.float).min)
+    )
     where = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4, 0]])
 
     embedded = []
-    model.get_input_embeddings().register_forward_hook(lambda *call: embedded.append(call[2]) or call[2].retain_grad())
+    model.get_input_embeddings().register_forward_hook(
+        lambda *call: embedded.append(call[2]) or call[2].retain_grad()
+    )
     out = model(input_ids=ids, attention_mask=mask, position_ids=where).logits
     edited = ids.clone()
     edited[0, :4] += 1
@@ -112,7 +128,9 @@ def test_gathered_hidden_states_give_the_same_logits(family):
 
 @families
 def test_attention_is_full(family):
-    """The first token's state depends on the last token, without a mask too, where a causal default would show."""
+    """The first token's state depends on the last token, without a mask too, where a causal default
+    would show.
+    """
     model, _, _ = build(family)
     for attention in ("eager", "sdpa"):
         model.set_attn_implementation(attention)
@@ -137,19 +155,31 @@ def test_gradient_checkpointing_changes_no_gradient(family):
         torch.testing.assert_close(plain, checkpointed, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft reads it
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)  # peft reads it
 @families
 @pytest.mark.parametrize("tied", [False, True])
 def test_lora_leaves_the_head_alone_and_merges_exactly(family, tied):
-    """all-linear excludes the head, though LLaDA's blocks have an `ff_out` too; a new token's row moves a tied head."""
+    """all-linear excludes the head, though LLaDA's blocks have an `ff_out` too; a new token's row
+    moves a tied head.
+    """
     model, _, _ = build(family, **{TYING[family]: tied})
     ids = some_ids(1, 5)
     ids[0, 2] = 63
     before = model(input_ids=ids).logits
     torch.manual_seed(0)  # peft draws from the global generator
-    lora = peft.LoraConfig(r=2, lora_alpha=2, target_modules="all-linear", trainable_token_indices=[63], init_lora_weights=False)
+    lora = peft.LoraConfig(
+        r=2,
+        lora_alpha=2,
+        target_modules="all-linear",
+        trainable_token_indices=[63],
+        init_lora_weights=False,
+    )
     adapted = peft.get_peft_model(model, lora).eval()
-    targets = {name.split(".lora_A")[0] for name, _ in adapted.named_parameters() if "lora_A" in name}
+    targets = {
+        name.split(".lora_A")[0] for name, _ in adapted.named_parameters() if "lora_A" in name
+    }
     assert len(targets) == 14
     assert not [name for name in targets if name.endswith(("transformer.ff_out", "lm_head"))]
     for name, parameter in adapted.named_parameters():

@@ -30,7 +30,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def four_bit_layers(model: nn.Module) -> dict[str, Linear4bit]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)
+    }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -38,7 +40,10 @@ def four_bit_layers(model: nn.Module) -> dict[str, Linear4bit]:
 def test_linear_layers_are_double_quantised_nf4_and_nothing_else_is_touched(
     method: str, dtype: torch.dtype, bases: dict[str, Path]
 ) -> None:
-    plain, model = load_model(str(bases[method]), dtype=dtype), load_model(str(bases[method]), dtype=dtype, four_bit=True)
+    plain, model = (
+        load_model(str(bases[method]), dtype=dtype),
+        load_model(str(bases[method]), dtype=dtype, four_bit=True),
+    )
     layers = four_bit_layers(model)
     assert len(layers) == {"classic": 12, "bert": 8, "llada": 14, "dream": 14}[method]
     assert not any(name.startswith(KNOWN[model.config.model_type].head) for name in layers)
@@ -47,7 +52,11 @@ def test_linear_layers_are_double_quantised_nf4_and_nothing_else_is_touched(
         assert (state.quant_type, state.nested, layer.compute_dtype) == ("nf4", True, dtype)
         assert layer.weight.numel() == state.shape.numel() // 2, "two weights a byte"
     expected = dict(plain.named_parameters())
-    others = {name: weight for name, weight in model.named_parameters() if name.removesuffix(".weight") not in layers}
+    others = {
+        name: weight
+        for name, weight in model.named_parameters()
+        if name.removesuffix(".weight") not in layers
+    }
     assert len(others) + len(layers) == len(expected)
     for name, weight in others.items():
         assert weight.dtype == dtype
@@ -58,7 +67,10 @@ def test_linear_layers_are_double_quantised_nf4_and_nothing_else_is_touched(
 def test_the_weights_are_near_the_originals(method: str, bases: dict[str, Path]) -> None:
     plain = dict(load_model(str(bases[method])).named_parameters())
     for name, layer in four_bit_layers(load_model(str(bases[method]), four_bit=True)).items():
-        near, exact = dequantize_4bit(layer.weight.data, layer.weight.quant_state), plain[f"{name}.weight"]
+        near, exact = (
+            dequantize_4bit(layer.weight.data, layer.weight.quant_state),
+            plain[f"{name}.weight"],
+        )
         error = (near.float() - exact).norm() / exact.norm()
         assert 0.01 < error < 0.15  # NF4 of normal weights loses about a tenth
 
@@ -71,8 +83,12 @@ def snapshot(model: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, list[to
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", ["bert", "llada", "dream"])
-def test_sampling_changes_no_bit_of_the_model_that_trains(method: str, dtype: torch.dtype, bases: dict[str, Path]) -> None:
-    """bitsandbytes repacks weights at their first forward without gradients on CPUs with bfloat16 instructions."""
+def test_sampling_changes_no_bit_of_the_model_that_trains(
+    method: str, dtype: torch.dtype, bases: dict[str, Path]
+) -> None:
+    """bitsandbytes repacks weights at their first forward without gradients on CPUs with bfloat16
+    instructions.
+    """
     model = load_model(str(bases[method]), dtype=dtype, four_bit=True)
     ids = torch.arange(20)[None]
     logits, stored = snapshot(model, ids)
@@ -93,6 +109,10 @@ def test_without_bitsandbytes_four_bits_are_refused_and_the_rest_loads(
     with pytest.raises(JobError) as caught:
         load_model(str(bases["dream"]), four_bit=True)
     (problem,) = caught.value.problems
-    assert (problem.code, problem.field, problem.expected) == (2, "load_in_4bit", "bitsandbytes installed")
+    assert (problem.code, problem.field, problem.expected) == (
+        2,
+        "load_in_4bit",
+        "bitsandbytes installed",
+    )
     assert "load_in_4bit false" in problem.fix
     assert load_model(str(bases["dream"])).config.model_type == "Dream"

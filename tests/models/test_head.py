@@ -13,9 +13,14 @@ LN2, LN3 = math.log(2), math.log(3)
 
 
 def test_sums_of_two_documents_worked_by_hand() -> None:
-    # Probabilities (1/2, 1/4, 1/4), (1/3, 1/3, 1/3), (1/8, 1/8, 3/4): the hidden states are the logits themselves.
+    # Probabilities (1/2, 1/4, 1/4), (1/3, 1/3, 1/3), (1/8, 1/8, 3/4): the hidden states are the
+    # logits themselves.
     hidden = torch.log(torch.tensor([[2.0, 1, 1], [5, 5, 5], [1, 1, 6]]))
-    target, weight, document = torch.tensor([0, 2, 1]), torch.tensor([1.0, 2.0, 10.0]), torch.tensor([0, 2, 2])
+    target, weight, document = (
+        torch.tensor([0, 2, 1]),
+        torch.tensor([1.0, 2.0, 10.0]),
+        torch.tensor([0, 2, 2]),
+    )
     sums = masked_sums(hidden, lambda states: states, Rows(target, weight, document, 3))
     assert sums.weighted.tolist() == pytest.approx([LN2, 0, 2 * LN3 + 30 * LN2], rel=1e-6)
     assert sums.nll.tolist() == pytest.approx([LN2, 0, LN3 + 3 * LN2], rel=1e-6)
@@ -24,7 +29,11 @@ def test_sums_of_two_documents_worked_by_hand() -> None:
 
 def test_the_gradient_is_weight_times_probability_minus_truth() -> None:
     hidden = torch.log(torch.tensor([[2.0, 1, 1]])).requires_grad_()
-    sums = masked_sums(hidden, lambda states: states, Rows(torch.tensor([1]), torch.tensor([4.0]), torch.tensor([0]), 1))
+    sums = masked_sums(
+        hidden,
+        lambda states: states,
+        Rows(torch.tensor([1]), torch.tensor([4.0]), torch.tensor([0]), 1),
+    )
     sums.weighted.sum().backward()
     assert hidden.grad is not None
     assert hidden.grad[0].tolist() == pytest.approx([2.0, -3.0, 1.0], rel=1e-6)
@@ -34,7 +43,11 @@ def test_the_gradient_is_weight_times_probability_minus_truth() -> None:
 
 def test_the_loss_is_computed_in_float32_whatever_the_states_are() -> None:
     hidden = torch.zeros(1, 1000, dtype=torch.bfloat16)
-    sums = masked_sums(hidden, lambda states: states, Rows(torch.tensor([7]), torch.tensor([1.0]), torch.tensor([0]), 1))
+    sums = masked_sums(
+        hidden,
+        lambda states: states,
+        Rows(torch.tensor([7]), torch.tensor([1.0]), torch.tensor([0]), 1),
+    )
     assert sums.weighted.dtype == torch.float32
     assert sums.nll.item() == pytest.approx(math.log(1000), rel=1e-6)
 

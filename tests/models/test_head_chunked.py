@@ -1,4 +1,6 @@
-"""The chunked head against plain cross-entropy over full logits: losses, every gradient, and what is never held."""
+"""The chunked head against plain cross-entropy over full logits: losses, every gradient, and what
+is never held.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,12 @@ def chunks_of_five_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 def some_rows(seed: int = 0, vocabulary: int = V) -> Rows:
     draw = torch.Generator().manual_seed(seed)
     document = torch.randint(S - 1, (M,), generator=draw)  # the last document has nothing masked
-    return Rows(torch.randint(vocabulary, (M,), generator=draw), torch.rand(M, generator=draw) * 3, document, S)
+    return Rows(
+        torch.randint(vocabulary, (M,), generator=draw),
+        torch.rand(M, generator=draw) * 3,
+        document,
+        S,
+    )
 
 
 def some_layer(*, bias: bool = True, seed: int = 0) -> nn.Linear:
@@ -54,12 +61,20 @@ def assert_close(got: Tensor, wanted: Tensor, relative: float) -> None:
 
 
 def gradients(
-    sums: Callable[..., Sums], layer: nn.Linear, states: Tensor, rows: Rows, factor: Tensor | None = None
+    sums: Callable[..., Sums],
+    layer: nn.Linear,
+    states: Tensor,
+    rows: Rows,
+    factor: Tensor | None = None,
 ) -> list[Tensor]:
-    """Of states, then of the layer's parameters; `factor` [S] weighs the documents, None takes their sum."""
+    """Of states, then of the layer's parameters; `factor` [S] weighs the documents, None takes
+    their sum.
+    """
     wanted = [states.clone().requires_grad_(), *layer.parameters()]
     weighted = sums(wanted[0], layer, rows).weighted
-    return list(torch.autograd.grad(weighted.sum() * 0.37 if factor is None else weighted, wanted, factor))
+    return list(
+        torch.autograd.grad(weighted.sum() * 0.37 if factor is None else weighted, wanted, factor)
+    )
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -72,14 +87,21 @@ def test_losses_and_gradients_are_those_of_full_logits(bias: bool) -> None:
     assert got.correct.tolist() == wanted.correct.tolist()
     assert got.correct.sum() >= 8
     assert got.weighted[-1] == 0
-    for mine, plain in zip(gradients(masked_sums, layer, states, rows), gradients(plain_sums, layer, states, rows), strict=True):
+    for mine, plain in zip(
+        gradients(masked_sums, layer, states, rows),
+        gradients(plain_sums, layer, states, rows),
+        strict=True,
+    ):
         assert_close(mine, plain, 1e-6)
 
 
 def test_a_factor_for_each_document_is_honoured() -> None:
     layer, states, rows = some_layer(), some_states(), some_rows()
     for factor in (torch.tensor([0.0, -2.0, 5.0, 1.0]), torch.ones(S)):
-        found = gradients(masked_sums, layer, states, rows, factor), gradients(plain_sums, layer, states, rows, factor)
+        found = (
+            gradients(masked_sums, layer, states, rows, factor),
+            gradients(plain_sums, layer, states, rows, factor),
+        )
         for mine, plain in zip(*found, strict=True):
             assert_close(mine, plain, 1e-6)
 
@@ -87,7 +109,9 @@ def test_a_factor_for_each_document_is_honoured() -> None:
 def test_a_second_backward_gives_the_same_gradient() -> None:
     layer, states, rows = some_layer(), some_states(), some_rows()
     loss = masked_sums(states, layer, rows).weighted.sum() * 3
-    first, second = (torch.autograd.grad(loss, layer.weight, retain_graph=True)[0] for _ in range(2))
+    first, second = (
+        torch.autograd.grad(loss, layer.weight, retain_graph=True)[0] for _ in range(2)
+    )
     assert_close(second, first, 1e-6)
 
 
@@ -118,7 +142,10 @@ def test_accumulated_micro_batches_add_up() -> None:
         masked_sums(some_states(seed), layer, some_rows(seed)).weighted.sum().backward()
     assert layer.weight.grad is not None
     wanted = [
-        torch.autograd.grad(plain_sums(some_states(n), layer, some_rows(n)).weighted.sum(), layer.weight)[0] for n in (1, 2)
+        torch.autograd.grad(
+            plain_sums(some_states(n), layer, some_rows(n)).weighted.sum(), layer.weight
+        )[0]
+        for n in (1, 2)
     ]
     assert_close(layer.weight.grad, wanted[0] + wanted[1], 1e-6)
 
@@ -130,7 +157,10 @@ def test_under_autocast_errors_are_no_larger_than_plain_codes(dtype: torch.dtype
     exact_layer = some_layer().double()
     exact = plain_sums_64(states, exact_layer, rows)
     with torch.autocast("cpu", dtype=dtype):
-        mine, plain = gradients(masked_sums, layer, states, rows), gradients(plain_sums, layer, states, rows)
+        mine, plain = (
+            gradients(masked_sums, layer, states, rows),
+            gradients(plain_sums, layer, states, rows),
+        )
         losses = [sums(states, layer, rows).weighted.double() for sums in (masked_sums, plain_sums)]
     assert (losses[0] - exact[0]).norm() <= 1.1 * (losses[1] - exact[0]).norm()
     for got, reference, wanted in zip(mine, plain, exact[1:], strict=True):
@@ -146,7 +176,9 @@ def plain_sums_64(states: Tensor, layer: nn.Linear, rows: Rows) -> list[Tensor]:
 
 
 def test_float16_gradients_live_above_the_scalers_factor() -> None:
-    """Weights of 1e-6 are subnormal in float16; the factor 2**15 arrives only with the backward pass, and must be in time."""
+    """Weights of 1e-6 are subnormal in float16; the factor 2**15 arrives only with the backward
+    pass, and must be in time.
+    """
     layer, states, whole = some_layer(), some_states(), some_rows()
     rows = Rows(whole.target, whole.weight * 1e-6, whole.document, S)
     with torch.autocast("cpu", dtype=torch.float16):
@@ -160,13 +192,18 @@ def test_float16_gradients_live_above_the_scalers_factor() -> None:
 def test_weights_kept_in_bfloat16_get_bfloat16_gradients() -> None:
     layer, rows = some_layer().bfloat16(), some_rows()
     states = some_states().bfloat16()
-    mine, plain = gradients(masked_sums, layer, states, rows), gradients(plain_sums, layer, states, rows)
+    mine, plain = (
+        gradients(masked_sums, layer, states, rows),
+        gradients(plain_sums, layer, states, rows),
+    )
     for got, wanted in zip(mine, plain, strict=True):
         assert got.dtype == torch.bfloat16
         assert_close(got, wanted, 1e-2)
 
 
-def test_one_chunk_of_logits_at_a_time_and_every_row_projected_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_chunk_of_logits_at_a_time_and_every_row_projected_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sizes: list[int] = []
     homes: set[int] = set()
     project = head._project
@@ -222,11 +259,15 @@ def test_transform_and_projection_are_the_models_own_head(family: str) -> None:
     torch.testing.assert_close(logits[:, : 5 - shift], wanted[:, shift:], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft reads it
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)  # peft reads it
 @pytest.mark.filterwarnings("ignore::UserWarning")  # peft on tied embeddings
 @pytest.mark.parametrize(("family", "tied"), [("Dream", False), ("llada", True), ("bert", True)])
 def test_new_words_under_lora_train_through_the_wrapped_head(family: str, tied: bool) -> None:
-    """Trainable rows of a tied head, a whole copy of an untied one: neither is a plain linear layer any more."""
+    """Trainable rows of a tied head, a whole copy of an untied one: neither is a plain linear layer
+    any more.
+    """
     tying = {"llada": "weight_tying"}.get(family, "tie_word_embeddings")
     model = tiny_model(family, **{tying: tied})
     assert tiny_config(family, **{tying: tied}).tie_word_embeddings == tied
@@ -239,6 +280,10 @@ def test_new_words_under_lora_train_through_the_wrapped_head(family: str, tied: 
     for sums in (masked_sums, plain_sums):
         adapted.zero_grad()
         hidden = torch.randn(M, 16, generator=draw.manual_seed(5))
-        sums(FACES[family].transform(plain, hidden), output_projection(plain), whole).weighted.sum().backward()
-        found.append(torch.cat([p.grad.flatten() for p in adapted.parameters() if p.grad is not None]))
+        sums(
+            FACES[family].transform(plain, hidden), output_projection(plain), whole
+        ).weighted.sum().backward()
+        found.append(
+            torch.cat([p.grad.flatten() for p in adapted.parameters() if p.grad is not None])
+        )
     assert_close(*found, 1e-5)

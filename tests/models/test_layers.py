@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import FAMILIES, PAD, adapted, assert_same_vector, gradient, random_documents, rules, slots, tiny_model
+from tiny import (
+    FAMILIES,
+    PAD,
+    adapted,
+    assert_same_vector,
+    gradient,
+    random_documents,
+    rules,
+    slots,
+    tiny_model,
+)
 from torch._dynamo.utils import counters
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -28,16 +38,22 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 every_layout = pytest.mark.parametrize("attention", LAYOUTS, ids=["padded", "packed"])
 
 # Its tracer looks at every input's .grad, and is told so by torch.
-quiet_compiler = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+quiet_compiler = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)
 
 
 def batch_of(count: int, step: int, *, packed: bool) -> Batch:
     chosen = slots(count, 60, step=step)
-    (piece,) = build_step(chosen, DOCUMENTS, rules(), batch_size=count, layout=Layout(packed)).pieces
+    (piece,) = build_step(
+        chosen, DOCUMENTS, rules(), batch_size=count, layout=Layout(packed)
+    ).pieces
     return piece.batch
 
 
-def trained(family: str, mode: str, attention: str | None, *, lora: bool = False, **shape: Any) -> DiffusionModel:
+def trained(
+    family: str, mode: str, attention: str | None, *, lora: bool = False, **shape: Any
+) -> DiffusionModel:
     model: Any = tiny_model(family, **shape)
     if lora:
         model = adapted(model, family, dropout=0.3)
@@ -60,8 +76,12 @@ def loss_and_gradient(module: DiffusionModel, batch: Batch) -> tuple[torch.Tenso
 @every_family
 @every_layout
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_recomputation_changes_no_bit_of_loss_or_gradient(family: str, attention: str | None, lora: bool) -> None:
-    """Dropout of the adapters included: a layer that is made again draws the numbers it drew before."""
+def test_recomputation_changes_no_bit_of_loss_or_gradient(
+    family: str, attention: str | None, lora: bool
+) -> None:
+    """Dropout of the adapters included: a layer that is made again draws the numbers it drew
+    before.
+    """
     batch = batch_of(12, 0, packed=attention is not None)
     loss, slopes = loss_and_gradient(trained(family, "none", attention, lora=lora), batch)
     assert slopes.norm() > 0
@@ -80,7 +100,10 @@ def test_dropout_is_not_idle_in_that_test() -> None:
 
 def kept_after_forward(family: str, mode: str, attention: str | None) -> int:
     """Bytes of activations alive when the backward pass begins."""
-    module, batch = trained(family, mode, attention, hidden_size=32), batch_of(40, 0, packed=attention is not None)
+    module, batch = (
+        trained(family, mode, attention, hidden_size=32),
+        batch_of(40, 0, packed=attention is not None),
+    )
     held = [*module.parameters(), *module.buffers()]
     gc.collect()
     with Tracker(vocabulary=-1, known={one.untyped_storage()._cdata for one in held}) as tracker:
@@ -100,7 +123,11 @@ def test_full_keeps_least_and_selective_lies_between(family: str, attention: str
 
 def runs_of_a_layer(module: DiffusionModel, batch: Batch) -> int:
     """How often the last layer's first normalisation runs in a forward and a backward pass."""
-    (*_, last) = (layer for layer in bare(module.model).modules() if isinstance(layer, GradientCheckpointingLayer))
+    (*_, last) = (
+        layer
+        for layer in bare(module.model).modules()
+        if isinstance(layer, GradientCheckpointingLayer)
+    )
     norm = next(part for part in last.modules() if "Norm" in type(part).__name__)
     calls: list[int] = []
     hook = norm.register_forward_hook(lambda *_: calls.append(1))
@@ -141,7 +168,10 @@ def compiler() -> Iterator[None]:
 
 def compiled(module: DiffusionModel) -> DiffusionModel:
     names = list(module.state_dict())
-    assert compile_layers(module.model, may_fail=False, backend="aot_eager") == bare(module.model).config.num_hidden_layers
+    assert (
+        compile_layers(module.model, may_fail=False, backend="aot_eager")
+        == bare(module.model).config.num_hidden_layers
+    )
     assert list(module.state_dict()) == names
     return module
 
@@ -153,15 +183,22 @@ def graphs() -> int:
 @quiet_compiler
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize(("family", "mode"), [("bert", "none"), ("llada", "full")])
-def test_compiled_layers_give_the_same_numbers_and_are_compiled_once(family: str, mode: str) -> None:
-    """Three layers share their graphs, recomputed or not, and batches of new lengths need no new ones."""
+def test_compiled_layers_give_the_same_numbers_and_are_compiled_once(
+    family: str, mode: str
+) -> None:
+    """Three layers share their graphs, recomputed or not, and batches of new lengths need no new
+    ones.
+    """
     plain = trained(family, "none", "loop", num_hidden_layers=3)
     fast = compiled(trained(family, mode, "loop", num_hidden_layers=3))
     lengths, counted = set(), []
     for step in range(6):
         batch = batch_of(6 + step, step, packed=True)
         lengths.add(batch.ids.shape[0])
-        (wanted, slopes), (loss, found) = loss_and_gradient(plain, batch), loss_and_gradient(fast, batch)
+        (wanted, slopes), (loss, found) = (
+            loss_and_gradient(plain, batch),
+            loss_and_gradient(fast, batch),
+        )
         torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=1e-5)
         assert_same_vector(found, slopes, 1e-6)
         counted.append(graphs())
@@ -172,7 +209,9 @@ def test_compiled_layers_give_the_same_numbers_and_are_compiled_once(family: str
 @quiet_compiler
 @pytest.mark.usefixtures("compiler")
 def test_padded_masks_compile_each_layer_once() -> None:
-    """ModernBERT's two masks reach compiled layers in one layout, however many layers and lengths there are."""
+    """ModernBERT's two masks reach compiled layers in one layout, however many layers and lengths
+    there are.
+    """
     counted = []
     for layers in (3, 9):
         fast = compiled(trained("modernbert", "none", None, num_hidden_layers=layers))
@@ -185,7 +224,9 @@ def test_padded_masks_compile_each_layer_once() -> None:
 
 
 def test_segments_hold_no_cache_that_a_compiler_guards() -> None:
-    """torch 2.11 guards on what it finds in a compiled layer's arguments: a dict of masks was a new layer for every batch."""
+    """torch 2.11 guards on what it finds in a compiled layer's arguments: a dict of masks was a new
+    layer for every batch.
+    """
     batch = batch_of(6, 0, packed=True)
     segments = Segments.of(batch, "dense")
     before = dict(vars(segments))

@@ -1,4 +1,6 @@
-"""LLaDA alone: defaults of absent fields, rows beyond the vocabulary, precision of RMSNorm and RoPE."""
+"""LLaDA alone: defaults of absent fields, rows beyond the vocabulary, precision of RMSNorm and
+RoPE.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ NAMES = [
 def test_names_written_out():
     model = LLaDAModelLM(LLaDAConfig.from_dict(LLADA | {"n_layers": 1}))
     assert sorted(model.state_dict()) == sorted(NAMES)
-    assert all(parameter.dim() != 1 or "norm" in name or "ln_f" in name for name, parameter in model.named_parameters())
+    assert all(
+        parameter.dim() != 1 or "norm" in name or "ln_f" in name
+        for name, parameter in model.named_parameters()
+    )
 
 
 def test_absent_fields_take_the_meaning_of_the_published_class():
@@ -45,7 +50,9 @@ def test_embedding_rows_beyond_the_vocabulary_are_there():
 
 
 def test_the_gate_is_ff_proj_and_not_up_proj():
-    """Swapping the two shapes alike tensors must change the result, or the names would mean nothing."""
+    """Swapping the two shapes alike tensors must change the result, or the names would mean
+    nothing.
+    """
     config = LLaDAConfig.from_dict(dict(LLADA))
     model = LLaDAModelLM(config).eval()
     state = random_state(published_shapes(config), seed=5)
@@ -62,22 +69,32 @@ def test_the_gate_is_ff_proj_and_not_up_proj():
 
 
 def test_rotation_by_hand():
-    """Two-wide heads turn by `position` radians; a four-wide head pairs 0 with 2 and 1 with 3 (half rotation)."""
+    """Two-wide heads turn by `position` radians; a four-wide head pairs 0 with 2 and 1 with 3 (half
+    rotation).
+    """
     cos, sin = rotary_tables(torch.tensor([[1]]), 2, 10000.0)
-    torch.testing.assert_close(rotate(torch.tensor([[[[1.0, 0.0]]]]), cos, sin), torch.tensor([[[[0.5403023, 0.8414710]]]]))
+    torch.testing.assert_close(
+        rotate(torch.tensor([[[[1.0, 0.0]]]]), cos, sin), torch.tensor([[[[0.5403023, 0.8414710]]]])
+    )
     cos, sin = rotary_tables(torch.tensor([[2]]), 4, 100.0)  # angles 2 and 0.2
     turned = rotate(torch.tensor([[[[1.0, 1.0, 0.0, 0.0]]]]), cos, sin)
-    torch.testing.assert_close(turned, torch.tensor([[[[-0.4161468, 0.9800666, 0.9092974, 0.1986693]]]]))
+    torch.testing.assert_close(
+        turned, torch.tensor([[[[-0.4161468, 0.9800666, 0.9092974, 0.1986693]]]])
+    )
 
 
 def test_rope_is_fp32_in_a_bf16_model():
-    """At position 4000 bf16 cannot hold the angle (spacing 16), nor can a bf16 table of frequencies make it."""
+    """At position 4000 bf16 cannot hold the angle (spacing 16), nor can a bf16 table of frequencies
+    make it.
+    """
     x = torch.randn(1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
     cos, sin = rotary_tables(torch.tensor([[4001]]), 8, 500000.0)
     assert cos.dtype == torch.float32
     turned = rotate(x.bfloat16(), cos, sin)
     assert turned.dtype == torch.bfloat16
-    torch.testing.assert_close(turned, rotate(x.bfloat16().float(), cos, sin).bfloat16(), atol=0, rtol=0)
+    torch.testing.assert_close(
+        turned, rotate(x.bfloat16().float(), cos, sin).bfloat16(), atol=0, rtol=0
+    )
     model = LLaDAModelLM(LLaDAConfig.from_dict(dict(LLADA))).bfloat16()
     assert not list(model.buffers())  # nothing that a cast could have rounded
 

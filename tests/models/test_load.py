@@ -1,4 +1,6 @@
-"""Loading: real folders of every family come back whole, and everything else is refused by name, with exit code 4."""
+"""Loading: real folders of every family come back whole, and everything else is refused by name,
+with exit code 4.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def refusal(act: Callable[[], object]) -> Problem:
 def edit_config(folder: Path, **changes: Any) -> None:
     """Change config.json; None removes a key."""
     fields = {**json.loads((folder / "config.json").read_text()), **changes}
-    (folder / "config.json").write_text(json.dumps({key: value for key, value in fields.items() if value is not None}))
+    (folder / "config.json").write_text(
+        json.dumps({key: value for key, value in fields.items() if value is not None})
+    )
 
 
 @pytest.fixture
@@ -46,7 +50,9 @@ def bert(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_saved_model_comes_back_with_the_same_logits(family: str, tied: bool, tmp_path: Path) -> None:
+def test_a_saved_model_comes_back_with_the_same_logits(
+    family: str, tied: bool, tmp_path: Path
+) -> None:
     model = tiny_model(family, tie_word_embeddings=tied)
     model.save_pretrained(tmp_path)
     loaded = load_model(str(tmp_path), offline=True)
@@ -91,7 +97,8 @@ def test_safetensors_are_read_even_beside_pickled_weights(bert: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("missing", "says"), [("config.json", "config.json"), ("model.safetensors", "no weights"), (None, "exists")]
+    ("missing", "says"),
+    [("config.json", "config.json"), ("model.safetensors", "no weights"), (None, "exists")],
 )
 def test_an_incomplete_folder_is_refused(bert: Path, missing: str | None, says: str) -> None:
     if missing:
@@ -108,7 +115,9 @@ def test_an_encoder_without_a_head_is_refused_by_its_class(tmp_path: Path) -> No
     assert "BertForMaskedLM" in problem.expected
 
 
-def test_an_encoder_that_claims_a_head_is_refused_with_the_missing_weights_named(tmp_path: Path) -> None:
+def test_an_encoder_that_claims_a_head_is_refused_with_the_missing_weights_named(
+    tmp_path: Path,
+) -> None:
     BertModel(tiny_config("bert")).save_pretrained(tmp_path)
     edit_config(tmp_path, architectures=["BertForMaskedLM"])
     problem = refusal(lambda: load_model(str(tmp_path)))
@@ -120,26 +129,43 @@ def test_an_encoder_that_claims_a_head_is_refused_with_the_missing_weights_named
 def test_foreign_and_misshapen_weights_are_named(bert: Path) -> None:
     weights = load_file(bert / "model.safetensors")
     name = "bert.encoder.layer.0.output.dense.weight"
-    save_file({**weights, "bert.extra.weight": torch.ones(2)}, bert / "model.safetensors", {"format": "pt"})
+    save_file(
+        {**weights, "bert.extra.weight": torch.ones(2)},
+        bert / "model.safetensors",
+        {"format": "pt"},
+    )
     assert "unexpected bert.extra.weight" in refusal(lambda: load_model(str(bert))).got
-    save_file({**weights, name: weights[name][:, :-1].contiguous()}, bert / "model.safetensors", {"format": "pt"})
+    save_file(
+        {**weights, name: weights[name][:, :-1].contiguous()},
+        bert / "model.safetensors",
+        {"format": "pt"},
+    )
     assert name in refusal(lambda: load_model(str(bert))).got
 
 
 def test_the_pooler_and_sentence_head_of_published_files_are_left_out(bert: Path) -> None:
     weights = load_file(bert / "model.safetensors")
-    extra = {"bert.pooler.dense.weight": torch.ones(16, 16), "cls.seq_relationship.weight": torch.ones(2, 16)}
+    extra = {
+        "bert.pooler.dense.weight": torch.ones(16, 16),
+        "cls.seq_relationship.weight": torch.ones(2, 16),
+    }
     save_file({**weights, **extra}, bert / "model.safetensors", {"format": "pt"})
     assert load_model(str(bert)).config.model_type == "bert"
 
 
 @pytest.mark.parametrize("family", ["llada", "Dream"])
-def test_missing_and_unexpected_weights_of_a_published_family_are_listed(family: str, tmp_path: Path) -> None:
+def test_missing_and_unexpected_weights_of_a_published_family_are_listed(
+    family: str, tmp_path: Path
+) -> None:
     tiny_model(family).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     lost = sorted(name for name in weights if "q_proj.weight" in name)
     kept = {name: tensor for name, tensor in weights.items() if name not in lost}
-    save_file({**kept, "model.vision.weight": torch.ones(2)}, tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(
+        {**kept, "model.vision.weight": torch.ones(2)},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
     problem = refusal(lambda: load_model(str(tmp_path)))
     assert len(lost) == 2
     assert f"missing {', '.join(lost)}; unexpected model.vision.weight" in problem.got
@@ -152,11 +178,17 @@ def test_another_mask_token_than_the_models_is_refused(family: str) -> None:
     check_pair(config, words, 16)
     config.mask_token_id = 9
     problem = refusal(lambda: check_pair(config, words, 16))
-    assert (problem.field, problem.expected, problem.got) == ("tokenizer_name", "the model's mask token (id 9)", "id 4")
+    assert (problem.field, problem.expected, problem.got) == (
+        "tokenizer_name",
+        "the model's mask token (id 9)",
+        "id 4",
+    )
 
 
 def test_a_causal_model_is_refused_by_family(tmp_path: Path) -> None:
-    GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2)).save_pretrained(
+        tmp_path
+    )
     problem = refusal(lambda: load_model(str(tmp_path)))
     assert problem.field == "model_name"
     assert "gpt2" in problem.got
@@ -169,12 +201,17 @@ def test_a_broken_configuration_is_one_clear_line(bert: Path) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["bert", "evil"])
-def test_code_that_comes_with_a_model_is_never_run(bert: Path, model_type: str, tmp_path: Path) -> None:
+def test_code_that_comes_with_a_model_is_never_run(
+    bert: Path, model_type: str, tmp_path: Path
+) -> None:
     sentinel = tmp_path / "ran"
     (bert / "evil.py").write_text(f"open({str(sentinel)!r}, 'w')\nclass Evil: pass\n")
     names = {"AutoConfig": "evil.Evil", "AutoModelForMaskedLM": "evil.Evil"}
     edit_config(bert, auto_map=names, model_type=model_type)
-    tokenizer = {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}, "tokenizer_class": "Evil"}
+    tokenizer = {
+        "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]},
+        "tokenizer_class": "Evil",
+    }
     (bert / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     if model_type == "bert":
         assert type(load_model(str(bert))).__module__.startswith("transformers.")
@@ -194,7 +231,10 @@ def test_a_tokenizer_without_a_mask_token_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_folder_without_a_tokenizer_is_refused(bert: Path) -> None:
-    assert refusal(lambda: load_tokenizer(str(bert), offline=True)).field in ("tokenizer_name", "model_name")
+    assert refusal(lambda: load_tokenizer(str(bert), offline=True)).field in (
+        "tokenizer_name",
+        "model_name",
+    )
 
 
 def test_a_saved_tokenizer_comes_back(tmp_path: Path) -> None:
@@ -214,7 +254,10 @@ def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
 
 @pytest.mark.parametrize(("family", "limit"), [("bert", 64), ("roberta", 62), ("modernbert", None)])
 def test_max_length_must_fit_learned_positions(family: str, limit: int | None) -> None:
-    model, tokenizer = tiny_model(family, pad_token_id=1 if family == "roberta" else 0), word_tokenizer(["a"])
+    model, tokenizer = (
+        tiny_model(family, pad_token_id=1 if family == "roberta" else 0),
+        word_tokenizer(["a"]),
+    )
     if limit is None:
         check_pair(model.config, tokenizer, 10_000)
         return
@@ -242,23 +285,39 @@ def test_a_method_takes_models_of_its_own_families_only(family: str, method: str
 
 def test_a_new_model_takes_its_special_tokens_from_the_tokenizer(tmp_path: Path) -> None:
     config, tokenizer = tmp_path / "config.json", train_tokenizer(["a"], 300)
-    tiny_config("modernbert", vocab_size=320, pad_token_id=9, sep_token_id=9, attention_dropout=0.5).to_json_file(config)
+    tiny_config(
+        "modernbert", vocab_size=320, pad_token_id=9, sep_token_id=9, attention_dropout=0.5
+    ).to_json_file(config)
     torch.manual_seed(3)
     model = new_model(str(config), tokenizer)
-    assert (model.config.pad_token_id, model.config.cls_token_id, model.config.sep_token_id) == (0, 2, 3)
+    assert (model.config.pad_token_id, model.config.cls_token_id, model.config.sep_token_id) == (
+        0,
+        2,
+        3,
+    )
     assert model.config.attention_dropout == 0
     torch.manual_seed(3)
     again = new_model(str(config), tokenizer)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
     model.save_pretrained(tmp_path / "saved")
     assert load_model(str(tmp_path / "saved")).config.model_type == "modernbert"
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [("{", "readable"), ("[]", "list"), ('{"model_type": "gpt2"}', "gpt2"), ("{}", "None"), (None, "readable")],
+    [
+        ("{", "readable"),
+        ("[]", "list"),
+        ('{"model_type": "gpt2"}', "gpt2"),
+        ("{}", "None"),
+        (None, "readable"),
+    ],
 )
-def test_a_configuration_that_is_none_is_refused(content: str | None, says: str, tmp_path: Path) -> None:
+def test_a_configuration_that_is_none_is_refused(
+    content: str | None, says: str, tmp_path: Path
+) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     problem = refusal(lambda: new_model(str(tmp_path / "config.json"), word_tokenizer(["a"])))
@@ -275,7 +334,11 @@ def test_a_configuration_that_is_none_is_refused(content: str | None, says: str,
         ("llada", {"problem_type": 3}, "problem_type 3"),
         ("Dream", {"num_attention_heads": 26}, "num_attention_heads=26."),
         ("llada", {"alibi": True}, "alibi=True"),
-        ("bert", {"type_vocab_size": 0}, "no element in bert.embeddings.token_type_embeddings.weight"),
+        (
+            "bert",
+            {"type_vocab_size": 0},
+            "no element in bert.embeddings.token_type_embeddings.weight",
+        ),
         ("bert", {"save_pretrained": {}}, "fields of a configuration"),
         ("bert", {"is_decoder": True}, "is_decoder True"),
         ("roberta", {"chunk_size_feed_forward": []}, "chunk_size_feed_forward []"),
@@ -290,8 +353,14 @@ def test_an_odd_field_of_a_configuration_is_refused(
     tiny_model(family).save_pretrained(tmp_path)
     edit_config(tmp_path, **fields)
     words = word_tokenizer([chr(97 + place) for place in range(26)])
-    named = {"model_config": str(tmp_path / "config.json")} if scratch else {"model_name": str(tmp_path)}
-    params = Params.model_validate({**named, "training_method": KNOWN[family].method, "max_length": 16})
+    named = (
+        {"model_config": str(tmp_path / "config.json")}
+        if scratch
+        else {"model_name": str(tmp_path)}
+    )
+    params = Params.model_validate(
+        {**named, "training_method": KNOWN[family].method, "max_length": 16}
+    )
     problem = refusal(lambda: base_config(params, words, offline=True))
     assert problem.field == ("model_config" if scratch else "model_name")
     assert says in str(problem)
@@ -301,7 +370,9 @@ def test_an_odd_field_of_a_configuration_is_refused(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_run_decides_itself_is_not_the_configurations(family: str, tmp_path: Path) -> None:
     tiny_model(family).save_pretrained(tmp_path)
-    edit_config(tmp_path, return_dict=False, output_attentions=True, quantization_config={}, auto_map={})
+    edit_config(
+        tmp_path, return_dict=False, output_attentions=True, quantization_config={}, auto_map={}
+    )
     loaded = load_model(str(tmp_path), offline=True)
     assert loaded(input_ids=IDS).logits.shape[:2] == IDS.shape
     loaded.save_pretrained(tmp_path / "again")

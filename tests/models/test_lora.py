@@ -1,4 +1,6 @@
-"""Adapters: where they sit, what trains beside them, and that merging gives the model that was trained."""
+"""Adapters: where they sit, what trains beside them, and that merging gives the model that was
+trained.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,19 @@ import pytest
 import torch
 from peft import PeftModel
 from published_checkpoints import write_checkpoint
-from tiny import FAMILIES, MASK, PAD, adapted, alone_in, assert_same_vector, gradient, random_documents, rules, slots, tiny_model
+from tiny import (
+    FAMILIES,
+    MASK,
+    PAD,
+    adapted,
+    alone_in,
+    assert_same_vector,
+    gradient,
+    random_documents,
+    rules,
+    slots,
+    tiny_model,
+)
 from transformers import PreTrainedTokenizerBase
 
 from plugin.assembly.model import make_model
@@ -53,7 +67,15 @@ def test_every_linear_layer_but_the_heads_gets_an_adapter(family: str) -> None:
 @pytest.mark.parametrize(
     ("family", "targets", "layers"),
     [
-        ("llada", "q_proj, v_proj", {f"model.transformer.blocks.{n}.{part}" for n in (0, 1) for part in ("q_proj", "v_proj")}),
+        (
+            "llada",
+            "q_proj, v_proj",
+            {
+                f"model.transformer.blocks.{n}.{part}"
+                for n in (0, 1)
+                for part in ("q_proj", "v_proj")
+            },
+        ),
         # `ff_out` is the name of a block's down projection and of the head, which it never means
         ("llada", "ff_out", {f"model.transformer.blocks.{n}.ff_out" for n in (0, 1)}),
         ("Dream", "self_attn.o_proj", {f"model.layers.{n}.self_attn.o_proj" for n in (0, 1)}),
@@ -75,7 +97,9 @@ def test_layers_can_be_chosen_by_name(family: str, targets: str, layers: set[str
         ("Dream", "norm", "norm"),
     ],
 )
-def test_a_name_that_no_layer_bears_is_refused_with_those_that_are_there(family: str, targets: str, absent: str) -> None:
+def test_a_name_that_no_layer_bears_is_refused_with_those_that_are_there(
+    family: str, targets: str, absent: str
+) -> None:
     with pytest.raises(JobError) as caught:
         target_layers(tiny_model(family), KNOWN[family], targets)
     (problem,) = caught.value.problems
@@ -104,20 +128,33 @@ def test_alpha_over_rank_scales_the_adapter() -> None:
     layer = model.model.transformer["blocks"][0].q_proj
     plain = layer.weight.detach().clone()
     live = adapted(model, "llada", r=2, alpha=6, targets="model.transformer.blocks.0.q_proj")
-    tensors = {name.split(".lora_")[1][0]: weight.detach() for name, weight in live.named_parameters() if "lora_" in name}
+    tensors = {
+        name.split(".lora_")[1][0]: weight.detach()
+        for name, weight in live.named_parameters()
+        if "lora_" in name
+    }
     merged = live.merge_and_unload().model.transformer["blocks"][0].q_proj.weight
-    torch.testing.assert_close(merged, plain + 3 * tensors["B"] @ tensors["A"], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        merged, plain + 3 * tensors["B"] @ tensors["A"], rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("four_bit", [False, True], ids=["lora", "qlora"])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_merged_model_is_the_one_that_was_trained(method: str, four_bit: bool, tmp_path: Path) -> None:
+def test_the_merged_model_is_the_one_that_was_trained(
+    method: str, four_bit: bool, tmp_path: Path
+) -> None:
     base = write_checkpoint(tmp_path / "base", method, TEXTS)
     model = load_model(str(base), four_bit=four_bit)
     plain_ids = torch.arange(60)[None]
     before = logits_of(model, plain_ids)
     live = adapted(model, model.config.model_type)
-    write_model(tmp_path / "adapter", live, load_tokenizer(str(base), family=KNOWN[model.config.model_type]), {})
+    write_model(
+        tmp_path / "adapter",
+        live,
+        load_tokenizer(str(base), family=KNOWN[model.config.model_type]),
+        {},
+    )
     merged = merged_model(str(base), tmp_path / "adapter", four_bit=four_bit, dtype=torch.float32)
     after = logits_of(live, plain_ids)
     assert (after - before).abs().max() > 0.02, "the adapter does something"
@@ -125,22 +162,39 @@ def test_the_merged_model_is_the_one_that_was_trained(method: str, four_bit: boo
     assert not isinstance(merged, PeftModel)
     assert all("lora" not in name for name, _ in merged.named_parameters())
     merged.save_pretrained(tmp_path / "merged")
-    assert torch.equal(logits_of(load_model(str(tmp_path / "merged")), plain_ids), logits_of(merged, plain_ids))
-    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert torch.equal(
+        logits_of(load_model(str(tmp_path / "merged")), plain_ids), logits_of(merged, plain_ids)
+    )
+    assert "quantization_config" not in json.loads(
+        (tmp_path / "merged" / "config.json").read_text()
+    )
 
 
-def with_new_tokens(folder: Path, method: str, **changes: Any) -> tuple[Path, PreTrainedTokenizerBase, Params]:
+def with_new_tokens(
+    folder: Path, method: str, **changes: Any
+) -> tuple[Path, PreTrainedTokenizerBase, Params]:
     """A base, its tokenizer with two tokens more, and the parameters of a LoRA run."""
     base = write_checkpoint(folder / "base", method, TEXTS, **changes)
-    params = Params.model_validate({"model_name": str(base), "training_method": METHODS[method], "lora": True, "lora_dropout": 0})
-    tokenizer = load_tokenizer(str(base), family=KNOWN[json.loads((base / "config.json").read_text())["model_type"]])
+    params = Params.model_validate(
+        {
+            "model_name": str(base),
+            "training_method": METHODS[method],
+            "lora": True,
+            "lora_dropout": 0,
+        }
+    )
+    tokenizer = load_tokenizer(
+        str(base), family=KNOWN[json.loads((base / "config.json").read_text())["model_type"]]
+    )
     assert tokenizer.add_tokens(["<|think|>", "<|act|>"], special_tokens=True) == 2
     return base, tokenizer, params.model_copy(update={"max_length": 64})
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("method", METHODS)
-def test_new_tokens_are_learned_beside_the_adapter_and_survive_merging(method: str, tied: bool, tmp_path: Path) -> None:
+def test_new_tokens_are_learned_beside_the_adapter_and_survive_merging(
+    method: str, tied: bool, tmp_path: Path
+) -> None:
     name = "weight_tying" if method == "llada" else "tie_word_embeddings"
     base, tokenizer, params = with_new_tokens(tmp_path, method, **{name: tied})
     live = make_model(params, tokenizer, torch.float32, offline=True)
@@ -151,20 +205,26 @@ def test_new_tokens_are_learned_beside_the_adapter_and_survive_merging(method: s
     old = torch.tensor([[7, 8, 9, 10, 11]])
     embed_old = plain.get_input_embeddings()(old).detach()
     before = logits_of(live, ids)
-    optimizer = torch.optim.AdamW([weight for weight in live.parameters() if weight.requires_grad], lr=1e-2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [weight for weight in live.parameters() if weight.requires_grad], lr=1e-2, weight_decay=0.0
+    )
     new_rows = plain.get_input_embeddings()(ids)[0, [1, 3]].detach()
     for _ in range(5):
         loss = torch.nn.functional.cross_entropy(live(input_ids=ids).logits[0], ids[0])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert (plain.get_input_embeddings()(ids)[0, [1, 3]] - new_rows).abs().max(-1).values.min() > 0.01, "new rows train"
+    assert (plain.get_input_embeddings()(ids)[0, [1, 3]] - new_rows).abs().max(
+        -1
+    ).values.min() > 0.01, "new rows train"
     assert torch.equal(plain.get_input_embeddings()(old), embed_old), "the others do not"
     after = logits_of(live, ids)
     assert (after - before)[..., rows - 2 :].abs().max() > 0.05, "the head can say the new words"
 
     write_model(tmp_path / "adapter", live, tokenizer, {})
-    merged = merged_model(str(base), tmp_path / "adapter", four_bit=False, dtype=torch.float32, embedding_rows=rows)
+    merged = merged_model(
+        str(base), tmp_path / "adapter", four_bit=False, dtype=torch.float32, embedding_rows=rows
+    )
     assert (logits_of(merged, ids) - after).abs().max() <= 1e-5
     write_model(tmp_path / "fused", merged, tokenizer, {})
     again = load_model(str(tmp_path / "fused"))
@@ -179,7 +239,9 @@ def test_new_tokens_train_in_float32_beside_bfloat16_weights(tmp_path: Path) -> 
     """At 2e-5 an update of a bfloat16 row would be lost."""
     _, tokenizer, params = with_new_tokens(tmp_path, "dream")
     live = make_model(params, tokenizer, torch.bfloat16, offline=True)
-    trained = {name: weight.dtype for name, weight in live.named_parameters() if weight.requires_grad}
+    trained = {
+        name: weight.dtype for name, weight in live.named_parameters() if weight.requires_grad
+    }
     assert any("trainable_tokens" in name for name in trained)
     assert {name for name, dtype in trained.items() if dtype != torch.float32} == set()
 

@@ -1,7 +1,9 @@
-"""Packed documents: the numbers of each document alone, and nothing of one in another, for every family and backend.
+"""Packed documents: the numbers of each document alone, and nothing of one in another, for every
+family and backend.
 
-Leaks are silent, so isolation is proved twice: an edited document leaves the others' sums equal to the last bit, and the gradient of
-one document's loss with respect to another's embeddings is exactly zero.
+Leaks are silent, so isolation is proved twice: an edited document leaves the others' sums equal to
+the last bit, and the gradient of one document's loss with respect to another's embeddings is
+exactly zero.
 """
 
 from __future__ import annotations
@@ -43,11 +45,15 @@ DOCUMENTS = random_documents(12, longest=26)
 BACKENDS = ("loop", "dense")
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
-quiet_peft = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+quiet_peft = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
 
 
 def packed_batch(count: int = 12) -> Batch:
-    (piece,) = build_step(slots(count, 12), DOCUMENTS, rules(), batch_size=count, layout=Layout(True)).pieces
+    (piece,) = build_step(
+        slots(count, 12), DOCUMENTS, rules(), batch_size=count, layout=Layout(True)
+    ).pieces
     assert piece.batch.documents == count
     return piece.batch
 
@@ -64,7 +70,9 @@ def test_the_batch_excites_every_path() -> None:
     lengths = batch.cu_seqlens.diff().tolist()
     assert len(set(lengths)) < len(lengths), "some documents of one length, computed together"
     assert len(set(lengths)) > 4
-    assert batch.longest > 4 * 4, "beyond every window of 2 tokens to each side, even after three layers"
+    assert batch.longest > 4 * 4, (
+        "beyond every window of 2 tokens to each side, even after three layers"
+    )
 
 
 @every_family
@@ -85,13 +93,17 @@ def test_sums_and_gradients_are_those_of_every_document_alone(family: str, backe
 @every_family
 @every_backend
 @pytest.mark.parametrize("document", [0, 5, 11])
-def test_editing_one_document_leaves_the_others_equal_to_the_last_bit(family: str, backend: str, document: int) -> None:
+def test_editing_one_document_leaves_the_others_equal_to_the_last_bit(
+    family: str, backend: str, document: int
+) -> None:
     module, batch = DiffusionModel(tiny_model(family), PAD, backend), packed_batch()
     before, after = module(batch), module(edited(batch, document))
     others = torch.arange(12) != document
     assert torch.equal(before.weighted[others], after.weighted[others])
     assert torch.equal(before.nll[others], after.nll[others])
-    assert batch.weight[batch.document[batch.masked] == document].numel(), "the edited one has a loss to change"
+    assert batch.weight[batch.document[batch.masked] == document].numel(), (
+        "the edited one has a loss to change"
+    )
     assert before.weighted[document] != after.weighted[document]
 
 
@@ -114,15 +126,27 @@ def test_no_gradient_reaches_another_documents_embeddings(family: str, backend: 
 
 @every_backend
 def test_windows_and_documents_meet_in_modernberts_local_layers(backend: str) -> None:
-    """One layer of windows: a token's state depends on exactly the 2 neighbours to each side that are of its document."""
-    model = tiny_model("modernbert", num_hidden_layers=2, layer_types=["sliding_attention", "sliding_attention"])
+    """One layer of windows: a token's state depends on exactly the 2 neighbours to each side that
+    are of its document.
+    """
+    model = tiny_model(
+        "modernbert", num_hidden_layers=2, layer_types=["sliding_attention", "sliding_attention"]
+    )
     model.model.layers = model.model.layers[:1]
     model.set_attn_implementation(attention.NAME)
     batch = packed_batch(3)
     embedded = model.get_input_embeddings()(batch.ids[None]).detach().requires_grad_()
     model.get_input_embeddings().register_forward_hook(lambda *call: embedded)
-    states = FACES["modernbert"].encode_flat(model, batch.ids[None], batch.position[None], Segments.of(batch, backend))[0]
-    for token in (0, 7, int(batch.cu_seqlens[1]) - 1, int(batch.cu_seqlens[1]), int(batch.cu_seqlens[2]) + 1):
+    states = FACES["modernbert"].encode_flat(
+        model, batch.ids[None], batch.position[None], Segments.of(batch, backend)
+    )[0]
+    for token in (
+        0,
+        7,
+        int(batch.cu_seqlens[1]) - 1,
+        int(batch.cu_seqlens[1]),
+        int(batch.cu_seqlens[2]) + 1,
+    ):
         (reached,) = torch.autograd.grad(states[token].square().sum(), embedded, retain_graph=True)
         near = (torch.arange(batch.ids.shape[0]) - token).abs() <= 2
         seen = reached[0].abs().sum(-1) > 0
@@ -142,7 +166,9 @@ def test_a_window_is_the_one_transformers_draws() -> None:
 
 @every_family
 def test_without_documents_the_name_means_sdpa(family: str) -> None:
-    """Sampling uses the trained model with padded rows: same logits as before packing was switched on, padding still unseen."""
+    """Sampling uses the trained model with padded rows: same logits as before packing was switched
+    on, padding still unseen.
+    """
     model = tiny_model(family)
     ids = torch.full((2, 14), PAD)
     ids[0] = torch.arange(6, 20)
@@ -166,7 +192,9 @@ def test_a_saved_model_shows_no_trace_of_packing(family: str, tmp_path: Path) ->
 
 @every_family
 def test_recomputed_layers_see_the_same_documents(family: str) -> None:
-    """Another batch runs between forward and backward: state kept beside the call would be the wrong one by then."""
+    """Another batch runs between forward and backward: state kept beside the call would be the
+    wrong one by then.
+    """
     found = []
     for recompute in (False, True):
         model = tiny_model(family).train()
@@ -184,9 +212,16 @@ def test_recomputed_layers_see_the_same_documents(family: str) -> None:
 @every_family
 @pytest.mark.parametrize("lora", [False, True])
 def test_on_and_off_give_one_loss_trace(family: str, lora: bool) -> None:
-    """Six AdamW steps of 8 documents in micro-batches; the budget cuts packs elsewhere than rows."""
+    """Six AdamW steps of 8 documents in micro-batches; the budget cuts packs elsewhere than
+    rows.
+    """
     traces = []
-    for layout, backend in ((PADDED, None), (Layout(True), "loop"), (Layout(True, 48), "loop"), (Layout(True), "dense")):
+    for layout, backend in (
+        (PADDED, None),
+        (Layout(True), "loop"),
+        (Layout(True, 48), "loop"),
+        (Layout(True), "dense"),
+    ):
         model = tiny_model(family)
         if lora:
             torch.manual_seed(0)
@@ -195,7 +230,9 @@ def test_on_and_off_give_one_loss_trace(family: str, lora: bool) -> None:
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
         traces.append([])
         for number in range(6):
-            step = build_step(slots(8, 12, step=number), DOCUMENTS, rules(), batch_size=3, layout=layout)
+            step = build_step(
+                slots(8, 12, step=number), DOCUMENTS, rules(), batch_size=3, layout=layout
+            )
             total = 0.0
             for piece in step.pieces:
                 loss = module(piece.batch).weighted.sum() / step.count
@@ -222,7 +259,12 @@ def test_a_4_bit_base_trains_the_same_packed(family: str, tmp_path: Path) -> Non
         module = DiffusionModel(model, PAD, backend).train()
         loss = module(packed_batch()).weighted.sum()
         loss.backward()
-        found.append((loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])))
+        found.append(
+            (
+                loss.item(),
+                torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]),
+            )
+        )
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
     assert_same_vector(found[1][1], found[0][1], 1e-5)
 
@@ -237,7 +279,9 @@ def test_a_family_without_proof_refuses_by_name(monkeypatch: pytest.MonkeyPatch)
 
 def test_models_share_no_state() -> None:
     """Two models packed in turns: each call carries its own documents."""
-    first, second = (DiffusionModel(tiny_model(family), PAD, "loop") for family in ("modernbert", "bert"))
+    first, second = (
+        DiffusionModel(tiny_model(family), PAD, "loop") for family in ("modernbert", "bert")
+    )
     wanted = first(packed_batch()).weighted
     second(packed_batch(3))
     assert torch.equal(first(packed_batch()).weighted, wanted)

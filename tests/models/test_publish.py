@@ -1,4 +1,6 @@
-"""What a published folder says of where it came from: names that mean something elsewhere, and no paths."""
+"""What a published folder says of where it came from: names that mean something elsewhere, and no
+paths.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ def front_matter(card: Path) -> dict[str, object]:
     return yaml.safe_load(card.read_text(encoding="utf-8").split("---")[1])
 
 
-def test_public_name_keeps_hub_ids_and_shortens_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_public_name_keeps_hub_ids_and_shortens_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine" / "fused").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert public_name("GSAI-ML/LLaDA-8B-Base") == "GSAI-ML/LLaDA-8B-Base"
@@ -29,7 +33,13 @@ def test_public_name_keeps_hub_ids_and_shortens_paths(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize(
     ("base", "known"),
-    [("org/name", True), ("mine/fused", False), ("mine/checkpoint-40", False), ("bert: base", False), ("", False)],
+    [
+        ("org/name", True),
+        ("mine/fused", False),
+        ("mine/checkpoint-40", False),
+        ("bert: base", False),
+        ("", False),
+    ],
 )
 def test_card_names_a_base_by_hub_ids_alone(base: str, known: bool, tmp_path: Path) -> None:
     """A hub reads `base_model` as an id; any other name would be a YAML error or a broken link."""

@@ -1,4 +1,6 @@
-"""Published layouts in and out: names, shapes, fields, dtypes, and the logits that an independent forward gives."""
+"""Published layouts in and out: names, shapes, fields, dtypes, and the logits that an independent
+forward gives.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def test_big_models_have_the_published_names_shapes_and_size(fields, parameters)
     config = config_class.from_dict(dict(fields))
     with torch.device("meta"):
         model = model_class(config)
-    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == published_shapes(config)
+    assert {
+        name: tuple(tensor.shape) for name, tensor in model.state_dict().items()
+    } == published_shapes(config)
     assert sum(tensor.numel() for tensor in model.parameters()) == parameters
 
 
@@ -53,7 +57,9 @@ def test_big_models_have_the_published_names_shapes_and_size(fields, parameters)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_a_checkpoint_of_others_gives_the_reference_logits(family, attention, tied, kv_heads, tmp_path):
+def test_a_checkpoint_of_others_gives_the_reference_logits(
+    family, attention, tied, kv_heads, tmp_path
+):
     changes = {"llada": {"n_kv_heads": kv_heads, "weight_tying": tied}}
     changes["Dream"] = {"num_key_value_heads": kv_heads, "tie_word_embeddings": tied}
     fields = CONFIGS[family] | changes[family]
@@ -86,18 +92,26 @@ def test_saving_writes_the_published_layout_back(family, tmp_path):
     config_class, model_class = REGISTRY[family]
     state = random_state(published_shapes(config_class.from_dict(dict(fields))), seed=3)
     first = write_checkpoint(tmp_path / "first", fields, state)
-    model_class.from_pretrained(first, dtype=torch.float32).save_pretrained(tmp_path / "second", max_shard_size="20KB")
+    model_class.from_pretrained(first, dtype=torch.float32).save_pretrained(
+        tmp_path / "second", max_shard_size="20KB"
+    )
     model_class.from_pretrained(tmp_path / "second").save_pretrained(tmp_path / "third")
 
     assert (tmp_path / "second" / "model.safetensors.index.json").exists()
     for folder in ("second", "third"):
         assert stored_names(tmp_path / folder) == set(state)
         saved = json.loads((tmp_path / folder / "config.json").read_text())
-        rewritten = {"transformers_version", "torch_dtype"}  # the latter is `dtype` since transformers 5
+        rewritten = {
+            "transformers_version",
+            "torch_dtype",
+        }  # the latter is `dtype` since transformers 5
         assert {name: saved[name] for name in fields.keys() - rewritten} == {
             name: value for name, value in fields.items() if name not in rewritten
         }
-        assert not {"rope_parameters", "head_dim", "hidden_size" if family == "llada" else "d_model"} & saved.keys()
+        assert (
+            not {"rope_parameters", "head_dim", "hidden_size" if family == "llada" else "d_model"}
+            & saved.keys()
+        )
         assert ("tie_word_embeddings" in saved) == (family == "Dream")
     again = model_class.from_pretrained(tmp_path / "third").state_dict()
     for name, tensor in state.items():
@@ -134,7 +148,9 @@ def test_missing_and_unexpected_names_are_listed(family, tmp_path):
     assert f"{bent} (7, 7) for " in text
 
     state["model.vision.weight"] = state.pop(lost)
-    _, report = type(model).from_pretrained(write_checkpoint(tmp_path, fields, state), output_loading_info=True)
+    _, report = type(model).from_pretrained(
+        write_checkpoint(tmp_path, fields, state), output_loading_info=True
+    )
     assert set(report["missing_keys"]) == {lost}
     assert set(report["unexpected_keys"]) == {"model.vision.weight"}
 
@@ -143,21 +159,31 @@ def test_absent_fields_are_listed_and_published_ones_suffice():
     assert field_problems("llada", LLADA_8B) == []
     assert field_problems("Dream", DREAM_7B) == []
     (problem,) = field_problems("llada", {"d_model": 8, "rope_theta": None})
-    assert "no n_heads, n_layers, mlp_hidden_size, vocab_size, rope_theta, rms_norm_eps" in str(problem)
+    assert "no n_heads, n_layers, mlp_hidden_size, vocab_size, rope_theta, rms_norm_eps" in str(
+        problem
+    )
 
 
 @families
 def test_bf16_loading_and_its_error(family, tmp_path):
     model, fields, state = build(family)
     small = {name: tensor.bfloat16() for name, tensor in state.items()}
-    loaded = type(model).from_pretrained(write_checkpoint(tmp_path, fields, small), dtype=torch.bfloat16).eval()
+    loaded = (
+        type(model)
+        .from_pretrained(write_checkpoint(tmp_path, fields, small), dtype=torch.bfloat16)
+        .eval()
+    )
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
     ids = some_ids(2, 8)
     with torch.no_grad():
         out = loaded(input_ids=ids).logits
     assert out.dtype == torch.bfloat16
-    expected = reference.logits({name: tensor.float() for name, tensor in small.items()}, fields, ids)
-    assert (out.float() - expected).norm() / expected.norm() < 0.03  # two layers of bf16, 8 bits a number
+    expected = reference.logits(
+        {name: tensor.float() for name, tensor in small.items()}, fields, ids
+    )
+    assert (
+        out.float() - expected
+    ).norm() / expected.norm() < 0.03  # two layers of bf16, 8 bits a number
     widened = type(model).from_pretrained(tmp_path, dtype=torch.float32).eval()
     torch.testing.assert_close(widened(input_ids=ids).logits, expected, atol=1e-5, rtol=0)
 
@@ -179,10 +205,19 @@ def test_resizing_keeps_old_words_and_both_ends(family, tied, tmp_path):
 @families
 def test_what_cannot_be_computed_is_refused_by_name(family):
     wrong = {
-        "llada": {"alibi": True, "layer_norm_type": "default", "include_bias": True, "block_group_size": 4}
+        "llada": {
+            "alibi": True,
+            "layer_norm_type": "default",
+            "include_bias": True,
+            "block_group_size": 4,
+        }
         | {"activation_type": "gelu", "multi_query_attention": True, "rope": False, "clip_qkv": 8.0}
         | {"block_type": "sequential", "scale_logits": True, "n_kv_heads": 3, "embedding_size": 10},
-        "Dream": {"hidden_act": "gelu", "use_sliding_window": True, "rope_scaling": {"type": "yarn", "factor": 4.0}}
+        "Dream": {
+            "hidden_act": "gelu",
+            "use_sliding_window": True,
+            "rope_scaling": {"type": "yarn", "factor": 4.0},
+        }
         | {"num_key_value_heads": 3, "head_dim": 64},
     }[family]
     with pytest.raises(ValueError, match=r"config\.json: expected a") as error:

@@ -1,4 +1,6 @@
-"""Weights that cannot be trained and tokenizers that cannot be used are refused by name before anything is loaded."""
+"""Weights that cannot be trained and tokenizers that cannot be used are refused by name before
+anything is loaded.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def refused(name: object) -> Problem:
 
 
 def with_config(folder: Path, **fields: object) -> Path:
-    (folder / "config.json").write_text(json.dumps({"model_type": "modernbert", **fields}), encoding="utf-8")
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "modernbert", **fields}), encoding="utf-8"
+    )
     return folder
 
 
@@ -50,7 +54,10 @@ def test_a_whole_folder_is_not_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "method"),
     [
-        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "bitsandbytes"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            "bitsandbytes",
+        ),
         ({"quantization_config": {"_load_in_8bit": True, "load_in_8bit": True}}, "bitsandbytes"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
         ({"quantization_config": {"quant_method": "awq"}}, "awq"),
@@ -59,7 +66,9 @@ def test_a_whole_folder_is_not_refused(folder: Path) -> None:
         ({"quantization_config": {"bits": 4}}, "a method that it does not name"),
     ],
 )
-def test_quantised_weights_are_refused_by_their_method(fields: dict[str, object], method: str, folder: Path) -> None:
+def test_quantised_weights_are_refused_by_their_method(
+    fields: dict[str, object], method: str, folder: Path
+) -> None:
     problem = refused(with_config(folder, **fields))
     assert problem.expected == "unquantised weights"
     assert problem.got == f"{folder}, quantised with {method}"
@@ -90,7 +99,9 @@ def test_pointers_of_git_lfs_name_the_command_that_fetches_them(pointer: str, fo
 def test_an_adapter_given_as_a_model_names_its_base(folder: Path) -> None:
     (folder / "config.json").unlink()
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}', encoding="utf-8")
+    (folder / "adapter_config.json").write_text(
+        '{"base_model_name_or_path": "org/base"}', encoding="utf-8"
+    )
     problem = refused(folder)
     assert problem.got == f"{folder}, an adapter of org/base"
     assert problem.fix.startswith("Name org/base as model_name")
@@ -126,7 +137,9 @@ def slow(tmp_path: Path) -> Callable[[str], Path]:
     def made(kind: str) -> Path:
         folder = tmp_path / kind
         folder.mkdir()
-        (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n", encoding="utf-8")
+        (folder / "vocab.txt").write_text(
+            "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n", encoding="utf-8"
+        )
         settings = {"tokenizer_class": kind, "word_tokenizer_type": "mecab", "mask_token": "[MASK]"}
         (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
         (folder / "config.json").write_text('{"model_type": "modernbert"}', encoding="utf-8")
@@ -138,17 +151,24 @@ def slow(tmp_path: Path) -> Callable[[str], Path]:
 @pytest.mark.parametrize(
     ("kind", "got"),
     [
-        ("BertJapaneseTokenizer", "BertJapaneseTokenizer, which has no tokenizer.json here (needs fugashi)"),
+        (
+            "BertJapaneseTokenizer",
+            "BertJapaneseTokenizer, which has no tokenizer.json here (needs fugashi)",
+        ),
         ("CanineTokenizer", "CanineTokenizer, which has no tokenizer.json here"),
     ],
 )
-def test_a_tokenizer_without_a_fast_form_is_named(kind: str, got: str, slow: Callable[[str], Path]) -> None:
+def test_a_tokenizer_without_a_fast_form_is_named(
+    kind: str, got: str, slow: Callable[[str], Path]
+) -> None:
     with pytest.raises(JobError) as caught:
         load_tokenizer(str(slow(kind)), offline=True)
     (problem,) = caught.value.problems
     assert (problem.code, problem.field) == (4, "tokenizer_name")
     assert problem.got.endswith(f": {got}")
-    assert problem.fix == "Make a tokenizer.json of it, or name another tokenizer in tokenizer_name."
+    assert (
+        problem.fix == "Make a tokenizer.json of it, or name another tokenizer in tokenizer_name."
+    )
 
 
 def test_a_tokenizers_pointer_is_refused(slow: Callable[[str], Path]) -> None:

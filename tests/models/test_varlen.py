@@ -1,4 +1,6 @@
-"""varlen, CUDA's kernel, without CUDA: a plain one in its place checks what it is given, and the meta device the call itself."""
+"""varlen, CUDA's kernel, without CUDA: a plain one in its place checks what it is given, and the
+meta device the call itself.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,38 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def packed_batch() -> Batch:
-    (piece,) = build_step(slots(12, 12), DOCUMENTS, rules(), batch_size=12, layout=Layout(True)).pieces
+    (piece,) = build_step(
+        slots(12, 12), DOCUMENTS, rules(), batch_size=12, layout=Layout(True)
+    ).pieces
     return piece.batch
 
 
 def fake_varlen(seen: list[dict[str, Any]], *, grouped: bool) -> Callable[..., Tensor]:
-    """varlen_attn after its documentation: q [N, H, E], k and v [N, G, E], windows (left, right) inclusive, -1 none."""
+    """varlen_attn after its documentation: q [N, H, E], k and v [N, G, E], windows (left, right)
+    inclusive, -1 none.
+    """
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, **how: Any) -> Tensor:
-        seen.append({"q": q, "k": k, "v": v, "cu": cu_q, "same": cu_q is cu_k, "longest": (max_q, max_k), **how})
+    def attend(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_q: Tensor,
+        cu_k: Tensor,
+        max_q: int,
+        max_k: int,
+        **how: Any,
+    ) -> Tensor:
+        seen.append(
+            {
+                "q": q,
+                "k": k,
+                "v": v,
+                "cu": cu_q,
+                "same": cu_q is cu_k,
+                "longest": (max_q, max_k),
+                **how,
+            }
+        )
         assert how.get("enable_gqa") or q.shape[1] == k.shape[1]
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         left, right = how["window_size"]
@@ -42,22 +67,52 @@ def fake_varlen(seen: list[dict[str, Any]], *, grouped: bool) -> Callable[..., T
             apart = places[None] - places[:, None]
             near = ((apart >= -left) | (left < 0)) & ((apart <= right) | (right < 0))
             one = (x[start:end].transpose(0, 1) for x in (q, k, v))
-            parts.append(F.scaled_dot_product_attention(*one, attn_mask=near, scale=how["scale"]).transpose(0, 1))
+            parts.append(
+                F.scaled_dot_product_attention(*one, attn_mask=near, scale=how["scale"]).transpose(
+                    0, 1
+                )
+            )
         return torch.cat(parts)
 
-    def new(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
+    def new(
+        query,
+        key,
+        value,
+        cu_seq_q,
+        cu_seq_k,
+        max_q,
+        max_k,
+        *,
+        scale=None,
+        window_size=(-1, -1),
+        enable_gqa=False,
+    ):
         how = {"scale": scale, "window_size": window_size, "enable_gqa": enable_gqa}
         return attend(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **how)
 
-    def old(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
-        return attend(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+    def old(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)
+    ):
+        return attend(
+            query,
+            key,
+            value,
+            cu_seq_q,
+            cu_seq_k,
+            max_q,
+            max_k,
+            scale=scale,
+            window_size=window_size,
+        )
 
     return new if grouped else old
 
 
 @every_family
 @pytest.mark.parametrize("grouped", [True, False])
-def test_varlen_gets_what_its_documentation_asks_for(family: str, grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_varlen_gets_what_its_documentation_asks_for(
+    family: str, grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(torch_varlen, "varlen_attn", fake_varlen(seen, grouped=grouped))
     model, batch = tiny_model(family), packed_batch()
@@ -67,7 +122,9 @@ def test_varlen_gets_what_its_documentation_asks_for(family: str, grouped: bool,
     N, H = batch.ids.shape[0], model.config.num_attention_heads
     assert len(seen) == model.config.num_hidden_layers
     windows = [call["window_size"] for call in seen]
-    assert windows == ([(-1, -1), (2, 2), (2, 2)] if family == "modernbert" else [(-1, -1)] * len(seen))
+    assert windows == (
+        [(-1, -1), (2, 2), (2, 2)] if family == "modernbert" else [(-1, -1)] * len(seen)
+    )
     for call in seen:
         assert call["q"].shape == (N, H, 16 // H)
         assert call["cu"].dtype == torch.int32
@@ -80,26 +137,36 @@ def test_varlen_gets_what_its_documentation_asks_for(family: str, grouped: bool,
 
 
 def test_varlen_runs_in_the_dtype_of_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under autocast Dream's rotary tables lift queries and keys to float32; the kernel takes half precision only."""
+    """Under autocast Dream's rotary tables lift queries and keys to float32; the kernel takes half
+    precision only.
+    """
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(torch_varlen, "varlen_attn", fake_varlen(seen, grouped=True))
     for family in FAMILIES:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            DiffusionModel(tiny_model(family), PAD, "varlen")(packed_batch()).weighted.sum().backward()
+            DiffusionModel(tiny_model(family), PAD, "varlen")(
+                packed_batch()
+            ).weighted.sum().backward()
     assert {call[name].dtype for call in seen for name in "qkv"} == {torch.bfloat16}
 
 
 def test_varlen_float32_values_compute_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA's autocast lifts a LayerNorm to float32, and bitsandbytes' 4-bit layers give their input's dtype back."""
+    """CUDA's autocast lifts a LayerNorm to float32, and bitsandbytes' 4-bit layers give their
+    input's dtype back.
+    """
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(torch_varlen, "varlen_attn", fake_varlen(seen, grouped=True))
     batch = packed_batch()
-    q, k, v = (torch.randn(1, heads, batch.ids.shape[0], 8, requires_grad=True) for heads in (4, 2, 2))
+    q, k, v = (
+        torch.randn(1, heads, batch.ids.shape[0], 8, requires_grad=True) for heads in (4, 2, 2)
+    )
     segments = Segments.of(batch, "varlen")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = attention.varlen(q, k, v, segments, None, 0.3)
     assert {call[name].dtype for call in seen for name in "qkv"} == {torch.bfloat16}
-    torch.testing.assert_close(mixed.float(), attention.varlen(q, k, v, segments, None, 0.3), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(
+        mixed.float(), attention.varlen(q, k, v, segments, None, 0.3), rtol=2e-2, atol=2e-2
+    )
 
 
 @pytest.mark.parametrize("reach", [None, 2])
@@ -107,7 +174,10 @@ def test_the_installed_varlen_takes_our_call_on_the_meta_device(reach: int | Non
     """Its real signature, shape checks and autograd registration, without its kernels."""
     batch = packed_batch().to(torch.device("meta"))
     N = batch.ids.shape[0]
-    q, k, v = (torch.empty(1, heads, N, 8, dtype=torch.bfloat16, device="meta", requires_grad=True) for heads in (4, 2, 2))
+    q, k, v = (
+        torch.empty(1, heads, N, 8, dtype=torch.bfloat16, device="meta", requires_grad=True)
+        for heads in (4, 2, 2)
+    )
     mixed = attention.varlen(q, k, v, Segments.of(batch, "varlen"), reach, 0.3)
     assert mixed.shape == (1, N, 4, 8)
     mixed.sum().backward()
@@ -133,7 +203,9 @@ def test_what_keeps_varlen_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     wide = tiny_config("llada", hidden_size=64)
     assert attention.why_no_varlen(wide, cuda, half) == ""
 
-    def of_torch_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None): ...
+    def of_torch_2_10(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None
+    ): ...
 
     monkeypatch.setattr(torch_varlen, "varlen_attn", of_torch_2_10)
     assert "windows" in attention.why_no_varlen(wide, cuda, half)

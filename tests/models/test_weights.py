@@ -1,4 +1,6 @@
-"""Which files a model is loaded from: those that were checked, whatever else its folder holds or names."""
+"""Which files a model is loaded from: those that were checked, whatever else its folder holds or
+names.
+"""
 
 from __future__ import annotations
 
@@ -63,37 +65,65 @@ def test_a_pickle_named_by_an_index_is_refused(model_copy: Path, tmp_path: Path)
     torch.save(weights, model_copy / "kind.bin")
     (model_copy / "evil.bin").write_bytes(pickle.dumps(RunsWhenLoaded(mark)))
     for name in ("kind.bin", "evil.bin"):
-        (model_copy / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(weights, name)}), encoding="utf-8")
-        for act in (lambda: check_model_files(str(model_copy)), lambda: load_model(str(model_copy))):
+        (model_copy / INDEX).write_text(
+            json.dumps({"weight_map": dict.fromkeys(weights, name)}), encoding="utf-8"
+        )
+        for act in (
+            lambda: check_model_files(str(model_copy)),
+            lambda: load_model(str(model_copy)),
+        ):
             assert refused(act).got == f"{model_copy}: {name}"
     assert not mark.is_symlink()
 
 
-@pytest.mark.parametrize("name", ["../other/model.safetensors", "sub/model.safetensors", "/model.safetensors", ".safetensors", 7])
-def test_an_index_that_leads_elsewhere_is_refused(tiny_bert: Path, model_copy: Path, name: object) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../other/model.safetensors",
+        "sub/model.safetensors",
+        "/model.safetensors",
+        ".safetensors",
+        7,
+    ],
+)
+def test_an_index_that_leads_elsewhere_is_refused(
+    tiny_bert: Path, model_copy: Path, name: object
+) -> None:
     """Audit 6: it loaded another folder's weights, and the digest did not cover them."""
     shutil.copytree(tiny_bert, model_copy.parent / "other")
     keys = load_file(model_copy / WHOLE)
     (model_copy / WHOLE).rename(model_copy / "decoy.safetensors")
-    (model_copy / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(keys, name)}), encoding="utf-8")
+    (model_copy / INDEX).write_text(
+        json.dumps({"weight_map": dict.fromkeys(keys, name)}), encoding="utf-8"
+    )
     for act in (check_model_files, load_model, base_digest):
         assert refused(lambda act=act: act(str(model_copy))).got == f"{model_copy}: {name}"
 
 
-@pytest.mark.parametrize("index", ["{}", '{"weight_map": []}', '{"weight_map": {}}', "nonsense", "[" * 5000])
+@pytest.mark.parametrize(
+    "index", ["{}", '{"weight_map": []}', '{"weight_map": {}}', "nonsense", "[" * 5000]
+)
 def test_an_index_without_names_is_refused(model_copy: Path, index: str) -> None:
     (model_copy / WHOLE).rename(model_copy / "decoy.safetensors")
     (model_copy / INDEX).write_text(index, encoding="utf-8")
-    assert refused(lambda: check_model_files(str(model_copy))).got.endswith("whose weight_map names none")
+    assert refused(lambda: check_model_files(str(model_copy))).got.endswith(
+        "whose weight_map names none"
+    )
 
 
 def test_a_file_beside_the_weights_is_not_loaded(tiny_bert: Path, model_copy: Path) -> None:
     """An adapter was put onto them in silence, and shards of torch's own kind taken for them."""
     wanted, digest = logits(tiny_bert), base_digest(str(tiny_bert))
-    adapted = get_peft_model(load_model(str(tiny_bert)), LoraConfig(target_modules=["Wqkv"], init_lora_weights=False))
+    adapted = get_peft_model(
+        load_model(str(tiny_bert)), LoraConfig(target_modules=["Wqkv"], init_lora_weights=False)
+    )
     adapted.save_pretrained(str(model_copy))
     noise = {key: torch.randn_like(value) for key, value in load_file(model_copy / WHOLE).items()}
-    save_file(noise, model_copy / "shard-00001-model-00001-of-00001.safetensors", metadata={"format": "pt"})
+    save_file(
+        noise,
+        model_copy / "shard-00001-model-00001-of-00001.safetensors",
+        metadata={"format": "pt"},
+    )
     torch.save(noise, model_copy / OTHER)
     assert torch.equal(logits(model_copy), wanted)
     assert base_digest(str(model_copy)) == digest, "the digest covers what is loaded"
@@ -111,10 +141,16 @@ def test_a_file_beside_the_weights_is_not_loaded(tiny_bert: Path, model_copy: Pa
     ],
     ids=str,
 )
-def test_a_config_that_names_code_or_weights_is_refused(model_copy: Path, asked: dict[str, object]) -> None:
-    """Audit 22: with the package `kernels`, a repository that config.json names would be fetched and run."""
+def test_a_config_that_names_code_or_weights_is_refused(
+    model_copy: Path, asked: dict[str, object]
+) -> None:
+    """Audit 22: with the package `kernels`, a repository that config.json names would be fetched
+    and run.
+    """
     config = model_copy / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text(encoding="utf-8")), **asked}), encoding="utf-8")
+    config.write_text(
+        json.dumps({**json.loads(config.read_text(encoding="utf-8")), **asked}), encoding="utf-8"
+    )
     (name,) = asked
     assert name.lstrip("_") in refused(lambda: load_config(str(model_copy))).got
     fresh = model_copy.parent / "fresh.json"
@@ -124,30 +160,50 @@ def test_a_config_that_names_code_or_weights_is_refused(model_copy: Path, asked:
 
 def test_a_configs_own_attention_decides_nothing(tiny_bert: Path, model_copy: Path) -> None:
     config = model_copy / "config.json"
-    fields = {**json.loads(config.read_text(encoding="utf-8")), "attn_implementation": "flash_attention_2"}
+    fields = {
+        **json.loads(config.read_text(encoding="utf-8")),
+        "attn_implementation": "flash_attention_2",
+    }
     config.write_text(json.dumps(fields), encoding="utf-8")
-    assert load_model(str(model_copy)).config._attn_implementation == load_model(str(tiny_bert)).config._attn_implementation
+    assert (
+        load_model(str(model_copy)).config._attn_implementation
+        == load_model(str(tiny_bert)).config._attn_implementation
+    )
 
 
 def test_a_tokenizer_config_cannot_name_another_file(tiny_bert: Path, model_copy: Path) -> None:
-    """Tried beside the audit: transformers takes the folder's own tokenizer.json, whatever is named."""
+    """Tried beside the audit: transformers takes the folder's own tokenizer.json, whatever is
+    named.
+    """
     foreign = model_copy.parent / "foreign"
     shutil.copytree(tiny_bert, foreign)
     tokens = json.loads((foreign / "tokenizer.json").read_text(encoding="utf-8"))
-    tokens["added_tokens"] += [{**tokens["added_tokens"][0], "id": len(tokens["model"]["vocab"]), "content": "[FOREIGN]"}]
+    tokens["added_tokens"] += [
+        {**tokens["added_tokens"][0], "id": len(tokens["model"]["vocab"]), "content": "[FOREIGN]"}
+    ]
     (foreign / "tokenizer.json").write_text(json.dumps(tokens), encoding="utf-8")
     config = model_copy / "tokenizer_config.json"
-    fields = {**json.loads(config.read_text(encoding="utf-8")), "tokenizer_file": str(foreign / "tokenizer.json")}
+    fields = {
+        **json.loads(config.read_text(encoding="utf-8")),
+        "tokenizer_file": str(foreign / "tokenizer.json"),
+    }
     config.write_text(json.dumps(fields), encoding="utf-8")
     assert load_tokenizer(str(model_copy)).get_vocab() == load_tokenizer(str(tiny_bert)).get_vocab()
 
 
-COPIED = ["generation_config.json", "modeling_x.py", "chat_template.jinja", "additional_chat_templates/tools.jinja"]
+COPIED = [
+    "generation_config.json",
+    "modeling_x.py",
+    "chat_template.jinja",
+    "additional_chat_templates/tools.jinja",
+]
 
 
 @pytest.mark.parametrize("name", COPIED)
 def test_a_published_file_that_leads_elsewhere_is_refused(model_copy: Path, name: str) -> None:
-    """Not tried by the audit: a link to somebody's credentials would be published with the fused model."""
+    """Not tried by the audit: a link to somebody's credentials would be published with the fused
+    model.
+    """
     secret = model_copy.parent / "credentials.json"
     secret.write_text("{}", encoding="utf-8")
     link = model_copy / name
@@ -177,7 +233,11 @@ def test_check_refuses_a_pickle_of_an_index(model_copy: Path, pairs_file: Path) 
     (model_copy / WHOLE).rename(model_copy / "decoy.safetensors")
     mark = model_copy.parent / "mark-of-a-pickle"
     (model_copy / "evil.bin").write_bytes(pickle.dumps(RunsWhenLoaded(mark)))
-    (model_copy / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(keys, "evil.bin")}), encoding="utf-8")
-    done = run_main("check", "--model_name", model_copy, "--dataset_name", pairs_file, cwd=model_copy.parent)
+    (model_copy / INDEX).write_text(
+        json.dumps({"weight_map": dict.fromkeys(keys, "evil.bin")}), encoding="utf-8"
+    )
+    done = run_main(
+        "check", "--model_name", model_copy, "--dataset_name", pairs_file, cwd=model_copy.parent
+    )
     assert done.returncode == Code.MODEL, done.stderr
     assert not mark.is_symlink()

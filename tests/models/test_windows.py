@@ -1,4 +1,6 @@
-"""Sliding windows of long documents in blocks: the numbers of a mask of all pairs, and nothing of one document in another."""
+"""Sliding windows of long documents in blocks: the numbers of a mask of all pairs, and nothing of
+one document in another.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,16 @@ def segments() -> Segments:
     none = torch.zeros(0, dtype=torch.long)
     document = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
     ends = torch.tensor([0, *accumulate(LENGTHS)])
-    return Segments.of(Batch(document, ends, document, document, none, none, none.float(), max(LENGTHS)), "loop")
+    return Segments.of(
+        Batch(document, ends, document, document, none, none, none.float(), max(LENGTHS)), "loop"
+    )
 
 
 def states(seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(1, heads, N, 16, generator=generator, requires_grad=True) for heads in (4, 2, 2)]
+    return [
+        torch.randn(1, heads, N, 16, generator=generator, requires_grad=True) for heads in (4, 2, 2)
+    ]
 
 
 @pytest.mark.parametrize("reach", [64, 3, 127, 500, None])
@@ -33,7 +39,9 @@ def test_blocks_give_what_a_mask_of_all_pairs_gives(reach: int | None) -> None:
     found, expected = (way(*inputs, segments(), reach, 0.2) for way in (loop, dense))
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
     slope = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
-    for one, other in zip(*(torch.autograd.grad(out, inputs, slope) for out in (found, expected)), strict=True):
+    for one, other in zip(
+        *(torch.autograd.grad(out, inputs, slope) for out in (found, expected)), strict=True
+    ):
         torch.testing.assert_close(one, other, atol=5e-6, rtol=1e-5)
 
 

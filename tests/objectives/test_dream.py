@@ -1,4 +1,6 @@
-"""CART against the double sum and hand-worked numbers, the spelling of its name, and the cutoffs."""
+"""CART against the double sum and hand-worked numbers, the spelling of its name, and the
+cutoffs.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,14 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from plugin.objectives.dream import Cart, Scheduler, Uniform, cart_weights, cutoff_lengths, parse_loss_weight_type
+from plugin.objectives.dream import (
+    Cart,
+    Scheduler,
+    Uniform,
+    cart_weights,
+    cutoff_lengths,
+    parse_loss_weight_type,
+)
 
 
 def bits(text: str) -> np.ndarray:
@@ -25,7 +34,10 @@ def by_definition(masked: np.ndarray, p: float) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("p", "expected"),
-    [(0.3, [0, 0, 0.364515, 0.33495, 0.34845, 0, 0.3612255, 0]), (1.0, [0, 0, 0.5, 0, 0.5, 0, 1, 0])],
+    [
+        (0.3, [0, 0, 0.364515, 0.33495, 0.34845, 0, 0.3612255, 0]),
+        (1.0, [0, 0, 0.5, 0, 0.5, 0, 1, 0]),
+    ],
 )
 def test_cart_oracle(p, expected):
     np.testing.assert_allclose(cart_weights(bits("00111010"), p), expected, atol=1e-15)
@@ -43,7 +55,9 @@ def test_cart_is_the_double_sum():
     rng = np.random.default_rng(0)
     for p in (1e-3, 0.1, 0.3, 0.5, 0.999, 1.0):
         masked = rng.random(97) < rng.random()
-        np.testing.assert_allclose(cart_weights(masked, p), by_definition(masked, p), rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(
+            cart_weights(masked, p), by_definition(masked, p), rtol=1e-12, atol=1e-15
+        )
 
 
 def test_cart_of_a_long_run_between_two_words():
@@ -110,7 +124,9 @@ def test_spellings(text, parsed):
     ],
 )
 def test_other_spellings_are_errors_that_say_what_is_allowed(text):
-    with pytest.raises(ValueError, match=r"cart\[geo_p:P\] with 0 < P <= 1, scheduler or uniform") as error:
+    with pytest.raises(
+        ValueError, match=r"cart\[geo_p:P\] with 0 < P <= 1, scheduler or uniform"
+    ) as error:
         parse_loss_weight_type(text)
     assert repr(text) in str(error.value)
 
@@ -122,7 +138,9 @@ def draws(lengths, count=4000, **options):
 
 def test_no_cutoff_is_the_identity_and_leaves_its_argument_alone():
     lengths = np.array([5, 9, 2])
-    assert cutoff_lengths(lengths, perbatch=False, resp_ratio=0.0, rng=np.random.default_rng(0)).tolist() == [5, 9, 2]
+    assert cutoff_lengths(
+        lengths, perbatch=False, resp_ratio=0.0, rng=np.random.default_rng(0)
+    ).tolist() == [5, 9, 2]
     cutoff_lengths(lengths, perbatch=True, resp_ratio=1.0, rng=np.random.default_rng(0))
     assert lengths.tolist() == [5, 9, 2]
 
@@ -145,7 +163,10 @@ def test_response_cut_is_one_uniform_number_from_every_end():
 
 
 def test_the_two_cuts_combine():
-    """dLLM makes them exclusive. Here [3, 8] can become [1, 1]: first both to 3, then 2 off both."""
+    """dLLM makes them exclusive.
+
+    Here [3, 8] can become [1, 1]: first both to 3, then 2 off both.
+    """
     kept = {tuple(row) for row in draws([3, 8], perbatch=True, resp_ratio=1.0).tolist()}
     assert kept == {(2, 2), (1, 1), (2, 7), (1, 6)}
 

@@ -1,4 +1,6 @@
-"""The masked-diffusion loss: what a model of known logits costs under every norm and schedule, from masks alone."""
+"""The masked-diffusion loss: what a model of known logits costs under every norm and schedule, from
+masks alone.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,13 @@ UNIFORM = math.log(50)  # nats a masked token costs under uniform logits over 50
 
 
 def one(
-    supervised: list[bool], t: float = 0.5, *, norm: str = "token", index: int = 0, pass_: int = 0, **noise: object
+    supervised: list[bool],
+    t: float = 0.5,
+    *,
+    norm: str = "token",
+    index: int = 0,
+    pass_: int = 0,
+    **noise: object,
 ) -> Corruption:
     flags = np.array(supervised)
     ids = np.arange(10, 10 + flags.size, dtype=np.int32)
@@ -30,9 +38,14 @@ def one(
 def test_one_masked_token_at_half_time_with_two_likely_words_costs_two_ln_two() -> None:
     drawn = one([False, True], mask_count="exact", t=0.5 + 1e-12)
     assert drawn.masked.tolist() == [1]
-    # exact counts mask the one token always and halve its weight; bernoulli masks it half of the time at full weight
+    # exact counts mask the one token always and halve its weight; bernoulli masks it half of the
+    # time at full weight
     assert drawn.weight[0] == pytest.approx(1.0)
-    drawn = next(each for each in (one([False, True], index=index) for index in range(100)) if each.masked.size)
+    drawn = next(
+        each
+        for each in (one([False, True], index=index) for index in range(100))
+        if each.masked.size
+    )
     cost = float(drawn.weight[0]) * math.log(2) / drawn.count
     assert cost == pytest.approx(2 * math.log(2), rel=1e-6)
 
@@ -67,9 +80,12 @@ def test_more_time_only_adds_masks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("norm", "weight", "count"), [("token", 2.0, 4.0), ("sequence", 0.5, 1.0), ("batch", 2.0, 1.0), ("masked", 2.0, 2.0)]
+    ("norm", "weight", "count"),
+    [("token", 2.0, 4.0), ("sequence", 0.5, 1.0), ("batch", 2.0, 1.0), ("masked", 2.0, 2.0)],
 )
-def test_every_norm_of_a_document_of_four_answer_tokens_at_half_time(norm: str, weight: float, count: float) -> None:
+def test_every_norm_of_a_document_of_four_answer_tokens_at_half_time(
+    norm: str, weight: float, count: float
+) -> None:
     drawn = one([False] * 6 + [True] * 4, norm=norm, mask_count="exact")
     assert drawn.masked.size == 2
     assert drawn.weight.tolist() == [weight, weight]
@@ -77,8 +93,12 @@ def test_every_norm_of_a_document_of_four_answer_tokens_at_half_time(norm: str, 
 
 
 @cache
-def epoch(schedule: str, norm: str, mask_count: str, t_sampling: str, documents: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Weighted loss [S] under uniform logits and count [S] of each document, and their mean supervised length."""
+def epoch(
+    schedule: str, norm: str, mask_count: str, t_sampling: str, documents: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Weighted loss [S] under uniform logits and count [S] of each document, and their mean
+    supervised length.
+    """
     lengths = np.random.default_rng(1).integers(1, 40, size=documents)
     noise = Noise(17, schedule=schedule, mask_count=mask_count, t_sampling=t_sampling)
     times = draw_times(noise, 0, range(documents), range(documents))
@@ -94,18 +114,29 @@ def epoch(schedule: str, norm: str, mask_count: str, t_sampling: str, documents:
 
 # E[w(t) p(t)] and E[p(t)] over t in [eps, 1).
 WEIGHTED = {"linear": 1.0, "cosine": (1 - math.sin(math.pi * EPSILON / 2)) / (1 - EPSILON)}
-PROBABILITY = {"linear": (1 + EPSILON) / 2, "cosine": 2 / math.pi * math.cos(math.pi * EPSILON / 2) / (1 - EPSILON)}
+PROBABILITY = {
+    "linear": (1 + EPSILON) / 2,
+    "cosine": 2 / math.pi * math.cos(math.pi * EPSILON / 2) / (1 - EPSILON),
+}
 
 
 def expected(schedule: str, norm: str, mean_length: float) -> float:
-    """Nats in closed form; linear: ln V by tokens and by documents' own tokens, about 2 ln V by masked tokens."""
+    """Nats in closed form; linear: ln V by tokens and by documents' own tokens, about 2 ln V by
+    masked tokens.
+    """
     per_token = WEIGHTED[schedule] * UNIFORM
-    return {"batch": per_token * mean_length, "masked": per_token / PROBABILITY[schedule]}.get(norm, per_token)
+    return {"batch": per_token * mean_length, "masked": per_token / PROBABILITY[schedule]}.get(
+        norm, per_token
+    )
 
 
 @pytest.mark.parametrize(
     ("schedule", "norm"),
-    [*(("linear", norm) for norm in ("token", "sequence", "batch", "masked")), ("cosine", "token"), ("cosine", "masked")],
+    [
+        *(("linear", norm) for norm in ("token", "sequence", "batch", "masked")),
+        ("cosine", "token"),
+        ("cosine", "masked"),
+    ],
 )
 def test_uniform_logits_cost_what_the_formula_says(schedule: str, norm: str) -> None:
     losses, counts, mean_length = epoch(schedule, norm, "bernoulli", "stratified", DOCUMENTS)
@@ -126,7 +157,9 @@ def test_exact_counts_make_every_document_cost_ln_v_under_linear_noise(norm: str
 def test_exact_counts_leave_cosine_noise_only_the_error_of_its_times() -> None:
     losses, counts, mean_length = epoch("cosine", "sequence", "exact", "stratified", 4000)
     # A low-discrepancy mean over S times errs by about log(S) / S.
-    assert losses.sum() / counts.sum() == pytest.approx(expected("cosine", "sequence", mean_length), rel=3e-3)
+    assert losses.sum() / counts.sum() == pytest.approx(
+        expected("cosine", "sequence", mean_length), rel=3e-3
+    )
 
 
 def test_masked_norm_of_linear_noise_tends_to_two_ln_v() -> None:

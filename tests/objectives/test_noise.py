@@ -1,4 +1,6 @@
-"""Times, mask probabilities, weights and masks: the oracles of the masked-diffusion papers, and what seeds may change."""
+"""Times, mask probabilities, weights and masks: the oracles of the masked-diffusion papers, and
+what seeds may change.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugin.objectives.noise import EPSILON, Noise, draw_mask, draw_times, generator, mask_probability, time_weight
+from plugin.objectives.noise import (
+    EPSILON,
+    Noise,
+    draw_mask,
+    draw_times,
+    generator,
+    mask_probability,
+    time_weight,
+)
 
 MANY = range(2000)
 
@@ -17,8 +27,12 @@ def times(pass_: int = 0, indices: Any = MANY, **noise: Any) -> np.ndarray:
     return draw_times(Noise(**{"seed": 11, **noise}), pass_, indices, indices)
 
 
-@pytest.mark.parametrize(("t", "weight"), [(0.001, 1000.0), (0.1, 10.0), (0.5, 2.0), (0.9, 10 / 9), (1.0, 1.0)])
-def test_the_linear_schedule_masks_with_probability_t_and_weighs_with_its_inverse(t: float, weight: float) -> None:
+@pytest.mark.parametrize(
+    ("t", "weight"), [(0.001, 1000.0), (0.1, 10.0), (0.5, 2.0), (0.9, 10 / 9), (1.0, 1.0)]
+)
+def test_the_linear_schedule_masks_with_probability_t_and_weighs_with_its_inverse(
+    t: float, weight: float
+) -> None:
     assert mask_probability("linear", t) == t
     assert time_weight("linear", t) == pytest.approx(weight, rel=1e-12)
 
@@ -32,7 +46,9 @@ def test_the_linear_schedule_masks_with_probability_t_and_weighs_with_its_invers
         (1.0, 1.0, 0.0),
     ],
 )
-def test_the_cosine_schedule_at_angles_everybody_knows(t: float, probability: float, weight: float) -> None:
+def test_the_cosine_schedule_at_angles_everybody_knows(
+    t: float, probability: float, weight: float
+) -> None:
     assert mask_probability("cosine", t) == pytest.approx(probability, rel=1e-12)
     assert time_weight("cosine", t) == pytest.approx(weight, rel=1e-12, abs=1e-12)
 
@@ -41,20 +57,27 @@ def test_the_cosine_schedule_at_angles_everybody_knows(t: float, probability: fl
 @pytest.mark.parametrize("t", [0.05, 0.3, 0.7, 0.95])
 def test_the_weight_is_the_rate_of_masking_over_its_probability(schedule: str, t: float) -> None:
     step = 1e-6  # w = -alpha' / (1 - alpha), and 1 - alpha is the mask probability
-    rate = (mask_probability(schedule, t + step) - mask_probability(schedule, t - step)) / (2 * step)
+    rate = (mask_probability(schedule, t + step) - mask_probability(schedule, t - step)) / (
+        2 * step
+    )
     assert time_weight(schedule, t) == pytest.approx(rate / mask_probability(schedule, t), rel=1e-6)
 
 
 @pytest.mark.parametrize("t_sampling", ["iid", "stratified"])
 @pytest.mark.parametrize(
-    ("t_min", "t_max", "low", "high"), [(0, 1, EPSILON, 1), (0.3, 0.8, 0.3, 0.8), (0.0001, 0.5, EPSILON, 0.5)]
+    ("t_min", "t_max", "low", "high"),
+    [(0, 1, EPSILON, 1), (0.3, 0.8, 0.3, 0.8), (0.0001, 0.5, EPSILON, 0.5)],
 )
-def test_times_fill_their_range_and_never_leave_it(t_sampling: str, t_min: float, t_max: float, low: float, high: float) -> None:
+def test_times_fill_their_range_and_never_leave_it(
+    t_sampling: str, t_min: float, t_max: float, low: float, high: float
+) -> None:
     drawn = times(t_sampling=t_sampling, t_min=t_min, t_max=t_max)
     assert low <= drawn.min() < low + 0.005
     assert high - 0.005 < drawn.max() < high
     unit = (times(t_sampling=t_sampling) - EPSILON) / (1 - EPSILON)
-    assert drawn == pytest.approx(low + (high - low) * unit, rel=1e-9), "one draw, stretched over the range"
+    assert drawn == pytest.approx(low + (high - low) * unit, rel=1e-9), (
+        "one draw, stretched over the range"
+    )
 
 
 @pytest.mark.parametrize("t_sampling", ["iid", "stratified"])
@@ -70,7 +93,9 @@ def test_stratified_times_follow_the_ordinal_and_iid_times_the_document() -> Non
     ordinals, documents, others = range(5), [9, 3, 4, 1, 7], [2, 8, 0, 6, 5]
     for t_sampling, follows_documents in (("stratified", False), ("iid", True)):
         noise = Noise(11, t_sampling=t_sampling)
-        same = np.array_equal(draw_times(noise, 0, ordinals, documents), draw_times(noise, 0, ordinals, others))
+        same = np.array_equal(
+            draw_times(noise, 0, ordinals, documents), draw_times(noise, 0, ordinals, others)
+        )
         assert same != follows_documents
 
 
@@ -82,17 +107,26 @@ def test_any_hundred_neighbours_cover_every_tenth_of_the_stratified_interval() -
     assert counts.min() >= 7
     assert counts.max() <= 13
     loose = np.floor(times(indices=range(1200), t_sampling="iid") * 10).astype(int)
-    assert np.bincount(loose[:100], minlength=10).std() > counts[:, 0].std(), "independent draws are less even"
+    assert np.bincount(loose[:100], minlength=10).std() > counts[:, 0].std(), (
+        "independent draws are less even"
+    )
 
 
 def test_a_document_draws_alike_wherever_and_whenever_it_is_drawn() -> None:
     def draw(seed: int, index: int, pass_: int) -> tuple[float, ...]:
         return tuple(generator(seed, index, pass_).random(8))
 
-    places = [(seed, index, pass_) for seed in (0, 1, 2**63 - 1) for index in (0, 1, 10**9) for pass_ in (0, 1, 2)]
+    places = [
+        (seed, index, pass_)
+        for seed in (0, 1, 2**63 - 1)
+        for index in (0, 1, 10**9)
+        for pass_ in (0, 1, 2)
+    ]
     first = [draw(*place) for place in places]
     assert [draw(*place) for place in reversed(places)] == first[::-1]
-    assert len({value for one in first for value in one}) == 8 * len(places), "no two streams share a number"
+    assert len({value for one in first for value in one}) == 8 * len(places), (
+        "no two streams share a number"
+    )
 
 
 @pytest.mark.parametrize("mask_count", ["bernoulli", "exact"])
@@ -128,13 +162,21 @@ def test_exact_masks_so_many_and_its_factor_makes_up_for_the_rounding(
 
 def test_exact_masks_every_place_equally_often() -> None:
     supervised = np.ones(10, dtype=bool)
-    hits = sum(draw_mask(supervised, 0.3, "exact", generator(5, index, 0))[0].astype(int) for index in range(4000))
+    hits = sum(
+        draw_mask(supervised, 0.3, "exact", generator(5, index, 0))[0].astype(int)
+        for index in range(4000)
+    )
     assert np.abs(hits - 1200).max() < 5 * math.sqrt(4000 * 0.3 * 0.7)
 
 
 def test_bernoulli_masks_each_token_by_itself() -> None:
     supervised, draws = np.ones(10, dtype=bool), 4000
-    masks = np.stack([draw_mask(supervised, 0.3, "bernoulli", generator(5, index, 0))[0] for index in range(draws)])
+    masks = np.stack(
+        [
+            draw_mask(supervised, 0.3, "bernoulli", generator(5, index, 0))[0]
+            for index in range(draws)
+        ]
+    )
     assert np.abs(masks.sum(0) - 0.3 * draws).max() < 5 * math.sqrt(draws * 0.21)
     assert masks.sum(1).var() == pytest.approx(10 * 0.21, rel=0.1), "a binomial number of them"
     assert np.abs(np.corrcoef(masks.T) - np.eye(10)).max() < 5 / math.sqrt(draws)

@@ -1,4 +1,6 @@
-"""Block-wise decoding: quotas, a decode worked by hand on a table model, and rows that never see one another."""
+"""Block-wise decoding: quotas, a decode worked by hand on a table model, and rows that never see
+one another.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,19 @@ import torch
 from tiny import CLS, FAMILIES, MASK, PAD, SEP, VOCABULARY, tiny_model
 
 from plugin.models.diffusion import predictor
-from plugin.sampling.blockwise import Predict, Sample, SamplerSettings, Vocabulary, generate, reveal_quotas
+from plugin.sampling.blockwise import (
+    Predict,
+    Sample,
+    SamplerSettings,
+    Vocabulary,
+    generate,
+    reveal_quotas,
+)
 
 WORDS = Vocabulary(MASK, (SEP,), PAD)
-Guess = Callable[[list[int], int], tuple[int, float]]  # (visible row, place) -> (likeliest token, its logit)
+Guess = Callable[
+    [list[int], int], tuple[int, float]
+]  # (visible row, place) -> (likeliest token, its logit)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +74,9 @@ def answers(samples: Sequence[Sample]) -> list[list[int]]:
 
 
 def next_word(row: list[int], place: int) -> tuple[int, float]:
-    """Each word follows the one before it by number; unsure (and wrong) where that one is still masked. 15 ends."""
+    """Each word follows the one before it by number; unsure (and wrong) where that one is still
+    masked. 15 ends.
+    """
     before = row[place - 1]
     if row.index(SEP) == place - 1:
         before = row[1]  # the prompt's word
@@ -75,7 +88,13 @@ def next_word(row: list[int], place: int) -> tuple[int, float]:
 def test_the_surest_token_is_revealed_first_and_the_rest_is_looked_at_anew() -> None:
     frames: list[list[int]] = []
     settings = SamplerSettings(max_new_tokens=4, block_length=4, steps=4)
-    (one,) = generate(table(next_word), [prompt(10)], WORDS, settings, lambda rows: frames.append(rows[0].tolist()))
+    (one,) = generate(
+        table(next_word),
+        [prompt(10)],
+        WORDS,
+        settings,
+        lambda rows: frames.append(rows[0].tolist()),
+    )
     start = [CLS, 10, SEP]
     assert frames == [
         [*start, 11, MASK, MASK, MASK],
@@ -89,7 +108,13 @@ def test_the_surest_token_is_revealed_first_and_the_rest_is_looked_at_anew() -> 
 def test_two_a_step_takes_the_sure_one_and_the_first_of_the_unsure() -> None:
     frames: list[list[int]] = []
     settings = SamplerSettings(max_new_tokens=4, block_length=4, steps=2)
-    (one,) = generate(table(next_word), [prompt(10)], WORDS, settings, lambda rows: frames.append(rows[0].tolist()[3:]))
+    (one,) = generate(
+        table(next_word),
+        [prompt(10)],
+        WORDS,
+        settings,
+        lambda rows: frames.append(rows[0].tolist()[3:]),
+    )
     assert frames == [[11, 30, MASK, MASK], [11, 30, 31, 30]]
     assert one.steps == 2
 
@@ -105,7 +130,12 @@ def test_confidence_not_order_decides() -> None:
         settings,
         lambda rows: frames.append(rows[0].tolist()[3:]),
     )
-    assert frames == [[MASK, 24, MASK, MASK], [MASK, 24, MASK, 26], [23, 24, MASK, 26], [23, 24, 25, 26]]
+    assert frames == [
+        [MASK, 24, MASK, MASK],
+        [MASK, 24, MASK, 26],
+        [23, 24, MASK, 26],
+        [23, 24, 25, 26],
+    ]
 
 
 def test_a_later_block_waits_however_sure_it_is() -> None:
@@ -118,11 +148,18 @@ def test_a_later_block_waits_however_sure_it_is() -> None:
         settings,
         lambda rows: frames.append(rows[0].tolist()[3:]),
     )
-    assert frames == [[MASK, 24, MASK, MASK], [23, 24, MASK, MASK], [23, 24, MASK, 26], [23, 24, 25, 26]]
+    assert frames == [
+        [MASK, 24, MASK, MASK],
+        [23, 24, MASK, MASK],
+        [23, 24, MASK, 26],
+        [23, 24, 25, 26],
+    ]
 
 
 @pytest.mark.parametrize(("grow", "sizes"), [(True, [5, 5, 7, 7, 8]), (False, [8] * 5)])
-def test_a_growing_canvas_ends_with_the_block_and_a_full_one_spans_the_answer(grow: bool, sizes: list[int]) -> None:
+def test_a_growing_canvas_ends_with_the_block_and_a_full_one_spans_the_answer(
+    grow: bool, sizes: list[int]
+) -> None:
     seen: list[int] = []
 
     def guess(row: list[int], place: int) -> tuple[int, float]:
@@ -155,7 +192,12 @@ def test_a_row_stops_with_the_block_of_its_end_token_and_others_go_on(grow: bool
 
 def test_an_end_token_in_the_prompt_ends_nothing() -> None:
     settings = SamplerSettings(max_new_tokens=4, block_length=2, steps=2)
-    (one,) = generate(table(lambda row, place: (20, 1.0)), [np.array([CLS, 9, SEP, 9, SEP], np.int32)], WORDS, settings)
+    (one,) = generate(
+        table(lambda row, place: (20, 1.0)),
+        [np.array([CLS, 9, SEP, 9, SEP], np.int32)],
+        WORDS,
+        settings,
+    )
     assert one.ids.tolist() == [20] * 4
 
 
@@ -180,9 +222,9 @@ def test_eight_prompts_together_are_answered_as_each_alone(family: str, grow: bo
 def test_padding_is_invisible_whatever_its_token(pad_id: int) -> None:
     predict, prompts = predictor(tiny_model("modernbert", seed=4)), random_prompts(3)
     settings = SamplerSettings(max_new_tokens=8, block_length=4, steps=4)
-    assert answers(generate(predict, prompts, Vocabulary(MASK, (SEP,), pad_id), settings)) == answers(
-        generate(predict, prompts, WORDS, settings)
-    )
+    assert answers(
+        generate(predict, prompts, Vocabulary(MASK, (SEP,), pad_id), settings)
+    ) == answers(generate(predict, prompts, WORDS, settings))
 
 
 @pytest.mark.parametrize("grow", [True, False])
@@ -199,4 +241,7 @@ def test_no_mask_survives_and_prompts_stay_for_any_blocks_and_steps(grow: bool) 
                 assert one.ids.size == 7 or SEP in one.ids
     assert all(np.array_equal(one, before) for one, before in zip(prompts, kept, strict=True))
     for canvas in canvases:
-        assert all(np.array_equal(row[: before.size], before) for row, before in zip(canvas, kept, strict=True))
+        assert all(
+            np.array_equal(row[: before.size], before)
+            for row, before in zip(canvas, kept, strict=True)
+        )

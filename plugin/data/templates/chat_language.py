@@ -27,7 +27,10 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> nodes.CallBlock:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return cast("nodes.CallBlock", nodes.CallBlock(self.call_method("_inside"), [], [], body).set_lineno(line))
+        return cast(
+            "nodes.CallBlock",
+            nodes.CallBlock(self.call_method("_inside"), [], [], body).set_lineno(line),
+        )
 
     def _inside(self, caller: Callable[[], str]) -> str:
         return caller()
@@ -70,7 +73,9 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise_exception(message: str) -> None:
@@ -82,7 +87,9 @@ def _strftime_now(format: str) -> str:  # the name is a template's to use
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
     made.filters["tojson"] = _tojson
     made.globals |= {
         "raise_exception": _raise_exception,

@@ -21,12 +21,18 @@ from ...base.errors import model_error, one_line
 from ..turns import THOUGHTS, Turn
 from .renderer import LIMITS, Failed, Job, OverLimit, render
 
-_PROBES = ("\ue000{}\ue001", "\ue002")  # private-use characters: contents that no template and no text holds
+_PROBES = (
+    "\ue000{}\ue001",
+    "\ue002",
+)  # private-use characters: contents that no template and no text holds
 _ROLES_SHOWN = 6
 _REFUSES = "chat template refuses"
 _TOO_LONG = "chat template writes far more than the dialogue says"
 MAX_SOURCE = 200_000  # characters of a chat template; published ones have a few thousand
-ADDED, TIMES = 100_000, 8  # characters of a dialogue's text: so many more, and so many times what it says
+ADDED, TIMES = (
+    100_000,
+    8,
+)  # characters of a dialogue's text: so many more, and so many times what it says
 TOGETHER = 1 << 22  # characters of the dialogues that are rendered at once, but for the last one
 
 
@@ -48,17 +54,33 @@ _TIME = re.compile(r"""strftime_now\(\s*(['"])([^'"]*)\1\s*\)""")
 
 
 def freeze(source: str, moment: datetime) -> str:
-    """Make a template's source write `moment` for the time. Raises JobError (exit 4) if it cannot."""
-    frozen = _TIME.sub(lambda call: json.dumps(moment.strftime(call[2]), ensure_ascii=False), source)
+    """Make a template's source write `moment` for the time.
+
+    Raises JobError (exit 4) if it cannot.
+    """
+    frozen = _TIME.sub(
+        lambda call: json.dumps(moment.strftime(call[2]), ensure_ascii=False), source
+    )
     if re.search(r"strftime_now\s*\(", frozen):
-        fix = "Write the format in quotes: a run's prompts have to stay the same when it is resumed."
-        raise model_error("tokenizer_name", "a chat template that asks for the time as strftime_now('%Y')", "another call", fix)
+        fix = (
+            "Write the format in quotes: a run's prompts have to stay the same when it is resumed."
+        )
+        raise model_error(
+            "tokenizer_name",
+            "a chat template that asks for the time as strftime_now('%Y')",
+            "another call",
+            fix,
+        )
     return frozen
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """List the added tokens by id; runs of spaces, which some tokenizers add, are text."""
-    return {token: str(added) for token, added in tokenizer.added_tokens_decoder.items() if str(added).strip()}
+    return {
+        token: str(added)
+        for token, added in tokenizer.added_tokens_decoder.items()
+        if str(added).strip()
+    }
 
 
 @dataclass(frozen=True)
@@ -77,14 +99,23 @@ class Template:
         self._tokenizer = tokenizer
         try:
             source = str(tokenizer.get_chat_template())
-        except (ValueError, TypeError) as error:  # several templates, none of them the default; names that are no text
+        except (
+            ValueError,
+            TypeError,
+        ) as error:  # several templates, none of them the default; names that are no text
             got = str(error).split("\n")[0][:200]
-            raise model_error("tokenizer_name", "one chat template, or one named default", got) from error
+            raise model_error(
+                "tokenizer_name", "one chat template, or one named default", got
+            ) from error
         if len(source) > MAX_SOURCE:
             got = f"{len(source)} characters"
-            raise model_error("tokenizer_name", f"a chat template of at most {MAX_SOURCE} characters", got)
+            raise model_error(
+                "tokenizer_name", f"a chat template of at most {MAX_SOURCE} characters", got
+            )
         self._source = freeze(source, moment)
-        self.moment = moment if self._source != source else None  # the time that it writes, if it writes any
+        self.moment = (
+            moment if self._source != source else None
+        )  # the time that it writes, if it writes any
         # A template reads a thought under one of these names, or finds it in the text.
         read = [key for key in THOUGHTS if re.search(rf"""\.{key}\b|['"]{key}['"]""", source)]
         self._thought = read[0] if read else None
@@ -97,7 +128,9 @@ class Template:
     @property
     def own_tokens(self) -> set[str]:
         """Find the added tokens around the turns of a prompt, and the end marker."""
-        user, answer, system = (Turn(role, _PROBES[0].format(role)) for role in ("user", "assistant", "system"))
+        user, answer, system = (
+            Turn(role, _PROBES[0].format(role)) for role in ("user", "assistant", "system")
+        )
         found = {self.end}
         for turns in ([user], [system, user], [user, answer, user]):
             try:
@@ -112,10 +145,15 @@ class Template:
         """Write the text up to where the next answer begins. Raises Refused."""
         return self._one(self._asking(turns))
 
-    def write(self, dialogues: Sequence[tuple[Sequence[Turn], Sequence[int]]]) -> list[Written | Refused]:
+    def write(
+        self, dialogues: Sequence[tuple[Sequence[Turn], Sequence[int]]]
+    ) -> list[Written | Refused]:
         """Write each dialogue and find the answers at the places named beside it."""
         found: list[Written | Refused] = []
-        calls = [[_Call(tuple(turns)), *(self._finding(turns, place) for place in places)] for turns, places in dialogues]
+        calls = [
+            [_Call(tuple(turns)), *(self._finding(turns, place) for place in places)]
+            for turns, places in dialogues
+        ]
         texts = iter(self._render([call for those in calls for call in those]))
         for (turns, places), those in zip(dialogues, calls, strict=True):
             whole, *befores = [next(texts) for _ in those]
@@ -125,7 +163,9 @@ class Template:
                 found.append(refused)
         return found
 
-    def _written(self, turns: Sequence[Turn], places: Sequence[int], text: str, befores: Sequence[str]) -> Written:
+    def _written(
+        self, turns: Sequence[Turn], places: Sequence[int], text: str, befores: Sequence[str]
+    ) -> Written:
         answers: list[tuple[int, int]] = []
         for before in befores:
             start, end = self._find(before, text)
@@ -135,12 +175,15 @@ class Template:
         # An answer such as `a` stands somewhere in any text: it is looked for in its own place.
         home = {place: text[start:end] for place, (start, end) in zip(places, answers, strict=True)}
         exact = all(
-            turn.text.strip() in home.get(place, text) and turn.thought.strip() in text for place, turn in enumerate(turns)
+            turn.text.strip() in home.get(place, text) and turn.thought.strip() in text
+            for place, turn in enumerate(turns)
         )
         return Written(text, tuple(answers), exact)
 
     def _can_ask(self, turns: Sequence[Turn], whole: str) -> bool:
-        """Tell whether the template's generation prompt is how `whole`, the same with an answer, begins."""
+        """Tell whether the template's generation prompt is how `whole`, the same with an answer,
+        begins.
+        """
         try:
             asked = self._one(_Call(tuple(turns), generation=True))
             return asked != self._one(_Call(tuple(turns))) and whole.startswith(asked)
@@ -158,7 +201,9 @@ class Template:
         if any(turn.role == "user" for turn in turns[:place]):
             return self._asking(turns[:place])
         # An answer to nothing, such as a greeting: what stands before its own text.
-        return _Call((*turns[:place], Turn("assistant", _PROBES[1]), *turns[place + 1 :]), until_answer=True)
+        return _Call(
+            (*turns[:place], Turn("assistant", _PROBES[1]), *turns[place + 1 :]), until_answer=True
+        )
 
     def _find(self, before: str, text: str) -> tuple[int, int]:
         if not text.startswith(before):
@@ -198,7 +243,9 @@ class Template:
         if not tail.strip():
             raise model_error("tokenizer_name", expected, "one that does not")
         got = f"{tail.strip()[:40]!r}, which is no token of this tokenizer"
-        raise model_error("tokenizer_name", expected, got, "Add it to the tokenizer as a special token.")
+        raise model_error(
+            "tokenizer_name", expected, got, "Add it to the tokenizer as a special token."
+        )
 
     def _one(self, call: _Call) -> str:
         return _taken(self._render([call])[0])
@@ -206,7 +253,9 @@ class Template:
     def _render(self, calls: Sequence[_Call]) -> list[str | Refused]:
         """Render every dialogue, as many at once as TOGETHER lets."""
         found: list[str | Refused] = []
-        messages: dict[int, dict[str, Any]] = {}  # one for each turn: calls of one dialogue share them
+        messages: dict[
+            int, dict[str, Any]
+        ] = {}  # one for each turn: calls of one dialogue share them
         jobs: list[Job] = []
         size = 0
         for number, call in enumerate(calls, start=1):
@@ -228,23 +277,41 @@ class Template:
         content = [{"type": "text", "text": text}] if self._in_parts else text
         said = {"role": turn.role, "content": content}
         # transformers gives a thought both names, whatever it was called.
-        return {"thinking": turn.thought, **said, apart: turn.thought, "reasoning_content": turn.thought} if apart else said
+        return (
+            {
+                "thinking": turn.thought,
+                **said,
+                apart: turn.thought,
+                "reasoning_content": turn.thought,
+            }
+            if apart
+            else said
+        )
 
 
 def chat_job(messages: Sequence[Mapping[str, Any]], generation: bool) -> Job:
     """Make the job that writes a dialogue, with the values that transformers gives a template."""
     size = sum(len(text) for one in messages for text in one.values() if isinstance(text, str))
-    values = {"messages": messages, "add_generation_prompt": generation, "tools": None, "documents": None}
+    values = {
+        "messages": messages,
+        "add_generation_prompt": generation,
+        "tools": None,
+        "documents": None,
+    }
     return Job(values, ADDED + TIMES * size)
 
 
-def render_chat(tokenizer: PreTrainedTokenizerBase, source: str, jobs: Sequence[Job]) -> list[str | Failed]:
+def render_chat(
+    tokenizer: PreTrainedTokenizerBase, source: str, jobs: Sequence[Job]
+) -> list[str | Failed]:
     """Render dialogues by a chat template's source. Raise JobError (exit 4) for one without end."""
     try:
         return render("chat", source, jobs, tokenizer.special_tokens_map)
     except OverLimit as error:
         fix = "Use another tokenizer, or mend its chat template."
-        raise model_error("tokenizer_name", f"a chat template that ends within {LIMITS}", str(error), fix) from error
+        raise model_error(
+            "tokenizer_name", f"a chat template that ends within {LIMITS}", str(error), fix
+        ) from error
 
 
 def _taken(text: str | Refused) -> str:
@@ -257,7 +324,9 @@ def _read(call: _Call, text: str | Failed) -> str | Refused:
     """Read what the template made of a call."""
     if isinstance(text, Failed):
         return Refused(_TOO_LONG) if text.too_long else _refusal(call, text)
-    if text.encode("utf-8", "ignore").decode() != text:  # tokenizers take no half of a surrogate pair
+    if (
+        text.encode("utf-8", "ignore").decode() != text
+    ):  # tokenizers take no half of a surrogate pair
         return Refused("chat template writes half a character")
     if not call.until_answer:
         return text

@@ -13,7 +13,8 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-# A spelled token travels through a chat template as one character of a private plane: no template takes it for a token or a space.
+# A spelled token travels through a chat template as one character of a private plane: no template
+# takes it for a token or a space.
 _FIRST, _LAST = 0x10F000, 0x10FFFD
 FUNCTIONS = ("mask", "pad", "cls", "sep", "bos", "eos", "unk")
 
@@ -73,9 +74,16 @@ class Escapes:
         return self._number[spelling]
 
     def _as_text(self, spelling: str) -> list[int]:
-        ids = list(self._tokenizer(spelling, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        ids = list(
+            self._tokenizer(spelling, add_special_tokens=False, split_special_tokens=True)[
+                "input_ids"
+            ]
+        )
         if self.ids.isdisjoint(ids):
             return ids
-        # An added token that is not special is split nowhere: its first character alone is no token of these.
-        pieces = self._tokenizer([spelling[:1], spelling[1:]], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        # An added token that is not special is split nowhere: its first character alone is no token
+        # of these.
+        pieces = self._tokenizer(
+            [spelling[:1], spelling[1:]], add_special_tokens=False, split_special_tokens=True
+        )["input_ids"]
         return [token for piece in pieces for token in piece]

@@ -1,6 +1,7 @@
 """The three templates of a job, and how a row is rendered through them.
 
-A Python repr never becomes training text: printing a list or an object is a fault of that row, not `str(value)`.
+A Python repr never becomes training text: printing a list or an object is a fault of that row, not
+`str(value)`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,25 @@ from jinja2.exceptions import SecurityError
 from ...base.errors import JobError, Problem, data_error
 from .renderer import LIMITS, Failed, Job, OverLimit
 from .renderer import render as render_apart
-from .sandbox import FUNCTIONS, MAX_TEMPLATE, MAX_TEXT, TEMPLATE_FAILED, TEXT_TOO_LONG, Fault, RowError, compiled, sentence
+from .sandbox import (
+    FUNCTIONS,
+    MAX_TEMPLATE,
+    MAX_TEXT,
+    TEMPLATE_FAILED,
+    TEXT_TOO_LONG,
+    Fault,
+    RowError,
+    compiled,
+    sentence,
+)
 
 
 @dataclass(frozen=True)
 class Template:
-    """One template that compiles, and the field it came from. Holds text only, so it can be sent to another process."""
+    """One template that compiles, and the field it came from.
+
+    Holds text only, so it can be sent to another process.
+    """
 
     field: str
     source: str
@@ -27,7 +41,9 @@ class Template:
 
 @dataclass(frozen=True)
 class Templates:
-    """What the user turn (instruction, then input on a new line) and the assistant turn (output) are made of."""
+    """What the user turn (instruction, then input on a new line) and the assistant turn (output)
+    are made of.
+    """
 
     instruction: Template
     input: Template | None
@@ -44,14 +60,19 @@ def compile_template(field: str, source: str) -> Template:
         compiled(source)
     except Fault as fault:
         expected = f"a Jinja template of at most {MAX_TEMPLATE} characters"
-        raise JobError(Problem(field, expected, str(fault), "Use {{ column }}, if, for and simple filters.")) from fault
+        raise JobError(
+            Problem(field, expected, str(fault), "Use {{ column }}, if, for and simple filters.")
+        ) from fault
     return Template(field, source)
 
 
-def compile_templates(instruction_template: str, input_template: str, output_template: str) -> Templates | None:
+def compile_templates(
+    instruction_template: str, input_template: str, output_template: str
+) -> Templates | None:
     """The three templates of a job; blank ones are not given, and None means none is.
 
-    Raises JobError (exit 2) with every bad template, and with a missing instruction or output when another is given.
+    Raises JobError (exit 2) with every bad template, and with a missing instruction or output when
+    another is given.
     """
     sources = {
         "instruction_template": instruction_template,
@@ -66,7 +87,9 @@ def compile_templates(instruction_template: str, input_template: str, output_tem
         if not source.strip():
             if field != "input_template":
                 fix = "Give it, or leave all three templates empty to use the detected layout."
-                problems.append(Problem(field, "a template, because another one is given", "nothing", fix))
+                problems.append(
+                    Problem(field, "a template, because another one is given", "nothing", fix)
+                )
             continue
         try:
             made[field] = compile_template(field, source)
@@ -74,7 +97,9 @@ def compile_templates(instruction_template: str, input_template: str, output_tem
             problems.extend(error.problems)
     if problems:
         raise JobError(*problems)
-    return Templates(made["instruction_template"], made.get("input_template"), made["output_template"])
+    return Templates(
+        made["instruction_template"], made.get("input_template"), made["output_template"]
+    )
 
 
 def columns_used(template: Template) -> frozenset[str]:
@@ -94,7 +119,9 @@ def render(template: Template, values: Mapping[str, object]) -> str:
     return text
 
 
-def render_rows(templates: Templates, rows: Sequence[Mapping[str, object]]) -> list[tuple[str, str, str] | RowError]:
+def render_rows(
+    templates: Templates, rows: Sequence[Mapping[str, object]]
+) -> list[tuple[str, str, str] | RowError]:
     """Render instruction, input ("" without its template) and output of every row.
 
     A RowError says why one does not fit. Raise JobError (exit 2) as `render`.
@@ -108,7 +135,9 @@ def render_rows(templates: Templates, rows: Sequence[Mapping[str, object]]) -> l
     return found
 
 
-def _rendered(templates: Sequence[Template], rows: Sequence[Mapping[str, object]]) -> list[tuple[str | RowError, ...]]:
+def _rendered(
+    templates: Sequence[Template], rows: Sequence[Mapping[str, object]]
+) -> list[tuple[str | RowError, ...]]:
     """Render every template for every row."""
     return list(zip(*(_column(template, rows) for template in templates), strict=True))
 
@@ -117,17 +146,26 @@ def _column(template: Template, rows: Sequence[Mapping[str, object]]) -> list[st
     """Render one template for every row."""
     columns = columns_used(template)
     try:
-        texts = render_apart("form", template.source, [Job(_values(columns, row), MAX_TEXT) for row in rows])
+        texts = render_apart(
+            "form", template.source, [Job(_values(columns, row), MAX_TEXT) for row in rows]
+        )
     except OverLimit as error:
         raise _goes_too_far(template, str(error)) from error
-    except (PicklingError, TypeError, AttributeError) as error:  # a value of a class that only its library knows
+    except (
+        PicklingError,
+        TypeError,
+        AttributeError,
+    ) as error:  # a value of a class that only its library knows
         raise data_error("dataset_name", "rows of plain values", sentence(error)) from error
     return [_text_or_error(template, text) for text in texts]
 
 
 def _values(columns: frozenset[str], row: Mapping[str, object]) -> dict[str, object]:
     """Take the values that a template may read: a column wins over a function of its name."""
-    return {**dict.fromkeys(columns), **{name: row[name] for name in (*columns, *FUNCTIONS) if name in row}}
+    return {
+        **dict.fromkeys(columns),
+        **{name: row[name] for name in (*columns, *FUNCTIONS) if name in row},
+    }
 
 
 def _text_or_error(template: Template, text: str | Failed) -> str | RowError:

@@ -1,4 +1,5 @@
-"""`python -m plugin.data.templates.render_child`: renders strangers' templates under limits that none escapes.
+"""`python -m plugin.data.templates.render_child`: renders strangers' templates under limits that
+none escapes.
 
 A template is a program. Its memory ends at RLIMIT_AS; its CPU time ends at ITIMER_PROF, whose
 default action kills: a handler of Python's own would wait until a loop in C has ended. CPU time,

@@ -64,10 +64,15 @@ class Renderer:
         jobs: Sequence[Job],
         shared: Mapping[str, Any] | None = None,
     ) -> list[str | Failed]:
-        """Render `jobs` in order by one template; `shared`: values of all of them. Raise OverLimit."""
+        """Render `jobs` in order by one template; `shared`: values of all of them.
+
+        Raise OverLimit.
+        """
         if not jobs:
             return []
-        request = pickle.dumps((language, source, dict(shared or {}), [(job.values, job.longest) for job in jobs]))
+        request = pickle.dumps(
+            (language, source, dict(shared or {}), [(job.values, job.longest) for job in jobs])
+        )
         with self._lock:
             child = self._child = self._child or _start()
             try:

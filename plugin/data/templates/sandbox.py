@@ -55,7 +55,10 @@ _TESTS = _words(
 
 
 class RowError(ValueError):
-    """A row that cannot become training text. `reason` is a short phrase to count by, `str()` adds what happened."""
+    """A row that cannot become training text.
+
+    `reason` is a short phrase to count by, `str()` adds what happened.
+    """
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -67,7 +70,10 @@ class Fault(Exception):
 
 
 def _text(value: object) -> str:
-    """A printable value as text. Lists and objects are refused; an undefined value raises its own error in `str`."""
+    """A printable value as text.
+
+    Lists and objects are refused; an undefined value raises its own error in `str`.
+    """
     if value is None:
         return ""
     if isinstance(value, float) and not math.isfinite(value):
@@ -81,7 +87,8 @@ def _of_text(function: Callable[..., str]) -> Callable[..., str]:
     return lambda value, *arguments: function(_text(value), *arguments)
 
 
-# What takes the context is not computed from constants while the template is compiled, without a limit.
+# What takes the context is not computed from constants while the template is compiled, without a
+# limit.
 
 
 @pass_context
@@ -139,7 +146,11 @@ def _refusal(node: nodes.Node) -> str:
         return f"the private name {node.name!r}"
     if isinstance(node, nodes.Getattr) and node.attr.startswith("__"):
         return f"the private attribute {node.attr!r}"
-    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and str(node.arg.value).startswith("__"):
+    if (
+        isinstance(node, nodes.Getitem)
+        and isinstance(node.arg, nodes.Const)
+        and str(node.arg.value).startswith("__")
+    ):
         return f"the private attribute {node.arg.value!r}"
     if isinstance(node, nodes.For) and node.recursive:
         return "a recursive loop"
@@ -154,8 +165,14 @@ def _refusal(node: nodes.Node) -> str:
             return f"a call other than range() and the methods {', '.join(_METHODS)}"
     # Without `set`, a list of variables is the last way to double a value again and again.
     if isinstance(node, (nodes.List, nodes.Tuple)) and not _is_target(node):
-        return "" if all(isinstance(item, nodes.Const) for item in node.items) else "a list of anything but constants"
-    if isinstance(node, nodes.Pair) and not (isinstance(node.key, nodes.Const) and isinstance(node.value, nodes.Const)):
+        return (
+            ""
+            if all(isinstance(item, nodes.Const) for item in node.items)
+            else "a list of anything but constants"
+        )
+    if isinstance(node, nodes.Pair) and not (
+        isinstance(node.key, nodes.Const) and isinstance(node.value, nodes.Const)
+    ):
         return "an object of anything but constants"
     return ""
 

@@ -1,6 +1,8 @@
-"""The plugin-era Transformer Lab (app up to v0.30.1): its job, progress, stop button, curves, checkpoints, adapters and models.
+"""The plugin-era Transformer Lab (app up to v0.30.1): its job, progress, stop button, curves,
+checkpoints, adapters and models.
 
-One writer, this process, once a second: the host's job file has no lock. The workers never wait for any of it.
+One writer, this process, once a second: the host's job file has no lock. The workers never wait for
+any of it.
 """
 
 from __future__ import annotations
@@ -85,7 +87,11 @@ class TlabHost:
         if outcome.error:
             self.failed([outcome.error])
             return
-        metrics = json.loads((folder / "metrics.json").read_text()) if (folder / "metrics.json").exists() else {}
+        metrics = (
+            json.loads((folder / "metrics.json").read_text())
+            if (folder / "metrics.json").exists()
+            else {}
+        )
         made: dict[str, Any] = {}
         if outcome.outcome == "done":
             made = self._publish(folder)
@@ -100,13 +106,16 @@ class TlabHost:
     # --- endings
 
     def failed(self, problems: Sequence[Problem]) -> None:
-        """Before, during or after the run: the cause where the host's job page shows it, and last in the log."""
+        """Before, during or after the run: the cause where the host's job page shows it, and last
+        in the log.
+        """
         self._report_metrics({})
         details = "\n".join(problem.line for problem in problems)
         self._end("failed", details, {})
 
     def _end(self, status: str, details: str, made: Mapping[str, Any]) -> None:
-        """The host sets the job's status itself, whatever happened; completion_status is what a user can trust.
+        """The host sets the job's status itself, whatever happened; completion_status is what a
+        user can trust.
 
         STOPPED comes last: it frees the host's queue.
         """
@@ -119,8 +128,15 @@ class TlabHost:
             self._sdk.end(self._percent if self._stop else 100)
 
     def _report_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """`metrics.json` where the host ranks sweeps by `eval/loss`. Without figures it holds one that cannot win."""
-        shown = {name: value for name, value in metrics.items() if isinstance(value, int | float) and math.isfinite(value)}
+        """`metrics.json` where the host ranks sweeps by `eval/loss`.
+
+        Without figures it holds one that cannot win.
+        """
+        shown = {
+            name: value
+            for name, value in metrics.items()
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
         if not shown or (self.job.sweep_run and "eval/loss" not in shown):
             shown["eval/loss"] = WORST
         self.job.output_dir.mkdir(parents=True, exist_ok=True)
@@ -141,7 +157,9 @@ class TlabHost:
     # --- what a user finds in the host
 
     def _show_board(self) -> None:
-        """Show the events of the run where the SDK would write them and where the host's viewer looks; a refusal has none."""
+        """Show the events of the run where the SDK would write them and where the host's viewer
+        looks; a refusal has none.
+        """
         folder, self._board = self._board, None
         if folder is None:
             return
@@ -166,7 +184,10 @@ class TlabHost:
             self._pending["checkpoints"] = [str(shelf / path.name) for path in checkpoints]
 
     def _publish(self, folder: RunFolder) -> dict[str, Any]:
-        """Adapter and fused model to where the host lists them. Returns job data on them. A sweep's runs leave theirs where they are."""
+        """Adapter and fused model to where the host lists them.
+
+        Returns job data on them. A sweep's runs leave theirs where they are.
+        """
         if self.job.sweep_run:
             return {}
         made: dict[str, Any] = {}
@@ -182,19 +203,33 @@ class TlabHost:
         except OSError as error:
             got = f"{error.filename}: {error.strerror}"
             fix = f"The results are whole in {folder.path}."
-            raise JobError(Problem("adaptor_output_dir", "room for the results", got, fix, Code.DISK)) from error
+            raise JobError(
+                Problem("adaptor_output_dir", "room for the results", got, fix, Code.DISK)
+            ) from error
         return made
 
     def _register(self, folder: RunFolder) -> str:
         params = folder.read_run()["params"]
         base = secure_filename(Path(params["model_name"] or "scratch").name)
-        target = free_name(self.job.workspace / "models" / f"{base}_{params['adaptor_name']}", self.job.job_id, self.line)
+        target = free_name(
+            self.job.workspace / "models" / f"{base}_{params['adaptor_name']}",
+            self.job.job_id,
+            self.line,
+        )
         shelve(folder / "fused", target)
-        architecture = json.loads((target / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+        architecture = json.loads((target / "config.json").read_text(encoding="utf-8"))[
+            "architectures"
+        ][0]
         method, name = params["training_method"], params["model_name"]
-        kept = ("training_method", "noise_schedule", *(only for only, of in METHOD_ONLY.items() if of == method))
+        kept = (
+            "training_method",
+            "noise_schedule",
+            *(only for only, of in METHOD_ONLY.items() if of == method),
+        )
         facts: dict[str, Any] = {kept_name: params[kept_name] for kept_name in kept}
-        facts["loss_norm"] = json.loads((target / "diffusion.json").read_text(encoding="utf-8"))["loss_norm"]  # what auto became
+        facts["loss_norm"] = json.loads((target / "diffusion.json").read_text(encoding="utf-8"))[
+            "loss_norm"
+        ]  # what auto became
         shown = Path(name).name if Path(name).is_absolute() else name or "A new model"
         facts["description"] = f"{shown}, trained as a diffusion model."
         tag = pipeline_tag(method)

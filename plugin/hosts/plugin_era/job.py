@@ -1,6 +1,8 @@
-"""The input file of the plugin-era Transformer Lab: what the form sent, and where the host expects what comes of it.
+"""The input file of the plugin-era Transformer Lab: what the form sent, and where the host expects
+what comes of it.
 
-Read here and not through the SDK, whose own defaults win over the form's values. Nothing in this file imports the SDK.
+Read here and not through the SDK, whose own defaults win over the form's values. Nothing in this
+file imports the SDK.
 """
 
 from __future__ import annotations
@@ -20,11 +22,26 @@ from ...config.parse import SCHEMA
 
 # What the host sends beside the form's fields, for itself.
 HOST_KEYS = {
-    *("template_name", "plugin_name", "type", "job_id", "adaptor_output_dir", "output_dir", "run_sweeps", "sweep_config"),
-    *("model_architecture", "foundation_model_file_path", "embedding_model", "embedding_model_architecture"),
+    *(
+        "template_name",
+        "plugin_name",
+        "type",
+        "job_id",
+        "adaptor_output_dir",
+        "output_dir",
+        "run_sweeps",
+        "sweep_config",
+    ),
+    *(
+        "model_architecture",
+        "foundation_model_file_path",
+        "embedding_model",
+        "embedding_model_architecture",
+    ),
     *("embedding_model_file_path", "chatml_formatted_column"),
 }
-WORST = 1e30  # eval/loss of a run that must not win a sweep: the host minimises, and reads a missing file as 0.0
+# eval/loss of a run that must not win a sweep: the host minimises, and reads a missing file as 0.0
+WORST = 1e30
 
 
 @dataclass(frozen=True)
@@ -58,15 +75,25 @@ def read_job(path: str) -> TlabJob:
         job_id, output_dir = str(config["job_id"]), str(config["output_dir"]).rstrip("/")
         experiment = str(content["experiment"]["name"])
         adaptors = Path(str(config["adaptor_output_dir"]))
-        if config.get("adaptor_name", "") != "" or "adaptor_name" not in config:  # the path ends in that name, or the host's own
+        if (
+            config.get("adaptor_name", "") != "" or "adaptor_name" not in config
+        ):  # the path ends in that name, or the host's own
             adaptors = adaptors.parent
     except (OSError, ValueError, KeyError, TypeError) as error:
         got = f"{path}: {type(error).__name__} {error}"
         fix = "The host writes this file; report it there."
-        raise JobError(Problem("input_file", "the host's JSON with experiment and config", got, fix)) from error
+        raise JobError(
+            Problem("input_file", "the host's JSON with experiment and config", got, fix)
+        ) from error
     found = re.match(r"(.*)/experiments/[^/]+/tensorboards/.", output_dir)
     if not found:
-        raise JobError(Problem("output_dir", "<workspace>/experiments/<experiment>/tensorboards/<template>", output_dir))
+        raise JobError(
+            Problem(
+                "output_dir",
+                "<workspace>/experiments/<experiment>/tensorboards/<template>",
+                output_dir,
+            )
+        )
     sweep = re.search(rf"/sweep_{re.escape(job_id)}/run_(\d+)$", output_dir)
     return TlabJob(
         job_id=job_id,
@@ -83,8 +110,8 @@ def read_job(path: str) -> TlabJob:
 def form_values(job: TlabJob) -> tuple[dict[str, Any], list[str]]:
     """What `parse` gets, and notes on what it does not.
 
-    A form carries the values of whichever plugin made the template first: another name of a parameter counts only where the
-    parameter's own name is missing.
+    A form carries the values of whichever plugin made the template first: another name of a
+    parameter counts only where the parameter's own name is missing.
     """
     values: dict[str, Any] = {"run_dir": "" if _resumes_elsewhere(job) else str(job.run_dir)}
     notes: list[str] = []
@@ -95,7 +122,9 @@ def form_values(job: TlabJob) -> tuple[dict[str, Any], list[str]]:
         if name != target and (target == "run_dir" or target in job.config):
             notes.append(f"{name}: ignored, as {target} is given.")
         elif isinstance(value, list | dict):
-            notes.append(f"{name}: ignored, a {type(value).__name__} is not a value of this plugin's form.")
+            notes.append(
+                f"{name}: ignored, a {type(value).__name__} is not a value of this plugin's form."
+            )
             if name in SCHEMA:
                 raise JobError(Problem(name, "one value", f"a {type(value).__name__}"))
         else:
@@ -105,7 +134,9 @@ def form_values(job: TlabJob) -> tuple[dict[str, Any], list[str]]:
 
 def _resumes_elsewhere(job: TlabJob) -> bool:
     """Whether `resume` names another job's run, which then goes on in its own folder."""
-    advanced = re.search(r"^\s*resume\s*:\s*(\S.*?)\s*$", str(job.config.get("advanced", "")), re.MULTILINE)
+    advanced = re.search(
+        r"^\s*resume\s*:\s*(\S.*?)\s*$", str(job.config.get("advanced", "")), re.MULTILINE
+    )
     asked = advanced[1] if advanced else str(job.config.get("resume", "")).strip()
     return asked.lower() not in ("", "false", "true")
 
@@ -117,7 +148,9 @@ def adaptor_name(job: TlabJob, given: str) -> str:
 
 
 def viewer_dir(job: TlabJob, safe_name: str) -> Path:
-    """Where the host's TensorBoard button looks: the same folder, its template under the name that `secure_filename` gives it."""
+    """Where the host's TensorBoard button looks: the same folder, its template under the name that
+    `secure_filename` gives it.
+    """
     boards = job.workspace / "experiments"
     experiment, tensorboards, _, *rest = job.output_dir.relative_to(boards).parts
     return boards.joinpath(experiment, tensorboards, *([safe_name] if safe_name else []), *rest)

@@ -1,4 +1,6 @@
-"""Results of a run where a host looks for them: links while it runs, folders that appear whole when it is done."""
+"""Results of a run where a host looks for them: links while it runs, folders that appear whole when
+it is done.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from ...base.files import part_beside, remove
 
 
 def show_link(link: Path, target: Path, say: Callable[[str], None]) -> None:
-    """Make `link` lead to the folder `target`; a link that was there is replaced, anything else is left alone, and said.
+    """Make `link` lead to the folder `target`; a link that was there is replaced, anything else is
+    left alone, and said.
 
     Nothing is put into a folder that is itself a link: it may be anybody's.
     """
@@ -30,7 +33,9 @@ def show_link(link: Path, target: Path, say: Callable[[str], None]) -> None:
 
 
 def free_name(wanted: Path, job_id: str, say: Callable[[str], None]) -> Path:
-    """`wanted`, or with `-job<id>` where something has that name already: results are never overwritten."""
+    """`wanted`, or with `-job<id>` where something has that name already: results are never
+    overwritten.
+    """
     name, number = wanted, 1
     while os.path.lexists(name) and not _is_empty_folder(name):
         name = wanted.with_name(f"{wanted.name}-job{job_id}" + (f"-{number}" if number > 1 else ""))
@@ -45,7 +50,9 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def shelve(folder: Path, target: Path) -> None:
-    """The files of `folder` also as `target`, which appears whole: hard links, or copies on another disk. A link stays one."""
+    """The files of `folder` also as `target`, which appears whole: hard links, or copies on another
+    disk. A link stays one.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = part_beside(target)
     try:

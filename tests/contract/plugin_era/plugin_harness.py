@@ -1,4 +1,6 @@
-"""The harness's start sequence: our folder last on the path, `import main`, `main.main()`, its answer unused."""
+"""The harness's start sequence: our folder last on the path, `import main`, `main.main()`, its
+answer unused.
+"""
 
 import argparse
 import sys

@@ -1,4 +1,5 @@
-"""Put first on PYTHONPATH: a real worker arms the fault that its environment names, once it has imported what the fault wraps.
+"""Put first on PYTHONPATH: a real worker arms the fault that its environment names, once it has
+imported what the fault wraps.
 
 Or what logs to W&B, a process of its own, is struck where it begins.
 """
@@ -37,5 +38,7 @@ if os.environ.get("TRAINER_TEST_FAULT"):
 if "plugin.parent.wandb" in sys.orig_argv:
     if os.environ.get("TRAINER_TEST_RELAY") == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    if os.environ.get("TRAINER_TEST_RELAY") == "spoil":  # where the library wants a folder there is a file
+    if (
+        os.environ.get("TRAINER_TEST_RELAY") == "spoil"
+    ):  # where the library wants a folder there is a file
         open(os.path.join(sys.orig_argv[-1], "wandb"), "x").close()

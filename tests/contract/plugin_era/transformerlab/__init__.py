@@ -1,1 +1,3 @@
-"""A stand-in for the plugin-era SDK: no line of it is the host's, only names and what was seen when the host ran (see hosts.md)."""
+"""A stand-in for the plugin-era SDK: no line of it is the host's, only names and what was seen when
+the host ran (see hosts.md).
+"""

@@ -1,4 +1,7 @@
-"""`transformerlab.plugin`, as far as a trainer uses it. Importing it leaves a note of what was there at that moment."""
+"""`transformerlab.plugin`, as far as a trainer uses it.
+
+Importing it leaves a note of what was there at that moment.
+"""
 
 import asyncio
 import importlib
@@ -16,7 +19,9 @@ for _name in os.environ.get("FAKE_IMPORTS", "").split():  # the SDK's own take a
 
 with Path(WORKSPACE_DIR, "imports.jsonl").open("a") as _imports:
     _logs = sorted(str(path) for path in Path(WORKSPACE_DIR).glob("jobs/*/run*/log.txt"))
-    _imports.write(json.dumps({"at": time.time(), "pid": os.getpid(), "logs of workers": _logs}) + "\n")
+    _imports.write(
+        json.dumps({"at": time.time(), "pid": os.getpid(), "logs of workers": _logs}) + "\n"
+    )
 
 
 def get_dataset_path(dataset_id):
@@ -51,10 +56,16 @@ class Job:
 
     async def update_progress(self, value):
         assert isinstance(value, int)
-        await self.change(lambda content: content.update(progress=value, beats=content["beats"] + [[time.time(), value]]))
+        await self.change(
+            lambda content: content.update(
+                progress=value, beats=content["beats"] + [[time.time(), value]]
+            )
+        )
 
     async def update_status(self, value):
-        """Set it, which lets the host start its next job, with a note of what still runs in this one's folder then."""
+        """Set it, which lets the host start its next job, with a note of what still runs in this
+        one's folder then.
+        """
         await self.change(lambda content: content.update(status=value, alive=self.processes()))
 
     def processes(self):

@@ -1,4 +1,6 @@
-"""`tlab_trainer`: arguments whose defaults beat the form, and a stop button that is told by raising KeyboardInterrupt."""
+"""`tlab_trainer`: arguments whose defaults beat the form, and a stop button that is told by raising
+KeyboardInterrupt.
+"""
 
 import argparse
 import asyncio
@@ -20,7 +22,11 @@ class Trainer:
     @property
     def params(self):
         """A default that is not None wins over what the form sent."""
-        known = {name: value for name, value in vars(self._parser.parse_known_args()[0]).items() if value is not None}
+        known = {
+            name: value
+            for name, value in vars(self._parser.parse_known_args()[0]).items()
+            if value is not None
+        }
         return {**json.loads(Path(known["input_file"]).read_text())["config"], **known}
 
     @property
@@ -42,12 +48,22 @@ class Trainer:
             raise KeyboardInterrupt("Job stopped by user")
 
     def create_transformerlab_model(
-        self, fused_model_name, model_architecture, json_data, output_dir=None, pipeline_tag=None, parent_model=None
+        self,
+        fused_model_name,
+        model_architecture,
+        json_data,
+        output_dir=None,
+        pipeline_tag=None,
+        parent_model=None,
     ):
         assert pipeline_tag, "without one the hub is asked"
-        folder = Path(output_dir or WORKSPACE_DIR, *([] if output_dir else ["models"]), fused_model_name)
+        folder = Path(
+            output_dir or WORKSPACE_DIR, *([] if output_dir else ["models"]), fused_model_name
+        )
         described = {"architecture": model_architecture, "pipeline_tag": pipeline_tag, **json_data}
-        (folder / "index.json").write_text(json.dumps({"name": fused_model_name, "json_data": described}))
+        (folder / "index.json").write_text(
+            json.dumps({"name": fused_model_name, "json_data": described})
+        )
         (folder / "_tlab_provenance.json").write_text(json.dumps({"parameters": self.params}))
 
 
