@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from contract.drivers import FolderDriver, Host, Running, TlabDriver  # noqa: E402
-from support import processes_naming  # noqa: E402
+from helpers.support import processes_naming  # noqa: E402
 
 CALL_S = 0.05
 SDK_IMPORTS = "torch transformers.trainer datasets"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from faults.forks import Forks
-from support import TINY_CONFIG, pairs, write_rows
+from helpers.support import TINY_CONFIG, pairs, write_rows
 
 # Before anything imports torch or a hub client, and inherited by every child.
 os.environ |= {
@@ -25,6 +25,16 @@ os.environ |= {
     "NO_COLOR": "1",
 }
 os.environ.pop("PYTHONPATH", None)
+
+RUNS = {"forks", "finished", "run_copy"}  # fixtures that train with both programs
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of a whole run: those of end_to_end/, and those that use a run's fixtures."""
+    for item in items:
+        runs = RUNS & set(getattr(item, "fixturenames", ()))
+        if runs or "end_to_end" in item.path.parts:
+            item.add_marker("end_to_end")
 
 
 class NetworkBlocked(AssertionError):

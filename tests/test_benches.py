@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import ROOT, child_env
+from helpers.support import ROOT, child_env
 
 from benches.bars import missed
 from benches.references import careful_loss, dllm_loss

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from helpers.support import ROOT
 
 from plugin import cli
 from plugin.config.params import GROUPS, METHOD_ONLY, Params

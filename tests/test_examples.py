@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from published_checkpoints import write_checkpoint
-from support import ROOT
+from helpers.published_checkpoints import write_checkpoint
+from helpers.support import ROOT
 
 from plugin.assembly.clock import make_clock
 from plugin.assembly.corpus import prepare_corpus

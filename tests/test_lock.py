@@ -11,7 +11,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from support import ROOT, make_wheel
+from helpers.support import ROOT, make_wheel
 
 LOCKS = sorted(ROOT.glob("requirements*.txt"))
 TORCH = re.search(

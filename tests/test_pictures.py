@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from support import ROOT
+from helpers.support import ROOT
 
 from examples import pictures
 from plugin.commands.chat import load_chatter

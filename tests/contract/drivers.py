@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from support import MAIN, ROOT, child_env, processes_naming, start
+from helpers.support import MAIN, ROOT, child_env, processes_naming, start
 
 HERE = Path(__file__).parent
 CONTRACT = ROOT / ".contract"  # where `make contract` puts requirements-contract.txt

@@ -45,7 +45,7 @@ def main() -> int:
     began, results = time.monotonic(), Results()
     others = [
         HERE.parent / name
-        for name in ("test_wandb_relay.py", "test_task.py", "test_harness_start.py")
+        for name in ("parent/test_wandb.py", "config/test_task.py", "hosts/test_harness.py")
     ]
     code = pytest.main(
         [str(HERE), *map(str, others), "-m", "contract or not contract", *sys.argv[1:]],

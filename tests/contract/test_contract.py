@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import processes_naming, wait_until
+from helpers.support import processes_naming, wait_until
 
 from .drivers import LONGEST_S, FolderDriver, Host, LabDriver, Running
 

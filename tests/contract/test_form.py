@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT, child_env
+from helpers.support import ROOT, child_env
 
 from plugin.base.errors import JobError
 from plugin.config.params import BUILT

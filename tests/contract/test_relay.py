@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT, child_env
+from helpers.support import ROOT, child_env
 
 from benches.relay import Block, compare, missed, step_ms, told_steps
 from plugin.hosts.plugin_era import sdk

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support import ROOT, make_wheel
+from helpers.support import ROOT, make_wheel
 
 from .drivers import CONTRACT, TlabDriver
 

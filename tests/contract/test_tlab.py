@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from published_checkpoints import write_checkpoint
-from support import ROOT, pairs, read_lines, run_python, wait_until
+from helpers.published_checkpoints import write_checkpoint
+from helpers.support import ROOT, pairs, read_lines, run_python, wait_until
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 from plugin.config.families import ARCHITECTURES

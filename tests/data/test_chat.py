@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny import CLS, MASK, SEP, word_tokenizer
+from helpers.tiny import CLS, MASK, SEP, word_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from plugin.base.errors import JobError

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from published_checkpoints import published_tokenizer
+from helpers.published_checkpoints import published_tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from plugin.base.errors import JobError

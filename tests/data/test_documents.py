@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from tiny import random_documents
+from helpers.tiny import random_documents
 
 from plugin.data.documents import Builder, Documents
 

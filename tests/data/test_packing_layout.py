@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny import pairs, random_documents, rules, slots
+from helpers.tiny import pairs, random_documents, rules, slots
 
 from plugin.assembly.attention import check_fits
 from plugin.base.errors import Code, JobError

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tiny import CLS, SEP, word_tokenizer
+from helpers.tiny import CLS, SEP, word_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from plugin.base.errors import JobError

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import CLS, SEP, word_tokenizer
+from helpers.tiny import CLS, SEP, word_tokenizer
 
 from plugin.assembly.corpus import Examples
 from plugin.base.errors import JobError

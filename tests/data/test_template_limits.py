@@ -10,8 +10,8 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from published_checkpoints import published_tokenizer
-from support import is_running, run_python
+from helpers.published_checkpoints import published_tokenizer
+from helpers.support import is_running, run_python
 from transformers import PreTrainedTokenizerBase
 
 from plugin.assembly.verify import rendered_prompt

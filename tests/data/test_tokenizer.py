@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import CLS, SEP, SPECIAL
+from helpers.tiny import CLS, SEP, SPECIAL
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from plugin.data.tokenizer import train_tokenizer

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scenes import CLOCK, Scene
-from support import read_lines
+from helpers.scenes import CLOCK, Scene
+from helpers.support import read_lines
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:

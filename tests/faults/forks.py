@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scenes import LONGEST_S, Scene
-from support import ROOT, child_env, is_running
+from helpers.scenes import LONGEST_S, Scene
+from helpers.support import ROOT, child_env, is_running
 
 from .inject import FAULT
 

@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from scenes import ENDLESS, LONGEST_S, Scene
-from support import wait_until
+from helpers.scenes import ENDLESS, LONGEST_S, Scene
+from helpers.support import wait_until
 
 from .compare import tensors_of
 from .stage import Stage, last_line, not_the_same

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scenes import Scene
-from support import ERROR, TINY_CONFIG, pairs
+from helpers.scenes import Scene
+from helpers.support import ERROR, TINY_CONFIG, pairs
 
 from plugin.data.tokenizer import train_tokenizer
 

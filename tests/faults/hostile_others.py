@@ -12,9 +12,9 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from helpers.scenes import LONGEST_S
+from helpers.support import PYTORCHJOB, RunsWhenLoaded, start_main, wait_until
 from safetensors import safe_open
-from scenes import LONGEST_S
-from support import PYTORCHJOB, RunsWhenLoaded, start_main, wait_until
 
 from .hostile_files import HostileRow
 from .stage import Stage, last_line, not_the_same

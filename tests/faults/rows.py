@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from scenes import Scene
-from support import ROOT
+from helpers.scenes import Scene
+from helpers.support import ROOT
 
 from plugin.parent.resume import find_start
 from plugin.run.folder import RunFolder

@@ -10,8 +10,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from scenes import LONGEST_S, Scene
-from support import ERROR, ROOT, TINY_CONFIG, pairs, run_main, write_rows
+from helpers.scenes import LONGEST_S, Scene
+from helpers.support import ERROR, ROOT, TINY_CONFIG, pairs, run_main, write_rows
 
 from plugin.base.digests import why_broken
 from plugin.run.folder import RunFolder

@@ -14,9 +14,9 @@ import pytest
 import torch
 from fuzz.configs import SMALL, configs
 from fuzz.promise import check_problems, kept, limited
+from helpers.support import try_out_here
 from hypothesis import event, given
 from hypothesis import strategies as st
-from support import try_out_here
 
 from plugin.assembly.corpus import prepare_corpus
 from plugin.assembly.model import make_model

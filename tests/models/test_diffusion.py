@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import (
+from helpers.tiny import (
     CLS,
     FAMILIES,
     MASK,

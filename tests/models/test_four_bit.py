@@ -10,7 +10,7 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from published_checkpoints import write_checkpoint
+from helpers.published_checkpoints import write_checkpoint
 from torch import nn
 
 from plugin.base.errors import JobError

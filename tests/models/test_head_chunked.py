@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny import FAMILIES, tiny_config, tiny_model
+from helpers.tiny import FAMILIES, tiny_config, tiny_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import (
+from helpers.tiny import (
     FAMILIES,
     PAD,
     adapted,

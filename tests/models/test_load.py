@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.tiny import FAMILIES, VOCABULARY, tiny_config, tiny_model, word_tokenizer
 from safetensors.torch import load_file, save_file
-from tiny import FAMILIES, VOCABULARY, tiny_config, tiny_model, word_tokenizer
 from transformers import BertModel, GPT2Config, GPT2LMHeadModel
 
 from plugin.assembly.model import base_config

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
-from published_checkpoints import write_checkpoint
-from tiny import (
+from helpers.published_checkpoints import write_checkpoint
+from helpers.tiny import (
     FAMILIES,
     MASK,
     PAD,
@@ -25,6 +24,7 @@ from tiny import (
     slots,
     tiny_model,
 )
+from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from plugin.assembly.model import make_model

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import (
+from helpers.tiny import (
     FAMILIES,
     PAD,
     alone_in,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import ROOT, run_python
+from helpers.support import ROOT, run_python
 
 from plugin.base.errors import JobError, Problem
 from plugin.config.model_files import check_model_files

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.attention.varlen as torch_varlen
-from tiny import FAMILIES, PAD, random_documents, rules, slots, tiny_config, tiny_model
+from helpers.tiny import FAMILIES, PAD, random_documents, rules, slots, tiny_config, tiny_model
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.support import TINY_CONFIG, RunsWhenLoaded, run_main
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from support import TINY_CONFIG, RunsWhenLoaded, run_main
 
 from plugin.base.errors import Code, JobError, Problem
 from plugin.config.model_files import check_model_files

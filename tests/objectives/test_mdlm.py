@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from tiny import MASK, noised, rules
+from helpers.tiny import MASK, noised, rules
 
 from plugin.data.steps import Slot
 from plugin.objectives.mdlm import Corruption

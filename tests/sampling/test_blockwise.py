@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
-from tiny import CLS, FAMILIES, MASK, PAD, SEP, VOCABULARY, tiny_model
+from helpers.tiny import CLS, FAMILIES, MASK, PAD, SEP, VOCABULARY, tiny_model
 
 from plugin.models.diffusion import predictor
 from plugin.sampling.blockwise import (

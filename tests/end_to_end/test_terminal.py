@@ -1,0 +1,166 @@
+"""What rows, answers and names may hold, and what of it reaches a terminal, TensorBoard or a
+card.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.support import run_main, write_rows
+from markdown import markdown
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from plugin.base.errors import json_line
+from plugin.commands.chat import Answer, answer_line, canvas_line
+from plugin.data.chat import ChatFormat
+from plugin.hosts.shell import FolderHost
+from plugin.models.load import load_tokenizer
+from plugin.models.publish import write_adapter_card, write_card
+from plugin.run.folder import RunFolder
+from plugin.run.heartbeat import Heartbeat
+from plugin.worker.reporter import Reporter
+
+HOSTILE = "\x1b]0;title\x07\x1b[2J\x1b[8mhidden\r\x9b31m\u202edesrever\x00\x7f\u2028end"
+
+
+def steers(text: str) -> set[str]:
+    """List the characters of `text` that steer a terminal; line ends and tabs do not."""
+    return {
+        char
+        for char in text
+        if unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp") and char not in "\n\t"
+    }
+
+
+def printed(*lines: object) -> str:
+    """Return what a console without colour writes."""
+    console = Console(file=io.StringIO(), color_system=None, width=500)
+    for line in lines:
+        console.print(line)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_check_shows_rows_and_files_escaped(tiny_bert: Path, tmp_path: Path) -> None:
+    """Audit 15: `check` wrote ESC of data rows raw; names of files too."""
+    rows = [
+        {"prompt": f"{n} {HOSTILE}", "response": f"{HOSTILE} {n}" if n else ""} for n in range(20)
+    ]
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data" / "a\x1b[31m\u202e.jsonl", rows)
+    job = (
+        "--model_name",
+        tiny_bert,
+        "--dataset_name",
+        tmp_path / "data",
+        "--max_length",
+        128,
+        "--train_device",
+        "cpu",
+    )
+    for more in ((), ("--json",)):
+        done = run_main("check", *job, *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "hidden" in done.stdout
+        assert "31m" in done.stdout
+        assert steers(done.stdout + done.stderr) == set()
+        if more:
+            told = [
+                run["text"]
+                for view in json.loads(done.stdout)["plan"]["preview"]
+                for run in view["runs"]
+            ]
+            assert "\x1b[2J" in "".join(told), "a program reads what the row holds"
+
+
+def test_an_answer_is_shown_escaped(tiny_bert: Path) -> None:
+    chat = ChatFormat(load_tokenizer(str(tiny_bert)))
+    ids = chat.tokenizer(HOSTILE, add_special_tokens=False)["input_ids"]
+    assert HOSTILE.replace("\u202e", "") in chat.frame(ids).replace("\u202e", ""), (
+        "the answer does hold it"
+    )
+    for line in (canvas_line(chat, ids), answer_line(Answer(HOSTILE, 1, 0.0))):
+        assert "hidden" in line.plain
+        assert steers(printed(line)) == set()
+
+
+def test_a_hosts_line_is_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    FolderHost().line(f"data: {HOSTILE}")
+    assert steers(capsys.readouterr().err) == set()
+
+
+def test_json_is_valid_and_steers_nothing() -> None:
+    line = json_line({HOSTILE: [HOSTILE, "\ud800", "ünïcode 世界"]})
+    assert steers(line) == set()
+    assert json.loads(line) == {HOSTILE: [HOSTILE, "\ud800", "ünïcode 世界"]}
+    assert "ünïcode 世界" in line
+
+
+@pytest.mark.parametrize(
+    "end", ["\r", "\r\n", "\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"]
+)
+def test_a_sample_stays_a_code_block_of_one_line(tmp_path: Path, end: str) -> None:
+    """Audit 17:
+
+    `\\r` left the code block, and TensorBoard's Markdown rendered an image of somebody's server.
+    """
+    folder = RunFolder(tmp_path)
+    reporter = Reporter(folder, Heartbeat(tmp_path / ".heartbeat-0"), speaks=True)
+    text = f"hi{end}![x](http://evil.example/p.png)"
+    reporter.sample(1, 1, text, text, text, [text])
+    reporter.close()
+    board = EventAccumulator(str(tmp_path / "tb"))
+    board.Reload()
+    (event,) = board.Tensors("samples/1/text_summary")
+    (shown,) = event.tensor_proto.string_val
+    html = markdown(shown.decode(), extensions=["markdown.extensions.tables"])
+    assert "<img" not in html
+    assert "<a " not in html
+    assert html.startswith("<pre><code>")
+    assert html.count("<pre>") == 1
+
+
+MARKUP = [
+    "](http://evil.example) [x",
+    "![x](http://evil.example/p.png)",
+    "<script>x</script>",
+    "a | b",
+    "`x` **y**",
+    "a\n\n# b",
+    HOSTILE,
+]
+
+
+@pytest.mark.parametrize("name", MARKUP, ids=range(len(MARKUP)))
+def test_a_name_in_a_card_is_a_name(tmp_path: Path, name: str) -> None:
+    """Not tried by the audit: markup in what a model, an adapter or a data set is called."""
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    facts: dict[str, Any] = {
+        "name": name,
+        "method": "bert",
+        "table": {"base model": name, "data": name},
+        "metrics": {},
+    }
+    write_card(tmp_path, facts)
+    check_card(tmp_path)
+    write_adapter_card(tmp_path, {"method": "bert", "base": {"name": name, "four_bit": False}})
+    check_card(tmp_path)
+
+
+def check_card(folder: Path) -> None:
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    _, front, body = text.split("---\n", 2)
+    html = markdown(body, extensions=["markdown.extensions.tables"])
+    assert steers(text) == set()
+    assert "evil" not in front
+    assert html.count("<h1>") == 1
+    assert "<a " not in html
+    assert "<img" not in html
+    assert "<script" not in html
+    assert html.count("<strong>") == 0
+    assert html.count("<th>") in (0, 2)

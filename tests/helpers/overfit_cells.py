@@ -1,0 +1,100 @@
+"""A training run in one process, from parameters to answers: what the worker does, without its
+files and events.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from helpers.tiny import cpu, meters
+
+from plugin.assembly.clock import make_clock, make_run_schedule
+from plugin.assembly.corpus import Prepared, prepare_corpus
+from plugin.assembly.model import make_model
+from plugin.assembly.rules import step_rules
+from plugin.config.params import Params
+from plugin.data.steps import step_slots
+from plugin.models.diffusion import DiffusionModel, predictor
+from plugin.sampling.blockwise import SamplerSettings, Vocabulary, generate
+from plugin.training.loop import Hooks, Requests, train
+from plugin.training.optimizer import make_optimizer
+from plugin.training.step import build_step
+
+Pairs = Sequence[tuple[str, str]]
+BLOCK = 16
+
+
+@dataclass(frozen=True)
+class Result:
+    model: torch.nn.Module
+    prepared: Prepared
+    losses: list[float]
+
+    def answers(self) -> list[np.ndarray]:
+        """The ids that the model answers each training prompt with."""
+        documents, chat = self.prepared.train, self.prepared.chat
+        prompts = [
+            documents[index].ids[: documents[index].prompt] for index in range(len(documents))
+        ]
+        settings = SamplerSettings(max_new_tokens=2 * BLOCK, block_length=BLOCK, steps=BLOCK)
+        words = Vocabulary(chat.mask_id, chat.end_ids, chat.pad_id)
+        return [one.ids for one in generate(predictor(self.model.eval()), prompts, words, settings)]
+
+
+def run(folder: Path, method: str, base: Path, pairs: Pairs, **values: Any) -> Result:
+    """Train the base on `pairs`, with the parameters of a user's job."""
+    rows = folder / "pairs.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"prompt": ask, "response": reply}) + "\n" for ask, reply in pairs)
+    )
+    fixed = {
+        "training_method": method,
+        "model_name": str(base),
+        "dataset_name": str(rows),
+        "eval_strategy": "no",
+        "max_length": 64,
+        "eos_block_length": BLOCK,
+        "batch_size": 8,
+        "perbatch_cutoff": False,
+        "warmup_ratio": 0.05,
+        "lora_dropout": 0.0,
+        "t_min": 0.1,
+        "dtype": "float32",
+    }
+    params = Params.model_validate({**fixed, **values})
+    prepared = prepare_corpus(params, lambda line: None, offline=True)
+    model = make_model(params, prepared.tokenizer, torch.float32, offline=True)
+    module = DiffusionModel(model, prepared.chat.pad_id)
+    accelerator = cpu()
+    rate, decay = params.learning_rate, params.weight_decay
+    adam = make_optimizer(
+        module, kind=params.optim, learning_rate=rate, weight_decay=decay, seed=params.seed
+    )
+    module, optimizer = accelerator.prepare(module, adam)
+    clock = make_clock(params, len(prepared.train), 0, 1)
+    steps = clock.plan.steps
+    scheduler = make_run_schedule(params, optimizer, steps, lambda line: None)
+    rules, losses = step_rules(params, prepared.chat), []
+
+    def make_step(step: int) -> Any:
+        slots = step_slots(len(prepared.train), clock.step_size, step, params.seed, clock.total)
+        return build_step(slots, prepared.train, rules, batch_size=params.batch_size)
+
+    hooks = Hooks(
+        requests=Requests,
+        log=lambda step, metrics: None,
+        tick=lambda step, loss, seconds: losses.append(loss),
+        evaluate=lambda step: None,
+        save=lambda step: None,
+        sample=lambda step: None,
+    )
+    train(
+        accelerator, module, optimizer, scheduler, make_step, clock.plan, hooks, meters(accelerator)
+    )
+    return Result(model, prepared, losses)

@@ -1,0 +1,65 @@
+"""Steps built one ahead are the same steps in the same order; a failure appears where the step is
+asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from helpers.tiny import random_documents, rules
+
+from plugin.data.steps import step_slots
+from plugin.training.prefetch import Ahead
+from plugin.training.step import Step, build_step
+
+DOCUMENTS = random_documents(12)
+
+
+def make(step: int) -> Step:
+    return build_step(step_slots(len(DOCUMENTS), 4, step, 0), DOCUMENTS, rules(), batch_size=2)
+
+
+def test_steps_come_in_order_and_equal_to_those_built_when_asked() -> None:
+    ahead = Ahead(make, 6, pin=False)
+    for number in (*range(4), 1, 2, 5):  # a jump, as after a resume, is built on the spot
+        ours, plain = ahead(number), make(number)
+        assert ours.count == plain.count
+        assert [piece.documents for piece in ours.pieces] == [
+            piece.documents for piece in plain.pieces
+        ]
+        assert all(
+            a.batch.ids.equal(b.batch.ids) for a, b in zip(ours.pieces, plain.pieces, strict=True)
+        )
+    ahead.close()
+
+
+def test_the_next_step_is_built_before_it_is_asked_for_and_none_beyond_the_last() -> None:
+    built: list[int] = []
+    done = threading.Event()
+
+    def watched(step: int) -> Step:
+        built.append(step)
+        if step == 1:
+            done.set()
+        return make(step)
+
+    ahead = Ahead(watched, 2, pin=False)
+    ahead(0)
+    assert done.wait(timeout=30)
+    ahead(1)
+    ahead.close()
+    assert built == [0, 1]
+
+
+def test_an_error_is_raised_by_the_step_that_has_it() -> None:
+    def broken(step: int) -> Step:
+        if step == 1:
+            raise ZeroDivisionError
+        return make(step)
+
+    ahead = Ahead(broken, 3, pin=False)
+    ahead(0)
+    with pytest.raises(ZeroDivisionError):
+        ahead(1)
+    ahead.close()

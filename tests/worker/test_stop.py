@@ -1,0 +1,98 @@
+"""A worker learns that it should stop, in processes of their own: signals and parents are not
+mocked.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from helpers.support import ROOT, child_env, is_running, wait_until
+
+# Starts a worker (in a session of its own, as the launcher does), then sleeps; the worker starts a
+# child and waits for a stop.
+PARENT = """\
+import os, subprocess, sys, time
+env = {{**os.environ, "TRAINER_PARENT_PID": str(os.getpid()), "PYTHONPATH": {root!r}}}
+worker = subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]], env=env, start_new_session=True)
+time.sleep(60)
+"""
+WORKER = """\
+import os, subprocess, sys, time
+from pathlib import Path
+{before}
+from plugin.worker import stop
+from plugin.run.folder import RunFolder
+folder = Path(sys.argv[1])
+stop.ORPHAN_LIMIT_S = {limit}
+requests = stop.Requests(RunFolder(folder), reads_files=True)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+(folder / "pids.part").write_text(f"{{os.getpid()}} {{child.pid}}")
+(folder / "pids.part").rename(folder / "pids")
+while not requests.stop():
+    time.sleep(0.01)
+(folder / "stopped").touch()
+time.sleep(60)
+"""
+
+
+def start(folder: Path, *, limit: float, before: str = "") -> subprocess.Popen[bytes]:
+    worker = WORKER.format(limit=limit, before=before)
+    return subprocess.Popen(
+        [sys.executable, "-c", PARENT.format(root=str(ROOT)), worker, str(folder)], env=child_env()
+    )
+
+
+def end_session(pid: int) -> None:
+    if is_running(pid):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def test_a_worker_notices_its_parents_death_within_two_seconds_and_then_ends_with_all_it_started(
+    tmp_path: Path,
+) -> None:
+    with start(tmp_path, limit=0.5) as parent:
+        try:
+            wait_until((tmp_path / "pids").exists, "the worker")
+            worker, child = map(int, (tmp_path / "pids").read_text().split())
+            time.sleep(0.6)
+            assert not (tmp_path / "stopped").exists(), "its parent lives"
+        finally:
+            parent.kill()
+    try:
+        wait_until((tmp_path / "stopped").exists, "the worker to notice", deadline_s=2)
+        wait_until(lambda: not is_running(worker), "the worker to give up", deadline_s=5)
+        wait_until(lambda: not is_running(child), "what it started to end with it", deadline_s=2)
+    finally:
+        end_session(worker)
+
+
+def test_a_parent_that_died_while_the_worker_was_still_importing_is_noticed(tmp_path: Path) -> None:
+    late = "(Path(sys.argv[1]) / 'importing').touch()\nwhile os.getppid() == int(os.environ['TRAINER_PARENT_PID']): time.sleep(0.01)"
+    with start(tmp_path, limit=60, before=late) as parent:
+        wait_until((tmp_path / "importing").exists, "the worker to begin")
+        parent.kill()
+    wait_until((tmp_path / "pids").exists, "the worker")
+    worker, _ = map(int, (tmp_path / "pids").read_text().split())
+    try:
+        wait_until((tmp_path / "stopped").exists, "the worker to notice", deadline_s=2)
+    finally:
+        end_session(worker)
+
+
+def test_any_number_of_signals_is_one_request_to_a_worker(tmp_path: Path) -> None:
+    with start(tmp_path, limit=60) as parent:
+        try:
+            wait_until((tmp_path / "pids").exists, "the worker")
+            worker, _ = map(int, (tmp_path / "pids").read_text().split())
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+                os.kill(worker, number)
+            wait_until((tmp_path / "stopped").exists, "the worker to notice", deadline_s=2)
+            assert is_running(worker), "only the parent escalates"
+        finally:
+            parent.kill()
+            end_session(worker)
