@@ -47,15 +47,8 @@ class Examples:
     `seen` tallies what of each split is not read, over its longest reading so far.
     """
 
-    def __init__(
-        self, params: Params, log: Log, *, offline: bool, between_rows: Callable[[], None]
-    ):
-        self._params, self._log, self._offline, self._between_rows = (
-            params,
-            log,
-            offline,
-            between_rows,
-        )
+    def __init__(self, params: Params, log: Log, *, between_rows: Callable[[], None]):
+        self._params, self._log, self._between_rows = params, log, between_rows
         self._templates = compile_templates(
             params.instruction_template, params.input_template, params.output_template
         )
@@ -86,7 +79,6 @@ class Examples:
         rows = read_rows(
             self._params.dataset_name,
             "eval" if split == "eval" else "train",
-            offline=self._offline,
             text_rows=self._params.text_rows,
         )
         group: list[Row] = []
@@ -120,7 +112,6 @@ def prepare_corpus(
     params: Params,
     log: Log,
     *,
-    offline: bool = False,
     between_rows: Callable[[], None] = lambda: None,
     moment: datetime | None = None,
 ) -> Prepared:
@@ -128,9 +119,9 @@ def prepare_corpus(
 
     Raises JobError (exit 3 or 4).
     """
-    examples = Examples(params, log, offline=offline, between_rows=between_rows)
+    examples = Examples(params, log, between_rows=between_rows)
     wants_eval = params.eval_strategy != "no"
-    own_files = wants_eval and has_eval_split(params.dataset_name, offline=offline)
+    own_files = wants_eval and has_eval_split(params.dataset_name)
     held = HeldOut(frozenset(), False)
     if wants_eval:
         share, drop = params.eval_share, params.drop_eval_prompts
@@ -145,10 +136,8 @@ def prepare_corpus(
     def of_split(split: str) -> Iterable[tuple[str, Example | str]]:
         return split_examples(examples, held, split, params.seed)
 
-    tokenizer = make_tokenizer(params, of_split, offline=offline)
-    base_config(
-        params, tokenizer, offline=offline
-    )  # a wrong pair is refused before the data is tokenised
+    tokenizer = make_tokenizer(params, of_split)
+    base_config(params, tokenizer)  # a wrong pair is refused before the data is tokenised
     chat = ChatFormat(tokenizer, moment)
     if chat.moment:
         log(
@@ -205,19 +194,17 @@ def unread(spec: str, wants_eval: bool, own_files: bool, instead: str) -> Iterab
 
 
 def make_tokenizer(
-    params: Params, examples: Callable[[str], Iterable[tuple[str, Example | str]]], *, offline: bool
+    params: Params, examples: Callable[[str], Iterable[tuple[str, Example | str]]]
 ) -> PreTrainedTokenizerBase:
     """The named tokenizer, else the model's, else one trained on the training texts."""
     if name := params.tokenizer_name or params.model_name:
         config = (
             new_config(params.model_config_file)
             if params.model_config_file
-            else load_config(params.model_name, offline=offline)
+            else load_config(params.model_name)
         )
         field = "tokenizer_name" if params.tokenizer_name else "model_name"
-        return load_tokenizer(
-            name, offline=offline, family=FAMILIES[config.model_type], field=field
-        )
+        return load_tokenizer(name, family=FAMILIES[config.model_type], field=field)
     texts = (
         turn.with_thought
         for _, one in examples("train")

@@ -29,9 +29,7 @@ from ..models.lora import LoraSettings, MaybeAdapted, add_adapter, four_bit_save
 from .precision import weight_dtype
 
 
-def base_config(
-    params: Params, tokenizer: PreTrainedTokenizerBase, *, offline: bool = False
-) -> PretrainedConfig:
+def base_config(params: Params, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     """The configuration of the model to be trained, checked against method and tokenizer.
 
     Raises JobError (exit 2 or 4).
@@ -40,7 +38,7 @@ def base_config(
         config = new_config(params.model_config_file)
         fit_config(config, tokenizer)
     else:
-        config = load_config(params.model_name, offline=offline)
+        config = load_config(params.model_name)
         check_builds(config, "model_name")
     check_method(config, params.training_method)
     check_pair(config, tokenizer, params.max_length)
@@ -52,7 +50,6 @@ def make_model(
     tokenizer: PreTrainedTokenizerBase,
     compute: torch.dtype,
     *,
-    offline: bool = False,
     checkpoint: Path | None = None,
 ) -> MaybeAdapted:
     """Build the model to be trained: the base, or a new model seeded by the run's seed, with an
@@ -64,14 +61,14 @@ def make_model(
     then the weights are bfloat16 and the optimizer rounds stochastically. A frozen base is kept in
     the compute dtype. Raises JobError (exit 2 or 4).
     """
-    config = base_config(params, tokenizer, offline=offline)
+    config = base_config(params, tokenizer)
     attention = (
         params.attn_implementation if params.attn_implementation in ("eager", "sdpa") else None
     )
     dtype = weight_dtype(params, compute)
     torch.manual_seed(params.seed)
     if checkpoint and not params.lora:  # a whole model folder
-        return load_model(str(checkpoint), dtype=dtype, attn_implementation=attention, offline=True)
+        return load_model(str(checkpoint), dtype=dtype, attn_implementation=attention)
     if params.model_config_file:
         model = new_model(params.model_config_file, tokenizer, attn_implementation=attention)
     else:
@@ -80,7 +77,6 @@ def make_model(
             params.model_name,
             dtype=dtype,
             attn_implementation=attention,
-            offline=offline,
             four_bit=four_bit,
         )
     added = new_tokens(config, tokenizer)

@@ -45,7 +45,6 @@ def prepare_stream(
     params: Params,
     log: Log,
     *,
-    offline: bool = False,
     between_rows: Callable[[], None] = lambda: None,
     moment: datetime | None = None,  # of no use here: texts know no chat template
 ) -> Prepared:
@@ -55,14 +54,12 @@ def prepare_stream(
     Raises JobError (exit 2, 3 or 4).
     """
     check_budget(params.max_length, Layout(True, pack_tokens(params)))
-    data = StreamedData.of(params, log, offline=offline, between_rows=between_rows)
+    data = StreamedData.of(params, log, between_rows=between_rows)
     held = f"one text in {one_in(params)}" if data.wants_eval else ""
     for note in unread(params.dataset_name, data.wants_eval, data.own_files, held):
         log(f"dataset_name: {note}")
-    tokenizer = make_tokenizer(
-        params, lambda _: islice(data.training(0, 1), TOKENIZER_ROWS), offline=offline
-    )
-    base_config(params, tokenizer, offline=offline)
+    tokenizer = make_tokenizer(params, lambda _: islice(data.training(0, 1), TOKENIZER_ROWS))
+    base_config(params, tokenizer)
     chat = ChatFormat(tokenizer)
     evaluation, eval_report = _encode_some(data.evaluation(), chat, encoding(params))
     if data.wants_eval and not len(evaluation):
@@ -98,12 +95,10 @@ class StreamedData:
     keys: frozenset[int]  # of that split's texts, as far as it is read
 
     @staticmethod
-    def of(
-        params: Params, log: Log, *, offline: bool, between_rows: Callable[[], None]
-    ) -> StreamedData:
-        examples = Examples(params, log, offline=offline, between_rows=between_rows)
+    def of(params: Params, log: Log, *, between_rows: Callable[[], None]) -> StreamedData:
+        examples = Examples(params, log, between_rows=between_rows)
         wants_eval = params.eval_strategy != "no"
-        own_files = wants_eval and has_eval_split(params.dataset_name, offline=offline)
+        own_files = wants_eval and has_eval_split(params.dataset_name)
         read = islice(examples("eval"), EVAL_DOCUMENTS) if own_files else ()
         keys = frozenset(
             prompt_key(one, params.seed) for _, one in read if isinstance(one, Example)
@@ -230,7 +225,7 @@ def start_streaming(
     ranks: int,
 ) -> StreamedSteps:
     """The steps of one rank's share. Layout notes were logged when the data was prepared."""
-    data = StreamedData.of(params, lambda note: None, offline=False, between_rows=lambda: None)
+    data = StreamedData.of(params, lambda note: None, between_rows=lambda: None)
     data = data if evaluated else data.without_evaluation()
     # Steps are built in a thread of their own, and a tokenizer that two threads use may fail with
     # "Already borrowed".
@@ -245,10 +240,9 @@ def first_step(
     *,
     evaluated: bool,
     ranks: int,
-    offline: bool,
 ) -> Step:
     """For a dry run: a whole first step of `ranks` ranks, out of one stream."""
-    data = StreamedData.of(params, lambda note: None, offline=offline, between_rows=lambda: None)
+    data = StreamedData.of(params, lambda note: None, between_rows=lambda: None)
     stream = open_stream(data if evaluated else data.without_evaluation(), chat)
     packs: list[Pack] = [pack for _ in range(ranks) for pack in stream.next_step()]
     return build_streamed_step(packs, rules)

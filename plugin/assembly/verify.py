@@ -100,7 +100,7 @@ def reload(folder: Path, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
     """Load `folder` in this process and compare it with the `tensors` of a reference file."""
     model = load_model(str(folder), dtype=dtype)
     difference = (logits_of(model, tensors["ids"]) - tensors["logits"]).abs().max().item()
-    tokenizer = load_tokenizer(str(folder), offline=True, family=FAMILIES[model.config.model_type])
+    tokenizer = load_tokenizer(str(folder), family=FAMILIES[model.config.model_type])
     rendered: Any = None
     if tokenizer.chat_template:
         template = freeze(str(tokenizer.get_chat_template()), MOMENT)

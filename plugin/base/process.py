@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 # whose death a worker notices, even when it came before the worker could look
 PARENT_PID = "TRAINER_PARENT_PID"
 LISTEN_FD = "TRAINER_LISTEN_FD"  # several machines: rank 0's bound port; see worker/rendezvous.py
+# makes the hub's libraries read their own cache alone
+NO_DOWNLOADS = {"HF_HUB_OFFLINE": "1"}
 MEETING = "TRAINER_MEETING"  # one machine: the file in which its ranks meet
 
 # What torch, accelerate and MPI read to find the other ranks of a job. A pod of a PyTorchJob has

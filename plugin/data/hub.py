@@ -14,12 +14,14 @@ Split = Literal["train", "eval"]
 _EVAL_SPLITS = ("validation", "valid", "dev", "test", "eval")
 
 
-def hub_split(name: str, config: str | None, split: Split, offline: bool) -> str | None:
+def hub_split(name: str, config: str | None, split: Split) -> str | None:
     """What the data set calls this split; None when it has no eval split.
 
     Raises JobError (exit 3).
     """
-    if offline:
+    from huggingface_hub import is_offline_mode
+
+    if is_offline_mode():
         # `datasets` looks at the network before its own cache, whatever DownloadConfig says.
         fix = "Allow downloads, or give a local file or folder."
         raise data_error(
@@ -33,11 +35,9 @@ def hub_split(name: str, config: str | None, split: Split, offline: bool) -> str
     return "train"
 
 
-def hub_rows(
-    name: str, config: str | None, split: Split, offline: bool
-) -> Iterator[dict[str, Any]]:
+def hub_rows(name: str, config: str | None, split: Split) -> Iterator[dict[str, Any]]:
     """The rows of this split. Raises JobError (exit 3)."""
-    found = hub_split(name, config, split, offline)
+    found = hub_split(name, config, split)
     try:
         yield from load_hub(name, config)[found] if found else ()
     except _failures() as error:

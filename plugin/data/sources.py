@@ -338,20 +338,18 @@ def local_paths(spec: str) -> list[Path]:
     return [*(part.path for part in parts if part.path), *files]
 
 
-def has_eval_split(spec: str, *, offline: bool = False) -> bool:
+def has_eval_split(spec: str) -> bool:
     """Whether any part has an eval split of its own.
 
     Asks the hub about hub ids. Raises JobError as `read_rows`.
     """
     parts = parse_mixture(spec)
     return any(_files(parts, "eval")) or any(
-        hub_split(part.name, part.config, "eval", offline) for part in parts if part.path is None
+        hub_split(part.name, part.config, "eval") for part in parts if part.path is None
     )
 
 
-def read_rows(
-    spec: str, split: Split, *, offline: bool = False, text_rows: str = "paragraph"
-) -> Iterator[Row]:
+def read_rows(spec: str, split: Split, *, text_rows: str = "paragraph") -> Iterator[Row]:
     """The rows of one split, part after part, each part up to its limit; `text_rows`: what one row
     of a .txt is.
 
@@ -361,7 +359,7 @@ def read_rows(
     files = _files(parts, split)
     names = Counter(path.name for paths in files for path in paths)
     pairs = zip(parts, files, strict=True)
-    streams = (_part_rows(part, paths, split, offline, names, text_rows) for part, paths in pairs)
+    streams = (_part_rows(part, paths, split, names, text_rows) for part, paths in pairs)
     return chain.from_iterable(
         islice(stream, part.limit(split)) for part, stream in zip(parts, streams, strict=True)
     )
@@ -371,12 +369,11 @@ def _part_rows(
     part: Part,
     paths: Sequence[Path],
     split: Split,
-    offline: bool,
     names: Counter[str],
     text_rows: str,
 ) -> Iterator[Row]:
     if part.path is None:
-        for number, values in enumerate(hub_rows(part.name, part.config, split, offline), start=1):
+        for number, values in enumerate(hub_rows(part.name, part.config, split), start=1):
             yield Row(f"{part.name}:{number}", without_nan(values))
     for path in paths:
         # Two files of one name would share their row ids.

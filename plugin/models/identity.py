@@ -24,7 +24,7 @@ def local_folder(name: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    config = cached_file(name, "config.json", local_files_only=True)
+    config = cached_file(name, "config.json")
     assert config, "cached_file raises when a file is missing"
     return Path(config).parent
 
@@ -37,7 +37,7 @@ def base_digest(name: str) -> str:
     (exit 4) as it does.
     """
     digest = hashlib.blake2b(digest_size=8)
-    files = weight_files(str(local_folder(name)), offline=True)
+    files = weight_files(str(local_folder(name)))
     for file in sorted(files.keys() - {WEIGHTS_INDEX}):
         path = files[file]
         size = path.stat().st_size

@@ -71,7 +71,6 @@ def load_model(
     *,
     dtype: torch.dtype = torch.float32,
     attn_implementation: str | None = None,
-    offline: bool = False,
     four_bit: bool = False,
 ) -> PreTrainedModel:
     """The masked LM `name`, in eval mode, dropout off (the noise of diffusion is the regulariser).
@@ -80,7 +79,7 @@ def load_model(
     4): not there, no safetensors, an unknown family, no masked-LM head, missing or unexpected
     weights.
     """
-    config = load_config(name, offline=offline)
+    config = load_config(name)
     switch_off_dropout(config)
     options: dict[str, Any] = (
         {"attn_implementation": attn_implementation} if attn_implementation else {}
@@ -91,7 +90,7 @@ def load_model(
         REGISTRY[config.model_type][1] if config.model_type in REGISTRY else AutoModelForMaskedLM
     )
     try:
-        with weights_alone(name, offline=offline) as folder:
+        with weights_alone(name) as folder:
             loaded: Any = model_class.from_pretrained(
                 folder,
                 config=config,
@@ -99,7 +98,6 @@ def load_model(
                 use_safetensors=True,
                 # _check_report names them; transformers would only point to its log
                 ignore_mismatched_sizes=True,
-                local_files_only=True,
                 output_loading_info=True,
                 **options,
             )
@@ -154,11 +152,11 @@ def nf4(family: Family, dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def load_config(name: str, *, offline: bool = False) -> PretrainedConfig:
+def load_config(name: str) -> PretrainedConfig:
     """The configuration of `name`, its files and family checked. Raises JobError (exit 4)."""
     check_model_files(name)
     try:
-        fields, _ = PretrainedConfig.get_config_dict(name, local_files_only=offline)
+        fields, _ = PretrainedConfig.get_config_dict(name)
         check_sizes(fields, "model_name", name)
         check_quantisation(name, fields)  # of a hub id too
         config_class = (
@@ -167,13 +165,11 @@ def load_config(name: str, *, offline: bool = False) -> PretrainedConfig:
             else AutoConfig
         )
         if config_class is AutoConfig:
-            config = AutoConfig.from_pretrained(
-                name, trust_remote_code=False, local_files_only=offline
-            )
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         else:
             if problems := field_problems(fields["model_type"], fields):
                 raise JobError(*problems)
-            config = config_class.from_pretrained(name, local_files_only=offline)
+            config = config_class.from_pretrained(name)
         settle(config, "model_name", name)
     except JobError:
         raise
@@ -294,7 +290,7 @@ def new_config(config_file: str) -> PretrainedConfig:
 
 
 def load_tokenizer(
-    name: str, *, offline: bool = False, family: Family | None = None, field: str = "model_name"
+    name: str, *, family: Family | None = None, field: str = "model_name"
 ) -> PreTrainedTokenizerBase:
     """The tokenizer `name`; mask token and chat template of a published family are added where its
     files lack them.
@@ -309,9 +305,9 @@ def load_tokenizer(
     )
     try:
         tokenizer = (
-            _published_tokenizer(name, offline)
+            _published_tokenizer(name)
             if family and family.name in REGISTRY
-            else _any_tokenizer(name, offline)
+            else _any_tokenizer(name)
         )
     except _BROKEN as error:
         if kind := tokenizer_class(name):
@@ -353,16 +349,14 @@ def _has_tokens_of(template: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(markers) and all(marker in words for marker in markers)
 
 
-def _any_tokenizer(name: str, offline: bool) -> Any:
-    return AutoTokenizer.from_pretrained(
-        name, trust_remote_code=False, local_files_only=offline, use_fast=True
-    )
+def _any_tokenizer(name: str) -> Any:
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False, use_fast=True)
 
 
 def _missing_library(kind: str, name: str) -> str:
     """Find the library that a tokenizer's class asks for, where that is why it does not load."""
     try:
-        getattr(transformers, kind).from_pretrained(name, local_files_only=True)
+        getattr(transformers, kind).from_pretrained(name)
     except ImportError as error:
         found = re.search(r"install (\S+)", str(error))
         return found[1] if found else str(error.name or "")
@@ -373,18 +367,17 @@ def _missing_library(kind: str, name: str) -> str:
     return ""
 
 
-def _published_tokenizer(name: str, offline: bool) -> Any:
+def _published_tokenizer(name: str) -> Any:
     """LLaDA's and Dream's folders name classes of their own code; a tokenizer.json says it all, and
     Dream's vocab is Qwen2's.
     """
     has_file = cached_file(
         name,
         "tokenizer.json",
-        local_files_only=offline,
         _raise_exceptions_for_missing_entries=False,
     )
     kind = PreTrainedTokenizerFast if has_file else Qwen2Tokenizer
-    return kind.from_pretrained(name, local_files_only=offline)
+    return kind.from_pretrained(name)
 
 
 def family_of(config: PretrainedConfig, name: str, field: str = "model_name") -> Family:

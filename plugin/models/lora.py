@@ -139,14 +139,13 @@ def merged_model(
     four_bit: bool,
     dtype: torch.dtype,
     embedding_rows: int | None = None,
-    offline: bool = False,
 ) -> PreTrainedModel:
     """The base with the adapter merged in, plain weights in `dtype`. `four_bit`: onto the
     dequantised NF4 weights.
 
     Raises JobError (exit 4): an adapter that does not fit this base.
     """
-    model = load_model(base, dtype=dtype, four_bit=four_bit, offline=offline)
+    model = load_model(base, dtype=dtype, four_bit=four_bit)
     if four_bit:
         model = dequantized(model, dtype)
     if embedding_rows and embedding_rows > table_rows(model):

@@ -18,7 +18,7 @@ from ..base.errors import model_error
 from ..config.model_files import WEIGHTS, WEIGHTS_INDEX, shard_names
 
 
-def weight_files(name: str, *, offline: bool = False) -> dict[str, Path]:
+def weight_files(name: str) -> dict[str, Path]:
     """Return the weight files of a model folder or hub id by their names, fetched where they are
     not here.
 
@@ -27,9 +27,7 @@ def weight_files(name: str, *, offline: bool = False) -> dict[str, Path]:
     """
 
     def find(file: str) -> Path | None:
-        found = cached_file(
-            name, file, local_files_only=offline, _raise_exceptions_for_missing_entries=False
-        )
+        found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
         return Path(found) if found else None
 
     if whole := find(WEIGHTS):
@@ -48,13 +46,13 @@ def weight_files(name: str, *, offline: bool = False) -> dict[str, Path]:
 
 
 @contextmanager
-def weights_alone(name: str, *, offline: bool = False) -> Generator[Path]:
+def weights_alone(name: str) -> Generator[Path]:
     """Lend a folder with links to the model's weight files and nothing else.
 
     Raises as `weight_files` does.
     """
     with TemporaryDirectory(prefix="weights-") as made:
         folder = Path(made)
-        for file, path in weight_files(name, offline=offline).items():
+        for file, path in weight_files(name).items():
             (folder / file).symlink_to(path.absolute())
         yield folder

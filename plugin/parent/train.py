@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..base.errors import Code, JobError, Outcome, Problem, json_line, shown
-from ..base.process import ROOT, of_launcher, torch_program
+from ..base.process import NO_DOWNLOADS, ROOT, of_launcher, torch_program
 from ..config.model_files import check_method, check_model_files, refuse_missing_path
 from ..config.params import Params
 from ..config.parse import SCHEMA, Parsed, is_writable
@@ -355,7 +355,7 @@ def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
     problems += inputs_inside(params, RunFolder(run_dir))
     if problem := key_problem(params, os.environ):
         problems.append(problem)
-    answer = _try_out(params, ranks, offline=not download)
+    answer = _try_out(params, ranks, download=download)
     problems += [Problem(**problem) for problem in answer["problems"]]
     plan["command"] = train_command(parsed.params)
     plan |= {
@@ -422,8 +422,8 @@ def longest_check_s(params: Params) -> float | None:
     return CHECK_S + CHECK_S_PER_MB * size / 1e6 if all(paths) else None
 
 
-def _try_out(params: Params, ranks: int, *, offline: bool) -> Mapping[str, Any]:
-    request = {"params": params.as_json(), "ranks": ranks, "offline": offline}
+def _try_out(params: Params, ranks: int, *, download: bool) -> Mapping[str, Any]:
+    request = {"params": params.as_json(), "ranks": ranks}
     most_s = longest_check_s(params)
     try:
         done = subprocess.run(
@@ -431,7 +431,11 @@ def _try_out(params: Params, ranks: int, *, offline: bool) -> Mapping[str, Any]:
             input=json.dumps(request),
             capture_output=True,
             text=True,
-            env={**torch_program(os.environ), "TOKENIZERS_PARALLELISM": "true"},
+            env={
+                **torch_program(os.environ),
+                **({} if download else NO_DOWNLOADS),
+                "TOKENIZERS_PARALLELISM": "true",
+            },
             # a terminal's Ctrl-C is for this program alone, which then ends that one without a word
             # from it
             process_group=0,

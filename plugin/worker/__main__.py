@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def check(request: dict[str, Any]) -> int:
-    """Try the job of `request` {params, ranks, offline} and print {problems, report, notes}: one
+    """Try the job of `request` {params, ranks} and print {problems, report, notes}: one
     JSON object on stdout.
     """
     notes: list[str] = []
@@ -89,7 +89,6 @@ def check(request: dict[str, Any]) -> int:
             Params.model_validate(request["params"]),
             request["ranks"],
             notes,
-            offline=request["offline"],
         )
     except JobError as error:
         problems = error.problems

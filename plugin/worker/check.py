@@ -47,15 +47,15 @@ PREVIEW_TIMES = (0.15, 0.5, 0.9)
 SMALL = 100_000_000  # parameters up to which a model is tried as it is
 
 
-def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> dict[str, Any]:
+def try_out(params: Params, ranks: int, notes: list[str]) -> dict[str, Any]:
     """What a run of these parameters would meet.
 
     Raises JobError with the problems of model and data together.
     """
     now("reading and tokenising the data")
-    prepared = _prepare(params, notes, offline=offline)
+    prepared = _prepare(params, notes)
     now("laying out the model and its steps")
-    config = base_config(params, prepared.tokenizer, offline=offline)
+    config = base_config(params, prepared.tokenizer)
     rules = step_rules(params, prepared.chat)
     clock = make_clock(params, len(prepared.train), len(prepared.evaluation), ranks)
     parameters, trained = count_parameters(config, params)
@@ -72,9 +72,7 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
         check_fits(documents, rules, attention.layout)
     if params.streaming:
         evaluated = len(prepared.evaluation) > 0
-        step = first_step(
-            params, prepared.chat, rules, evaluated=evaluated, ranks=ranks, offline=offline
-        )
+        step = first_step(params, prepared.chat, rules, evaluated=evaluated, ranks=ranks)
         notes.append(
             "streaming: the data reported is what a run begins with; the rest is read while it trains"
         )
@@ -95,11 +93,7 @@ def try_out(params: Params, ranks: int, notes: list[str], *, offline: bool) -> d
     whole = parameters <= SMALL
     # In float32 whatever the run computes in: half precision takes a CPU minutes, and no user's
     # mistake shows only there.
-    model = (
-        make_model(params, prepared.tokenizer, torch.float32, offline=offline)
-        if whole
-        else _narrow(config)
-    )
+    model = make_model(params, prepared.tokenizer, torch.float32) if whole else _narrow(config)
     return {
         "steps": clock.plan.steps,
         "documents_per_step": len(step.lengths) if params.streaming else clock.step_size,
@@ -162,22 +156,20 @@ def _memory(
     return plan
 
 
-def _prepare(params: Params, notes: list[str], *, offline: bool) -> Prepared:
+def _prepare(params: Params, notes: list[str]) -> Prepared:
     """The data; when the model's configuration is wrong too, both are reported."""
     try:
         config = (
             new_config(params.model_config_file)
             if params.model_config_file
-            else load_config(params.model_name, offline=offline)
+            else load_config(params.model_name)
         )
         check_method(config, params.training_method)
     except JobError as wrong_model:
         try:
             # With any encoder's tokenizer missing, the rows can still be read and their layout
             # told.
-            rows = Examples(params, notes.append, offline=offline, between_rows=lambda: None)(
-                "train"
-            )
+            rows = Examples(params, notes.append, between_rows=lambda: None)("train")
             for _ in islice(rows, EVAL_ROWS if params.streaming else None):
                 pass
         except JobError as wrong_data:
@@ -190,7 +182,7 @@ def _prepare(params: Params, notes: list[str], *, offline: bool) -> Prepared:
             raise JobError(*dict.fromkeys((*wrong_model.problems, *data))) from wrong_data
         raise wrong_model
     prepare = prepare_stream if params.streaming else prepare_corpus
-    return prepare(params, notes.append, offline=offline)
+    return prepare(params, notes.append)
 
 
 def _narrow(config: PretrainedConfig) -> PreTrainedModel:

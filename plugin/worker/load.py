@@ -110,7 +110,7 @@ def load_data(
     kept = ("rows", "documents", "truncated", "dropped")
     truncation = {split: {key: report[key] for key in kept} for split, report in reports.items()}
     train, evaluation = Documents.load(data / "train"), Documents.load(data / "eval")
-    tokenizer = load_tokenizer(str(data / "tokenizer"), offline=True)
+    tokenizer = load_tokenizer(str(data / "tokenizer"))
     chat = ChatFormat(tokenizer)
     rules = step_rules(params, chat)
     rank, ranks = accelerator.process_index, accelerator.num_processes

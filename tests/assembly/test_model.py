@@ -151,7 +151,7 @@ def test_what_a_mixture_holds_and_a_run_does_not_read_is_said(
         "dataset_name": f"{folder}[train:20,test:3]",
         "max_length": 64,
     }
-    prepare_corpus(Params.model_validate(values), said.append, offline=True)
+    prepare_corpus(Params.model_validate(values), said.append)
     assert any("not read of the folder: notes.md" in line for line in said)
     assert any("test:N does nothing" in line for line in said)
 
@@ -169,5 +169,5 @@ def test_a_wrong_pair_is_told_before_the_data_is_tokenised(
         "training_method": "llada",
     }
     with pytest.raises(JobError) as caught:
-        prepare_corpus(Params.model_validate(values), lambda _: None, offline=True)
+        prepare_corpus(Params.model_validate(values), lambda _: None)
     assert caught.value.problems[0].field == "training_method"

@@ -39,7 +39,7 @@ def tokenizer(method: str, folder: Path, template: str | None = None) -> PreTrai
     made = published_tokenizer(method, TEXTS * 20)
     made.chat_template = template
     made.save_pretrained(folder)
-    return load_tokenizer(str(folder), offline=True, family=FAMILIES[NAMES[method]])
+    return load_tokenizer(str(folder), family=FAMILIES[NAMES[method]])
 
 
 def user(text: str) -> Turn:

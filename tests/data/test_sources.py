@@ -409,6 +409,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
         sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset, exceptions=errors)
     )
     monkeypatch.setitem(sys.modules, "datasets.exceptions", errors)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     load_hub.cache_clear()
     content["asked"] = asked
     content["DatasetsError"] = DatasetsError
@@ -442,10 +443,13 @@ def test_a_hub_failure_is_one_line(hub: dict[str, object]) -> None:
     assert "a split 'train' in org/c, got the splits train_sft" in fault("org/c")
 
 
-def test_offline_refuses_the_hub_without_asking_it(hub: dict[str, object]) -> None:
+def test_offline_refuses_the_hub_without_asking_it(
+    hub: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for call in (
-        lambda: list(read_rows("org/a", "train", offline=True)),
-        lambda: has_eval_split("org/a", offline=True),
+        lambda: list(read_rows("org/a", "train")),
+        lambda: has_eval_split("org/a"),
     ):
         with pytest.raises(JobError, match="as downloads are off, got the hub id org/a"):
             call()

@@ -375,7 +375,7 @@ def test_a_stream_of_a_large_file_takes_little_memory(chat: ChatFormat, tmp_path
     params = Params.model_validate(
         {"dataset_name": str(path), "training_stage": "pretrain", "model_name": "m"}
     )
-    examples = Examples(params, lambda _: None, offline=True, between_rows=lambda: None)
+    examples = Examples(params, lambda _: None, between_rows=lambda: None)
 
     def rows(first: int, every: int) -> Iterator[tuple[str, Example | str]]:
         return examples("train", first, every)

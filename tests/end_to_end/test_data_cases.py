@@ -69,7 +69,7 @@ def make(tiny_config: Path, tmp_path: Path) -> Make:
         given = {"model_config": str(tiny_config), "dataset_name": str(path), "max_length": 128}
         lines: list[str] = []
         params = Params.model_validate(given | values)
-        return Made(prepare_corpus(params, lines.append, offline=True, moment=moment), lines)
+        return Made(prepare_corpus(params, lines.append, moment=moment), lines)
 
     return made
 
@@ -361,7 +361,7 @@ def test_a_token_differs_from_its_spelling_in_the_preview(
     params = Params.model_validate(
         given | {"max_length": 64, "train_device": "cpu", "eval_strategy": "no"}
     )
-    answer = try_out_here(params, 1, offline=True)
+    answer = try_out_here(params, 1)
     assert answer["problems"] == []
     assert answer["report"]["preview"][0]["runs"][0]["text"] == "⟦[CLS]⟧[SEP] ⟦<think>⟧?⟦[SEP]⟧"
     assert "10 rows, such as spelled.jsonl:1" in "\n".join(answer["notes"])

@@ -143,7 +143,7 @@ def test_bfloat16_job_is_checked(
 ) -> None:
     chosen: dict[str, Any] = values(method, kind, layout, "plain", bases[method], pairs_file)
     notes: list[str] = []
-    report = try_out(Params.model_validate(chosen), 1, notes, offline=True)
+    report = try_out(Params.model_validate(chosen), 1, notes)
     assert report["precision"] == "bfloat16"
     assert 0 < report["first_loss"] < 50
     assert report["memory"]["peak"] > 0

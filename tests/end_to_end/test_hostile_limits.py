@@ -258,8 +258,8 @@ def test_a_pipe_in_a_model_is_refused_or_not_read(
 
     def load() -> None:
         check_model_files(str(model_copy))
-        load_config(str(model_copy), offline=True)
-        load_tokenizer(str(model_copy), offline=True)
+        load_config(str(model_copy))
+        load_tokenizer(str(model_copy))
 
     if name == "model.safetensors.index.json":
         load()
@@ -314,8 +314,8 @@ def test_brackets_in_a_models_files_are_a_refusal(name: str, model_copy: Path) -
     problems: tuple[Problem, ...] = ()
     try:
         check_model_files(str(model_copy))
-        load_config(str(model_copy), offline=True)
-        load_tokenizer(str(model_copy), offline=True)
+        load_config(str(model_copy))
+        load_tokenizer(str(model_copy))
     except JobError as error:
         problems = error.problems
     assert all(problem.code == 4 and len(problem.line.splitlines()) == 1 for problem in problems)
@@ -521,7 +521,7 @@ def test_huge_sizes_are_foretold(family: str, names: tuple[str, ...], tmp_path: 
             json.dumps({"model_type": family, **SMALL[family], name: value}), encoding="utf-8"
         )
         with short_paths(tmp_path):
-            for job in (lambda: load_config("./m", offline=True), lambda: new_config("c.json")):
+            for job in (lambda: load_config("./m"), lambda: new_config("c.json")):
                 problem = refused(job, within_s=2)
                 assert problem.code == 4
                 assert name in problem.expected
@@ -678,7 +678,7 @@ def test_a_tokenizer_with_an_endless_pattern_is_refused(tmp_path: Path) -> None:
     }
     file.write_text(json.dumps(fields), encoding="utf-8")
     with short_paths(tmp_path):
-        problem = refused(lambda: load_tokenizer("./t", offline=True))
+        problem = refused(lambda: load_tokenizer("./t"))
     assert (problem.field, problem.code) == ("model_name", 4)
 
 
@@ -691,7 +691,7 @@ def test_a_check_that_hangs_says_at_what(
     monkeypatch.setattr(train, "CHECK_S", 0.05)
     monkeypatch.setattr(train, "CHECK_S_PER_MB", 0)
     params = Params(model_config=str(tiny_config), dataset_name=str(pairs_file))
-    problem = refused(lambda: train._try_out(params, 1, offline=True))
+    problem = refused(lambda: train._try_out(params, 1, download=False))
     assert (problem.code, problem.field) == (9, "check")
     assert "starting" in problem.got
 
@@ -727,5 +727,5 @@ def test_a_check_of_the_largest_numbers_answers(
         "train_device": "cpu",
     }
     began_s = time.process_time()
-    try_out_here(parse({**job, **changes}).params, 1, offline=True)
+    try_out_here(parse({**job, **changes}).params, 1)
     assert time.process_time() - began_s < 30

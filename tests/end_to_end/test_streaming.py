@@ -87,7 +87,7 @@ def job(tiny_bert: Path, text_file: Path) -> Callable[..., Params]:
 
 def prepared(params: Params) -> tuple[Prepared, list[str]]:
     lines: list[str] = []
-    return stream.prepare_stream(params, lines.append, offline=True), lines
+    return stream.prepare_stream(params, lines.append), lines
 
 
 def streamed(params: Params, one: Prepared, rank: int = 0, ranks: int = 1) -> StreamedSteps:
@@ -198,7 +198,7 @@ def test_a_new_tokenizer_sees_the_first_rows_alone(
     path = write_rows(tmp_path / "t.jsonl", rows)
     read: list[int] = []
     params = job(model_name="", model_config=str(tiny_config), dataset_name=str(path), batch_size=1)
-    one = stream.prepare_stream(params, print, offline=True, between_rows=lambda: read.append(1))
+    one = stream.prepare_stream(params, print, between_rows=lambda: read.append(1))
     words = one.tokenizer.get_vocab()
     assert any("aaa" in word for word in words)
     assert not any("zq" in word for word in words)
@@ -402,7 +402,7 @@ def test_two_ranks_divide_by_what_they_have_together(run_of: Callable[[str], Sce
     run = run_of("two")
     params = parse({**run.json("run.json")["params"], "run_dir": ""}).params
     one, _ = prepared(params)
-    model = make_model(params, one.tokenizer, torch.float32, offline=True)
+    model = make_model(params, one.tokenizer, torch.float32)
     module = DiffusionModel(model, one.chat.pad_id, "loop")
     steps = [streamed(params, one, rank, 2)(0) for rank in range(2)]
     assert len({step.count for step in steps}) == 2, "else nothing is proved"
@@ -417,7 +417,7 @@ def test_two_ranks_divide_by_what_they_have_together(run_of: Callable[[str], Sce
 
 def test_a_dry_run_says_how_little_it_read(job: Callable[..., Params]) -> None:
     notes: list[str] = []
-    report = try_out(job(gradient_accumulation_steps=2), 2, notes, offline=True)
+    report = try_out(job(gradient_accumulation_steps=2), 2, notes)
     assert report["passes"] is None
     assert 0.95 * 4 * 256 < report["tokens_first_step"] <= 4 * 256
     assert report["tokens"] == 10 * report["tokens_first_step"]
@@ -434,7 +434,7 @@ def test_counts_are_not_exchanged_by_a_single_process(job: Callable[..., Params]
 
 
 def test_evaluation_is_off_for_a_stream_that_holds_nothing_out(job: Callable[..., Params]) -> None:
-    data = StreamedData.of(job(), print, offline=True, between_rows=lambda: None)
+    data = StreamedData.of(job(), print, between_rows=lambda: None)
     held = [row for row, one in data.training(0, 1) if one == stream.HELD_OUT]
     assert held
     assert held == [row for row, _ in data.evaluation()]

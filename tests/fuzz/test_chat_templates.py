@@ -106,7 +106,7 @@ def test_a_tokenizers_template_of_any_kind_is_refused_or_read(
         if apart:
             given = str(field).encode("utf-8", "replace") if content is None else content
             (folder / "chat_template.jinja").write_bytes(given)
-        tokenizer = kept(lambda: load_tokenizer(name, offline=True))
+        tokenizer = kept(lambda: load_tokenizer(name))
         chat = kept(lambda: ChatFormat(tokenizer, MOMENT)) if tokenizer else None
         if chat is not None:
             event("read")

@@ -47,7 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, pairs_file: Path) -> Path:
         new_model(str(file), tokenizer).save_pretrained(folder / family)
         tokenizer.save_pretrained(folder / family)
         good = job(family, pairs_file) | {"model_name": str(folder / family)}
-        assert not try_out_here(Params.model_validate(good), 1, offline=True)["problems"]
+        assert not try_out_here(Params.model_validate(good), 1)["problems"]
     return folder
 
 
@@ -88,7 +88,7 @@ def try_config(params: Params, saved: Path) -> None:
     if kept(lambda: _look_first(params, RunFolder(Path(params.run_dir)))) is None:
         return
     with limited():
-        answer = try_out_here(params, 1, offline=True)
+        answer = try_out_here(params, 1)
     problems = [Problem(**problem) for problem in answer["problems"]]
     check_problems(problems)
     if problems:
@@ -96,11 +96,11 @@ def try_config(params: Params, saved: Path) -> None:
         return
     event("accepted")
     with limited():
-        prepared = prepare_corpus(params, lambda line: None, offline=True)
-        model = make_model(params, prepared.tokenizer, torch.float32, offline=True)
+        prepared = prepare_corpus(params, lambda line: None)
+        model = make_model(params, prepared.tokenizer, torch.float32)
         model.save_pretrained(saved)
         prepared.tokenizer.save_pretrained(saved)
-        same(model, load_model(str(saved), offline=True), load_tokenizer(str(saved), offline=True))
+        same(model, load_model(str(saved)), load_tokenizer(str(saved)))
 
 
 def same(made: Any, loaded: Any, tokenizer: Any) -> None:

@@ -110,7 +110,7 @@ def try_data(given: Mapping[str, Any], run: RunFolder) -> None:
     params = Params.model_validate(run.read_run()["params"])
     assert params == looked
     shown: list[str] = []
-    checked = kept(lambda: prepare_corpus(params, shown.append, offline=True, moment=MOMENT))
+    checked = kept(lambda: prepare_corpus(params, shown.append, moment=MOMENT))
     said = Log()
 
     def prepare() -> None:
@@ -181,9 +181,7 @@ def check_answers(made: Prepared, params: Params) -> None:
     """
     if params.training_stage == "pretrain" or params.train_turns == "random_prefix":
         return
-    rows = dict(
-        Examples(params, lambda line: None, offline=True, between_rows=lambda: None)("train")
-    )
+    rows = dict(Examples(params, lambda line: None, between_rows=lambda: None)("train"))
     once = {row for row in made.train.rows if made.train.rows.count(row) == 1}
     for place, row in enumerate(made.train.rows):
         example = rows.get(row)

@@ -157,7 +157,7 @@ def check_command(params: Params) -> None:
 def without_workers() -> Iterator[None]:
     """Run the parent alone: what it starts does nothing, and does it well."""
 
-    def tried(params: Params, ranks: int, *, offline: bool) -> Mapping[str, Any]:
+    def tried(params: Params, ranks: int, *, download: bool) -> Mapping[str, Any]:
         json.dumps(params.as_json())
         return {"problems": [], "report": None, "notes": []}
 

@@ -68,8 +68,8 @@ def run(folder: Path, method: str, base: Path, pairs: Pairs, **values: Any) -> R
         "dtype": "float32",
     }
     params = Params.model_validate({**fixed, **values})
-    prepared = prepare_corpus(params, lambda line: None, offline=True)
-    model = make_model(params, prepared.tokenizer, torch.float32, offline=True)
+    prepared = prepare_corpus(params, lambda line: None)
+    model = make_model(params, prepared.tokenizer, torch.float32)
     module = DiffusionModel(model, prepared.chat.pad_id)
     accelerator = cpu()
     rate, decay = params.learning_rate, params.weight_decay

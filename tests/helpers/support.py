@@ -206,7 +206,7 @@ def _processes_naming(text: bytes) -> Iterator[int]:
                 yield int(folder.name)
 
 
-def try_out_here(params: Params, ranks: int, *, offline: bool) -> Mapping[str, Any]:
+def try_out_here(params: Params, ranks: int, *, download: bool = False) -> Mapping[str, Any]:
     """What `plugin.worker --check` answers, without the seconds a new process takes to import
     torch.
     """
@@ -214,7 +214,7 @@ def try_out_here(params: Params, ranks: int, *, offline: bool) -> Mapping[str, A
 
     answer = io.StringIO()
     with contextlib.redirect_stdout(answer):
-        check({"params": params.as_json(), "ranks": ranks, "offline": offline})
+        check({"params": params.as_json(), "ranks": ranks})
     return json.loads(answer.getvalue().splitlines()[-1])
 
 

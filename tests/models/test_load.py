@@ -55,7 +55,7 @@ def test_a_saved_model_comes_back_with_the_same_logits(
 ) -> None:
     model = tiny_model(family, tie_word_embeddings=tied)
     model.save_pretrained(tmp_path)
-    loaded = load_model(str(tmp_path), offline=True)
+    loaded = load_model(str(tmp_path))
     assert type(loaded) is type(model)
     assert not loaded.training
     assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
@@ -231,7 +231,7 @@ def test_a_tokenizer_without_a_mask_token_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_folder_without_a_tokenizer_is_refused(bert: Path) -> None:
-    assert refusal(lambda: load_tokenizer(str(bert), offline=True)).field in (
+    assert refusal(lambda: load_tokenizer(str(bert))).field in (
         "tokenizer_name",
         "model_name",
     )
@@ -361,7 +361,7 @@ def test_an_odd_field_of_a_configuration_is_refused(
     params = Params.model_validate(
         {**named, "training_method": KNOWN[family].method, "max_length": 16}
     )
-    problem = refusal(lambda: base_config(params, words, offline=True))
+    problem = refusal(lambda: base_config(params, words))
     assert problem.field == ("model_config" if scratch else "model_name")
     assert says in str(problem)
     assert ".." not in str(problem)
@@ -373,15 +373,15 @@ def test_what_a_run_decides_itself_is_not_the_configurations(family: str, tmp_pa
     edit_config(
         tmp_path, return_dict=False, output_attentions=True, quantization_config={}, auto_map={}
     )
-    loaded = load_model(str(tmp_path), offline=True)
+    loaded = load_model(str(tmp_path))
     assert loaded(input_ids=IDS).logits.shape[:2] == IDS.shape
     loaded.save_pretrained(tmp_path / "again")
-    assert type(load_model(str(tmp_path / "again"), offline=True)) is type(loaded)
+    assert type(load_model(str(tmp_path / "again"))) is type(loaded)
 
 
 def test_an_architecture_that_is_no_list_is_refused(bert: Path) -> None:
     edit_config(bert, architectures=3)
-    assert "architectures 3" in str(refusal(lambda: load_model(str(bert), offline=True)))
+    assert "architectures 3" in str(refusal(lambda: load_model(str(bert))))
 
 
 def test_a_configuration_smaller_than_the_tokenizer_is_refused(tmp_path: Path) -> None:

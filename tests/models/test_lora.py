@@ -197,7 +197,7 @@ def test_new_tokens_are_learned_beside_the_adapter_and_survive_merging(
 ) -> None:
     name = "weight_tying" if method == "llada" else "tie_word_embeddings"
     base, tokenizer, params = with_new_tokens(tmp_path, method, **{name: tied})
-    live = make_model(params, tokenizer, torch.float32, offline=True)
+    live = make_model(params, tokenizer, torch.float32)
     rows = len(tokenizer)
     plain = live.get_base_model()
     assert plain.get_input_embeddings().weight.shape[0] == rows
@@ -238,7 +238,7 @@ def test_new_tokens_are_learned_beside_the_adapter_and_survive_merging(
 def test_new_tokens_train_in_float32_beside_bfloat16_weights(tmp_path: Path) -> None:
     """At 2e-5 an update of a bfloat16 row would be lost."""
     _, tokenizer, params = with_new_tokens(tmp_path, "dream")
-    live = make_model(params, tokenizer, torch.bfloat16, offline=True)
+    live = make_model(params, tokenizer, torch.bfloat16)
     trained = {
         name: weight.dtype for name, weight in live.named_parameters() if weight.requires_grad
     }

@@ -162,7 +162,7 @@ def test_a_tokenizer_without_a_fast_form_is_named(
     kind: str, got: str, slow: Callable[[str], Path]
 ) -> None:
     with pytest.raises(JobError) as caught:
-        load_tokenizer(str(slow(kind)), offline=True)
+        load_tokenizer(str(slow(kind)))
     (problem,) = caught.value.problems
     assert (problem.code, problem.field) == (4, "tokenizer_name")
     assert problem.got.endswith(f": {got}")
@@ -175,5 +175,5 @@ def test_a_tokenizers_pointer_is_refused(slow: Callable[[str], Path]) -> None:
     folder = slow("BertTokenizer")
     (folder / "vocab.txt").write_text(POINTER, encoding="utf-8")
     with pytest.raises(JobError, match="git-lfs has not fetched"):
-        load_tokenizer(str(folder), offline=True)
+        load_tokenizer(str(folder))
     shutil.rmtree(folder)

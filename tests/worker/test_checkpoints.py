@@ -98,8 +98,8 @@ def test_a_checkpoint_is_a_whole_model_folder_without_pickles(tmp_path: Path) ->
     model = tiny_model("bert")
     path = save(tmp_path, 5, model, adam(model))
     assert path == tmp_path / "checkpoint-5"
-    assert torch.equal(weights(load_model(str(path), offline=True)), weights(model))
-    assert load_tokenizer(str(path), offline=True).mask_token_id == 4
+    assert torch.equal(weights(load_model(str(path))), weights(model))
+    assert load_tokenizer(str(path)).mask_token_id == 4
     assert read_diffusion(path) == FACTS
     assert load_state(path) == State(5, 0, 20, 7, 4)
     assert not why_broken(path)
