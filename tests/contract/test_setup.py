@@ -149,17 +149,15 @@ def plugin(
     )
     copy_tree(plugin.folder)
     seeded = ["--seed"] if has_pip else []
-    made = plugin.worker.train(found, "venv", "--quiet", *seeded, "--python", "3.11", "venv")
+    made = plugin.run(found, "venv", "--quiet", *seeded, "--python", "3.11", "venv")
     assert made.returncode == 0, made.stderr
-    pinned = plugin.worker.train(
-        found, "pip", "install", "--quiet", "--no-deps", *wheels, *PINS, *SDK
-    )
+    pinned = plugin.run(found, "pip", "install", "--quiet", "--no-deps", *wheels, *PINS, *SDK)
     if pinned.returncode:
         pytest.skip(
             f"the host's own packages cannot be had here: {pinned.stderr.strip().splitlines()[-1]}"
         )
-    assert (plugin.worker.train("python", "-m", "pip", "--version").returncode == 0) is has_pip
-    assert (plugin.worker.train("bash", "-c", "command -v uv").returncode == 0) is not has_pip
+    assert (plugin.run("python", "-m", "pip", "--version").returncode == 0) is has_pip
+    assert (plugin.run("bash", "-c", "command -v uv").returncode == 0) is not has_pip
     yield plugin
     shutil.rmtree(plugin.prefix)  # gigabytes
 
@@ -168,7 +166,7 @@ def test_a_set_up_that_cannot_succeed_changes_nothing(plugin: Plugin) -> None:
     before = plugin.versions()
     assert before["torch"].endswith(f"torch-{OLD_TORCH}-py3-none-any.whl")
     assert set(BUILT_FOR_IT) <= set(before)
-    assert plugin.worker.train("python", "-c", "import torchvision, torchaudio").returncode == 0, (
+    assert plugin.run("python", "-c", "import torchvision, torchaudio").returncode == 0, (
         "they fit the host's torch"
     )
     requirements = plugin.folder / "requirements.txt"
@@ -223,14 +221,14 @@ def test_what_the_sdk_imports_can_be_imported_under_our_lock(plugin: Plugin) -> 
     """
     (plugin.folder / "home").mkdir()
     code = "import os; os.environ['TFL_HOME_DIR'] = 'home'; import lab, transformers, datasets, accelerate, peft, wandb, tensorboardX"
-    done = plugin.worker.train("python", "-c", code)
+    done = plugin.run("python", "-c", code)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_check_of_a_job_runs_in_there(
     plugin: Plugin, tiny_bert: Path, pairs_file: Path
 ) -> None:
-    done = plugin.worker.train(
+    done = plugin.run(
         "python",
         "main.py",
         "check",
@@ -290,7 +288,7 @@ def test_what_breaks_the_imports_fails_setup_in_one_line(plugin: Plugin) -> None
     for stamp in plugin.stamps():
         stamp.unlink()
     failed = plugin.set_up()
-    plugin.worker.train(plugin.uv, "pip", "uninstall", "--quiet", "torchvision")
+    plugin.run(plugin.uv, "pip", "uninstall", "--quiet", "torchvision")
     assert failed.returncode == 1
     (line,) = failed.stderr.splitlines()
     assert line.startswith(
@@ -310,4 +308,4 @@ def test_one_that_is_cut_short_is_repeated(plugin: Plugin) -> None:
     again = plugin.set_up()
     assert again.returncode == 0, again.stderr
     assert plugin.versions()["peft"] == lock()["peft"]
-    assert plugin.worker.train("python", "-c", "import peft").returncode == 0
+    assert plugin.run("python", "-c", "import peft").returncode == 0
