@@ -12,7 +12,7 @@ from ..config.params import Params
 from ..data.documents import Documents
 from ..data.layout import Layout
 from ..data.steps import run_length, step_slots
-from ..training.loop import Plan
+from ..training.loop import Cadence
 from ..training.lr_schedule import Schedule, make_schedule, warmup_steps
 from ..training.step import Step, StepRules, build_step
 
@@ -21,7 +21,7 @@ from ..training.step import Step, StepRules, build_step
 class Clock:
     """Length of a run, in steps and documents."""
 
-    plan: Plan
+    cadence: Cadence
     step_size: int  # documents
     total: int | None  # documents of the whole run, when it is counted in epochs
     eval_batch_size: int
@@ -51,17 +51,16 @@ def make_clock(
         "steps": _every(params.eval_steps, steps),
         "epoch": math.ceil(documents / step_size),
     }
-    plan = Plan(
+    cadence = Cadence(
         steps=steps,
-        logging_steps=params.logging_steps,
+        log_every=params.logging_steps,
         eval_every=every[params.eval_strategy] if evaluated else 0,
         save_every=_every(params.save_steps, steps),
-        max_grad_norm=params.max_grad_norm,
-        seed=params.seed,
+        eval_on_start=params.eval_on_start,
     )
     per_device = params.per_device_eval_batch_size
     return Clock(
-        plan,
+        cadence,
         step_size,
         total,
         per_device if isinstance(per_device, int) else params.batch_size,

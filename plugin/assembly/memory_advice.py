@@ -9,13 +9,14 @@ from dataclasses import asdict
 from ..base.errors import Code, JobError, Problem
 from ..config.params import Params
 from .memory import MemoryPlan, gb
+from .training_data import training_data
 
 
 def cheaper_settings(params: Params, plan: MemoryPlan | None) -> list[str]:
     """Settings that need less memory and leave the effective batch as it is, the most effective
     first.
     """
-    rows = _smaller_batches(params)
+    rows = training_data(params).smaller_batches()
     if (plan.recompute if plan else params.recompute) != "full":
         rows.append("recompute full")
     if params.attn_implementation == "eager":
@@ -35,35 +36,6 @@ def cheaper_settings(params: Params, plan: MemoryPlan | None) -> list[str]:
         or memory.activations + memory.logits > memory.weights + memory.gradients + memory.optimizer
     )
     return (rows + states if grows else states + rows)[:3]
-
-
-def _smaller_batches(params: Params) -> list[str]:
-    """Ways to cut a step into more, smaller micro-batches."""
-    batch, tokens, steps = (
-        params.batch_size,
-        params.tokens_per_batch,
-        params.gradient_accumulation_steps,
-    )
-    rows: list[str] = []
-    if params.streaming and isinstance(
-        tokens, int
-    ):  # then a micro-batch is these tokens, and a step so many of them
-        if tokens % 2 == 0 and tokens >= 2 * params.max_length:
-            rows.append(
-                f"tokens_per_batch {tokens // 2} with gradient_accumulation_steps {2 * steps}"
-            )
-        return rows
-    if batch > 1:
-        half = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
-        rows.append(f"batch_size {half} with gradient_accumulation_steps {steps * batch // half}")
-    if params.streaming:
-        return rows
-    if isinstance(tokens, int):
-        if tokens >= 2 * params.max_length:
-            rows.append(f"tokens_per_batch {tokens // 2}")
-    elif batch > 1:
-        rows.append(f"tokens_per_batch {max(params.max_length, batch * params.max_length // 4)}")
-    return rows
 
 
 def out_of_memory(params: Params, plan: MemoryPlan | None, told: str) -> Problem:

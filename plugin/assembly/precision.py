@@ -15,6 +15,7 @@ import torch.utils.deterministic
 
 from ..base.errors import Code, JobError, Problem
 from ..config.params import Params
+from .choice import Choice
 
 COMPUTE = {
     "no": torch.float32,
@@ -23,21 +24,20 @@ COMPUTE = {
 }  # by accelerate's mixed_precision
 
 
-def choose_precision(params: Params, device: torch.device) -> tuple[str, str]:
-    """(accelerate's mixed_precision, why).
+def choose_precision(params: Params, device: torch.device) -> Choice[str]:
+    """Choose accelerate's mixed_precision.
 
     Raises JobError (exit 2) for a dtype the device cannot train in.
     """
     if params.dtype == "auto":
         if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16", "bfloat16 compute with float32 master weights: this GPU does it well"
-        return "no", "float32: " + (
-            "this GPU has no fast bfloat16"
-            if device.type == "cuda"
-            else "CPUs are slow in anything else"
-        )
+            why = "bfloat16 compute with float32 master weights: this GPU does it well"
+            return Choice("bf16", why)
+        on_gpu = device.type == "cuda"
+        lacks = "this GPU has no fast bfloat16" if on_gpu else "CPUs are slow in anything else"
+        return Choice("no", f"float32: {lacks}")
     if params.dtype == "float32":
-        return "no", "float32, as chosen"
+        return Choice("no", "float32, as chosen")
     if device.type == "cpu" and params.dtype == "float16":
         raise JobError(
             Problem(
@@ -49,9 +49,8 @@ def choose_precision(params: Params, device: torch.device) -> tuple[str, str]:
             )
         )
     slow = "; a CPU does this many times slower than float32" if device.type == "cpu" else ""
-    return {"bfloat16": "bf16", "float16": "fp16"}[
-        params.dtype
-    ], f"{params.dtype} compute with float32 master weights, as chosen{slow}"
+    why = f"{params.dtype} compute with float32 master weights, as chosen{slow}"
+    return Choice({"bfloat16": "bf16", "float16": "fp16"}[params.dtype], why)
 
 
 def weight_dtype(params: Params, compute: torch.dtype) -> torch.dtype:

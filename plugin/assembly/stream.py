@@ -285,7 +285,7 @@ def add_up(
     return whole
 
 
-def whole_report(accelerator: Accelerator, report: Report) -> dict[str, Any]:
+def full_report(accelerator: Accelerator, report: Report) -> dict[str, Any]:
     """{rows, documents, truncated, dropped} of the first pass, as far as it was read, over all
     ranks; every rank has to ask.
     """

@@ -29,18 +29,34 @@ from .step import Piece, Step
 MOST_SKIPS = 20  # fp16 overflows in a row before the run is called broken
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The run's clock, in optimizer steps."""
+@dataclass(frozen=True, kw_only=True)
+class Cadence:
+    """Number of optimizer steps, and after which of them to log, evaluate and save."""
 
     steps: int
-    logging_steps: int
+    log_every: int
     eval_every: int  # 0 = never
     save_every: int
-    max_grad_norm: float
-    seed: int = (
-        0  # of dropout, with step and rank: a run that goes on draws what the unbroken one would
-    )
+    eval_on_start: bool = False
+
+    def is_last(self, done: int) -> bool:
+        return done == self.steps
+
+    def logs(self, done: int) -> bool:
+        return done % self.log_every == 0 or self.is_last(done)
+
+    def evaluates(self, done: int) -> bool:
+        return self.eval_every > 0 and (done % self.eval_every == 0 or self.is_last(done))
+
+    def saves(self, done: int) -> bool:
+        return done % self.save_every == 0 or self.is_last(done)
+
+    def owes_evaluation(self, done: int, evaluated: bool) -> bool:
+        """Return whether to evaluate before the next step: at the start, or because the run stopped
+        after a step whose evaluation was due.
+        """
+        due = done % self.eval_every == 0 if self.eval_every and done else self.eval_on_start
+        return self.eval_every > 0 and due and not evaluated
 
 
 @dataclass(frozen=True)
@@ -131,6 +147,19 @@ class Progress:
     window: Window = field(default_factory=Window)
     totals: Totals = field(default_factory=Totals)
     overflows: int = 0  # of fp16, in a row
+    evaluated: bool = False  # after step `done`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """What the loop moves, as accelerate wraps it."""
+
+    accelerator: Accelerator
+    module: nn.Module
+    optimizer: Any
+    scheduler: Any
+    max_grad_norm: float  # 0 = no clipping
+    seed: int = 0  # of dropout, with step and rank: a resumed run draws what an unbroken one would
 
 
 class NonFinite(JobError):
@@ -149,32 +178,31 @@ class NonFinite(JobError):
 
 
 def train(
-    accelerator: Accelerator,
-    module: nn.Module,
-    optimizer: Any,
-    scheduler: Any,
+    trainer: Trainer,
     make_step: Callable[[int], Step],
-    plan: Plan,
+    cadence: Cadence,
     hooks: Hooks,
     meters: Meters,
-    progress: Progress | None = None,
-) -> tuple[int, bool, Totals]:
-    """Train from `progress` until the plan's last step or a stop. Returns (finished steps, stopped
-    early, totals).
+    at: Progress,
+) -> bool:
+    """Train from `at`, in place, until the last step or a stop. Return whether it stopped early.
 
     Raises NonFinite before an update that is not finite.
     """
-    at = progress or Progress()
+    accelerator, module, optimizer = trainer.accelerator, trainer.module, trainer.optimizer
     first, saved, stop, watch = at.done, -1, False, meters.watch
-    while at.done < plan.steps and not stop:
+    if cadence.owes_evaluation(at.done, at.evaluated):
+        hooks.evaluate(at.done)
+        at.evaluated = True
+    while at.done < cadence.steps and not stop:
         began = time.perf_counter()
         watch.start()
         step = make_step(at.done)
         watch.lap("load")
-        torch.manual_seed(hash((plan.seed, at.done, accelerator.process_index)) & (2**63 - 1))
+        torch.manual_seed(hash((trainer.seed, at.done, accelerator.process_index)) & (2**63 - 1))
         losses, correct = _forward_backward(accelerator, module, step, hooks, watch)
         norm = (
-            accelerator.clip_grad_norm_(module.parameters(), plan.max_grad_norm or math.inf)
+            accelerator.clip_grad_norm_(module.parameters(), trainer.max_grad_norm or math.inf)
             if step.masked
             else 0.0
         )
@@ -193,19 +221,19 @@ def train(
         if step.masked:
             optimizer.step()  # under fp16 the scaler skips it by itself after an overflow
             optimizer.zero_grad(set_to_none=True)
-        learning_rate = scheduler.get_last_lr()[0]  # this step's, before it moves on
-        scheduler.step()
+        learning_rate = trainer.scheduler.get_last_lr()[0]  # this step's, before it moves
+        trainer.scheduler.step()
         watch.lap("optimizer")
         watch.settle()
         at.done += 1
-        last = at.done == plan.steps
-        stop = asked.stop and not last  # a run that is through ends as every other does
+        at.evaluated = False
+        stop = asked.stop and not cadence.is_last(at.done)  # a complete run ends as every other
         seconds = time.perf_counter() - began
         _account(
             at, step, loss, right, seconds, overflow, meters.flops.step(step.lengths, step.masked)
         )
         hooks.tick(at.done, loss, seconds)
-        if at.done % plan.logging_steps == 0 or last:
+        if cadence.logs(at.done):
             at.totals.last_metrics = at.window.metrics(learning_rate, grad_norm, meters)
             hooks.log(at.done, at.totals.last_metrics)
             at.window = Window()
@@ -213,19 +241,20 @@ def train(
             stop
         ):  # no line of its own: a run that goes on from here logs what the unbroken one would
             at.totals.last_metrics = at.window.metrics(learning_rate, grad_norm, meters)
-        if plan.eval_every and (at.done % plan.eval_every == 0 or last) and not stop:
+        if cadence.evaluates(at.done) and not stop:
             watch.start()
             hooks.evaluate(at.done)
+            at.evaluated = True
             watch.lap("eval")
         if asked.sample:
             hooks.sample(at.done)
-        if at.done % plan.save_every == 0 or last or asked.save or stop:
+        if cadence.saves(at.done) or asked.save or stop:
             watch.start()
             hooks.save(at.done)
             watch.lap("save")
             saved = at.done
     assert at.done in (saved, first), "a run ends with a checkpoint"
-    return at.done, stop and at.done < plan.steps, at.totals
+    return stop
 
 
 def _forward_backward(

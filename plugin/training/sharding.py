@@ -104,7 +104,7 @@ def shared_predictor(module: DiffusionModel, compute: torch.dtype) -> Predict:
     return predict
 
 
-def hollow(model: Model) -> Model:
+def meta_copy(model: Model) -> Model:
     """A copy that holds no weights: they are on the meta device.
 
     Made before sharding, filled by `gathered_model`.
@@ -128,12 +128,14 @@ def gathered_model(model: nn.Module, empty: Model) -> Model | None:
     reshard(model)
     keeps = dist.get_rank() == 0
     whole: dict[int, nn.Parameter] = {}
-    hollows = dict(empty.named_parameters())
+    empty_weights = dict(empty.named_parameters())
     for name, weight in model.named_parameters():  # a tied weight once
         full = _full(weight.detach())
         if keeps:
-            whole[id(hollows[name])] = nn.Parameter(full.cpu(), requires_grad=weight.requires_grad)
-    assert not keeps or len(whole) == len(hollows)
+            whole[id(empty_weights[name])] = nn.Parameter(
+                full.cpu(), requires_grad=weight.requires_grad
+            )
+    assert not keeps or len(whole) == len(empty_weights)
     return copy.deepcopy(empty, dict(whole)) if keeps else None
 
 
