@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class Choice(NamedTuple, Generic[T]):
-    """What runs, and why."""
+    """A value and the reason for it."""
 
     value: T
     why: str

@@ -1,4 +1,4 @@
-"""Clock of a run: how many steps, when to evaluate and save, which documents each step has."""
+"""Clock of a run: its number of steps, when to evaluate and save, and the documents of each step."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ class Clock:
 def make_clock(
     params: Params, documents: int, evaluated: int, ranks: int, *, done: int = 0, seen: int = 0
 ) -> Clock:
-    """Steps, and how often to log, evaluate and save; shares of the run become steps here.
+    """Return the number of steps, and when to log, evaluate and save; shares of the run become
+    steps here.
 
-    A resumed run has made `done` steps over `seen` documents: fewer than whole steps hold where it
-    was to end there first.
+    A resumed run has made `done` steps over `seen` documents: fewer than full steps hold if it was
+    to end there first.
     """
     step_size = params.batch_size * params.gradient_accumulation_steps * ranks
     behind = done * step_size - seen
@@ -110,8 +111,9 @@ def _every(value: float, steps: int) -> int:
 def make_run_schedule(
     params: Params, optimizer: torch.optim.Optimizer, steps: int, log: Callable[[str], None]
 ) -> Schedule:
-    """The learning rate of a run of `steps` updates; a warm-up that would be no shorter is
-    shortened, and logged.
+    """Return the learning rate of a run of `steps` updates.
+
+    A warm-up that is not shorter than the run is shortened, and logged.
     """
     warmup = warmup_steps(steps, share=params.warmup_ratio, number=params.warmup_steps)
     if params.warmup_steps > warmup and params.learning_rate_schedule != "constant":

@@ -1,7 +1,6 @@
-"""The heaviest micro-batch of a run, for the memory estimate of `check` and `train` alike.
+"""Heaviest micro-batch of a run, for the memory estimate.
 
-Every step of a run is looked at by its documents' lengths alone; the few heaviest are then built as
-they will be.
+Every step is looked at by its documents' lengths alone; the few heaviest are then built in full.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def heaviest_batch(
     ranks: int,
     make_step: Callable[[int], Step],
 ) -> tuple[Batch, bool]:
-    """(the micro-batch with the most tokens, padding included; whether a step has several
+    """Return (the micro-batch with the most tokens, padding included; whether a step has several
     micro-batches).
 
     `make_step` gives the first rank's share, which holds the longest document of each step.

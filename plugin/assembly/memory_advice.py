@@ -1,5 +1,5 @@
-"""What to do about too little memory: what takes most of it, and settings that need less and train
-the same.
+"""Advice on too little memory: what takes most of it, and settings that need less and train the
+same.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from .training_data import training_data
 
 
 def cheaper_settings(params: Params, plan: MemoryPlan | None) -> list[str]:
-    """Settings that need less memory and leave the effective batch as it is, the most effective
-    first.
-    """
+    """Return settings that need less memory and keep the effective batch, the most effective first."""
     rows = training_data(params).smaller_batches()
     if (plan.recompute if plan else params.recompute) != "full":
         rows.append("recompute full")
@@ -39,8 +37,8 @@ def cheaper_settings(params: Params, plan: MemoryPlan | None) -> list[str]:
 
 
 def out_of_memory(params: Params, plan: MemoryPlan | None, told: str) -> Problem:
-    """The error of a run that has run out of memory, or will: what is biggest, and what to do about
-    it.
+    """Return the error of a run that runs out of memory: what takes most, and which settings need
+    less.
     """
     got = told
     if plan:
@@ -58,8 +56,9 @@ def out_of_memory(params: Params, plan: MemoryPlan | None, told: str) -> Problem
 
 
 def check_memory(params: Params, plan: MemoryPlan, room: int) -> None:
-    """Raises JobError (exit 5) when a run needs far more than there is; a narrow case may still go
-    well.
+    """Raise JobError (exit 5) when a run needs far more memory than there is.
+
+    A narrow case may still succeed: an estimate is not exact.
     """
     if plan.memory.peak > 1.25 * room:
         raise JobError(

@@ -1,6 +1,4 @@
-"""How exactly a run computes: the dtype of its products, that of its weights, and flags that make
-it repeat itself to the last bit.
-"""
+"""Numerical precision of a run: dtype of its products and weights, and deterministic algorithms."""
 
 from __future__ import annotations
 
@@ -54,7 +52,7 @@ def choose_precision(params: Params, device: torch.device) -> Choice[str]:
 
 
 def weight_dtype(params: Params, compute: torch.dtype) -> torch.dtype:
-    """The dtype weights are kept in; see make_model."""
+    """Return the dtype that weights are kept in; see make_model."""
     if params.model_config_file:
         return torch.float32  # a new model learns all it knows in small steps
     if params.lora or (params.optim == "adamw_8bit" and compute == torch.bfloat16):
@@ -68,11 +66,11 @@ NO_FIXED_ORDER = re.compile(
 
 
 def make_deterministic(device: torch.device, log: Callable[[str], None]) -> str:
-    """Make a GPU add in one order every time, so that a resumed run is the unbroken one. CPUs do
-    already.
+    """Make a GPU add in one order every time, so that a resumed run equals the unbroken one. CPUs
+    do so anyway.
 
-    Returns what was set, in words. An operation that has no such order runs as it is; `log` names
-    it once, when it first runs.
+    Return what was set, in words. An operation that has no such order runs as it is; `log` names it
+    once, when it first runs.
     """
     if device.type != "cuda":
         return ""
@@ -90,9 +88,7 @@ def make_deterministic(device: torch.device, log: Callable[[str], None]) -> str:
 
 
 def _name_operations_without_order(log: Callable[[str], None]) -> None:
-    """Turn torch's warnings of them into one line of the log each; every other warning is shown as
-    before.
-    """
+    """Turn torch's warnings about them into one log line each; show every other warning as before."""
     show, named = warnings.showwarning, set[str]()
 
     def shown(message: Warning | str, *where: Any, **how: Any) -> None:

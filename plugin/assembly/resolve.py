@@ -24,7 +24,7 @@ from .training_data import Data, training_data
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the choices of a run depend on."""
+    """Input of all choices of a run."""
 
     params: Params
     config: PretrainedConfig

@@ -68,7 +68,7 @@ class Requests:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls out to; those that take a number take the number of finished steps."""
+    """Callbacks of the loop; those that take a number take the number of finished steps."""
 
     requests: Callable[[], Requests]  # what this rank was asked for
     log: Callable[[int, dict[str, float]], None]
@@ -81,7 +81,7 @@ class Hooks:
 
 @dataclass
 class Meters:
-    """What the loop measures with."""
+    """Instruments of the loop."""
 
     watch: Stopwatch
     flops: FlopCount
@@ -117,7 +117,7 @@ class Window:
             "cut_share": self.cut
             / max(1, self.cut + self.supervised - self.fill),  # of answer tokens, see Step.cut
             "fill_share": self.fill
-            / max(1, self.fill + self.tokens),  # end tokens added, beside those of the data
+            / max(1, self.fill + self.tokens),  # end tokens added, as a share of all tokens
             "skipped_steps": float(self.skipped),
             **mfu,
             # time/<kind>: to TensorBoard and progress.json, which nobody compares
@@ -127,7 +127,7 @@ class Window:
 
 @dataclass
 class Totals:
-    """What the whole run did; for throughput in run.json."""
+    """Sums over the full run, for the throughput in run.json."""
 
     tokens: int = 0
     supervised: int = 0
@@ -141,7 +141,7 @@ class Totals:
 
 @dataclass
 class Progress:
-    """Where a run stands, in finished steps; a checkpoint holds it."""
+    """State of a run after its finished steps; a checkpoint holds it."""
 
     done: int = 0
     window: Window = field(default_factory=Window)
@@ -152,7 +152,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """What the loop moves, as accelerate wraps it."""
+    """Module, optimizer and schedule as accelerate wraps them, and the settings of an update."""
 
     accelerator: Accelerator
     module: nn.Module
@@ -237,9 +237,7 @@ def train(
             at.totals.last_metrics = at.window.metrics(learning_rate, grad_norm, meters)
             hooks.log(at.done, at.totals.last_metrics)
             at.window = Window()
-        elif (
-            stop
-        ):  # no line of its own: a run that goes on from here logs what the unbroken one would
+        elif stop:  # no log line: a run resumed here logs what the unbroken one would
             at.totals.last_metrics = at.window.metrics(learning_rate, grad_norm, meters)
         if cadence.evaluates(at.done) and not stop:
             watch.start()
@@ -260,11 +258,11 @@ def train(
 def _forward_backward(
     accelerator: Accelerator, module: nn.Module, step: Step, hooks: Hooks, watch: Stopwatch
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """(weighted sums, masked tokens right) of each micro-batch's documents; nothing here waits for
-    the device.
+    """Return (weighted sums, correct masked tokens) of each micro-batch's documents, without
+    waiting for the device.
 
-    Gradients grow to those of the step's loss: divided by its global count, times the ranks because
-    DDP averages.
+    Gradients are those of the step's loss: divided by its global count, times the number of ranks
+    because DDP averages.
     """
     losses: list[torch.Tensor] = []
     correct: list[torch.Tensor] = []
@@ -290,9 +288,8 @@ def _read(
     norm: Any,
     asked: Requests,
 ) -> tuple[float, float, float, Requests]:
-    """The one read of a step:
-
-    (loss sum, masked tokens right, gradient norm, requests), the same on every rank.
+    """Return (loss sum, correct masked tokens, gradient norm, requests), the same on every rank:
+    the only read of a step.
     """
     flags = torch.tensor([asked.stop, asked.save, asked.sample], dtype=torch.float32)
     sums = torch.stack(
@@ -337,8 +334,8 @@ def _account(
 def _non_finite(
     step: int, loss: float, norm: float, pieces: Sequence[Piece], losses: Sequence[torch.Tensor]
 ) -> NonFinite:
-    """Name the documents whose loss is not finite; a gradient alone may be broken by any of
-    them.
+    """Return the error that names the documents whose loss is not finite; any of them may have
+    broken a gradient alone.
     """
     values: list[list[float]] = [sums.tolist() for sums in losses]
     named = [

@@ -59,25 +59,22 @@ def main() -> int:
             traceback.print_exc()
         if problem.code == Code.DISK:
             remove_parts(folder)  # room for the last words below
-        if (
-            PARENT_PID not in os.environ
-        ):  # a foreign launcher shows what its processes print, and only exit codes besides
+        # Another launcher shows what its processes print, and nothing but exit codes otherwise.
+        if PARENT_PID not in os.environ:
             print(problem.line, file=sys.stderr)
-        with contextlib.suppress(OSError):  # the exit code tells it too
+        with contextlib.suppress(OSError):  # the exit code reports it as well
             report_failure(folder, problem, rank.number)
         return int(problem.code)
     else:
         rank.reporter.event("finished", result=result)
         return 0
     finally:
-        with contextlib.suppress(OSError):  # a full disk was told already
+        with contextlib.suppress(OSError):  # a full disk is reported already
             rank.reporter.close()  # the last seconds of the curves are still in memory
 
 
 def check(request: dict[str, Any]) -> int:
-    """Try the job of `request` {params, ranks} and print {problems, report, notes}: one
-    JSON object on stdout.
-    """
+    """Try the job of `request` {params, ranks}; print {problems, report, notes} as one JSON object."""
     notes: list[str] = []
     problems: tuple[Problem, ...] = ()
     report = None
@@ -99,13 +96,13 @@ def check(request: dict[str, Any]) -> int:
 
 
 def remove_parts(folder: RunFolder) -> None:
-    """What was being written when the disk was full, and is of no use."""
+    """Remove what was being written when the disk filled up."""
     for part in half_written(folder.path):
         shutil.rmtree(part, ignore_errors=True)
 
 
 def as_problem(error: BaseException, folder: RunFolder | None = None) -> Problem:
-    """Return the problem that a failure is reported as; `folder`: of a run, None for a check."""
+    """Return the problem that a failure is reported as; `folder`: of the run, None for a check."""
     if isinstance(error, JobError):
         return error.problems[0]
     if is_disk_full(error):
@@ -120,8 +117,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed for want of space. safetensors tells it as text alone, with the
-    system's number in it.
+    """Return whether a write failed for want of space. safetensors reports it as text alone, with
+    the system's error number in it.
     """
     if isinstance(error, OSError):
         return error.errno in FULL

@@ -1,4 +1,4 @@
-"""What the training loop calls out to: evaluation, samples, checkpoints."""
+"""Callbacks of the training loop: evaluation, samples and checkpoints."""
 
 from __future__ import annotations
 

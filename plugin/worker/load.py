@@ -92,7 +92,7 @@ def load_data(params: Params, folder: RunFolder, ranks: int, resumed: State | No
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What is trained, and how."""
+    """Model, optimizer and schedule of a run, and the steps to train on."""
 
     model: MaybeAdapted
     module: nn.Module  # the model with its loss, as accelerate wraps it

@@ -1,6 +1,4 @@
-"""The end of a run that went well: its adapter and its fused model, as folders that work by
-themselves.
-"""
+"""End of a complete run: its adapter and its fused model, as folders that work by themselves."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from .reporter import Reporter
 
 
 def model_facts(params: Params, data: Data, dtype: torch.dtype) -> dict[str, Any]:
-    """`diffusion.json` of a checkpoint or an adapter; the latter remembers its base."""
+    """Return `diffusion.json` of a checkpoint or an adapter; an adapter also remembers its base."""
     facts = diffusion_facts(params, data.rules)
     if not params.lora:
         return facts
@@ -42,9 +40,9 @@ def finish(
     metrics: dict[str, float],
     ranks: int,
 ) -> dict[str, Any]:
-    """Save the adapter, publish the fused model; what `result` of run.json says of it.
+    """Save the adapter and publish the fused model. Return what `result` of run.json says of it.
 
-    `model`: what was trained, whole.
+    `model`: the trained model with all its weights.
     """
     if params.lora:
         part = folder / ".adapter.part"

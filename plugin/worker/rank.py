@@ -22,7 +22,7 @@ from .stop import Requests
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """What a rank knows before it loads anything."""
+    """Parameters, checkpoint and channels of a rank, before it loads anything."""
 
     params: Params
     folder: RunFolder

@@ -201,7 +201,7 @@ def _run_loop(
     progress: loop.Progress,
     peak: float,
 ) -> bool:
-    """Train; return whether the run stopped early. Raises NonFinite, its bundle written."""
+    """Train. Return whether the run stopped early. Raises NonFinite, its debug bundle written."""
     cadence, device = data.clock.cadence, accelerator.device
     trainer = loop.Trainer(
         accelerator=accelerator,
