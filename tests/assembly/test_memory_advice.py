@@ -96,7 +96,7 @@ def test_layers_that_are_compiled_are_never_recomputed_selectively(
             None,
             None,
             memory.Setting(torch.device("cpu"), torch.float32, None, "adamw", False),
-            "auto",
+            GB,
         )
     assert seen == [("none", "full"), ALL]
     with pytest.raises(JobError, match="recompute") as caught:
