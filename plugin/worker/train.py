@@ -98,7 +98,17 @@ def _load_data(rank: Rank, accelerator: Accelerator) -> Data:
         reporter.data(split, truncation[split])
     if data.chat.moment and rank.resumed and rank.resumed.moment:
         reporter.log(f"resume: the chat template writes the time; it stays {rank.moment}")
+    _check_length(rank, data)
     return data
+
+
+def _check_length(rank: Rank, data: Data) -> None:
+    """Raise JobError (exit 2) when the run would end before the checkpoint it resumes from."""
+    done, steps = rank.resumed.step if rank.resumed else 0, data.clock.cadence.steps
+    if done > steps:
+        name = "num_train_epochs" if rank.params.num_train_epochs else "train_steps"
+        got = f"{steps} steps in all"
+        raise JobError(Problem(name, f"at least the {done} steps already done", got))
 
 
 def _resolve(rank: Rank, accelerator: Accelerator, data: Data) -> Resolved:
@@ -121,7 +131,7 @@ def _train_and_publish(
 ) -> dict[str, Any]:
     params, reporter = rank.params, rank.reporter
     training = build_training(params, data, resolved, accelerator, reporter.log, rank.checkpoint)
-    progress = _resume(rank, accelerator, data, training)
+    progress = _resume(rank, accelerator, training)
     hooks = RunHooks(rank, accelerator, data, resolved, training, progress)
     reporter.phase("train", data.clock.cadence.steps)
     rank.requests.raise_if_stopped()
@@ -159,15 +169,11 @@ def _train_and_publish(
     return result
 
 
-def _resume(rank: Rank, accelerator: Accelerator, data: Data, training: Training) -> loop.Progress:
+def _resume(rank: Rank, accelerator: Accelerator, training: Training) -> loop.Progress:
     """Return where the run begins: at step 0, or as the checkpoint left it."""
     state, checkpoint = rank.resumed, rank.checkpoint
     if state is None or checkpoint is None:
         return loop.Progress()
-    if state.step > data.clock.cadence.steps:
-        name = "num_train_epochs" if rank.params.num_train_epochs else "train_steps"
-        got = f"{data.clock.cadence.steps} steps in all"
-        raise JobError(Problem(name, f"at least the {state.step} steps already done", got))
     restore_training(checkpoint, training.optimizer, training.scheduler, state.step)
     stream = checkpoint / f"stream-{accelerator.process_index}.safetensors"
     training.steps.restore(state.step, stream)
