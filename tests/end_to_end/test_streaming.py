@@ -231,8 +231,8 @@ def test_an_attention_that_cannot_pack_is_refused(job: Callable[..., Params]) ->
     config = tiny_model("modernbert").config
     found = choose_attention(job(), config, cpu, torch.float32, short, always_packed=True)
     assert found.layout.packed, "however short its documents are"
+    eager = job(attn_implementation="eager")
     with pytest.raises(JobError) as caught:
-        eager = job(attn_implementation="eager")
         choose_attention(eager, config, cpu, torch.float32, short, always_packed=True)
     assert caught.value.problems[0].field == "streaming"
 
