@@ -26,7 +26,8 @@ import plugin.base.quiet  # noqa: E402, F401  # before anything that imports tor
 from plugin.config.parse import parse  # noqa: E402
 from plugin.run.folder import RunFolder  # noqa: E402
 from plugin.training import loop  # noqa: E402
-from plugin.worker.train import Run  # noqa: E402
+from plugin.worker import train as program  # noqa: E402
+from plugin.worker.rank import this_rank  # noqa: E402
 
 CONFIG = {
     "model_type": "modernbert",
@@ -67,8 +68,9 @@ def measure(steps: int, logging_steps: int) -> dict[str, float]:
     train, account = loop.train, loop._account
 
     def timed_train(*args: Any) -> Any:
-        hooks = replace(args[6], **{name: told(getattr(args[6], name)) for name in TOLD})
-        return whole(train)(*args[:6], hooks, *args[7:])
+        trainer, make_step, cadence, hooks, *rest = args
+        hooks = replace(hooks, **{name: told(getattr(hooks, name)) for name in TOLD})
+        return whole(train)(trainer, make_step, cadence, hooks, *rest)
 
     loop.train, loop._account = timed_train, told(account)
     with tempfile.TemporaryDirectory() as root:
@@ -95,11 +97,11 @@ def measure(steps: int, logging_steps: int) -> dict[str, float]:
         params = parse(
             values | {"logging_steps": logging_steps, "run_dir": str(folder.path)}
         ).params
-        one = Run(params, folder)
+        rank = this_rank(params, folder)
         try:
-            one.go()
+            program.train(rank)
         finally:
-            one.reporter.close()
+            rank.reporter.close()
             loop.train, loop._account = train, account
         saved = sum(
             json.loads(line).get("metrics", {}).get("time/save", 0.0)

@@ -24,7 +24,7 @@ from plugin.config.parse import parse
 from plugin.data.steps import step_slots
 from plugin.models.diffusion import DiffusionModel
 from plugin.models.flops import count_flops
-from plugin.training.loop import Hooks, Meters, Requests, train
+from plugin.training.loop import Hooks, Meters, Progress, Requests, Trainer, train
 from plugin.training.lr_schedule import Schedule
 from plugin.training.meters import Stopwatch
 from plugin.training.optimizer import make_optimizer
@@ -108,18 +108,23 @@ def test_a_recipe_says_where_its_numbers_are_from_and_trains(
     optimizer = make_optimizer(
         module, kind=params.optim, learning_rate=rate, weight_decay=decay, seed=params.seed
     )
+    trainer = Trainer(
+        accelerator=Accelerator(cpu=True),
+        module=module,
+        optimizer=optimizer,
+        scheduler=Schedule(optimizer, lambda _: 1.0),
+        max_grad_norm=params.max_grad_norm,
+        seed=params.seed,
+    )
     train(
-        Accelerator(cpu=True),
-        module,
-        optimizer,
-        Schedule(optimizer, lambda _: 1.0),
+        trainer,
         lambda step: build_step(
             step_slots(len(prepared.train), clock.step_size, step, 0),
             prepared.train,
             rules,
             batch_size=4,
         ),
-        clock.plan,
+        clock.cadence,
         Hooks(
             requests=Requests,
             log=lambda _, metrics: losses.append(metrics["loss"]),
@@ -129,6 +134,7 @@ def test_a_recipe_says_where_its_numbers_are_from_and_trains(
             sample=lambda _: None,
         ),
         Meters(Stopwatch(torch.device("cpu")), count_flops(model)),
+        Progress(),
     )
     assert losses
     assert all(loss > 0 for loss in losses)

@@ -1,6 +1,4 @@
-"""How the model is run: packed or padded, by which attention, compiled or not; chosen once from
-parameters, model and device.
-"""
+"""Choice of layout, attention and compilation from parameters, model and device."""
 
 from __future__ import annotations
 
@@ -19,19 +17,20 @@ from ..data.layout import Layout, check_budget
 from ..models.attention import why_no_varlen
 from ..models.diffusion import check_packable, is_packable
 from ..training.step import StepRules
+from .choice import Choice
 
 
 @dataclass(frozen=True)
 class Attention:
-    """How documents are laid out and kept apart."""
+    """Layout of documents, and the attention that keeps them apart."""
 
     layout: Layout
     backend: str | None  # of a packed run, see models/attention.py; None pads
     why: str
 
 
-# Below so many tokens a document, a loop over documents costs a CPU more than padding wastes.
-# Measured on two cores with tiny ModernBERTs: packed 0.84 of padded speed at a mean of 26 tokens,
+# Mean document length, in tokens, below which padding is faster than a loop over documents on a
+# CPU. Measured on two cores with tiny ModernBERTs: packed 0.84 of padded speed at a mean of 26 tokens,
 # 1.29 at 92.
 SHORT = 56
 
@@ -42,17 +41,19 @@ def choose_attention(
     device: torch.device,
     compute: torch.dtype,
     mean_length: float,
+    *,
+    always_packed: bool = False,
 ) -> Attention:
-    """Packed or padded, and by which attention, for documents of `mean_length` tokens.
+    """Choose packed or padded rows, and the attention, for documents of `mean_length` tokens.
 
     `packing auto` packs where documents stay apart and it was measured to be faster: on a CPU
-    unless they are short, and with varlen on a GPU; streamed documents are always packed. Raises
-    JobError (exit 2) for what this device or model cannot do.
+    unless they are short, and with varlen on a GPU. `always_packed`: as a stream's documents are.
+    Raises JobError (exit 2) for what this device or model cannot do.
     """
     tokens = None if params.tokens_per_batch == "auto" else params.tokens_per_batch
     asked, no_varlen = params.attn_implementation, why_no_varlen(config, device, compute)
     can_pack = is_packable(config.model_type) and asked != "eager"
-    if params.streaming and (params.packing == "off" or not can_pack):
+    if always_packed and (params.packing == "off" or not can_pack):
         got = (
             "packing off"
             if params.packing == "off"
@@ -66,7 +67,7 @@ def choose_attention(
                 "Set streaming false, or let it pack.",
             )
         )
-    packing = "on" if params.streaming else params.packing
+    packing = "on" if always_packed else params.packing
     if packing == "on":
         check_packable(config.model_type)
     found: list[Problem] = []
@@ -112,8 +113,8 @@ def choose_attention(
     return packed("dense", f"a mask of all pairs ({lacks})") if packing == "on" else padded(lacks)
 
 
-def choose_compile(params: Params, device: torch.device, recompute: str) -> tuple[bool, str]:
-    """(whether the layers are compiled, why), given the recompute that was chosen.
+def choose_compile(params: Params, device: torch.device, recompute: str) -> Choice[bool]:
+    """Choose whether the layers are compiled, given the recompute mode that was chosen.
 
     Raises JobError (exit 2) for `on` where nothing can compile.
     """
@@ -125,12 +126,15 @@ def choose_compile(params: Params, device: torch.device, recompute: str) -> tupl
             )
         )
     if params.compile != "auto":
-        return params.compile == "on", "as chosen"
+        return Choice(params.compile == "on", "as chosen")
     if device.type != "cuda":
-        return False, "a CPU compiles for half a minute and gains little"
+        return Choice(False, "a CPU compiles for half a minute and gains little")
     if recompute == "selective":
-        return False, "recompute selective keeps single operations, and compiled layers have none"
-    return not lacks, lacks or "each layer, once; a layer that does not compile runs as it is"
+        return Choice(
+            False, "recompute selective keeps single operations, and compiled layers have none"
+        )
+    why = lacks or "each layer, once; a layer that does not compile runs as it is"
+    return Choice(not lacks, why)
 
 
 def _why_no_compile(device: torch.device) -> str:
@@ -145,9 +149,7 @@ def _why_no_compile(device: torch.device) -> str:
 
 
 def check_fits(documents: Documents, rules: StepRules, layout: Layout) -> None:
-    """Raises JobError (exit 2) before the first step when a document, its end tokens added, will
-    not fit into a micro-batch.
-    """
+    """Raise JobError (exit 2) when a document with its end tokens does not fit a micro-batch."""
     if layout.tokens and len(documents):
         lengths, prompts = documents.lengths.tolist(), documents.prompts.tolist()
         filled = filled_lengths(

@@ -1,4 +1,4 @@
-"""Clock of a run: how many steps, when to evaluate and save, which documents each step has."""
+"""Clock of a run: its number of steps, when to evaluate and save, and the documents of each step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..config.params import Params
 from ..data.documents import Documents
 from ..data.layout import Layout
 from ..data.steps import run_length, step_slots
-from ..training.loop import Plan
+from ..training.loop import Cadence
 from ..training.lr_schedule import Schedule, make_schedule, warmup_steps
 from ..training.step import Step, StepRules, build_step
 
@@ -21,7 +21,7 @@ from ..training.step import Step, StepRules, build_step
 class Clock:
     """Length of a run, in steps and documents."""
 
-    plan: Plan
+    cadence: Cadence
     step_size: int  # documents
     total: int | None  # documents of the whole run, when it is counted in epochs
     eval_batch_size: int
@@ -36,10 +36,11 @@ class Clock:
 def make_clock(
     params: Params, documents: int, evaluated: int, ranks: int, *, done: int = 0, seen: int = 0
 ) -> Clock:
-    """Steps, and how often to log, evaluate and save; shares of the run become steps here.
+    """Return the number of steps, and when to log, evaluate and save; shares of the run become
+    steps here.
 
-    A resumed run has made `done` steps over `seen` documents: fewer than whole steps hold where it
-    was to end there first.
+    A resumed run has made `done` steps over `seen` documents: fewer than full steps hold if it was
+    to end there first.
     """
     step_size = params.batch_size * params.gradient_accumulation_steps * ranks
     behind = done * step_size - seen
@@ -51,17 +52,16 @@ def make_clock(
         "steps": _every(params.eval_steps, steps),
         "epoch": math.ceil(documents / step_size),
     }
-    plan = Plan(
+    cadence = Cadence(
         steps=steps,
-        logging_steps=params.logging_steps,
+        log_every=params.logging_steps,
         eval_every=every[params.eval_strategy] if evaluated else 0,
         save_every=_every(params.save_steps, steps),
-        max_grad_norm=params.max_grad_norm,
-        seed=params.seed,
+        eval_on_start=params.eval_on_start,
     )
     per_device = params.per_device_eval_batch_size
     return Clock(
-        plan,
+        cadence,
         step_size,
         total,
         per_device if isinstance(per_device, int) else params.batch_size,
@@ -111,8 +111,9 @@ def _every(value: float, steps: int) -> int:
 def make_run_schedule(
     params: Params, optimizer: torch.optim.Optimizer, steps: int, log: Callable[[str], None]
 ) -> Schedule:
-    """The learning rate of a run of `steps` updates; a warm-up that would be no shorter is
-    shortened, and logged.
+    """Return the learning rate of a run of `steps` updates.
+
+    A warm-up that is not shorter than the run is shortened, and logged.
     """
     warmup = warmup_steps(steps, share=params.warmup_ratio, number=params.warmup_steps)
     if params.warmup_steps > warmup and params.learning_rate_schedule != "constant":

@@ -26,7 +26,7 @@ from ..models.load import load_config, load_tokenizer, new_config
 from .model import base_config
 
 Log = Callable[[str], None]
-GROUP = 256  # rows that templates write at once
+GROUP = 256  # rows that templates render together
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Prepared:
 
 
 class Examples:
-    """The examples of a dataset, read anew each time they are asked for, one log line for every
-    note on their layout.
+    """Examples of a dataset, read anew at each call, with one log line for every note on their
+    format.
 
-    `seen` tallies what of each split is not read, over its longest reading so far.
+    `seen` counts what is not read of each split, over its longest reading so far.
     """
 
     def __init__(self, params: Params, log: Log, *, between_rows: Callable[[], None]):
@@ -73,9 +73,7 @@ class Examples:
                 yield row.id, example
 
     def _groups(self, split: str, first: int, every: int) -> Iterator[list[Row]]:
-        """Read rows, one at a time unless templates write them, which many at once is faster
-        for.
-        """
+        """Read rows one by one, or in groups where templates render them: a group renders faster."""
         rows = read_rows(
             self._params.dataset_name,
             "eval" if split == "eval" else "train",
@@ -196,7 +194,9 @@ def unread(spec: str, wants_eval: bool, own_files: bool, instead: str) -> Iterab
 def make_tokenizer(
     params: Params, examples: Callable[[str], Iterable[tuple[str, Example | str]]]
 ) -> PreTrainedTokenizerBase:
-    """The named tokenizer, else the model's, else one trained on the training texts."""
+    """Return the named tokenizer, else the model's, else one trained on the training texts. Raises
+    JobError (exit 3 or 4).
+    """
     if name := params.tokenizer_name or params.model_name:
         config = (
             new_config(params.model_config_file)

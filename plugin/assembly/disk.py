@@ -1,12 +1,10 @@
-"""What a run will hold on disk, told before it trains: by `check` and, before it loads its model,
-by `train`.
-"""
+"""Disk space of a run, checked before it trains."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PretrainedConfig
@@ -16,18 +14,26 @@ from ..config.params import Params
 from .model import model_shape
 
 
-def count_parameters(config: PretrainedConfig, params: Params) -> tuple[int, int]:
-    """(all, trained) parameters, counted without memory.
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that a run holds at its peak, and those that are free."""
 
-    The adapter's own do not count among all: fused, they are gone.
+    needed_bytes: int
+    free_bytes: int
+
+
+def count_parameters(config: PretrainedConfig, params: Params) -> tuple[int, int]:
+    """Return (all, trained) parameters, counted on the meta device.
+
+    The adapter's own do not count among all: fusing removes them.
     """
     model, _ = model_shape(params, config, torch.float32)
     total = sum(weight.numel() for name, weight in model.named_parameters() if ".lora_" not in name)
     return total, sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
-def check_room(params: Params, parameters: int, trained: int) -> dict[str, Any]:
-    """Bytes that the run will hold at its peak. Raises JobError (exit 7) when the disk has less."""
+def disk_space(params: Params, parameters: int, trained: int) -> Disk:
+    """Return the disk space that a run needs and has, given its number of parameters."""
     states = 8 * trained
     needed = (params.save_total_limit + 1) * (4 * trained + states) + (
         4 * parameters if params.fuse_model else 0
@@ -35,16 +41,13 @@ def check_room(params: Params, parameters: int, trained: int) -> dict[str, Any]:
     existing = Path(params.run_dir or "runs").expanduser().absolute()
     while not existing.exists():
         existing = existing.parent
-    free = shutil.disk_usage(existing).free
-    if needed > free:
+    return Disk(needed, shutil.disk_usage(existing).free)
+
+
+def check_room(disk: Disk) -> None:
+    """Raise JobError (exit 7) when the disk has less room than the run needs."""
+    if disk.needed_bytes > disk.free_bytes:
+        expected = f"{disk.needed_bytes / 1e9:.1f} GB of free disk"
         fix = "Free some, lower save_total_limit, or choose another run_dir."
-        raise JobError(
-            Problem(
-                "run_dir",
-                f"{needed / 1e9:.1f} GB of free disk",
-                f"{free / 1e9:.1f} GB",
-                fix,
-                Code.DISK,
-            )
-        )
-    return {"needed_bytes": needed, "free_bytes": free}
+        got = f"{disk.free_bytes / 1e9:.1f} GB"
+        raise JobError(Problem("run_dir", expected, got, fix, Code.DISK))

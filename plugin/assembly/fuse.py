@@ -27,7 +27,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Card:
-    """What the model card says beyond what `diffusion.json` holds."""
+    """Content of a model card in addition to `diffusion.json`."""
 
     name: str
     table: dict[str, Any]
@@ -58,7 +58,7 @@ class Fused:
     template: bool  # the saved chat template alone writes prompts as in training
 
     def as_json(self) -> dict[str, Any]:
-        """`result.fuse` of run.json."""
+        """Return `result.fuse` of run.json."""
         return {
             "path": str(self.path),
             "fuse_base": self.chosen,
@@ -151,7 +151,7 @@ def fuse_adapter(
 
 
 def adapter_facts(base: str, *, four_bit: bool, dtype: torch.dtype) -> dict[str, Any]:
-    """What an adapter remembers of its base, so that it is never merged into another one."""
+    """Return what identifies the base of an adapter, so that it is never merged into another one."""
     return {
         "base": {
             "name": public_name(base),

@@ -1,7 +1,6 @@
-"""The heaviest micro-batch of a run, for the memory estimate of `check` and `train` alike.
+"""Heaviest micro-batch of a run, for the memory estimate.
 
-Every step of a run is looked at by its documents' lengths alone; the few heaviest are then built as
-they will be.
+Every step is looked at by its documents' lengths alone; the few heaviest are then built in full.
 """
 
 from __future__ import annotations
@@ -17,10 +16,9 @@ from ..data.chat import filled_lengths
 from ..data.documents import Documents
 from ..data.layout import Layout, token_budget
 from ..data.steps import pass_order
-from ..training.memory import documents_of, stand_in
+from ..training.memory import stand_in
 from ..training.step import Step, StepRules
 from .clock import Clock
-from .stream import pack_tokens
 
 BUILT = 4  # steps built, of those that look heaviest
 PASSES = 64  # of the run that are looked at: later ones only shuffle the same documents anew
@@ -35,16 +33,11 @@ def heaviest_batch(
     ranks: int,
     make_step: Callable[[int], Step],
 ) -> tuple[Batch, bool]:
-    """(the micro-batch with the most tokens, padding included; whether a step has several
+    """Return (the micro-batch with the most tokens, padding included; whether a step has several
     micro-batches).
 
-    `make_step` gives the first rank's share, which holds the longest document of each step. A
-    streamed run builds its steps once and in order: a stand-in of its size takes their place.
+    `make_step` gives the first rank's share, which holds the longest document of each step.
     """
-    if params.streaming:
-        return documents_of(
-            pack_tokens(params), params.max_length
-        ), params.gradient_accumulation_steps > 1
     heavy = heavy_steps(
         lengths_of(documents, rules), clock, params.seed, params.batch_size, layout, ranks
     )
@@ -74,9 +67,9 @@ def heavy_steps(
     """Steps, the heaviest first, by a bound on the tokens of their heaviest micro-batch on the
     first rank.
     """
-    passes = min(PASSES, -(-clock.plan.steps * clock.step_size // lengths.size))
+    passes = min(PASSES, -(-clock.cadence.steps * clock.step_size // lengths.size))
     order = np.concatenate([pass_order(lengths.size, seed, pass_) for pass_ in range(passes)])
-    steps = max(1, min(clock.plan.steps, order.size // clock.step_size))
+    steps = max(1, min(clock.cadence.steps, order.size // clock.step_size))
     chosen = lengths[np.resize(order, steps * clock.step_size)].reshape(
         steps, clock.step_size
     )  # [steps, documents]

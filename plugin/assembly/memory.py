@@ -9,26 +9,23 @@ from transformers import PretrainedConfig
 
 from ..batch import Batch
 from ..config.params import Params
-from ..training.memory import ROOM, Memory, Setting, estimate, free_bytes
+from ..training.memory import ROOM, Memory, Setting, estimate
 from .model import model_shape
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The activations to recompute, the memory that the run then needs, and the reason."""
+    """Activations to recompute, the memory that the run then needs, and the reason."""
 
     recompute: str
     memory: Memory
     why: str
 
 
-MakePlan = Callable[[], MemoryPlan]
-
-
 def plan_memory(
-    params: Params, config: PretrainedConfig, batch: Batch, setting: Setting, asked: str
+    params: Params, config: PretrainedConfig, batch: Batch, setting: Setting, room: int
 ) -> MemoryPlan:
-    """For a run whose heaviest micro-batch is `batch`, with `asked` for recompute."""
+    """Plan a run whose heaviest micro-batch is `batch` for `room` free bytes."""
 
     def estimated(mode: str) -> Memory:
         model, saves = model_shape(params, config, setting.compute)
@@ -36,14 +33,14 @@ def plan_memory(
 
     # What compiled layers keep is their compiler's choice: selective has no hold on them.
     modes = ("none", "full") if params.compile == "on" else ("none", "selective", "full")
-    return choose_recompute(asked, estimated, free_bytes(setting.device) // setting.sharers, modes)
+    return choose_recompute(params.recompute, estimated, room, modes)
 
 
 def choose_recompute(
     asked: str, make_estimate: Callable[[str], Memory], room: int, modes: Sequence[str]
 ) -> MemoryPlan:
-    """`auto` is the first of `modes`, the hungriest first, that fits into `room` bytes, and the
-    last if none does.
+    """Take `asked`; `auto` is the first of `modes` (the fastest first) that fits into `room` bytes,
+    else the last.
     """
     if asked != "auto":
         return MemoryPlan(asked, make_estimate(asked), "as chosen")

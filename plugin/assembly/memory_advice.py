@@ -1,5 +1,5 @@
-"""What to do about too little memory: what takes most of it, and settings that need less and train
-the same.
+"""Advice on too little memory: what takes most of it, and settings that need less and train the
+same.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from dataclasses import asdict
 from ..base.errors import Code, JobError, Problem
 from ..config.params import Params
 from .memory import MemoryPlan, gb
+from .training_data import training_data
 
 
 def cheaper_settings(params: Params, plan: MemoryPlan | None) -> list[str]:
-    """Settings that need less memory and leave the effective batch as it is, the most effective
-    first.
-    """
-    rows = _smaller_batches(params)
+    """Return settings that need less memory and keep the effective batch, the most effective first."""
+    rows = training_data(params).smaller_batches()
     if (plan.recompute if plan else params.recompute) != "full":
         rows.append("recompute full")
     if params.attn_implementation == "eager":
@@ -37,38 +36,9 @@ def cheaper_settings(params: Params, plan: MemoryPlan | None) -> list[str]:
     return (rows + states if grows else states + rows)[:3]
 
 
-def _smaller_batches(params: Params) -> list[str]:
-    """Ways to cut a step into more, smaller micro-batches."""
-    batch, tokens, steps = (
-        params.batch_size,
-        params.tokens_per_batch,
-        params.gradient_accumulation_steps,
-    )
-    rows: list[str] = []
-    if params.streaming and isinstance(
-        tokens, int
-    ):  # then a micro-batch is these tokens, and a step so many of them
-        if tokens % 2 == 0 and tokens >= 2 * params.max_length:
-            rows.append(
-                f"tokens_per_batch {tokens // 2} with gradient_accumulation_steps {2 * steps}"
-            )
-        return rows
-    if batch > 1:
-        half = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
-        rows.append(f"batch_size {half} with gradient_accumulation_steps {steps * batch // half}")
-    if params.streaming:
-        return rows
-    if isinstance(tokens, int):
-        if tokens >= 2 * params.max_length:
-            rows.append(f"tokens_per_batch {tokens // 2}")
-    elif batch > 1:
-        rows.append(f"tokens_per_batch {max(params.max_length, batch * params.max_length // 4)}")
-    return rows
-
-
 def out_of_memory(params: Params, plan: MemoryPlan | None, told: str) -> Problem:
-    """The error of a run that has run out of memory, or will: what is biggest, and what to do about
-    it.
+    """Return the error of a run that runs out of memory: what takes most, and which settings need
+    less.
     """
     got = told
     if plan:
@@ -86,8 +56,9 @@ def out_of_memory(params: Params, plan: MemoryPlan | None, told: str) -> Problem
 
 
 def check_memory(params: Params, plan: MemoryPlan, room: int) -> None:
-    """Raises JobError (exit 5) when a run needs far more than there is; a narrow case may still go
-    well.
+    """Raise JobError (exit 5) when a run needs far more memory than there is.
+
+    A narrow case may still succeed: an estimate is not exact.
     """
     if plan.memory.peak > 1.25 * room:
         raise JobError(

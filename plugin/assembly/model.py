@@ -30,7 +30,7 @@ from .precision import weight_dtype
 
 
 def base_config(params: Params, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """The configuration of the model to be trained, checked against method and tokenizer.
+    """Return the configuration of the model to be trained, checked against method and tokenizer.
 
     Raises JobError (exit 2 or 4).
     """
@@ -93,8 +93,8 @@ def make_model(
 def model_shape(
     params: Params, config: PretrainedConfig, compute: torch.dtype
 ) -> tuple[nn.Module, int]:
-    """What make_model would give, on the meta device, and the bytes by which its 4-bit layers are
-    smaller than the plain ones here.
+    """Return make_model's result on the meta device, and the bytes by which its real 4-bit layers
+    are smaller than the plain ones here.
     """
     family, config = FAMILIES[config.model_type], copy.deepcopy(config)
     switch_off_dropout(config)

@@ -1,6 +1,4 @@
-"""How exactly a run computes: the dtype of its products, that of its weights, and flags that make
-it repeat itself to the last bit.
-"""
+"""Numerical precision of a run: dtype of its products and weights, and deterministic algorithms."""
 
 from __future__ import annotations
 
@@ -15,6 +13,7 @@ import torch.utils.deterministic
 
 from ..base.errors import Code, JobError, Problem
 from ..config.params import Params
+from .choice import Choice
 
 COMPUTE = {
     "no": torch.float32,
@@ -23,21 +22,20 @@ COMPUTE = {
 }  # by accelerate's mixed_precision
 
 
-def choose_precision(params: Params, device: torch.device) -> tuple[str, str]:
-    """(accelerate's mixed_precision, why).
+def choose_precision(params: Params, device: torch.device) -> Choice[str]:
+    """Choose accelerate's mixed_precision.
 
     Raises JobError (exit 2) for a dtype the device cannot train in.
     """
     if params.dtype == "auto":
         if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16", "bfloat16 compute with float32 master weights: this GPU does it well"
-        return "no", "float32: " + (
-            "this GPU has no fast bfloat16"
-            if device.type == "cuda"
-            else "CPUs are slow in anything else"
-        )
+            why = "bfloat16 compute with float32 master weights: this GPU does it well"
+            return Choice("bf16", why)
+        on_gpu = device.type == "cuda"
+        lacks = "this GPU has no fast bfloat16" if on_gpu else "CPUs are slow in anything else"
+        return Choice("no", f"float32: {lacks}")
     if params.dtype == "float32":
-        return "no", "float32, as chosen"
+        return Choice("no", "float32, as chosen")
     if device.type == "cpu" and params.dtype == "float16":
         raise JobError(
             Problem(
@@ -49,13 +47,12 @@ def choose_precision(params: Params, device: torch.device) -> tuple[str, str]:
             )
         )
     slow = "; a CPU does this many times slower than float32" if device.type == "cpu" else ""
-    return {"bfloat16": "bf16", "float16": "fp16"}[
-        params.dtype
-    ], f"{params.dtype} compute with float32 master weights, as chosen{slow}"
+    why = f"{params.dtype} compute with float32 master weights, as chosen{slow}"
+    return Choice({"bfloat16": "bf16", "float16": "fp16"}[params.dtype], why)
 
 
 def weight_dtype(params: Params, compute: torch.dtype) -> torch.dtype:
-    """The dtype weights are kept in; see make_model."""
+    """Return the dtype that weights are kept in; see make_model."""
     if params.model_config_file:
         return torch.float32  # a new model learns all it knows in small steps
     if params.lora or (params.optim == "adamw_8bit" and compute == torch.bfloat16):
@@ -69,11 +66,11 @@ NO_FIXED_ORDER = re.compile(
 
 
 def make_deterministic(device: torch.device, log: Callable[[str], None]) -> str:
-    """Make a GPU add in one order every time, so that a resumed run is the unbroken one. CPUs do
-    already.
+    """Make a GPU add in one order every time, so that a resumed run equals the unbroken one. CPUs
+    do so anyway.
 
-    Returns what was set, in words. An operation that has no such order runs as it is; `log` names
-    it once, when it first runs.
+    Return what was set, in words. An operation that has no such order runs as it is; `log` names it
+    once, when it first runs.
     """
     if device.type != "cuda":
         return ""
@@ -91,9 +88,7 @@ def make_deterministic(device: torch.device, log: Callable[[str], None]) -> str:
 
 
 def _name_operations_without_order(log: Callable[[str], None]) -> None:
-    """Turn torch's warnings of them into one line of the log each; every other warning is shown as
-    before.
-    """
+    """Turn torch's warnings about them into one log line each; show every other warning as before."""
     show, named = warnings.showwarning, set[str]()
 
     def shown(message: Warning | str, *where: Any, **how: Any) -> None:

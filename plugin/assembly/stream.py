@@ -1,7 +1,4 @@
-"""Streaming pretraining: data is read while it is trained on.
-
-What is prepared before, and one rank's steps out of its stream.
-"""
+"""Streaming pretraining: data is read while the model trains on it."""
 
 from __future__ import annotations
 
@@ -48,10 +45,10 @@ def prepare_stream(
     between_rows: Callable[[], None] = lambda: None,
     moment: datetime | None = None,  # of no use here: texts know no chat template
 ) -> Prepared:
-    """Tokenizer and evaluation documents, and as `train` the documents that the stream begins with.
-    Reads a bounded number of rows.
+    """Make the tokenizer, the evaluation documents and, as `train`, the documents that the stream
+    begins with.
 
-    Raises JobError (exit 2, 3 or 4).
+    Reads a bounded number of rows. Raises JobError (exit 2, 3 or 4).
     """
     check_budget(params.max_length, Layout(True, pack_tokens(params)))
     data = StreamedData.of(params, log, between_rows=between_rows)
@@ -86,7 +83,7 @@ def prepare_stream(
 
 @dataclass(frozen=True)
 class StreamedData:
-    """The rows of a streaming run, and which of them belong to evaluation."""
+    """Rows of a streaming run, divided between training and evaluation."""
 
     params: Params
     examples: Examples
@@ -109,8 +106,8 @@ class StreamedData:
         return replace(self, wants_eval=False, own_files=False, keys=frozenset())
 
     def training(self, first: int, every: int) -> Rows:
-        """A pass's rows `first`, `first + every`, ...; one that is evaluation's is its reason
-        instead.
+        """Yield a pass's rows `first`, `first + every`, ...; a row that evaluation holds out comes
+        as the reason instead.
         """
         reason = PROMPT_IN_EVAL if self.own_files else HELD_OUT
         for row, example in self.examples("train", first, every):
@@ -140,7 +137,7 @@ def one_in(params: Params) -> int:
 
 
 def _encode_some(rows: Rows, chat: ChatFormat, how: Encoding) -> tuple[Documents, Report]:
-    """The first EVAL_DOCUMENTS documents of `rows`; no more rows are read than they take."""
+    """Tokenise the first EVAL_DOCUMENTS documents of `rows`; read no more rows than they take."""
     builder, report = Builder(), Report()
     while report.documents < EVAL_DOCUMENTS and (some := list(islice(rows, _AT_ONCE))):
         for (row, _), documents in zip(some, encode_rows(some, chat, how, report), strict=True):
@@ -153,7 +150,7 @@ def _encode_some(rows: Rows, chat: ChatFormat, how: Encoding) -> tuple[Documents
 
 
 def pack_tokens(params: Params) -> int:
-    """Tokens of a pack, which is a micro-batch."""
+    """Return the tokens of a pack, which is a micro-batch."""
     return (
         params.batch_size * params.max_length
         if params.tokens_per_batch == "auto"
@@ -169,7 +166,7 @@ def open_stream(
     ranks: int = 1,
     log: Log = lambda line: None,
 ) -> Stream:
-    """This rank's stream, at its beginning."""
+    """Return this rank's stream at its beginning."""
     params, tokens = data.params, pack_tokens(data.params)
     spare = int(
         params.stochastic_length > 0 and chat.start_id is not None
@@ -181,8 +178,8 @@ def open_stream(
 
 
 class StreamedSteps:
-    """`steps(k)` builds step k (from 0), in order; `state_after(k)` is where the stream stood once
-    k steps were built.
+    """`steps(k)` builds step k (from 0), in order; `state_after(k)` is the state of the stream once
+    k steps are built.
 
     Steps are built ahead of their use, so the states of the last few are kept; a state shares its
     documents with the stream.
@@ -193,9 +190,8 @@ class StreamedSteps:
         self._next, self._states = 0, {0: stream.state()}
 
     def restore(self, finished: int, state: StreamState) -> None:
-        """Go on behind `finished` steps.
-
-        Raises JobError (exit 2) when the state is another rank's.
+        """Continue after `finished` steps. Raises JobError (exit 2) when the state is another
+        rank's.
         """
         self._stream.restore(state)
         self._next, self._states = finished, {finished: state}
@@ -224,7 +220,7 @@ def start_streaming(
     rank: int,
     ranks: int,
 ) -> StreamedSteps:
-    """The steps of one rank's share. Layout notes were logged when the data was prepared."""
+    """Return one rank's steps. Notes on the format were logged when the data was prepared."""
     data = StreamedData.of(params, lambda note: None, between_rows=lambda: None)
     data = data if evaluated else data.without_evaluation()
     # Steps are built in a thread of their own, and a tokenizer that two threads use may fail with
@@ -241,7 +237,7 @@ def first_step(
     evaluated: bool,
     ranks: int,
 ) -> Step:
-    """For a dry run: a whole first step of `ranks` ranks, out of one stream."""
+    """Return the first step of all ranks together, out of one stream, for a dry run."""
     data = StreamedData.of(params, lambda note: None, between_rows=lambda: None)
     stream = open_stream(data if evaluated else data.without_evaluation(), chat)
     packs: list[Pack] = [pack for _ in range(ranks) for pack in stream.next_step()]
@@ -251,11 +247,10 @@ def first_step(
 def add_up(
     accelerator: Accelerator, make_step: Callable[[int], Step], longest: int
 ) -> Callable[[int], Step]:
-    """`make_step` with every rank's counts added up: one small reduction a step. `longest`: tokens
-    a document may have.
+    """Return `make_step` with the counts of all ranks added: one small reduction a step.
 
-    Lengths travel as how often each occurs, so that what is exchanged has the same size on every
-    rank.
+    `longest`: tokens that a document may have. Lengths travel as a histogram, so that every rank
+    sends the same size. Collective.
     """
     if accelerator.num_processes == 1:
         return make_step
@@ -285,9 +280,9 @@ def add_up(
     return whole
 
 
-def whole_report(accelerator: Accelerator, report: Report) -> dict[str, Any]:
-    """{rows, documents, truncated, dropped} of the first pass, as far as it was read, over all
-    ranks; every rank has to ask.
+def full_report(accelerator: Accelerator, report: Report) -> dict[str, Any]:
+    """Return {rows, documents, truncated, dropped} of the first pass so far, over all ranks.
+    Collective.
     """
     share: dict[str, Any] = {
         "rows": report.rows,

@@ -1,6 +1,4 @@
-"""Evaluation with frozen noise: the same times and masks for the same document, every time and in
-every run.
-"""
+"""Evaluation with frozen noise: the same times and masks for the same document, in every run."""
 
 from __future__ import annotations
 
@@ -36,12 +34,12 @@ def evaluate(
     *,
     even: bool = False,
 ) -> dict[str, float]:
-    """Loss over all of `documents`, every rank its share; the same numbers on every rank. `beat` is
-    called before each batch. `even`: as in build_step.
+    """Return the loss over all of `documents`, every rank its share; the same numbers on every
+    rank.
 
-    `eval/loss` is the training objective, `eval/loss_ci95` its 95 % half-width over documents;
-    `eval/loss_t30_40` is the mean nll in nats of masked tokens in documents whose mask probability
-    was in [0.3, 0.4).
+    `beat` is called before each batch. `even`: as in build_step. `eval/loss` is the training
+    objective, `eval/loss_ci95` its 95 % half-width over documents; `eval/loss_t30_40` is the mean
+    nll in nats of masked tokens in documents whose mask probability was in [0.3, 0.4).
     """
     noise = replace(rules.noise, seed=EVAL_SEED, t_sampling="stratified")
     frozen = replace(rules.undisturbed(), noise=noise)

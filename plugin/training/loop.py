@@ -29,18 +29,34 @@ from .step import Piece, Step
 MOST_SKIPS = 20  # fp16 overflows in a row before the run is called broken
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The run's clock, in optimizer steps."""
+@dataclass(frozen=True, kw_only=True)
+class Cadence:
+    """Number of optimizer steps, and after which of them to log, evaluate and save."""
 
     steps: int
-    logging_steps: int
+    log_every: int
     eval_every: int  # 0 = never
     save_every: int
-    max_grad_norm: float
-    seed: int = (
-        0  # of dropout, with step and rank: a run that goes on draws what the unbroken one would
-    )
+    eval_on_start: bool = False
+
+    def is_last(self, done: int) -> bool:
+        return done == self.steps
+
+    def logs(self, done: int) -> bool:
+        return done % self.log_every == 0 or self.is_last(done)
+
+    def evaluates(self, done: int) -> bool:
+        return self.eval_every > 0 and (done % self.eval_every == 0 or self.is_last(done))
+
+    def saves(self, done: int) -> bool:
+        return done % self.save_every == 0 or self.is_last(done)
+
+    def owes_evaluation(self, done: int, evaluated: bool) -> bool:
+        """Return whether to evaluate before the next step: at the start, or because the run stopped
+        after a step whose evaluation was due.
+        """
+        due = done % self.eval_every == 0 if self.eval_every and done else self.eval_on_start
+        return self.eval_every > 0 and due and not evaluated
 
 
 @dataclass(frozen=True)
@@ -52,7 +68,7 @@ class Requests:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls out to; those that take a number take the number of finished steps."""
+    """Callbacks of the loop; those that take a number take the number of finished steps."""
 
     requests: Callable[[], Requests]  # what this rank was asked for
     log: Callable[[int, dict[str, float]], None]
@@ -65,7 +81,7 @@ class Hooks:
 
 @dataclass
 class Meters:
-    """What the loop measures with."""
+    """Instruments of the loop."""
 
     watch: Stopwatch
     flops: FlopCount
@@ -101,7 +117,7 @@ class Window:
             "cut_share": self.cut
             / max(1, self.cut + self.supervised - self.fill),  # of answer tokens, see Step.cut
             "fill_share": self.fill
-            / max(1, self.fill + self.tokens),  # end tokens added, beside those of the data
+            / max(1, self.fill + self.tokens),  # end tokens added, as a share of all tokens
             "skipped_steps": float(self.skipped),
             **mfu,
             # time/<kind>: to TensorBoard and progress.json, which nobody compares
@@ -111,7 +127,7 @@ class Window:
 
 @dataclass
 class Totals:
-    """What the whole run did; for throughput in run.json."""
+    """Sums over the full run, for the throughput in run.json."""
 
     tokens: int = 0
     supervised: int = 0
@@ -125,12 +141,25 @@ class Totals:
 
 @dataclass
 class Progress:
-    """Where a run stands, in finished steps; a checkpoint holds it."""
+    """State of a run after its finished steps; a checkpoint holds it."""
 
     done: int = 0
     window: Window = field(default_factory=Window)
     totals: Totals = field(default_factory=Totals)
     overflows: int = 0  # of fp16, in a row
+    evaluated: bool = False  # after step `done`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """Module, optimizer and schedule as accelerate wraps them, and the settings of an update."""
+
+    accelerator: Accelerator
+    module: nn.Module
+    optimizer: Any
+    scheduler: Any
+    max_grad_norm: float  # 0 = no clipping
+    seed: int = 0  # of dropout, with step and rank: a resumed run draws what an unbroken one would
 
 
 class NonFinite(JobError):
@@ -149,32 +178,31 @@ class NonFinite(JobError):
 
 
 def train(
-    accelerator: Accelerator,
-    module: nn.Module,
-    optimizer: Any,
-    scheduler: Any,
+    trainer: Trainer,
     make_step: Callable[[int], Step],
-    plan: Plan,
+    cadence: Cadence,
     hooks: Hooks,
     meters: Meters,
-    progress: Progress | None = None,
-) -> tuple[int, bool, Totals]:
-    """Train from `progress` until the plan's last step or a stop. Returns (finished steps, stopped
-    early, totals).
+    at: Progress,
+) -> bool:
+    """Train from `at`, in place, until the last step or a stop. Return whether it stopped early.
 
     Raises NonFinite before an update that is not finite.
     """
-    at = progress or Progress()
+    accelerator, module, optimizer = trainer.accelerator, trainer.module, trainer.optimizer
     first, saved, stop, watch = at.done, -1, False, meters.watch
-    while at.done < plan.steps and not stop:
+    if cadence.owes_evaluation(at.done, at.evaluated):
+        hooks.evaluate(at.done)
+        at.evaluated = True
+    while at.done < cadence.steps and not stop:
         began = time.perf_counter()
         watch.start()
         step = make_step(at.done)
         watch.lap("load")
-        torch.manual_seed(hash((plan.seed, at.done, accelerator.process_index)) & (2**63 - 1))
+        torch.manual_seed(hash((trainer.seed, at.done, accelerator.process_index)) & (2**63 - 1))
         losses, correct = _forward_backward(accelerator, module, step, hooks, watch)
         norm = (
-            accelerator.clip_grad_norm_(module.parameters(), plan.max_grad_norm or math.inf)
+            accelerator.clip_grad_norm_(module.parameters(), trainer.max_grad_norm or math.inf)
             if step.masked
             else 0.0
         )
@@ -193,49 +221,48 @@ def train(
         if step.masked:
             optimizer.step()  # under fp16 the scaler skips it by itself after an overflow
             optimizer.zero_grad(set_to_none=True)
-        learning_rate = scheduler.get_last_lr()[0]  # this step's, before it moves on
-        scheduler.step()
+        learning_rate = trainer.scheduler.get_last_lr()[0]  # this step's, before it moves
+        trainer.scheduler.step()
         watch.lap("optimizer")
         watch.settle()
         at.done += 1
-        last = at.done == plan.steps
-        stop = asked.stop and not last  # a run that is through ends as every other does
+        at.evaluated = False
+        stop = asked.stop and not cadence.is_last(at.done)  # a complete run ends as every other
         seconds = time.perf_counter() - began
         _account(
             at, step, loss, right, seconds, overflow, meters.flops.step(step.lengths, step.masked)
         )
         hooks.tick(at.done, loss, seconds)
-        if at.done % plan.logging_steps == 0 or last:
+        if cadence.logs(at.done):
             at.totals.last_metrics = at.window.metrics(learning_rate, grad_norm, meters)
             hooks.log(at.done, at.totals.last_metrics)
             at.window = Window()
-        elif (
-            stop
-        ):  # no line of its own: a run that goes on from here logs what the unbroken one would
+        elif stop:  # no log line: a run resumed here logs what the unbroken one would
             at.totals.last_metrics = at.window.metrics(learning_rate, grad_norm, meters)
-        if plan.eval_every and (at.done % plan.eval_every == 0 or last) and not stop:
+        if cadence.evaluates(at.done) and not stop:
             watch.start()
             hooks.evaluate(at.done)
+            at.evaluated = True
             watch.lap("eval")
         if asked.sample:
             hooks.sample(at.done)
-        if at.done % plan.save_every == 0 or last or asked.save or stop:
+        if cadence.saves(at.done) or asked.save or stop:
             watch.start()
             hooks.save(at.done)
             watch.lap("save")
             saved = at.done
     assert at.done in (saved, first), "a run ends with a checkpoint"
-    return at.done, stop and at.done < plan.steps, at.totals
+    return stop
 
 
 def _forward_backward(
     accelerator: Accelerator, module: nn.Module, step: Step, hooks: Hooks, watch: Stopwatch
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """(weighted sums, masked tokens right) of each micro-batch's documents; nothing here waits for
-    the device.
+    """Return (weighted sums, correct masked tokens) of each micro-batch's documents, without
+    waiting for the device.
 
-    Gradients grow to those of the step's loss: divided by its global count, times the ranks because
-    DDP averages.
+    Gradients are those of the step's loss: divided by its global count, times the number of ranks
+    because DDP averages.
     """
     losses: list[torch.Tensor] = []
     correct: list[torch.Tensor] = []
@@ -261,9 +288,8 @@ def _read(
     norm: Any,
     asked: Requests,
 ) -> tuple[float, float, float, Requests]:
-    """The one read of a step:
-
-    (loss sum, masked tokens right, gradient norm, requests), the same on every rank.
+    """Return (loss sum, correct masked tokens, gradient norm, requests), the same on every rank:
+    the only read of a step.
     """
     flags = torch.tensor([asked.stop, asked.save, asked.sample], dtype=torch.float32)
     sums = torch.stack(
@@ -308,8 +334,8 @@ def _account(
 def _non_finite(
     step: int, loss: float, norm: float, pieces: Sequence[Piece], losses: Sequence[torch.Tensor]
 ) -> NonFinite:
-    """Name the documents whose loss is not finite; a gradient alone may be broken by any of
-    them.
+    """Return the error that names the documents whose loss is not finite; any of them may have
+    broken a gradient alone.
     """
     values: list[list[float]] = [sums.tolist() for sums in losses]
     named = [

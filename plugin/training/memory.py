@@ -31,7 +31,6 @@ KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
 # What a CPU's malloc keeps besides: holes that no tensor fits, 7 to 35 % of what lives
 # (benches/LOG.md), as parent/launch.py has it set up.
 CPU_HEAP = 0.2
-TINY = 20_000_000  # parameters below which nobody waits for an estimate on a CPU
 CGROUP = Path("/sys/fs/cgroup")  # a container's own limit
 ROOM = 0.92  # of a device's free memory: what a plan may use
 
@@ -70,7 +69,6 @@ class Setting:
     accumulates: bool  # several micro-batches a step: gradients are held while the next one runs
     ranks: int = 1  # that the model is cut over, as `parallel` says
     parallel: str = "ddp"
-    sharers: int = 1  # processes of this machine that share one memory: those on its CPU
 
 
 class Tracker(TorchDispatchMode):

@@ -1,11 +1,11 @@
-"""Weights, gradients and optimizer states cut over the ranks by torch's `fully_shard` (FSDP2), and
-put together to be saved.
+"""Sharding by torch's `fully_shard` (FSDP2), and gathering of full weights and states for
+checkpoints.
 
-Every layer is a unit, whatever lies outside of the layers (embeddings, last norm, output head) is
-the root's. A unit's weights are gathered for its forward and backward, its gradients are averaged
-over the ranks in float32 and cut again. ZeRO's stages 2 and 3 (arXiv 1910.02054) differ in whether
-a layer's weights are given back between its forward and its backward. Who calls a function marked
-"collective" calls it on every rank, or the others wait forever.
+Every layer is a unit; what lies outside the layers (embeddings, last norm, output head) is the root
+unit. A unit's weights are gathered for its forward and backward, its gradients are averaged over
+the ranks in float32 and sharded again. ZeRO's stages 2 and 3 (arXiv 1910.02054) differ in whether a
+layer's weights are freed between its forward and its backward. Every rank must call the functions
+marked "collective"; otherwise the others hang.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def gathered_dtype(device: torch.device, compute: torch.dtype) -> torch.dtype | None:
-    """The dtype that layers are gathered in; None is their own.
+    """Return the dtype that layers are gathered in; None keeps their own.
 
     In half precision a GPU gathers them in the compute dtype: autocast would keep a cast copy of
-    every weight until the backward, the whole model again. All else is autocast's, as without
-    sharding; only norms of layers see their weights rounded. A CPU's autocast leaves LayerNorm to
-    the dtypes it finds, and it refuses to mix them.
+    every weight until the backward, which is the full model again. Everything else is up to
+    autocast, as without sharding; only norms of layers see their weights rounded. On a CPU,
+    autocast leaves LayerNorm to the dtypes it finds, and LayerNorm refuses to mix them.
     """
     return compute if compute != torch.float32 and device.type == "cuda" else None
 
@@ -52,8 +52,8 @@ def shard(
     parallel: str,
     dtype: torch.dtype | None,
 ) -> None:
-    """Cut the weights of `module` over all ranks, in place, and move this rank's part to its
-    device. Before the optimizer is made.
+    """Shard the weights of `module` over all ranks, in place, and move this rank's shards to its
+    device. Call it before the optimizer is made.
 
     `dtype`: see gathered_dtype.
     """
@@ -62,21 +62,19 @@ def shard(
     policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     for layer in layers_of(module.model):
         fully_shard(layer, mesh=mesh, reshard_after_forward=parallel == "zero3", mp_policy=policy)
-    # The root's weights begin the forward and the backward alike, so they are held between the two.
-    whole = MixedPrecisionPolicy(None, torch.float32, cast_forward_inputs=False)
-    fully_shard(module, mesh=mesh, reshard_after_forward=False, mp_policy=whole)
+    # The root's weights begin both forward and backward, so they are held between the two.
+    root = MixedPrecisionPolicy(None, torch.float32, cast_forward_inputs=False)
+    fully_shard(module, mesh=mesh, reshard_after_forward=False, mp_policy=root)
     register_fsdp_forward_method(module, "predict")
-    keep_exact(
-        module
-    )  # a 4-bit layer finds the scales of gathered weights by itself, but may repack those in place
+    # A 4-bit layer finds the scales of gathered weights by itself, but may repack those in place.
+    keep_exact(module)
     for name, weight in module.named_parameters():
-        assert isinstance(weight, DTensor), f"{name} was not cut up"
+        assert isinstance(weight, DTensor), f"{name} was not sharded"
 
 
 def reshard(module: nn.Module) -> None:
-    """Give back what a forward without a backward has left gathered.
-
-    Nothing to do on a module that is not cut up.
+    """Free what a forward without a backward has left gathered. Does nothing to a replicated
+    module.
     """
     for part in module.modules():
         if isinstance(part, FSDPModule):
@@ -84,11 +82,11 @@ def reshard(module: nn.Module) -> None:
 
 
 def shared_predictor(module: DiffusionModel, compute: torch.dtype) -> Predict:
-    """`predictor` of a module that is cut up. Collective: gathers one layer at a time, besides the
-    root's weights.
+    """Return `predictor` of a sharded module. Collective: gathers one layer at a time in addition
+    to the root's weights.
 
-    Everybody goes on with rank 0's logits: a last bit that differs between two devices could end
-    one rank's sampling earlier.
+    Every rank uses rank 0's logits: a last bit that differs between two devices could end one
+    rank's sampling earlier.
     """
 
     def predict(ids: Tensor, real: Tensor, places: Tensor) -> Tensor:
@@ -104,10 +102,9 @@ def shared_predictor(module: DiffusionModel, compute: torch.dtype) -> Predict:
     return predict
 
 
-def hollow(model: Model) -> Model:
-    """A copy that holds no weights: they are on the meta device.
-
-    Made before sharding, filled by `gathered_model`.
+def meta_copy(model: Model) -> Model:
+    """Return a copy whose weights are on the meta device. Made before sharding, filled by
+    `gathered_model`.
     """
     empty = {
         id(weight): nn.Parameter(
@@ -119,8 +116,8 @@ def hollow(model: Model) -> Model:
 
 
 def gathered_model(model: nn.Module, empty: Model) -> Model | None:
-    """Collective: on rank 0 a plain, whole model on the CPU, like `empty` but with `model`'s
-    weights; None on the others.
+    """Return on rank 0 a plain model on the CPU, like `empty` but with `model`'s full weights; None
+    on the others. Collective.
 
     Takes one copy of all weights in rank 0's main memory, and on every device that of the largest
     tensor.
@@ -128,17 +125,21 @@ def gathered_model(model: nn.Module, empty: Model) -> Model | None:
     reshard(model)
     keeps = dist.get_rank() == 0
     whole: dict[int, nn.Parameter] = {}
-    hollows = dict(empty.named_parameters())
+    empty_weights = dict(empty.named_parameters())
     for name, weight in model.named_parameters():  # a tied weight once
         full = _full(weight.detach())
         if keeps:
-            whole[id(hollows[name])] = nn.Parameter(full.cpu(), requires_grad=weight.requires_grad)
-    assert not keeps or len(whole) == len(hollows)
+            whole[id(empty_weights[name])] = nn.Parameter(
+                full.cpu(), requires_grad=weight.requires_grad
+            )
+    assert not keeps or len(whole) == len(empty_weights)
     return copy.deepcopy(empty, dict(whole)) if keeps else None
 
 
 def gathered_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Collective: `optimizer_tensors` of the whole optimizer on rank 0; empty on the others."""
+    """Return `optimizer_tensors` of the full optimizer on rank 0, nothing on the others.
+    Collective.
+    """
     keeps = dist.get_rank() == 0
     found: dict[str, Tensor] = {}
     for key, value in states_of(optimizer):
@@ -149,16 +150,16 @@ def gathered_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor."""
+    """Return the shard of a tensor that this rank holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gathered_bytes(model: nn.Module, parallel: str, dtype: torch.dtype | None) -> tuple[int, int]:
-    """(bytes of weights that are gathered at a time, bytes of the largest unit's gradients) of a
-    model that is not cut up yet.
+    """Return (bytes of weights gathered at a time, bytes of the largest unit's gradients) of a
+    model that is not sharded yet.
 
-    The root's weights and, of the layers, two under zero3 (one computes while the next arrives) or
-    all under zero2. `dtype`: see gathered_dtype.
+    Gathered are the root's weights and, of the layers, two under zero3 (one computes while the next
+    arrives) or all under zero2. `dtype`: see gathered_dtype.
     """
     layers = [list(layer.parameters()) for layer in layers_of(model)]
     inside = {id(weight) for layer in layers for weight in layer}

@@ -14,17 +14,14 @@ import contextlib
 import errno
 import json
 import os
-import re
 import shutil
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
-from ..assembly.memory_advice import out_of_memory
 from ..base.errors import Code, JobError, Problem, json_line
 from ..base.process import PARENT_PID
 from ..base.redact import guard_streams
@@ -32,10 +29,12 @@ from ..config.params import Params
 from ..run.folder import RunFolder
 from ..run.owned import half_written
 from .check import try_out
+from .out_of_memory import explain_out_of_memory, first_line
+from .rank import this_rank
 from .reporter import report_failure
 from .stop import StopRequested
 from .tensorboard import hush_writer_thread
-from .train import Run
+from .train import train
 
 
 def main() -> int:
@@ -46,60 +45,48 @@ def main() -> int:
         return check(json.load(sys.stdin))
     folder = RunFolder(Path(sys.argv[1]))
     checkpoint = Path(sys.argv[2]) if len(sys.argv) > 2 else None
-    run = Run(Params.model_validate(folder.read_run()["params"]), folder, checkpoint)
+    params = Params.model_validate(folder.read_run()["params"])
+    rank = this_rank(params, folder, checkpoint)
     try:
-        result = run.go()
+        with explain_out_of_memory(params, None):
+            result = train(rank)
     except StopRequested:
-        run.reporter.event("finished", result={"outcome": "stopped", "steps": 0})
+        rank.reporter.event("finished", result={"outcome": "stopped", "steps": 0})
         return 0
     except Exception as error:
-        problem = (
-            run.out_of_memory(what_was_wanted(error))
-            if is_out_of_memory(error)
-            else as_problem(error, folder)
-        )
+        problem = as_problem(error, folder)
         if problem.code == Code.INTERNAL:
             traceback.print_exc()
         if problem.code == Code.DISK:
             remove_parts(folder)  # room for the last words below
-        if (
-            PARENT_PID not in os.environ
-        ):  # a foreign launcher shows what its processes print, and only exit codes besides
+        # Another launcher shows what its processes print, and nothing but exit codes otherwise.
+        if PARENT_PID not in os.environ:
             print(problem.line, file=sys.stderr)
-        with contextlib.suppress(OSError):  # the exit code tells it too
-            report_failure(folder, problem, run.rank)
+        with contextlib.suppress(OSError):  # the exit code reports it as well
+            report_failure(folder, problem, rank.number)
         return int(problem.code)
     else:
-        run.reporter.event("finished", result=result)
+        rank.reporter.event("finished", result=result)
         return 0
     finally:
-        with contextlib.suppress(OSError):  # a full disk was told already
-            run.reporter.close()  # the last seconds of the curves are still in memory
+        with contextlib.suppress(OSError):  # a full disk is reported already
+            rank.reporter.close()  # the last seconds of the curves are still in memory
 
 
 def check(request: dict[str, Any]) -> int:
-    """Try the job of `request` {params, ranks} and print {problems, report, notes}: one
-    JSON object on stdout.
-    """
+    """Try the job of `request` {params, ranks}; print {problems, report, notes} as one JSON object."""
     notes: list[str] = []
     problems: tuple[Problem, ...] = ()
     report = None
+    params = Params.model_validate(request["params"])
     try:
-        report = try_out(
-            Params.model_validate(request["params"]),
-            request["ranks"],
-            notes,
-        )
+        with explain_out_of_memory(params, None):
+            report = try_out(params, request["ranks"], notes)
     except JobError as error:
         problems = error.problems
     except Exception as error:
         traceback.print_exc()
-        found = as_problem(error)
-        if is_out_of_memory(error):
-            found = out_of_memory(
-                Params.model_validate(request["params"]), None, what_was_wanted(error)
-            )
-        problems = (found,)
+        problems = (as_problem(error),)
     print(
         json_line(
             {"problems": [one.as_json() for one in problems], "report": report, "notes": notes}
@@ -109,15 +96,13 @@ def check(request: dict[str, Any]) -> int:
 
 
 def remove_parts(folder: RunFolder) -> None:
-    """What was being written when the disk was full, and is of no use."""
+    """Remove what was being written when the disk filled up."""
     for part in half_written(folder.path):
         shutil.rmtree(part, ignore_errors=True)
 
 
 def as_problem(error: BaseException, folder: RunFolder | None = None) -> Problem:
-    """Turn a failure into the one problem that it is reported as; `folder`: of a run, which `check`
-    has none of.
-    """
+    """Return the problem that a failure is reported as; `folder`: of the run, None for a check."""
     if isinstance(error, JobError):
         return error.problems[0]
     if is_disk_full(error):
@@ -128,41 +113,12 @@ def as_problem(error: BaseException, folder: RunFolder | None = None) -> Problem
     return Problem("worker", "no internal error", got, fix, Code.INTERNAL)
 
 
-NO_MEMORY = (
-    "can't allocate memory",
-    "Cannot allocate memory",
-    "CUDA error: out of memory",
-    "STATUS_ALLOC_FAILED",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """torch's CPU allocator, a library of CUDA and a file mapped by safetensors tell it as text
-    alone.
-    """
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in str(error) for words in NO_MEMORY
-    )
-
-
-def what_was_wanted(error: BaseException) -> str:
-    """An allocation that failed, in words; torch's CPU allocator begins with a line of its own
-    source.
-    """
-    wanted = re.search(r"tried to allocate (\d+) bytes", str(error))
-    return f"no room for {int(wanted[1]) / 1e9:.2f} GB more" if wanted else first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).split("\n")[0][:300]
-
-
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed for want of space. safetensors tells it as text alone, with the
-    system's number in it.
+    """Return whether a write failed for want of space. safetensors reports it as text alone, with
+    the system's error number in it.
     """
     if isinstance(error, OSError):
         return error.errno in FULL

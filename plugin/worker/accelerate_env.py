@@ -1,9 +1,9 @@
-"""How accelerate's launcher was told to share the model, in the words of `parallel`.
+"""Choices of accelerate's launcher, in the words of `parallel` and `dtype`.
 
-Sharding is ours (training/sharding.py). With it, accelerate's own FSDP or DeepSpeed would shard the
-model a second time, on a CPU silently become DDP, and transformers would leave the weights of every
-rank but one unread. So what the launcher put into the environment is read here once, before there
-is an Accelerator, and taken away.
+Sharding is ours (training/sharding.py). accelerate's own FSDP or DeepSpeed would shard the model a
+second time or, on a CPU, silently become DDP, and transformers would leave the weights of every
+rank but one unread. So the launcher's words are read here once, before there is an Accelerator, and
+removed from the environment.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ READ_HERE_BY_PREFIX = ("FSDP_", "ACCELERATE_DEEPSPEED_", "ACCELERATE_GRADIENT_")
 
 
 def take_launchers_choice(params: Params, environ: MutableMapping[str, str]) -> tuple[Params, str]:
-    """(`params` with the launcher's choice where `parallel` or `dtype` is auto; a line on that, or
-    none), the launcher's words gone from `environ`.
+    """Return `params` with the launcher's choice where `parallel` or `dtype` is auto, and a log
+    line on it or "". Remove the launcher's words from `environ`.
 
-    Raises JobError (exit 2) that names all at once what this program cannot do of it, and explicit
-    parameters that are others.
+    Raises JobError (exit 2) that names everything this program cannot do of it, and parameters that
+    contradict it.
     """
     refused, taken = list(_not_done(params, environ)), []
     mixed = environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -102,8 +102,8 @@ def take_launchers_choice(params: Params, environ: MutableMapping[str, str]) -> 
 
 
 def _choice(environ: Mapping[str, str]) -> tuple[str, str]:
-    """(ddp, zero2, zero3, or nothing if it is none of them; the launcher's words), both empty when
-    it chose nothing.
+    """Return (ddp, zero2, zero3, or "" for anything else; the launcher's words), both empty if it
+    chose nothing.
     """
     if _is_on(environ, "ACCELERATE_USE_DEEPSPEED"):
         stage = environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
@@ -120,7 +120,7 @@ def _choice(environ: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _not_done(params: Params, environ: Mapping[str, str]) -> Iterator[str]:
-    """What is asked for besides, and nothing here does."""
+    """Yield launcher settings that this program does not support."""
     asked: list[Settings] = [OF_ANY]
     asked += [OF_FSDP] if _is_on(environ, "ACCELERATE_USE_FSDP") else []
     deepspeed = _is_on(environ, "ACCELERATE_USE_DEEPSPEED")

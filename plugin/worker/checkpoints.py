@@ -1,10 +1,9 @@
-"""Checkpoints: everything a run needs to go on, written aside and renamed when whole. Safetensors
-throughout, nothing pickled.
+"""Checkpoints: everything that a run needs to resume, written aside and renamed when complete.
 
-`checkpoint-<step>/` holds a complete model folder (it loads and chats as it is; an adapter's for
-LoRA), the optimizer's state, a stream's buffer, `state.json` and, last of all, the digests of all
-these files. No generator state is stored: data order, noise and dropout are functions of (seed,
-pass, step, rank).
+`checkpoint-<step>/` holds a complete model folder (it loads and chats as it is; for LoRA an
+adapter's), the optimizer's state, a stream's buffer, `state.json` and, written last, the digests of
+all these files. All tensors are safetensors, nothing is pickled. No generator state is stored: data
+order, noise and dropout are functions of (seed, pass, step, rank).
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class State:
 
 @dataclass(frozen=True)
 class Contents:
-    """What goes into a checkpoint. Tensors are whole, whatever the ranks hold of them."""
+    """Content of a checkpoint. Tensors are full, whatever the ranks hold of them."""
 
     model: MaybeAdapted
     tokenizer: PreTrainedTokenizerBase
@@ -78,7 +77,7 @@ def save_checkpoint(folder: RunFolder, state: State, contents: Contents, keep: i
         (part / f"stream-{rank}.safetensors").write_bytes(stream)
     (part / STATE).write_text(to_json(asdict(state)) + "\n", encoding="utf-8")
     write_digests(part)
-    if final.exists():  # of this step, but no whole one: a run goes on from those
+    if final.exists():  # of this step, but incomplete: a run resumes from complete ones
         set_aside(final)
     rename_whole(part, final)
     saved = folder.checkpoints()
@@ -90,7 +89,7 @@ def save_checkpoint(folder: RunFolder, state: State, contents: Contents, keep: i
 
 
 def _remove(folder: RunFolder, checkpoint: Path) -> None:
-    """Renamed first: half removed, it must not look like a checkpoint."""
+    """Remove a checkpoint. It is renamed first: half removed, it must not look like a checkpoint."""
     part = folder / f".{checkpoint.name}.part"
     remove(part)
     checkpoint.rename(part)
@@ -98,8 +97,8 @@ def _remove(folder: RunFolder, checkpoint: Path) -> None:
 
 
 def best_checkpoint(folder: RunFolder) -> Path | None:
-    """The checkpoint with the lowest evaluation loss among those that were evaluated when they were
-    saved.
+    """Return the checkpoint with the lowest evaluation loss among those evaluated at their own
+    step.
     """
     known: dict[Path, float] = {}
     for path in folder.checkpoints():
@@ -119,6 +118,6 @@ def load_state(checkpoint: Path) -> State:
 def restore_training(
     checkpoint: Path, optimizer: torch.optim.Optimizer, schedule: Schedule, step: int
 ) -> None:
-    """Optimizer and learning rate as they were after `step`."""
+    """Restore optimizer and learning rate as they were after `step`."""
     restore_optimizer(optimizer, load_file(checkpoint / OPTIMIZER))
     schedule.move_to(step)

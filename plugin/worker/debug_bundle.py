@@ -1,6 +1,5 @@
-"""What a step that broke was made of, kept so that it can be looked at:
-
-`debug-step-<step>/` in the run folder.
+"""Debug bundle of a step that is not finite: its rows, noise, losses and batches, in
+`debug-step-<step>-rank-<rank>/`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ..training.loop import NonFinite
 
 
 def row_of(documents: Documents | None, index: int) -> str:
-    """The row that a document came from; of a stream, whose rows are not kept, its number."""
+    """Return the row id of a document; the number of a streamed one, whose rows are not kept."""
     return documents.rows[index] if documents else str(index)
 
 

@@ -1,6 +1,4 @@
-"""The end of a run that went well: its adapter and its fused model, as folders that work by
-themselves.
-"""
+"""End of a complete run: its adapter and its fused model, as folders that work by themselves."""
 
 from __future__ import annotations
 
@@ -11,7 +9,8 @@ from typing import Any
 import torch
 
 from ..assembly.fuse import Card, Fused, Target, adapter_facts, fuse_adapter, publish
-from ..assembly.stream import pack_tokens
+from ..assembly.rules import diffusion_facts
+from ..assembly.training_data import Data, training_data
 from ..assembly.verify import TOKENS
 from ..base.files import replace_whole, set_aside
 from ..config.params import Params
@@ -19,34 +18,35 @@ from ..data.sources import renamed_mixture
 from ..models.lora import MaybeAdapted, has_adapter
 from ..models.publish import public_name, write_adapter_card, write_model
 from ..run.folder import RunFolder
-from .load import Data, Trained
+from .load import Training
 from .reporter import Reporter
 
 
 def model_facts(params: Params, data: Data, dtype: torch.dtype) -> dict[str, Any]:
-    """`diffusion.json` of a checkpoint or an adapter; the latter remembers its base."""
+    """Return `diffusion.json` of a checkpoint or an adapter; an adapter also remembers its base."""
+    facts = diffusion_facts(params, data.rules)
     if not params.lora:
-        return data.facts
-    return data.facts | adapter_facts(params.model_name, four_bit=params.load_in_4bit, dtype=dtype)
+        return facts
+    return facts | adapter_facts(params.model_name, four_bit=params.load_in_4bit, dtype=dtype)
 
 
 def finish(
     params: Params,
     folder: RunFolder,
     data: Data,
-    trained: Trained,
+    training: Training,
     model: MaybeAdapted,
     reporter: Reporter,
     metrics: dict[str, float],
     ranks: int,
 ) -> dict[str, Any]:
-    """Save the adapter, publish the fused model; what `result` of run.json says of it.
+    """Save the adapter and publish the fused model. Return what `result` of run.json says of it.
 
-    `model`: what was trained, whole.
+    `model`: the trained model with all its weights.
     """
     if params.lora:
         part = folder / ".adapter.part"
-        facts = model_facts(params, data, trained.weight_dtype)
+        facts = model_facts(params, data, training.weight_dtype)
         write_model(part, model, data.tokenizer, facts)
         write_adapter_card(part, facts)
         replace_whole(part, folder / "adapter")
@@ -57,18 +57,19 @@ def finish(
             )
         return {}
     reporter.phase("fuse")
+    facts = diffusion_facts(params, data.rules)
     longest = data.train[int(data.train.lengths.argmax())].ids[:TOKENS]
     target = Target(
         folder=folder / "fused",
         base=params.model_name,
         tokenizer=data.tokenizer,
-        facts={**data.facts, "fuse_base": params.fuse_base},
+        facts={**facts, "fuse_base": params.fuse_base},
         card=_card(params, data, metrics, ranks),
         trained=model,
         ids=torch.tensor(longest[None].astype("int64")),
         replaces=True,
     )
-    fused = _fuse(params, folder, trained.weight_dtype, model, target)
+    fused = _fuse(params, folder, training.weight_dtype, model, target)
     reporter.log(
         f"fused: {fused.path}; reloaded, largest logit difference {fused.differences[fused.chosen]:.2e}"
     )
@@ -93,12 +94,7 @@ def _fuse(
 
 
 def _card(params: Params, data: Data, metrics: dict[str, float], ranks: int) -> Card:
-    packs = params.gradient_accumulation_steps * ranks
-    step = (
-        f"{packs * pack_tokens(params)} tokens"
-        if params.streaming
-        else f"{data.clock.step_size} documents"
-    )
+    step = training_data(params).step_size(data.clock, ranks)
     table = {
         "base model": public_name(params.model_name)
         if params.model_name
@@ -107,10 +103,10 @@ def _card(params: Params, data: Data, metrics: dict[str, float], ranks: int) -> 
         if params.lora
         else "all weights",
         "data": renamed_mixture(params.dataset_name, public_name),
-        "steps": f"{data.clock.plan.steps} x {step}",
+        "steps": f"{data.clock.cadence.steps} x {step}",
         "learning rate, schedule": f"{params.learning_rate:g}, {params.learning_rate_schedule}",
         "noise": f"{params.noise_schedule}, t in [{params.t_min:g}, {params.t_max:g}], loss norm {data.rules.norm}",
         "end of answer": data.rules.eos_policy,
-        "sampler": json.dumps(data.facts["sampler"]),
+        "sampler": json.dumps(diffusion_facts(params, data.rules)["sampler"]),
     }
     return Card(params.adaptor_name, table, metrics)

@@ -1,8 +1,8 @@
-"""Where the ranks of a run meet.
+"""Meeting place of the ranks of a run.
 
-One machine's ranks meet in a file of a folder that only their user may open: whoever can write
-there may join them, read what they say and answer in their place. Those of several machines meet at
-a store that rank 0 serves on a port; torch has no password for it, so their network has to be
+The ranks of one machine meet in a file of a folder that only their user may open: whoever can write
+there may join them, read what they send and answer in their place. Those of several machines meet
+at a store that rank 0 serves on a port; torch has no password for it, so their network has to be
 trusted (README). Without either (accelerate launch) torch meets in its usual way.
 
 A port is bound by the parent and inherited by rank 0: choosing a free one and letting torch bind it
@@ -27,19 +27,19 @@ from accelerate.utils import KwargsHandler
 from ..base.errors import JobError, Problem
 from ..base.process import LISTEN_FD, MEETING, PARENT_PID
 
-# How accelerate may share a model. Sharding is ours (training/sharding.py); accelerate_env.py reads
-# what a launcher says of it.
+# Ways in which accelerate may share a model. Sharding is ours (training/sharding.py);
+# accelerate_env.py reads what a launcher asks for.
 REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
-# Ranks may wait for hours while rank 0 reads the data; the parent's watchdog knows that from a
-# hang, torch's ten minutes do not.
+# Ranks may wait for hours while rank 0 reads the data. The parent's watchdog tells that from a
+# hang; torch's time-out of ten minutes does not.
 PATIENCE = timedelta(days=7)
 
 
 def serve_store() -> dist.TCPStore | None:
-    """Begin to serve on the inherited port, if this rank has one.
+    """Serve a store on the inherited port, if this rank has one.
 
-    The caller keeps what this returns until the run has ended.
+    The caller keeps the returned store until the run has ended.
     """
     descriptor = os.environ.get(LISTEN_FD)
     if descriptor is None:
@@ -53,7 +53,7 @@ def serve_store() -> dist.TCPStore | None:
 def join_ranks(precision: str, *, on_cpu: bool) -> Accelerator:
     """Meet the other ranks.
 
-    Raises JobError (exit 2) when accelerate shares the model in a way of its own.
+    Raises JobError (exit 2) when accelerate is configured to shard the model itself.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if meeting := os.environ.get(MEETING):
@@ -63,7 +63,7 @@ def join_ranks(precision: str, *, on_cpu: bool) -> Accelerator:
         dist.init_process_group(
             backend, store=store, rank=int(os.environ["RANK"]), world_size=ranks, timeout=PATIENCE
         )
-    # Gradients live in the buckets that DDP exchanges, instead of beside a copy of them.
+    # Gradients live in the buckets that DDP exchanges, so there is no second copy of them.
     handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if PARENT_PID in os.environ:
         handlers.append(InitProcessGroupKwargs(timeout=PATIENCE))

@@ -1,5 +1,6 @@
-"""What the worker tells the world: events, metrics, progress, TensorBoard. Only a machine's
-first rank speaks; other ranks' calls do nothing but beat for the watchdog."""
+"""Output of a run: events, metrics, progress and TensorBoard. Only a machine's first rank writes;
+other ranks' calls show a sign of life and do nothing else.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from .tensorboard import Board
 
 PROGRESS_EVERY_S = 1.0
 NO_CURVE = {"eval/documents"}  # the same at every step
-# Runs are compared by what may have shaped them, not by where they ran and what they told.
+# TensorBoard compares runs by parameters that affect the result, not by placement or logging.
 NOT_COMPARED = MAY_CHANGE - {
     "batch_size",
     "gradient_accumulation_steps",
@@ -29,7 +30,7 @@ NOT_COMPARED = MAY_CHANGE - {
 
 
 class Reporter:
-    """Writers of one run folder; a run that goes on from `first_step` appends."""
+    """Writers of one run folder; a run resumed after `first_step` appends."""
 
     def __init__(
         self, folder: RunFolder, heartbeat: Heartbeat, *, speaks: bool, first_step: int = 0
@@ -64,14 +65,14 @@ class Reporter:
             self._events.write({"time": utc_now(), "type": type_, **content})
 
     def log(self, line: str) -> None:
-        """One line for people, in log.txt (which is this process's stdout) and as an event."""
+        """Write a line for people to log.txt (this process's stdout) and as an event."""
         if self.speaks:
             line = one_line(line)
             print(line, flush=True)
             self.event("log", line=line)
 
     def data(self, split: str, report: dict[str, Any]) -> None:
-        """What became of a split's rows: {rows, documents, truncated, dropped}."""
+        """Log the fate of a split's rows: {rows, documents, truncated, dropped}."""
         amount = f"{counted(report['documents'], 'document')} of {counted(report['rows'], 'row')}"
         self.log(f"data: {split} {amount}, {report['truncated']} truncated")
         for reason, count in report["dropped"].items():
@@ -86,7 +87,7 @@ class Reporter:
             self._write_progress(force=True)
 
     def tick(self, step: int, loss: float, seconds: float) -> None:
-        """A finished step and the seconds it took, the base of the ETA."""
+        """Record a finished step and its seconds, on which the ETA is based."""
         self._heartbeat.beat()
         if not self.speaks:
             return
@@ -129,7 +130,7 @@ class Reporter:
     def sample(
         self, step: int, number: int, prompt: str, expected: str, text: str, frames: list[str]
     ) -> None:
-        """A generated answer to watched prompt `number`, with the states of its canvas, in
+        """Record a generated answer to watched prompt `number`, with the states of its canvas in
         order.
         """
         if not self.speaks:
@@ -160,8 +161,9 @@ class Reporter:
             self._board.draw(lambda board: board.add_histogram(f"lengths/{split}", lengths, 0))
 
     def hparams(self, params: dict[str, Any], metrics: dict[str, float | None]) -> None:
-        """Parameters beside what came of them; what was not measured is left out, for a made-up 0
-        would win every comparison.
+        """Write parameters and final metrics for TensorBoard's comparison of runs.
+
+        A metric that was not measured is left out: a made-up 0 would win every comparison.
         """
         if self.speaks:
             shown = {
@@ -177,8 +179,8 @@ class Reporter:
             self._board.draw(lambda board: board.add_hparams(shown, found, run_name="."))
 
     def flush(self) -> None:
-        """TensorBoard's curves, which a thread of its own writes; every other file is written at
-        once.
+        """Flush TensorBoard's curves, which its own thread writes; every other file is written
+        immediately.
         """
         if self.speaks:
             self._board.flush()
@@ -204,14 +206,14 @@ class Reporter:
 
 
 def report_failure(folder: RunFolder, error: Problem, rank: int) -> None:
-    """Any rank may be the one that failed, and say so; a line of JSON is one write."""
+    """Write a failure as an event. Any rank may fail; a line of JSON is one write."""
     events = JsonLines(folder / "events.jsonl")
     events.write({"time": utc_now(), "type": "failed", "error": error.as_json(), "rank": rank})
     events.close()
 
 
 def _plain(text: str) -> str:
-    """Return a row's text as one line of a code block of Markdown, which a browser renders: any end
-    of a line would leave it.
+    """Return a row's text as one line of a Markdown code block, which a browser renders: a line end
+    would leave the block.
     """
     return one_line(text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ⏎ "))

@@ -18,7 +18,7 @@ FRAMES = 8  # canvas states kept of each answer
 
 
 class SampleWatch:
-    """Fixed prompts, spread over at least one document, and how to answer them."""
+    """Fixed prompts, spread over at least one document, and the settings that answer them."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class SampleWatch:
         sampler: dict[str, Any],
         predict: Predict | None = None,
     ):
-        """`predict`: for a model that its own `predictor` cannot run, because it is cut up."""
+        """`predict`: for a sharded model, which its own `predictor` cannot run."""
         self._model, self._chat = model, chat
         self._predict = predict or predictor(model)
         longest = min(int(sampler["max_new_tokens"]), 2 * int(sampler["block_length"]))
@@ -44,7 +44,7 @@ class SampleWatch:
         self._vocabulary = Vocabulary(chat.mask_id, chat.end_ids, chat.pad_id)
 
     def samples(self) -> list[dict[str, Any]]:
-        """{prompt, expected, text, frames} of each watched prompt."""
+        """Return {prompt, expected, text, frames} of each watched prompt."""
         prompts = [one.ids[: one.prompt] for one in self._documents]
         canvases: list[list[NDArray[np.int32]]] = []
         was_training = self._model.training

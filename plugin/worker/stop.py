@@ -1,5 +1,6 @@
-"""How a worker learns that it should stop: a signal, the STOP file, or the death of its parent. All
-three mean the same: finish the step, save, exit. Only the parent escalates.
+"""Requests to stop a worker: a signal, the STOP file, or the death of its parent.
+
+All three mean the same: finish the step, save, exit. Only the parent escalates.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class StopRequested(Exception):
 
 
 class Requests:
-    """What this worker was asked for. One instance a process."""
+    """Requests to this worker. One instance a process."""
 
     def __init__(self, folder: RunFolder, *, reads_files: bool):
         self._folder, self._reads_files = folder, reads_files

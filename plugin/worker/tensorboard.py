@@ -19,7 +19,7 @@ Draw = Callable[[SummaryWriter], object]
 class Board:
     """A SummaryWriter until a write fails, then nothing.
 
-    A run that goes on behind `first_step` hides what was drawn later.
+    A run resumed after `first_step` hides what was drawn later.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None], first_step: int):
@@ -57,8 +57,8 @@ class Board:
 
 
 def hush_writer_thread() -> None:
-    """The library's thread prints the traceback of what it then raises in ours, where it is told in
-    one line.
+    """Silence TensorBoard's writer thread, which prints a traceback before it re-raises the error
+    in our thread. We report that error in one line.
     """
     usual = threading.excepthook
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from helpers.support import ERROR, MAIN, ROOT, child_env, run_python
 
-from plugin.assembly.disk import check_room
+from plugin.assembly.disk import check_room, disk_space
 from plugin.base.errors import Code, JobError, Outcome
 from plugin.config.params import Params
 from plugin.parent.train import _write_outcome
@@ -154,11 +154,11 @@ def test_the_room_a_run_needs_is_worked_by_hand(tmp_path: Path) -> None:
     of the fused model.
     """
     params = Params(run_dir=str(tmp_path / "not" / "there"), save_total_limit=2)
-    assert check_room(params, 1000, 100)["needed_bytes"] == 3 * 12 * 100 + 4 * 1000
+    assert disk_space(params, 1000, 100).needed_bytes == 3 * 12 * 100 + 4 * 1000
     without = params.model_copy(update={"fuse_model": False})
-    assert check_room(without, 1000, 100)["needed_bytes"] == 3 * 12 * 100
+    assert disk_space(without, 1000, 100).needed_bytes == 3 * 12 * 100
     with pytest.raises(JobError, match="free disk") as caught:
-        check_room(params, 10**18, 100)
+        check_room(disk_space(params, 10**18, 100))
     assert caught.value.code == Code.DISK
 
 

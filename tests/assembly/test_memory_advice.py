@@ -28,6 +28,7 @@ from helpers.support import (
 
 from plugin import cli
 from plugin.assembly import memory as planning
+from plugin.assembly import resolve as resolving
 from plugin.assembly.attention import choose_compile
 from plugin.assembly.memory import MemoryPlan, choose_recompute
 from plugin.assembly.memory_advice import cheaper_settings, check_memory
@@ -40,7 +41,7 @@ from plugin.parent import train
 from plugin.training import memory
 from plugin.training.memory import KINDS, Memory, free_bytes
 from plugin.worker import check as trial
-from plugin.worker.__main__ import is_out_of_memory
+from plugin.worker.out_of_memory import is_out_of_memory
 
 GB = 10**9
 ALL = ("none", "selective", "full")
@@ -95,7 +96,7 @@ def test_layers_that_are_compiled_are_never_recomputed_selectively(
             None,
             None,
             memory.Setting(torch.device("cpu"), torch.float32, None, "adamw", False),
-            "auto",
+            GB,
         )
     assert seen == [("none", "full"), ALL]
     with pytest.raises(JobError, match="recompute") as caught:
@@ -299,7 +300,7 @@ def test_check_shows_it_in_one_line(check: Callable[..., Any]) -> None:
 def test_check_refuses_what_cannot_fit_with_exit_5(
     check: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (planning, trial):
+    for module in (resolving, trial):
         monkeypatch.setattr(module, "free_bytes", lambda device: 100_000)
     code, _, err = check("--batch_size", 8)
     lines = [line for line in err.splitlines() if line.startswith("error[")]

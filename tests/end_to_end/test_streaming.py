@@ -229,10 +229,11 @@ def test_what_a_stream_cannot_do_is_refused_by_name(
 def test_an_attention_that_cannot_pack_is_refused(job: Callable[..., Params]) -> None:
     cpu, short = torch.device("cpu"), 3.0
     config = tiny_model("modernbert").config
-    found = choose_attention(job(), config, cpu, torch.float32, short)
+    found = choose_attention(job(), config, cpu, torch.float32, short, always_packed=True)
     assert found.layout.packed, "however short its documents are"
+    eager = job(attn_implementation="eager")
     with pytest.raises(JobError) as caught:
-        choose_attention(job(attn_implementation="eager"), config, cpu, torch.float32, short)
+        choose_attention(eager, config, cpu, torch.float32, short, always_packed=True)
     assert caught.value.problems[0].field == "streaming"
 
 

@@ -44,15 +44,15 @@ class _Fault:
     def arm(self) -> None:
         from plugin.assembly import fuse
         from plugin.training import loop
-        from plugin.worker import checkpoints, publish, train
+        from plugin.worker import checkpoints, hooks, publish, train
 
         points: dict[
             str, tuple[ModuleType, str, int]
         ] = {  # module, function, steps that are finished when it runs
-            "load": (train, "load_model", -1),
+            "load": (train, "build_training", -1),
             "step": (loop, "_forward_backward", self._step - 1),
             "gradient": (loop, "_read", self._step - 1),
-            "eval": (train, "evaluate", self._step),
+            "eval": (hooks, "evaluate", self._step),
             "save": (checkpoints, "write_model", self._step),
             "save.optimizer": (checkpoints, "save_file", self._step),
             "save.digests": (checkpoints, "write_digests", self._step),
@@ -78,7 +78,7 @@ class _Fault:
         )
 
     def _remember(self, args: tuple[Any, ...]) -> None:
-        self._progress = args[8]
+        self._progress = args[-1]  # `at`, the last of loop.train
 
     def _strike_once(self, args: tuple[Any, ...]) -> None:
         if not self._struck:

@@ -22,7 +22,7 @@ from plugin.config.params import Params
 from plugin.data.steps import step_slots
 from plugin.models.diffusion import DiffusionModel, predictor
 from plugin.sampling.blockwise import SamplerSettings, Vocabulary, generate
-from plugin.training.loop import Hooks, Requests, train
+from plugin.training.loop import Hooks, Progress, Requests, Trainer, train
 from plugin.training.optimizer import make_optimizer
 from plugin.training.step import build_step
 
@@ -78,7 +78,7 @@ def run(folder: Path, method: str, base: Path, pairs: Pairs, **values: Any) -> R
     )
     module, optimizer = accelerator.prepare(module, adam)
     clock = make_clock(params, len(prepared.train), 0, 1)
-    steps = clock.plan.steps
+    steps = clock.cadence.steps
     scheduler = make_run_schedule(params, optimizer, steps, lambda line: None)
     rules, losses = step_rules(params, prepared.chat), []
 
@@ -94,7 +94,13 @@ def run(folder: Path, method: str, base: Path, pairs: Pairs, **values: Any) -> R
         save=lambda step: None,
         sample=lambda step: None,
     )
-    train(
-        accelerator, module, optimizer, scheduler, make_step, clock.plan, hooks, meters(accelerator)
+    trainer = Trainer(
+        accelerator=accelerator,
+        module=module,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        max_grad_norm=params.max_grad_norm,
+        seed=params.seed,
     )
+    train(trainer, make_step, clock.cadence, hooks, meters(accelerator), Progress())
     return Result(model, prepared, losses)

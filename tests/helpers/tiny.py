@@ -29,7 +29,7 @@ from plugin.models.load import build_model
 from plugin.models.lora import LoraSettings, add_adapter
 from plugin.objectives.mdlm import Corruption, by_time
 from plugin.objectives.noise import Noise
-from plugin.training.loop import Hooks, Meters, Plan, Requests, Totals, train
+from plugin.training.loop import Cadence, Hooks, Meters, Progress, Requests, Totals, Trainer, train
 from plugin.training.lr_schedule import Schedule
 from plugin.training.meters import Stopwatch
 from plugin.training.step import Item, Piece, Step, StepRules, build_step, corruptions
@@ -295,10 +295,17 @@ def train_tiny(
         save=run.saved.append,
         sample=run.sampled.append,
     )
-    plan = Plan(steps, 1, eval_every, save_every, max_grad_norm)
-    run.finished = train(
-        accelerator, module, prepared, scheduler, make_step, plan, hooks, meters(accelerator)
+    cadence = Cadence(steps=steps, log_every=1, eval_every=eval_every, save_every=save_every)
+    trainer = Trainer(
+        accelerator=accelerator,
+        module=module,
+        optimizer=prepared,
+        scheduler=scheduler,
+        max_grad_norm=max_grad_norm,
     )
+    at = Progress()
+    stopped = train(trainer, make_step, cadence, hooks, meters(accelerator), at)
+    run.finished = (at.done, stopped, at.totals)
     return run
 
 

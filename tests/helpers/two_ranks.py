@@ -18,7 +18,7 @@ from torch import distributed as dist
 
 from plugin.models.diffusion import DiffusionModel
 from plugin.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
-from plugin.training.sharding import gathered_model, gathered_optimizer, hollow, shard
+from plugin.training.sharding import gathered_model, gathered_optimizer, meta_copy, shard
 from plugin.training.step import Step, build_step
 
 DOCUMENTS = pairs((4, 40), *[(2, 4)] * 7)
@@ -79,7 +79,7 @@ def together(
 ) -> dict[str, Any]:
     middle, states, end = reference
     model = fresh_model()
-    before, empty = weights(model), hollow(model)
+    before, empty = weights(model), meta_copy(model)
     module, optimizer = made(model, parallel)
     train(module, optimizer, step(rank, RANKS, even=True), RANKS, FIRST)
     whole, tensors = gathered_model(model, empty), gathered_optimizer(optimizer)
@@ -90,7 +90,7 @@ def together(
     saved, tensors = held
     again = fresh_model()
     again.load_state_dict(saved)
-    empty = hollow(again)
+    empty = meta_copy(again)
     module, fresh = made(again, parallel)
     restore_optimizer(fresh, tensors)
     back = gathered_optimizer(fresh)

@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from plugin.data.layout import Layout
 from plugin.models.diffusion import DiffusionModel
 from plugin.training.layers import set_recompute
-from plugin.training.loop import Hooks, Plan, Requests, train
+from plugin.training.loop import Cadence, Hooks, Progress, Requests, Trainer, train
 from plugin.training.lr_schedule import Schedule
 from plugin.training.step import Step, build_step
 
@@ -125,17 +125,15 @@ def trainer(model: Any, steps: list[Step], backend: str | None) -> Callable[[], 
         pass
 
     hooks = Hooks(Requests, nothing, nothing, nothing, nothing, nothing)
-    plan = Plan(len(steps), logging_steps=100, eval_every=0, save_every=100, max_grad_norm=1.0)
-    return lambda: train(
-        accelerator,
-        module,
-        optimizer,
-        scheduler,
-        steps.__getitem__,
-        plan,
-        hooks,
-        meters(accelerator),
+    cadence = Cadence(steps=len(steps), log_every=100, eval_every=0, save_every=100)
+    moved = Trainer(
+        accelerator=accelerator,
+        module=module,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        max_grad_norm=1.0,
     )
+    return lambda: train(moved, steps.__getitem__, cadence, hooks, meters(accelerator), Progress())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -32,7 +32,7 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
 from plugin.assembly.model import model_shape
-from plugin.assembly.parallel import choose_parallel
+from plugin.assembly.resolve import choose_parallel
 from plugin.base.errors import JobError
 from plugin.batch import Batch
 from plugin.config.params import SHARDED, Params
@@ -45,7 +45,7 @@ from plugin.training.sharding import (
     gathered_bytes,
     gathered_dtype,
     gathered_model,
-    hollow,
+    meta_copy,
     reshard,
     shard,
     shared_predictor,
@@ -188,7 +188,7 @@ def test_a_gathered_model_is_the_model_its_tied_weights_still_tied(
     family: str, tied: bool, tmp_path: Path
 ) -> None:
     plain, model = (tiny_model(family, tie_word_embeddings=tied) for _ in range(2))
-    empty = hollow(model)
+    empty = meta_copy(model)
     assert {weight.device.type for weight in empty.parameters()} == {"meta"}
     sharded = cut(model)
     sharded(batch())
@@ -208,7 +208,7 @@ def test_a_gathered_model_is_the_model_its_tied_weights_still_tied(
 
 def test_a_gathered_adapter_is_the_adapter(tmp_path: Path) -> None:
     plain, model = (adapted(tiny_model("bert"), "bert") for _ in range(2))
-    empty = hollow(model)
+    empty = meta_copy(model)
     cut(model)
     whole = gathered_model(model, empty)
     assert whole is not None

@@ -1,0 +1,143 @@
+"""Choices of a run: every `auto` becomes what runs, with its reason.
+
+`check` and `train` both call `resolve`, so they decide, log and refuse alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PretrainedConfig
+
+from ..config.params import SHARDED, Params
+from ..training.memory import ROOM, Setting, free_bytes
+from .attention import Attention, check_fits, choose_attention, choose_compile
+from .choice import Choice
+from .disk import Disk, check_room, count_parameters, disk_space
+from .memory import MemoryPlan, gb, plan_memory
+from .memory_advice import check_memory
+from .precision import COMPUTE, choose_precision
+from .training_data import Data, training_data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Input of all choices of a run."""
+
+    params: Params
+    config: PretrainedConfig
+    data: Data
+    device: torch.device
+    ranks: int
+    saves: bool = True  # this rank writes the checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """Every choice of one run."""
+
+    ranks: int
+    precision: Choice[str]  # accelerate's mixed_precision
+    attention: Attention
+    parallel: Choice[str]  # ddp, zero2 or zero3
+    memory: MemoryPlan  # the activations to recompute among it
+    compile: Choice[bool]
+    disk: Disk
+    parameters: int
+    trained_parameters: int
+
+    @property
+    def compute(self) -> torch.dtype:
+        return COMPUTE[self.precision.value]
+
+    @property
+    def sharded(self) -> bool:
+        return self.parallel.value in SHARDED
+
+    def lines(self) -> Iterator[str]:
+        """Yield the choices and their reasons as lines of a log."""
+        yield f"dtype: {self.precision.why}"
+        yield f"attention: {self.attention.why}"
+        if self.ranks > 1:
+            yield f"parallel: {self.parallel.value}; {self.parallel.why}"
+        yield f"memory: about {gb(self.memory.memory.peak)} at the peak"
+        yield f"recompute: {self.memory.recompute}; {self.memory.why}"
+        if self.compile.value:
+            yield f"compile: {self.compile.why}"
+
+
+def resolve(facts: Facts, *, agree: Callable[[bool], bool] = lambda fits: fits) -> Resolved:
+    """Decide what runs.
+
+    `agree` turns what is true on this rank into what is true on every rank: ranks that decide
+    differently would wait for one another forever. Raises JobError (exit 2, 5 or 7).
+    """
+    params, device, data = facts.params, facts.device, facts.data
+    parameters, trained = count_parameters(facts.config, params)
+    disk = disk_space(params, parameters, trained)
+    if facts.saves:
+        check_room(disk)
+    precision = choose_precision(params, device)
+    compute = COMPUTE[precision.value]
+    way = training_data(params)
+    attention = choose_attention(
+        params,
+        facts.config,
+        device,
+        compute,
+        float(data.train.lengths.mean()),
+        always_packed=way.always_packed,
+    )
+    for documents in (data.train, data.evaluation):
+        check_fits(documents, data.rules, attention.layout)
+
+    batch, several = way.heaviest(data, attention.layout, facts.ranks)
+    # Processes on the CPU of one machine share its memory.
+    sharers = max(1, facts.ranks // params.num_machines) if device.type == "cpu" else 1
+    setting = Setting(device, compute, attention.backend, params.optim, several)
+    room = free_bytes(device) // sharers
+    memory = plan_memory(params, facts.config, batch, setting, room)
+    parallel = choose_parallel(
+        params,
+        ranks=facts.ranks,
+        on_gpu=device.type == "cuda",
+        fits=lambda: agree(memory.memory.peak <= ROOM * room),
+    )
+    if parallel.value in SHARDED:
+        sharded = replace(setting, ranks=facts.ranks, parallel=parallel.value)
+        memory = plan_memory(params, facts.config, batch, sharded, room)
+    check_memory(params, memory, room)
+    return Resolved(
+        ranks=facts.ranks,
+        precision=precision,
+        attention=attention,
+        parallel=parallel,
+        memory=memory,
+        compile=choose_compile(params, device, memory.recompute),
+        disk=disk,
+        parameters=parameters,
+        trained_parameters=trained,
+    )
+
+
+def choose_parallel(
+    params: Params, *, ranks: int, on_gpu: bool, fits: Callable[[], bool]
+) -> Choice[str]:
+    """Choose ddp, zero2 or zero3.
+
+    `fits` returns whether a full copy of the run fits on every device; it is called only where that
+    decides.
+    """
+    if ranks == 1:
+        return Choice("ddp", "one process, nothing to share")
+    if params.parallel != "auto":
+        return Choice("zero3" if params.parallel == "fsdp2" else params.parallel, "as chosen")
+    if not on_gpu:
+        return Choice("ddp", "ranks on CPUs share one memory as it is")
+    if params.optim != "adamw" or params.dtype == "float16":
+        return Choice("ddp", "8-bit optimizers and float16 are not sharded")
+    if fits():
+        return Choice("ddp", "a full copy fits on each device")
+    return Choice("zero3", "a full copy does not fit on each device")
