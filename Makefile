@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 BASE ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo yes),$(name))))
 
-.PHONY: setup demo test contract faults fuzz check lock manifest bench gpu scaling pictures
+.PHONY: setup demo test quick contract faults fuzz check lock manifest bench gpu scaling pictures
 
 $(PYTHON):
 	@test -n "$(BASE)" || { echo "Python 3.11 or 3.12 is needed" >&2; exit 1; }
@@ -18,6 +18,10 @@ demo: setup
 
 test: setup
 	@$(PYTHON) -m pytest -n 2 --dist worksteal
+
+# All but the tests of complete runs: under two minutes of CPU.
+quick: setup
+	@$(PYTHON) -m pytest -n 2 --dist worksteal -m "not end_to_end and not contract and not fuzz"
 
 # Every host against one suite, with the real parts there are; prints host x scenario. The SDK stays out of $(VENV): see the file.
 contract: setup .contract/lab .contract/form/node_modules/.package-lock.json
@@ -37,6 +41,7 @@ check: setup
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m pyright
 	@$(PYTHON) -m plugin.config.manifest --check
+	@$(PYTHON) docs/files.py --check
 	@$(MAKE) --no-print-directory test
 
 # Every fault that users were promised to survive, injected for real; `make faults ROWS=kill` plays one group.
@@ -56,8 +61,10 @@ lock:
 		{ grep "^#" $$lock; uv pip compile --quiet --no-deps --no-header --no-annotate --universal --python-version 3.11 --generate-hashes $$lock; } > .lock \
 		&& mv .lock $$lock || exit 1; done
 
+# The generated files: the form, the table of parameters, the map of files.
 manifest: setup
 	@$(PYTHON) -m plugin.config.manifest
+	@$(PYTHON) docs/files.py
 
 # Real tokens a second against dLLM's padded rectangle; fails naming every bar missed. `make bench DEVICE=cuda` for the real shapes.
 DEVICE ?= cpu

@@ -1,1 +1,1 @@
-"""The job as values: parameters, their rules, and the faces generated from them."""
+"""Job as values: every parameter once, its rules, and the faces generated from them."""

@@ -1,1 +1,1 @@
-"""Program 1: checks a job, starts its workers and supervises them. Imports no torch."""
+"""Program 1, without torch: checks a job, starts its workers and supervises them."""

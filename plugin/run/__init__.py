@@ -1,1 +1,1 @@
-"""The run folder: the contract between the programs, hosts and people."""
+"""Run folder: the contract between the programs, hosts and people."""

@@ -1,1 +1,1 @@
-"""From a model to text: block-wise denoising."""
+"""Sampling: block-wise denoising of a canvas."""

@@ -1,1 +1,1 @@
-"""Program 2: `python -m plugin.worker RUN`, one process a device."""
+"""Program 2, one process a device: `python -m plugin.worker RUN` trains and reports."""

@@ -3,7 +3,7 @@
 The ranks of one machine meet in a file of a folder that only their user may open: whoever can write
 there may join them, read what they send and answer in their place. Those of several machines meet
 at a store that rank 0 serves on a port; torch has no password for it, so their network has to be
-trusted (README). Without either (accelerate launch) torch meets in its usual way.
+trusted (docs/several-machines.md). Without either (accelerate launch) torch meets in its usual way.
 
 A port is bound by the parent and inherited by rank 0: choosing a free one and letting torch bind it
 seconds later would leave time for another job to take it. Every rank, rank 0 too, is then a client,
