@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.support import ROOT, child_env
+from helpers.support import ROOT, child_env, patience
 
 from benches.bars import missed
 from benches.references import careful_loss, dllm_loss
@@ -38,7 +38,7 @@ def run_bench(name: str, *argv: object) -> dict[str, Any]:
     """The last line that a bench prints."""
     command = [sys.executable, str(ROOT / "benches" / name), "--rehearse", *map(str, argv)]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=child_env(), timeout=300, check=False
+        command, capture_output=True, text=True, env=child_env(), timeout=patience(300), check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

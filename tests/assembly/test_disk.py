@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.support import ERROR, MAIN, ROOT, child_env, run_python
+from helpers.support import ERROR, MAIN, ROOT, child_env, patience, run_python
 
 from plugin.assembly.disk import check_room, disk_space
 from plugin.base.errors import Code, JobError, Outcome
@@ -111,7 +111,7 @@ def runs(
         env=child_env(),
         stdout=subprocess.PIPE,
         text=True,
-        timeout=240,
+        timeout=patience(240),
         check=True,
     )
     return {**json.loads(done.stdout.splitlines()[-1]), "folder": root / "kept"}

@@ -21,6 +21,7 @@ from helpers.support import (
     TINY_CONFIG,
     child_env,
     pairs,
+    patience,
     refusal,
     try_out_here,
     write_rows,
@@ -387,7 +388,7 @@ def test_a_run_that_runs_out_of_memory_says_what_was_biggest_and_what_to_do(tmp_
     )
     command = [sys.executable, "-c", *map(str, words)]
     done = subprocess.run(
-        command, env=child_env(), capture_output=True, text=True, timeout=200, check=False
+        command, env=child_env(), capture_output=True, text=True, timeout=patience(200), check=False
     )
     lines = [line for line in done.stderr.splitlines() if line.startswith("error[")]
     assert refusal((done.returncode, lines, ""))[:2] == (5, "memory")

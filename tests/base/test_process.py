@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from faults.forks import Forks
-from helpers.support import PYTORCHJOB, ROOT, start_main, wait_until
+from helpers.support import PYTORCHJOB, ROOT, patience, start_main, wait_until
 
 from plugin.base.process import child_path, compile_cache, inherited, of_launcher, torch_program
 
@@ -146,6 +146,6 @@ def test_ranks_meet_where_only_their_user_may(job: tuple[object, ...], tmp_path:
         wait_until(lambda: list((tmp_path / "tmp").glob("ranks-*/store")), "the ranks to meet")
         (folder,) = (tmp_path / "tmp").glob("ranks-*")
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        _, err = program.communicate(timeout=120)
+        _, err = program.communicate(timeout=patience(120))
     assert program.returncode == 0, err
     assert not list((tmp_path / "tmp").glob("ranks-*")), "it goes with the run"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from helpers.support import MAIN, ROOT, child_env, processes_naming, start
+from helpers.support import MAIN, ROOT, child_env, patience, processes_naming, start
 
 HERE = Path(__file__).parent
 CONTRACT = ROOT / ".contract"  # where `make contract` puts requirements-contract.txt
@@ -59,7 +59,7 @@ class Running:
         self.host.press_stop(self.job, self.program)
 
     def end(self) -> Ended:
-        log, _ = self.program.communicate(timeout=LONGEST_S)
+        log, _ = self.program.communicate(timeout=patience(LONGEST_S))
         return self.host.ended(self.job, self.program, log, self.sweep)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.support import ROOT, child_env
+from helpers.support import ROOT, child_env, patience
 
 from plugin.base.errors import JobError
 from plugin.config.params import BUILT
@@ -84,7 +84,7 @@ def scenes() -> dict[str, Any]:
         env=env,
         capture_output=True,
         text=True,
-        timeout=LIMIT_S,
+        timeout=patience(LIMIT_S),
         check=False,
     )
     assert done.returncode == 0, done.stderr

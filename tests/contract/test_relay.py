@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.support import ROOT, child_env
+from helpers.support import ROOT, child_env, patience
 
 from benches.relay import Block, compare, missed, step_ms, told_steps
 from plugin.hosts.plugin_era import sdk
@@ -135,7 +135,7 @@ def test_the_bench_rehearses_to_its_end() -> None:
 def run_main_of_bench(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "benches" / "relay.py"), *words]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=child_env(), timeout=500, check=False
+        command, capture_output=True, text=True, env=child_env(), timeout=patience(500), check=False
     )
     assert done.returncode == 0, done.stderr
     return done

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers.support import ROOT, make_wheel
+from helpers.support import ROOT, make_wheel, patience
 
 from .drivers import CONTRACT, TlabDriver
 
@@ -78,7 +78,7 @@ class Plugin:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=LONGEST_S,
+            timeout=patience(LONGEST_S),
             check=False,
         )
 

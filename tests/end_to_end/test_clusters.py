@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.support import ERROR, ROOT, read_lines, start, wait_until
+from helpers.support import ERROR, ROOT, patience, read_lines, start, wait_until
 
 from plugin.base.errors import JobError
 from plugin.config.params import Params
@@ -361,7 +361,7 @@ def test_a_worker_that_somebody_else_launched_says_itself_why_it_ends(tmp_path: 
         cwd=ROOT,
         env=told(*FSDP, "--fsdp_offload_params", "true"),
     ) as worker:
-        _, err = worker.communicate(timeout=120)
+        _, err = worker.communicate(timeout=patience(120))
     assert worker.returncode == 2
     (line,) = [line for line in err.splitlines() if ERROR.match(line)]
     assert line.startswith(

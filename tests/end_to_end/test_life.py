@@ -22,7 +22,17 @@ from typing import Any
 import pytest
 from faults.forks import Forks
 from helpers.scenes import ENDLESS, LONGEST_S, Scene
-from helpers.support import ERROR, MAIN, is_running, pairs, run_main, start, wait_until, write_rows
+from helpers.support import (
+    ERROR,
+    MAIN,
+    is_running,
+    pairs,
+    patience,
+    run_main,
+    start,
+    wait_until,
+    write_rows,
+)
 
 HANG_S = 15  # more than a forked rank needs to load on a busy machine
 FIRST_MACHINE = "10.77.0.1"
@@ -132,7 +142,7 @@ def two_machines(root: Path, *args: object) -> list[Scene]:
                 folder,
             )
             programs.append(running.enter_context(start(command, env=env)))
-        told = [program.communicate(timeout=LONGEST_S) for program in programs]
+        told = [program.communicate(timeout=patience(LONGEST_S)) for program in programs]
     places = (folders[0], folders[1] / "machine-1")
     return [
         Scene(place, one.returncode, *words)

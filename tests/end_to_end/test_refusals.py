@@ -19,6 +19,7 @@ from helpers.support import (
     child_env,
     is_running,
     pairs,
+    patience,
     read_lines,
     refusal,
     run_main,
@@ -229,7 +230,7 @@ def test_ctrl_c_before_a_run_shows_no_traceback(
         child = int(os.readlink(tmp_path / "importing"))
         os.killpg(program.pid, signal.SIGINT)
         try:
-            _, err = program.communicate(timeout=60)
+            _, err = program.communicate(timeout=patience(60))
         finally:
             program.kill()
     assert program.returncode == 130

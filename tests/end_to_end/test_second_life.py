@@ -15,7 +15,7 @@ import pytest
 import torch
 from faults.forks import Forks
 from helpers.published_checkpoints import write_checkpoint
-from helpers.support import TINY_CONFIG, child_env, run_main
+from helpers.support import TINY_CONFIG, child_env, patience, run_main
 from helpers.tiny import tiny_config
 from safetensors.torch import load_file
 
@@ -103,7 +103,7 @@ def by_a_stranger(model: Path, scratch: Path, *, code: bool) -> dict[str, torch.
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(120),
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from faults.forks import Forks
 from helpers.scenes import LONGEST_S, Scene
-from helpers.support import ROOT, pairs, read_lines, run_main, start, write_rows
+from helpers.support import ROOT, pairs, patience, read_lines, run_main, start, write_rows
 from safetensors.torch import load_file
 
 from plugin.data.documents import Documents
@@ -172,7 +172,9 @@ def test_accelerates_launcher_with_its_fsdp_configuration_gives_that_trace_too(
         *here,
     )
     with start([*launch, "-m", "plugin.worker", folder], cwd=ROOT) as launcher:
-        out, err = launcher.communicate(timeout=4 * LONGEST_S)  # several processes import at once
+        out, err = launcher.communicate(
+            timeout=patience(4 * LONGEST_S)
+        )  # several processes import at once
     assert launcher.returncode == 0, out + err
     together = Scene(folder, 0, out, err)
     for name in ("loss", "grad_norm", "eval/loss"):

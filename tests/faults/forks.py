@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.scenes import LONGEST_S, Scene
-from helpers.support import ROOT, child_env, is_running
+from helpers.support import ROOT, child_env, is_running, patience
 
 from .inject import FAULT
 
@@ -71,7 +71,7 @@ class Forked:
         return self.forks.code(self.number, wait_s) is None
 
     def wait(self) -> Scene:
-        code = self.forks.code(self.number, LONGEST_S)
+        code = self.forks.code(self.number, patience(LONGEST_S))
         assert code is not None, f"{self.folder} still runs after {LONGEST_S} s"
         out, err = (
             self.folder.with_name(f"{self.folder.name}.{name}").read_text()
@@ -130,7 +130,7 @@ class Forks:
             number = self._next
             self._server.stdin.write((json.dumps(request | {"id": number}) + "\n").encode())
             self._server.stdin.flush()
-            assert self._told.wait_for(lambda: number in self._pids, LONGEST_S), (
+            assert self._told.wait_for(lambda: number in self._pids, patience(LONGEST_S)), (
                 "the server of forks does not answer"
             )
             return Forked(self, number, folder, self._pids[number])

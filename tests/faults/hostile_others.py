@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from helpers.scenes import LONGEST_S
-from helpers.support import PYTORCHJOB, RunsWhenLoaded, start_main, wait_until
+from helpers.support import PYTORCHJOB, RunsWhenLoaded, patience, start_main, wait_until
 from safetensors import safe_open
 
 from .hostile_files import HostileRow
@@ -60,7 +60,7 @@ def _neighbour(stage: Stage) -> str:
                 lambda: list(tmp.glob("ranks-*/store")), "the ranks to meet", deadline_s=LONGEST_S
             )
             modes = [stat.S_IMODE(path.stat().st_mode) for path in tmp.glob("ranks-*")]
-            _, err = program.communicate(timeout=LONGEST_S)
+            _, err = program.communicate(timeout=patience(LONGEST_S))
         except (AssertionError, subprocess.TimeoutExpired):
             program.kill()
             raise

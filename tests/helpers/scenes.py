@@ -17,6 +17,7 @@ from typing import Any
 from helpers.support import (
     ERROR,
     is_running,
+    patience,
     processes_naming,
     read_lines,
     run_main,
@@ -96,7 +97,7 @@ def broken_off(
             wait_until(training, "two steps", deadline_s=LONGEST_S)
             began = datetime.now(UTC)
             seen = end(program, folder) or {}
-            out, err = program.communicate(timeout=LONGEST_S)
+            out, err = program.communicate(timeout=patience(LONGEST_S))
             wait_until(
                 lambda: not processes_naming(str(folder)), "the workers to end", deadline_s=40
             )

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.support import start
+from helpers.support import patience, start
 
 from plugin.base.errors import JobError
 from plugin.base.process import ROOT
@@ -264,7 +264,7 @@ def test_the_equal_accelerate_command_starts_every_process(tmp_path: Path) -> No
     with start(
         launch, env={"HF_HOME": str(tmp_path)}
     ) as launcher:  # whatever the user of this machine has configured
-        _, err = launcher.communicate(timeout=120)
+        _, err = launcher.communicate(timeout=patience(120))
     assert launcher.returncode == 0, err
     assert {path.name: path.read_text() for path in tmp_path.glob("rank-*")} == {
         "rank-0": "2",

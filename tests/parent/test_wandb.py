@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.support import processes_naming, run_main
+from helpers.support import patience, processes_naming, run_main
 
 from plugin.config.params import Params
 from plugin.parent.wandb import END_S, key_problem
@@ -92,7 +92,7 @@ def test_a_service_out_of_reach_is_one_warning(tmp_path: Path, short: list[Any])
     assert len(warnings) == 1
     assert warnings[0].startswith("warning: log_to_wandb: not everything arrived there")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["result"]["outcome"] == "done"
-    end = time.monotonic() + END_S
+    end = time.monotonic() + patience(END_S)
     while processes_naming(str(tmp_path / "run")):
         assert time.monotonic() < end, "something was left running"
 
