@@ -14,12 +14,12 @@ from ..config.families import FAMILIES
 from ..config.params import Params
 from ..data.chat import ChatFormat
 from ..data.documents import Documents
+from ..data.formats import Example, Format, RowResult, detect_format, read_examples
 from ..data.hold_out import HeldOut, hold_out, split_examples
-from ..data.layouts import Example, detect_layout, read_examples
-from ..data.layouts import Layout as RowLayout
-from ..data.prepare import Encoding, Report, check_trainable, encode_split
+from ..data.mixture import parse_mixture
+from ..data.prepare import Encoding, SplitReport, check_trainable, encode_split
 from ..data.seen import Seen, counted
-from ..data.sources import Row, has_eval_split, parse_mixture, read_rows, skipped_files
+from ..data.sources import Row, has_eval_split, read_rows, skipped_files
 from ..data.templates.form import compile_templates
 from ..data.tokenizer import train_tokenizer
 from ..models.load import load_config, load_tokenizer, new_config
@@ -37,12 +37,12 @@ class Prepared:
     chat: ChatFormat
     train: Documents
     evaluation: Documents
-    reports: dict[str, Report]
+    reports: dict[str, SplitReport]
 
 
 class Examples:
     """The examples of a dataset, read anew each time they are asked for, one log line for every
-    note on their layout.
+    note on their format.
 
     `seen` tallies what of each split is not read, over its longest reading so far.
     """
@@ -52,25 +52,23 @@ class Examples:
         self._templates = compile_templates(
             params.instruction_template, params.input_template, params.output_template
         )
-        self._layouts: dict[tuple[str, ...], RowLayout] = {}
+        self._formats: dict[tuple[str, ...], Format] = {}
         self.seen: dict[str, Seen] = {}
 
-    def __call__(
-        self, split: str, first: int = 0, every: int = 1
-    ) -> Iterator[tuple[str, Example | str]]:
+    def __call__(self, split: str, first: int = 0, every: int = 1) -> Iterator[RowResult]:
         """Rows `first`, `first + every`, ... of a split; of the others nothing but their number
         matters.
         """
         seen = Seen()
         text_rows = self._params.text_rows
         for rows in self._groups(split, first, every):
-            layouts = [self._layout(row) for row in rows]
-            for row, example in zip(rows, read_examples(rows, layouts, seen), strict=True):
+            formats = [self._format(row) for row in rows]
+            for row, example in zip(rows, read_examples(rows, formats, seen), strict=True):
                 if text_rows == "paragraph" and row.id.rpartition(":")[0].lower().endswith(".txt"):
                     seen.paragraph(row.values["text"])
                 if seen.rows >= self.seen.get(split, seen).rows:
                     self.seen[split] = seen
-                yield row.id, example
+                yield example
 
     def _groups(self, split: str, first: int, every: int) -> Iterator[list[Row]]:
         """Read rows, one at a time unless templates write them, which many at once is faster
@@ -92,16 +90,16 @@ class Examples:
         if group:
             yield group
 
-    def _layout(self, row: Row) -> RowLayout:
+    def _format(self, row: Row) -> Format:
         columns = tuple(row.values)
-        if columns not in self._layouts:
-            layout, notes = detect_layout(
+        if columns not in self._formats:
+            found, notes = detect_format(
                 columns, self._templates, self._params.text_field, self._params.training_stage
             )
-            self._layouts[columns] = layout
+            self._formats[columns] = found
             for note in notes:
                 self._log(f"dataset_name: {note}")
-        return self._layouts[columns]
+        return self._formats[columns]
 
     def lines(self) -> list[str]:
         """Name what the rows read so far hold and is not read, one line each."""
@@ -133,7 +131,7 @@ def prepare_corpus(
     ):
         log(f"dataset_name: {note}")
 
-    def of_split(split: str) -> Iterable[tuple[str, Example | str]]:
+    def of_split(split: str) -> Iterable[RowResult]:
         return split_examples(examples, held, split, params.seed)
 
     tokenizer = make_tokenizer(params, of_split)
@@ -164,7 +162,7 @@ def prepare_corpus(
     )
 
 
-def remarks(reports: Mapping[str, Report]) -> list[str]:
+def remarks(reports: Mapping[str, SplitReport]) -> list[str]:
     """Write what a person should know of the rows, one line each."""
     return [f"{split}: {line}" for split, report in reports.items() for line in report.lines()]
 
@@ -194,7 +192,7 @@ def unread(spec: str, wants_eval: bool, own_files: bool, instead: str) -> Iterab
 
 
 def make_tokenizer(
-    params: Params, examples: Callable[[str], Iterable[tuple[str, Example | str]]]
+    params: Params, examples: Callable[[str], Iterable[RowResult]]
 ) -> PreTrainedTokenizerBase:
     """The named tokenizer, else the model's, else one trained on the training texts."""
     if name := params.tokenizer_name or params.model_name:
@@ -207,7 +205,7 @@ def make_tokenizer(
         return load_tokenizer(name, family=FAMILIES[config.model_type], field=field)
     texts = (
         turn.with_thought
-        for _, one in examples("train")
+        for one in examples("train")
         if isinstance(one, Example)
         for turn in one.turns
     )

@@ -1,3 +1,1 @@
-"""From a dataset's name to the documents of each step: sources, layouts, chat, documents, steps,
-batches.
-"""
+"""Data: file row -> example -> document -> step -> micro-batch."""
