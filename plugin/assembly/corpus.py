@@ -18,7 +18,7 @@ from ..data.formats import Example, Format, RowResult, detect_format, read_examp
 from ..data.hold_out import HeldOut, hold_out, split_examples
 from ..data.mixture import parse_mixture
 from ..data.prepare import Encoding, SplitReport, check_trainable, encode_split
-from ..data.seen import Seen, counted
+from ..data.seen import Seen, with_noun
 from ..data.sources import Row, has_eval_split, read_rows, skipped_files
 from ..data.templates.form import compile_templates
 from ..data.tokenizer import train_tokenizer
@@ -148,7 +148,7 @@ def prepare_corpus(
     for line in (*examples.lines(), *remarks({"train": train_report, "eval": eval_report})):
         log(f"dataset_name: {line}")
     if held.shared.rows:
-        rows = counted(held.shared.rows, "row")
+        rows = with_noun(held.shared.rows, "row")
         log(
             f"drop_eval_prompts: {rows} of train with a prompt of the eval split and another answer; true leaves them out"
         )

@@ -1,7 +1,7 @@
 """Dialogues and texts as token ids, with the spans of their answers. T tokens of a document.
 
-A tokenizer's chat template writes its dialogues; a tokenizer without a template gets the encoder's,
-see templates/encoder.py.
+A tokenizer's chat template writes its dialogues; templates/encoder.py has one for a tokenizer that
+has no template.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ..base.errors import model_error
-from .templates.chat_template import Refused, Template, Written, added_tokens
+from .templates.chat_template import ChatTemplate, Refused, Written, added_tokens
 from .templates.encoder import encoder_template, ends_of
 from .templates.escapes import Escapes, function_tokens, token_id
 from .turns import Turn, escaped
@@ -86,7 +86,7 @@ class ChatFormat:
             tokenizer.chat_template = encoder
         # The encoder's notation is known, so it needs no rendering.
         by_template = tokenizer.chat_template != encoder
-        self._template = Template(tokenizer, moment or datetime.now()) if by_template else None
+        self._template = ChatTemplate(tokenizer, moment or datetime.now()) if by_template else None
         own = self._template.own_tokens if self._template else set[str]()
         self._escapes = Escapes(tokenizer, function_tokens(tokenizer) | own)
         self.end_id = token_id(tokenizer, self._template.end) if self._template else fill_id

@@ -47,8 +47,7 @@ RowResult = Example | Dropped
 class Format:
     """Meaning of a dataset's columns.
 
-    `read` turns a row's values into turns or raises RowError; with `templates`, they make the turns
-    instead.
+    `read` turns a row's values into turns or raises RowError. `templates` take its place if given.
     """
 
     name: str
@@ -71,7 +70,7 @@ def _before(values: Values, seen: Seen) -> list[Turn]:
 
 
 def _side(value: object, role: Role, seen: Seen) -> list[Turn]:
-    """Read one side of a pair: a text, or messages (TRL's conversational form) as values or JSON."""
+    """Read one side of a pair: a text, or messages (TRL's conversational form) or their JSON."""
     messages = (
         None
         if isinstance(value, str) and not value.lstrip().startswith("[{")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .formats import Dropped, Example, RowResult
-from .seen import counted
+from .seen import with_noun
 from .turns import Turn
 
 PROMPT_IN_EVAL = "prompt also in the eval split"
@@ -81,13 +81,15 @@ def hold_out(
     most = math.floor(share * rows + 1e-9)
     if not most:
         note = (
-            f"eval_share: {share:g} of {counted(rows, 'row')} is less than one row" if rows else ""
+            f"eval_share: {share:g} of {with_noun(rows, 'row')} is less than one row"
+            if rows
+            else ""
         )
         return HeldOut(frozenset(), False, note=note)
     if chosen := _choose(sizes, most):
         return HeldOut(chosen, False)
     chosen = _choose(_sizes(read, pair_key, seed), most)
-    has = f"each of {counted(len(sizes), 'prompt')} has more than {most} of {rows} rows"
+    has = f"each of {with_noun(len(sizes), 'prompt')} has more than {most} of {rows} rows"
     so = "so answers are held out: evaluation's prompts are trained on too"
     note = f"eval_share: {has}, {so if chosen else 'all with the same answer'}"
     return HeldOut(chosen, False, by_pair=True, note=note)

@@ -13,7 +13,7 @@ from ..base.errors import JobError, data_error
 from .chat import ChatFormat, Encoded, supervision
 from .documents import Builder, Document, Documents
 from .formats import Example, RowResult
-from .seen import Seen, counted
+from .seen import Seen, with_noun
 from .turns import Turn, random_prefix
 
 CHUNK = 1024  # rows tokenised in one call
@@ -65,7 +65,7 @@ class SplitReport:
     def lines(self) -> list[str]:
         """Write the remarks, one line each."""
         return [
-            f"{counted(count, 'row')}, such as {', '.join(self.remark_rows[remark])}: {remark}"
+            f"{with_noun(count, 'row')}, such as {', '.join(self.remark_rows[remark])}: {remark}"
             for remark, count in self.remarks.items()
         ]
 

@@ -1,7 +1,6 @@
 """Tally of the content that a reading of the data does not use: columns, keys, roles, marks.
 
-Nothing that a row holds is ignored silently: `lines` reports it, with counts, to `check` and
-`train`.
+Nothing that a row holds is ignored silently: `check` and `train` log `lines`, with counts.
 """
 
 from __future__ import annotations
@@ -99,21 +98,21 @@ class Seen:
             found.append(self._unknown_roles())
         found += self.details.values()
         if self.thoughts:
-            answers = counted(self.thoughts, "answer")
+            answers = with_noun(self.thoughts, "answer")
             found.append(f"{answers} with reasoning, which is written before the answer")
         if self.unlearned:
-            found.append(f"{counted(self.unlearned, 'answer')} marked as not to be learned")
+            found.append(f"{with_noun(self.unlearned, 'answer')} marked as not to be learned")
         if self.text_lines >= 2 and (
             self.text_rows == 1 or self.text_lines >= LINES_A_ROW * self.text_rows
         ):
-            rows = counted(self.text_rows, "row")
+            rows = with_noun(self.text_rows, "row")
             why = "because a row of a .txt is a paragraph; text_rows line makes each line a row"
             found.append(f"{self.text_lines} lines are {rows}, {why}")
         return found
 
     def _unknown_roles(self) -> str:
         first = next(iter(self.roles.values()))
-        names = f"unknown role{_s(len(self.roles))} {quoted(self.roles)} (first at {first})"
+        names = f"unknown role{_s(len(self.roles))} {quoted_names(self.roles)} (first at {first})"
         return f"{names}; understood are {', '.join(ROLES)}"
 
 
@@ -122,14 +121,14 @@ def is_empty(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {})
 
 
-def quoted(names: Iterable[str]) -> str:
+def quoted_names(names: Iterable[str]) -> str:
     """Put names in quotes; of a long list, the first SHOWN names and the count."""
     given = list(names)
     shown = ", ".join(repr(name) for name in given[:SHOWN])
     return shown if len(given) <= SHOWN else f"{shown}, ... ({len(given)} in all)"
 
 
-def counted(count: int, noun: str) -> str:
+def with_noun(count: int, noun: str) -> str:
     """Write a count with its noun: `1 row`, `2 rows`."""
     return f"{count} {noun}{_s(count)}"
 
@@ -140,7 +139,7 @@ def _unread(noun: str, counts: Counter[str], unit: str) -> str:
     numbers = [str(count) for _, count in most[:SHOWN]]
     listed = numbers[0] if len(numbers) == 1 else f"{', '.join(numbers[:-1])} and {numbers[-1]}"
     units = f"{unit}{_s(int(numbers[-1]) if len(numbers) == 1 else 2)}"
-    names = f"{noun}{_s(len(most))} {quoted(name for name, _ in most)}"
+    names = f"{noun}{_s(len(most))} {quoted_names(name for name, _ in most)}"
     return f"{names} {verb} not read ({listed} {units})"
 
 

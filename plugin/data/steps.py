@@ -2,8 +2,7 @@
 
 A step is a fixed list; ranks and micro-batches only decide its layout. The run's documents form one
 endless sequence, pass after pass, each pass in its own order. Step k takes the next `step_size` of
-them. The step number alone therefore gives (pass, position), and a resumed run needs no loader
-state.
+them. The step number alone gives (pass, position): a resumed run needs no state of a loader.
 """
 
 from __future__ import annotations
@@ -57,8 +56,7 @@ def run_length(
 ) -> tuple[int, int | None]:
     """Return (steps, total documents or None).
 
-    Positive `epochs` win; the last step is then shortened, so that no document is dropped or
-    repeated.
+    Positive `epochs` win; a short last step then keeps any document from being dropped or repeated.
     """
     if epochs > 0:
         total = math.ceil(documents * epochs)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from .files.readers import without_nan
-from .seen import ROLES, UNKNOWN_ROLE, Role, RowError, Seen, is_empty, quoted
+from .seen import ROLES, UNKNOWN_ROLE, Role, RowError, Seen, is_empty, quoted_names
 from .templates.form_language import TEMPLATE_FAILED, TEXT_TOO_LONG
 
 NO_MESSAGES = "no list of messages"
@@ -194,7 +194,7 @@ def _turns_of_item(item: object, seen: Seen) -> list[Turn]:
             seen.keys([key for key in filled - {asked, answered} if not is_empty(fields[key])])
             user = Turn("user", text_of(fields[asked]))
             return [user, Turn("assistant", text_of(fields[answered]))]
-    raise RowError(NO_ROLE, f"message with the keys {quoted(sorted(filled))}")
+    raise RowError(NO_ROLE, f"message with the keys {quoted_names(sorted(filled))}")
 
 
 def _message(fields: Mapping[str, Any], seen: Seen) -> Turn:
@@ -239,7 +239,7 @@ def _content(value: object) -> tuple[str, str]:
 
 
 def _mark(fields: Mapping[str, Any]) -> tuple[bool, set[str]]:
-    """Return (may this turn be learned, the keys that decide it). Weights other than 0 and 1 do not."""
+    """Return (is this turn to be learned, the keys that decide it); only weights 0 and 1 do."""
     learn, read = True, set[str]()
     for key in (*_LEARN_IF_TRUE, *_SKIP_IF_TRUE):
         value = fields.get(key)

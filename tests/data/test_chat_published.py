@@ -159,7 +159,8 @@ def test_special_tokens_in_a_text_are_text(method: str, tmp_path: Path) -> None:
 
 
 OWN = (
-    "{{ bos_token }}{% for message in messages %}[{{ message['role'] | upper }}]\n{{ message['content'] }}<|im_end|>{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}[{{ message['role'] | upper }}]\n"
+    "{{ message['content'] }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}[ASSISTANT]\n{% endif %}"
 )
 
@@ -178,8 +179,8 @@ def test_own_template_of_a_tokenizer_is_followed(tmp_path: Path) -> None:
 def test_text_added_by_a_template_stays(tmp_path: Path) -> None:
     """Qwen's template adds its own system prompt."""
     own = (
-        "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
-        + OWN
+        "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n"
+        "{% endif %}" + OWN
     )
     words = tokenizer("dream", tmp_path, own)
     for dialogue, one in zip(DIALOGUES, ChatFormat(words).encode(DIALOGUES), strict=True):

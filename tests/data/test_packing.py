@@ -70,7 +70,7 @@ def test_best_fit_worked_by_hand() -> None:
 
 
 def test_best_fit_prefers_the_fullest_pack_with_room() -> None:
-    # 8 (2 left), 5 (5 left); then 2 goes beside the 8, though the other pack has room too.
+    # 8 (2 left), 5 (5 left); then 2 joins the 8, although the other pack has room as well.
     assert best_fit([0, 1, 2], [8, 5, 2], 10) == [[0, 2], [1]]
 
 

@@ -138,7 +138,7 @@ def test_random_prefix_of_one_answer_is_the_full_dialogue(chat: ChatFormat) -> N
 
 
 def test_text_without_start_token_keeps_its_first_word_visible() -> None:
-    """No family predicts a document's first token; Dream would use the previous document's state."""
+    """No family predicts a first token; Dream would predict it from the previous document."""
     backend = train_tokenizer(["a b c d"], 300).backend_tokenizer
     chat = ChatFormat(
         PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]", eos_token="[SEP]")

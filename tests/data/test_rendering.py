@@ -13,29 +13,37 @@ from plugin.data.turns import Turn
 ADDED = ("<u>", "<a>", "</t>", "<think>", "</think>")
 # The system prompt goes into the first user turn, and roles have the template's own names.
 MERGING = (
-    "{{ bos_token }}{% if messages[0].role=='system' %}{% set first=messages[0].content + '\\n\\n' %}{% set rest=messages[1:] %}"
-    "{% else %}{% set first='' %}{% set rest=messages %}{% endif %}{% for m in rest %}{{ '<u>' if m.role=='user' else '<a>' }}"
-    "{{ (first if loop.first else '') + m.content|trim }}</t>\n{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    "{{ bos_token }}{% if messages[0].role=='system' %}"
+    "{% set first=messages[0].content + '\\n\\n' %}{% set rest=messages[1:] %}"
+    "{% else %}{% set first='' %}{% set rest=messages %}{% endif %}{% for m in rest %}{{ '"
+    "<u>' if m.role=='user' else '<a>' }}"
+    "{{ (first if loop.first else '') + m.content|trim }}</t>\n{% endfor %}"
+    "{% if add_generation_prompt %}<a>{% endif %}"
 )
 # The system prompt goes into the last user turn, so an earlier prompt does not begin the text.
 MOVING = (
-    "{% for m in messages %}{% if m.role=='user' %}<u>{% if loop.index0 >= messages|length - 2 and messages[0].role=='system' %}"
-    "{{ messages[0].content }}\n\n{% endif %}{{ m.content }}</t>{% elif m.role=='assistant' %} {{ m.content|trim }}{{ eos_token }}"
+    "{% for m in messages %}{% if m.role=='user' %}<u>"
+    "{% if loop.index0 >= messages|length - 2 and messages[0].role=='system' %}"
+    "{{ messages[0].content }}\n\n{% endif %}{{ m.content }}</t>{% elif m.role=='assistant' %} "
+    "{{ m.content|trim }}{{ eos_token }}"
     "{% endif %}{% endfor %}"
 )
 # The generation prompt opens a thought, but the thoughts of given answers are stripped.
 STRIPPING = (
-    "{% for m in messages %}{% if m.role=='assistant' %}<a>{{ m.content.split('</think>')[-1] }}</t>{% else %}<u>{{ m.content }}</t>"
+    "{% for m in messages %}{% if m.role=='assistant' %}<a>"
+    "{{ m.content.split('</think>')[-1] }}</t>{% else %}<u>{{ m.content }}</t>"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<a><think>\n{% endif %}"
 )
 # Thoughts have their own field; those of earlier turns are omitted.
 REASONING = (
-    "{% for m in messages %}{% if m.role=='assistant' %}<a>{% if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}"
+    "{% for m in messages %}{% if m.role=='assistant' %}<a>"
+    "{% if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}"
     "</think>{% endif %}{{ m.content }}</t>{% else %}<u>{{ m.content }}</t>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<a>{% endif %}"
 )
 PARTS = (
-    "{% for m in messages %}{{ '<a>' if m.role=='assistant' else '<u>' }}{% for p in m.content %}{{ p.text }}{% endfor %}</t>"
+    "{% for m in messages %}{{ '<a>' if m.role=='assistant' else '<u>' }}{% for p in m.content %}"
+    "{{ p.text }}{% endfor %}</t>"
     "{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
 )
 ENDLESS = (
@@ -166,7 +174,10 @@ def test_marked_answer_is_withheld_in_any_place() -> None:
             "half a character",
         ),
         (
-            "{% set f='%d' %}{{ strftime_now(f) }}{% for m in messages %}{{ m.content }}</t>{% endfor %}",
+            (
+                "{% set f='%d' %}{{ strftime_now(f) }}{% for m in messages %}{{ m.content }}</t>"
+                "{% endfor %}"
+            ),
             "asks for the time",
         ),
     ],
@@ -182,7 +193,8 @@ def test_template_that_cannot_be_served_is_refused(template: str, says: str) -> 
 def test_answer_of_one_letter_is_searched_in_its_own_place() -> None:
     chat = ChatFormat(
         tokenizer(
-            "{% for m in messages %}<u>{{ m.role }} {{ m.content | replace('a', 'b') }}</t>{% endfor %}"
+            "{% for m in messages %}<u>{{ m.role }} {{ m.content | replace('a', 'b') }}</t>"
+            "{% endfor %}"
         )
     )
     changed, same = chat.encode(
@@ -226,7 +238,8 @@ def test_several_templates_take_the_default() -> None:
 def test_end_marker_is_the_first_token_after_any_text() -> None:
     """Some tokenizers have tokens of spaces; such a token is no end marker."""
     words = tokenizer(
-        "{% for m in messages %}<u>{{ m.content }}\n  over</t>{% endfor %}{% if add_generation_prompt %}<u>{% endif %}"
+        "{% for m in messages %}<u>{{ m.content }}\n  over</t>{% endfor %}"
+        "{% if add_generation_prompt %}<u>{% endif %}"
     )
     words.add_tokens(["  ", "\n  "])
     chat = ChatFormat(words)

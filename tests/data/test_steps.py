@@ -77,7 +77,7 @@ def test_run_without_epochs_has_its_steps_and_all_are_full() -> None:
 
 @pytest.mark.parametrize(("documents", "step_size"), [(22, 8), (7, 3), (5, 8), (16, 8)])
 def test_resume_with_more_epochs_skips_no_document(documents: int, step_size: int) -> None:
-    """A run of one epoch ends with a short step; resumed twice, it sees each document once a pass."""
+    """An epoch may end with a short step; a resumed run still sees each document once a pass."""
     flat: list[Slot] = []
     done = behind = 0
     for epochs in (1, 3, 4):

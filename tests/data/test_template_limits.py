@@ -24,7 +24,10 @@ from plugin.data.tokenizer import train_tokenizer
 from plugin.data.turns import Turn
 
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-DOUBLING = "{% set ns = namespace(x='aaaaaaaaaa') %}{% for i in range(30) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
+DOUBLING = (
+    "{% set ns = namespace(x='aaaaaaaaaa') %}{% for i in range(30) %}{% set ns.x = ns.x ~ ns.x %}"
+    "{% endfor %}"
+)
 LONG = "{{ 'a' * 3000000000 }}"
 WRITES = "{% for m in messages %}<u>{{ m.content }}</t>{% endfor %}"
 TIME, MEMORY = "2 s of CPU time", "512 MB of memory"
@@ -67,8 +70,14 @@ def test_template_bomb_for_one_question_is_refused_in_verify(bomb: str) -> None:
         "{{ range(99999)|reject('in', range(99999)|list)|list|count }}",
         "{{ range(99999)|map('list')|list }}" + LOOPS,
         "{% for i in range(99999) %}{{ range(99999)|sort|unique|list|min }}{% endfor %}",
-        "{% for i in range(99999) %}{{ 'ab'|center(99999)|replace(' ', 'a')|upper|count }}{% endfor %}",
-        "{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{% for i in range(9999) %}{{ f(1) }}{% endfor %}",
+        (
+            "{% for i in range(99999) %}{{ 'ab'|center(99999)|replace(' ', 'a')|upper|count }}"
+            "{% endfor %}"
+        ),
+        (
+            "{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{% for i in range(9999) %}"
+            "{{ f(1) }}{% endfor %}"
+        ),
         "{{ ('a'|center(99999))|list|join('b'|center(99999)) }}",
         "{{ '%0999999999d'|format(1) }}",
         "{{ ('{:>%d}' % 999999999).format('a') }}",
@@ -96,12 +105,27 @@ def test_published_template_writes_as_in_transformers(method: str) -> None:
     "template",
     [
         WRITES,
-        "  {% for m in messages %}\n  {%- if loop.index0 > 2 %}{% break %}{% endif %}\n{{ m | tojson(indent=2) }}\n{% endfor %}\n",
-        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}\n{% endfor %}{{ bos_token }}{{ eos_token }}",
-        "{% set ns = namespace(a=1, self='b') %}{% set ns.c = 3 %}{{ ns.a }}{{ ns.self }}{{ ns.c }}{{ dict(a=1) }}",
-        "{{ dict.fromkeys(['a'], 1) }}{{ tools }}{{ documents }}{{ add_generation_prompt }}{{ missing }}",
+        (
+            "  {% for m in messages %}\n  {%- if loop.index0 > 2 %}{% break %}{% endif %}\n"
+            "{{ m | tojson(indent=2) }}\n{% endfor %}\n"
+        ),
+        (
+            "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}\n"
+            "{% endfor %}{{ bos_token }}{{ eos_token }}"
+        ),
+        (
+            "{% set ns = namespace(a=1, self='b') %}{% set ns.c = 3 %}{{ ns.a }}{{ ns.self }}"
+            "{{ ns.c }}{{ dict(a=1) }}"
+        ),
+        (
+            "{{ dict.fromkeys(['a'], 1) }}{{ tools }}{{ documents }}{{ add_generation_prompt }}"
+            "{{ missing }}"
+        ),
         "{{ strftime_now('%Y') }}{{ messages | tojson }}{{ '<é>' | tojson(ensure_ascii=True) }}",
-        "{% for m in messages %}{{ m.reasoning_content }}|{{ m.thinking }}|{{ m.reasoning }}{% endfor %}",
+        (
+            "{% for m in messages %}{{ m.reasoning_content }}|{{ m.thinking }}|{{ m.reasoning }}"
+            "{% endfor %}"
+        ),
     ],
 )
 def test_any_template_writes_as_in_transformers(template: str) -> None:

@@ -148,7 +148,10 @@ def test_row_that_does_not_fit_is_a_row_error(source: str, x: object, reason: st
 
 
 def test_columns_used_are_the_undeclared_names() -> None:
-    source = "{{ a.b }}{% for i in c %}{{ i }}{{ loop.index }}{% endfor %}{{ range(3)|list|length }}{% if d %}{% endif %}"
+    source = (
+        "{{ a.b }}{% for i in c %}{{ i }}{{ loop.index }}{% endfor %}{{ range(3)|list|length }}"
+        "{% if d %}{% endif %}"
+    )
     assert columns_used(compile_template("input_template", source)) == {"a", "c", "d"}
 
 

@@ -1,7 +1,6 @@
 """Check of the promise for wrong input.
 
-The job is done, or it is refused within seconds, in lines of one form with an exit code of the
-table.
+The job is done, or it is refused within seconds, in lines of one form with a listed exit code.
 """
 
 from __future__ import annotations

@@ -61,7 +61,10 @@ OPENINGS = (
 GUARDS = (
     *(
         "",
-        "{% if messages[0].role != 'user' %}{{ raise_exception('User first\\nplease') }}{% endif %}",
+        (
+            "{% if messages[0].role != 'user' %}{{ raise_exception('User first\\nplease') }}"
+            "{% endif %}"
+        ),
     ),
     *(
         "{% if messages | length % 2 %}{{ raise_exception('alternate') }}{% endif %}",
@@ -92,7 +95,10 @@ GUARDS = (
 # Each of them exceeds a limit of time or memory, or is refused.
 BOMBS = (
     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "{% set ns = namespace(x='aa') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    (
+        "{% set ns = namespace(x='aa') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}"
+        "{% endfor %}"
+    ),
     "{{ 'a' * 3000000000 }}",
     "{{ range(99999) | select('in', range(99999) | list) | list | length }}",
     "{{ messages[0].content | center(999999999) }}",
@@ -134,7 +140,10 @@ def sources(draw: st.DrawFn) -> str:
     )
     core = f"{opening}{{{{ {content} }}}}{end}"
     if draw(st.booleans()):
-        other = f"{draw(st.sampled_from(OPENINGS))}{{{{ {draw(st.sampled_from(CONTENTS))} }}}}{draw(st.sampled_from(ENDS))}"
+        opening, content, end = (
+            draw(st.sampled_from(choices)) for choices in (OPENINGS, CONTENTS, ENDS)
+        )
+        other = f"{opening}{{{{ {content} }}}}{end}"
         core = f"{{% if m.role == 'assistant' %}}{core}{{% else %}}{other}{{% endif %}}"
     if draw(st.sampled_from((False, False, True))):
         core = (

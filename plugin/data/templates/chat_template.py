@@ -81,7 +81,7 @@ class _Call:
     until_answer: bool = False  # only the text before the probe's answer
 
 
-class Template:
+class ChatTemplate:
     """A chat template. Raises JobError (exit 4) for a template that cannot be served."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, moment: datetime):
@@ -93,10 +93,9 @@ class Template:
         read = [key for key in THOUGHTS if re.search(rf"""\.{key}\b|['"]{key}['"]""", source)]
         self._thought = read[0] if read else None
         self._in_parts = False
-        turns, whole = self._probe()
-        self._asks = self._can_ask(turns, whole)
-        tail = whole.split(_PROBES[1])[-1]
-        self.end = self._end_marker(tail)
+        turns, text = self._probe()
+        self._asks = self._can_ask(turns, text)
+        self.end = self._end_marker(text.split(_PROBES[1])[-1])
 
     @property
     def own_tokens(self) -> set[str]:
@@ -129,9 +128,9 @@ class Template:
         ]
         texts = iter(self._render([call for those in calls for call in those]))
         for (turns, places), those in zip(dialogues, calls, strict=True):
-            whole, *befores = [next(texts) for _ in those]
+            text, *befores = [next(texts) for _ in those]
             try:
-                found.append(self._written(turns, places, _taken(whole), [*map(_taken, befores)]))
+                found.append(self._written(turns, places, _taken(text), [*map(_taken, befores)]))
             except Refused as refused:
                 found.append(refused)
         return found
@@ -153,11 +152,11 @@ class Template:
         )
         return Written(text, tuple(answers), exact)
 
-    def _can_ask(self, turns: Sequence[Turn], whole: str) -> bool:
-        """Tell a template whose generation prompt begins `whole`, the text with an answer."""
+    def _can_ask(self, turns: Sequence[Turn], answered: str) -> bool:
+        """Tell a template whose generation prompt begins `answered`, the text with an answer."""
         try:
             asked = self._one(_Call(tuple(turns), generation=True))
-            return asked != self._one(_Call(tuple(turns))) and whole.startswith(asked)
+            return asked != self._one(_Call(tuple(turns))) and answered.startswith(asked)
         except Refused:
             return False
 
@@ -195,12 +194,12 @@ class Template:
             self._in_parts = in_parts
             for turns in openings:
                 try:
-                    whole = self._one(_Call((*turns, Turn("assistant", _PROBES[1]))))
+                    text = self._one(_Call((*turns, Turn("assistant", _PROBES[1]))))
                 except Refused as refused:
                     reason = reason or str(refused).removeprefix(f"{_REFUSES} ")
                     continue
-                if user.text in whole and _PROBES[1] in whole:
-                    return turns, whole
+                if user.text in text and _PROBES[1] in text:
+                    return turns, text
         expected = "a chat template that accepts user, assistant"
         reason = reason or "a template that omits their text"
         raise model_error("tokenizer_name", expected, reason)

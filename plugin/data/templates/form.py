@@ -1,7 +1,6 @@
 """The three templates of a form, and the texts that they make of a row.
 
-A Python repr never becomes training text: printing a list or an object is an error of that row, not
-`str(value)`.
+A Python repr never becomes training text: to print a list or an object is an error of that row.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from .renderer import render as render_in_child
 
 
 @dataclass(frozen=True)
-class Template:
+class FormTemplate:
     """A template that compiles, with the field it came from.
 
     It holds text only, so it can be sent to another process.
@@ -43,9 +42,9 @@ class Template:
 class Templates:
     """Templates of the user turn (instruction, input on a new line) and of the answer (output)."""
 
-    instruction: Template
-    input: Template | None
-    output: Template
+    instruction: FormTemplate
+    input: FormTemplate | None
+    output: FormTemplate
 
     def columns(self) -> frozenset[str]:
         """Return every column that they read."""
@@ -53,7 +52,7 @@ class Templates:
         return frozenset().union(*(columns_used(template) for template in given if template))
 
 
-def compile_template(field: str, source: str) -> Template:
+def compile_template(field: str, source: str) -> FormTemplate:
     """Check one template. Raises JobError (exit 2) naming `field`."""
     try:
         compiled(source)
@@ -61,7 +60,7 @@ def compile_template(field: str, source: str) -> Template:
         expected = f"a Jinja template of at most {MAX_TEMPLATE} characters"
         fix = "Use {{ column }}, if, for and simple filters."
         raise JobError(Problem(field, expected, str(fault), fix)) from fault
-    return Template(field, source)
+    return FormTemplate(field, source)
 
 
 def compile_templates(
@@ -80,7 +79,7 @@ def compile_templates(
     if not any(source.strip() for source in sources.values()):
         return None
     problems: list[Problem] = []
-    made: dict[str, Template] = {}
+    made: dict[str, FormTemplate] = {}
     for field, source in sources.items():
         if not source.strip():
             if field != "input_template":
@@ -99,12 +98,12 @@ def compile_templates(
     )
 
 
-def columns_used(template: Template) -> frozenset[str]:
+def columns_used(template: FormTemplate) -> frozenset[str]:
     """Return the columns that a template reads; it applies only to rows that have all of them."""
     return compiled(template.source).columns
 
 
-def render(template: Template, values: Mapping[str, object]) -> str:
+def render(template: FormTemplate, values: Mapping[str, object]) -> str:
     """Render a row's text, at most MAX_TEXT characters; an absent column counts as empty.
 
     Raises RowError if this row does not fit the template, and JobError (exit 2) if the template
@@ -134,13 +133,13 @@ def render_rows(
 
 
 def _rendered(
-    templates: Sequence[Template], rows: Sequence[Mapping[str, object]]
+    templates: Sequence[FormTemplate], rows: Sequence[Mapping[str, object]]
 ) -> list[tuple[str | RowError, ...]]:
     """Render every template for every row."""
     return list(zip(*(_column(template, rows) for template in templates), strict=True))
 
 
-def _column(template: Template, rows: Sequence[Mapping[str, object]]) -> list[str | RowError]:
+def _column(template: FormTemplate, rows: Sequence[Mapping[str, object]]) -> list[str | RowError]:
     """Render one template for every row."""
     columns = columns_used(template)
     jobs = [Job(_values(columns, row), MAX_TEXT) for row in rows]
@@ -161,7 +160,7 @@ def _values(columns: frozenset[str], row: Mapping[str, object]) -> dict[str, obj
     }
 
 
-def _text_or_error(template: Template, text: str | Failed) -> str | RowError:
+def _text_or_error(template: FormTemplate, text: str | Failed) -> str | RowError:
     if isinstance(text, str):
         return text
     if text.too_long:
@@ -171,6 +170,6 @@ def _text_or_error(template: Template, text: str | Failed) -> str | RowError:
     return RowError(TEMPLATE_FAILED, f"{template.field}: {text.words}")
 
 
-def _over_limit(template: Template, got: str) -> JobError:
+def _over_limit(template: FormTemplate, got: str) -> JobError:
     expected = f"a template within the sandbox, {LIMITS} a row"
     return JobError(Problem(template.field, expected, got, "Simplify the template."))

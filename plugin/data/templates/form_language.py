@@ -49,8 +49,8 @@ _VALUE_FILTERS = _words(
     "reverse min max int float abs items dictsort"
 )
 _TESTS = _words(
-    "defined undefined none string number integer float boolean true false mapping sequence iterable in "
-    "eq equalto == ne != lt lessthan < le <= gt greaterthan > ge >="
+    "defined undefined none string number integer float boolean true false mapping sequence "
+    "iterable in eq equalto == ne != lt lessthan < le <= gt greaterthan > ge >="
 )
 
 
