@@ -41,7 +41,7 @@ from work import PAD, RULES, make_step  # noqa: E402
 
 from plugin.base import quiet  # noqa: E402, F401  # before anything that imports torch
 from plugin.data.documents import Builder, Documents  # noqa: E402
-from plugin.data.layout import Layout  # noqa: E402
+from plugin.data.packing import Layout  # noqa: E402
 from plugin.data.steps import pass_order, step_slots  # noqa: E402
 from plugin.models.attention import Segments, loop  # noqa: E402
 from plugin.models.diffusion import DiffusionModel, bare  # noqa: E402

@@ -43,7 +43,8 @@ from transformers import PreTrainedModel  # noqa: E402
 from work import MASK, PAD, Work, make_work  # noqa: E402
 
 from plugin.base import quiet  # noqa: E402, F401  # before anything that imports torch
-from plugin.data.layout import best_fit, lay_out  # noqa: E402
+from plugin.data.collate import lay_out  # noqa: E402
+from plugin.data.packing import best_fit  # noqa: E402
 from plugin.models.diffusion import DiffusionModel  # noqa: E402
 from plugin.models.flops import count_flops  # noqa: E402
 from plugin.models.load import build_model  # noqa: E402

@@ -12,7 +12,7 @@ from references import Noised
 from shapes import Shape, draw_batch
 
 from plugin.data.documents import Builder, Documents
-from plugin.data.layout import Layout
+from plugin.data.packing import Layout
 from plugin.data.steps import Slot
 from plugin.objectives.mdlm import by_time
 from plugin.objectives.noise import Noise

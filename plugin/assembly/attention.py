@@ -13,7 +13,7 @@ from ..base.errors import JobError, Problem
 from ..config.params import Params
 from ..data.chat import filled_lengths
 from ..data.documents import Documents
-from ..data.layout import Layout, check_budget
+from ..data.packing import Layout, check_budget
 from ..models.attention import why_no_varlen
 from ..models.diffusion import check_packable, is_packable
 from ..training.step import StepRules

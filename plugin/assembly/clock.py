@@ -10,7 +10,7 @@ import torch
 
 from ..config.params import Params
 from ..data.documents import Documents
-from ..data.layout import Layout
+from ..data.packing import Layout
 from ..data.steps import run_length, step_slots
 from ..training.loop import Cadence
 from ..training.lr_schedule import Schedule, make_schedule, warmup_steps

@@ -14,12 +14,12 @@ from ..config.families import FAMILIES
 from ..config.params import Params
 from ..data.chat import ChatFormat
 from ..data.documents import Documents
+from ..data.formats import Example, Format, RowResult, detect_format, read_examples
 from ..data.hold_out import HeldOut, hold_out, split_examples
-from ..data.layouts import Example, detect_layout, read_examples
-from ..data.layouts import Layout as RowLayout
-from ..data.prepare import Encoding, Report, check_trainable, encode_split
-from ..data.seen import Seen, counted
-from ..data.sources import Row, has_eval_split, parse_mixture, read_rows, skipped_files
+from ..data.mixture import parse_mixture
+from ..data.prepare import Encoding, SplitReport, check_trainable, encode_split
+from ..data.seen import Seen, with_noun
+from ..data.sources import Row, has_eval_split, read_rows, skipped_files
 from ..data.templates.form import compile_templates
 from ..data.tokenizer import train_tokenizer
 from ..models.load import load_config, load_tokenizer, new_config
@@ -37,7 +37,7 @@ class Prepared:
     chat: ChatFormat
     train: Documents
     evaluation: Documents
-    reports: dict[str, Report]
+    reports: dict[str, SplitReport]
 
 
 class Examples:
@@ -52,25 +52,23 @@ class Examples:
         self._templates = compile_templates(
             params.instruction_template, params.input_template, params.output_template
         )
-        self._layouts: dict[tuple[str, ...], RowLayout] = {}
+        self._formats: dict[tuple[str, ...], Format] = {}
         self.seen: dict[str, Seen] = {}
 
-    def __call__(
-        self, split: str, first: int = 0, every: int = 1
-    ) -> Iterator[tuple[str, Example | str]]:
+    def __call__(self, split: str, first: int = 0, every: int = 1) -> Iterator[RowResult]:
         """Rows `first`, `first + every`, ... of a split; of the others nothing but their number
         matters.
         """
         seen = Seen()
         text_rows = self._params.text_rows
         for rows in self._groups(split, first, every):
-            layouts = [self._layout(row) for row in rows]
-            for row, example in zip(rows, read_examples(rows, layouts, seen), strict=True):
+            formats = [self._format(row) for row in rows]
+            for row, example in zip(rows, read_examples(rows, formats, seen), strict=True):
                 if text_rows == "paragraph" and row.id.rpartition(":")[0].lower().endswith(".txt"):
                     seen.paragraph(row.values["text"])
                 if seen.rows >= self.seen.get(split, seen).rows:
                     self.seen[split] = seen
-                yield row.id, example
+                yield example
 
     def _groups(self, split: str, first: int, every: int) -> Iterator[list[Row]]:
         """Read rows one by one, or in groups where templates render them: a group renders faster."""
@@ -90,16 +88,16 @@ class Examples:
         if group:
             yield group
 
-    def _layout(self, row: Row) -> RowLayout:
+    def _format(self, row: Row) -> Format:
         columns = tuple(row.values)
-        if columns not in self._layouts:
-            layout, notes = detect_layout(
+        if columns not in self._formats:
+            found, notes = detect_format(
                 columns, self._templates, self._params.text_field, self._params.training_stage
             )
-            self._layouts[columns] = layout
+            self._formats[columns] = found
             for note in notes:
                 self._log(f"dataset_name: {note}")
-        return self._layouts[columns]
+        return self._formats[columns]
 
     def lines(self) -> list[str]:
         """Name what the rows read so far hold and is not read, one line each."""
@@ -131,7 +129,7 @@ def prepare_corpus(
     ):
         log(f"dataset_name: {note}")
 
-    def of_split(split: str) -> Iterable[tuple[str, Example | str]]:
+    def of_split(split: str) -> Iterable[RowResult]:
         return split_examples(examples, held, split, params.seed)
 
     tokenizer = make_tokenizer(params, of_split)
@@ -148,7 +146,7 @@ def prepare_corpus(
     for line in (*examples.lines(), *remarks({"train": train_report, "eval": eval_report})):
         log(f"dataset_name: {line}")
     if held.shared.rows:
-        rows = counted(held.shared.rows, "row")
+        rows = with_noun(held.shared.rows, "row")
         log(
             f"drop_eval_prompts: {rows} of train with a prompt of the eval split and another answer; true leaves them out"
         )
@@ -162,7 +160,7 @@ def prepare_corpus(
     )
 
 
-def remarks(reports: Mapping[str, Report]) -> list[str]:
+def remarks(reports: Mapping[str, SplitReport]) -> list[str]:
     """Write what a person should know of the rows, one line each."""
     return [f"{split}: {line}" for split, report in reports.items() for line in report.lines()]
 
@@ -192,7 +190,7 @@ def unread(spec: str, wants_eval: bool, own_files: bool, instead: str) -> Iterab
 
 
 def make_tokenizer(
-    params: Params, examples: Callable[[str], Iterable[tuple[str, Example | str]]]
+    params: Params, examples: Callable[[str], Iterable[RowResult]]
 ) -> PreTrainedTokenizerBase:
     """Return the named tokenizer, else the model's, else one trained on the training texts. Raises
     JobError (exit 3 or 4).
@@ -207,7 +205,7 @@ def make_tokenizer(
         return load_tokenizer(name, family=FAMILIES[config.model_type], field=field)
     texts = (
         turn.with_thought
-        for _, one in examples("train")
+        for one in examples("train")
         if isinstance(one, Example)
         for turn in one.turns
     )

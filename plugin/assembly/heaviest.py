@@ -14,7 +14,7 @@ from ..batch import Batch
 from ..config.params import Params
 from ..data.chat import filled_lengths
 from ..data.documents import Documents
-from ..data.layout import Layout, token_budget
+from ..data.packing import Layout, token_budget
 from ..data.steps import pass_order
 from ..training.memory import stand_in
 from ..training.step import Step, StepRules

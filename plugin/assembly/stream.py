@@ -17,12 +17,12 @@ from accelerate import Accelerator
 from ..config.params import Params
 from ..data.chat import ChatFormat
 from ..data.documents import Builder, Documents
+from ..data.formats import Dropped, Example, RowResult
 from ..data.hold_out import PROMPT_IN_EVAL, prompt_key
-from ..data.layout import Layout, check_budget
-from ..data.layouts import Example
-from ..data.prepare import Encoding, Report, encode_rows
+from ..data.packing import Layout, check_budget
+from ..data.prepare import Encoding, SplitReport, encode_rows
 from ..data.sources import has_eval_split
-from ..data.stream import PIECES, Pack, Stream, StreamPlan, StreamState
+from ..data.stream import ROW_INDEX, Pack, Stream, StreamPlan, StreamState
 from ..training.exchange import gather_values
 from ..training.step import Step, StepRules, build_streamed_step
 from .corpus import Examples, Log, Prepared, encoding, make_tokenizer, remarks, unread
@@ -35,7 +35,7 @@ TOKENIZER_ROWS = 50_000  # rows that a new tokenizer is trained on
 HELD_OUT = "held out for evaluation"
 _AT_ONCE = 32  # rows of evaluation tokenised together
 
-Rows = Iterator[tuple[str, Example | str]]
+Rows = Iterator[RowResult]
 
 
 def prepare_stream(
@@ -72,7 +72,7 @@ def prepare_stream(
             document.ids,
             document.supervised,
             document.prompt,
-            f"row {document.index // PIECES + 1}",
+            f"row {document.index // ROW_INDEX + 1}",
         )
     for line in (*data.examples.lines(), *remarks({"train": begun.report, "eval": eval_report})):
         log(f"dataset_name: {line}")
@@ -97,32 +97,26 @@ class StreamedData:
         wants_eval = params.eval_strategy != "no"
         own_files = wants_eval and has_eval_split(params.dataset_name)
         read = islice(examples("eval"), EVAL_DOCUMENTS) if own_files else ()
-        keys = frozenset(
-            prompt_key(one, params.seed) for _, one in read if isinstance(one, Example)
-        )
+        keys = frozenset(prompt_key(one, params.seed) for one in read if isinstance(one, Example))
         return StreamedData(params, examples, wants_eval, own_files, keys)
 
     def without_evaluation(self) -> StreamedData:
         return replace(self, wants_eval=False, own_files=False, keys=frozenset())
 
     def training(self, first: int, every: int) -> Rows:
-        """Yield a pass's rows `first`, `first + every`, ...; a row that evaluation holds out comes
-        as the reason instead.
-        """
+        """Yield a pass's rows `first`, `first + every`, ...; rows of evaluation are dropped."""
         reason = PROMPT_IN_EVAL if self.own_files else HELD_OUT
-        for row, example in self.examples("train", first, every):
-            yield (
-                row,
-                reason if isinstance(example, Example) and self._is_held(example) else example,
-            )
+        for example in self.examples("train", first, every):
+            held = isinstance(example, Example) and self._is_held(example)
+            yield Dropped(example.row, reason) if held else example
 
     def evaluation(self) -> Rows:
         if self.own_files:
             yield from islice(self.examples("eval"), EVAL_DOCUMENTS)
         elif self.wants_eval:
-            for row, example in islice(self.examples("train"), EVAL_ROWS):
+            for example in islice(self.examples("train"), EVAL_ROWS):
                 if isinstance(example, Example) and self._is_held(example):
-                    yield row, example
+                    yield example
 
     def _is_held(self, example: Example) -> bool:
         if not self.wants_eval:
@@ -136,13 +130,13 @@ def one_in(params: Params) -> int:
     return math.ceil(1 / min(params.eval_share, MOST_HELD))
 
 
-def _encode_some(rows: Rows, chat: ChatFormat, how: Encoding) -> tuple[Documents, Report]:
+def _encode_some(rows: Rows, chat: ChatFormat, how: Encoding) -> tuple[Documents, SplitReport]:
     """Tokenise the first EVAL_DOCUMENTS documents of `rows`; read no more rows than they take."""
-    builder, report = Builder(), Report()
+    builder, report = Builder(), SplitReport()
     while report.documents < EVAL_DOCUMENTS and (some := list(islice(rows, _AT_ONCE))):
-        for (row, _), documents in zip(some, encode_rows(some, chat, how, report), strict=True):
+        for example, documents in zip(some, encode_rows(some, chat, how, report), strict=True):
             for one in documents[: EVAL_DOCUMENTS - report.documents]:
-                builder.add(one.ids, one.supervised, one.prompt, row)
+                builder.add(one.ids, one.supervised, one.prompt, example.row)
                 report.documents += 1
                 report.tokens += one.ids.size
                 report.supervised += int(np.count_nonzero(one.supervised))
@@ -280,7 +274,7 @@ def add_up(
     return whole
 
 
-def full_report(accelerator: Accelerator, report: Report) -> dict[str, Any]:
+def full_report(accelerator: Accelerator, report: SplitReport) -> dict[str, Any]:
     """Return {rows, documents, truncated, dropped} of the first pass so far, over all ranks.
     Collective.
     """

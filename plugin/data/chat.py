@@ -1,7 +1,7 @@
-"""Dialogues and texts as token ids, and which of them are answers. T tokens of a document.
+"""Dialogues and texts as token ids, with the spans of their answers. T tokens of a document.
 
-A tokenizer's chat template writes its dialogues; one without is given the encoder's, see
-encoder_template.py.
+A tokenizer's chat template writes its dialogues; templates/encoder.py has one for a tokenizer that
+has no template.
 """
 
 from __future__ import annotations
@@ -17,63 +17,56 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ..base.errors import model_error
-from .templates.chat_template import Refused, Template, Written, added_tokens
+from .templates.chat_template import ChatTemplate, Refused, Written, added_tokens
 from .templates.encoder import encoder_template, ends_of
 from .templates.escapes import Escapes, function_tokens, token_id
 from .turns import Turn, escaped
 
-# Marks between the turns of chats that some program rendered into text.
+# Marks between the turns of a chat that another program rendered into text.
 _RENDERED = re.compile(
-    r"<\|(im_start|im_end|start_header_id|eot_id|user|assistant|system)\|>|<(start|end)_of_turn>|\[/?INST\]|<<SYS>>"
+    r"<\|(im_start|im_end|start_header_id|eot_id|user|assistant|system)\|>"
+    r"|<(start|end)_of_turn>|\[/?INST\]|<<SYS>>"
     r"|^#{2,3} ?(Instruction|Response|Human|Assistant|User|Input)s?:",
     re.MULTILINE,
 )
-# Two searches, since one pattern for both would try every pair of lines.
-_ASKS, _ANSWERS = (
-    re.compile(r"^(Human|USER|User): ", re.MULTILINE),
-    re.compile(r"^(Assistant|ASSISTANT): ", re.MULTILINE),
+# Two patterns, because a single pattern would try every pair of lines.
+_ASKS = re.compile(r"^(Human|USER|User): ", re.MULTILINE)
+_ANSWERS = re.compile(r"^(Assistant|ASSISTANT): ", re.MULTILINE)
+# The last answer; the last and those marked as not to be learned; every answer.
+Find = Literal["last", "marked", "all"]
+RENDERED = (
+    "text that looks like an already rendered chat: its marks, and prompts in a plain text, "
+    "are trained as text"
 )
-Find = Literal[
-    "last", "marked", "all"
-]  # the last answer; it and those marked as not to be learned; every answer
-RENDERED = "text that looks like a chat rendered already: its marks, and prompts in a plain text, are trained as text"
-CHANGED = "text that the chat template changes or leaves out: what it writes is trained"
+CHANGED = "text that the chat template changes or omits: the template's output is trained"
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One dialogue or text."""
+    """One dialogue or text. A span is (first token, end), end token included."""
 
     ids: NDArray[np.int32]  # [T]
-    answers: tuple[
-        tuple[int, int], ...
-    ]  # token spans of the answers to be learned, end token included
-    withheld: tuple[
-        tuple[int, int], ...
-    ] = ()  # of the answers that the data marks as not to be learned
-    remarks: tuple[
-        str, ...
-    ] = ()  # what a person should know of this row, each a phrase to count by
+    answers: tuple[tuple[int, int], ...]  # spans of the answers to be learned
+    withheld: tuple[tuple[int, int], ...] = ()  # spans of answers marked as not to be learned
+    remarks: tuple[str, ...] = ()  # news of this row for a person, each a phrase to count by
 
 
 @dataclass
 class _Pieces:
-    """A dialogue before it is tokenised: texts and ids in turn, and which pieces are an answer."""
+    """A dialogue before it is tokenised: texts mixed with ids, and the answers among them."""
 
     items: list[str | list[int]] = field(default_factory=list)
-    answers: dict[int, tuple[int, int]] = field(
-        default_factory=dict
-    )  # place of a turn -> its pieces, first to end
-    exact: bool = True  # whether every turn's text stands in it as it is
+    answers: dict[int, tuple[int, int]] = field(default_factory=dict)  # turn -> (first item, end)
+    exact: bool = True  # every turn's text occurs unchanged
 
 
 class ChatFormat:
-    """The way one tokenizer writes dialogues: its chat template's, or the encoder's `[CLS] turn
-    [SEP] turn [SEP] ...`.
+    """A tokenizer's notation of dialogues.
 
-    `start_id` opens a sequence; `end_id` ends an answer; `fill_id` fills the space behind it.
-    Either of the last two says stop. `moment` is the time that a template may write: one for the
-    whole run.
+    It is that of its chat template, or the encoder's `[CLS] turn [SEP] turn [SEP] ...`. `start_id`
+    opens a sequence; `end_id` ends an answer; `fill_id` fills the space behind it. Generation stops
+    at either of the last two. `moment` is the time that a template may write, the same for the full
+    run. Raises JobError (exit 4) for a tokenizer or template that cannot be served.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, moment: datetime | None = None):
@@ -83,43 +76,40 @@ class ChatFormat:
         fill_id: int | None = getattr(tokenizer, f"{end}_token_id") if end else None
         mask_id = _first(tokenizer.mask_token_id)
         if fill_id is None or mask_id is None:
-            raise model_error(
-                "tokenizer_name",
-                "a mask token and an end token ([SEP] or end of sequence)",
-                "one without",
-            )
+            expected = "a mask token and an end token ([SEP] or end of sequence)"
+            raise model_error("tokenizer_name", expected, "a tokenizer without one of them")
         self.fill_id, self.mask_id = fill_id, mask_id
         self.pad_id = _first(tokenizer.pad_token_id, fill_id) or 0
         encoder = encoder_template(start, end)
         if not tokenizer.chat_template:
-            tokenizer.chat_template = (
-                encoder  # saved with the tokenizer, it says how the model was asked
-            )
-        # The encoder's own layout is known: it needs no rendering.
+            # Saved with the tokenizer, it records the prompts that the model was trained on.
+            tokenizer.chat_template = encoder
+        # The encoder's notation is known, so it needs no rendering.
         by_template = tokenizer.chat_template != encoder
-        self._template = Template(tokenizer, moment or datetime.now()) if by_template else None
+        self._template = ChatTemplate(tokenizer, moment or datetime.now()) if by_template else None
         own = self._template.own_tokens if self._template else set[str]()
         self._escapes = Escapes(tokenizer, function_tokens(tokenizer) | own)
         self.end_id = token_id(tokenizer, self._template.end) if self._template else fill_id
 
     @property
     def end_ids(self) -> tuple[int, ...]:
+        """Return the ids at which an answer stops."""
         return tuple(dict.fromkeys((self.end_id, self.fill_id)))
 
     @property
     def moment(self) -> datetime | None:
-        """Return the time that the template writes; None where it writes none."""
+        """Return the time that the template writes; None if it writes none."""
         return self._template.moment if self._template else None
 
     def encode(
         self, dialogues: Sequence[Sequence[Turn]], *, find: Find = "all"
     ) -> list[Encoded | str]:
-        """Encode many dialogues in one tokenizer call; a string says why the template does not take
-        one.
+        """Encode dialogues in one tokenizer call.
 
-        A dialogue of one `text` turn is a text: no answers. `find`: the answers that the caller
-        needs, since looking for one costs a rendering, and a template may write earlier answers so
-        that they cannot be found.
+        Returns, for a dialogue that the template refuses, the reason as a string. A dialogue of one
+        `text` turn is a plain text without answers. `find` limits the search to the answers that
+        the caller needs: each search costs a rendering, and in the output of some templates earlier
+        answers cannot be found.
         """
         hidden = [[escaped(turn, self._escapes.hide) for turn in turns] for turns in dialogues]
         plans = self._plans(hidden, find)
@@ -141,9 +131,9 @@ class ChatFormat:
         return found
 
     def prompt(self, turns: Sequence[Turn]) -> NDArray[np.int32]:
-        """Ids up to where the assistant's next turn begins.
+        """Return the ids up to the start of the assistant's next turn.
 
-        Raises JobError (exit 4) when the template does not take the turns.
+        Raises JobError (exit 4) if the template refuses the turns.
         """
         hidden = [escaped(turn, self._escapes.hide) for turn in turns]
         if self._template is None:
@@ -152,32 +142,24 @@ class ChatFormat:
             try:
                 items = [self._template.prompt(hidden)]
             except Refused as refused:
-                raise model_error(
-                    "tokenizer_name", "a chat template that takes this dialogue", str(refused)
-                ) from refused
+                expected = "a chat template that accepts this dialogue"
+                raise model_error("tokenizer_name", expected, str(refused)) from refused
         tokens = iter(self._escapes.tokenize([item for item in items if isinstance(item, str)]))
-        return np.array(
-            [
-                token
-                for item in items
-                for token in (next(tokens) if isinstance(item, str) else item)
-            ],
-            np.int32,
-        )
+        pieces = [next(tokens) if isinstance(item, str) else item for item in items]
+        return np.array([token for piece in pieces for token in piece], np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The answer's text: everything before the first end token."""
+        """Decode an answer up to its first end token."""
         stops = [place for place, token in enumerate(ids) if token in self.end_ids]
         return self.text(list(ids)[: stops[0]] if stops else ids).strip()
 
     def text(self, ids: Sequence[int]) -> str:
-        """Decode ids, tokens with a function left out; one that a user added is text."""
-        return str(
-            self.tokenizer.decode([token for token in ids if token not in self._escapes.ids])
-        )
+        """Decode ids without tokens that have a function; a token that a user added is text."""
+        kept = [token for token in ids if token not in self._escapes.ids]
+        return str(self.tokenizer.decode(kept))
 
     def shown(self, ids: Sequence[int]) -> str:
-        """Show ids to a person: an added token in ⟦ ⟧, so that it differs from its spelling."""
+        """Decode ids for a person: an added token in ⟦ ⟧, so that it differs from its spelling."""
         added = added_tokens(self.tokenizer)
         groups: list[tuple[bool, list[int]]] = []
         for token in ids:
@@ -190,9 +172,7 @@ class ChatFormat:
         )
 
     def frame(self, ids: Sequence[int], hole: str = "░") -> str:
-        """A half-revealed canvas as text: every masked token is one `hole`, end tokens are left
-        out.
-        """
+        """Decode a half-revealed canvas: `hole` for each masked token, no end tokens."""
         groups: list[tuple[bool, list[int]]] = []
         for token in ids:
             masked = token == self.mask_id
@@ -212,8 +192,11 @@ class ChatFormat:
             else:
                 asked[number] = turns, _places(turns, find)
         written = self._template.write([*asked.values()]) if self._template else []
-        for (number, (_, places)), one in zip(asked.items(), written, strict=True):
-            plans[number] = str(one) if isinstance(one, Refused) else _template_pieces(one, places)
+        for (number, (_, places)), result in zip(asked.items(), written, strict=True):
+            if isinstance(result, Refused):
+                plans[number] = str(result)
+            else:
+                plans[number] = _template_pieces(result, places)
         return [plans[number] for number in range(len(dialogues))]
 
     def _encoder_pieces(self, turns: Sequence[Turn]) -> _Pieces:
@@ -252,15 +235,12 @@ def _looks_rendered(text: str) -> bool:
 
 
 def _places(turns: Sequence[Turn], find: Find) -> list[int]:
-    """Choose the answers to look for."""
+    """Choose the answers to search for, by their places among the turns."""
     places = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
     if find == "all":
         return places
-    return [
-        place
-        for place in places
-        if place == places[-1] or (find == "marked" and not turns[place].learn)
-    ]
+    marked = {place for place in places if find == "marked" and not turns[place].learn}
+    return [place for place in places if place == places[-1] or place in marked]
 
 
 def _template_pieces(written: Written, places: Sequence[int]) -> _Pieces:
@@ -269,7 +249,7 @@ def _template_pieces(written: Written, places: Sequence[int]) -> _Pieces:
         pieces.items += [written.text[at:start], written.text[start:end]]
         pieces.answers[place] = (len(pieces.items) - 1, len(pieces.items))
         at = end
-    # What a template writes after the last end token (ChatML's line break) belongs to no turn.
+    # Text after the last end token (ChatML's line break) belongs to no turn.
     if not places:
         pieces.items.append(written.text)
     return pieces
@@ -280,10 +260,11 @@ def _first(*ids: object) -> int | None:
 
 
 def supervision(encoded: Encoded, *, answers_only: bool, turns: str) -> NDArray[np.bool_]:
-    """Which tokens are learned, bool[T]: the last answer or all; without `answers_only`, and in a
-    text, all but the first.
+    """Mark the tokens to be learned. Returns bool[T].
 
-    A document's first token is never masked: no family predicts it.
+    With `answers_only` these are the last answer, or every answer for `turns` all. Without it, and
+    in a plain text, they are all tokens but the first: no family predicts a document's first token,
+    so it is never masked.
     """
     learned = np.zeros(encoded.ids.size, dtype=bool)
     if not answers_only or not encoded.answers:

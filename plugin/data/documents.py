@@ -1,8 +1,7 @@
-"""A store of tokenised documents: flat arrays with offsets, so that a million of them cost what
-their tokens cost.
+"""Store of tokenised documents: flat arrays with offsets.
 
-N tokens of all documents, S documents. On disk it is four .npy files, memory-mapped by every rank,
-and one file of row ids.
+N tokens of all documents, S documents. A million documents cost little more than their tokens. On
+disk the store is four .npy files, memory-mapped by every rank, and one file of row ids.
 """
 
 from __future__ import annotations
@@ -21,17 +20,19 @@ class Document:
 
     ids: NDArray[np.int32]  # [T]
     supervised: NDArray[np.bool_]  # [T]
-    prompt: int  # tokens before the last answer: where generation would start
+    prompt: int  # tokens before the last answer, where generation would start
     index: int
 
 
 @dataclass(frozen=True)
 class Documents:
+    """The documents of one split."""
+
     ids: NDArray[np.int32]  # [N]
     supervised: NDArray[np.bool_]  # [N]
     offsets: NDArray[np.int64]  # [S + 1]
     prompts: NDArray[np.int64]  # [S] tokens before the last answer
-    rows: tuple[str, ...]  # [S] where each came from: `train.jsonl:7`
+    rows: tuple[str, ...]  # [S] row ids such as `train.jsonl:7`
 
     def __len__(self) -> int:
         return self.offsets.size - 1
@@ -44,9 +45,11 @@ class Documents:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
+        """Return the tokens of each document, [S]."""
         return np.diff(self.offsets)
 
     def save(self, folder: Path) -> None:
+        """Write the store to a new folder."""
         folder.mkdir(parents=True)
         np.save(folder / "ids.npy", self.ids)
         np.save(folder / "supervised.npy", self.supervised)
@@ -56,6 +59,7 @@ class Documents:
 
     @staticmethod
     def load(folder: Path) -> Documents:
+        """Map the store of a folder, read-only."""
         arrays = (
             np.load(folder / f"{name}.npy", mmap_mode="r")
             for name in ("ids", "supervised", "offsets", "prompts")
@@ -66,7 +70,7 @@ class Documents:
 
 
 class Builder:
-    """Collects documents; appending is amortised constant, building copies once."""
+    """Collects documents; an append costs amortised constant time, `build` copies once."""
 
     def __init__(self) -> None:
         self._ids: list[NDArray[np.int32]] = []
@@ -77,12 +81,14 @@ class Builder:
     def add(
         self, ids: NDArray[np.int32], supervised: NDArray[np.bool_], prompt: int, row: str
     ) -> None:
+        """Append a document that comes from `row`."""
         self._ids.append(ids)
         self._supervised.append(supervised)
         self._prompts.append(prompt)
         self._rows.append(" ".join(row.splitlines()))
 
     def build(self) -> Documents:
+        """Return the documents added so far."""
         sizes: Sequence[int] = [ids.size for ids in self._ids]
         return Documents(
             np.concatenate([np.zeros(0, np.int32), *self._ids]),

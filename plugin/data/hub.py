@@ -1,21 +1,20 @@
-"""Data sets of the hub, streamed by `datasets`; what goes wrong there is one line."""
+"""Datasets of the Hugging Face hub, streamed by the `datasets` library."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from ..base.errors import JobError, data_error
-from .readers import FIELD
-
-Split = Literal["train", "eval"]
+from .files.columns import FIELD
+from .files.folder import Split
 
 _EVAL_SPLITS = ("validation", "valid", "dev", "test", "eval")
 
 
 def hub_split(name: str, config: str | None, split: Split) -> str | None:
-    """What the data set calls this split; None when it has no eval split.
+    """Return the dataset's own name for this split; None if it has no eval split.
 
     Raises JobError (exit 3).
     """
@@ -23,20 +22,18 @@ def hub_split(name: str, config: str | None, split: Split) -> str | None:
 
     if is_offline_mode():
         # `datasets` looks at the network before its own cache, whatever DownloadConfig says.
-        fix = "Allow downloads, or give a local file or folder."
-        raise data_error(
-            FIELD, "a local file or folder, as downloads are off", f"the hub id {name}", fix
-        )
+        expected, got = "a local file or folder, as downloads are off", f"the hub id {name}"
+        raise data_error(FIELD, expected, got, "Allow downloads, or give a local file or folder.")
     splits = load_hub(name, config)
     if split == "eval":
-        return next((one for one in _EVAL_SPLITS if one in splits), None)
+        return next((known for known in _EVAL_SPLITS if known in splits), None)
     if "train" not in splits:
         raise data_error(FIELD, f"a split 'train' in {name}", f"the splits {', '.join(splits)}")
     return "train"
 
 
 def hub_rows(name: str, config: str | None, split: Split) -> Iterator[dict[str, Any]]:
-    """The rows of this split. Raises JobError (exit 3)."""
+    """Yield the rows of this split. Raises JobError (exit 3)."""
     found = hub_split(name, config, split)
     try:
         yield from load_hub(name, config)[found] if found else ()
@@ -46,8 +43,9 @@ def hub_rows(name: str, config: str | None, split: Split) -> Iterator[dict[str, 
 
 @lru_cache(maxsize=16)
 def load_hub(name: str, config: str | None) -> dict[str, Iterable[dict[str, Any]]]:
-    """The splits of a hub data set, streamed; never with code from its repository, which `datasets`
-    5 cannot run.
+    """Open the splits of a hub dataset as streams. Raises JobError (exit 3).
+
+    Code of the dataset's repository never runs: `datasets` 5 cannot run it.
     """
     try:
         import datasets
@@ -63,8 +61,9 @@ def load_hub(name: str, config: str | None) -> dict[str, Iterable[dict[str, Any]
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What `datasets` lets through: its own errors, httpx's and Python's have no common base below
-    Exception.
+    """List the exceptions that `datasets` lets through.
+
+    Its own errors, httpx's and Python's have no common base below Exception.
     """
     import httpx
     from datasets.exceptions import DatasetsError
@@ -82,10 +81,6 @@ def _failures() -> tuple[type[Exception], ...]:
 
 def _hub_error(name: str, error: Exception) -> JobError:
     message = (str(error).splitlines() or [""])[0][:300]
+    expected, got = f"a hub dataset {name} that can be loaded", f"{type(error).__name__}: {message}"
     fix = "Check the name, the network and access rights, or give a local file."
-    return data_error(
-        FIELD,
-        f"a hub data set {name} that can be loaded",
-        f"{type(error).__name__}: {message}",
-        fix,
-    )
+    return data_error(FIELD, expected, got, fix)

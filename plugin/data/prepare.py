@@ -1,6 +1,4 @@
-"""From rows to tokenised documents, with a report of everything cut, dropped or worth a remark on
-the way.
-"""
+"""Tokenised documents of a split, with a report of truncated, dropped and remarkable rows."""
 
 from __future__ import annotations
 
@@ -14,34 +12,34 @@ import numpy as np
 from ..base.errors import JobError, data_error
 from .chat import ChatFormat, Encoded, supervision
 from .documents import Builder, Document, Documents
-from .layouts import Example
-from .seen import Seen, counted
+from .formats import Example, RowResult
+from .seen import Seen, with_noun
 from .turns import Turn, random_prefix
 
-CHUNK = 1024  # examples tokenised in one call
-CHARACTERS = 1 << 24  # of them, but for the last one
-EXAMPLES = 3  # row ids quoted per reason
-REASONS = (
-    40  # told apart in a report: a template may word one for every row, and fill the disk with them
-)
+CHUNK = 1024  # rows tokenised in one call
+CHARACTERS = 1 << 24  # a call ends with the row that passes this many characters
+EXAMPLES = 3  # row ids quoted for a reason
+# Reasons listed in a report. A chat template may word another reason for every row, and fill the
+# disk with them.
+REASONS = 40
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How examples become documents."""
+    """Rules that turn examples into documents."""
 
     max_length: int
     truncation: str = "right"  # right: keep the first tokens; filter: drop
     answers_only: bool = True
     turns: str = "last"
-    seed: int = 0  # of random_prefix
+    seed: int = 0  # for random_prefix
     stage: str = "sft"
     insert_eos: bool = True
 
 
 @dataclass
-class Report:
-    """What became of the rows of one split."""
+class SplitReport:
+    """Counts of the rows of one split: documents, truncated, dropped, remarked."""
 
     rows: int = 0
     documents: int = 0
@@ -53,31 +51,32 @@ class Report:
     dropped_rows: dict[str, list[str]] = field(default_factory=dict)  # reason -> a few row ids
     remarks: dict[str, int] = field(default_factory=dict)  # remark -> rows
     remark_rows: dict[str, list[str]] = field(default_factory=dict)  # remark -> a few row ids
-    lengths: list[int] = field(default_factory=list)  # before truncation
+    lengths: list[int] = field(default_factory=list)  # tokens before truncation
     shortest_prompt: int | None = None
 
     def drop(self, reason: str, row: str) -> None:
+        """Count a dropped row."""
         _count(reason, row, self.dropped, self.dropped_rows)
 
     def remark(self, remark: str, row: str) -> None:
+        """Count a row with something that a person should know."""
         _count(remark, row, self.remarks, self.remark_rows)
 
     def lines(self) -> list[str]:
         """Write the remarks, one line each."""
-        rows = (
-            (remark, count, ", ".join(self.remark_rows[remark]))
-            for remark, count in self.remarks.items()
-        )
         return [
-            f"{counted(count, 'row')}, such as {some}: {remark}" for remark, count, some in rows
+            f"{with_noun(count, 'row')}, such as {', '.join(self.remark_rows[remark])}: {remark}"
+            for remark, count in self.remarks.items()
         ]
 
-    def cut(self, row: str) -> None:
+    def truncate(self, row: str) -> None:
+        """Count a row whose document was truncated."""
         self.truncated += 1
         if len(self.truncated_rows) < EXAMPLES:
             self.truncated_rows.append(row)
 
     def as_json(self) -> dict[str, object]:
+        """Return the counts, shares and length histogram as JSON values."""
         lengths = np.array(self.lengths or [0])
         percentiles = {
             f"p{share}": int(np.ceil(np.percentile(lengths, share))) for share in (50, 95, 99)
@@ -115,72 +114,74 @@ def _count(reason: str, row: str, counts: dict[str, int], rows: dict[str, list[s
 
 
 def encode_split(
-    examples: Iterable[tuple[str, Example | str]], chat: ChatFormat, how: Encoding
-) -> tuple[Documents, Report]:
-    """Tokenise one split and report what was cut or dropped."""
-    builder, report = Builder(), Report()
+    examples: Iterable[RowResult], chat: ChatFormat, how: Encoding
+) -> tuple[Documents, SplitReport]:
+    """Tokenise one split. Returns its documents and the report of its rows."""
+    builder, report = Builder(), SplitReport()
     stream = iter(examples)
     while chunk := _chunk(stream):
-        for (row, _), documents in zip(chunk, encode_rows(chunk, chat, how, report), strict=True):
-            for one in documents:
-                builder.add(one.ids, one.supervised, one.prompt, row)
+        for example, documents in zip(chunk, encode_rows(chunk, chat, how, report), strict=True):
+            for document in documents:
+                builder.add(document.ids, document.supervised, document.prompt, example.row)
     documents = builder.build()
     report.documents, report.tokens = len(documents), documents.ids.size
     report.supervised = int(np.count_nonzero(documents.supervised))
     return documents, report
 
 
-def _chunk(stream: Iterator[tuple[str, Example | str]]) -> list[tuple[str, Example | str]]:
-    """Take CHUNK examples, or as many as have CHARACTERS."""
-    taken: list[tuple[str, Example | str]] = []
+def _chunk(stream: Iterator[RowResult]) -> list[RowResult]:
+    """Take the next rows: at most CHUNK, and no more once they have CHARACTERS characters."""
+    taken: list[RowResult] = []
     characters = 0
-    for row, example in islice(stream, CHUNK):
-        taken.append((row, example))
-        characters += (
-            sum(len(turn.text) for turn in example.turns) if isinstance(example, Example) else 0
-        )
+    for example in islice(stream, CHUNK):
+        taken.append(example)
+        characters += character_count(example)
         if characters >= CHARACTERS:
             break
     return taken
 
 
-def encode_rows(
-    rows: Sequence[tuple[str, Example | str]], chat: ChatFormat, how: Encoding, report: Report
-) -> list[list[Document]]:
-    """The documents of each row, tokenised in one call: none of a dropped row, several of a long
-    text, numbered from 0 in each.
+def character_count(example: RowResult) -> int:
+    """Count the characters of a row's turns; a dropped row has none."""
+    return sum(len(turn.text) for turn in example.turns) if isinstance(example, Example) else 0
 
-    What became of the rows is added to `report`; what the documents hold is the caller's to count.
+
+def encode_rows(
+    rows: Sequence[RowResult], chat: ChatFormat, how: Encoding, report: SplitReport
+) -> list[list[Document]]:
+    """Tokenise rows in one call.
+
+    Returns the documents of each row: none for a dropped row, several for a long text, with indices
+    from 0 in each row. Adds the rows to `report`; the caller counts documents and tokens.
     """
     report.rows += len(rows)
-    dialogues = [
-        _dialogue(row, example, how) for row, example in rows if isinstance(example, Example)
-    ]
+    dialogues = [_dialogue(example, how) for example in rows if isinstance(example, Example)]
     find = "all" if how.turns == "all" else "last" if how.answers_only else "marked"
     encoded = iter(chat.encode(dialogues, find=find))
     found: list[list[Document]] = []
-    for row, example in rows:
-        one = next(encoded) if isinstance(example, Example) else example
-        if isinstance(one, str):
-            report.drop(one, row)
+    for example in rows:
+        result = next(encoded) if isinstance(example, Example) else example.reason
+        if isinstance(result, str):
+            report.drop(result, example.row)
             found.append([])
             continue
-        for remark in one.remarks:
-            report.remark(remark, row)
-        found.append(_documents(one, row, chat, how, report))
+        for remark in result.remarks:
+            report.remark(remark, example.row)
+        found.append(_documents(result, example.row, chat, how, report))
     return found
 
 
-def _dialogue(row: str, example: Example, how: Encoding) -> Sequence[Turn]:
+def _dialogue(example: Example, how: Encoding) -> Sequence[Turn]:
     """Choose the turns of a row that become its document."""
     if how.turns != "random_prefix":
         return example.turns
-    key = hashlib.blake2b(row.encode(), digest_size=7, key=how.seed.to_bytes(8, "big")).digest()
-    return random_prefix(example.turns, int.from_bytes(key, "big") / 2**56)
+    key = how.seed.to_bytes(8, "big")
+    digest = hashlib.blake2b(example.row.encode(), digest_size=7, key=key).digest()
+    return random_prefix(example.turns, int.from_bytes(digest, "big") / 2**56)
 
 
 def _documents(
-    encoded: Encoded, row: str, chat: ChatFormat, how: Encoding, report: Report
+    encoded: Encoded, row: str, chat: ChatFormat, how: Encoding, report: SplitReport
 ) -> list[Document]:
     ids, length = encoded.ids, encoded.ids.size
     report.lengths.append(length)
@@ -188,7 +189,7 @@ def _documents(
         prompt = encoded.answers[-1][0]
         report.shortest_prompt = min(prompt, report.shortest_prompt or prompt)
     if how.stage == "pretrain":
-        return _pieces(ids, row, chat, how, report)
+        return _split_text(ids, row, chat, how, report)
     learned = supervision(encoded, answers_only=how.answers_only, turns=how.turns)
     if length > how.max_length:
         if how.truncation == "filter":
@@ -199,48 +200,46 @@ def _documents(
         report.drop("prompt leaves no room for an answer within max_length", row)
         return []
     if length > how.max_length:
-        report.cut(row)
+        report.truncate(row)
     prompt = encoded.answers[-1][0] if encoded.answers else 1
     return [Document(ids, learned, min(prompt, ids.size - 1), 0)]
 
 
-def _pieces(
-    ids: np.ndarray, row: str, chat: ChatFormat, how: Encoding, report: Report
+def _split_text(
+    ids: np.ndarray, row: str, chat: ChatFormat, how: Encoding, report: SplitReport
 ) -> list[Document]:
-    """Pretraining cuts nothing off: a long text becomes several documents, each opened by the start
-    token.
-    """
+    """Split a long text into documents, each opened by the start token; no token is dropped."""
     body = ids[:-1] if not how.insert_eos else ids
     opening = body[:1] if chat.start_id is not None else body[:0]
     body = body[opening.size :]
     size = how.max_length - opening.size
     if size < 1:
-        raise data_error(
-            "max_length", "at least 2 tokens", str(how.max_length), "Raise max_length."
-        )
+        got, fix = str(how.max_length), "Raise max_length."
+        raise data_error("max_length", "at least 2 tokens", got, fix)
     if not body.size:
         report.drop("nothing left after tokenising", row)
-    pieces: list[Document] = []
+    documents: list[Document] = []
     for number, start in enumerate(range(0, body.size, size)):
-        piece = np.concatenate([opening, body[start : start + size]])
-        learned = np.ones(piece.size, dtype=bool)
+        tokens = np.concatenate([opening, body[start : start + size]])
+        learned = np.ones(tokens.size, dtype=bool)
         learned[: max(1, opening.size)] = False  # a document's first token is never masked
-        pieces.append(Document(piece, learned, opening.size, number))
-    return pieces
+        documents.append(Document(tokens, learned, opening.size, number))
+    return documents
 
 
 def check_trainable(
-    report: Report, dataset: str, max_length: int, seen: Seen | None = None
+    report: SplitReport, dataset: str, max_length: int, seen: Seen | None = None
 ) -> None:
-    """Raises JobError (exit 3) when nothing is left to learn from, naming the field that a user
-    should change and, from `seen`, what the dropped rows hold.
+    """Raise JobError (exit 3) if a split has no supervised token.
+
+    The error names the field to change and, from `seen`, the content of the dropped rows.
     """
     if report.supervised:
         return
     raise _nothing_left(report, dataset, max_length, seen or Seen())
 
 
-def _nothing_left(report: Report, dataset: str, max_length: int, seen: Seen) -> JobError:
+def _nothing_left(report: SplitReport, dataset: str, max_length: int, seen: Seen) -> JobError:
     if report.rows == 0:
         return data_error("dataset_name", "at least one row", f"{dataset}, which has none")
     reasons = "; ".join(
@@ -248,18 +247,13 @@ def _nothing_left(report: Report, dataset: str, max_length: int, seen: Seen) -> 
     )
     if report.shortest_prompt is not None and report.shortest_prompt >= max_length:
         wanted = f"more than the shortest prompt's {report.shortest_prompt} tokens"
-        return data_error(
-            "max_length", wanted, f"{max_length}, so no answer token is left", "Raise max_length."
-        )
+        got = f"{max_length}, so no answer token is left"
+        return data_error("max_length", wanted, got, "Raise max_length.")
     if any("max_length" in reason for reason in report.dropped):
-        return data_error(
-            "max_length", "documents that fit", f"{max_length}: {reasons}", "Raise max_length."
-        )
-    return data_error(
-        "dataset_name",
-        "rows with something to learn",
-        f"{dataset}: {reasons or 'no supervised tokens'}",
-    )
+        got = f"{max_length}: {reasons}"
+        return data_error("max_length", "documents that fit", got, "Raise max_length.")
+    got = f"{dataset}: {reasons or 'no supervised tokens'}"
+    return data_error("dataset_name", "rows with something to learn", got)
 
 
 def _why(reason: str, seen: Seen) -> str:

@@ -1,10 +1,9 @@
-"""Pretraining data read while it is trained on: an endless stream of documents, packed by best fit
-out of a buffer.
+"""Streamed pretraining data: an endless sequence of documents, packed by best fit from a buffer.
 
-Pass after pass over the same rows, each rank its own share of them: row r, r + R, ... of R ranks. A
-pack starts with the oldest document of the buffer, so that none waits for ever, goes on in a seeded
-random order, which mixes neighbouring rows, and is filled up with what fits best. The buffer, the
-next row and three counters are the whole state.
+Every pass reads the same rows; rank r of R ranks reads rows r, r + R, ... A pack starts with the
+buffer's oldest document, so that no document waits forever. It continues in a seeded random order,
+which mixes neighbouring rows, and ends with the documents that fit best. The buffer, the next row
+and three counters are the full state.
 """
 
 from __future__ import annotations
@@ -23,30 +22,35 @@ from safetensors.numpy import save
 from ..base.errors import JobError, Problem, data_error
 from .chat import ChatFormat
 from .documents import Document
-from .layouts import Example
-from .prepare import CHUNK, Encoding, Report, check_trainable, encode_rows
+from .formats import RowResult
+from .prepare import (
+    CHUNK,
+    Encoding,
+    SplitReport,
+    character_count,
+    check_trainable,
+    encode_rows,
+)
 from .steps import Slot
 
-PIECES = (
-    1_000_000  # document n of row r has index r * PIECES + n: decimal digits that a person can read
-)
+# Document n of row r has the index r * ROW_INDEX + n: decimal, so that a person can read it.
+ROW_INDEX = 1_000_000
 BUFFERED = 16  # packs whose tokens the buffer holds at least
-CHARACTERS = 1 << 18  # of one tokenizer call at most, but for its last row; small packs need less
+CHARACTERS = 1 << 18  # a tokenizer call ends with the row that passes it; small packs need less
 LENGTHS = 10_000  # rows whose lengths the report keeps
-_SHUFFLE = 1 << 60  # a random stream of its own: masks, times and pass orders have theirs
+_SHUFFLE = 1 << 60  # keeps this random stream apart from those of masks, times and pass orders
 
-# Rows `first`, `first + every`, ... of a pass, without doing more than counting the others; a
-# string says why a row is unusable.
-Source = Callable[[int, int], Iterator[tuple[str, Example | str]]]
+# Reads the rows `first`, `first + every`, ... of a pass and only counts the others.
+Source = Callable[[int, int], Iterator[RowResult]]
 Pack = tuple[tuple[Document, Slot], ...]
 
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """How a stream is dealt out."""
+    """Size of the packs, and this rank's share of the stream."""
 
-    tokens: int  # of a pack
-    packs: int  # of a step, on each rank
+    tokens: int  # limit of a pack
+    packs: int  # packs of a step, on each rank
     seed: int
     rank: int = 0
     ranks: int = 1
@@ -55,9 +59,9 @@ class StreamPlan:
 
 @dataclass(frozen=True)
 class StreamState:
-    """Where a stream stands between two steps.
+    """Position of a stream between two steps.
 
-    Documents are shared with the stream, which never changes one.
+    It shares its documents with the stream, which never changes a document.
     """
 
     pass_: int
@@ -67,11 +71,11 @@ class StreamState:
     documents: int  # taken so far
     rank: int
     ranks: int
-    report: Report  # on the first pass
+    report: SplitReport  # of the first pass
     buffer: tuple[tuple[int, Document], ...]  # (pass, document), oldest first
 
     def as_bytes(self) -> bytes:
-        """Return a safetensors file: the facts in its metadata, the buffer as flat arrays."""
+        """Return a safetensors file: counters in its metadata, the buffer as flat arrays."""
         kept = [document for _, document in self.buffer]
         none = np.zeros(0, np.int32)
         tensors = {
@@ -91,6 +95,7 @@ class StreamState:
 
     @staticmethod
     def load(path: Path) -> StreamState:
+        """Read a file of `as_bytes`."""
         with safe_open(path, "numpy") as file:
             facts = json.loads(file.metadata()["stream"])
             names = ("lengths", "ids", "supervised", "prompts", "indices", "passes")
@@ -110,13 +115,15 @@ class StreamState:
             if lengths.size
             else ()
         )
-        return StreamState(**{**facts, "report": Report(**facts["report"])}, buffer=tuple(buffer))
+        return StreamState(
+            **{**facts, "report": SplitReport(**facts["report"])}, buffer=tuple(buffer)
+        )
 
 
 class Stream:
-    """One rank's share of the data, step after step.
+    """A rank's share of the data, step after step.
 
-    Raises JobError (exit 3) where a whole pass holds nothing to learn.
+    Raises JobError (exit 3) if a full pass holds nothing to learn.
     """
 
     def __init__(
@@ -129,24 +136,24 @@ class Stream:
         dataset: str,
         log: Callable[[str], None] = lambda line: None,
     ):
-        assert how.max_length + plan.spare <= plan.tokens, "every document fits into a pack"
+        assert how.max_length + plan.spare <= plan.tokens, "a document must fit into a pack"
         self._source, self._chat, self._how, self._plan = source, chat, how, plan
         self._dataset, self._log = dataset, log
-        start = StreamState(0, plan.rank, 0, 0, 0, plan.rank, plan.ranks, Report(), ())
-        self._go_to(start)
+        start = StreamState(0, plan.rank, 0, 0, 0, plan.rank, plan.ranks, SplitReport(), ())
+        self._move_to(start)
 
     def restore(self, state: StreamState) -> None:
-        """Go on from `state`: the next steps are those that would have followed it.
+        """Resume from `state`: the next steps are those that would have followed it.
 
-        Raises JobError (exit 2) for another rank's.
+        Raises JobError (exit 2) for the state of another rank.
         """
         if (state.rank, state.ranks) != (self._plan.rank, self._plan.ranks):
             expected, got = (f"process {one.rank} of {one.ranks}" for one in (state, self._plan))
-            fix = "A streamed run goes on with as many processes as it had."
+            fix = "A streamed run resumes with its previous number of processes."
             raise JobError(Problem("resume", expected, got, fix))
-        self._go_to(state)
+        self._move_to(state)
 
-    def _go_to(self, state: StreamState) -> None:
+    def _move_to(self, state: StreamState) -> None:
         self._pass, self._row, self._learned = state.pass_, state.row, state.learned
         self._packs, self._documents = state.packs, state.documents
         self._report = _copy(state.report)
@@ -155,16 +162,17 @@ class Stream:
         self._rows = self._source(self._row, self._plan.ranks)
 
     def state(self) -> StreamState:
+        """Return the position after the last step."""
         plan, report = self._plan, _copy(self._report)
         counters = (self._pass, self._row, self._learned, self._packs, self._documents)
         return StreamState(*counters, plan.rank, plan.ranks, report, tuple(self._buffer))
 
     def next_step(self) -> list[Pack]:
-        """The packs of this rank's next step, each of at most `tokens` tokens."""
+        """Return the packs of this rank's next step, each of at most `tokens` tokens."""
         return [self._take() for _ in range(self._plan.packs)]
 
     def fill(self) -> None:
-        """Read until the buffer holds what packs are chosen from."""
+        """Read rows until the buffer holds BUFFERED packs."""
         while self._tokens < BUFFERED * self._plan.tokens:
             self._read()
 
@@ -174,7 +182,7 @@ class Stream:
     def _take(self) -> Pack:
         self.fill()
         plan = self._plan
-        # A function of seed, rank and number of the pack: there is no generator to save.
+        # A function of seed, rank and pack number, so that no generator has to be saved.
         key, counter = (
             np.array([plan.seed ^ _SHUFFLE, self._packs], np.uint64),
             np.array([0, 0, 0, plan.rank], np.uint64),
@@ -183,7 +191,7 @@ class Stream:
             len(self._buffer)
         )
         chosen = choose_pack([self._cost(entry) for entry in self._buffer], order, plan.tokens)
-        # Stratified times follow the ordinal. Each rank walks a stretch of its own, so that its
+        # Stratified times follow the ordinal. Each rank has its own range of ordinals, so that its
         # documents cover all times evenly.
         first = (plan.rank << 32) + self._documents
         entries = [self._buffer[place] for place in chosen]
@@ -198,17 +206,15 @@ class Stream:
         return pack
 
     def _read(self) -> None:
-        """Tokenise the next rows into the buffer; where a pass ends, begin the next."""
-        rows: list[tuple[str, Example | str]] = []
+        """Tokenise the next rows into the buffer; begin the next pass where one ends."""
+        rows: list[RowResult] = []
         numbers: list[int] = []
         characters, enough = 0, min(CHARACTERS, 4 * BUFFERED * self._plan.tokens)
-        for row, example in self._rows:
-            rows.append((row, example))
+        for example in self._rows:
+            rows.append(example)
             numbers.append(self._row)
             self._row += self._plan.ranks
-            characters += (
-                sum(len(turn.text) for turn in example.turns) if isinstance(example, Example) else 0
-            )
+            characters += character_count(example)
             if len(rows) == CHUNK or characters >= enough:
                 break
         else:
@@ -217,21 +223,20 @@ class Stream:
             return
         self._add(rows, numbers)
 
-    def _add(self, rows: Sequence[tuple[str, Example | str]], numbers: Sequence[int]) -> None:
-        report = (
-            self._report if self._pass == 0 else Report()
-        )  # later passes would only repeat the first
-        for number, documents in zip(
-            numbers, encode_rows(rows, self._chat, self._how, report), strict=True
-        ):
-            for one in documents:
-                entry = (self._pass, replace(one, index=number * PIECES + one.index))
+    def _add(self, rows: Sequence[RowResult], numbers: Sequence[int]) -> None:
+        # Later passes would only repeat the report of the first.
+        report = self._report if self._pass == 0 else SplitReport()
+        encoded = encode_rows(rows, self._chat, self._how, report)
+        for number, documents in zip(numbers, encoded, strict=True):
+            for document in documents:
+                index = number * ROW_INDEX + document.index
+                entry = (self._pass, replace(document, index=index))
                 self._buffer.append(entry)
                 self._tokens += self._cost(entry)
-                learned = int(np.count_nonzero(one.supervised))
+                learned = int(np.count_nonzero(document.supervised))
                 self._learned += learned
                 report.documents += 1
-                report.tokens += one.ids.size
+                report.tokens += document.ids.size
                 report.supervised += learned
         del report.lengths[LENGTHS:]
 
@@ -239,28 +244,22 @@ class Stream:
         plan = self._plan
         if not self._learned:
             if plan.ranks > 1 and not self._row // plan.ranks:
-                raise data_error(
-                    "dataset_name",
-                    f"a row for each of {plan.ranks} processes",
-                    f"{self._dataset}, which has none for process {plan.rank}",
-                    "Lower num_processes.",
-                )
-            check_trainable(
-                self._report if self._pass == 0 else Report(), self._dataset, self._how.max_length
-            )
-        share = " of this process" if plan.ranks > 1 else ""
-        self._log(
-            f"data: pass {self._pass + 1} ended after {self._row // plan.ranks} rows{share}; the next begins"
-        )
+                expected = f"a row for each of {plan.ranks} processes"
+                got = f"{self._dataset}, which has none for process {plan.rank}"
+                raise data_error("dataset_name", expected, got, "Lower num_processes.")
+            report = self._report if self._pass == 0 else SplitReport()
+            check_trainable(report, self._dataset, self._how.max_length)
+        rows = f"{self._row // plan.ranks} rows{' of this process' if plan.ranks > 1 else ''}"
+        self._log(f"data: pass {self._pass + 1} ended after {rows}; the next begins")
         self._pass, self._row, self._learned = self._pass + 1, plan.rank, 0
         self._rows = self._source(self._row, plan.ranks)
 
 
 def choose_pack(costs: Sequence[int], order: NDArray[np.int64], budget: int) -> list[int]:
-    """Places of the documents of one pack: the first, then those of `order` up to one too large,
-    then what fits best.
+    """Choose the documents of a pack by their places in the buffer; `costs` are their tokens.
 
-    `costs` are tokens. The longest that still fits is taken again and again; of equals, the oldest.
+    The pack starts with the first document, continues in `order` up to a document that does not
+    fit, and is filled up with the longest that still fits; of equals, the oldest.
     """
     chosen, left = [0], budget - costs[0]
     assert left >= 0
@@ -280,7 +279,7 @@ def choose_pack(costs: Sequence[int], order: NDArray[np.int64], budget: int) -> 
     return chosen
 
 
-def _copy(report: Report) -> Report:
+def _copy(report: SplitReport) -> SplitReport:
     rows = {reason: list(some) for reason, some in report.dropped_rows.items()}
     remarked = {remark: list(some) for remark, some in report.remark_rows.items()}
     lists = {"lengths": list(report.lengths), "truncated_rows": list(report.truncated_rows)}

@@ -1,5 +1,6 @@
-"""A tokenizer trained on the data: byte-level BPE, so that every text survives the round trip,
-inside `[CLS] x [SEP]`.
+"""Tokenizer trained on the data: byte-level BPE inside `[CLS] x [SEP]`.
+
+Byte-level, so that every text survives the round trip.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ SPECIAL = {
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """Train on `texts`; the result has at most `vocab_size` tokens, the five special ones and the
-    256 bytes included.
+    """Train a tokenizer of at most `vocab_size` tokens on `texts`.
 
-    A key in the texts would become a word of the vocabulary; it is left out.
+    The size includes the five special tokens and the 256 bytes. Access keys in the texts are
+    redacted first: one would otherwise become a word of the vocabulary.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

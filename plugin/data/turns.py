@@ -1,8 +1,8 @@
-"""Turns of a dialogue: the messages of a row as turns, and the reasons why a row has none.
+"""Turns of a dialogue, read from a row's messages, and the reasons to drop a row.
 
 A message is {role, content} or ShareGPT's {from, value}. Its content is a text or a list of parts
-of type text. Reasoning beside the content becomes the turn's thought, and a mark that an answer
-is not to be learned is obeyed. Every other key is counted.
+of type text. A separate field of reasoning becomes the turn's thought, and a mark that an answer is
+not to be learned is obeyed. Every other key is counted.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from .readers import without_nan
-from .seen import ROLES, UNKNOWN_ROLE, Role, Seen, is_empty, quoted
-from .templates.sandbox import TEMPLATE_FAILED, TEXT_TOO_LONG, RowError
+from .files.readers import without_nan
+from .seen import ROLES, UNKNOWN_ROLE, Role, RowError, Seen, is_empty, quoted_names
+from .templates.form_language import TEMPLATE_FAILED, TEXT_TOO_LONG
 
 NO_MESSAGES = "no list of messages"
 NO_HISTORY = "history is not a list of pairs"
@@ -32,38 +32,20 @@ EMPTY_PROMPT = "empty prompt"
 EMPTY_RESPONSE = "empty response"
 EMPTY_TEXT = "empty text"
 REASONS = (
-    *(
-        NO_MESSAGES,
-        NO_HISTORY,
-        NOT_AN_OBJECT,
-        NO_ROLE,
-        UNKNOWN_ROLE,
-        TOOL_CALLS,
-        NOT_TEXT,
-        NOT_FINITE,
-        BROKEN_TEXT,
-    ),
-    *(
-        NO_ASSISTANT,
-        NO_USER,
-        NOT_LEARNED,
-        EMPTY_PROMPT,
-        EMPTY_RESPONSE,
-        EMPTY_TEXT,
-        TEMPLATE_FAILED,
-        TEXT_TOO_LONG,
-    ),
+    *(NO_MESSAGES, NO_HISTORY, NOT_AN_OBJECT, NO_ROLE, UNKNOWN_ROLE, TOOL_CALLS, NOT_TEXT),
+    *(NOT_FINITE, BROKEN_TEXT, NO_ASSISTANT, NO_USER, NOT_LEARNED, EMPTY_PROMPT, EMPTY_RESPONSE),
+    *(EMPTY_TEXT, TEMPLATE_FAILED, TEXT_TOO_LONG),
 )
 
-# Keys of one round of a dialogue: what the user says, what the assistant answers.
+# Keys of one round of a dialogue: the user's text, the assistant's answer.
 ROUNDS = (
-    *(
-        ("human", "assistant"),
-        ("user", "assistant"),
-        ("instruction", "output"),
-        ("input", "output"),
-    ),
-    *(("prompt", "response"), ("query", "response"), ("question", "answer")),
+    ("human", "assistant"),
+    ("user", "assistant"),
+    ("instruction", "output"),
+    ("input", "output"),
+    ("prompt", "response"),
+    ("query", "response"),
+    ("question", "answer"),
 )
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 _LEARN_IF_TRUE = ("weight", "loss_weight", "train", "training", "trainable", "loss")
@@ -74,6 +56,8 @@ _YES_OR_NO = {"true": True, "1": True, "false": False, "0": False}
 
 @dataclass(frozen=True)
 class Turn:
+    """A message of a dialogue, or a plain text."""
+
     role: Role
     text: str
     thought: str = ""  # an assistant's reasoning before its answer
@@ -81,7 +65,7 @@ class Turn:
 
     @property
     def with_thought(self) -> str:
-        """Write the text below its thought, for layouts with no other place for a thought."""
+        """Write the text below its thought, for templates with no other place for a thought."""
         return f"<think>\n{self.thought}\n</think>\n\n{self.text}" if self.thought else self.text
 
 
@@ -96,7 +80,7 @@ def text_of(value: object) -> str:
     if not isinstance(value, str):
         raise RowError(NOT_TEXT, f"content is {kind_of(value)}, expected text")
     try:
-        value.encode()  # JSON can spell half a surrogate pair, on which tokenizers fail
+        value.encode()  # JSON can spell half a surrogate pair; tokenizers fail on it
     except UnicodeEncodeError as error:
         raise RowError(BROKEN_TEXT) from error
     return value
@@ -125,7 +109,7 @@ def turns_of(value: object, seen: Seen) -> list[Turn]:
 
 
 def messages_of(value: object) -> list[Any] | None:
-    """Find the messages of a cell; None where it holds something else."""
+    """Find the messages of a cell; return None if it holds something else."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             value = without_nan(json.loads(value))
@@ -134,22 +118,17 @@ def messages_of(value: object) -> list[Any] | None:
     if isinstance(value, list):
         return cast("list[Any]", value)
     if isinstance(value, Mapping):
-        columns = {
-            str(key): item
-            for key, item in cast("Mapping[Any, Any]", value).items()
-            if item is not None
-        }
+        items = cast("Mapping[Any, Any]", value).items()
+        columns = {str(key): item for key, item in items if item is not None}
         lengths = {len(item) if isinstance(item, list) else -1 for item in columns.values()}
         if len(lengths) == 1 and -1 not in lengths:
-            return [
-                dict(zip(columns, items, strict=True))
-                for items in zip(*columns.values(), strict=True)
-            ]
+            rows = zip(*columns.values(), strict=True)
+            return [dict(zip(columns, row, strict=True)) for row in rows]
     return None
 
 
 def rounds_of(value: object, seen: Seen) -> list[Turn]:
-    """Read a history: pairs of [user, assistant], or what `turns_of` takes. Raises RowError."""
+    """Read a history: pairs of [user, assistant], or input of `turns_of`. Raises RowError."""
     if is_empty(value):
         return []
     rounds = messages_of(value)
@@ -166,8 +145,8 @@ def rounds_of(value: object, seen: Seen) -> list[Turn]:
 
 
 def chat_of(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """Check a chat and cut what follows its last answer to be learned. Raises RowError."""
-    # Many data sets spell "no system prompt" as an empty one.
+    """Check a chat and cut it after its last answer to be learned. Raises RowError."""
+    # Many datasets spell "no system prompt" as an empty one.
     kept = [turn for turn in turns if turn.role != "system" or turn.text.strip()]
     if not any(turn.role == "assistant" for turn in kept):
         raise RowError(NO_ASSISTANT)
@@ -184,8 +163,9 @@ def chat_of(turns: Sequence[Turn]) -> tuple[Turn, ...]:
 
 
 def _check_roles(messages: Sequence[object], seen: Seen) -> None:
-    """Raise RowError if any role is unknown, once all of the row are counted: other faults
-    follow.
+    """Raise RowError if a role is unknown, after all roles of the row are counted.
+
+    An unknown role is the cause of the row's other faults, so it is checked first.
     """
     roles = [_role(item) for item in messages if isinstance(item, Mapping)]
     unknown = [
@@ -203,9 +183,8 @@ def _role(item: Mapping[Any, Any]) -> object:
 
 def _turns_of_item(item: object, seen: Seen) -> list[Turn]:
     if not isinstance(item, Mapping):
-        raise RowError(
-            NOT_AN_OBJECT, f"message is {kind_of(item)}, expected an object with role and content"
-        )
+        expected = "expected an object with role and content"
+        raise RowError(NOT_AN_OBJECT, f"message is {kind_of(item)}, {expected}")
     fields = cast("Mapping[str, Any]", item)
     if _role(fields) is not None:
         return [_message(fields, seen)]
@@ -213,15 +192,13 @@ def _turns_of_item(item: object, seen: Seen) -> list[Turn]:
     for asked, answered in ROUNDS:
         if {asked, answered} <= filled:
             seen.keys([key for key in filled - {asked, answered} if not is_empty(fields[key])])
-            return [
-                Turn("user", text_of(fields[asked])),
-                Turn("assistant", text_of(fields[answered])),
-            ]
-    raise RowError(NO_ROLE, f"message with the keys {quoted(sorted(filled))}")
+            user = Turn("user", text_of(fields[asked]))
+            return [user, Turn("assistant", text_of(fields[answered]))]
+    raise RowError(NO_ROLE, f"message with the keys {quoted_names(sorted(filled))}")
 
 
 def _message(fields: Mapping[str, Any], seen: Seen) -> Turn:
-    """Read one message; columnar files hold every key that any message has, most of them None."""
+    """Read one message. Columnar files give it every key of any message, most of them None."""
     role = ROLES[str(_role(fields))]
     if any(not is_empty(fields.get(key)) for key in _CALLS):
         raise RowError(TOOL_CALLS)
@@ -242,7 +219,7 @@ def _message(fields: Mapping[str, Any], seen: Seen) -> Turn:
 
 
 def _content(value: object) -> tuple[str, str]:
-    """Read a content, a text or a list of parts of text and thinking, as (text, thought)."""
+    """Read a content, a text or a list of text and thinking parts, as (text, thought)."""
     if not isinstance(value, list):
         return text_of(value), ""
     texts: list[str] = []
@@ -262,7 +239,7 @@ def _content(value: object) -> tuple[str, str]:
 
 
 def _mark(fields: Mapping[str, Any]) -> tuple[bool, set[str]]:
-    """Return (may this turn be learned, the keys that say so); only 0 and 1 are weights that do."""
+    """Return (is this turn to be learned, the keys that decide it); only weights 0 and 1 do."""
     learn, read = True, set[str]()
     for key in (*_LEARN_IF_TRUE, *_SKIP_IF_TRUE):
         value = fields.get(key)
@@ -274,24 +251,24 @@ def _mark(fields: Mapping[str, Any]) -> tuple[bool, set[str]]:
 
 
 def with_system(turns: list[Turn], text: str) -> list[Turn] | None:
-    """Put a system turn before the others; None where they have one."""
+    """Put a system turn before the others; return None if they have one."""
     return None if any(turn.role == "system" for turn in turns) else [Turn("system", text), *turns]
 
 
 def plain(text: str) -> tuple[Turn, ...]:
-    """Make a text without a prompt. Raises RowError when it is empty."""
+    """Make the turn of a text without a prompt. Raises RowError if it is empty."""
     if not text.strip():
         raise RowError(EMPTY_TEXT)
     return (Turn("text", text),)
 
 
 def learned_places(turns: Sequence[Turn]) -> list[int]:
-    """Find the places of the answers to be learned."""
+    """List the places of the answers to be learned."""
     return [place for place, turn in enumerate(turns) if turn.role == "assistant" and turn.learn]
 
 
 def random_prefix(turns: Sequence[Turn], uniform: float) -> tuple[Turn, ...]:
-    """Cut a dialogue behind one of its answers, `uniform` in [0, 1) choosing it, as LLaDA does."""
+    """Cut a dialogue after the answer that `uniform` in [0, 1) chooses, as LLaDA does."""
     places = learned_places(turns)
     return tuple(turns[: places[int(uniform * len(places))] + 1]) if places else tuple(turns)
 

@@ -21,7 +21,7 @@ from ..base.process import ROOT
 from ..base.redact import guard_streams
 from ..config.model_files import check_architecture
 from ..config.parse import CommandLine, Parsed, parse
-from ..data.sources import renamed_mixture
+from ..data.mixture import renamed_mixture
 from ..parent.train import train_job
 from .plugin_era.host import TlabHost
 from .plugin_era.job import TlabJob, adaptor_name, form_values, read_job

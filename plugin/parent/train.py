@@ -26,7 +26,8 @@ from ..base.process import NO_DOWNLOADS, ROOT, of_launcher, torch_program
 from ..config.model_files import check_method, check_model_files, refuse_missing_path
 from ..config.params import Params
 from ..config.parse import SCHEMA, Parsed, is_writable
-from ..data.sources import absolute_mixture, fingerprint, local_paths, parse_mixture
+from ..data.mixture import absolute_mixture, parse_mixture
+from ..data.sources import fingerprint, local_paths
 from ..data.templates.form import compile_templates
 from ..run.folder import LOCK_WAIT_S, STOP, RunFolder, local_path
 from .check_report import print_check

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..data.documents import Documents
-from ..data.layout import PADDED, Layout
+from ..data.packing import PADDED, Layout
 from ..data.steps import Slot
 from ..models.head import Sums
 from .step import StepRules, build_step

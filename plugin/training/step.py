@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from ..batch import Batch
 from ..data.chat import fill_with_end, filled_lengths
+from ..data.collate import lay_out
 from ..data.documents import Document, Documents
-from ..data.layout import PADDED, Layout, deal, lay_out, micro_batches
+from ..data.packing import PADDED, Layout, micro_batches, partition
 from ..data.steps import Slot
 from ..objectives.dream import cutoff_lengths
 from ..objectives.mdlm import Corruption, Weigh, corrupt
@@ -136,7 +137,7 @@ def build_step(
         for one in corruptions(item, t, rules)
     ]
     lengths = [item.ids.size for item, _ in noised]
-    hands = deal(lengths, ranks)
+    hands = partition(lengths, ranks)
     groups = micro_batches(hands[rank], lengths, batch_size, layout)
     most = (
         max(len(micro_batches(hand, lengths, batch_size, layout)) for hand in hands) if even else 1

@@ -14,7 +14,7 @@ from ..assembly.training_data import Data, training_data
 from ..assembly.verify import TOKENS
 from ..base.files import replace_whole, set_aside
 from ..config.params import Params
-from ..data.sources import renamed_mixture
+from ..data.mixture import renamed_mixture
 from ..models.lora import MaybeAdapted, has_adapter
 from ..models.publish import public_name, write_adapter_card, write_model
 from ..run.folder import RunFolder

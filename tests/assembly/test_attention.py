@@ -13,7 +13,7 @@ from plugin.assembly.attention import choose_attention
 from plugin.base.errors import JobError
 from plugin.config.params import BUILT
 from plugin.config.parse import parse
-from plugin.data.layout import Layout
+from plugin.data.packing import Layout
 from plugin.models import attention
 from plugin.models.diffusion import FACES
 

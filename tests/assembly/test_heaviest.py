@@ -12,7 +12,7 @@ from plugin.assembly.clock import make_clock, step_maker
 from plugin.assembly.heaviest import heaviest_batch, heavy_steps, lengths_of
 from plugin.config.params import Params
 from plugin.data.documents import Documents
-from plugin.data.layout import Layout
+from plugin.data.packing import Layout
 from plugin.training.step import StepRules
 
 # 200 short documents and one long, which a run of 50 steps meets once: not among the first steps.

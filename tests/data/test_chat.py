@@ -1,6 +1,4 @@
-"""`[CLS] prompt [SEP] answer [SEP]`: ids and spans worked by hand on BERT's own tokenizer;
-supervision; end tokens.
-"""
+"""The encoder's notation `[CLS] prompt [SEP] answer [SEP]`: ids, spans and supervision by hand."""
 
 from __future__ import annotations
 
@@ -31,13 +29,13 @@ def bot(text: str) -> Turn:
     return Turn("assistant", text)
 
 
-def test_one_question_and_its_answer(chat: ChatFormat) -> None:
+def test_question_and_answer_worked_by_hand(chat: ChatFormat) -> None:
     (one,) = chat.encode([[user("How are you?"), bot("fine, playing"[:4])]])
     assert one.ids.tolist() == [CLS, HOW, ARE, YOU, ASK, SEP, FINE, SEP]
     assert one.answers == ((6, 8),)
 
 
-def test_a_system_turn_and_two_answers(chat: ChatFormat) -> None:
+def test_system_turn_and_two_answers_worked_by_hand(chat: ChatFormat) -> None:
     dialogue = [
         Turn("system", "play"),
         user("how"),
@@ -65,13 +63,13 @@ def test_a_system_turn_and_two_answers(chat: ChatFormat) -> None:
     assert one.answers == ((5, 8), (11, 14))
 
 
-def test_a_text_has_no_answers(chat: ChatFormat) -> None:
+def test_plain_text_has_no_answers(chat: ChatFormat) -> None:
     (one,) = chat.encode([[Turn("text", "how are you")]])
     assert one.ids.tolist() == [CLS, HOW, ARE, YOU, SEP]
     assert one.answers == ()
 
 
-def test_many_dialogues_at_once_are_what_each_is_alone(chat: ChatFormat) -> None:
+def test_dialogues_encoded_together_equal_each_alone(chat: ChatFormat) -> None:
     dialogues = [
         [user("how"), bot("fine")],
         [Turn("text", "thanks")],
@@ -88,7 +86,7 @@ def test_many_dialogues_at_once_are_what_each_is_alone(chat: ChatFormat) -> None
     assert chat.encode([]) == []
 
 
-def test_marks_in_a_users_text_are_text(chat: ChatFormat) -> None:
+def test_special_tokens_in_a_users_text_are_text(chat: ChatFormat) -> None:
     (one,) = chat.encode([[user("[MASK] you"), bot("[SEP]")]])
     assert one.ids.tolist() == [CLS, OPEN, WORD_MASK, CLOSE, YOU, SEP, OPEN, WORD_SEP, CLOSE, SEP]
     trained = ChatFormat(train_tokenizer(["how are you"], 300))
@@ -97,7 +95,7 @@ def test_marks_in_a_users_text_are_text(chat: ChatFormat) -> None:
     assert trained.text(ids) == "[CLS][MASK][SEP][PAD][UNK]"
 
 
-def test_a_prompt_ends_where_the_answer_begins(chat: ChatFormat) -> None:
+def test_prompt_ends_where_the_answer_begins(chat: ChatFormat) -> None:
     turns = [user("how"), bot("fine"), user("you?")]
     (whole,) = chat.encode([[*turns, bot("thanks")]])
     prompt = chat.prompt(turns)
@@ -108,17 +106,17 @@ def test_a_prompt_ends_where_the_answer_begins(chat: ChatFormat) -> None:
     )
 
 
-def test_an_answer_is_decoded_up_to_its_first_end_token(chat: ChatFormat) -> None:
+def test_answer_is_decoded_up_to_its_first_end_token(chat: ChatFormat) -> None:
     assert chat.decode([FINE, THANKS, SEP, SEP, HOW, SEP]) == "fine thanks"
     assert chat.decode([FINE, PLAY, ING]) == "fine playing"
     assert chat.decode([SEP, FINE]) == ""
 
 
-def test_a_frame_shows_every_masked_token_as_a_hole(chat: ChatFormat) -> None:
+def test_frame_shows_every_masked_token_as_a_hole(chat: ChatFormat) -> None:
     assert chat.frame([FINE, MASK, MASK, THANKS, SEP, MASK], "_") == "fine__thanks_"
 
 
-def test_a_tokenizer_without_a_mask_or_an_end_token_is_refused() -> None:
+def test_tokenizer_without_mask_or_end_token_is_refused() -> None:
     backend = train_tokenizer(["a"], 300).backend_tokenizer
     for kept in ({"mask_token": "[MASK]"}, {"sep_token": "[SEP]"}, {"eos_token": "[SEP]"}):
         with pytest.raises(JobError) as caught:
@@ -126,7 +124,7 @@ def test_a_tokenizer_without_a_mask_or_an_end_token_is_refused() -> None:
         assert (caught.value.code, caught.value.problems[0].field) == (4, "tokenizer_name")
 
 
-def test_an_end_of_text_stands_in_for_a_separator_and_for_padding() -> None:
+def test_end_of_text_serves_as_separator_and_padding() -> None:
     backend = train_tokenizer(["a"], 300).backend_tokenizer
     chat = ChatFormat(
         PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]", eos_token="[SEP]")
@@ -147,14 +145,16 @@ ANSWERS = Encoded(np.arange(10, dtype=np.int32), ((3, 5), (7, 10)))
         (False, "all", [1, 2, 3, 4, 5, 6, 7, 8, 9]),
     ],
 )
-def test_what_is_learned(answers_only: bool, turns: str, learned: list[int]) -> None:
+def test_supervision_by_turns_and_answers_only(
+    answers_only: bool, turns: str, learned: list[int]
+) -> None:
     assert (
         np.flatnonzero(supervision(ANSWERS, answers_only=answers_only, turns=turns)).tolist()
         == learned
     )
 
 
-def test_of_a_text_everything_but_the_start_is_learned() -> None:
+def test_supervision_of_a_text_is_all_but_its_first_token() -> None:
     text = Encoded(np.arange(4, dtype=np.int32), ())
     assert supervision(text, answers_only=True, turns="last").tolist() == [False, True, True, True]
 

@@ -1,7 +1,4 @@
-"""Published chat formats:
-
-LLaDA's headers and ChatML by the tokenizer's own template, and templates that cannot be followed.
-"""
+"""Published chat formats: LLaDA's headers, ChatML, and templates that cannot be followed."""
 
 from __future__ import annotations
 
@@ -32,9 +29,9 @@ methods = pytest.mark.parametrize("method", NAMES)
 
 
 def tokenizer(method: str, folder: Path, template: str | None = None) -> PreTrainedTokenizerBase:
-    """A published tokenizer as its files hold it:
+    """Load a published tokenizer from its files.
 
-    LLaDA's mask token unnamed, no template unless one is given.
+    LLaDA's mask token is unnamed, and there is no template unless `template` is given.
     """
     made = published_tokenizer(method, TEXTS * 20)
     made.chat_template = template
@@ -70,21 +67,19 @@ def templated(words: PreTrainedTokenizerBase, turns: Any, **options: Any) -> lis
 
 
 @methods
-def test_ids_are_those_of_the_tokenizers_own_template(method: str, tmp_path: Path) -> None:
+def test_ids_equal_those_of_the_tokenizers_template(method: str, tmp_path: Path) -> None:
     words = tokenizer(method, tmp_path)
     chat = ChatFormat(words)
     for dialogue, one in zip(DIALOGUES, chat.encode(DIALOGUES), strict=True):
         wanted = templated(words, dialogue)
         assert one.ids.tolist() == wanted[: one.ids.size]
         assert words.decode(wanted[one.ids.size :]) == {"llada": "", "dream": "\n"}[method], (
-            "ChatML breaks the line behind a turn"
+            "ChatML breaks the line after a turn"
         )
 
 
 @methods
-def test_a_prompt_is_the_start_of_the_dialogue_and_the_templates_generation_prompt(
-    method: str, tmp_path: Path
-) -> None:
+def test_prompt_equals_the_templates_generation_prompt(method: str, tmp_path: Path) -> None:
     words = tokenizer(method, tmp_path)
     chat = ChatFormat(words)
     for dialogue, one in zip(DIALOGUES, chat.encode(DIALOGUES), strict=True):
@@ -125,12 +120,12 @@ def test_chatml_written_out(tmp_path: Path) -> None:
         ("dream", "<|mask|>", "<|beginoftext|>", "<|im_end|>"),
     ],
 )
-def test_an_answer_ends_with_its_turn_or_with_the_text(
+def test_answer_ends_with_its_turn_or_with_the_text(
     method: str, mask: str, start: str, end: str, tmp_path: Path
 ) -> None:
     words = tokenizer(method, tmp_path)
     chat, ids = ChatFormat(words), words.get_vocab()
-    assert words.mask_token == mask, "which the published files do not say"
+    assert words.mask_token == mask, "the published files do not name it"
     assert (chat.mask_id, chat.start_id) == (ids[mask], ids[start])
     assert chat.end_ids == (ids[end], ids["<|endoftext|>"])
     assert chat.fill_id == ids["<|endoftext|>"]
@@ -164,12 +159,13 @@ def test_special_tokens_in_a_text_are_text(method: str, tmp_path: Path) -> None:
 
 
 OWN = (
-    "{{ bos_token }}{% for message in messages %}[{{ message['role'] | upper }}]\n{{ message['content'] }}<|im_end|>{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}[{{ message['role'] | upper }}]\n"
+    "{{ message['content'] }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}[ASSISTANT]\n{% endif %}"
 )
 
 
-def test_a_tokenizers_own_template_is_followed(tmp_path: Path) -> None:
+def test_own_template_of_a_tokenizer_is_followed(tmp_path: Path) -> None:
     words = tokenizer("dream", tmp_path, OWN)
     chat = ChatFormat(words)
     (one,) = chat.encode([(user("How?"), bot("fine"))])
@@ -180,11 +176,11 @@ def test_a_tokenizers_own_template_is_followed(tmp_path: Path) -> None:
     assert words.decode(one.ids[slice(*one.answers[0])]) == "fine<|im_end|>"
 
 
-def test_what_a_template_says_by_itself_stays(tmp_path: Path) -> None:
-    """Qwen's adds a system prompt of its own."""
+def test_text_added_by_a_template_stays(tmp_path: Path) -> None:
+    """Qwen's template adds its own system prompt."""
     own = (
-        "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
-        + OWN
+        "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n"
+        "{% endif %}" + OWN
     )
     words = tokenizer("dream", tmp_path, own)
     for dialogue, one in zip(DIALOGUES, ChatFormat(words).encode(DIALOGUES), strict=True):
@@ -207,7 +203,7 @@ def test_what_a_template_says_by_itself_stays(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_template_that_cannot_be_followed_is_refused(
+def test_template_that_cannot_be_followed_is_refused(
     template: str, says: str, tmp_path: Path
 ) -> None:
     words = tokenizer("dream", tmp_path, template)
@@ -219,7 +215,7 @@ def test_a_template_that_cannot_be_followed_is_refused(
     assert "\n" not in str(problem)
 
 
-def test_a_row_that_the_template_refuses_is_its_reason(tmp_path: Path) -> None:
+def test_row_that_the_template_refuses_gives_its_reason(tmp_path: Path) -> None:
     own = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
         + OWN
@@ -230,7 +226,7 @@ def test_a_row_that_the_template_refuses_is_its_reason(tmp_path: Path) -> None:
         [(Turn("system", "a"), user("How?"), bot("fine")), (user("How?"), bot("fine"))]
     )
     assert refused == "chat template refuses system, user, assistant: no system"
-    assert not isinstance(taken, str), "the row beside it is encoded"
+    assert not isinstance(taken, str), "the other row is encoded"
     with pytest.raises(JobError, match="no system") as caught:
         chat.prompt([Turn("system", "a"), user("How?")])
     assert caught.value.code == 4

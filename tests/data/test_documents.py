@@ -1,6 +1,4 @@
-"""The store of tokenised documents: what goes in comes out, from memory and from memory-mapped
-files.
-"""
+"""Store of tokenised documents: round trip in memory and through memory-mapped files."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ def three() -> Documents:
     return builder.build()
 
 
-def test_documents_lie_end_to_end_and_come_back_one_by_one() -> None:
+def test_documents_are_stored_end_to_end_and_read_back() -> None:
     documents = three()
     assert documents.ids.tolist() == [2, 8, 3, 9, 3, 2, 7, 3, 2, 5, 5, 3]
     assert documents.offsets.tolist() == [0, 5, 8, 12]
@@ -39,7 +37,7 @@ def test_documents_lie_end_to_end_and_come_back_one_by_one() -> None:
     assert documents.rows == ("a.jsonl:1", "a.jsonl:2", "b .txt:3"), "a row id is one line"
 
 
-def test_a_saved_store_is_mapped_and_the_same(tmp_path: Path) -> None:
+def test_saved_store_is_mapped_and_equal(tmp_path: Path) -> None:
     for name, documents in (
         ("three", three()),
         ("many", random_documents(300)),
@@ -57,6 +55,6 @@ def test_a_saved_store_is_mapped_and_the_same(tmp_path: Path) -> None:
         assert len(loaded) == len(documents)
 
 
-def test_a_mapped_store_cannot_be_written(tmp_path: Path) -> None:
+def test_mapped_store_is_read_only(tmp_path: Path) -> None:
     three().save(tmp_path / "kept")
     assert not Documents.load(tmp_path / "kept")[0].ids.flags.writeable

@@ -1,6 +1,4 @@
-"""What is held out: at most a share of the rows, prompts whole where they can be; a user's own eval
-files and what they cost.
-"""
+"""Held-out rows: the share, prompts kept together, and a dataset's own eval files."""
 
 from __future__ import annotations
 
@@ -8,77 +6,70 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
+from plugin.data.formats import Dropped, Example, RowResult
 from plugin.data.hold_out import HeldOut, hold_out, split_examples
-from plugin.data.layouts import Example
 from plugin.data.turns import Turn
 
-Rows = list[tuple[str, Example | str]]
+Rows = list[RowResult]
 
 
-def row(number: int, prompt: str, answer: str) -> tuple[str, Example]:
-    return f"t.jsonl:{number}", Example(
-        f"t.jsonl:{number}", (Turn("user", prompt), Turn("assistant", answer))
-    )
+def row(number: int, prompt: str, answer: str) -> Example:
+    return Example(f"t.jsonl:{number}", (Turn("user", prompt), Turn("assistant", answer)))
 
 
-def text(number: int, words: str) -> tuple[str, Example]:
-    return f"t.txt:{number}", Example(f"t.txt:{number}", (Turn("text", words),))
+def text(number: int, words: str) -> Example:
+    return Example(f"t.txt:{number}", (Turn("text", words),))
 
 
-def reader(
-    train: Rows, eval_: Rows | None = None
-) -> Callable[[str], Iterable[tuple[str, Example | str]]]:
+def reader(train: Rows, eval_: Rows | None = None) -> Callable[[str], Iterable[RowResult]]:
     return lambda split: eval_ or [] if split == "eval" else train
 
 
 def split(
-    read: Callable[[str], Iterable[tuple[str, Example | str]]], held: HeldOut, seed: int
+    read: Callable[[str], Iterable[RowResult]], held: HeldOut, seed: int
 ) -> tuple[Rows, Rows]:
     return tuple(list(split_examples(read, held, name, seed)) for name in ("train", "eval"))
 
 
 def prompts(rows: Rows) -> set[str]:
-    return {example.turns[0].text for _, example in rows if isinstance(example, Example)}
+    return {example.turns[0].text for example in rows if isinstance(example, Example)}
 
 
-HUNDRED: Rows = [
-    row(number, f"q{number // 2 % 50}", f"a{number}") for number in range(200)
-]  # 50 prompts, 4 answers each
+# 50 prompts, 4 answers each.
+TWO_HUNDRED: Rows = [row(number, f"q{number // 2 % 50}", f"a{number}") for number in range(200)]
 
 
-def test_a_tenth_of_the_rows_is_held_out_prompts_whole() -> None:
-    read = reader(HUNDRED)
+def test_hold_out_takes_a_tenth_and_keeps_prompts_together() -> None:
+    read = reader(TWO_HUNDRED)
     train, evaluation = split(read, hold_out(read, False, seed=1), seed=1)
     assert len(prompts(evaluation)) == 5
     assert len(evaluation) == 20
     assert not prompts(train) & prompts(evaluation)
-    assert sorted(train + evaluation, key=str) == sorted(HUNDRED, key=str)
+    assert sorted(train + evaluation, key=str) == sorted(TWO_HUNDRED, key=str)
 
 
-def test_the_seed_alone_chooses_what_is_held_out() -> None:
+def test_hold_out_depends_on_the_seed_alone() -> None:
     chosen = {}
     for seed in (1, 2):
-        for name, rows in (("forward", HUNDRED), ("backward", HUNDRED[::-1])):
+        for name, rows in (("forward", TWO_HUNDRED), ("backward", TWO_HUNDRED[::-1])):
             read = reader(rows)
             chosen[seed, name] = prompts(split(read, hold_out(read, False, seed), seed)[1])
     assert chosen[1, "forward"] == chosen[1, "backward"]
     assert chosen[1, "forward"] != chosen[2, "forward"]
 
 
-def test_a_prompt_is_everything_before_the_last_answer() -> None:
+def test_prompt_is_everything_before_the_last_answer() -> None:
     shared = (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"))
-    rows: Rows = [
-        (f"r:{n}", Example(f"r:{n}", (*shared, Turn("assistant", str(n))))) for n in range(9)
-    ]
-    rows.append(("r:9", Example("r:9", (Turn("user", "c"), Turn("assistant", "0")))))
+    rows: Rows = [Example(f"r:{n}", (*shared, Turn("assistant", str(n)))) for n in range(9)]
+    rows.append(Example("r:9", (Turn("user", "c"), Turn("assistant", "0"))))
     read = reader(rows)
     train, evaluation = split(read, hold_out(read, False, 3), 3)
     assert sorted([len(train), len(evaluation)]) == [1, 9], (
-        "two prompts: the one of nine rows stays together"
+        "two prompts: the nine rows of the first stay together"
     )
 
 
-def test_texts_are_held_out_whole_and_copies_together() -> None:
+def test_hold_out_keeps_copies_of_a_text_together() -> None:
     rows: Rows = [text(number, f"q{number % 20}") for number in range(40)]
     read = reader(rows)
     train, evaluation = split(read, hold_out(read, False, 1), 1)
@@ -86,21 +77,21 @@ def test_texts_are_held_out_whole_and_copies_together() -> None:
     assert not prompts(train) & prompts(evaluation)
 
 
-def test_a_single_prompt_is_not_held_out() -> None:
+def test_hold_out_of_a_single_prompt_takes_nothing() -> None:
     read = reader([row(1, "a", "b"), row(2, "a", "c")])
     train, evaluation = split(read, hold_out(read, False, 1), 1)
     assert (len(train), len(evaluation)) == (2, 0)
 
 
-def test_an_unusable_row_is_counted_once_in_train() -> None:
-    read = reader([*HUNDRED, ("t.jsonl:201", "empty prompt")])
+def test_dropped_row_counts_in_train_alone() -> None:
+    read = reader([*TWO_HUNDRED, Dropped("t.jsonl:201", "empty prompt")])
     train, evaluation = split(read, hold_out(read, False, 1), 1)
-    assert ("t.jsonl:201", "empty prompt") in train
-    assert ("t.jsonl:201", "empty prompt") not in evaluation
+    assert Dropped("t.jsonl:201", "empty prompt") in train
+    assert Dropped("t.jsonl:201", "empty prompt") not in evaluation
 
 
 def grouped(sizes: list[int]) -> Rows:
-    """Prompts with so many different answers each."""
+    """Make prompts with these numbers of different answers."""
     groups = [(prompt, answer) for prompt, size in enumerate(sizes) for answer in range(size)]
     return [
         row(number, f"q{prompt}", f"a{answer}") for number, (prompt, answer) in enumerate(groups)
@@ -111,7 +102,7 @@ def grouped(sizes: list[int]) -> Rows:
 @pytest.mark.parametrize(
     "sizes", [[1] * 100, [10] * 10, [91] + [1] * 9, [7] * 13 + [3] * 3, [40, 30, 20, 10], [50, 50]]
 )
-def test_never_more_than_the_share_of_the_rows(sizes: list[int], share: float) -> None:
+def test_hold_out_never_exceeds_the_share(sizes: list[int], share: float) -> None:
     read = reader(grouped(sizes))
     held = hold_out(read, False, 1, share=share)
     train, evaluation = split(read, held, 1)
@@ -121,35 +112,31 @@ def test_never_more_than_the_share_of_the_rows(sizes: list[int], share: float) -
 
 
 def test_few_prompts_with_many_answers_hold_out_answers() -> None:
-    """Two prompts of fifty answers: a whole prompt would be half of the rows."""
+    """Two prompts of fifty answers: a full prompt would be half of the rows."""
     read = reader(grouped([50, 50]))
     held = hold_out(read, False, 1)
     train, evaluation = split(read, held, 1)
     assert (len(train), len(evaluation)) == (90, 10)
     assert prompts(train) == {"q0", "q1"}
-    assert not {example.turns for _, example in train} & {
-        example.turns for _, example in evaluation
-    }
+    assert not {example.turns for example in train} & {example.turns for example in evaluation}
     assert "each of 2 prompts has more than 10 of 100 rows" in held.note
     assert "answers are held out" in held.note
 
 
-def test_one_prompt_with_many_answers_is_a_data_set() -> None:
+def test_single_prompt_with_many_answers_is_split() -> None:
     read = reader(grouped([40]))
     train, evaluation = split(read, hold_out(read, False, 1), 1)
     assert (len(train), len(evaluation)) == (36, 4)
 
 
-def test_copies_of_one_pair_are_never_on_both_sides() -> None:
+def test_copies_of_a_pair_stay_on_one_side() -> None:
     read = reader([row(number, "q", f"a{number % 20}") for number in range(100)])
     train, evaluation = split(read, hold_out(read, False, 1), 1)
     assert len(evaluation) == 10
-    assert not {example.turns for _, example in train} & {
-        example.turns for _, example in evaluation
-    }
+    assert not {example.turns for example in train} & {example.turns for example in evaluation}
 
 
-def test_a_share_of_less_than_one_row_is_said() -> None:
+def test_share_below_one_row_is_noted() -> None:
     held = hold_out(reader([row(number, f"q{number}", "a") for number in range(9)]), False, 1)
     assert not held.keys
     assert held.note == "eval_share: 0.1 of 9 rows is less than one row"
@@ -165,19 +152,19 @@ TRAIN: Rows = [
     row(4, "d", "d"),
     row(5, "c", "b"),
 ]
-OWN: Rows = [row(1, "c", "b"), ("t:2", "empty prompt")]
+OWN: Rows = [row(1, "c", "b"), Dropped("t:2", "empty prompt")]
 
 
-def test_eval_files_cost_only_the_rows_they_hold_themselves() -> None:
+def test_eval_files_drop_only_their_own_rows_from_train() -> None:
     read = reader(TRAIN, OWN)
     held = hold_out(read, True, 1)
     train, evaluation = split(read, held, 1)
     assert evaluation == OWN
-    assert train == [*TRAIN[:4], ("t.jsonl:5", "prompt and answer also in the eval split")]
+    assert train == [*TRAIN[:4], Dropped("t.jsonl:5", "prompt and answer also in the eval split")]
     assert held.shared.rows == 2, "rows 2 and 3 ask what evaluation asks"
 
 
-def test_drop_prompts_takes_every_row_with_an_eval_prompt() -> None:
+def test_drop_prompts_drops_every_row_with_an_eval_prompt() -> None:
     read = reader(TRAIN, OWN)
     held = hold_out(read, True, 1, drop_prompts=True)
     train, evaluation = split(read, held, 1)
@@ -185,9 +172,9 @@ def test_drop_prompts_takes_every_row_with_an_eval_prompt() -> None:
     reason = "prompt also in the eval split"
     assert train == [
         TRAIN[0],
-        ("t.jsonl:2", reason),
-        ("t.jsonl:3", reason),
+        Dropped("t.jsonl:2", reason),
+        Dropped("t.jsonl:3", reason),
         TRAIN[3],
-        ("t.jsonl:5", reason),
+        Dropped("t.jsonl:5", reason),
     ]
     assert held.shared.rows == 0

@@ -1,4 +1,4 @@
-"""From rows to documents: what is cut, dropped and reported."""
+"""Documents of a split: truncation, dropped rows, and the report."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerFast
 
 from plugin.base.errors import JobError
 from plugin.data.chat import ChatFormat
-from plugin.data.layouts import Example
+from plugin.data.formats import Dropped, Example, RowResult
 from plugin.data.prepare import Encoding, check_trainable, encode_split
 from plugin.data.tokenizer import train_tokenizer
 from plugin.data.turns import Turn
 
-Rows = list[tuple[str, Example | str]]
+Rows = list[RowResult]
 A, B, C, D = range(5, 9)
 
 
@@ -27,22 +27,20 @@ def chat() -> ChatFormat:
     )
 
 
-def row(number: int, prompt: str, answer: str) -> tuple[str, Example]:
-    return f"t.jsonl:{number}", Example(
-        f"t.jsonl:{number}", (Turn("user", prompt), Turn("assistant", answer))
-    )
+def row(number: int, prompt: str, answer: str) -> Example:
+    return Example(f"t.jsonl:{number}", (Turn("user", prompt), Turn("assistant", answer)))
 
 
-def text(number: int, words: str) -> tuple[str, Example]:
-    return f"t.txt:{number}", Example(f"t.txt:{number}", (Turn("text", words),))
+def text(number: int, words: str) -> Example:
+    return Example(f"t.txt:{number}", (Turn("text", words),))
 
 
-def test_documents_and_report_of_a_few_rows_worked_by_hand(chat: ChatFormat) -> None:
+def test_documents_and_report_worked_by_hand(chat: ChatFormat) -> None:
     rows: Rows = [
         row(1, "a", "b"),  # [CLS] a [SEP] b [SEP]: 5 tokens, 2 learned
         row(2, "a b", "c d a b"),  # 9 tokens, cut to 6: [CLS] a b [SEP] c d
         row(3, "a b c d a", "b"),  # the prompt takes 7
-        ("t.jsonl:4", "empty response"),
+        Dropped("t.jsonl:4", "empty response"),
         row(5, "a b", "c"),  # 6 tokens: just fits
     ]
     documents, report = encode_split(rows, chat, Encoding(max_length=6))
@@ -79,21 +77,21 @@ def test_documents_and_report_of_a_few_rows_worked_by_hand(chat: ChatFormat) -> 
     )  # the median of 5 6 9 9 is 7.5
 
 
-def test_filter_drops_what_is_too_long(chat: ChatFormat) -> None:
+def test_filter_drops_documents_beyond_max_length(chat: ChatFormat) -> None:
     rows: Rows = [row(1, "a", "b"), row(2, "a b", "c d a b")]
     documents, report = encode_split(rows, chat, Encoding(max_length=6, truncation="filter"))
     assert documents.rows == ("t.jsonl:1",)
     assert (report.truncated, report.dropped) == (0, {"longer than max_length": 1})
 
 
-def test_all_turns_or_everything_can_be_learned(chat: ChatFormat) -> None:
+def test_turns_and_answers_only_choose_learned_tokens(chat: ChatFormat) -> None:
     turns = (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d"))
     for how, learned in (
         (Encoding(max_length=20, turns="last"), [7, 8]),
         (Encoding(max_length=20, turns="all"), [3, 4, 7, 8]),
         (Encoding(max_length=20, answers_only=False), list(range(1, 9))),
     ):
-        documents, _ = encode_split([("r:1", Example("r:1", turns))], chat, how)
+        documents, _ = encode_split([Example("r:1", turns)], chat, how)
         assert np.flatnonzero(documents[0].supervised).tolist() == learned
         assert documents[0].prompt == 7
 
@@ -103,11 +101,9 @@ DIALOGUE = tuple(
 )
 
 
-def test_a_random_prefix_ends_with_each_answer_equally_often(chat: ChatFormat) -> None:
-    """LLaDA's rule: an n-turn dialogue gives one uniformly drawn prefix, of which the last answer
-    is learned.
-    """
-    rows: Rows = [(f"r:{number}", Example(f"r:{number}", DIALOGUE)) for number in range(3000)]
+def test_random_prefix_ends_with_each_answer_equally_often(chat: ChatFormat) -> None:
+    """LLaDA's rule: a dialogue gives a uniformly drawn prefix, whose last answer is learned."""
+    rows: Rows = [Example(f"r:{number}", DIALOGUE) for number in range(3000)]
     documents, report = encode_split(
         rows, chat, Encoding(max_length=20, turns="random_prefix", seed=1)
     )
@@ -135,16 +131,14 @@ def test_a_random_prefix_ends_with_each_answer_equally_often(chat: ChatFormat) -
     assert sizes(1, few) != sizes(2, few)
 
 
-def test_a_random_prefix_of_one_answer_is_all_of_it(chat: ChatFormat) -> None:
+def test_random_prefix_of_one_answer_is_the_full_dialogue(chat: ChatFormat) -> None:
     rows: Rows = [row(number, "a", "b") for number in range(20)]
     documents, _ = encode_split(rows, chat, Encoding(max_length=20, turns="random_prefix"))
     assert documents.lengths.tolist() == [5] * 20
 
 
-def test_without_a_start_token_a_piece_of_text_keeps_its_first_word_visible() -> None:
-    """No family predicts a document's first token; Dream would take the state of the document
-    before it.
-    """
+def test_text_without_start_token_keeps_its_first_word_visible() -> None:
+    """No family predicts a first token; Dream would predict it from the previous document."""
     backend = train_tokenizer(["a b c d"], 300).backend_tokenizer
     chat = ChatFormat(
         PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]", eos_token="[SEP]")
@@ -153,24 +147,24 @@ def test_without_a_start_token_a_piece_of_text_keeps_its_first_word_visible() ->
     documents, _ = encode_split(
         [text(1, "a b c d a b c")], chat, Encoding(max_length=4, stage="pretrain")
     )
-    pieces = [documents[index] for index in range(len(documents))]
-    assert chat.text(np.concatenate([one.ids for one in pieces]).tolist()) == "a b c d a b c", (
+    parts = [documents[index] for index in range(len(documents))]
+    assert chat.text(np.concatenate([one.ids for one in parts]).tolist()) == "a b c d a b c", (
         "nothing is lost"
     )
-    assert all(one.supervised.tolist() == [False] + [True] * (one.ids.size - 1) for one in pieces)
+    assert all(one.supervised.tolist() == [False] + [True] * (one.ids.size - 1) for one in parts)
 
 
-def test_pretraining_cuts_texts_into_pieces_and_loses_nothing(chat: ChatFormat) -> None:
+def test_pretraining_splits_texts_and_loses_nothing(chat: ChatFormat) -> None:
     rows: Rows = [text(1, "a b c d a b c"), text(2, "d")]
     documents, report = encode_split(rows, chat, Encoding(max_length=4, stage="pretrain"))
-    pieces = [documents[index] for index in range(len(documents))]
-    assert [one.ids.tolist() for one in pieces] == [
+    parts = [documents[index] for index in range(len(documents))]
+    assert [one.ids.tolist() for one in parts] == [
         [CLS, A, B, C],
         [CLS, D, A, B],
         [CLS, C, SEP],
         [CLS, D, SEP],
     ]
-    assert all(one.supervised.tolist() == [False] + [True] * (one.ids.size - 1) for one in pieces)
+    assert all(one.supervised.tolist() == [False] + [True] * (one.ids.size - 1) for one in parts)
     assert documents.rows == ("t.txt:1", "t.txt:1", "t.txt:1", "t.txt:2")
     assert (report.rows, report.documents, report.truncated) == (2, 4, 0)
     without, _ = encode_split(
@@ -179,7 +173,7 @@ def test_pretraining_cuts_texts_into_pieces_and_loses_nothing(chat: ChatFormat) 
     assert without[0].ids.tolist() == [CLS, D]
 
 
-def test_pretraining_pieces_need_room_behind_their_start_token(chat: ChatFormat) -> None:
+def test_pretraining_without_room_after_start_token_fails(chat: ChatFormat) -> None:
     with pytest.raises(JobError) as caught:
         encode_split([text(1, "a b")], chat, Encoding(max_length=1, stage="pretrain"))
     assert caught.value.problems[0].field == "max_length"
@@ -201,7 +195,12 @@ def test_thousands_of_rows_keep_their_order(chat: ChatFormat) -> None:
     ("rows", "how", "field", "says"),
     [
         ([], Encoding(max_length=9), "dataset_name", "none"),
-        ([("t:1", "empty response")], Encoding(max_length=9), "dataset_name", "1 x empty response"),
+        (
+            [Dropped("t:1", "empty response")],
+            Encoding(max_length=9),
+            "dataset_name",
+            "1 x empty response",
+        ),
         (
             [row(1, "a b c", "d"), row(2, "a b", "c")],
             Encoding(max_length=4),
@@ -216,7 +215,7 @@ def test_thousands_of_rows_keep_their_order(chat: ChatFormat) -> None:
         ),
     ],
 )
-def test_nothing_to_learn_from_is_an_error_that_names_the_field(
+def test_nothing_to_learn_fails_and_names_the_field(
     chat: ChatFormat, rows: Rows, how: Encoding, field: str, says: str
 ) -> None:
     _, report = encode_split(rows, chat, how)
@@ -227,18 +226,17 @@ def test_nothing_to_learn_from_is_an_error_that_names_the_field(
     assert says in str(problem)
 
 
-def test_one_learned_token_is_enough(chat: ChatFormat) -> None:
+def test_single_learned_token_is_enough(chat: ChatFormat) -> None:
     _, report = encode_split([row(1, "a", "b")], chat, Encoding(max_length=4))
     assert report.supervised == 1
     check_trainable(report, "d.jsonl", 4)
 
 
-def test_reasons_of_a_report_are_bounded_and_all_rows_counted(chat: ChatFormat) -> None:
-    """Not tried by the audit: a template that quotes each row in its refusal filled log and report
-    with a line a row.
-    """
+def test_reasons_of_a_report_are_bounded_and_rows_counted(chat: ChatFormat) -> None:
+    """A template that quotes each row in its refusal filled log and report with a line a row."""
     rows: Rows = [
-        (f"t.jsonl:{number}", f"chat template refuses user: {number}") for number in range(1000)
+        Dropped(f"t.jsonl:{number}", f"chat template refuses user: {number}")
+        for number in range(1000)
     ]
     _, report = encode_split(rows, chat, Encoding(max_length=6))
     assert len(report.dropped) == len(report.dropped_rows) == 41

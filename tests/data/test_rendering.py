@@ -1,6 +1,4 @@
-"""Chat templates of several minds: what is trained is what the template writes for the row, and
-what chat asks is how it begins.
-"""
+"""Chat templates of several kinds: training uses their output, and chat asks as training did."""
 
 from __future__ import annotations
 
@@ -13,31 +11,39 @@ from plugin.data.tokenizer import train_tokenizer
 from plugin.data.turns import Turn
 
 ADDED = ("<u>", "<a>", "</t>", "<think>", "</think>")
-# The system prompt goes into the first user turn, and roles have names of the template's own.
+# The system prompt goes into the first user turn, and roles have the template's own names.
 MERGING = (
-    "{{ bos_token }}{% if messages[0].role=='system' %}{% set first=messages[0].content + '\\n\\n' %}{% set rest=messages[1:] %}"
-    "{% else %}{% set first='' %}{% set rest=messages %}{% endif %}{% for m in rest %}{{ '<u>' if m.role=='user' else '<a>' }}"
-    "{{ (first if loop.first else '') + m.content|trim }}</t>\n{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    "{{ bos_token }}{% if messages[0].role=='system' %}"
+    "{% set first=messages[0].content + '\\n\\n' %}{% set rest=messages[1:] %}"
+    "{% else %}{% set first='' %}{% set rest=messages %}{% endif %}{% for m in rest %}{{ '"
+    "<u>' if m.role=='user' else '<a>' }}"
+    "{{ (first if loop.first else '') + m.content|trim }}</t>\n{% endfor %}"
+    "{% if add_generation_prompt %}<a>{% endif %}"
 )
-# The system prompt goes into the last user turn, so an earlier prompt is not how the whole begins.
+# The system prompt goes into the last user turn, so an earlier prompt does not begin the text.
 MOVING = (
-    "{% for m in messages %}{% if m.role=='user' %}<u>{% if loop.index0 >= messages|length - 2 and messages[0].role=='system' %}"
-    "{{ messages[0].content }}\n\n{% endif %}{{ m.content }}</t>{% elif m.role=='assistant' %} {{ m.content|trim }}{{ eos_token }}"
+    "{% for m in messages %}{% if m.role=='user' %}<u>"
+    "{% if loop.index0 >= messages|length - 2 and messages[0].role=='system' %}"
+    "{{ messages[0].content }}\n\n{% endif %}{{ m.content }}</t>{% elif m.role=='assistant' %} "
+    "{{ m.content|trim }}{{ eos_token }}"
     "{% endif %}{% endfor %}"
 )
-# It asks for an answer with a thought, and writes none into what it is given.
+# The generation prompt opens a thought, but the thoughts of given answers are stripped.
 STRIPPING = (
-    "{% for m in messages %}{% if m.role=='assistant' %}<a>{{ m.content.split('</think>')[-1] }}</t>{% else %}<u>{{ m.content }}</t>"
+    "{% for m in messages %}{% if m.role=='assistant' %}<a>"
+    "{{ m.content.split('</think>')[-1] }}</t>{% else %}<u>{{ m.content }}</t>"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<a><think>\n{% endif %}"
 )
-# Thoughts come under a name of their own, those of earlier turns are left out.
+# Thoughts have their own field; those of earlier turns are omitted.
 REASONING = (
-    "{% for m in messages %}{% if m.role=='assistant' %}<a>{% if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}"
+    "{% for m in messages %}{% if m.role=='assistant' %}<a>"
+    "{% if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}"
     "</think>{% endif %}{{ m.content }}</t>{% else %}<u>{{ m.content }}</t>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<a>{% endif %}"
 )
 PARTS = (
-    "{% for m in messages %}{{ '<a>' if m.role=='assistant' else '<u>' }}{% for p in m.content %}{{ p.text }}{% endfor %}</t>"
+    "{% for m in messages %}{{ '<a>' if m.role=='assistant' else '<u>' }}{% for p in m.content %}"
+    "{{ p.text }}{% endfor %}</t>"
     "{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
 )
 ENDLESS = (
@@ -72,7 +78,7 @@ def tokenizer(template: str) -> PreTrainedTokenizerBase:
 
 
 def written(words: PreTrainedTokenizerBase, turns: tuple[Turn, ...], *, parts: bool = False) -> str:
-    """What the template itself writes, by transformers' own call."""
+    """Return the template's own output, by transformers' call."""
     read = "reasoning_content" in str(words.chat_template)
     messages = []
     for turn in turns:
@@ -89,7 +95,7 @@ def written(words: PreTrainedTokenizerBase, turns: tuple[Turn, ...], *, parts: b
 
 
 @pytest.mark.parametrize("template", [MERGING, MOVING, STRIPPING, REASONING, PARTS])
-def test_what_is_trained_is_what_the_template_writes(template: str) -> None:
+def test_training_uses_the_templates_own_output(template: str) -> None:
     words = tokenizer(template)
     chat = ChatFormat(words)
     for turns, one in zip(DIALOGUES, chat.encode(DIALOGUES, find="last"), strict=True):
@@ -104,11 +110,11 @@ def test_what_is_trained_is_what_the_template_writes(template: str) -> None:
             "chat asks as it was trained"
         )
         assert one.ids[start:].tolist().count(chat.end_id) == 1, (
-            "an end that a text spells is no end"
+            "a text that spells the end token is no end"
         )
 
 
-def test_thoughts_go_where_the_template_reads_them() -> None:
+def test_thoughts_go_into_the_field_the_template_reads() -> None:
     chat = ChatFormat(tokenizer(REASONING))
     (one,) = chat.encode(DIALOGUES[2:3])
     assert (
@@ -119,12 +125,12 @@ def test_thoughts_go_where_the_template_reads_them() -> None:
         "x⟦</t>⟧",
         "⟦<think>⟧so⟦</think>⟧y⟦</t>⟧",
     ]
-    assert any("leaves out" in remark for remark in one.remarks), "the first thought"
+    assert any("omits" in remark for remark in one.remarks), "the first thought"
 
 
 def test_earlier_answers_that_cannot_be_found_drop_the_row() -> None:
     for template, says in (
-        (MOVING, "writes a prompt otherwise"),
+        (MOVING, "changes a prompt"),
         (ENDLESS, "ends no answer but the last"),
     ):
         chat = ChatFormat(tokenizer(template))
@@ -135,7 +141,7 @@ def test_earlier_answers_that_cannot_be_found_drop_the_row() -> None:
         assert isinstance(chat.encode(DIALOGUES[1:2], find="last")[0], Encoded)
 
 
-def test_a_marked_answer_is_withheld_wherever_it_stands() -> None:
+def test_marked_answer_is_withheld_in_any_place() -> None:
     chat = ChatFormat(tokenizer(MERGING))
     turns = (
         Turn("user", "a"),
@@ -158,19 +164,25 @@ def test_a_marked_answer_is_withheld_wherever_it_stands() -> None:
             "{% for m in messages %}### {{ m.role }}: {{ m.content }}\n### End\n{% endfor %}",
             "'### End', which is no token",
         ),
-        ("{% for m in messages %}<u>{{ m.content }}{% endfor %}", "one that does not"),
-        ("{% for m in messages %}<u>{{ m.role }}</t>{% endfor %}", "leaves out their text"),
+        (
+            "{% for m in messages %}<u>{{ m.content }}{% endfor %}",
+            "a template without an end token",
+        ),
+        ("{% for m in messages %}<u>{{ m.role }}</t>{% endfor %}", "omits their text"),
         (
             "{{ '\\ud800' }}{% for m in messages %}<u>{{ m.content }}</t>{% endfor %}",
             "half a character",
         ),
         (
-            "{% set f='%d' %}{{ strftime_now(f) }}{% for m in messages %}{{ m.content }}</t>{% endfor %}",
+            (
+                "{% set f='%d' %}{{ strftime_now(f) }}{% for m in messages %}{{ m.content }}</t>"
+                "{% endfor %}"
+            ),
             "asks for the time",
         ),
     ],
 )
-def test_a_template_that_cannot_be_served_is_refused(template: str, says: str) -> None:
+def test_template_that_cannot_be_served_is_refused(template: str, says: str) -> None:
     with pytest.raises(JobError) as caught:
         ChatFormat(tokenizer(template))
     (problem,) = caught.value.problems
@@ -178,10 +190,11 @@ def test_a_template_that_cannot_be_served_is_refused(template: str, says: str) -
     assert says in str(problem)
 
 
-def test_an_answer_of_one_letter_is_looked_for_in_its_place() -> None:
+def test_answer_of_one_letter_is_searched_in_its_own_place() -> None:
     chat = ChatFormat(
         tokenizer(
-            "{% for m in messages %}<u>{{ m.role }} {{ m.content | replace('a', 'b') }}</t>{% endfor %}"
+            "{% for m in messages %}<u>{{ m.role }} {{ m.content | replace('a', 'b') }}</t>"
+            "{% endfor %}"
         )
     )
     changed, same = chat.encode(
@@ -192,7 +205,7 @@ def test_an_answer_of_one_letter_is_looked_for_in_its_place() -> None:
     assert (changed.remarks, same.remarks) == ((CHANGED,), ())
 
 
-def test_a_template_that_refuses_to_ask_is_asked_by_an_answer() -> None:
+def test_template_without_generation_prompt_is_asked_by_answer() -> None:
     asking = "{% if add_generation_prompt %}{{ raise_exception('no') }}{% endif %}"
     chat = ChatFormat(
         tokenizer("{% for m in messages %}<u>{{ m.content }}</t>{% endfor %}" + asking)
@@ -203,14 +216,14 @@ def test_a_template_that_refuses_to_ask_is_asked_by_an_answer() -> None:
     assert chat.shown(one.ids[slice(*one.answers[0])].tolist()) == "two⟦</t>⟧"
 
 
-def test_a_template_whose_names_are_no_texts_is_refused() -> None:
+def test_template_names_that_are_no_texts_are_refused() -> None:
     words = tokenizer(MERGING)
     words.chat_template = {"rag": MERGING, 1: MERGING}
     with pytest.raises(JobError, match="one named default"):
         ChatFormat(words)
 
 
-def test_of_several_templates_the_default_is_taken() -> None:
+def test_several_templates_take_the_default() -> None:
     words = tokenizer(MERGING)
     words.chat_template = {"default": MERGING, "tools": "{{ 1 }}"}
     assert (
@@ -222,10 +235,11 @@ def test_of_several_templates_the_default_is_taken() -> None:
         ChatFormat(words)
 
 
-def test_the_end_marker_is_the_first_token_behind_any_text() -> None:
-    """Runs of spaces are tokens of some tokenizers, and no end."""
+def test_end_marker_is_the_first_token_after_any_text() -> None:
+    """Some tokenizers have tokens of spaces; such a token is no end marker."""
     words = tokenizer(
-        "{% for m in messages %}<u>{{ m.content }}\n  over</t>{% endfor %}{% if add_generation_prompt %}<u>{% endif %}"
+        "{% for m in messages %}<u>{{ m.content }}\n  over</t>{% endfor %}"
+        "{% if add_generation_prompt %}<u>{% endif %}"
     )
     words.add_tokens(["  ", "\n  "])
     chat = ChatFormat(words)

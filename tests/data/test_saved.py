@@ -1,6 +1,4 @@
-"""Folders of save_to_disk: the rows are those that `datasets` itself would load, or the folder is
-refused in words.
-"""
+"""Folders of save_to_disk: the rows are those that `datasets` loads, or the folder is refused."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ def rows(folder: Path, split: str = "train") -> list[dict[str, Any]]:
 
 
 def save_drafts(folder: Path) -> None:
-    """Two caches of a map and a shuffle beside the data, as an interactive session leaves them."""
+    """Add the caches of a map and a shuffle, as an interactive session leaves them."""
     loaded = datasets.load_from_disk(str(folder))
     drafted = loaded.map(
         lambda row: {"completion": f"DRAFT {row['completion']}"},
@@ -42,7 +40,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
-def test_a_saved_folder_is_read_without_its_caches(saved: Path) -> None:
+def test_saved_folder_is_read_without_its_caches(saved: Path) -> None:
     before = fingerprint(str(saved))
     save_drafts(saved)
     assert rows(saved) == datasets.load_from_disk(str(saved)).to_list()
@@ -53,13 +51,13 @@ def test_a_saved_folder_is_read_without_its_caches(saved: Path) -> None:
     assert fingerprint(str(saved)) == before
 
 
-def test_a_cache_is_no_data_in_any_folder(saved: Path) -> None:
+def test_cache_is_no_data_in_any_folder(saved: Path) -> None:
     save_drafts(saved)
     (saved / "state.json").unlink()
     assert len(rows(saved)) == 10
 
 
-def test_a_saved_dict_of_splits_is_read_by_split(tmp_path: Path) -> None:
+def test_saved_dict_is_read_by_split(tmp_path: Path) -> None:
     whole = datasets.Dataset.from_dict(ROWS)
     splits = {
         "train": whole.select(range(6)),
@@ -70,7 +68,7 @@ def test_a_saved_dict_of_splits_is_read_by_split(tmp_path: Path) -> None:
     datasets.DatasetDict(splits).save_to_disk(folder)
     assert [row["prompt"] for row in rows(folder)] == [f"Name {number}" for number in range(6)]
     assert [row["prompt"] for row in rows(folder, "eval")] == ["Name 6", "Name 7"], (
-        "as of a hub data set, the first of its kind"
+        "the first eval split, as in a hub dataset"
     )
     assert has_eval_split(str(folder))
     assert "test" in {Path(file).name for file in skipped_files(str(folder))}
@@ -107,7 +105,7 @@ def change(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
         ),
     ],
 )
-def test_a_saved_folder_that_cannot_be_read_is_refused(
+def test_unreadable_saved_folder_is_refused(
     spoil: Callable[[Path], None], says: str, saved: Path
 ) -> None:
     spoil(saved)
@@ -118,7 +116,7 @@ def test_a_saved_folder_that_cannot_be_read_is_refused(
     assert says in str(problem)
 
 
-def test_a_saved_dict_without_a_train_split_names_its_splits(tmp_path: Path) -> None:
+def test_saved_dict_without_train_split_names_its_splits(tmp_path: Path) -> None:
     whole = datasets.Dataset.from_dict(ROWS)
     datasets.DatasetDict({"left": whole, "right": whole}).save_to_disk(tmp_path / "dict")
     with pytest.raises(JobError, match=r"a split 'train' in .*the splits left, right"):

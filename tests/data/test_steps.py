@@ -1,6 +1,4 @@
-"""The order of a run: steps are fixed lists, passes are permutations, and nothing is dropped or
-seen too often.
-"""
+"""Order of a run: steps are fixed lists, passes are permutations, and no document is dropped."""
 
 from __future__ import annotations
 
@@ -26,27 +24,27 @@ def test_every_document_comes_exactly_once_a_pass(documents: int, step_size: int
         mine = [slot for slot in flat if slot.pass_ == pass_]
         assert sorted(slot.index for slot in mine) == list(range(documents))
         assert [slot.ordinal for slot in mine] == list(range(documents)), (
-            "ordinals go on across the borders of steps"
+            "ordinals continue across the borders of steps"
         )
 
 
-def test_a_step_across_the_end_of_a_pass_holds_the_end_of_one_and_the_start_of_the_next() -> None:
+def test_step_across_two_passes_holds_both_ends() -> None:
     step = step_slots(10, 4, 2, seed=5)
     assert [(slot.pass_, slot.ordinal) for slot in step] == [(0, 8), (0, 9), (1, 0), (1, 1)]
 
 
-def test_passes_and_seeds_have_orders_of_their_own() -> None:
+def test_passes_and_seeds_have_different_orders() -> None:
     orders = [tuple(pass_order(50, seed, pass_).tolist()) for seed in (1, 2) for pass_ in (0, 1, 2)]
     assert len(set(orders)) == 6
     assert tuple(range(50)) not in orders
 
 
-def test_a_step_is_the_same_whatever_was_asked_before() -> None:
+def test_step_does_not_depend_on_earlier_calls() -> None:
     steps = run(6, 4, 9)
     assert [step_slots(6, 4, step, 5) for step in reversed(range(9))] == steps[::-1]
 
 
-def test_the_documents_of_a_run_do_not_depend_on_the_size_of_its_steps() -> None:
+def test_documents_of_a_run_do_not_depend_on_step_size() -> None:
     assert list(chain(*run(10, 6, 4))) == list(chain(*run(10, 8, 3)))
 
 
@@ -72,16 +70,14 @@ def test_epochs_drop_nothing_and_repeat_nothing(
     assert not step_slots(documents, step_size, steps, 5, total)
 
 
-def test_without_epochs_the_run_is_as_long_as_asked_and_every_step_full() -> None:
+def test_run_without_epochs_has_its_steps_and_all_are_full() -> None:
     assert run_length(10, 4, 0, 7) == (7, None)
     assert {len(step) for step in run(10, 4, 7)} == {4}
 
 
 @pytest.mark.parametrize(("documents", "step_size"), [(22, 8), (7, 3), (5, 8), (16, 8)])
 def test_resume_with_more_epochs_skips_no_document(documents: int, step_size: int) -> None:
-    """A run of one epoch ends with a short step; resumed for two more, and then a fourth, it sees
-    each document once a pass.
-    """
+    """An epoch may end with a short step; a resumed run still sees each document once a pass."""
     flat: list[Slot] = []
     done = behind = 0
     for epochs in (1, 3, 4):

@@ -1,6 +1,4 @@
-"""A stream of packs: full, fair, seeded, shared out among ranks, and the same after a save and a
-load.
-"""
+"""Streamed packs: full, fair, seeded, shared among ranks, and equal after save and load."""
 
 from __future__ import annotations
 
@@ -20,11 +18,11 @@ from plugin.assembly.corpus import Examples
 from plugin.base.errors import JobError
 from plugin.config.params import Params
 from plugin.data.chat import ChatFormat, Encoded, Find
-from plugin.data.layouts import Example
+from plugin.data.formats import Dropped, Example, RowResult
 from plugin.data.prepare import Encoding
 from plugin.data.stream import (
     BUFFERED,
-    PIECES,
+    ROW_INDEX,
     Pack,
     Source,
     Stream,
@@ -35,12 +33,12 @@ from plugin.data.stream import (
 from plugin.data.turns import Turn
 from plugin.objectives.noise import Noise, draw_times
 
-Rows = list[tuple[str, Example | str]]
+Rows = list[RowResult]
 WORDS = [f"w{number}" for number in range(50)]
 
 
 class Recording(ChatFormat):
-    """A chat format that remembers what it was given to tokenise."""
+    """A chat format that records the texts it tokenises."""
 
     def __init__(self) -> None:
         super().__init__(word_tokenizer(WORDS))
@@ -58,20 +56,20 @@ def chat() -> ChatFormat:
     return ChatFormat(word_tokenizer(WORDS))
 
 
-def text(number: int, words: int) -> tuple[str, Example]:
-    """Row `number`: its first two words spell the number, so that no two texts are alike."""
+def text(number: int, words: int) -> Example:
+    """Make row `number`; its first two words spell the number, so that all texts differ."""
     spelled = [WORDS[number // 50 % 50], WORDS[number % 50], *["w0"] * (words - 2)][:words]
-    return f"t:{number}", Example(f"t:{number}", (Turn("text", " ".join(spelled)),))
+    return Example(f"t:{number}", (Turn("text", " ".join(spelled)),))
 
 
 def texts(count: int, *, mean: float = 3.5, spread: float = 1.0, seed: int = 0) -> Rows:
-    """Texts of lognormal lengths, median e ** mean words."""
+    """Make texts of lognormal lengths, median e ** mean words."""
     lengths = np.random.default_rng(seed).lognormal(mean, spread, count).astype(int) + 1
     return [text(number, int(length)) for number, length in enumerate(lengths)]
 
 
 def source(rows: Rows) -> Source:
-    def read(first: int, every: int) -> Iterator[tuple[str, Example | str]]:
+    def read(first: int, every: int) -> Iterator[RowResult]:
         yield from rows[first::every]
 
     return read
@@ -96,7 +94,7 @@ def take(one: Stream, steps: int) -> list[list[Pack]]:
 
 
 def plain(steps: Sequence[Sequence[Pack]]) -> list[Any]:
-    """Steps as values that can be compared."""
+    """Convert steps to values that can be compared."""
     return [
         [
             [(d.ids.tolist(), d.supervised.tolist(), d.prompt, slot) for d, slot in pack]
@@ -119,7 +117,7 @@ def flat(steps: Sequence[Sequence[Pack]]) -> list[Any]:
         # the oldest (4), then in order: 3 fits (3 left), 5 does not; of the rest, 2 fits best and
         # leaves 1, which 1 fills
         ([4, 1, 2, 5, 3], [4, 3, 1, 2, 0], 10, [0, 4, 2, 1]),
-        # the oldest is too long for anything beside it
+        # the oldest leaves no room for any other
         ([9, 2, 3], [1, 2, 0], 10, [0]),
         # exactly full, and no further
         ([5, 5, 5], [2, 1, 0], 10, [0, 2]),
@@ -127,7 +125,7 @@ def flat(steps: Sequence[Sequence[Pack]]) -> list[Any]:
         ([6, 8, 2, 2, 2], [1, 4, 3, 2, 0], 10, [0, 2, 3]),
     ],
 )
-def test_a_pack_worked_by_hand(
+def test_pack_worked_by_hand(
     costs: list[int], order: list[int], budget: int, wanted: list[int]
 ) -> None:
     assert choose_pack(costs, np.array(order), budget) == wanted
@@ -161,30 +159,36 @@ def test_no_document_waits_for_long(chat: ChatFormat) -> None:
     assert np.mean(waits) < 3 * BUFFERED
 
 
-def test_documents_are_pieces_of_their_rows_and_each_is_trained_once_a_pass(
+def test_documents_are_parts_of_rows_and_come_once_a_pass(
     chat: ChatFormat,
 ) -> None:
-    rows: Rows = [text(0, 5), ("t:1", "empty text"), text(2, 150), text(3, 2)]
+    rows: Rows = [text(0, 5), Dropped("t:1", "empty text"), text(2, 150), text(3, 2)]
     one = stream(rows, chat, max_length=64, tokens=128)
     found = [entry for entry in flat(take(one, 60)) if entry[1].pass_ == 0]
     by_index = {document.index: document.ids for document, _ in found}
     assert len(by_index) == len(found)
-    assert sorted(by_index) == [0, 2 * PIECES, 2 * PIECES + 1, 2 * PIECES + 2, 3 * PIECES]
-    assert [by_index[2 * PIECES + piece].size for piece in range(3)] == [
+    assert sorted(by_index) == [
+        0,
+        2 * ROW_INDEX,
+        2 * ROW_INDEX + 1,
+        2 * ROW_INDEX + 2,
+        3 * ROW_INDEX,
+    ]
+    assert [by_index[2 * ROW_INDEX + part].size for part in range(3)] == [
         64,
         64,
         26,
     ]  # 150 words, [SEP], and [CLS] before each
-    assert by_index[3 * PIECES].tolist() == [CLS, 5, 8, SEP]
+    assert by_index[3 * ROW_INDEX].tolist() == [CLS, 5, 8, SEP]
     assert all(slot.index == document.index for document, slot in found)
 
 
-def test_the_seed_mixes_rows_that_lie_side_by_side(chat: ChatFormat) -> None:
+def test_seed_mixes_neighbouring_rows(chat: ChatFormat) -> None:
     rows = texts(1000)
     first, again, other = (flat(take(stream(rows, chat, seed=seed), 5)) for seed in (3, 3, 4))
     assert [slot for _, slot in first] == [slot for _, slot in again]
     assert [slot for _, slot in first] != [slot for _, slot in other]
-    assert np.abs(np.diff([slot.index // PIECES for _, slot in first])).mean() > 10
+    assert np.abs(np.diff([slot.index // ROW_INDEX for _, slot in first])).mean() > 10
 
 
 # --- ranks
@@ -198,16 +202,14 @@ def test_ranks_share_every_pass_row_by_row(chat: ChatFormat) -> None:
             flat(take(stream(rows, chat, rank=rank, ranks=ranks), 60)) for rank in range(ranks)
         ]
         parts = [Counter(slot.index for _, slot in part if slot.pass_ == 0) for part in steps]
-        assert sum(parts, Counter()) == whole, (
-            "an index names a document, however many ranks there are"
-        )
+        assert sum(parts, Counter()) == whole, "an index names a document, for any number of ranks"
         for rank, part in enumerate(parts):
-            assert {index // PIECES % ranks for index in part} == {rank}
+            assert {index // ROW_INDEX % ranks for index in part} == {rank}
         ordinals = [slot.ordinal for part in steps for _, slot in part]
         assert len(set(ordinals)) == len(ordinals)
 
 
-def test_a_ranks_documents_cover_all_times_evenly(chat: ChatFormat) -> None:
+def test_documents_of_a_rank_cover_all_times_evenly(chat: ChatFormat) -> None:
     for rank in range(13):
         slots = [
             slot
@@ -226,11 +228,11 @@ def test_a_ranks_documents_cover_all_times_evenly(chat: ChatFormat) -> None:
 
 @pytest.mark.parametrize(("rank", "ranks"), [(0, 1), (1, 3)])
 @pytest.mark.parametrize("count", [40, 5000])  # many passes, and less than one
-def test_a_stream_goes_on_from_a_file_as_if_it_had_never_stopped(
+def test_stream_resumed_from_a_file_equals_the_unbroken_stream(
     chat: ChatFormat, tmp_path: Path, rank: int, ranks: int, count: int
 ) -> None:
     rows = texts(count)
-    rows[7:7] = [("bad", "empty text")]
+    rows[7:7] = [Dropped("bad", "empty text")]
     how = {"rank": rank, "ranks": ranks, "packs": 3}
     whole = stream(rows, chat, **how)
     wanted = plain(take(whole, 20))
@@ -244,7 +246,7 @@ def test_a_stream_goes_on_from_a_file_as_if_it_had_never_stopped(
     assert (second.state().pass_ > 1) == (count == 40)
 
 
-def test_what_was_consumed_is_not_tokenised_again(tmp_path: Path) -> None:
+def test_consumed_rows_are_not_tokenised_again(tmp_path: Path) -> None:
     rows = texts(5000)
     before, after = Recording(), Recording()
     first = stream(rows, before)
@@ -258,9 +260,9 @@ def test_what_was_consumed_is_not_tokenised_again(tmp_path: Path) -> None:
     assert not set(before.texts) & set(after.texts)
 
 
-def test_a_state_stays_what_it_was_while_the_stream_goes_on(chat: ChatFormat) -> None:
-    rows: Rows = [("bad", "empty text"), *texts(900)]
-    rows[::20] = [("bad", f"reason {number % 3}") for number in range(len(rows[::20]))]
+def test_state_is_unchanged_by_later_steps(chat: ChatFormat) -> None:
+    rows: Rows = [Dropped("bad", "empty text"), *texts(900)]
+    rows[::20] = [Dropped("bad", f"reason {number % 3}") for number in range(len(rows[::20]))]
     one = stream(rows, chat)
     take(one, 3)
     state = one.state()
@@ -276,27 +278,27 @@ def test_a_state_stays_what_it_was_while_the_stream_goes_on(chat: ChatFormat) ->
     assert state.report == report != one.state().report
 
 
-def test_a_state_without_documents_is_saved_too(chat: ChatFormat, tmp_path: Path) -> None:
+def test_state_without_documents_round_trips(chat: ChatFormat, tmp_path: Path) -> None:
     one = stream(texts(30), chat)
     (tmp_path / "s").write_bytes(one.state().as_bytes())
     assert StreamState.load(tmp_path / "s") == one.state()
 
 
-def test_what_a_pass_gave_before_a_save_counts_at_its_end(chat: ChatFormat) -> None:
+def test_tokens_before_a_save_count_at_the_end_of_the_pass(chat: ChatFormat) -> None:
     """The rest of the pass has nothing to learn."""
     rows = texts(400)
     first = stream(rows, chat)
     while first.state().pass_ < 1 or not 0 < first.state().row < 400:
         take(first, 1)
     state = first.state()
-    rows[state.row :] = [("bad", "empty text")] * 400
+    rows[state.row :] = [Dropped("bad", "empty text")] * 400
     second = stream(rows, chat)
     second.restore(state)
     take(second, 60)
     assert second.state().pass_ > 2
 
 
-def test_another_ranks_state_is_refused(chat: ChatFormat) -> None:
+def test_state_of_another_rank_is_refused(chat: ChatFormat) -> None:
     state = stream(texts(30), chat, rank=0, ranks=2).state()
     with pytest.raises(JobError) as caught:
         stream(texts(30), chat).restore(state)
@@ -312,10 +314,10 @@ def test_rows_of_the_first_pass_are_reported_once(
     monkeypatch.setattr("plugin.data.stream.LENGTHS", 1)
     rows: Rows = [
         text(0, 5),
-        ("t:1", "empty text"),
+        Dropped("t:1", "empty text"),
         text(2, 100),
-        ("t:3", "held out"),
-        ("t:4", "empty text"),
+        Dropped("t:3", "held out"),
+        Dropped("t:4", "empty text"),
     ]
     lines: list[str] = []
     one = stream(rows, chat, log=lines.append)
@@ -340,12 +342,12 @@ def test_rows_of_the_first_pass_are_reported_once(
 @pytest.mark.parametrize(
     ("rows", "ranks", "says"),
     [
-        ([("t:1", "empty text"), ("t:2", "empty text")], 1, "2 x empty text"),
+        ([Dropped("t:1", "empty text"), Dropped("t:2", "empty text")], 1, "2 x empty text"),
         ([], 1, "which has none"),
-        ([("t:1", "empty text")], 2, "which has none for process 1"),
+        ([Dropped("t:1", "empty text")], 2, "which has none for process 1"),
     ],
 )
-def test_a_pass_with_nothing_to_learn_is_a_data_error(
+def test_pass_with_nothing_to_learn_is_a_data_error(
     chat: ChatFormat, rows: Rows, ranks: int, says: str
 ) -> None:
     with pytest.raises(JobError) as caught:
@@ -355,7 +357,7 @@ def test_a_pass_with_nothing_to_learn_is_a_data_error(
     assert says in str(problem)
 
 
-def test_data_that_ends_up_empty_later_stops_too(chat: ChatFormat) -> None:
+def test_data_that_becomes_empty_stops_the_stream(chat: ChatFormat) -> None:
     rows = texts(20)
     one = stream(rows, chat)
     take(one, 1)
@@ -364,8 +366,8 @@ def test_data_that_ends_up_empty_later_stops_too(chat: ChatFormat) -> None:
         take(one, 1000)
 
 
-def test_a_stream_of_a_large_file_takes_little_memory(chat: ChatFormat, tmp_path: Path) -> None:
-    """50 MB, of which this rank tokenises every 50th row and reads all."""
+def test_stream_of_a_large_file_needs_little_memory(chat: ChatFormat, tmp_path: Path) -> None:
+    """50 MB, of which this rank tokenises every 50th row and reads every row."""
     path = tmp_path / "large.jsonl"
     line = json.dumps({"text": "w1 w2 w3 w4 w5 " * 680}) + "\n"
     with path.open("w", encoding="utf-8") as file:
@@ -377,7 +379,7 @@ def test_a_stream_of_a_large_file_takes_little_memory(chat: ChatFormat, tmp_path
     )
     examples = Examples(params, lambda _: None, between_rows=lambda: None)
 
-    def rows(first: int, every: int) -> Iterator[tuple[str, Example | str]]:
+    def rows(first: int, every: int) -> Iterator[RowResult]:
         return examples("train", first, every)
 
     plan = StreamPlan(tokens=2048, packs=4, seed=1, rank=7, ranks=50)

@@ -1,4 +1,4 @@
-"""Chat templates of strangers: what transformers would write, under limits that none escapes."""
+"""Chat templates of strangers: the output of transformers, under limits that none escapes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from plugin.data.tokenizer import train_tokenizer
 from plugin.data.turns import Turn
 
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-DOUBLING = "{% set ns = namespace(x='aaaaaaaaaa') %}{% for i in range(30) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
+DOUBLING = (
+    "{% set ns = namespace(x='aaaaaaaaaa') %}{% for i in range(30) %}{% set ns.x = ns.x ~ ns.x %}"
+    "{% endfor %}"
+)
 LONG = "{{ 'a' * 3000000000 }}"
 WRITES = "{% for m in messages %}<u>{{ m.content }}</t>{% endfor %}"
 TIME, MEMORY = "2 s of CPU time", "512 MB of memory"
@@ -39,8 +42,8 @@ def tokenizer(template: str) -> PreTrainedTokenizerBase:
 
 
 @pytest.mark.parametrize(("bomb", "limit"), [(LOOPS, TIME), (DOUBLING, MEMORY), (LONG, MEMORY)])
-def test_a_template_without_end_is_refused_soon(bomb: str, limit: str) -> None:
-    """Audit 4: nested loops ran for minutes, doubling took 8 GB."""
+def test_endless_chat_template_is_refused_soon(bomb: str, limit: str) -> None:
+    """Audit 4: nested loops ran for minutes, doubling needed 8 GB."""
     began_s = time.thread_time()
     with pytest.raises(JobError) as caught:
         ChatFormat(tokenizer(bomb + WRITES))
@@ -53,10 +56,8 @@ def test_a_template_without_end_is_refused_soon(bomb: str, limit: str) -> None:
 
 
 @pytest.mark.parametrize("bomb", [LOOPS, DOUBLING])
-def test_a_bomb_for_one_question_is_refused_in_verify(bomb: str) -> None:
-    """Audit 4: the prompt that a published model is compared on is rendered under the same
-    limits.
-    """
+def test_template_bomb_for_one_question_is_refused_in_verify(bomb: str) -> None:
+    """Audit 4: the prompt for comparing published models is rendered under the same limits."""
     only = f"{{% if 'France' in messages[0].content %}}{bomb}{{% endif %}}"
     with pytest.raises(JobError, match="tokenizer_name"):
         rendered_prompt(tokenizer(only + WRITES))
@@ -69,8 +70,14 @@ def test_a_bomb_for_one_question_is_refused_in_verify(bomb: str) -> None:
         "{{ range(99999)|reject('in', range(99999)|list)|list|count }}",
         "{{ range(99999)|map('list')|list }}" + LOOPS,
         "{% for i in range(99999) %}{{ range(99999)|sort|unique|list|min }}{% endfor %}",
-        "{% for i in range(99999) %}{{ 'ab'|center(99999)|replace(' ', 'a')|upper|count }}{% endfor %}",
-        "{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{% for i in range(9999) %}{{ f(1) }}{% endfor %}",
+        (
+            "{% for i in range(99999) %}{{ 'ab'|center(99999)|replace(' ', 'a')|upper|count }}"
+            "{% endfor %}"
+        ),
+        (
+            "{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{% for i in range(9999) %}"
+            "{{ f(1) }}{% endfor %}"
+        ),
         "{{ ('a'|center(99999))|list|join('b'|center(99999)) }}",
         "{{ '%0999999999d'|format(1) }}",
         "{{ ('{:>%d}' % 999999999).format('a') }}",
@@ -78,8 +85,8 @@ def test_a_bomb_for_one_question_is_refused_in_verify(bomb: str) -> None:
         "{{ range(99999)|list|tojson(indent='a'|center(99999)) }}",
     ],
 )
-def test_a_filter_without_end_is_refused_soon(bomb: str) -> None:
-    """Audit 20: filters whose work no counter sees."""
+def test_endless_filter_is_refused_soon(bomb: str) -> None:
+    """Audit 20: filters whose work no counter of jinja2 sees."""
     try:
         (found,) = render("chat", bomb, [Job({}, 100_000)])
     except OverLimit:
@@ -88,7 +95,7 @@ def test_a_filter_without_end_is_refused_soon(bomb: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["llada", "dream"])
-def test_a_dialogue_is_written_as_by_transformers(method: str) -> None:
+def test_published_template_writes_as_in_transformers(method: str) -> None:
     words = published_tokenizer(method, ["How are you?", "fine"] * 20)
     template = FAMILIES[{"llada": "llada", "dream": "Dream"}[method]].chat_template
     same(words, template)
@@ -98,15 +105,30 @@ def test_a_dialogue_is_written_as_by_transformers(method: str) -> None:
     "template",
     [
         WRITES,
-        "  {% for m in messages %}\n  {%- if loop.index0 > 2 %}{% break %}{% endif %}\n{{ m | tojson(indent=2) }}\n{% endfor %}\n",
-        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}\n{% endfor %}{{ bos_token }}{{ eos_token }}",
-        "{% set ns = namespace(a=1, self='b') %}{% set ns.c = 3 %}{{ ns.a }}{{ ns.self }}{{ ns.c }}{{ dict(a=1) }}",
-        "{{ dict.fromkeys(['a'], 1) }}{{ tools }}{{ documents }}{{ add_generation_prompt }}{{ missing }}",
+        (
+            "  {% for m in messages %}\n  {%- if loop.index0 > 2 %}{% break %}{% endif %}\n"
+            "{{ m | tojson(indent=2) }}\n{% endfor %}\n"
+        ),
+        (
+            "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}\n"
+            "{% endfor %}{{ bos_token }}{{ eos_token }}"
+        ),
+        (
+            "{% set ns = namespace(a=1, self='b') %}{% set ns.c = 3 %}{{ ns.a }}{{ ns.self }}"
+            "{{ ns.c }}{{ dict(a=1) }}"
+        ),
+        (
+            "{{ dict.fromkeys(['a'], 1) }}{{ tools }}{{ documents }}{{ add_generation_prompt }}"
+            "{{ missing }}"
+        ),
         "{{ strftime_now('%Y') }}{{ messages | tojson }}{{ '<é>' | tojson(ensure_ascii=True) }}",
-        "{% for m in messages %}{{ m.reasoning_content }}|{{ m.thinking }}|{{ m.reasoning }}{% endfor %}",
+        (
+            "{% for m in messages %}{{ m.reasoning_content }}|{{ m.thinking }}|{{ m.reasoning }}"
+            "{% endfor %}"
+        ),
     ],
 )
-def test_any_template_writes_as_by_transformers(template: str) -> None:
+def test_any_template_writes_as_in_transformers(template: str) -> None:
     same(tokenizer(template), template)
 
 
@@ -137,7 +159,7 @@ def same(words: PreTrainedTokenizerBase, template: str) -> None:
         "{% for i in range(100001) %}{% endfor %}",
     ],
 )
-def test_what_transformers_refuses_is_refused(source: str) -> None:
+def test_template_refused_by_transformers_is_refused(source: str) -> None:
     words = tokenizer(WRITES)
     (ours,) = render_chat(words, source, [chat_job([{"role": "user", "content": "a"}], False)])
     assert isinstance(ours, Failed)
@@ -148,7 +170,7 @@ def test_what_transformers_refuses_is_refused(source: str) -> None:
     assert type(caught.value).__name__ == ours.kind
 
 
-def test_a_template_that_pads_every_row_drops_them() -> None:
+def test_template_that_pads_rows_drops_them() -> None:
     """A gigabyte of text from a kilobyte of rows would fill the memory of the run instead."""
     padded = "{% if messages[0].content == 'pad' %}{{ 'a' * 200000 }}{% endif %}" + WRITES
     refused, taken = ChatFormat(tokenizer(padded)).encode(
@@ -158,8 +180,8 @@ def test_a_template_that_pads_every_row_drops_them() -> None:
     assert not isinstance(taken, str)
 
 
-def test_slow_rows_end_together() -> None:
-    """No row takes two seconds; thousands of them must not take an hour."""
+def test_thousands_of_slow_rows_share_a_limit() -> None:
+    """No row needs two seconds; thousands of them must not need an hour."""
     slow = "{% for i in range(99) %}{% for j in range(50000) %}{% endfor %}{% endfor %}{{ a }}"
     made = Renderer()
     assert made.render("chat", slow, [Job({"a": "a"}, 9)] * 2) == ["a", "a"]
@@ -167,19 +189,19 @@ def test_slow_rows_end_together() -> None:
         made.render("chat", slow, [Job({"a": "a"}, 9)] * 5000)
 
 
-def test_a_long_row_is_rendered() -> None:
-    """The limits are beyond what a row itself takes: 60 million characters are a row too."""
+def test_long_row_is_rendered() -> None:
+    """The limits come on top of the row's own size: 20 million characters are a row too."""
     text = "é" * 20_000_000
     (written,) = render("chat", "{{ a | trim }}!", [Job({"a": text}, 10**9)])
     assert written == text + "!"
 
 
-def test_a_template_too_long_is_refused() -> None:
+def test_too_long_chat_template_is_refused() -> None:
     with pytest.raises(JobError, match="at most 200000 characters, got 200058"):
         ChatFormat(tokenizer(WRITES + " " * 200_001))
 
 
-def test_threads_share_a_child_and_forks_do_not() -> None:
+def test_threads_share_a_child() -> None:
     made = Renderer()
     found: list[object] = []
     threads = [
@@ -198,7 +220,7 @@ def test_threads_share_a_child_and_forks_do_not() -> None:
     made.close()
 
 
-def test_a_fork_renders_by_a_child_of_its_own(tmp_path: Path) -> None:
+def test_fork_renders_in_its_own_child(tmp_path: Path) -> None:
     done = run_python(
         "import os, sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
@@ -220,7 +242,7 @@ def test_a_fork_renders_by_a_child_of_its_own(tmp_path: Path) -> None:
     assert not done.stderr
 
 
-def test_a_child_that_was_killed_is_replaced() -> None:
+def test_killed_child_is_replaced() -> None:
     made, job = Renderer(), [Job({"a": "x"}, 9)]
     made.render("chat", "{{ a }}", job)
     assert made._child
@@ -233,7 +255,7 @@ def test_a_child_that_was_killed_is_replaced() -> None:
     assert not is_running(pid)
 
 
-def test_no_key_of_the_environment_reaches_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_access_keys_do_not_reach_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     made = Renderer()
     made.render("chat", "{{ a }}", [Job({"a": "x"}, 9)])
@@ -242,7 +264,7 @@ def test_no_key_of_the_environment_reaches_the_child(monkeypatch: pytest.MonkeyP
     made.close()
 
 
-def test_the_moment_is_frozen_in_every_rendering() -> None:
+def test_moment_is_frozen_in_every_rendering() -> None:
     chat = ChatFormat(tokenizer("{{ strftime_now('%Y') }}" + WRITES), datetime(1999, 1, 1))
     (one,) = chat.encode([QUESTION])
     assert not isinstance(one, str)

@@ -1,4 +1,4 @@
-"""Templates: what they render, what they may not do, and that a bomb ends soon."""
+"""Form templates: their output, their refusals, and their limits."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def rendered(source: str, **values: object) -> str:
         ("{{ range }}", {"range": "a column of this name wins"}, "a column of this name wins"),
     ],
 )
-def test_render(source: str, values: dict[str, object], expected: str) -> None:
+def test_template_renders_a_row(source: str, values: dict[str, object], expected: str) -> None:
     assert rendered(source, **values) == expected
 
 
@@ -78,7 +78,7 @@ def test_render(source: str, values: dict[str, object], expected: str) -> None:
         ("x" * (MAX_TEMPLATE + 1), "10001 characters"),
     ],
 )
-def test_a_bad_template_is_a_configuration_error_of_its_field(source: str, message: str) -> None:
+def test_bad_template_is_a_configuration_error_of_its_field(source: str, message: str) -> None:
     with pytest.raises(JobError) as caught:
         compile_template("input_template", source)
     [problem] = caught.value.problems
@@ -104,9 +104,7 @@ def test_a_bad_template_is_a_configuration_error_of_its_field(source: str, messa
         ("{{ x|tojson" + "|tojson" * 60 + "|length }}", "512 MB of memory"),
     ],
 )
-def test_what_only_shows_at_run_time_is_an_error_of_the_template_too(
-    source: str, message: str
-) -> None:
+def test_run_time_limit_is_an_error_of_the_template(source: str, message: str) -> None:
     started_s = time.thread_time()
     with pytest.raises(JobError, match=message) as caught:
         rendered(source, x='"a' * 450_000)
@@ -115,7 +113,7 @@ def test_what_only_shows_at_run_time_is_an_error_of_the_template_too(
 
 
 @pytest.mark.parametrize("operator", ["~", "+"])
-def test_a_text_that_grows_tenfold_a_loop_ends_with_memory(operator: str) -> None:
+def test_text_that_grows_tenfold_a_loop_exceeds_memory(operator: str) -> None:
     loops = ""
     for depth in range(15):
         tenfold = operator.join([f"a{depth - 1}" if depth else "'aaaaaaaaaa'"] * 10)
@@ -142,19 +140,22 @@ def test_a_text_that_grows_tenfold_a_loop_ends_with_memory(operator: str) -> Non
         ("{{ x|replace('a', 'aaaaaaaaaa') }}", "a" * 200_000, "rendered text too long"),
     ],
 )
-def test_a_row_that_does_not_fit_is_that_rows_fault(source: str, x: object, reason: str) -> None:
+def test_row_that_does_not_fit_is_a_row_error(source: str, x: object, reason: str) -> None:
     with pytest.raises(RowError) as caught:
         rendered(source, x=x)
     assert reason in str(caught.value)
     assert caught.value.reason in ("template failed on this row", "rendered text too long")
 
 
-def test_columns_used() -> None:
-    source = "{{ a.b }}{% for i in c %}{{ i }}{{ loop.index }}{% endfor %}{{ range(3)|list|length }}{% if d %}{% endif %}"
+def test_columns_used_are_the_undeclared_names() -> None:
+    source = (
+        "{{ a.b }}{% for i in c %}{{ i }}{{ loop.index }}{% endfor %}{{ range(3)|list|length }}"
+        "{% if d %}{% endif %}"
+    )
     assert columns_used(compile_template("input_template", source)) == {"a", "c", "d"}
 
 
-def test_a_set_of_templates() -> None:
+def test_blank_templates_are_absent() -> None:
     assert compile_templates("", " \n", "") is None
     templates = compile_templates("{{ q }}", "", "{{ a }}")
     assert templates is not None
@@ -163,7 +164,7 @@ def test_a_set_of_templates() -> None:
     assert pickle.loads(pickle.dumps(templates)) == templates
 
 
-def test_every_problem_of_a_set_is_told_at_once() -> None:
+def test_every_bad_template_is_reported() -> None:
     with pytest.raises(JobError) as caught:
         compile_templates("", "{{ x.__class__ }}", "{% if %}")
     fields = [problem.field for problem in caught.value.problems]

@@ -1,6 +1,4 @@
-"""A tokenizer trained on the data: every text survives it, special tokens come first, sizes are
-kept.
-"""
+"""Trained tokenizer: every text survives, special tokens come first, sizes are kept."""
 
 from __future__ import annotations
 
@@ -52,20 +50,20 @@ def test_random_unicode_survives(tokenizer: PreTrainedTokenizerBase) -> None:
     rng = random.Random(3)
     points = [
         point for point in range(sys.maxunicode + 1) if not 0xD800 <= point < 0xE000
-    ]  # no half pairs
+    ]  # no halves of surrogate pairs
     for _ in range(200):
         text = "".join(map(chr, rng.sample(points, 20)))
         assert round_trip(tokenizer, text) == text
 
 
-def test_special_tokens_come_first_and_frame_a_text(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_special_tokens_come_first_and_enclose_a_text(tokenizer: PreTrainedTokenizerBase) -> None:
     assert tokenizer.convert_ids_to_tokens(list(range(5))) == list(SPECIAL)
     ids = tokenizer("the cat")["input_ids"]
     assert (ids[0], ids[-1]) == (CLS, SEP)
     assert CLS not in ids[1:]
 
 
-def test_the_vocabulary_stays_within_its_size_and_merges_what_is_frequent(
+def test_vocabulary_keeps_its_size_and_merges_frequent_pairs(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     assert 261 < len(tokenizer) <= 300
@@ -75,9 +73,7 @@ def test_the_vocabulary_stays_within_its_size_and_merges_what_is_frequent(
     )
 
 
-def test_a_saved_tokenizer_loads_as_the_same(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
+def test_saved_tokenizer_loads_as_equal(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     for text in (*TEXTS, "[MASK] 世界"):

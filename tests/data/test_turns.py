@@ -1,6 +1,4 @@
-"""The shapes in which users keep chats: what is plain is read, what is not is dropped with its
-reason and named.
-"""
+"""Turns: shapes of chats that are read, rows that are dropped with a reason, and unread content."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import math
 
 import pytest
 
-from plugin.data.layouts import Example, detect_layout, read_example
+from plugin.data.formats import Example, detect_format, read_example
 from plugin.data.seen import Seen
 from plugin.data.sources import Row
 from plugin.data.turns import Turn, random_prefix
@@ -22,9 +20,9 @@ SYSTEM = Turn("system", "Be brief.")
 
 
 def read(values: dict[str, object], seen: Seen | None = None) -> tuple[Turn, ...] | str:
-    layout, _ = detect_layout(values, None, "text", "sft")
-    found = read_example(Row("t.jsonl:1", values), layout, seen)
-    return found.turns if isinstance(found, Example) else found
+    found_format, _ = detect_format(values, None, "text", "sft")
+    found = read_example(Row("t.jsonl:1", values), found_format, seen)
+    return found.turns if isinstance(found, Example) else found.reason
 
 
 @pytest.mark.parametrize(
@@ -88,7 +86,7 @@ def read(values: dict[str, object], seen: Seen | None = None) -> tuple[Turn, ...
         ),
     ],
 )
-def test_a_shape_is_read_as_the_chat_it_is(
+def test_known_shape_is_read_as_its_chat(
     values: dict[str, object], turns: tuple[Turn, ...]
 ) -> None:
     assert read(values) == turns
@@ -156,7 +154,7 @@ def test_a_shape_is_read_as_the_chat_it_is(
         ),
     ],
 )
-def test_what_is_not_plain_is_dropped_and_named(
+def test_unclear_row_is_dropped_and_explained(
     values: dict[str, object], reason: str, says: str
 ) -> None:
     seen = Seen()
@@ -165,7 +163,7 @@ def test_what_is_not_plain_is_dropped_and_named(
     assert not says or any(line.endswith("(first at t.jsonl:1)") for line in seen.lines())
 
 
-def test_everything_unread_is_counted() -> None:
+def test_unread_columns_and_keys_are_counted() -> None:
     seen = Seen()
     for number in range(3):
         message = {**CHAT[1], "name": "bot", "train_detail": [1] if number else None}
@@ -192,7 +190,7 @@ def test_many_names_are_shown_in_part() -> None:
     assert "'c11', ... (30 in all) are not read" in line
 
 
-def test_a_random_prefix_ends_with_an_answer_to_be_learned() -> None:
+def test_random_prefix_ends_with_an_answer_to_be_learned() -> None:
     turns = (
         ASKED,
         Turn("assistant", "a", learn=False),

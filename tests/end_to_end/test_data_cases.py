@@ -273,9 +273,9 @@ def test_text_that_was_rendered_already_is_said(make: Make) -> None:
         for n in range(12)
     ]
     assert make(rows).said("11 rows, such as data.jsonl:")
-    assert make(rows).said("looks like a chat rendered already")
+    assert make(rows).said("looks like an already rendered chat")
     assert not make([{"text": f"the user said {n}; [1] a <b> ### c"} for n in range(12)]).said(
-        "rendered already"
+        "already rendered"
     )
 
 
@@ -442,7 +442,7 @@ def test_what_is_trained_is_what_a_thinking_template_writes(turns: str, make: Ma
     last = "⟦<think>⟧\n\n⟦</think>⟧\n\nsecond⟦</t>⟧"
     assert set(made.learned()) == {last if turns == "last" else f"first⟦</t>⟧{last}"}
     assert made.said(
-        "10 rows, such as data.jsonl:1, data.jsonl:2, data.jsonl:3: text that the chat template changes or leaves out"
+        "10 rows, such as data.jsonl:1, data.jsonl:2, data.jsonl:3: text that the chat template changes or omits"
     )
 
 

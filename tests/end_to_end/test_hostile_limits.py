@@ -28,9 +28,10 @@ from plugin.config.families import FAMILIES
 from plugin.config.model_files import MOST_JSON, check_model_files, read_json
 from plugin.config.params import Params
 from plugin.config.parse import SCHEMA, parse
-from plugin.data.columns import MAX_ROW
-from plugin.data.readers import READERS, read_file
-from plugin.data.sources import parse_mixture, read_rows
+from plugin.data.files.columns import MAX_ROW
+from plugin.data.files.readers import READERS, read_file
+from plugin.data.mixture import parse_mixture
+from plugin.data.sources import read_rows
 from plugin.data.tokenizer import train_tokenizer
 from plugin.models.adapter_config import check_adapter_config
 from plugin.models.load import check_builds, load_config, load_tokenizer, new_config
@@ -363,7 +364,7 @@ def test_large_cells_are_read_one_after_another(
     write(tmp_path / name)
     code = (
         "import resource, sys, pyarrow.parquet\n"
-        "from plugin.data.readers import read_file\n"
+        "from plugin.data.files.readers import read_file\n"
         "from pathlib import Path\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "rows = sum(1 for _ in read_file(Path(sys.argv[1]), 'line'))\n"

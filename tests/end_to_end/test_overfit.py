@@ -9,7 +9,7 @@ import torch
 from helpers.tiny import CLS, MASK, PAD, SEP, cpu, rules, steps_of, tiny_model, train_tiny
 
 from plugin.data.chat import ChatFormat
-from plugin.data.layouts import Example
+from plugin.data.formats import Example
 from plugin.data.prepare import Encoding, encode_split
 from plugin.data.tokenizer import train_tokenizer
 from plugin.data.turns import Turn
@@ -61,7 +61,7 @@ def test_eight_pairs_come_back_word_for_word_and_stop_where_they_should(
     )
     pairs = enumerate(zip(QUESTIONS, replies, strict=True))
     rows = [
-        (f"r:{n}", Example(f"r:{n}", (Turn("user", ask), Turn("assistant", reply))))
+        Example(f"r:{n}", (Turn("user", ask), Turn("assistant", reply)))
         for n, (ask, reply) in pairs
     ]
     documents, _ = encode_split(rows, chat, Encoding(max_length=64))

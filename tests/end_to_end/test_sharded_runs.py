@@ -21,7 +21,7 @@ from helpers.support import ROOT, pairs, patience, read_lines, run_main, start, 
 from safetensors.torch import load_file
 
 from plugin.data.documents import Documents
-from plugin.data.layout import deal
+from plugin.data.packing import partition
 from plugin.data.steps import step_slots
 
 STEPS, STEP = 6, 8  # documents of a step
@@ -195,7 +195,7 @@ def test_the_ranks_had_different_numbers_of_micro_batches(scene: Callable[[str],
     documents = Documents.load(scene("fsdp2").folder / "data" / "train")
     lengths = documents.lengths.tolist()
     steps = [step_slots(len(documents), STEP, step, 42) for step in range(STEPS)]
-    hands = [deal([lengths[slot.index] for slot in slots], 2) for slots in steps]
+    hands = [partition([lengths[slot.index] for slot in slots], 2) for slots in steps]
     assert any(len(one) != len(other) for one, other in hands)
 
 

@@ -29,8 +29,8 @@ from plugin.base.errors import JobError
 from plugin.config.params import Params
 from plugin.config.parse import parse
 from plugin.data.documents import Document
+from plugin.data.formats import Dropped, Example, RowResult
 from plugin.data.hold_out import prompt_key
-from plugin.data.layouts import Example
 from plugin.data.steps import Slot
 from plugin.data.stream import Pack, StreamState
 from plugin.data.turns import Turn
@@ -107,6 +107,10 @@ def trained_rows(params: Params, one: Prepared, steps: int) -> set[int]:
         for piece in make(step).pieces
         for index in piece.documents
     }
+
+
+def is_held(row: RowResult) -> bool:
+    return isinstance(row, Dropped) and row.reason == stream.HELD_OUT
 
 
 def example(text: str) -> Example:
@@ -436,9 +440,9 @@ def test_counts_are_not_exchanged_by_a_single_process(job: Callable[..., Params]
 
 def test_evaluation_is_off_for_a_stream_that_holds_nothing_out(job: Callable[..., Params]) -> None:
     data = StreamedData.of(job(), print, between_rows=lambda: None)
-    held = [row for row, one in data.training(0, 1) if one == stream.HELD_OUT]
+    held = [row.row for row in data.training(0, 1) if is_held(row)]
     assert held
-    assert held == [row for row, _ in data.evaluation()]
+    assert held == [row.row for row in data.evaluation()]
     everything = data.without_evaluation()
-    assert not [row for row, one in everything.training(0, 1) if one == stream.HELD_OUT]
+    assert not list(filter(is_held, everything.training(0, 1)))
     assert not list(everything.evaluation())

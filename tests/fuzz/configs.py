@@ -1,4 +1,4 @@
-"""Fields of a config.json: of the right kind, of another one, missing, or nobody's."""
+"""Fields of a config.json: valid, of another kind, missing, or unknown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-# One small model of each family, by its published names.
+# A small model of each family, by its published names.
 SMALL: dict[str, dict[str, Any]] = {
     "bert": {
         "vocab_size": 300,
@@ -65,7 +65,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-6,
     },
 }
-# Without one of these a model has the size of a published one.
+# Without one of these, a model has its published size.
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -153,7 +153,7 @@ OTHERS = (
 
 
 def odd() -> st.SearchStrategy[Any]:
-    """Values of any kind: small ones that train, and huge ones that are foretold."""
+    """Make values of any kind: small values that train, and huge values that must be refused."""
     whole = st.integers(-3, 64) | st.sampled_from(
         (300, 304, 400, 4096, 10**7, 2 * 10**9, 2**63, 10**12, 10**400)
     )
@@ -199,7 +199,7 @@ def odd() -> st.SearchStrategy[Any]:
 
 @st.composite
 def configs(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
-    """The family, and the fields of a small model, up to four of them odd, missing or added."""
+    """Draw a family and the fields of a small model, up to three of them odd, missing or added."""
     family = draw(st.sampled_from(tuple(SMALL)))
     fields = {"model_type": family, **SMALL[family]}
     for _ in range(draw(st.sampled_from((0, 1, 1, 1, 2, 3)))):

@@ -1,4 +1,4 @@
-"""How inputs are made up: a number of them a test (EXAMPLES), the same ones for the same seed."""
+"""Fuzzing settings: EXAMPLES inputs for each test, the same inputs for the same seed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 from hypothesis import HealthCheck, Phase, settings
 
-# promise.py measures the time of an input; making one up may take longer than using it.
+# promise.py limits the time of using an input; making it up may take longer.
 settings.register_profile(
     "fuzz",
     max_examples=int(os.environ.get("EXAMPLES", "100")),

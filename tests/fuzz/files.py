@@ -1,4 +1,4 @@
-"""Data files: their names, bytes, encodings, rows, and what breaks them."""
+"""Data files: their names, rows, encodings and bytes, intact or broken."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MARKS = ("weight", "train", "masked", "loss", "reasoning_content", "tool_calls",
 
 
 def messages() -> st.SearchStrategy[Any]:
-    """One message, usually one that can be read."""
+    """Make a message that can usually be read."""
     parts = st.lists(
         st.fixed_dictionaries(
             {"type": st.sampled_from(("text", "thinking", "image")), "text": texts()}
@@ -52,7 +52,7 @@ def messages() -> st.SearchStrategy[Any]:
 
 
 def dialogues() -> st.SearchStrategy[Any]:
-    """A chat: a sound one, a list of messages of any kind, or the JSON text of one."""
+    """Make a chat: a valid chat, a list of messages of any kind, or the JSON text of either."""
     said = st.lists(st.tuples(texts(), texts()), min_size=1, max_size=3)
     sound = said.map(
         lambda rounds: [
@@ -67,7 +67,7 @@ def dialogues() -> st.SearchStrategy[Any]:
 
 @st.composite
 def rows(draw: st.DrawFn) -> list[Row]:
-    """Rows of one layout, some of them with other columns or values."""
+    """Draw rows of one format, some of them with other columns or values."""
     kind = draw(st.sampled_from(("pair", "chat", "text", "any")))
     more = draw(st.dictionaries(st.sampled_from(MORE) | texts(2), values(3), max_size=2))
     sides = st.one_of(texts(), texts(), dialogues(), values(3))
@@ -113,7 +113,7 @@ def whole_json(draw: st.DrawFn, given: Sequence[Row]) -> str:
 
 
 def table(draw: st.DrawFn, given: Sequence[Row]) -> str:
-    """A .csv of the rows, its dialect drawn."""
+    """Write the rows as a .csv of a drawn dialect."""
     columns = list(dict.fromkeys(name for row in given for name in row))
     written = io.StringIO()
     writer = csv.writer(
@@ -133,7 +133,7 @@ def table(draw: st.DrawFn, given: Sequence[Row]) -> str:
 
 @st.composite
 def arrays(draw: st.DrawFn, size: int) -> pa.Array:
-    """A column of a type that tables have and JSON does not."""
+    """Draw a column of a type that tables have and JSON does not."""
     kind = draw(
         st.sampled_from(
             (
@@ -172,7 +172,7 @@ def arrays(draw: st.DrawFn, size: int) -> pa.Array:
 
 @st.composite
 def columns(draw: st.DrawFn, given: Sequence[Row], suffix: str) -> bytes:
-    """A .parquet or .arrow of the rows; a column that no table holds becomes JSON text."""
+    """Write the rows as .parquet or .arrow; a column that no table can hold becomes JSON text."""
     names = list(dict.fromkeys(name for row in given for name in row))
     made: list[pa.Array] = []
     for name in names:
@@ -201,7 +201,7 @@ def columns(draw: st.DrawFn, given: Sequence[Row], suffix: str) -> bytes:
 
 @st.composite
 def contents(draw: st.DrawFn, suffix: str) -> bytes:
-    """Bytes of a file of this suffix: written by some program, then perhaps broken."""
+    """Draw the bytes of a file of this suffix: written by some program, then perhaps broken."""
     given = draw(rows())
     if suffix in (".parquet", ".arrow"):
         content = draw(columns(given, suffix))
@@ -228,7 +228,7 @@ def contents(draw: st.DrawFn, suffix: str) -> bytes:
 
 @st.composite
 def broken(draw: st.DrawFn, content: bytes) -> bytes:
-    """The same bytes, cut, or with others in them."""
+    """Draw the same bytes, cut bytes, bytes with others inserted, or other bytes."""
     how = draw(st.sampled_from(("whole", "whole", "whole", "whole", "cut", "filled", "other")))
     place = draw(st.integers(0, len(content)))
     if how == "cut":
@@ -260,7 +260,7 @@ STEMS = (
 
 @st.composite
 def folders(draw: st.DrawFn) -> Mapping[str, bytes]:
-    """One to three files by name."""
+    """Draw one to three files by name."""
     found: dict[str, bytes] = {}
     for _ in range(draw(st.sampled_from((1, 1, 1, 2, 3)))):
         suffix = draw(st.sampled_from(SUFFIXES))

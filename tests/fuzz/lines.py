@@ -1,4 +1,4 @@
-"""Forms, files of parameters, and command lines."""
+"""Forms, parameter files and command lines."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SWITCHES = (
 )
 
 
-# What YAML reads as something else than `name: value`, or not at all.
+# Text that YAML reads as something other than `name: value`, or refuses.
 JUNK = (
     "\n- a",
     "\nx: &a [*a]",
@@ -45,7 +45,7 @@ JUNK = (
 
 
 def names() -> st.SearchStrategy[str]:
-    """Names of parameters, nicknames, and what nobody declared."""
+    """Make names of parameters, nicknames, and undeclared names."""
     return (
         st.sampled_from(NAMES)
         | st.sampled_from((*NICKNAMES, "Batch-Size", "batch", "advanced", "trian"))
@@ -54,7 +54,7 @@ def names() -> st.SearchStrategy[str]:
 
 
 def typed() -> st.SearchStrategy[str]:
-    """Words that a field may be given."""
+    """Make words that a user may type into a field."""
     words = sorted({word for name in SCHEMA for word in choices(name)})
     odd = (
         "1_000",
@@ -96,7 +96,7 @@ def typed() -> st.SearchStrategy[str]:
 
 
 def fitting(name: str) -> st.SearchStrategy[Any]:
-    """A value that the parameter may well take."""
+    """Make a value that the parameter probably accepts."""
     kinds = {kind.get("type") for kind in SCHEMA[name].get("anyOf", [SCHEMA[name]])}
     if words := choices(name):
         return st.sampled_from(words)
@@ -111,7 +111,7 @@ def fitting(name: str) -> st.SearchStrategy[Any]:
 
 @st.composite
 def forms(draw: st.DrawFn) -> dict[str, Any]:
-    """What a form sends: most values fit, some do not."""
+    """Draw a form's values: most are valid, some are not."""
     given = {
         name: draw(fitting(name))
         for name in draw(st.lists(st.sampled_from(tuple(SCHEMA)), max_size=8))
@@ -125,7 +125,7 @@ def forms(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def command_lines(draw: st.DrawFn) -> list[str]:
-    """Words behind a verb, some of which belong there."""
+    """Draw the words after a verb; some of them belong there."""
     words: list[str] = []
     for name in draw(st.lists(st.sampled_from(tuple(SCHEMA)), max_size=5)):
         value = str(draw(fitting(name)))
@@ -144,14 +144,14 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 
 
 def as_typed(word: str) -> str:
-    """Make a word one that a shell can pass: bytes without a zero, which need not be UTF-8."""
+    """Convert a word to one that a shell can pass: no zero byte, not necessarily UTF-8."""
     halves = {0: None, **dict.fromkeys(range(0xD800, 0xE000), 0xDCFF)}
     return word.translate(halves)
 
 
 @st.composite
 def parameter_files(draw: st.DrawFn) -> bytes:
-    """A file for --config: YAML, JSON, a run.json, or something else."""
+    """Draw a file for --config: YAML, JSON, a run.json, or something else."""
     content = draw(
         st.one_of(
             forms(),

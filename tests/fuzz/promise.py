@@ -1,5 +1,7 @@
-"""The promise to a person whose input is wrong, as a check: the job is done, or it is refused in
-lines of one form with an exit code of the table, and within seconds."""
+"""Check of the promise for wrong input.
+
+The job is done, or it is refused within seconds, in lines of one form with a listed exit code.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,23 @@ from plugin.base.errors import Code, JobError, Problem
 
 T = TypeVar("T")
 CPU_S, WAIT_S = 5.0, 30.0
-TOLD = (Code.CONFIGURATION, Code.DATA, Code.MODEL, Code.OUT_OF_MEMORY, Code.NON_FINITE, Code.DISK)
+REFUSALS = (
+    Code.CONFIGURATION,
+    Code.DATA,
+    Code.MODEL,
+    Code.OUT_OF_MEMORY,
+    Code.NON_FINITE,
+    Code.DISK,
+)
 LINE = re.compile(r"error\[(\d+)\]: (.+?): expected (.+), got (.*)\.")
 
 
 class TooSlow(AssertionError):
-    """An input that keeps the program busy for longer than a person waits."""
+    """An input that keeps the program busy longer than a person waits."""
 
 
 def kept(job: Callable[[], T]) -> T | None:
-    """Run a job; return its result, or None where it was refused as promised."""
+    """Run a job. Returns its result, or None if it was refused as promised."""
     try:
         with limited():
             done = job()
@@ -38,8 +47,9 @@ def kept(job: Callable[[], T]) -> T | None:
 
 
 def check_problems(problems: Iterable[Problem]) -> None:
+    """Assert that problems have a code and a line of the promised form."""
     for problem in problems:
-        assert problem.code in TOLD, problem
+        assert problem.code in REFUSALS, problem
         check_line(problem.line)
         writable(problem.as_json())
 
@@ -49,24 +59,24 @@ def check_line(line: str) -> None:
     assert line.splitlines() == [line], repr(line)
     found = LINE.match(line)
     assert found, repr(line)
-    assert int(found[1]) in TOLD, line
+    assert int(found[1]) in REFUSALS, line
 
 
 def writable(value: object) -> None:
-    """Assert that a value can be written where answers are: as JSON, in UTF-8."""
+    """Assert that a value can be written as JSON in UTF-8, as answers are."""
     json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
 
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Raise TooSlow in a job that takes longer, and after it where it caught that itself."""
+    """Raise TooSlow in a job that takes too long, and again after it if it caught the first."""
     late: list[int] = []
 
     def ring(number: int, frame: FrameType | None) -> None:
         late.append(number)
         raise TooSlow(f"more than {CPU_S:g} s of CPU time, or {WAIT_S:g} s of waiting")
 
-    # Busy is counted in CPU time, so that a busy machine fails no test.
+    # The tight limit is CPU time, so that a busy machine fails no test.
     timers = (
         (signal.SIGPROF, signal.ITIMER_PROF, CPU_S),
         (signal.SIGALRM, signal.ITIMER_REAL, WAIT_S),
@@ -80,4 +90,4 @@ def limited() -> Iterator[None]:
         for (number, timer, _), handler in zip(timers, before, strict=True):
             signal.setitimer(timer, 0)
             signal.signal(number, handler)
-    assert not late, "caught its own TooSlow"
+    assert not late, "the job caught its own TooSlow"

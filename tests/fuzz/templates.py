@@ -1,4 +1,4 @@
-"""Chat templates, put together from what published ones do, and some that ask for too much."""
+"""Chat templates, combined from parts of published ones, and some that exceed the limits."""
 
 from __future__ import annotations
 
@@ -61,7 +61,10 @@ OPENINGS = (
 GUARDS = (
     *(
         "",
-        "{% if messages[0].role != 'user' %}{{ raise_exception('User first\\nplease') }}{% endif %}",
+        (
+            "{% if messages[0].role != 'user' %}{{ raise_exception('User first\\nplease') }}"
+            "{% endif %}"
+        ),
     ),
     *(
         "{% if messages | length % 2 %}{{ raise_exception('alternate') }}{% endif %}",
@@ -89,10 +92,13 @@ GUARDS = (
         "{% do 1 %}",
     ),
 )
-# Each ends at a limit of time or memory, or is refused.
+# Each of them exceeds a limit of time or memory, or is refused.
 BOMBS = (
     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "{% set ns = namespace(x='aa') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    (
+        "{% set ns = namespace(x='aa') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}"
+        "{% endfor %}"
+    ),
     "{{ 'a' * 3000000000 }}",
     "{{ range(99999) | select('in', range(99999) | list) | list | length }}",
     "{{ messages[0].content | center(999999999) }}",
@@ -126,7 +132,7 @@ ORDERS = (
 
 @st.composite
 def sources(draw: st.DrawFn) -> str:
-    """The source of a template."""
+    """Draw the source of a template."""
     opening, content, end = (
         draw(st.sampled_from(OPENINGS)),
         draw(st.sampled_from(CONTENTS)),
@@ -134,7 +140,10 @@ def sources(draw: st.DrawFn) -> str:
     )
     core = f"{opening}{{{{ {content} }}}}{end}"
     if draw(st.booleans()):
-        other = f"{draw(st.sampled_from(OPENINGS))}{{{{ {draw(st.sampled_from(CONTENTS))} }}}}{draw(st.sampled_from(ENDS))}"
+        opening, content, end = (
+            draw(st.sampled_from(choices)) for choices in (OPENINGS, CONTENTS, ENDS)
+        )
+        other = f"{opening}{{{{ {content} }}}}{end}"
         core = f"{{% if m.role == 'assistant' %}}{core}{{% else %}}{other}{{% endif %}}"
     if draw(st.sampled_from((False, False, True))):
         core = (
@@ -156,7 +165,7 @@ def sources(draw: st.DrawFn) -> str:
 
 
 def fields() -> st.SearchStrategy[Any]:
-    """What tokenizer_config.json may hold as chat_template."""
+    """Make values of chat_template in a tokenizer_config.json."""
     one = {"name": st.sampled_from(("default", "rag", "", 1)), "template": sources() | st.just(1)}
     named = st.lists(st.fixed_dictionaries(one), max_size=2)
     by_name = st.dictionaries(st.sampled_from(("default", "x")), sources(), max_size=2)
@@ -165,7 +174,7 @@ def fields() -> st.SearchStrategy[Any]:
 
 @st.composite
 def dialogues(draw: st.DrawFn) -> tuple[Turn, ...]:
-    """A chat as the product reads it: not empty, ending with an answer to be learned."""
+    """Draw a chat as the product reads it: not empty, ending with an answer to be learned."""
     words = texts(4).filter(
         lambda text: text.strip() and text.encode("utf-8", "ignore").decode() == text
     )

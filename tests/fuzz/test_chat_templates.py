@@ -1,4 +1,4 @@
-"""Chat templates: refused, or trained on as they write, so that chat asks as training did."""
+"""Chat templates are refused, or training and chat use their output alike."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_tokenizer() -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    """A tokenizer of bytes, whose template each input sets."""
+    """Make a tokenizer of bytes; each input sets its template."""
     return make_tokenizer()
 
 
@@ -44,7 +44,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
     chats=st.lists(dialogues(), min_size=1, max_size=3),
     find=st.sampled_from(("all", "last", "marked")),
 )
-def test_a_template_is_refused_or_asks_as_it_trains(
+def test_chat_template_is_refused_or_asks_as_it_trains(
     tokenizer: PreTrainedTokenizerBase, source: str, chats: list[tuple[Turn, ...]], find: Any
 ) -> None:
     tokenizer.chat_template = source
@@ -69,7 +69,7 @@ def test_a_template_is_refused_or_asks_as_it_trains(
 
 
 def check_encoded(chat: ChatFormat, turns: tuple[Turn, ...], one: Encoded) -> None:
-    """Assert what holds for a dialogue of any template."""
+    """Assert properties of a dialogue that hold for any template."""
     writable(one.remarks)
     assert chat.mask_id not in one.ids or "[MASK]" in str(chat.tokenizer.chat_template)
     spans = sorted((*one.answers, *one.withheld))
@@ -85,13 +85,13 @@ def check_encoded(chat: ChatFormat, turns: tuple[Turn, ...], one: Encoded) -> No
     before = list(turns[:-1])
     asked = kept(lambda: chat.prompt(before))
     if asked is not None:
-        assert np.array_equal(asked, one.ids[:start]), "chat asks otherwise than training did"
+        assert np.array_equal(asked, one.ids[:start]), "chat asks differently from training"
     if CHANGED not in one.remarks:
         assert turns[-1].text.strip() in chat.text(one.ids[start:end].tolist())
 
 
 @given(field=fields(), apart=st.booleans(), content=st.none() | st.binary(max_size=9))
-def test_a_tokenizers_template_of_any_kind_is_refused_or_read(
+def test_template_field_of_any_kind_is_refused_or_read(
     saved: Path, field: Any, apart: bool, content: bytes | None
 ) -> None:
     with tempfile.TemporaryDirectory() as name:

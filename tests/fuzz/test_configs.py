@@ -1,6 +1,4 @@
-"""Fields of a config.json: a model that `check` accepts can be made, trained, saved and loaded
-again; others are refused.
-"""
+"""Fields of a config.json are refused, or the model is made, trained, saved and loaded again."""
 
 from __future__ import annotations
 
@@ -36,8 +34,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, pairs_file: Path) -> Path:
-    """A folder with one small model of each family, each checked once: the first check imports
-    much.
+    """Make a folder with a small model of each family.
+
+    Each model is checked once, because the first check imports many modules.
     """
     folder = tmp_path_factory.mktemp("models")
     tokenizer = train_tokenizer(["Why is the sky blue?"], 280)
@@ -62,7 +61,7 @@ def job(family: str, data: Path) -> dict[str, Any]:
 
 
 @given(config=configs(), scratch=st.booleans())
-def test_a_configuration_is_refused_or_trains_and_loads(
+def test_configuration_is_refused_or_trains_and_loads(
     models: Path, pairs_file: Path, config: tuple[str, dict[str, Any]], scratch: bool
 ) -> None:
     family, fields = config
@@ -82,9 +81,7 @@ def test_a_configuration_is_refused_or_trains_and_loads(
 
 
 def try_config(params: Params, saved: Path) -> None:
-    """Look at the job as the parent does, check it, and where all is well make what a worker
-    makes.
-    """
+    """Look at the job as the parent does, check it, and make the model if both accept it."""
     if kept(lambda: _look_first(params, RunFolder(Path(params.run_dir)))) is None:
         return
     with limited():
@@ -104,7 +101,7 @@ def try_config(params: Params, saved: Path) -> None:
 
 
 def same(made: Any, loaded: Any, tokenizer: Any) -> None:
-    """Assert that a model is the same one once it is loaded again."""
+    """Assert that a model gives the same logits after reloading."""
     ids = torch.tensor([tokenizer("a b")["input_ids"]])
     with torch.no_grad():
         assert torch.allclose(

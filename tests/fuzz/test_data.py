@@ -1,4 +1,4 @@
-"""Data files of any content: refused as promised, or trained on exactly as `check` shows."""
+"""Data files of any content are refused as promised, or trained on exactly as `check` shows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from plugin.config.params import Params
 from plugin.config.parse import parse
 from plugin.data.chat import CHANGED
 from plugin.data.documents import Documents
-from plugin.data.layouts import Example
+from plugin.data.formats import Example
 from plugin.data.tokenizer import train_tokenizer
 from plugin.parent.train import _look_first, with_full_paths
 from plugin.run.folder import RunFolder
@@ -57,7 +57,7 @@ SPECS = ("{folder}", "{file}", "{file}[train:2]", "{file}+{file}", "{file}|{fold
 
 
 class Log:
-    """What a worker says while it prepares."""
+    """Lines that a worker logs while it prepares."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -103,7 +103,7 @@ def test_data_is_refused_or_trained_on_as_checked(
 
 
 def try_data(given: Mapping[str, Any], run: RunFolder) -> None:
-    """Do with the data what the parent does, then `check`, then a worker, and compare the two."""
+    """Pass the data through the parent, `check` and a worker, and compare the last two."""
     looked = kept(lambda: look_first(given, run))
     if looked is None:
         return
@@ -150,7 +150,7 @@ def same_documents(left: Documents, right: Documents) -> None:
 def check_documents(
     documents: Documents, report: Mapping[str, Any], made: Prepared, params: Params
 ) -> None:
-    """Assert what holds for the documents of any data."""
+    """Assert properties of documents that hold for any data."""
     assert report["documents"] == len(documents)
     assert report["supervised"] == int(documents.supervised.sum())
     sft = params.training_stage == "sft"
@@ -170,18 +170,17 @@ def check_documents(
 
 
 def check_preview(made: Prepared, params: Params) -> None:
-    """Make what `check` shows of the first document."""
+    """Make the preview of the first document that `check` shows."""
     rules = step_rules(params, made.chat)
     writable(_preview(made.train[0], rules, made.chat))
 
 
 def check_answers(made: Prepared, params: Params) -> None:
-    """Assert that what is learned of each document is its own row's answer, and no row is on both
-    sides.
-    """
+    """Assert that the learned tokens of each document are the answer of its own row."""
     if params.training_stage == "pretrain" or params.train_turns == "random_prefix":
         return
-    rows = dict(Examples(params, lambda line: None, between_rows=lambda: None)("train"))
+    examples = Examples(params, lambda line: None, between_rows=lambda: None)("train")
+    rows = {example.row: example for example in examples}
     once = {row for row in made.train.rows if made.train.rows.count(row) == 1}
     for place, row in enumerate(made.train.rows):
         example = rows.get(row)

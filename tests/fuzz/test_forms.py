@@ -1,6 +1,4 @@
-"""Forms, files of parameters and command lines: parsed alike by every way in, or refused as
-promised.
-"""
+"""Forms, parameter files and command lines parse alike in every way in, or are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ VERBS = ("check", "train", "chat", "fuse", "", "trian")
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, pairs_file: Path) -> Path:
-    """A folder with a good data.jsonl and config.json."""
+    """Make a folder with a valid data.jsonl and config.json."""
     folder = tmp_path_factory.mktemp("job")
     shutil.copy(tiny_config, folder / "config.json")
     shutil.copy(pairs_file, folder / "data.jsonl")
@@ -52,7 +50,7 @@ GOOD = {"model_config": "config.json", "dataset_name": "data.jsonl"}
     unknown=st.sampled_from(("error", "note")),
     whole=st.sampled_from((True, True, False)),
 )
-def test_a_form_is_refused_or_repeated_by_its_run(
+def test_form_is_refused_or_repeated_by_its_run(
     job: Path, form: dict[str, Any], unknown: Any, whole: bool
 ) -> None:
     with contextlib.chdir(job), tempfile.TemporaryDirectory() as name:
@@ -69,7 +67,7 @@ def test_a_form_is_refused_or_repeated_by_its_run(
 
 
 @given(form=forms(), host=st.dictionaries(st.sampled_from(HOST_FIELDS), values(2), max_size=1))
-def test_a_hosts_input_file_is_refused_or_parsed(
+def test_input_file_of_a_host_is_refused_or_parsed(
     form: dict[str, Any], host: Mapping[str, Any]
 ) -> None:
     board = "/w/experiments/e/tensorboards/t"
@@ -108,7 +106,7 @@ def test_a_hosts_input_file_is_refused_or_parsed(
     file=st.none() | parameter_files(),
     whole=st.booleans(),
 )
-def test_a_command_line_ends_with_a_code_of_the_table(
+def test_command_line_ends_with_a_code_of_the_table(
     job: Path, verb: str, words: list[str], file: bytes | None, whole: bool
 ) -> None:
     argv = [verb, *words] if verb else words
@@ -143,7 +141,7 @@ def check_notes(parsed: Parsed) -> None:
 
 
 def check_command(params: Params) -> None:
-    """Assert that the command which `check` prints is the job that was checked."""
+    """Assert that the command printed by `check` starts the job that was checked."""
     _, _, *words = train.train_command(params)
     options, extra = cli._parser().parse_known_args(words)
     printed = cli._parameters(options, extra).params
@@ -155,7 +153,7 @@ def check_command(params: Params) -> None:
 
 @contextlib.contextmanager
 def without_workers() -> Iterator[None]:
-    """Run the parent alone: what it starts does nothing, and does it well."""
+    """Run the parent alone: its child processes do nothing and succeed."""
 
     def tried(params: Params, ranks: int, *, download: bool) -> Mapping[str, Any]:
         json.dumps(params.as_json())
@@ -170,7 +168,7 @@ def without_workers() -> Iterator[None]:
 
 
 def run(argv: Sequence[str]) -> tuple[int, str, str]:
-    """Run one command as a shell does, its streams as Python opens them."""
+    """Run a command as a shell does, with streams as Python opens them."""
     out, err = (
         io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace")
     )

@@ -1,4 +1,4 @@
-"""Texts and JSON values that files, forms and configurations hold."""
+"""Texts and JSON values for files, forms and configurations."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-# Spellings that mean something somewhere: tokens, marks of templates, private characters, ends of
-# lines.
+# Spellings with a meaning somewhere: tokens, template marks, private characters, line ends.
 PIECES = (
     *(
         "[MASK]",
@@ -79,7 +78,7 @@ PIECES = (
 
 @cache
 def texts(most: int = 6) -> st.SearchStrategy[str]:
-    """Texts of pieces that mean something, of any characters, and plain ones."""
+    """Make plain texts, texts of meaningful spellings, and texts of any characters."""
     plain = st.sampled_from(
         ("Why is the sky blue?", "Because of its air.", "4", "a", "one two three", "", " ")
     )
@@ -94,7 +93,7 @@ def numbers() -> st.SearchStrategy[Any]:
 
 @cache
 def values(leaves: int = 8) -> st.SearchStrategy[Any]:
-    """JSON values of any kind."""
+    """Make JSON values of any kind."""
     simple = st.none() | st.booleans() | numbers() | texts()
     keys = st.sampled_from(("role", "content", "value", "type", "text", "from")) | texts(2)
     return st.recursive(

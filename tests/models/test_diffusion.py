@@ -28,7 +28,7 @@ from helpers.tiny import (
 from transformers import AutoModelForMaskedLM
 
 from plugin.config.families import FAMILIES as KNOWN
-from plugin.data.layout import lay_out
+from plugin.data.collate import lay_out
 from plugin.models.diffusion import FACES, DiffusionModel, predictor
 from plugin.models.load import load_model
 from plugin.training.step import Piece, build_step

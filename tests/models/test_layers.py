@@ -24,7 +24,7 @@ from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from plugin.batch import Batch
-from plugin.data.layout import Layout
+from plugin.data.packing import Layout
 from plugin.models.attention import NAME, Segments, document_attention
 from plugin.models.diffusion import DiffusionModel, bare
 from plugin.training.layers import compile_layers, set_recompute

@@ -33,7 +33,7 @@ from transformers.masking_utils import create_bidirectional_sliding_window_mask
 from plugin.base.errors import JobError
 from plugin.batch import Batch
 from plugin.config.families import FAMILIES as KNOWN
-from plugin.data.layout import PADDED, Layout
+from plugin.data.packing import PADDED, Layout
 from plugin.models import attention, diffusion
 from plugin.models.attention import Segments
 from plugin.models.diffusion import FACES, DiffusionModel, predictor

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plugin.batch import Batch
-from plugin.data.layout import Layout
+from plugin.data.packing import Layout
 from plugin.models import attention
 from plugin.models.attention import Segments
 from plugin.models.diffusion import DiffusionModel

@@ -27,7 +27,7 @@ from helpers.tiny import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from plugin.data.layout import Layout
+from plugin.data.packing import Layout
 from plugin.models.diffusion import DiffusionModel
 from plugin.training.layers import set_recompute
 from plugin.training.loop import Cadence, Hooks, Progress, Requests, Trainer, train

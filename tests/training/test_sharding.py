@@ -37,7 +37,7 @@ from plugin.base.errors import JobError
 from plugin.batch import Batch
 from plugin.config.params import SHARDED, Params
 from plugin.config.parse import parse
-from plugin.data.layout import Layout
+from plugin.data.packing import Layout
 from plugin.models.diffusion import DiffusionModel, logits_of, predictor
 from plugin.training.layers import layers_of, set_recompute
 from plugin.training.memory import Memory, Setting, estimate

@@ -1,1 +1,1 @@
-"""Templates: those of a form and those of a tokenizer, rendered by a child under limits."""
+"""Templates of a form and of a tokenizer, rendered in a child process under limits."""

@@ -1,6 +1,6 @@
-"""The language of chat templates, as transformers' `apply_chat_template` has it, with jinja2 alone.
+"""Language of chat templates, equal to transformers' `apply_chat_template`, on jinja2 alone.
 
-tests/data/test_template_limits.py holds the two against each other.
+tests/data/test_template_limits.py compares the two.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jinja2.utils import Namespace
 
 
 class _Generation(Extension):
-    """The tag around what a model says, which changes no text."""
+    """The tag around the model's text; it changes no text."""
 
     tags = {"generation"}
 
@@ -49,7 +49,7 @@ class _Dict:
 class _Namespace(Namespace):
     """`namespace` that stores no name with an underscore in front."""
 
-    def __init__(*given: Any, **named: Any) -> None:  # so that `namespace(self=...)` works
+    def __init__(*given: Any, **named: Any) -> None:  # allows `namespace(self=...)`
         self, *pairs = given
         attributes = dict(*pairs, **named)
         for name in attributes:
@@ -82,7 +82,7 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _strftime_now(format: str) -> str:  # the name is a template's to use
+def _strftime_now(format: str) -> str:  # templates use this argument name
     return datetime.now().strftime(format)
 
 
@@ -104,5 +104,5 @@ _ENVIRONMENT = _environment()
 
 
 def compile_chat(source: str) -> jinja2.Template:
-    """Compile a chat template. Raise what jinja2 raises over a bad one."""
+    """Compile a chat template. Raises jinja2's own errors."""
     return _ENVIRONMENT.from_string(source)

@@ -1,9 +1,8 @@
-"""A tokenizer's chat template at work: the text that it writes for a dialogue, and where the
-answers in it stand.
+"""Text that a tokenizer's chat template writes for a dialogue, and the place of each answer in it.
 
-What is trained is what the template itself writes for the row, whatever it strips, adds or moves.
-An answer begins where the template's generation prompt ends and ends with the template's own end
-marker, whatever white space stands before the marker.
+Training uses the text that the template itself writes for the row, with everything that it strips,
+adds or moves. An answer begins where the template's generation prompt ends, and ends with the
+template's own end marker, after any white space before the marker.
 """
 
 from __future__ import annotations
@@ -21,61 +20,51 @@ from ...base.errors import model_error, one_line
 from ..turns import THOUGHTS, Turn
 from .renderer import LIMITS, Failed, Job, OverLimit, render
 
-_PROBES = (
-    "\ue000{}\ue001",
-    "\ue002",
-)  # private-use characters: contents that no template and no text holds
+# Contents of private-use characters, which occur in no template and no text.
+_PROBES = ("\ue000{}\ue001", "\ue002")
 _ROLES_SHOWN = 6
 _REFUSES = "chat template refuses"
 _TOO_LONG = "chat template writes far more than the dialogue says"
 MAX_SOURCE = 200_000  # characters of a chat template; published ones have a few thousand
-ADDED, TIMES = (
-    100_000,
-    8,
-)  # characters of a dialogue's text: so many more, and so many times what it says
-TOGETHER = 1 << 22  # characters of the dialogues that are rendered at once, but for the last one
+# A text may have ADDED characters more than TIMES those of the dialogue's messages.
+ADDED, TIMES = 100_000, 8
+TOGETHER = 1 << 22  # a rendering call ends with the dialogue that passes this many characters
 
 
 class Refused(ValueError):
-    """A dialogue that the template does not take; its text is a short phrase to count by."""
+    """A dialogue that the template refuses; the message is a short phrase to count by."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """A dialogue as the template writes it."""
+    """A dialogue in the template's notation."""
 
     text: str
-    answers: tuple[tuple[int, int], ...]  # characters of each answer, its end marker included
-    exact: bool  # whether every turn's text stands in it as it is
+    answers: tuple[tuple[int, int], ...]  # (start, end) in characters, end marker included
+    exact: bool  # every turn's text occurs unchanged
 
 
-# A template asks for the time by its format, a text in quotes.
+# A call for the time, with its format in quotes.
 _TIME = re.compile(r"""strftime_now\(\s*(['"])([^'"]*)\1\s*\)""")
 
 
 def freeze(source: str, moment: datetime) -> str:
-    """Make a template's source write `moment` for the time.
+    """Replace the calls for the time in a template's source by `moment`.
 
-    Raises JobError (exit 4) if it cannot.
+    Raises JobError (exit 4) for a call without a quoted format.
     """
     frozen = _TIME.sub(
         lambda call: json.dumps(moment.strftime(call[2]), ensure_ascii=False), source
     )
     if re.search(r"strftime_now\s*\(", frozen):
-        fix = (
-            "Write the format in quotes: a run's prompts have to stay the same when it is resumed."
-        )
-        raise model_error(
-            "tokenizer_name",
-            "a chat template that asks for the time as strftime_now('%Y')",
-            "another call",
-            fix,
-        )
+        expected = "a chat template that asks for the time as strftime_now('%Y')"
+        fix = "Write the format in quotes: a resumed run must see the same prompts."
+        raise model_error("tokenizer_name", expected, "another call", fix)
     return frozen
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """List the added tokens by id; runs of spaces, which some tokenizers add, are text."""
+    """Map ids to the added tokens. Runs of spaces, which some tokenizers add, count as text."""
     return {
         token: str(added)
         for token, added in tokenizer.added_tokens_decoder.items()
@@ -85,49 +74,32 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class _Call:
-    """A dialogue to be rendered."""
+    """A dialogue to render."""
 
     turns: tuple[Turn, ...]
-    generation: bool = False  # with the prompt for an answer
-    until_answer: bool = False  # what stands before the probe's answer is wanted
+    generation: bool = False  # with the generation prompt
+    until_answer: bool = False  # only the text before the probe's answer
 
 
-class Template:
-    """Renders dialogues. Raises JobError (exit 4) for a template that cannot be served."""
+class ChatTemplate:
+    """A chat template. Raises JobError (exit 4) for a template that cannot be served."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, moment: datetime):
-        self._tokenizer = tokenizer
-        try:
-            source = str(tokenizer.get_chat_template())
-        except (
-            ValueError,
-            TypeError,
-        ) as error:  # several templates, none of them the default; names that are no text
-            got = str(error).split("\n")[0][:200]
-            raise model_error(
-                "tokenizer_name", "one chat template, or one named default", got
-            ) from error
-        if len(source) > MAX_SOURCE:
-            got = f"{len(source)} characters"
-            raise model_error(
-                "tokenizer_name", f"a chat template of at most {MAX_SOURCE} characters", got
-            )
+        self._tokenizer, self._added = tokenizer, added_tokens(tokenizer)
+        source = _source(tokenizer)
         self._source = freeze(source, moment)
-        self.moment = (
-            moment if self._source != source else None
-        )  # the time that it writes, if it writes any
-        # A template reads a thought under one of these names, or finds it in the text.
+        self.moment = moment if self._source != source else None  # None: it writes no time
+        # A template reads a thought under one of these names, or as part of the text.
         read = [key for key in THOUGHTS if re.search(rf"""\.{key}\b|['"]{key}['"]""", source)]
         self._thought = read[0] if read else None
         self._in_parts = False
-        turns, whole = self._probe()
-        self._asks = self._can_ask(turns, whole)
-        tail = whole.split(_PROBES[1])[-1]
-        self.end = self._end_marker(tail)
+        turns, text = self._probe()
+        self._asks = self._can_ask(turns, text)
+        self.end = self._end_marker(text.split(_PROBES[1])[-1])
 
     @property
     def own_tokens(self) -> set[str]:
-        """Find the added tokens around the turns of a prompt, and the end marker."""
+        """Return the added tokens around the turns of a prompt, and the end marker."""
         user, answer, system = (
             Turn(role, _PROBES[0].format(role)) for role in ("user", "assistant", "system")
         )
@@ -142,13 +114,13 @@ class Template:
         return found
 
     def prompt(self, turns: Sequence[Turn]) -> str:
-        """Write the text up to where the next answer begins. Raises Refused."""
+        """Write the text up to the start of the next answer. Raises Refused."""
         return self._one(self._asking(turns))
 
     def write(
         self, dialogues: Sequence[tuple[Sequence[Turn], Sequence[int]]]
     ) -> list[Written | Refused]:
-        """Write each dialogue and find the answers at the places named beside it."""
+        """Write each dialogue and find the answers at the given places among its turns."""
         found: list[Written | Refused] = []
         calls = [
             [_Call(tuple(turns)), *(self._finding(turns, place) for place in places)]
@@ -156,9 +128,9 @@ class Template:
         ]
         texts = iter(self._render([call for those in calls for call in those]))
         for (turns, places), those in zip(dialogues, calls, strict=True):
-            whole, *befores = [next(texts) for _ in those]
+            text, *befores = [next(texts) for _ in those]
             try:
-                found.append(self._written(turns, places, _taken(whole), [*map(_taken, befores)]))
+                found.append(self._written(turns, places, _taken(text), [*map(_taken, befores)]))
             except Refused as refused:
                 found.append(refused)
         return found
@@ -172,7 +144,7 @@ class Template:
             if answers and answers[-1][1] > start:
                 raise Refused(f"chat template ends no answer but the last with {self.end!r}")
             answers.append((start, end))
-        # An answer such as `a` stands somewhere in any text: it is looked for in its own place.
+        # An answer such as `a` occurs somewhere in any text, so it is searched in its own place.
         home = {place: text[start:end] for place, (start, end) in zip(places, answers, strict=True)}
         exact = all(
             turn.text.strip() in home.get(place, text) and turn.thought.strip() in text
@@ -180,43 +152,41 @@ class Template:
         )
         return Written(text, tuple(answers), exact)
 
-    def _can_ask(self, turns: Sequence[Turn], whole: str) -> bool:
-        """Tell whether the template's generation prompt is how `whole`, the same with an answer,
-        begins.
-        """
+    def _can_ask(self, turns: Sequence[Turn], answered: str) -> bool:
+        """Tell a template whose generation prompt begins `answered`, the text with an answer."""
         try:
             asked = self._one(_Call(tuple(turns), generation=True))
-            return asked != self._one(_Call(tuple(turns))) and whole.startswith(asked)
+            return asked != self._one(_Call(tuple(turns))) and answered.startswith(asked)
         except Refused:
             return False
 
     def _asking(self, turns: Sequence[Turn]) -> _Call:
-        """Choose the call that writes a prompt."""
+        """Make the call that writes a prompt."""
         if self._asks:
             return _Call(tuple(turns), generation=True)
         return _Call((*turns, Turn("assistant", _PROBES[1])), until_answer=True)
 
     def _finding(self, turns: Sequence[Turn], place: int) -> _Call:
-        """Choose the call that writes what stands before an answer."""
+        """Make the call that writes the text before an answer."""
         if any(turn.role == "user" for turn in turns[:place]):
             return self._asking(turns[:place])
-        # An answer to nothing, such as a greeting: what stands before its own text.
+        # An answer to nothing, such as a greeting: the text before it.
         return _Call(
             (*turns[:place], Turn("assistant", _PROBES[1]), *turns[place + 1 :]), until_answer=True
         )
 
     def _find(self, before: str, text: str) -> tuple[int, int]:
         if not text.startswith(before):
-            raise Refused("chat template writes a prompt otherwise once its answer is there")
+            raise Refused("chat template changes a prompt once its answer follows")
         end = text.find(self.end, len(before))
         if end < 0:
             raise Refused(f"chat template does not end the answer with {self.end!r}")
         if not text[len(before) : end].strip():
-            raise Refused("chat template leaves the answer out")
+            raise Refused("chat template omits the answer")
         return len(before), end + len(self.end)
 
     def _probe(self) -> tuple[list[Turn], str]:
-        """Find the shortest dialogue that the template takes, and its text with an answer."""
+        """Find the shortest dialogue that the template accepts, and its text with an answer."""
         user = Turn("user", _PROBES[0].format(0))
         openings = ([user], [Turn("system", _PROBES[0].format(1)), user])
         reason = ""
@@ -224,38 +194,35 @@ class Template:
             self._in_parts = in_parts
             for turns in openings:
                 try:
-                    whole = self._one(_Call((*turns, Turn("assistant", _PROBES[1]))))
+                    text = self._one(_Call((*turns, Turn("assistant", _PROBES[1]))))
                 except Refused as refused:
                     reason = reason or str(refused).removeprefix(f"{_REFUSES} ")
                     continue
-                if user.text in whole and _PROBES[1] in whole:
-                    return turns, whole
-        reason = reason or "one that leaves out their text"
-        raise model_error("tokenizer_name", "a chat template that takes user, assistant", reason)
+                if user.text in text and _PROBES[1] in text:
+                    return turns, text
+        expected = "a chat template that accepts user, assistant"
+        reason = reason or "a template that omits their text"
+        raise model_error("tokenizer_name", expected, reason)
 
     def _end_marker(self, tail: str) -> str:
-        """Find the first added token behind an answer, whatever stands before it."""
-        self._added = added_tokens(self._tokenizer)
+        """Find the first added token after an answer, after any text before it."""
         for token in self._tokenizer(tail, add_special_tokens=False)["input_ids"]:
             if token in self._added:
                 return self._added[token]
         expected = "a chat template that ends the assistant's turn with a token"
         if not tail.strip():
-            raise model_error("tokenizer_name", expected, "one that does not")
+            raise model_error("tokenizer_name", expected, "a template without an end token")
         got = f"{tail.strip()[:40]!r}, which is no token of this tokenizer"
-        raise model_error(
-            "tokenizer_name", expected, got, "Add it to the tokenizer as a special token."
-        )
+        fix = "Add it to the tokenizer as a special token."
+        raise model_error("tokenizer_name", expected, got, fix)
 
     def _one(self, call: _Call) -> str:
         return _taken(self._render([call])[0])
 
     def _render(self, calls: Sequence[_Call]) -> list[str | Refused]:
-        """Render every dialogue, as many at once as TOGETHER lets."""
+        """Render every dialogue, as many in a call as TOGETHER allows."""
         found: list[str | Refused] = []
-        messages: dict[
-            int, dict[str, Any]
-        ] = {}  # one for each turn: calls of one dialogue share them
+        messages: dict[int, dict[str, Any]] = {}  # of each turn; calls of a dialogue share them
         jobs: list[Job] = []
         size = 0
         for number, call in enumerate(calls, start=1):
@@ -276,7 +243,7 @@ class Template:
         text = turn.text if apart else turn.with_thought
         content = [{"type": "text", "text": text}] if self._in_parts else text
         said = {"role": turn.role, "content": content}
-        # transformers gives a thought both names, whatever it was called.
+        # transformers gives a thought both names, in addition to its own.
         return (
             {
                 "thinking": turn.thought,
@@ -289,8 +256,22 @@ class Template:
         )
 
 
+def _source(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the tokenizer's chat template. Raises JobError (exit 4)."""
+    try:
+        source = str(tokenizer.get_chat_template())
+    except (ValueError, TypeError) as error:  # no default among several, or names that are no text
+        got = str(error).split("\n")[0][:200]
+        expected = "one chat template, or one named default"
+        raise model_error("tokenizer_name", expected, got) from error
+    if len(source) > MAX_SOURCE:
+        expected = f"a chat template of at most {MAX_SOURCE} characters"
+        raise model_error("tokenizer_name", expected, f"{len(source)} characters")
+    return source
+
+
 def chat_job(messages: Sequence[Mapping[str, Any]], generation: bool) -> Job:
-    """Make the job that writes a dialogue, with the values that transformers gives a template."""
+    """Make the job that writes a dialogue, with the values that transformers passes."""
     size = sum(len(text) for one in messages for text in one.values() if isinstance(text, str))
     values = {
         "messages": messages,
@@ -304,14 +285,13 @@ def chat_job(messages: Sequence[Mapping[str, Any]], generation: bool) -> Job:
 def render_chat(
     tokenizer: PreTrainedTokenizerBase, source: str, jobs: Sequence[Job]
 ) -> list[str | Failed]:
-    """Render dialogues by a chat template's source. Raise JobError (exit 4) for one without end."""
+    """Render dialogues by a template's source. Raises JobError (exit 4) if it exceeds a limit."""
     try:
         return render("chat", source, jobs, tokenizer.special_tokens_map)
     except OverLimit as error:
-        fix = "Use another tokenizer, or mend its chat template."
-        raise model_error(
-            "tokenizer_name", f"a chat template that ends within {LIMITS}", str(error), fix
-        ) from error
+        expected = f"a chat template that ends within {LIMITS}"
+        fix = "Use another tokenizer, or correct its chat template."
+        raise model_error("tokenizer_name", expected, str(error), fix) from error
 
 
 def _taken(text: str | Refused) -> str:
@@ -321,12 +301,11 @@ def _taken(text: str | Refused) -> str:
 
 
 def _read(call: _Call, text: str | Failed) -> str | Refused:
-    """Read what the template made of a call."""
+    """Read the template's answer to a call."""
     if isinstance(text, Failed):
         return Refused(_TOO_LONG) if text.too_long else _refusal(call, text)
-    if (
-        text.encode("utf-8", "ignore").decode() != text
-    ):  # tokenizers take no half of a surrogate pair
+    # Tokenizers accept no half of a surrogate pair.
+    if text.encode("utf-8", "ignore").decode() != text:
         return Refused("chat template writes half a character")
     if not call.until_answer:
         return text

@@ -1,8 +1,7 @@
-"""The prompt layout of a tokenizer that has none, as a chat template: `[CLS] turn [SEP] turn [SEP]
-...`.
+"""Chat template for a tokenizer that has none: `[CLS] turn [SEP] turn [SEP] ...`.
 
-It needs no new tokens, and the end token is the end of a turn that generation waits for. Saved with
-the model, it tells any other program how the model was trained to be asked.
+It needs no new tokens, and the end token also ends the turn that generation waits for. Saved with
+the model, it shows any other program the prompts that the model was trained on.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ from transformers import PreTrainedTokenizerBase
 
 
 def ends_of(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Names of the special tokens that open and end a sequence: (cls or bos, sep or eos); empty
-    where there is neither.
+    """Name the special tokens that open and end a sequence: (cls or bos, sep or eos).
 
-    A tokenizer may have both kinds. An encoder's writes its cls and sep around every text; of any
-    other one, LLaDA's among them, the cls belongs to nothing, and bos opens.
+    A name is empty if the tokenizer has neither. If it has both kinds, an encoder's tokenizer
+    writes cls and sep around every text; any other tokenizer, LLaDA's for one, does not use its
+    cls, and bos opens the sequence.
     """
     written = tokenizer("a")["input_ids"]
     encoder = (
@@ -29,9 +28,10 @@ def ends_of(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
 
 
 def encoder_template(start: str, end: str) -> str:
-    """Return the encoder's layout for the special tokens that ends_of named."""
+    """Return the template with the special tokens that ends_of named."""
     opening = f"{{{{ {start}_token }}}}" if start else ""
-    return f"{opening}{{% for message in messages %}}{{{{ message['content'] }}}}{{{{ {end}_token }}}}{{% endfor %}}"
+    turn = f"{{{{ message['content'] }}}}{{{{ {end}_token }}}}"
+    return f"{opening}{{% for message in messages %}}{turn}{{% endfor %}}"
 
 
 def _has(tokenizer: PreTrainedTokenizerBase, name: str) -> bool:

@@ -1,8 +1,7 @@
-"""Tokens that a row's text spells but may not become: `[MASK]` in a text is six characters, not
-the mask token.
+"""Tokens spelled in a row's text: `[MASK]` in a text is six characters, not the mask token.
 
-Only tokens with a function are kept from the data: mask, padding, start, end, and those that the
-chat template writes. A token that a user added, such as `<think>`, stays whole.
+Only tokens with a function are kept out of the data: mask, padding, start, end, and those that the
+chat template writes. A token that a user added, such as `<think>`, remains a token.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-# A spelled token travels through a chat template as one character of a private plane: no template
-# takes it for a token or a space.
+# A spelled token passes through a chat template as one character of a private plane: no template
+# mistakes it for a token or a space.
 _FIRST, _LAST = 0x10F000, 0x10FFFD
 FUNCTIONS = ("mask", "pad", "cls", "sep", "bos", "eos", "unk")
 
@@ -26,12 +25,12 @@ def function_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    """Look up the id of one token."""
+    """Return the id of a token."""
     return cast("int", tokenizer.convert_tokens_to_ids(token))
 
 
 class Escapes:
-    """Hides tokens in data, and tokenises what was hidden as plain text."""
+    """Hides the tokens that a text spells, and tokenises them as plain text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]):
         self._tokenizer = tokenizer
@@ -44,7 +43,7 @@ class Escapes:
         self._plain: list[list[int]] = []  # ids of each spelling as text
 
     def hide(self, text: str) -> str:
-        """Replace every token that the text spells by one private character."""
+        """Replace every token that the text spells by a private character."""
         return self._spelled.sub(lambda found: chr(_FIRST + self._place(found[0])), text)
 
     def spelled(self, text: str) -> set[str]:
@@ -52,14 +51,14 @@ class Escapes:
         return set(self._spelled.findall(text)) & self.tokens
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise texts that went through `hide`, in one call; what was hidden becomes text."""
+        """Tokenise texts of `hide` in one call; hidden tokens become plain text."""
         split = [self._hidden.split(text) for text in texts]
-        parts = [part for one in split for part in one[::2] if part]
+        parts = [part for pieces in split for part in pieces[::2] if part]
         found = iter(self._tokenizer(parts, add_special_tokens=False)["input_ids"] if parts else ())
         answers: list[list[int]] = []
-        for one in split:
+        for pieces in split:
             ids: list[int] = []
-            for place, part in enumerate(one):
+            for place, part in enumerate(pieces):
                 if place % 2:
                     ids += self._plain[ord(part) - _FIRST]
                 elif part:
@@ -74,16 +73,13 @@ class Escapes:
         return self._number[spelling]
 
     def _as_text(self, spelling: str) -> list[int]:
-        ids = list(
-            self._tokenizer(spelling, add_special_tokens=False, split_special_tokens=True)[
-                "input_ids"
-            ]
-        )
+        (ids,) = self._split([spelling])
         if self.ids.isdisjoint(ids):
             return ids
-        # An added token that is not special is split nowhere: its first character alone is no token
-        # of these.
-        pieces = self._tokenizer(
-            [spelling[:1], spelling[1:]], add_special_tokens=False, split_special_tokens=True
-        )["input_ids"]
-        return [token for piece in pieces for token in piece]
+        # The tokenizer never splits an added token that is not special. Without its first
+        # character, the spelling is no such token.
+        return [token for piece in self._split([spelling[:1], spelling[1:]]) for token in piece]
+
+    def _split(self, texts: list[str]) -> list[list[int]]:
+        found = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+        return cast("list[list[int]]", found["input_ids"])

@@ -1,7 +1,6 @@
-"""The three templates of a job, and how a row is rendered through them.
+"""The three templates of a form, and the texts that they make of a row.
 
-A Python repr never becomes training text: printing a list or an object is a fault of that row, not
-`str(value)`.
+A Python repr never becomes training text: to print a list or an object is an error of that row.
 """
 
 from __future__ import annotations
@@ -13,26 +12,26 @@ from pickle import PicklingError
 from jinja2.exceptions import SecurityError
 
 from ...base.errors import JobError, Problem, data_error
-from .renderer import LIMITS, Failed, Job, OverLimit
-from .renderer import render as render_apart
-from .sandbox import (
+from ..seen import RowError
+from .form_language import (
     FUNCTIONS,
     MAX_TEMPLATE,
     MAX_TEXT,
     TEMPLATE_FAILED,
     TEXT_TOO_LONG,
     Fault,
-    RowError,
     compiled,
     sentence,
 )
+from .renderer import LIMITS, Failed, Job, OverLimit
+from .renderer import render as render_in_child
 
 
 @dataclass(frozen=True)
-class Template:
-    """One template that compiles, and the field it came from.
+class FormTemplate:
+    """A template that compiles, with the field it came from.
 
-    Holds text only, so it can be sent to another process.
+    It holds text only, so it can be sent to another process.
     """
 
     field: str
@@ -41,38 +40,36 @@ class Template:
 
 @dataclass(frozen=True)
 class Templates:
-    """What the user turn (instruction, then input on a new line) and the assistant turn (output)
-    are made of.
-    """
+    """Templates of the user turn (instruction, input on a new line) and of the answer (output)."""
 
-    instruction: Template
-    input: Template | None
-    output: Template
+    instruction: FormTemplate
+    input: FormTemplate | None
+    output: FormTemplate
 
     def columns(self) -> frozenset[str]:
+        """Return every column that they read."""
         given = (self.instruction, self.input, self.output)
         return frozenset().union(*(columns_used(template) for template in given if template))
 
 
-def compile_template(field: str, source: str) -> Template:
+def compile_template(field: str, source: str) -> FormTemplate:
     """Check one template. Raises JobError (exit 2) naming `field`."""
     try:
         compiled(source)
     except Fault as fault:
         expected = f"a Jinja template of at most {MAX_TEMPLATE} characters"
-        raise JobError(
-            Problem(field, expected, str(fault), "Use {{ column }}, if, for and simple filters.")
-        ) from fault
-    return Template(field, source)
+        fix = "Use {{ column }}, if, for and simple filters."
+        raise JobError(Problem(field, expected, str(fault), fix)) from fault
+    return FormTemplate(field, source)
 
 
 def compile_templates(
     instruction_template: str, input_template: str, output_template: str
 ) -> Templates | None:
-    """The three templates of a job; blank ones are not given, and None means none is.
+    """Check the three templates of a job; a blank template is absent. Returns None without any.
 
-    Raises JobError (exit 2) with every bad template, and with a missing instruction or output when
-    another is given.
+    Raises JobError (exit 2) with every bad template, and with an instruction or output that is
+    missing although another template is given.
     """
     sources = {
         "instruction_template": instruction_template,
@@ -82,14 +79,13 @@ def compile_templates(
     if not any(source.strip() for source in sources.values()):
         return None
     problems: list[Problem] = []
-    made: dict[str, Template] = {}
+    made: dict[str, FormTemplate] = {}
     for field, source in sources.items():
         if not source.strip():
             if field != "input_template":
-                fix = "Give it, or leave all three templates empty to use the detected layout."
-                problems.append(
-                    Problem(field, "a template, because another one is given", "nothing", fix)
-                )
+                fix = "Give it, or leave all three templates empty to use the detected format."
+                expected = "a template, because another one is given"
+                problems.append(Problem(field, expected, "nothing", fix))
             continue
         try:
             made[field] = compile_template(field, source)
@@ -102,16 +98,16 @@ def compile_templates(
     )
 
 
-def columns_used(template: Template) -> frozenset[str]:
-    """The columns a template reads; it applies only to rows that have them all."""
+def columns_used(template: FormTemplate) -> frozenset[str]:
+    """Return the columns that a template reads; it applies only to rows that have all of them."""
     return compiled(template.source).columns
 
 
-def render(template: Template, values: Mapping[str, object]) -> str:
-    """Render one row's text, at most MAX_TEXT characters; an absent column counts as empty.
+def render(template: FormTemplate, values: Mapping[str, object]) -> str:
+    """Render a row's text, at most MAX_TEXT characters; an absent column counts as empty.
 
-    Raise RowError when this row does not fit the template, JobError (exit 2) when the template
-    itself goes too far.
+    Raises RowError if this row does not fit the template, and JobError (exit 2) if the template
+    exceeds its limits.
     """
     ((text,),) = _rendered((template,), [values])
     if isinstance(text, RowError):
@@ -124,9 +120,10 @@ def render_rows(
 ) -> list[tuple[str, str, str] | RowError]:
     """Render instruction, input ("" without its template) and output of every row.
 
-    A RowError says why one does not fit. Raise JobError (exit 2) as `render`.
+    Returns a RowError for a row that does not fit. Raises JobError (exit 2) as `render` does.
     """
-    given = [one for one in (templates.instruction, templates.input, templates.output) if one]
+    every = (templates.instruction, templates.input, templates.output)
+    given = [template for template in every if template]
     found: list[tuple[str, str, str] | RowError] = []
     for texts in _rendered(given, rows):
         wrong = next((text for text in texts if isinstance(text, RowError)), None)
@@ -136,48 +133,43 @@ def render_rows(
 
 
 def _rendered(
-    templates: Sequence[Template], rows: Sequence[Mapping[str, object]]
+    templates: Sequence[FormTemplate], rows: Sequence[Mapping[str, object]]
 ) -> list[tuple[str | RowError, ...]]:
     """Render every template for every row."""
     return list(zip(*(_column(template, rows) for template in templates), strict=True))
 
 
-def _column(template: Template, rows: Sequence[Mapping[str, object]]) -> list[str | RowError]:
+def _column(template: FormTemplate, rows: Sequence[Mapping[str, object]]) -> list[str | RowError]:
     """Render one template for every row."""
     columns = columns_used(template)
+    jobs = [Job(_values(columns, row), MAX_TEXT) for row in rows]
     try:
-        texts = render_apart(
-            "form", template.source, [Job(_values(columns, row), MAX_TEXT) for row in rows]
-        )
+        texts = render_in_child("form", template.source, jobs)
     except OverLimit as error:
-        raise _goes_too_far(template, str(error)) from error
-    except (
-        PicklingError,
-        TypeError,
-        AttributeError,
-    ) as error:  # a value of a class that only its library knows
+        raise _over_limit(template, str(error)) from error
+    except (PicklingError, TypeError, AttributeError) as error:  # a class private to its library
         raise data_error("dataset_name", "rows of plain values", sentence(error)) from error
     return [_text_or_error(template, text) for text in texts]
 
 
 def _values(columns: frozenset[str], row: Mapping[str, object]) -> dict[str, object]:
-    """Take the values that a template may read: a column wins over a function of its name."""
+    """Select the values that a template may read; a column wins over a function of its name."""
     return {
         **dict.fromkeys(columns),
         **{name: row[name] for name in (*columns, *FUNCTIONS) if name in row},
     }
 
 
-def _text_or_error(template: Template, text: str | Failed) -> str | RowError:
+def _text_or_error(template: FormTemplate, text: str | Failed) -> str | RowError:
     if isinstance(text, str):
         return text
     if text.too_long:
         return RowError(TEXT_TOO_LONG, f"more than {MAX_TEXT} characters")
     if text.kind == SecurityError.__name__:
-        raise _goes_too_far(template, sentence(text.words))
+        raise _over_limit(template, sentence(text.words))
     return RowError(TEMPLATE_FAILED, f"{template.field}: {text.words}")
 
 
-def _goes_too_far(template: Template, got: str) -> JobError:
+def _over_limit(template: FormTemplate, got: str) -> JobError:
     expected = f"a template within the sandbox, {LIMITS} a row"
     return JobError(Problem(template.field, expected, got, "Simplify the template."))

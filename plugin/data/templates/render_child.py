@@ -1,13 +1,12 @@
-"""`python -m plugin.data.templates.render_child`: renders strangers' templates under limits that
-none escapes.
+"""Child process that renders templates of strangers under limits.
 
-A template is a program. Its memory ends at RLIMIT_AS; its CPU time ends at ITIMER_PROF, whose
-default action kills: a handler of Python's own would wait until a loop in C has ended. CPU time,
-so that a busy machine refuses no good template.
+Run as `python -m plugin.data.templates.render_child`. A template is a program. RLIMIT_AS limits its
+memory. ITIMER_PROF limits its CPU time by its default action, which kills: a Python handler would
+wait until a loop in C has ended. CPU time, so that a busy machine refuses no good template.
 
-A request of the parent is a length and a pickle of (language, source, shared values, jobs), a job
-being (its values, characters of its longest text). Each job is answered by one line of JSON,
-[kind, text]; none is read back as anything but JSON.
+A request of the parent is a length and a pickle of (language, source, shared values, jobs); a job
+is (its values, characters of its longest text). The answer to each job is one line of JSON, [kind,
+text]; the parent reads it as nothing but JSON.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from typing import Any, BinaryIO
 import jinja2
 
 from .chat_language import compile_chat
-from .sandbox import compiled
+from .form_language import compiled
 
-MEMORY = 512 << 20  # bytes beyond the process's own and what the request itself takes
-CPU_S = 2.0  # of one rendering
-SHARE_S = 0.01  # of every rendering in the long run, so that thousands of slow ones end too
-CHARACTER_S = 1e-6  # the same for every byte of a request
+MEMORY = 512 << 20  # bytes beyond those of the process itself and of the request
+CPU_S = 2.0  # for one rendering
+SHARE_S = 0.01  # for every rendering in the long run, which also ends thousands of slow ones
+BYTE_S = 1e-6  # added for every byte of a request
 OUT_OF_MEMORY = b'["memory", ""]'
 LENGTH = struct.Struct(">Q")
 TEXT, TOO_LONG, MEMORY_OUT = "text", "too long", "memory"  # other kinds are names of exceptions
@@ -44,7 +43,7 @@ def _template(language: str, source: str) -> jinja2.Template:
 
 
 def _limit_memory(size: int | None) -> None:
-    """Let the process grow by `size` bytes; None: as far as it was let when it started."""
+    """Let the process grow by `size` bytes; None restores the limit it started with."""
     most = resource.getrlimit(resource.RLIMIT_AS)[1]
     soft = most
     if size is not None and (pages := Path("/proc/self/statm")).exists():
@@ -54,21 +53,21 @@ def _limit_memory(size: int | None) -> None:
 
 
 class _Clock:
-    """CPU time that renderings may still take: CPU_S at once, a share each in the long run."""
+    """CPU time left to renderings: at most CPU_S for one, SHARE_S each in the long run."""
 
     def __init__(self) -> None:
         self._left_s = CPU_S
         self._began_s = time.process_time()
 
     def start(self, earned_s: float) -> None:
-        """Begin a rendering, which ends any before it."""
+        """Begin a rendering and end the previous one."""
         now_s = time.process_time()
         self._left_s = min(CPU_S, max(0.0, self._left_s - (now_s - self._began_s)) + earned_s)
         self._began_s = now_s
         signal.setitimer(signal.ITIMER_PROF, self._left_s)
 
     def stop(self) -> None:
-        """End the last rendering: waiting for a request takes no time."""
+        """End the last rendering: waiting for a request costs nothing."""
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
@@ -84,9 +83,9 @@ def _rendered(language: str, source: str, values: dict[str, Any], longest: int) 
 
 
 def _answer(request: bytes, clock: _Clock, out: BinaryIO) -> bool:
-    """Answer a request; return False when the memory ran out and this process should end."""
+    """Answer a request. Returns False if the memory ran out and this process should end."""
     language, source, shared, jobs = pickle.loads(request)
-    earned_s = SHARE_S + CHARACTER_S * len(request) / len(jobs)
+    earned_s = SHARE_S + BYTE_S * len(request) / len(jobs)
     _limit_memory(MEMORY + 8 * len(request))
     answer = b""
     for values, longest in jobs:
@@ -102,6 +101,7 @@ def _answer(request: bytes, clock: _Clock, out: BinaryIO) -> bool:
 
 
 def main() -> int:
+    """Answer requests on stdin until it ends."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     clock = _Clock()
     while head := sys.stdin.buffer.read(LENGTH.size):

@@ -1,6 +1,6 @@
-"""Renders templates of strangers in a process of their own, see render_child.py: one for this
-process, started when the first template is rendered, and another one after a template that went
-too far.
+"""Parent's side of template rendering: one child process, see render_child.py.
+
+The child starts with the first template, and again after a template that exceeded a limit.
 """
 
 from __future__ import annotations
@@ -27,31 +27,32 @@ _INHERITED = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TZ", "LANG
 
 
 class OverLimit(RuntimeError):
-    """The template, not the row, asks for too much."""
+    """A template, not a row, exceeds a limit."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One text to be made."""
+    """One text to render."""
 
     values: Mapping[str, Any]
-    longest: int  # characters
+    longest: int  # characters allowed in the text
 
 
 @dataclass(frozen=True)
 class Failed:
-    """Why a text was not made: the name of an exception and its words, or TOO_LONG."""
+    """A text that was not rendered: the name of an exception and its words, or TOO_LONG."""
 
     kind: str
     words: str
 
     @property
     def too_long(self) -> bool:
+        """Return whether the text exceeded its length."""
         return self.kind == TOO_LONG
 
 
 class Renderer:
-    """The child and the pipe to it. Threads may share it; a fork gets one of its own."""
+    """The child and the pipe to it. Threads share it; a fork gets its own child."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
@@ -64,9 +65,9 @@ class Renderer:
         jobs: Sequence[Job],
         shared: Mapping[str, Any] | None = None,
     ) -> list[str | Failed]:
-        """Render `jobs` in order by one template; `shared`: values of all of them.
+        """Render `jobs` in order by one template; they have the `shared` values in common.
 
-        Raise OverLimit.
+        Raises OverLimit.
         """
         if not jobs:
             return []
@@ -77,7 +78,7 @@ class Renderer:
             child = self._child = self._child or _start()
             try:
                 return _ask(child, request, len(jobs))
-            except BaseException:  # an interrupted exchange leaves half an answer in the pipe too
+            except BaseException:  # an interrupted exchange also leaves half an answer in the pipe
                 self._child = None
                 _end(child)
                 raise
@@ -93,7 +94,7 @@ class Renderer:
         """Leave the child to the process that this one was forked from."""
         child, self._child, self._lock = self._child, None, threading.Lock()
         if child:
-            child.returncode = 0  # it is not ours to wait for
+            child.returncode = 0  # only its own parent can wait for it
             for pipe in (child.stdin, child.stdout):
                 cast("io.BufferedReader | io.BufferedWriter", pipe).raw.close()
 
@@ -106,21 +107,21 @@ def _start() -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env={**kept, **child_path(os.environ)},
-        process_group=0,  # a signal for this program's group is not for it: it ends with its pipe
+        process_group=0,  # signals of this program's group must not reach it: it ends with its pipe
     )
 
 
 def _ask(child: subprocess.Popen[bytes], request: bytes, jobs: int) -> list[str | Failed]:
     assert child.stdin
     assert child.stdout
-    with contextlib.suppress(BrokenPipeError):  # how it ended is told below
+    with contextlib.suppress(BrokenPipeError):  # its end is reported below
         child.stdin.write(LENGTH.pack(len(request)) + request)
         child.stdin.flush()
     found: list[str | Failed] = []
     while len(found) < jobs:
         line = child.stdout.readline()
         if not line.endswith(b"\n"):
-            raise OverLimit(_how_it_ended(child.wait()))
+            raise OverLimit(_ending(child.wait()))
         kind, words = json.loads(line)
         if kind == MEMORY_OUT:
             raise OverLimit(f"more than {MEMORY >> 20} MB of memory")
@@ -128,7 +129,7 @@ def _ask(child: subprocess.Popen[bytes], request: bytes, jobs: int) -> list[str 
     return found
 
 
-def _how_it_ended(code: int) -> str:
+def _ending(code: int) -> str:
     if code == -signal.SIGPROF:
         return f"more than {CPU_S:g} s of CPU time"
     ending = signal.Signals(-code).name if code < 0 else f"exit {code}"
@@ -139,7 +140,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.kill()
     for pipe in (child.stdin, child.stdout):
         if pipe:
-            with contextlib.suppress(OSError):  # what was not yet written
+            with contextlib.suppress(OSError):  # unwritten data may fail to flush
                 pipe.close()
     child.wait()
 

@@ -1,15 +1,12 @@
-"""Dealing, grouping and laying out documents: where one is computed, never what."""
+"""Collation: documents and noise as one flat batch."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 
-from plugin.data.layout import deal, lay_out, micro_batches
+from plugin.data.collate import lay_out
 from plugin.objectives.mdlm import Corruption
-
-LENGTHS = [3, 9, 1, 9, 4, 7, 2, 8, 5, 5, 6, 1]
 
 
 def noised(noisy: list[int], masked: list[int], weight: list[float]) -> Corruption:
@@ -17,33 +14,7 @@ def noised(noisy: list[int], masked: list[int], weight: list[float]) -> Corrupti
     return Corruption(*arrays, count=1.0, t=0.5, probability=0.5)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 12, 20])
-def test_dealing_gives_every_document_to_one_rank_and_loads_them_evenly(ranks: int) -> None:
-    hands = deal(LENGTHS, ranks)
-    assert len(hands) == ranks
-    assert sorted(place for hand in hands for place in hand) == list(range(len(LENGTHS)))
-    tokens = [sum(LENGTHS[place] for place in hand) for hand in hands]
-    assert max(tokens) - min(tokens) <= max(LENGTHS)
-
-
-def test_dealing_worked_by_hand() -> None:
-    # longest first: 9 -> rank 0, 8 -> rank 1, 3 -> rank 1 (8 < 9), 2 -> rank 0 (9 < 11), 2 -> rank
-    # 0 (11 = 11)
-    assert deal([2, 9, 3, 8, 2], 2) == [[1, 0, 4], [3, 2]]
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 12, 40])
-def test_micro_batches_hold_every_place_once_and_neighbours_in_length(batch_size: int) -> None:
-    places = [11, 0, 3, 7, 8, 1]
-    groups = micro_batches(places, LENGTHS, batch_size)
-    assert sorted(place for group in groups for place in group) == sorted(places)
-    assert all(len(group) <= batch_size for group in groups)
-    assert len(groups) == -(-len(places) // batch_size)
-    flat = [LENGTHS[place] for group in groups for place in group]
-    assert flat == sorted(flat, reverse=True)
-
-
-def test_a_batch_of_two_documents_worked_by_hand() -> None:
+def test_batch_of_two_documents_worked_by_hand() -> None:
     batch = lay_out(
         [np.array([2, 50, 60, 3], np.int32), np.array([2, 70, 3], np.int32)],
         [noised([2, 50, 4, 4], [2, 3], [2.0, 2.0]), noised([2, 4, 3], [1], [0.25])],
@@ -68,7 +39,7 @@ def test_a_batch_of_two_documents_worked_by_hand() -> None:
     assert {tensor.dtype for tensor in whole} == {torch.int64}
 
 
-def test_a_batch_with_nothing_masked_is_still_a_batch() -> None:
+def test_batch_with_nothing_masked_is_valid() -> None:
     batch = lay_out([np.array([2, 3], np.int32)], [noised([2, 3], [], [])])
     assert (batch.masked.shape, batch.target.shape, batch.weight.shape) == ((0,), (0,), (0,))
     assert batch.masked.dtype == batch.target.dtype == torch.int64

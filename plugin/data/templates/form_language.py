@@ -1,8 +1,8 @@
-"""A small part of Jinja, for the templates of a form.
+"""Language of form templates: a small part of Jinja.
 
-Templates travel with shared forms and recipes, so they are somebody else's code. jinja2's sandbox
-keeps them from reaching Python's insides, and the language is an allow-list, which tells a mistake
-before any row is read. Time and memory end where they are rendered, see render_child.py.
+Templates travel with shared forms and recipes, so they are code of strangers. jinja2's sandbox
+keeps them away from Python's internals, and the language is an allow-list, which reports a mistake
+before any row is read. render_child.py enforces the limits of time and memory.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment, safe_range
 from jinja2.tests import TESTS
 from jinja2.visitor import NodeTransformer
 
-MAX_TEMPLATE = 10_000  # characters of one template
-MAX_TEXT = 1_000_000  # characters of one rendered text
+MAX_TEMPLATE = 10_000  # characters of a template
+MAX_TEXT = 1_000_000  # characters of a rendered text
 
 TEMPLATE_FAILED = "template failed on this row"
 TEXT_TOO_LONG = "rendered text too long"
@@ -36,8 +36,8 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 _NODES = _words(
-    "Output TemplateData If For List Dict Tuple Pair Keyword Name Const Getattr Getitem Slice Call Filter Test "
-    "CondExpr And Or Not Compare Operand Concat Add Sub Neg"
+    "Output TemplateData If For List Dict Tuple Pair Keyword Name Const Getattr Getitem Slice Call "
+    "Filter Test CondExpr And Or Not Compare Operand Concat Add Sub Neg"
 )
 _METHODS = _words(
     "strip lstrip rstrip split rsplit splitlines upper lower title capitalize startswith endswith "
@@ -45,32 +45,21 @@ _METHODS = _words(
 )
 _TEXT_FILTERS = _words("trim upper lower capitalize title")
 _VALUE_FILTERS = _words(
-    "default d length count first last list map select reject selectattr rejectattr sort unique reverse min max "
-    "int float abs items dictsort"
+    "default d length count first last list map select reject selectattr rejectattr sort unique "
+    "reverse min max int float abs items dictsort"
 )
 _TESTS = _words(
-    "defined undefined none string number integer float boolean true false mapping sequence iterable in "
-    "eq equalto == ne != lt lessthan < le <= gt greaterthan > ge >="
+    "defined undefined none string number integer float boolean true false mapping sequence "
+    "iterable in eq equalto == ne != lt lessthan < le <= gt greaterthan > ge >="
 )
-
-
-class RowError(ValueError):
-    """A row that cannot become training text.
-
-    `reason` is a short phrase to count by, `str()` adds what happened.
-    """
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.detail = reason, detail
 
 
 class Fault(Exception):
-    """Why a template does not compile."""
+    """Reason why a template does not compile."""
 
 
 def _text(value: object) -> str:
-    """A printable value as text.
+    """Convert a printable value to text. Raises ValueError or TypeError.
 
     Lists and objects are refused; an undefined value raises its own error in `str`.
     """
@@ -87,24 +76,22 @@ def _of_text(function: Callable[..., str]) -> Callable[..., str]:
     return lambda value, *arguments: function(_text(value), *arguments)
 
 
-# What takes the context is not computed from constants while the template is compiled, without a
-# limit.
-
-
-@pass_context
-def _join(context: Context, items: Iterable[object], separator: str = "") -> str:
+def _join(items: Iterable[object], separator: str = "") -> str:
     return separator.join([_text(item) for item in items])
 
 
-@pass_context
-def _replace(context: Context, value: object, old: str, new: str) -> str:
+def _replace(value: object, old: str, new: str) -> str:
     return _text(value).replace(old, new)
 
 
-@pass_context
-def _tojson(context: Context, value: object) -> str:
-    """Plain JSON; jinja's own escapes `<` and `&` for HTML, which no training text wants."""
+def _tojson(value: object) -> str:
+    """Write plain JSON. jinja's own filter escapes `<` and `&` for HTML, which no text wants."""
     return json.dumps(value, ensure_ascii=False)
+
+
+@pass_context
+def _printed(context: Context, value: object) -> str:
+    return _text(value)
 
 
 def _range(*bounds: int) -> range:
@@ -118,8 +105,14 @@ FUNCTIONS = {"range": _range}
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
+    # A template is compiled in the parent, which has no limits. jinja2 must therefore compute
+    # nothing at compile time: no optimizer, and a `finalize` that needs the context.
     environment = ImmutableSandboxedEnvironment(
-        autoescape=False, keep_trailing_newline=True, undefined=StrictUndefined, finalize=_text
+        autoescape=False,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+        finalize=_printed,
+        optimized=False,
     )
     environment.globals = dict(FUNCTIONS)
     environment.tests = {name: TESTS[name] for name in _TESTS}
@@ -138,7 +131,7 @@ _ENVIRONMENT = _environment()
 
 
 def _refusal(node: nodes.Node) -> str:
-    """Why this part of a template is not allowed; empty when it is."""
+    """Say why a part of a template is not allowed; return an empty text if it is."""
     kind = type(node).__name__
     if kind not in _NODES:
         return f"'{kind.lower()}', which templates may not use"
@@ -163,17 +156,13 @@ def _refusal(node: nodes.Node) -> str:
         known = callee.attr in _METHODS if isinstance(callee, nodes.Getattr) else _is_range(callee)
         if not known or node.dyn_args or node.dyn_kwargs:
             return f"a call other than range() and the methods {', '.join(_METHODS)}"
-    # Without `set`, a list of variables is the last way to double a value again and again.
+    # There is no `set` either: these are tables of words, such as {{ ['no', 'yes'][label] }}.
     if isinstance(node, (nodes.List, nodes.Tuple)) and not _is_target(node):
-        return (
-            ""
-            if all(isinstance(item, nodes.Const) for item in node.items)
-            else "a list of anything but constants"
-        )
-    if isinstance(node, nodes.Pair) and not (
-        isinstance(node.key, nodes.Const) and isinstance(node.value, nodes.Const)
-    ):
-        return "an object of anything but constants"
+        constant = all(isinstance(item, nodes.Const) for item in node.items)
+        return "" if constant else "a list of anything but constants"
+    if isinstance(node, nodes.Pair):
+        constant = isinstance(node.key, nodes.Const) and isinstance(node.value, nodes.Const)
+        return "" if constant else "an object of anything but constants"
     return ""
 
 
@@ -185,8 +174,8 @@ def _is_target(node: nodes.Node) -> bool:
     return isinstance(node, nodes.Tuple) and node.ctx == "store"  # `for key, value in ...`
 
 
-class _Printed(NodeTransformer):
-    """Joins what stands around `~` as it would be printed."""
+class _ConcatAsJoin(NodeTransformer):
+    """Replaces `~` by join: jinja2's own `~` would print a list as Python."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
         self.generic_visit(node)
@@ -196,17 +185,20 @@ class _Printed(NodeTransformer):
 
 @dataclass(frozen=True)
 class _Compiled:
+    """A template and the columns that it reads."""
+
     render: jinja2.Template
     columns: frozenset[str]
 
 
 def sentence(error: object) -> str:
+    """Return the first line of an error without its full stop."""
     return (str(error).splitlines() or [""])[0].rstrip(".")
 
 
 @lru_cache(maxsize=64)
 def compiled(source: str) -> _Compiled:
-    """Compile once a process. Raises Fault."""
+    """Compile a template, once in a process. Raises Fault."""
     if len(source) > MAX_TEMPLATE:
         raise Fault(f"{len(source)} characters")
     try:
@@ -215,11 +207,11 @@ def compiled(source: str) -> _Compiled:
             if refusal := _refusal(node):
                 raise Fault(f"in line {node.lineno} {refusal}")
         columns = frozenset(meta.find_undeclared_variables(tree))
-        tree = _Printed().visit(tree).set_environment(_ENVIRONMENT)
+        tree = _ConcatAsJoin().visit(tree).set_environment(_ENVIRONMENT)
         return _Compiled(_ENVIRONMENT.from_string(tree), columns)
     except jinja2.TemplateSyntaxError as error:
         raise Fault(f"in line {error.lineno}: {sentence(error)}") from error
     except (RecursionError, MemoryError, SyntaxError) as error:
-        raise Fault("one nested too deeply") from error
+        raise Fault("a template nested too deeply") from error
     except (ValueError, OverflowError) as error:  # a number of thousands of digits
         raise Fault(sentence(error)) from error

@@ -1,8 +1,8 @@
-"""Parquet and arrow: rows out of columns, whatever a small file unpacks to.
+"""Rows of parquet and arrow files, read in bounded memory.
 
-A few bytes of such a file may stand for gigabytes: a value named a million times, or pages that
-are packed. So text stays as the words and numbers that it is stored as until a row is taken, rows
-are taken by bytes, and what has to be unpacked at once is foretold from the file's own account.
+A few bytes of such a file may stand for gigabytes: a value referenced a million times, or packed
+pages. Text therefore stays dictionary-encoded until a row is taken, rows are taken in slices of
+bounded size, and the size of each unpacking step is first read from the file's metadata.
 """
 
 from __future__ import annotations
@@ -14,38 +14,37 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import data_error
-from .arrow_packed import batches as packed_batches
+from ...base.errors import data_error
+from .arrow_buffers import batches as packed_batches
 
 FIELD = "dataset_name"
 MAGIC = b"ARROW1"
-MAX_ROW = 64 << 20  # bytes of one row, as of one line of text
-SLICE = 1 << 24  # bytes of the rows that are made at a time
-BATCH_ROWS = 256  # and rows at most
-POINTER = 8  # bytes that any value takes at least
-UNPACKED, PACKED = (
-    1 << 27,
-    200,
-)  # a column of a row group: bytes unpacked, and how many times its packed ones
-VALUES = 1 << 27  # of one column of a row group
+MAX_ROW = 64 << 20  # bytes of one row; a line of text has the same limit
+SLICE = 1 << 24  # bytes of the rows that are converted together
+BATCH_ROWS = 256  # rows that are converted together
+POINTER = 8  # bytes that any value needs at least
+# A column chunk is refused above this many unpacked bytes, if it also unpacks to more than
+# MAX_RATIO times its packed bytes.
+MAX_UNPACKED, MAX_RATIO = 1 << 27, 200
+MAX_VALUES = 1 << 27  # values of a column chunk
 
 
 def read_columns(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read a .parquet, or an .arrow with a footer or as the bare stream that `datasets` writes.
+    """Read a .parquet file, an .arrow file, or the bare arrow stream that `datasets` writes.
 
-    Yield (row number from 1, values). Raise JobError (exit 3).
+    Yields (row number from 1, values). Raises JobError (exit 3).
     """
-    import pyarrow as pa  # here, so that text files need no pyarrow
+    import pyarrow as pa  # imported here, so that text files do not need it
 
     number = 0
     try:
-        with pa.OSFile(os.fsencode(path)) as file:  # a name need not be text
+        with pa.OSFile(os.fsencode(path)) as file:  # a name may not be valid text
             parquet = path.suffix.lower() == ".parquet"
             for batch in _parquet(path, file) if parquet else _arrow(path, file):
-                for piece in _pieces(batch):
-                    if piece.num_rows == 1:
-                        _check_row(path, number + 1, piece)
-                    for values in piece.to_pylist():
+                for part in _slices(batch):
+                    if part.num_rows == 1:
+                        _check_row(path, number + 1, part)
+                    for values in part.to_pylist():
                         number += 1
                         yield number, values
     except (pa.ArrowException, UnicodeDecodeError, MemoryError, struct.error) as error:
@@ -53,20 +52,18 @@ def read_columns(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise data_error(FIELD, f"a {path.suffix.lower()} file", got) from error
 
 
+_FEWER = "Write it again with fewer rows in each."
+
+
 def _arrow(path: Path, file: Any) -> Iterator[Any]:
     import pyarrow as pa
 
     footed = file.read(len(MAGIC)) == MAGIC
-    file.seek(8 if footed else 0)  # behind the magic word and its padding a stream begins
+    file.seek(8 if footed else 0)  # a stream follows the magic word and its padding
     for number, (packed, unpacked) in enumerate(packed_batches(file), start=1):
         if _unpacks_far(packed, unpacked):
             got = f"{path.name}, whose batch {number} packs {unpacked} bytes into {packed}"
-            raise data_error(
-                FIELD,
-                "an .arrow file of smaller batches",
-                got,
-                "Write it again with fewer rows in each.",
-            )
+            raise data_error(FIELD, "an .arrow file of smaller batches", got, _FEWER)
     file.seek(0)
     if footed:
         reader = pa.ipc.open_file(file)
@@ -95,28 +92,24 @@ def _parquet(path: Path, file: Any) -> Iterator[Any]:
 
 
 def _rows_at_once(path: Path, group: Any) -> int:
-    """Choose how many rows of a row group to unpack at a time. Raise JobError (exit 3)."""
+    """Choose the number of rows of a row group to unpack together. Raises JobError (exit 3)."""
     size = 0
     for column in map(group.column, range(group.num_columns)):
         packed, unpacked = column.total_compressed_size, column.total_uncompressed_size
-        if _unpacks_far(packed, unpacked) or column.num_values > VALUES:
-            got = f"{path.name}, whose column {column.path_in_schema!r} packs {unpacked} bytes, {column.num_values} values, into {packed}"
-            raise data_error(
-                FIELD,
-                "a .parquet file of smaller row groups",
-                got,
-                "Write it again with fewer rows in each.",
-            )
+        if _unpacks_far(packed, unpacked) or column.num_values > MAX_VALUES:
+            values = f"{unpacked} bytes, {column.num_values} values, into {packed}"
+            got = f"{path.name}, whose column {column.path_in_schema!r} packs {values}"
+            raise data_error(FIELD, "a .parquet file of smaller row groups", got, _FEWER)
         size += max(unpacked, POINTER * column.num_values)
     return max(1, min(BATCH_ROWS, SLICE * group.num_rows // max(1, size)))
 
 
 def _unpacks_far(packed: int, unpacked: int) -> bool:
-    return unpacked > UNPACKED and unpacked > PACKED * packed
+    return unpacked > MAX_UNPACKED and unpacked > MAX_RATIO * packed
 
 
-def _pieces(batch: Any) -> Iterator[Any]:
-    """Cut a batch into pieces of at most SLICE bytes, or of one row."""
+def _slices(batch: Any) -> Iterator[Any]:
+    """Slice a batch into parts of at most SLICE bytes, or of one row."""
     if batch.num_rows <= 1 or (
         batch.num_rows <= BATCH_ROWS and sum(map(_size, batch.columns)) <= SLICE
     ):
@@ -124,7 +117,7 @@ def _pieces(batch: Any) -> Iterator[Any]:
     else:
         half = min(BATCH_ROWS, batch.num_rows // 2)
         for start in range(0, batch.num_rows, half):
-            yield from _pieces(batch.slice(start, half))
+            yield from _slices(batch.slice(start, half))
 
 
 def _check_row(path: Path, number: int, row: Any) -> None:
@@ -136,12 +129,11 @@ def _check_row(path: Path, number: int, row: Any) -> None:
 
 
 def _size(array: Any) -> int:
-    """Foretell the bytes that an array's values take, every repeated one counted."""
+    """Estimate the bytes of an array's values; a repeated value counts each time."""
     import pyarrow as pa
 
-    pc: Any = importlib.import_module(
-        "pyarrow.compute"
-    )  # whose functions are made when it is imported
+    # pyarrow.compute creates its functions on import, so type checkers do not see them.
+    pc: Any = importlib.import_module("pyarrow.compute")
     kind = array.type
     least = POINTER * len(array)
     if pa.types.is_dictionary(kind):
@@ -170,18 +162,13 @@ def _size(array: Any) -> int:
 def _is_text(kind: Any) -> bool:
     import pyarrow as pa
 
-    return any(
-        is_one(kind)
-        for is_one in (
-            pa.types.is_string,
-            pa.types.is_large_string,
-            pa.types.is_binary,
-            pa.types.is_large_binary,
-        )
-    )
+    types = pa.types
+    tests = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    return any(test(kind) for test in tests)
 
 
 def _entries(array: Any) -> Any:
+    """Return the keys and values of a map array as structs."""
     import pyarrow as pa
 
     if not len(array):

@@ -1,7 +1,7 @@
 """File formats: one reader a suffix, each streaming (line or row number from 1, values).
 
-Rows stream, so a file larger than memory is read in constant memory (.json excepted: it is read
-whole). A file that cannot be read to its end stops the job with the file and the line.
+Rows stream, so a file larger than memory is read in constant memory (except .json, which is read in
+full). A file that cannot be read to its end stops the job with the file and the line.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import JobError, data_error
+from ...base.errors import JobError, data_error
 from .columns import FIELD, read_columns
 
 MAX_LINE = 64 << 20  # bytes of one line, one csv cell or one paragraph
-MAX_JSON = 1 << 30  # bytes of one .json file, which is read whole
+MAX_JSON = 1 << 30  # bytes of a .json file, which is read in full
 
-_NAN = ("nan", "NaN")  # a cell of a .csv has no type: this is how programs write an empty one
-_POINTER = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
+_NAN = ("nan", "NaN")  # programs write an empty cell of a .csv like this
+_POINTER = b"version https://git-lfs"  # first bytes of a file that git-lfs has not fetched
 
 Numbered = Iterator[tuple[int, dict[str, Any]]]
 
@@ -31,7 +31,7 @@ def _bad(path: Path, line: int, expected: str, got: str) -> JobError:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their ends; a byte-order mark is dropped."""
+    """Yield numbered lines with their line ends; a byte-order mark is dropped."""
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
             if len(line) > MAX_LINE:
@@ -45,16 +45,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _parse_json(path: Path, line: int, text: str) -> Any:
     try:
-        return json.loads(
-            text.rstrip()
-        )  # else JSON that breaks at the end of its line breaks in the next one
+        # Without rstrip, an error at the end of the line would be reported in the next line.
+        return json.loads(text.rstrip())
     except json.JSONDecodeError as error:
         got = f"column {error.colno}: {error.msg}"
         raise _bad(path, line + error.lineno - 1, "a JSON object", got) from error
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # an integer of thousands of digits; thousands of brackets
+    except (ValueError, RecursionError) as error:  # thousands of digits or brackets
         raise _bad(path, line, "a JSON object", str(error)) from error
 
 
@@ -63,9 +59,8 @@ def _read_jsonl(path: Path) -> Numbered:
         if line.strip():
             values = _parse_json(path, number, line)
             if not isinstance(values, dict):
-                raise _bad(
-                    path, number, "a JSON object", f"{type(values).__name__} {line.strip()[:40]!r}"
-                )
+                got = f"{type(values).__name__} {line.strip()[:40]!r}"
+                raise _bad(path, number, "a JSON object", got)
             yield number, values
 
 
@@ -74,9 +69,8 @@ def _read_json(path: Path) -> Numbered:
         yield from _read_jsonl(path)
         return
     if path.stat().st_size > MAX_JSON:
-        raise data_error(
-            FIELD, f"a .json file of at most {MAX_JSON} bytes", path.name, "Convert it to .jsonl."
-        )
+        expected = f"a .json file of at most {MAX_JSON} bytes"
+        raise data_error(FIELD, expected, path.name, "Convert it to .jsonl.")
     value = _parse_json(path, 1, "".join(line for _, line in _lines(path)))
     if isinstance(value, dict):
         lists = [item for item in value.values() if _is_objects(item)]
@@ -92,7 +86,7 @@ def _is_objects(value: object) -> bool:
 
 
 def _is_json_lines(path: Path) -> bool:
-    """Whether the first line is an object by itself and another line follows."""
+    """Tell a file whose first line is a complete object and that has another line."""
     first, second = [*islice((line for _, line in _lines(path) if line.strip()), 2), "", ""][:2]
     try:
         return bool(second) and isinstance(json.loads(first), dict)
@@ -101,10 +95,9 @@ def _is_json_lines(path: Path) -> bool:
 
 
 def _read_csv(path: Path) -> Numbered:
-    csv.field_size_limit(
-        MAX_LINE
-    )  # one setting a process; the default of 128 KiB refuses long documents
-    # strict: otherwise a quote that is never closed swallows the rest of the file.
+    # A setting of the process; its default of 128 KiB refuses long documents.
+    csv.field_size_limit(MAX_LINE)
+    # strict: otherwise an unclosed quote swallows the rest of the file.
     reader = csv.reader((line for _, line in _lines(path)), strict=True)
     header: list[str] = []
     start = 1
@@ -118,57 +111,45 @@ def _read_csv(path: Path) -> Numbered:
                 if len(set(header)) < len(header):
                     raise _bad(path, number, "column names that differ", ", ".join(header))
             elif len(cells) != len(header):
-                raise _bad(
-                    path, number, f"{len(header)} cells as in the header", f"{len(cells)} cells"
-                )
+                expected = f"{len(header)} cells as in the header"
+                raise _bad(path, number, expected, f"{len(cells)} cells")
             else:
-                yield (
-                    number,
-                    {
-                        name: None if cell in _NAN else cell
-                        for name, cell in zip(header, cells, strict=True)
-                    },
-                )
+                values = (None if cell in _NAN else cell for cell in cells)
+                yield number, dict(zip(header, values, strict=True))
     except csv.Error as error:
         raise _bad(path, start, "a row of comma-separated cells", str(error)) from error
 
 
 def _read_text_lines(path: Path) -> Numbered:
-    """Read one row a line that is not blank."""
+    """Read every line that is not blank as a row."""
     for number, line in _lines(path):
         if line.strip():
             yield number, {"text": line.rstrip("\r\n")}
 
 
 def _read_text_file(path: Path) -> Numbered:
-    """Read the whole file as one row."""
+    """Read the file as a single row."""
     if path.stat().st_size > MAX_LINE:
-        raise data_error(
-            FIELD,
-            f"a .txt of at most {MAX_LINE} bytes with text_rows file",
-            path.name,
-            "Set text_rows paragraph.",
-        )
+        expected = f"a .txt of at most {MAX_LINE} bytes with text_rows file"
+        raise data_error(FIELD, expected, path.name, "Set text_rows paragraph.")
     text = "".join(line for _, line in _lines(path)).replace("\r\n", "\n")
     if text.strip():
         yield 1, {"text": text}
 
 
 def _read_text(path: Path) -> Numbered:
-    """One row a paragraph, numbered by its first line; the line breaks inside it stay."""
+    """Read every paragraph as a row, numbered by its first line; its line breaks stay."""
     paragraph: list[str] = []
     first = size = 0
-    for number, line in chain(
-        _lines(path), [(0, "")]
-    ):  # a blank line after the end closes the last paragraph
+    # A blank line after the end closes the last paragraph.
+    for number, line in chain(_lines(path), [(0, "")]):
         if line.strip():
             first = first or number
             paragraph.append(line.rstrip("\r\n"))
             size += len(line)
             if size > MAX_LINE:
-                raise _bad(
-                    path, number, f"paragraphs of at most {MAX_LINE} characters", "a longer one"
-                )
+                expected = f"paragraphs of at most {MAX_LINE} characters"
+                raise _bad(path, number, expected, "a longer one")
         elif paragraph:
             yield first, {"text": "\n".join(paragraph)}
             paragraph, first, size = [], 0, 0
@@ -190,21 +171,23 @@ READERS: dict[str, Callable[[Path], Numbered]] = {
 
 
 def read_file(path: Path, text_rows: str) -> Numbered:
-    """Read one file by its suffix, NaN as an empty cell; `text_rows`: what one row of a .txt is.
+    """Read a file by its suffix; a NaN becomes None.
 
-    Raises JobError (exit 3).
+    `text_rows` chooses the row of a .txt: line, paragraph or file. Raises JobError (exit 3).
     """
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             fix = f"Run `git lfs pull` in {path.parent}."
-            raise data_error(FIELD, "a whole file", f"{path}, which git-lfs has not fetched", fix)
+            raise data_error(
+                FIELD, "a complete file", f"{path}, which git-lfs has not fetched", fix
+            )
     suffix = path.suffix.lower()
     reader = TEXT_ROWS[text_rows] if suffix == ".txt" else READERS[suffix]
     return ((number, without_nan(values)) for number, values in reader(path))
 
 
 def without_nan(value: Any) -> Any:
-    """Put None for every NaN, which is how pandas writes an empty cell."""
+    """Replace every NaN, pandas' spelling of an empty cell, by None."""
     if isinstance(value, float):
         return None if math.isnan(value) else value
     if isinstance(value, dict):

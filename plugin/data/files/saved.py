@@ -1,8 +1,8 @@
-"""Folders that `datasets` writes with save_to_disk: which of their files hold the rows.
+"""Folders written by save_to_disk of `datasets`: their data files by use.
 
-A Dataset's state.json names its files in order; whatever else lies beside them (the caches of
-map, filter and shuffle) is none of its rows. A DatasetDict's dataset_dict.json names its splits,
-each such a folder.
+A Dataset's state.json names its data files in order; other files next to them (the caches of map,
+filter and shuffle) hold none of its rows. A DatasetDict's dataset_dict.json names its splits, each
+of them such a folder.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from ..base.errors import data_error
-from .readers import FIELD
+from ...base.errors import data_error
+from .columns import FIELD
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
-# As `datasets` calls them; of several for evaluation, the first is taken.
+# Names that `datasets` uses; the first eval split that exists is used.
 TRAIN_SPLITS, EVAL_SPLITS = ("train",), ("validation", "valid", "val", "dev", "test", "eval")
+
+_AGAIN = "Save it again with save_to_disk."
 
 Files = dict[Literal["train", "eval", "skipped"], list[Path]]
 
 
 def saved_files(folder: Path) -> Files | None:
-    """Sort the files of a saved folder by use; None for another folder.
+    """Sort the files of a saved folder by use; return None for any other folder.
 
     Raises JobError (exit 3).
     """
@@ -44,9 +46,8 @@ def _of_splits(folder: Path) -> Files:
     )
     if train is None:
         fix = "Name the folder of the split to train on."
-        raise data_error(
-            FIELD, f"a split 'train' in {folder}", f"the splits {', '.join(splits) or 'none'}", fix
-        )
+        got = f"the splits {', '.join(splits) or 'none'}"
+        raise data_error(FIELD, f"a split 'train' in {folder}", got, fix)
     held = next((split for split in EVAL_SPLITS if split in splits and split != train), None)
     files: Files = {"train": [], "eval": [], "skipped": []}
     for child in _children(folder):
@@ -56,38 +57,26 @@ def _of_splits(folder: Path) -> Files:
             continue
         inner = saved_files(child) if child.is_dir() else None
         if inner is None:
-            raise data_error(
-                FIELD,
-                f"a saved data set with {STATE} in {child}",
-                "none",
-                "Save it again with save_to_disk.",
-            )
+            expected = f"a saved dataset with {STATE} in {child}"
+            raise data_error(FIELD, expected, "none", _AGAIN)
         files[use] += inner["train"]
         files["skipped"] += inner["skipped"]
     if not files["train"]:
-        raise data_error(
-            FIELD,
-            f"the folder of split {train!r} in {folder}",
-            "none",
-            "Save it again with save_to_disk.",
-        )
+        expected = f"the folder of split {train!r} in {folder}"
+        raise data_error(FIELD, expected, "none", _AGAIN)
     return files
 
 
 def _data_files(folder: Path) -> list[Path] | None:
-    """List the files that state.json names; None where it is another program's."""
+    """List the files that state.json names; return None if another program wrote it."""
     state = _json(folder / STATE)
     if "_data_files" not in state:
         return None
     again = "Load it with datasets and save it again with save_to_disk."
     for name in ("_indices_files", "_indices_data_files"):
         if state.get(name):
-            raise data_error(
-                FIELD,
-                f"{folder} saved with its rows in order",
-                f"rows reordered by {name} in {STATE}",
-                again,
-            )
+            expected = f"{folder} saved with its rows in order"
+            raise data_error(FIELD, expected, f"rows reordered by {name} in {STATE}", again)
     entries = state["_data_files"]
     names = (
         [entry.get("filename") for entry in entries if isinstance(entry, dict)]
@@ -97,12 +86,8 @@ def _data_files(folder: Path) -> list[Path] | None:
     files = [folder / str(name) for name in names]
     for file in files:
         if file.parent != folder or not file.is_file():
-            raise data_error(
-                FIELD,
-                f"the files that {folder / STATE} names",
-                f"{file.name}, which is missing",
-                again,
-            )
+            expected = f"the files that {folder / STATE} names"
+            raise data_error(FIELD, expected, f"{file.name}, which is missing", again)
     return files
 
 
@@ -110,16 +95,14 @@ def _children(folder: Path) -> list[Path]:
     try:
         return sorted(child for child in folder.iterdir() if not child.name.startswith("."))
     except OSError as error:
-        raise data_error(
-            FIELD, "a folder that can be read", f"{folder}: {error.strerror or error}"
-        ) from error
+        got = f"{folder}: {error.strerror or error}"
+        raise data_error(FIELD, "a folder that can be read", got) from error
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise data_error(
-            FIELD, f"a readable {path.name}", f"{path}: {str(error).splitlines()[0]}"
-        ) from error
+        got = f"{path}: {str(error).splitlines()[0]}"
+        raise data_error(FIELD, f"a readable {path.name}", got) from error
     return value if isinstance(value, dict) else {}

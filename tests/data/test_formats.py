@@ -1,4 +1,4 @@
-"""Layouts: which columns win, what each row becomes, and why rows are dropped."""
+"""Dataset formats: the columns that win, the turns of each row, and the reasons to drop one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import pickle
 import pytest
 
 from plugin.base.errors import JobError
-from plugin.data.layouts import LAYOUTS, Example, Layout, detect_layout, read_example
+from plugin.data.formats import (
+    FORMATS,
+    Dropped,
+    Example,
+    Format,
+    RowResult,
+    detect_format,
+    read_example,
+)
 from plugin.data.sources import Row
 from plugin.data.templates.form import compile_templates
 from plugin.data.turns import REASONS, Turn
@@ -15,9 +23,9 @@ from plugin.data.turns import REASONS, Turn
 USER, BOT = Turn("user", "2+2?"), Turn("assistant", "4")
 
 
-def read(values: dict[str, object], stage: str = "sft", text_field: str = "text") -> Example | str:
-    layout, _ = detect_layout(values, None, text_field, stage)
-    return read_example(Row("t.jsonl:7", values), layout)
+def read(values: dict[str, object], stage: str = "sft", text_field: str = "text") -> RowResult:
+    found, _ = detect_format(values, None, text_field, stage)
+    return read_example(Row("t.jsonl:7", values), found)
 
 
 def message(role: object, content: object) -> dict[str, object]:
@@ -91,7 +99,7 @@ def message(role: object, content: object) -> dict[str, object]:
         ({"text": "one\n\ntwo"}, (Turn("text", "one\n\ntwo"),)),
     ],
 )
-def test_a_row_of_each_layout(values: dict[str, object], turns: tuple[Turn, ...]) -> None:
+def test_row_of_each_format_is_read(values: dict[str, object], turns: tuple[Turn, ...]) -> None:
     assert read(values) == Example("t.jsonl:7", turns)
 
 
@@ -119,30 +127,30 @@ def test_a_row_of_each_layout(values: dict[str, object], turns: tuple[Turn, ...]
         ({"text": ["a"]}, "content is not text"),
     ],
 )
-def test_a_malformed_row_is_its_reason(values: dict[str, object], reason: str) -> None:
-    assert read(values) == reason
+def test_malformed_row_is_dropped_with_its_reason(values: dict[str, object], reason: str) -> None:
+    assert read(values) == Dropped("t.jsonl:7", reason)
     assert reason in REASONS
 
 
-def test_the_order_of_preference_and_its_note() -> None:
-    every_column = [column for layout in LAYOUTS for column in layout.needs] + ["text"]
-    layout, notes = detect_layout(every_column, None, "text", "sft")
-    assert layout.name == "instruction/output"
+def test_several_fitting_formats_take_the_first_with_a_note() -> None:
+    every_column = [column for found in FORMATS for column in found.needs] + ["text"]
+    found, notes = detect_format(every_column, None, "text", "sft")
+    assert found.name == "instruction/output"
     assert notes[0].startswith(
-        "detected layout 'instruction/output' used; the columns also fit prompt/completion, "
+        "detected format 'instruction/output' used; the columns also fit prompt/completion, "
     )
-    assert detect_layout(["question", "answer", "id"], None, "text", "sft") == (LAYOUTS[3], [])
+    assert detect_format(["question", "answer", "id"], None, "text", "sft") == (FORMATS[3], [])
 
 
-def test_plain_text_in_fine_tuning_is_said() -> None:
-    layout, notes = detect_layout(["body"], None, "body", "sft")
-    assert layout.name == "text"
+def test_plain_text_in_fine_tuning_is_noted() -> None:
+    found, notes = detect_format(["body"], None, "body", "sft")
+    assert found.name == "text"
     assert notes == ["column 'body' is plain text: it has no prompt, so every token is trained"]
 
 
-def test_unknown_columns_name_what_was_seen_and_what_is_known() -> None:
+def test_unknown_columns_fail_and_list_the_known_formats() -> None:
     with pytest.raises(JobError) as caught:
-        detect_layout(["a", "b c"], None, "text", "sft")
+        detect_format(["a", "b c"], None, "text", "sft")
     assert caught.value.code == 3
     for part in (
         "dataset_name",
@@ -159,55 +167,53 @@ def test_pretraining_reads_the_text_column_alone() -> None:
         "t.jsonl:7", (Turn("text", "t"),)
     )
     templates = compile_templates("{{ body }}", "", "{{ body }}")
-    assert detect_layout(["body"], templates, "body", "pretrain")[1] == [
+    assert detect_format(["body"], templates, "body", "pretrain")[1] == [
         "the templates are not used: pretraining reads column 'body'"
     ]
     with pytest.raises(
         JobError, match=r"text_field: expected a column of the data, got 'text' where .* 'body'"
     ) as caught:
-        detect_layout(["body"], None, "text", "pretrain")
+        detect_format(["body"], None, "text", "pretrain")
     assert caught.value.code == 2
 
 
-def templated(columns: list[str], input_template: str = "{{ hint }}") -> tuple[Layout, list[str]]:
+def templated(columns: list[str], input_template: str = "{{ hint }}") -> tuple[Format, list[str]]:
     templates = compile_templates("Q: {{ question }}", input_template, "A: {{ answer }}")
-    return detect_layout(columns, templates, "text", "sft")
+    return detect_format(columns, templates, "text", "sft")
 
 
 def test_templates_apply_when_their_columns_exist() -> None:
-    layout, notes = templated(["question", "answer", "hint"])
-    assert (layout.name, notes) == ("templates", [])
+    found, notes = templated(["question", "answer", "hint"])
+    assert (found.name, notes) == ("templates", [])
     row = Row("r", {"question": "2+2?", "hint": "think", "answer": 4})
-    assert read_example(row, layout) == Example(
+    assert read_example(row, found) == Example(
         "r", (Turn("user", "Q: 2+2?\nthink"), Turn("assistant", "A: 4"))
     )
     row = Row("r", {"question": "2+2?", "hint": " ", "answer": 4})
-    assert read_example(row, layout) == Example(
+    assert read_example(row, found) == Example(
         "r", (Turn("user", "Q: 2+2?"), Turn("assistant", "A: 4"))
     )
-    assert (
-        read_example(Row("r", {"question": [1], "answer": "a"}), layout)
-        == "template failed on this row"
-    )
+    row = Row("r", {"question": [1], "answer": "a"})
+    assert read_example(row, found) == Dropped("r", "template failed on this row")
 
 
-def test_templates_without_their_columns_lose_to_the_detected_layout() -> None:
-    layout, notes = templated(["question", "answer"])
-    assert layout.name == "question/answer"
+def test_templates_without_columns_yield_to_the_detected_format() -> None:
+    found, notes = templated(["question", "answer"])
+    assert found.name == "question/answer"
     assert notes == [
         "the templates are not used: column 'hint' not in the data (question, answer)",
-        "detected layout 'question/answer' used",
+        "detected format 'question/answer' used",
     ]
     assert templated(["question", "answer"], "")[0].name == "templates"
 
 
-def test_a_template_that_goes_too_far_is_no_row_error() -> None:
+def test_template_over_its_limits_is_no_row_error() -> None:
     loop = "{% for a in range(9999) %}" * 2 + "{% endfor %}" * 2
-    layout, _ = detect_layout(["a"], compile_templates(loop, "", "{{ a }}"), "text", "sft")
+    found, _ = detect_format(["a"], compile_templates(loop, "", "{{ a }}"), "text", "sft")
     with pytest.raises(JobError, match=r"instruction_template.*CPU time"):
-        read_example(Row("r", {"a": "x"}), layout)
+        read_example(Row("r", {"a": "x"}), found)
 
 
-def test_layouts_travel_to_worker_processes() -> None:
-    for layout in (*LAYOUTS, templated(["question", "answer", "hint"])[0]):
-        assert pickle.loads(pickle.dumps(layout)).name == layout.name
+def test_formats_can_be_pickled() -> None:
+    for found in (*FORMATS, templated(["question", "answer", "hint"])[0]):
+        assert pickle.loads(pickle.dumps(found)).name == found.name

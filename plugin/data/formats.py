@@ -1,9 +1,8 @@
-"""What a row means: which columns hold the prompt and the response, and what is wrong with a row
-that has neither.
+"""Dataset formats: the columns that hold prompt and response, and reasons to drop a row.
 
-A layout is one line of LAYOUTS. Nothing is guessed from the text itself: no row is printed as
+A format is one line of FORMATS. Nothing is guessed from the text itself: no row is printed as
 Python, and no text is cut at a blank line into a "prompt" and an "answer". A row that does not fit
-is returned as its reason, for the caller to count and drop.
+its format becomes a Dropped with its reason, for the caller to count.
 """
 
 from __future__ import annotations
@@ -14,10 +13,9 @@ from functools import partial
 from typing import Literal
 
 from ..base.errors import JobError, Problem, data_error
-from .seen import Role, Seen, is_empty
+from .seen import Role, RowError, Seen, is_empty
 from .sources import Row
 from .templates.form import Templates, render_rows
-from .templates.sandbox import RowError
 from .turns import Turn, chat_of, messages_of, plain, rounds_of, text_of, turns_of, with_system
 
 SYSTEM = ("system", "system_prompt")
@@ -28,27 +26,39 @@ Values = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Example:
-    """One row as a document: a chat that ends with the assistant's turn, or a single turn of role
-    `text`.
-    """
+    """A usable row: a chat that ends with the assistant's turn, or a single turn of role `text`."""
 
-    id: str
+    row: str  # its id, as in Row
     turns: tuple[Turn, ...]
 
 
 @dataclass(frozen=True)
-class Layout:
-    """`read` turns a row's values into turns, or raises RowError, unless `templates` write them."""
+class Dropped:
+    """A row that cannot be trained on."""
+
+    row: str  # its id, as in Row
+    reason: str  # a short phrase to count by
+
+
+RowResult = Example | Dropped
+
+
+@dataclass(frozen=True)
+class Format:
+    """Meaning of a dataset's columns.
+
+    `read` turns a row's values into turns or raises RowError. `templates` take its place if given.
+    """
 
     name: str
     needs: tuple[str, ...]
     read: Callable[[Values, Seen], tuple[Turn, ...]]
-    takes: tuple[str, ...] = ()  # columns that it reads where they are
+    takes: tuple[str, ...] = ()  # optional columns
     templates: Templates | None = None
 
 
 def _before(values: Values, seen: Seen) -> list[Turn]:
-    """Read what stands before a row's own turns: its system prompt, the rounds of its history."""
+    """Read what precedes a row's own turns: its system prompt and the rounds of its history."""
     turns = rounds_of(values.get(HISTORY), seen)
     for column in SYSTEM:
         if text := text_of(values.get(column)):
@@ -60,7 +70,7 @@ def _before(values: Values, seen: Seen) -> list[Turn]:
 
 
 def _side(value: object, role: Role, seen: Seen) -> list[Turn]:
-    """Read one side of a pair: a text, or messages (TRL's conversational form), JSON or not."""
+    """Read one side of a pair: a text, or messages (TRL's conversational form) or their JSON."""
     messages = (
         None
         if isinstance(value, str) and not value.lstrip().startswith("[{")
@@ -84,7 +94,7 @@ def _with_extra(instruction: str, extra: str) -> Turn:
 def _task(
     prompt: str, extras: tuple[str, ...], response: str, values: Values, seen: Seen
 ) -> tuple[Turn, ...]:
-    """Read an instruction, its subject on a new line, and the answer."""
+    """Read an instruction, its input on a new line, and the answer."""
     user = Turn("user", text_of(values.get(prompt)))
     for extra in extras:
         user = _with_extra(user.text, text_of(values.get(extra)))
@@ -97,7 +107,7 @@ def _pair(prompt: str, response: str, values: Values, seen: Seen) -> tuple[Turn,
         _side(values.get(response), "assistant", seen),
     )
     if any(turn.role == "user" for turn in answered) and all(turn in answered for turn in asked):
-        asked = []  # the answer's side is the whole chat, prompt and all
+        asked = []  # the answer's side is the full chat, prompt included
     turns = [*asked, *answered]
     before = _before(values, seen)
     if turns and turns[0].role == "system" and before:
@@ -123,7 +133,7 @@ def _plain(column: str, values: Values, seen: Seen) -> tuple[Turn, ...]:
 
 
 def _templated(texts: tuple[str, str, str] | RowError) -> tuple[Turn, ...]:
-    """Read what the templates made of a row. Raise RowError."""
+    """Read the texts that the templates made of a row. Raises RowError."""
     if isinstance(texts, RowError):
         raise texts
     instruction, extra, output = texts
@@ -135,27 +145,23 @@ def _unread(values: Values, seen: Seen) -> tuple[Turn, ...]:
     raise AssertionError("templates write this row")
 
 
-def _tasks(prompt: str, response: str, *extras: str) -> Layout:
+def _tasks(prompt: str, response: str, *extras: str) -> Format:
     needs, takes = (prompt, response), (*extras, *SYSTEM, HISTORY)
-    return Layout(f"{prompt}/{response}", needs, partial(_task, prompt, extras, response), takes)
+    return Format(f"{prompt}/{response}", needs, partial(_task, prompt, extras, response), takes)
 
 
-def _pairs(prompt: str, response: str) -> Layout:
-    return Layout(
-        f"{prompt}/{response}",
-        (prompt, response),
-        partial(_pair, prompt, response),
-        (*SYSTEM, HISTORY),
-    )
+def _pairs(prompt: str, response: str) -> Format:
+    needs, takes = (prompt, response), (*SYSTEM, HISTORY)
+    return Format(f"{prompt}/{response}", needs, partial(_pair, prompt, response), takes)
 
 
 # In order of preference; `text`, whose column the user names, comes last.
-LAYOUTS = (
+FORMATS = (
     _tasks("instruction", "output", "input"),
     _pairs("prompt", "completion"),
     _pairs("prompt", "response"),
     _pairs("question", "answer"),
-    *(Layout(column, (column,), partial(_messages, column), SYSTEM) for column in CHATS),
+    *(Format(column, (column,), partial(_messages, column), SYSTEM) for column in CHATS),
     _tasks("instruction", "response", "input", "context"),
     _pairs("question", "response"),
     _pairs("query", "response"),
@@ -168,54 +174,50 @@ LAYOUTS = (
 )
 
 
-def detect_layout(
+def detect_format(
     columns: Iterable[str],
     templates: Templates | None,
     text_field: str,
     stage: Literal["sft", "pretrain"],
-) -> tuple[Layout, list[str]]:
-    """The layout that these columns have, and log lines on what was asked for and is not done.
+) -> tuple[Format, list[str]]:
+    """Detect the format of these columns.
 
-    Raises JobError: exit 3 when no layout fits, exit 2 when `text_field` is not among the columns
-    of a pretraining run.
+    Returns the format, and log lines about requests that it does not honour. Raises JobError: exit
+    3 if no format fits, exit 2 if the columns of a pretraining run lack `text_field`.
     """
     seen = list(dict.fromkeys(columns))
-    text = Layout("text", (text_field,), partial(_plain, text_field))
+    text = Format("text", (text_field,), partial(_plain, text_field))
     if stage == "pretrain":
         return text, _pretraining_notes(seen, templates, text_field)
 
     notes: list[str] = []
     if templates:
-        absent = sorted(templates.columns() - set(seen))
+        needs = templates.columns()
+        absent = sorted(needs - set(seen))
         if not absent:
-            return Layout(
-                "templates", tuple(sorted(templates.columns())), _unread, templates=templates
-            ), notes
-        notes.append(
-            f"the templates are not used: {_names('column', absent)} not in the data ({', '.join(seen)})"
-        )
-    fitting = [layout for layout in (*LAYOUTS, text) if set(layout.needs) <= set(seen)]
+            return Format("templates", tuple(sorted(needs)), _unread, templates=templates), notes
+        missing = f"{_names('column', absent)} not in the data ({', '.join(seen)})"
+        notes.append(f"the templates are not used: {missing}")
+    fitting = [known for known in (*FORMATS, text) if set(known.needs) <= set(seen)]
     if not fitting:
-        known = ", ".join(layout.name for layout in LAYOUTS)
-        fix = (
-            "Rename the columns, give the templates, or name a column of plain text in text_field."
-        )
-        expected = f"columns of a known layout ({known}, or the text column {text_field!r})"
-        raise data_error("dataset_name", expected, f"{_names('column', seen)}", fix)
+        raise _no_format(seen, text_field)
     chosen, *rest = fitting
-    others = [layout for layout in rest if not set(layout.needs) <= {*chosen.needs, *chosen.takes}]
+    others = [other for other in rest if not set(other.needs) <= {*chosen.needs, *chosen.takes}]
     if notes or others:
-        also = (
-            f"; the columns also fit {', '.join(layout.name for layout in others)}"
-            if others
-            else ""
-        )
-        notes.append(f"detected layout {chosen.name!r} used{also}")
+        names = ", ".join(other.name for other in others)
+        also = f"; the columns also fit {names}" if others else ""
+        notes.append(f"detected format {chosen.name!r} used{also}")
     if chosen is text:
-        notes.append(
-            f"column {text_field!r} is plain text: it has no prompt, so every token is trained"
-        )
+        no_prompt = "it has no prompt, so every token is trained"
+        notes.append(f"column {text_field!r} is plain text: {no_prompt}")
     return chosen, notes
+
+
+def _no_format(seen: list[str], text_field: str) -> JobError:
+    known = ", ".join(known.name for known in FORMATS)
+    expected = f"columns of a known format ({known}, or the text column {text_field!r})"
+    fix = "Rename the columns, give the templates, or name a column of plain text in text_field."
+    return data_error("dataset_name", expected, _names("column", seen), fix)
 
 
 def _pretraining_notes(seen: list[str], templates: Templates | None, text_field: str) -> list[str]:
@@ -237,38 +239,38 @@ def _names(noun: str, names: list[str]) -> str:
 
 
 def read_examples(
-    rows: Sequence[Row], layouts: Sequence[Layout], seen: Seen
-) -> Iterator[Example | str]:
-    """Read each row by its layout: a document, or the reason it is dropped (one of turns.REASONS).
+    rows: Sequence[Row], formats: Sequence[Format], seen: Seen
+) -> Iterator[RowResult]:
+    """Read each row by its format; a Dropped has one of turns.REASONS.
 
-    What a row leaves unread is added to `seen` as it is read. Raise JobError (exit 2) when a
-    template goes too far, since then no row can be trusted to render.
+    Whatever is not read of a row is added to `seen`. Raises JobError (exit 2) if a template exceeds
+    its limits: no other row can then be trusted to render.
     """
     written: dict[int, tuple[str, str, str] | RowError] = {}
-    for templates in {layout.templates for layout in layouts if layout.templates}:
-        places = [place for place, layout in enumerate(layouts) if layout.templates == templates]
+    for templates in {each.templates for each in formats if each.templates}:
+        places = [place for place, each in enumerate(formats) if each.templates == templates]
         texts = render_rows(templates, [rows[place].values for place in places])
         written |= dict(zip(places, texts, strict=True))
-    for place, (row, layout) in enumerate(zip(rows, layouts, strict=True)):
-        yield _read(row, layout, seen, written.get(place))
+    for place, (row, row_format) in enumerate(zip(rows, formats, strict=True)):
+        yield _read(row, row_format, seen, written.get(place))
 
 
 def _read(
-    row: Row, layout: Layout, seen: Seen, texts: tuple[str, str, str] | RowError | None
-) -> Example | str:
+    row: Row, row_format: Format, seen: Seen, texts: tuple[str, str, str] | RowError | None
+) -> RowResult:
     seen.row = row.id
     seen.rows += 1
-    read = {*layout.needs, *layout.takes}
+    read = {*row_format.needs, *row_format.takes}
     seen.columns(
         [name for name, value in row.values.items() if name not in read and not is_empty(value)]
     )
     try:
-        return Example(row.id, _templated(texts) if texts else layout.read(row.values, seen))
+        return Example(row.id, _templated(texts) if texts else row_format.read(row.values, seen))
     except RowError as error:
         seen.dropped(error.reason, error.detail)
-        return error.reason
+        return Dropped(row.id, error.reason)
 
 
-def read_example(row: Row, layout: Layout, seen: Seen | None = None) -> Example | str:
-    """Read one row, see read_examples."""
-    return next(read_examples([row], [layout], Seen() if seen is None else seen))
+def read_example(row: Row, row_format: Format, seen: Seen | None = None) -> RowResult:
+    """Read one row as read_examples does."""
+    return next(read_examples([row], [row_format], Seen() if seen is None else seen))

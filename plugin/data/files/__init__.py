@@ -1,0 +1,1 @@
+"""Data files of this machine: formats, folders, and folders that `datasets` saved."""

@@ -1,0 +1,95 @@
+"""Data folders: files to train on, files to evaluate on, and files that are not read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from ...base.errors import Code, Problem, data_error
+from .columns import FIELD
+from .readers import READERS
+from .saved import saved_files
+
+Split = Literal["train", "eval"]
+
+COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z"}
+_KNOWN = ", ".join(READERS)
+_EVAL_WORD = "(?:eval|valid|validation|val|test|dev)"
+_EVAL_STEM = re.compile(rf"{_EVAL_WORD}(?![a-z0-9])|.*(?<![a-z0-9]){_EVAL_WORD}$", re.IGNORECASE)
+_SHARD = re.compile(r"-\d+-of-\d+$")
+# Files that Transformer Lab and `datasets` write next to the data. Read as rows, they would spoil
+# the columns.
+_CACHE = re.compile(r"cache-.*\.arrow")  # written by map, filter and shuffle of `datasets`
+_METADATA = {
+    "index.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+}
+
+
+def folder_files(folder: Path) -> dict[str, list[Path]]:
+    """Sort the files of a folder by use: train, eval, skipped.
+
+    Sub-folders are not searched. In a folder that `datasets` saved, only the files it names are
+    data. If every file has an eval name, the user chose that folder to train on: all are train.
+    Raises JobError (exit 3).
+    """
+    if (saved := saved_files(folder)) is not None:
+        return {**saved}
+    try:
+        files = sorted(child for child in folder.iterdir() if child.is_file())
+    except OSError as error:
+        got = f"{folder}: {error.strerror or error}"
+        raise data_error(FIELD, "a folder that can be read", got) from error
+    data = [file for file in files if _is_data(file)]
+    held_out = [file for file in data if is_eval(file)]
+    if len(held_out) == len(data):
+        held_out = []
+    return {
+        "train": [file for file in data if file not in held_out],
+        "eval": held_out,
+        "skipped": [file for file in files if file not in data],
+    }
+
+
+def is_eval(path: Path) -> bool:
+    """Tell an eval file by its name.
+
+    Its name begins or ends with eval, valid, validation, val, test or dev as a separate word.
+    """
+    return bool(_EVAL_STEM.match(_SHARD.sub("", path.stem)))
+
+
+def path_problem(path: Path) -> Problem | None:
+    """Return the problem (exit 3) of an existing path without data; None if it has data."""
+    if path.is_dir():
+        return _folder_problem(path)
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix in READERS:
+        return None
+    if suffix in COMPRESSED:
+        return Problem(FIELD, f"an uncompressed {_KNOWN} file", str(path), "Unpack it.", Code.DATA)
+    fix = "Dataset scripts are never run; save the rows to a file." if suffix == ".py" else ""
+    return Problem(FIELD, f"a {_KNOWN} file or a folder", str(path), fix, Code.DATA)
+
+
+def _folder_problem(folder: Path) -> Problem | None:
+    files = folder_files(folder)
+    packed = [file.name for file in files["skipped"] if file.suffix.lower() in COMPRESSED]
+    if packed:
+        expected = f"uncompressed files in {folder}"
+        return Problem(FIELD, expected, ", ".join(packed), "Unpack them.", Code.DATA)
+    if not files["train"]:
+        fix = "Sub-folders are not read; name the one that holds the files."
+        return Problem(
+            FIELD, f"a folder with {_KNOWN} files", f"{folder} with none", fix, Code.DATA
+        )
+    return None
+
+
+def _is_data(file: Path) -> bool:
+    known = file.suffix.lower() in READERS and file.name not in _METADATA
+    return known and not file.name.startswith(".") and not _CACHE.fullmatch(file.name)
