@@ -16,7 +16,7 @@ from ..batch import Batch
 from ..config.params import Params
 from ..data.chat import ChatFormat
 from ..data.documents import Documents
-from ..data.layout import Layout
+from ..data.packing import Layout
 from ..data.stream import StreamState
 from ..training.memory import documents_of
 from ..training.step import Step, StepRules
