@@ -1,1 +1,1 @@
-"""From a model to text: block-wise denoising."""
+"""Sampling: text from a model by block-wise denoising."""
