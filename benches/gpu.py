@@ -29,7 +29,7 @@ from work import make_rows  # noqa: E402
 
 from plugin.base import quiet  # noqa: E402, F401  # before anything that imports torch
 from plugin.config.families import FAMILIES  # noqa: E402
-from plugin.models.diffusion import DiffusionModel, bare  # noqa: E402
+from plugin.models.diffusion import DiffusionModel, unwrapped  # noqa: E402
 from plugin.models.flops import count_flops  # noqa: E402
 from plugin.models.load import build_model, keep_exact  # noqa: E402
 from plugin.models.lora import LoraSettings, add_adapter  # noqa: E402
@@ -133,7 +133,7 @@ def measure(case: Case, device: torch.device, peak: float) -> dict[str, Any]:
         "step_ms": round(1000 * statistics.median(seconds), 1),
         "peak_gb": round(held / 2**30, 2),
         "peak_minus_weights_gb": round((held - weights) / 2**30, 2),
-        "parameters": sum(weight.numel() for weight in bare(model).parameters()),
+        "parameters": sum(weight.numel() for weight in unwrapped(model).parameters()),
     }
     del model, module, optimizer
     if on_gpu:

@@ -44,7 +44,7 @@ from plugin.data.documents import Builder, Documents  # noqa: E402
 from plugin.data.packing import Layout  # noqa: E402
 from plugin.data.steps import pass_order, step_slots  # noqa: E402
 from plugin.models.attention import Segments, loop  # noqa: E402
-from plugin.models.diffusion import DiffusionModel, bare  # noqa: E402
+from plugin.models.diffusion import DiffusionModel, unwrapped  # noqa: E402
 from plugin.models.head import Rows, masked_sums  # noqa: E402
 from plugin.models.load import build_model  # noqa: E402
 from plugin.training.step import Step, build_step  # noqa: E402
@@ -130,7 +130,7 @@ def _of_length(shape: Shape, length: int, tokens: int) -> dict[str, Any]:
     step = make_step(shape.vocabulary, lengths, np.ones_like(lengths), seed=0)
 
     spent = spent_by(partial(_train, module, step)).cpu
-    attention = _attention_seconds(bare(module.model).config, step)
+    attention = _attention_seconds(unwrapped(module.model).config, step)
     return {
         "shape": shape.name,
         "length": length,

@@ -22,7 +22,8 @@ from ..data.seen import Seen, with_noun
 from ..data.sources import Row, has_eval_split, read_rows, skipped_files
 from ..data.templates.form import compile_templates
 from ..data.tokenizer import train_tokenizer
-from ..models.load import load_config, load_tokenizer, new_config
+from ..models.configuration import load_config, new_config
+from ..models.tokenizer import load_tokenizer
 from .model import base_config
 
 Log = Callable[[str], None]

@@ -17,7 +17,7 @@ from ..base.errors import Code, JobError, Problem
 from ..base.files import part_beside, remove, rename_whole, replace_whole
 from ..config.model_files import is_own_file
 from ..models.diffusion import logits_of
-from ..models.identity import base_digest, local_folder
+from ..models.digest import base_digest, local_folder
 from ..models.lora import merged_model
 from ..models.publish import public_name, write_card, write_model
 from .verify import Reloaded, compare_reloaded, rendered_prompt

@@ -12,20 +12,10 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..config.families import FAMILIES
 from ..config.params import Params
-from ..models.load import (
-    build_model,
-    check_builds,
-    check_method,
-    check_pair,
-    fit_config,
-    load_config,
-    load_model,
-    new_config,
-    new_model,
-    new_tokens,
-    switch_off_dropout,
-)
+from ..models.configuration import check_family_method, load_config, new_config, switch_off_dropout
+from ..models.load import build_model, check_builds, fit_config, load_model, new_model
 from ..models.lora import LoraSettings, MaybeAdapted, add_adapter, four_bit_saves, restore_adapter
+from ..models.tokenizer import check_pair, new_tokens
 from .precision import weight_dtype
 
 
@@ -40,7 +30,7 @@ def base_config(params: Params, tokenizer: PreTrainedTokenizerBase) -> Pretraine
     else:
         config = load_config(params.model_name)
         check_builds(config, "model_name")
-    check_method(config, params.training_method)
+    check_family_method(config, params.training_method)
     check_pair(config, tokenizer, params.max_length)
     return config
 

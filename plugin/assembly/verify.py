@@ -34,7 +34,8 @@ from ..data.chat import ChatFormat
 from ..data.templates.chat_template import chat_job, freeze, render_chat
 from ..data.turns import Turn
 from ..models.diffusion import logits_of
-from ..models.load import load_model, load_tokenizer
+from ..models.load import load_model
+from ..models.tokenizer import load_tokenizer
 
 TOKENS = 64  # of a document, compared over the whole vocabulary
 PROMPT, MOMENT = (

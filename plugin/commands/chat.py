@@ -28,10 +28,11 @@ from ..config.model_files import refuse_missing_path
 from ..data.chat import ChatFormat
 from ..data.turns import Turn
 from ..models.diffusion import positions, predictor
-from ..models.identity import find_base
-from ..models.load import load_model, load_tokenizer
+from ..models.digest import find_base
+from ..models.load import load_model
 from ..models.lora import ADAPTER_CONFIG, merged_model
 from ..models.publish import read_diffusion
+from ..models.tokenizer import load_tokenizer
 from ..run.folder import RunFolder, local_path
 from ..sampling.blockwise import OnStep, SamplerSettings, Vocabulary, generate
 from .arguments import SAMPLER_OPTIONS, chat_options

@@ -21,10 +21,12 @@ from ..base.errors import Code, JobError, Problem, json_line, model_error, one_l
 from ..base.redact import guard_streams
 from ..config.families import FAMILIES
 from ..config.model_files import refuse_missing_path
-from ..models.identity import find_base
-from ..models.load import load_config, load_model, load_tokenizer, table_rows
+from ..models.configuration import load_config
+from ..models.digest import find_base
+from ..models.load import load_model, table_rows
 from ..models.lora import merged_model, with_adapter
 from ..models.publish import public_name, read_diffusion
+from ..models.tokenizer import load_tokenizer
 from ..run.folder import local_path
 from .arguments import fuse_options
 

@@ -1,5 +1,8 @@
-"""Models: loading by family, the face training uses, the gathered head, fusing."""
+"""Models by family: loading, the trained module, adapters and publishing.
 
-from .load import load_model, load_tokenizer, new_model
+Importing this package imports torch and transformers.
+"""
 
-__all__ = ["load_model", "load_tokenizer", "new_model"]
+from .load import load_model
+
+__all__ = ["load_model"]

@@ -1,10 +1,10 @@
-"""Attention that keeps the documents of a flat batch apart, registered with transformers under the
-name `documents`.
+"""Attention that keeps the documents of a flat batch apart.
 
-transformers' own backends leak in silence here: positions that restart are not enough, and sdpa
-ignores cumulative lengths. So a packed forward hands every attention layer a `Segments`, by keyword
-through the model (a recomputed layer then sees the same one, and no two models share any state).
-Without one the name means plain sdpa, padding mask and all: sampling stays as it was.
+transformers' own backends silently attend across documents: they ignore restarting positions, and
+sdpa ignores cumulative lengths. This one is registered with transformers under the name
+`documents`. A packed forward passes a `Segments` by keyword through the model to every attention
+layer, so that a recomputed layer sees the same one and models share no state. Without `Segments`
+the name means plain sdpa with its padding mask, as sampling needs.
 
 Shapes: S documents, N tokens of the flat batch, T tokens of one document, H heads (G of them for
 keys), E width of a head.
@@ -27,36 +27,42 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from ..batch import Batch
-from .parts import DOCUMENTS as NAME
+from .masks import DOCUMENTS as NAME
 
-HALF = (torch.float16, torch.bfloat16)  # what flash attention computes in
+HALF = (torch.float16, torch.bfloat16)  # dtypes of flash attention
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Segments:
-    """Where the documents of one flat batch lie, in the form its backend reads."""
+    """The documents of a flat batch, in the form that its backend reads."""
 
     backend: str  # loop, varlen or dense
     cu_seqlens: Tensor  # [S + 1] int32
     document: Tensor  # [N]
     longest: int
-    runs: tuple[
-        tuple[int, int], ...
-    ]  # loop: (documents, T) of neighbours of one length; reading them waits for the device
+    # loop alone, since reading lengths waits for the device: (documents, T) of equal neighbours
+    runs: tuple[tuple[int, int], ...]
 
     @staticmethod
     def of(batch: Batch, backend: str) -> Segments:
+        """Return the segments of a batch for a backend."""
         ends = batch.cu_seqlens.tolist() if backend == "loop" else []
         lengths = [end - start for start, end in pairwise(ends)]
         runs = tuple((len(list(same)), length) for length, same in groupby(lengths))
-        return Segments(backend, batch.cu_seqlens.int(), batch.document, batch.longest, runs)
+        return Segments(
+            backend=backend,
+            cu_seqlens=batch.cu_seqlens.int(),
+            document=batch.document,
+            longest=batch.longest,
+            runs=runs,
+        )
 
     @property
     def _masks(self) -> dict[tuple[int, int | None], Tensor]:
         return _MASKS.setdefault(self, {})
 
     def near(self, tokens: int, reach: int | None) -> Tensor | None:
-        """Bool [T, T]: pairs at most `reach` apart; None when that is all of them."""
+        """Return bool [T, T], True for pairs at most `reach` apart; None if all pairs are."""
         if reach is None or tokens - 1 <= reach:
             return None
         if (tokens, reach) not in self._masks:
@@ -66,8 +72,9 @@ class Segments:
         return self._masks[tokens, reach]
 
     def band(self, tokens: int, reach: int) -> Tensor:
-        """Bool [n, B, B + 2 * reach]: which keys around it each query of a block of B sees; padding
-        behind the end sees anything.
+        """Return bool [n, B, B + 2 * reach]: the keys that each query of a block of B sees.
+
+        Padding queries behind the end see all keys.
         """
         if (tokens, reach) not in self._masks:
             device = self.document.device
@@ -80,7 +87,7 @@ class Segments:
         return self._masks[tokens, reach]
 
     def together(self, reach: int | None) -> Tensor:
-        """Bool [N, N]: pairs of one document, at most `reach` apart."""
+        """Return bool [N, N], True for pairs of one document at most `reach` apart."""
         N = self.document.shape[0]
         if (N, reach) not in self._masks:
             same = self.document[:, None] == self.document
@@ -90,13 +97,13 @@ class Segments:
         return self._masks[N, reach]
 
 
-# Kept beside the segments and not in them: compiled layers are handed the segments, and torch
-# 2.11's compiler would compile them anew for every mask that it finds there.
+# Not kept inside Segments: compiled layers receive it, and torch 2.11's compiler would recompile
+# them for every mask in it.
 _MASKS: WeakKeyDictionary[Segments, dict[tuple[int, int | None], Tensor]] = WeakKeyDictionary()
 
 
 def within(places: Tensor, reach: int) -> Tensor:
-    """Bool [T, T]: pairs of `places` [T] at most `reach` apart."""
+    """Return bool [T, T], True for pairs of `places` [T] at most `reach` apart."""
     return (places[:, None] - places).abs() <= reach
 
 
@@ -111,15 +118,15 @@ def document_attention(
     segments: Segments | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: [1, N, H, E], and no attention weights."""
+    """Return attention [1, N, H, E] and no weights, as transformers' attention interface asks."""
     if segments is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
-    assert attention_mask is None, "segments say who sees whom"
+    assert attention_mask is None, "segments replace the mask"
     assert not dropout, "dropout is off in this product"
-    # A layer of sliding windows is told one; its size is read from the config, whose meaning no
-    # release has changed.
+    # transformers passes `sliding_window` to windowed layers only. Its size is read from the config,
+    # because the meaning of the argument has changed between releases.
     reach = None if others.get("sliding_window") is None else module.config.sliding_window
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return BACKENDS[segments.backend](query, key, value, segments, reach, scale), None
@@ -132,13 +139,10 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 def loop(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: int | None, scale: float
 ) -> Tensor:
-    """One sdpa for each run of documents of one length: nothing is computed that is not needed.
-
-    The CPU's way.
-    """
+    """Compute one sdpa for each run of documents of equal length, without waste; for a CPU."""
     groups = query.shape[1] // key.shape[1]
     sizes = [documents * T for documents, T in segments.runs]
-    # Split at once: the gradient of a slice is as long as the whole batch, and there may be
+    # One split and not slices: the gradient of each slice is as long as the batch, and there may be
     # hundreds.
     pieces = zip(
         *(
@@ -160,17 +164,18 @@ def loop(
     return torch.cat(parts)[None]
 
 
-# Queries of a block, and the length from which blocks beat a mask of all pairs: 3.5 against 4.8 ms
-# at 256 tokens (reach 64, forward and backward), 59 against 18 at 1,024, 3,955 against 156 at
-# 8,192.
+# Queries of a block, and the length from which blocks are faster than a mask of all pairs. Mask
+# against blocks (reach 64, forward and backward): 3.5 and 4.8 ms at 256 tokens, 59 and 18 at 1,024,
+# 3,955 and 156 at 8,192.
 BLOCK, LONG = 128, 400
 
 
 def _windowed(
     query: Tensor, key: Tensor, value: Tensor, band: Tensor, reach: int, scale: float
 ) -> Tensor:
-    """Sliding-window attention [S, H, T, E] in blocks of queries, each with the keys it can reach:
-    linear in T.
+    """Return sliding-window attention [S, H, T, E] in time linear in T.
+
+    It is computed in blocks of queries, each with the keys within its reach.
     """
     S, _, T, _ = query.shape
     blocks, width = band.shape[0], band.shape[2]
@@ -192,7 +197,7 @@ def _windowed(
 def dense(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: int | None, scale: float
 ) -> Tensor:
-    """One sdpa under a mask of all pairs, N * N: for a GPU that has no varlen kernel."""
+    """Compute one sdpa under a mask of all N * N pairs; for a GPU without a varlen kernel."""
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     mixed = F.scaled_dot_product_attention(
@@ -204,11 +209,11 @@ def dense(
 def varlen(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: int | None, scale: float
 ) -> Tensor:
-    """torch's varlen_attn: flash attention over cumulative lengths, windows included."""
+    """Compute torch's varlen_attn: flash attention over cumulative lengths, windows included."""
     from torch.nn.attention.varlen import varlen_attn
 
-    # The kernel takes one half precision. Rotary tables lift queries and keys to float32, and the
-    # 4-bit layers of bitsandbytes, which autocast does not reach, give values the dtype of their
+    # The kernel accepts one half-precision dtype. Rotary tables promote queries and keys to
+    # float32. bitsandbytes' 4-bit layers, which autocast does not reach, return the dtype of their
     # input: float32 behind a LayerNorm.
     kind = value.device.type
     lifted = value.dtype not in HALF and torch.is_autocast_enabled(kind)
@@ -232,8 +237,9 @@ BACKENDS: Mapping[str, Backend] = {"loop": loop, "dense": dense, "varlen": varle
 
 
 def _varlen_options() -> frozenset[str]:
-    """Keywords that this torch's varlen_attn takes: 2.10 knows neither scale nor windows, 2.11 no
-    grouped heads.
+    """Return the keywords of this torch's varlen_attn.
+
+    2.10 has neither scale nor windows, 2.11 no grouped heads.
     """
     try:
         from torch.nn.attention.varlen import varlen_attn
@@ -243,14 +249,15 @@ def _varlen_options() -> frozenset[str]:
 
 
 def why_no_varlen(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> str:
-    """What keeps varlen from running here, in words; empty when nothing does."""
+    """Return the reason why varlen cannot run here, empty if it can."""
     if device.type != "cuda":
-        return f"its kernels are CUDA's, and this is a {device.type.upper()}"
+        return f"its kernels need CUDA, and this is a {device.type.upper()}"
     if dtype not in HALF:
-        return f"its kernels compute in half precision, and this run in {str(dtype).removeprefix('torch.')}"
+        kind = str(dtype).removeprefix("torch.")
+        return f"its kernels compute in half precision, and this run in {kind}"
     width = config.hidden_size // config.num_attention_heads
     if width % 8 or width > 256:
-        return f"its kernels take heads whose width is a multiple of 8 up to 256, and this model's is {width}"
+        return f"its kernels need a head width that is a multiple of 8 up to 256, not {width}"
     if not {"scale", "window_size"} <= _varlen_options():
         return f"torch {torch.__version__} has none with windows"
     if torch.cuda.get_device_capability(device) < (8, 0):

@@ -1,9 +1,8 @@
-"""Modelling code in a published folder, so that plain transformers loads families that are not its
-own.
+"""Modelling code in a published folder, by which plain transformers loads LLaDA and Dream.
 
-A base's own files, which its config.json names in `auto_map`, are copied and never run. Where they
-are missing, and for a model from scratch, this project's code for the family is written: files that
-import torch and transformers alone.
+The base's own files, which its config.json names in `auto_map`, are copied and never run. If they
+are missing, and for a model from scratch, this project's code for the family is copied: files that
+import torch, transformers and one another alone.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..config.model_files import is_own_file
 
-# module.Class of a file in the folder; `org/name--module.Class` is the hub's.
+# module.Class of a file in the folder; `org/name--module.Class` would be a file on the hub.
 _REFERENCE = re.compile(r"([A-Za-z_]\w*)\.[A-Za-z_]\w*")
 _AUTO_MODELS = ("AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM")
 _HERE = Path(__file__).parent
 
-# model_type -> (file here, its configuration, its model). Each imports parts.py of this folder and
-# nothing else of ours.
+# model_type -> (file here, its configuration, its model). Of our files it imports _SHARED alone.
 _OURS = {
     "llada": ("llada", "LLaDAConfig", "LLaDAModelLM"),
     "Dream": ("dream", "DreamConfig", "DreamModel"),
 }
+_SHARED = ("masks.py", "rotary.py")
 
 
 def write_code_files(folder: Path, base: Path | None) -> None:
-    """Make `auto_map` of the model in `folder` true:
+    """Copy the code files of the model in `folder` there, and make its `auto_map` match them.
 
-    `base`'s files where it has them all, else this project's own, else none.
+    They are those of `base` if it has them all, else this project's, else none.
     """
     config_file = folder / "config.json"
     config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
@@ -48,7 +47,8 @@ def write_code_files(folder: Path, base: Path | None) -> None:
     if model_type in _OURS:
         module, configuration, model = _OURS[model_type]
         shutil.copy(_HERE / f"{module}.py", folder / f"modeling_{module}.py")
-        shutil.copy(_HERE / "parts.py", folder / "parts.py")
+        for name in _SHARED:
+            shutil.copy(_HERE / name, folder / name)
         config["auto_map"] = {"AutoConfig": f"modeling_{module}.{configuration}"} | dict.fromkeys(
             _AUTO_MODELS, f"modeling_{module}.{model}"
         )
@@ -59,8 +59,9 @@ def write_code_files(folder: Path, base: Path | None) -> None:
 
 
 def _files_of(auto_map: object, base: Path | None) -> list[Path]:
-    """The files of `base` that an auto_map needs, those that they import included; empty unless all
-    are there.
+    """Return the files of `base` that an auto_map needs, imported ones included.
+
+    Empty unless all of them exist.
     """
     if base is None or not isinstance(auto_map, Mapping):
         return []

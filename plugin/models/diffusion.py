@@ -1,5 +1,6 @@
-"""The trained module: one forward holds encoder, gather, head and loss, so that the hooks of DDP
-and FSDP2 run.
+"""The trained module: encoder, gather, head and loss in one forward.
+
+One forward, because the hooks of DDP and FSDP2 run around it.
 
 S documents, T tokens of the longest, N tokens of the batch, M masked, D width, V vocabulary.
 """
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..base.errors import JobError, Problem
 from ..batch import Batch
@@ -22,29 +24,25 @@ from ..config.families import FAMILIES
 from .attention import NAME, Segments, within
 from .head import Rows, Sums, masked_sums
 from .lora import has_adapter
-from .parts import attention_bias
+from .masks import attention_bias
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # see predictor
 
 
 @dataclass(frozen=True)
-class Face:
-    """The parts of a family's model, so that hidden states can be gathered between them; the last
-    is its output embedding.
+class Backbone:
+    """The parts of a family's model between which hidden states are gathered.
 
-    A family without `encode_flat` cannot be packed: nobody has proved that its documents stay
-    apart.
+    The output embedding follows `transform`. A family without `encode_flat` cannot be packed: no
+    test has shown that its documents stay apart.
     """
 
-    encode: Callable[
-        [Any, Tensor, Tensor | None], Tensor
-    ]  # (model, ids [S, T], mask [S, T]) -> [S, T, D]
-    encode_flat: (
-        Callable[[Any, Tensor, Tensor, Segments], Tensor] | None
-    )  # (model, ids [1, N], position [1, N], ...) -> [1, N, D]
-    transform: Callable[
-        [Any, Tensor], Tensor
-    ]  # (model, hidden [M, D]) -> what the output projection takes
+    # (model, ids [S, T], mask [S, T]) -> [S, T, D]
+    encode: Callable[[Any, Tensor, Tensor | None], Tensor]
+    # (model, ids [1, N], position [1, N], segments) -> [1, N, D]
+    encode_flat: Callable[[Any, Tensor, Tensor, Segments], Tensor] | None
+    # (model, hidden [M, D]) -> input of the output projection [M, D]
+    transform: Callable[[Any, Tensor], Tensor]
 
 
 def _flat_bert(model: Any, ids: Tensor, position: Tensor, segments: Segments) -> Tensor:
@@ -52,15 +50,14 @@ def _flat_bert(model: Any, ids: Tensor, position: Tensor, segments: Segments) ->
 
 
 def _flat_roberta(model: Any, ids: Tensor, position: Tensor, segments: Segments) -> Tensor:
-    first = model.config.pad_token_id + 1  # where RoBERTa's table begins
+    first = model.config.pad_token_id + 1  # first position of RoBERTa's table
     return model.roberta(
         input_ids=ids, position_ids=position + first, segments=segments
     ).last_hidden_state
 
 
 def _flat_modernbert(model: Any, ids: Tensor, position: Tensor, segments: Segments) -> Tensor:
-    # Masks given as a dictionary are taken as they are; otherwise a window would be drawn over all
-    # N * N pairs.
+    # Masks in a dictionary are used unchanged; otherwise a window over all N * N pairs is built.
     masks: Any = {"full_attention": None, "sliding_attention": None}
     return model.model(
         input_ids=ids, attention_mask=masks, position_ids=position, segments=segments
@@ -78,8 +75,10 @@ def _encoder(name: str) -> Callable[[Any, Tensor, Tensor | None], Tensor]:
 
 
 def _pairs(model: Any, mask: Tensor | None) -> Tensor | None:
-    """Which pairs see one another, from mask [S, T]. transformers would make the same, but first
-    look whether all tokens are real: the CPU would wait for the device in every micro-batch.
+    """Return the mask of pairs from mask [S, T].
+
+    transformers builds the same mask, but first asks whether all tokens are real: the CPU would
+    wait for the device in every micro-batch.
     """
     if mask is None:
         return None
@@ -91,8 +90,7 @@ def _pairs(model: Any, mask: Tensor | None) -> Tensor | None:
 def _encode_modernbert(model: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
     masks: Any = None
     if (pairs := _pairs(model, mask)) is not None:
-        # Laid out like the other one: a compiled layer that meets masks of two layouts is compiled
-        # twice.
+        # Contiguous like the other mask: a compiled layer is compiled twice for two layouts.
         pairs = pairs.contiguous()
         near = within(torch.arange(ids.shape[1], device=ids.device), model.config.sliding_window)
         far = False if pairs.dtype == torch.bool else torch.finfo(pairs.dtype).min
@@ -100,19 +98,19 @@ def _encode_modernbert(model: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
     return model.model(input_ids=ids, attention_mask=masks).last_hidden_state
 
 
-_OURS = Face(
+_OURS = Backbone(
     lambda model, ids, mask: model.encode(ids, mask),
     lambda model, ids, position, segments: model.encode(
         ids, position_ids=position, segments=segments
     ),
     lambda model, hidden: hidden,
 )
-FACES = {
-    "bert": Face(
+BACKBONES = {
+    "bert": Backbone(
         _encoder("bert"), _flat_bert, lambda model, hidden: model.cls.predictions.transform(hidden)
     ),
-    "roberta": Face(_encoder("roberta"), _flat_roberta, _roberta_transform),
-    "modernbert": Face(
+    "roberta": Backbone(_encoder("roberta"), _flat_roberta, _roberta_transform),
+    "modernbert": Backbone(
         _encode_modernbert, _flat_modernbert, lambda model, hidden: model.head(hidden)
     ),
     "llada": _OURS,
@@ -120,21 +118,30 @@ FACES = {
 }
 
 
-def bare(model: nn.Module) -> PreTrainedModel:
-    """The model itself, adapter layers inside it but without the wrapper of peft."""
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """Return the model without peft's wrapper; its adapter layers stay inside."""
     return cast("PreTrainedModel", model.get_base_model() if has_adapter(model) else model)
 
 
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """Return the model's layers, all of one kind, in order."""
+    return [
+        module
+        for module in unwrapped(model).modules()
+        if isinstance(module, GradientCheckpointingLayer)
+    ]
+
+
 def positions(model: nn.Module) -> int:
-    """The longest sequence that the model has positions for, in tokens."""
-    config = bare(model).config
+    """Return the longest sequence that the model has positions for, in tokens."""
+    config = unwrapped(model).config
     return config.max_position_embeddings - FAMILIES[config.model_type].position_offset
 
 
 class DiffusionModel(nn.Module):
-    """A masked LM with the loss inside its forward.
+    """A masked LM whose forward returns the loss.
 
-    `attention` is a backend of attention.py for flat batches, None pads.
+    `attention` is a backend of attention.py for flat batches; None pads.
     """
 
     def __init__(self, model: nn.Module, pad_id: int, attention: str | None = None):
@@ -143,35 +150,41 @@ class DiffusionModel(nn.Module):
         self.pad_id = pad_id
         self.attention = attention
         if attention:
-            plain = bare(model)
+            plain = unwrapped(model)
             check_packable(plain.config.model_type)
             plain.set_attn_implementation(NAME)
 
     def forward(self, batch: Batch) -> Sums:
-        model = bare(self.model)
-        face, family = FACES[model.config.model_type], FAMILIES[model.config.model_type]
+        model = unwrapped(self.model)
+        backbone, family = BACKBONES[model.config.model_type], FAMILIES[model.config.model_type]
         hidden, place = (
-            self._flat(face, model, batch) if self.attention else self._padded(face, model, batch)
+            self._flat(backbone, model, batch)
+            if self.attention
+            else self._padded(backbone, model, batch)
         )
-        # A document's first token is never masked, so the shifted place is still in the document.
+        # A document's first token is never masked, so the shifted place stays in the document.
         gathered = hidden[place[batch.masked - family.shift]]  # [M, D]
         rows = Rows(batch.target, batch.weight, batch.document[batch.masked], batch.documents)
-        return masked_sums(face.transform(model, gathered), output_projection(model), rows)
+        return masked_sums(backbone.transform(model, gathered), output_projection(model), rows)
 
     def predict(self, ids: Tensor, real: Tensor, places: Tensor) -> Tensor:
-        """As `predictor` does, but a method, which FSDP2 can gather weights for."""
+        """Predict as `predictor` does; FSDP2 gathers weights for methods only."""
         return predictor(self.model)(ids, real, places)
 
-    def _flat(self, face: Face, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Hidden states [N, D], and where each token's is."""
+    def _flat(
+        self, backbone: Backbone, model: PreTrainedModel, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        """Return hidden states [N, D] and the place of each token in them, [N]."""
         assert self.attention
-        assert face.encode_flat
+        assert backbone.encode_flat
         segments = Segments.of(batch, self.attention)
-        hidden = face.encode_flat(model, batch.ids[None], batch.position[None], segments)
+        hidden = backbone.encode_flat(model, batch.ids[None], batch.position[None], segments)
         return hidden[0], torch.arange(batch.ids.shape[0], device=hidden.device)
 
-    def _padded(self, face: Face, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Hidden states [S * T, D] of the padded rectangle, and where each token's is."""
+    def _padded(
+        self, backbone: Backbone, model: PreTrainedModel, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        """Return hidden states [S * T, D] of padded rows and the place of each token in them."""
         rows, columns = batch.documents, batch.longest
         cell = batch.document * columns + batch.position  # [N] place of each token in the rectangle
         padded = torch.full((rows * columns,), self.pad_id, device=batch.ids.device).scatter(
@@ -184,12 +197,13 @@ class DiffusionModel(nn.Module):
                 .index_fill(0, cell, 1)
                 .view(rows, columns)
             )
-        return face.encode(model, padded.view(rows, columns), mask).flatten(0, 1), cell
+        return backbone.encode(model, padded.view(rows, columns), mask).flatten(0, 1), cell
 
 
 def own_dtype(model: nn.Module) -> contextlib.AbstractContextManager[object]:
-    """Compute in the dtype of half-precision weights, where a few of them (new rows, a head that
-    trains) are float32.
+    """Return autocast to the dtype of half-precision weights, if the model has any.
+
+    A few of its weights (new rows, a head that trains) may be float32.
     """
     half = next(
         (
@@ -207,14 +221,14 @@ def own_dtype(model: nn.Module) -> contextlib.AbstractContextManager[object]:
 
 
 def is_packable(model_type: str) -> bool:
-    """Whether a family's documents are proved to stay apart in a flat batch."""
-    return model_type in FACES and FACES[model_type].encode_flat is not None
+    """Return True if tests hold that a family's documents stay apart in a flat batch."""
+    return model_type in BACKBONES and BACKBONES[model_type].encode_flat is not None
 
 
 def check_packable(model_type: str) -> None:
-    """Raises JobError (exit 2) naming packing for a family that is not packable."""
+    """Refuse a family that cannot be packed. Raises JobError (exit 2) naming packing."""
     if not is_packable(model_type):
-        able = ", ".join(name for name in FACES if is_packable(name))
+        able = ", ".join(name for name in BACKBONES if is_packable(name))
         raise JobError(
             Problem(
                 "packing",
@@ -226,35 +240,35 @@ def check_packable(model_type: str) -> None:
 
 
 def output_projection(model: PreTrainedModel) -> nn.Module:
-    """From transformed states [M, D] to logits [M, V]."""
+    """Return the layer from transformed states [M, D] to logits [M, V]."""
     return cast("nn.Module", model.get_output_embeddings())
 
 
 def predictor(model: nn.Module) -> Predict:
-    """predict(ids [S, T], real [S, T] bool, places [M, 2]) -> logits [M, V] on the model's device,
-    without gradients.
+    """Return predict(ids [S, T], real [S, T] bool, places [M, 2]) -> logits [M, V].
 
-    Each row is padded on its right; position i predicts token i.
+    Logits are on the model's device, without gradients. Each row is padded on its right; position i
+    predicts token i.
     """
-    plain = bare(model)
-    face, family = FACES[plain.config.model_type], FAMILIES[plain.config.model_type]
+    plain = unwrapped(model)
+    backbone, family = BACKBONES[plain.config.model_type], FAMILIES[plain.config.model_type]
 
     @torch.no_grad()
     def predict(ids: Tensor, real: Tensor, places: Tensor) -> Tensor:
         device = plain.device
         mask = None if bool(real.all()) else real.long().to(device)
         with own_dtype(plain):
-            hidden = face.encode(plain, ids.to(device), mask)
+            hidden = backbone.encode(plain, ids.to(device), mask)
             rows, columns = places.to(device).unbind(1)
             gathered = hidden[rows, (columns - family.shift).clamp(min=0)]
-            return output_projection(plain)(face.transform(plain, gathered))
+            return output_projection(plain)(backbone.transform(plain, gathered))
 
     return predict
 
 
 @torch.no_grad()
 def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
-    """Logits [S, T, V] in float32 on the CPU."""
+    """Return logits [S, T, V] in float32 on the CPU, computed in eval mode."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

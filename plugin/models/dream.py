@@ -1,19 +1,18 @@
-"""Dream in our own code: Qwen2 decoder layers with full attention, names as Qwen2, the one-token
-shift made explicit.
+"""Dream: Qwen2's decoder layers and names, with full attention and an explicit one-token shift.
 
-Dream grew out of a causal model: hidden state i-1 predicts token i. `encode` gives the raw states,
-`forward` aligned logits; a caller that gathers masked positions before the head subtracts one from
-its indices, never across a document's start.
+Dream was trained from a causal model: hidden state i-1 predicts token i. `encode` returns the raw
+states, `forward` aligned logits. A caller that gathers masked positions before the head subtracts
+one from its indices, never across a document's start.
 
 Shapes: S documents (rows), T tokens of a row, D = hidden_size, V = vocab_size. Source:
-DreamLM/Dream, its config.json and tensor names; Qwen2 formulas (RMSNorm, half-rotation RoPE,
-SwiGLU).
+DreamLM/Dream, config.json and tensor names; Qwen2's RMSNorm, half-rotation RoPE and SwiGLU.
 """
 
-# torch finds sub-modules by name at run time, and transformers' configurations have optional fields that __post_init__ fills.
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
-# pyright: reportIncompatibleVariableOverride=false, reportIncompatibleMethodOverride=false, reportOptionalOperand=false
-# pyright: reportReturnType=false, reportGeneralTypeIssues=false
+# torch finds sub-modules by name at run time, and __post_init__ fills optional fields.
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportIncompatibleVariableOverride=false, reportIncompatibleMethodOverride=false
+# pyright: reportOperatorIssue=false, reportOptionalOperand=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -24,23 +23,23 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
-from .parts import attention_bias, first_tokens, positions, refused, rotary_tables, shift_right
+from .masks import attention_bias, first_tokens, shift_right
+from .rotary import positions_or_default, rotary_tables
 
-# Fields that change the arithmetic, with the values this file computes (see llada.py).
+# Fields that change the arithmetic, with the values that this file supports; () refuses any.
 HONOURED: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu",),
     "use_sliding_window": (False,),
     "use_mrope": (False,),
     "rope_scaling": (),
-    # how transformers 5 spells rope_theta and rope_scaling; published files do not
+    # names in transformers 5 of rope_theta and rope_scaling, absent from published files
     "rope_parameters": (),
     "layer_types": (),
 }
 
 
 class DreamConfig(PretrainedConfig):
-    """The published config.json, field for field; fields not named here (auto_map too) are kept and
-    written back.
+    """Fields of the published config.json; others, auto_map included, are kept and written back.
 
     `rope_scaling` is declared although it is always null: the base class has a deprecated property
     of that name, which would warn and rename the field on save.
@@ -74,29 +73,28 @@ class DreamConfig(PretrainedConfig):
     def __post_init__(self, **unnamed: object) -> None:
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        if (
-            unnamed.get("head_dim") is None
-        ):  # Qwen2's attention takes the field, null too, if there is one
+        if unnamed.get("head_dim") is None:  # Qwen2's attention would use a null too
             unnamed.pop("head_dim", None)
         super().__post_init__(**unnamed)
 
 
 def check_dream(config: DreamConfig) -> None:
-    """Raises ValueError naming every field of the config that this file cannot honour."""
-    wrong = refused(
-        config, HONOURED | {"head_dim": (config.hidden_size // config.num_attention_heads,)}
-    )
-    if config.hidden_size % (2 * config.num_attention_heads):
-        wrong.append(
-            f"hidden_size={config.hidden_size} with num_attention_heads={config.num_attention_heads}"
-        )
-    if config.num_attention_heads % config.num_key_value_heads:
-        wrong.append(
-            f"num_attention_heads={config.num_attention_heads} with num_key_value_heads={config.num_key_value_heads}"
-        )
+    """Refuse fields that this file does not support. Raises ValueError naming all of them."""
+    fields, heads = config.to_dict(), config.num_attention_heads
+    honoured = HONOURED | {"head_dim": (config.hidden_size // heads,)}
+    wrong = [
+        f"{name}={fields[name]!r}"
+        for name, values in honoured.items()
+        if fields.get(name) not in (None, *values)
+    ]
+    if config.hidden_size % (2 * heads):
+        wrong.append(f"hidden_size={config.hidden_size} with num_attention_heads={heads}")
+    if heads % config.num_key_value_heads:
+        kv_heads = config.num_key_value_heads
+        wrong.append(f"num_attention_heads={heads} with num_key_value_heads={kv_heads}")
     if wrong:
         raise ValueError(
-            f"config.json: expected a Dream model that this code computes, got {', '.join(wrong)}."
+            f"config.json: expected a Dream model that this code supports, got {', '.join(wrong)}."
         )
 
 
@@ -104,7 +102,6 @@ class DreamModel(PreTrainedModel):
     """Dream with its output head; position i of the logits predicts token i."""
 
     config_class = DreamConfig
-    main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["Qwen2DecoderLayer"]
     _supports_sdpa = True
@@ -125,9 +122,7 @@ class DreamModel(PreTrainedModel):
         self.model.norm = Qwen2RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         for layer in self.model.layers:
-            layer.self_attn.is_causal = (
-                False  # Qwen2's is True, and would be obeyed wherever no mask is passed
-            )
+            layer.self_attn.is_causal = False  # Qwen2's True would apply wherever no mask is passed
         self.post_init()
 
     def encode(
@@ -137,22 +132,20 @@ class DreamModel(PreTrainedModel):
         position_ids: Tensor | None = None,
         segments: object | None = None,
     ) -> Tensor:
-        """Hidden states [S, T, D] after the last norm, raw: state i predicts token i+1.
+        """Return hidden states [S, T, D] after the last norm, raw: state i predicts token i+1.
 
-        Args: input_ids [S, T]; attention_mask [S, T] (1 = real) or [S, 1, T, T]; position_ids [S,
-        T], default 0..T-1; segments: instead of a mask, the documents of a single flat row.
+        Args: input_ids [S, T]; attention_mask [S, T] (1 = real) or [S, 1, T, T]; position_ids
+        [S, T], default 0..T-1; segments: instead of a mask, the documents of a single flat row.
         """
         config = self.config
         hidden = self.model.embed_tokens(input_ids)
         cos, sin = rotary_tables(
-            positions(input_ids, position_ids),
+            positions_or_default(input_ids, position_ids),
             config.hidden_size // config.num_attention_heads,
             config.rope_theta,
         )
-        rotary = (
-            cos.to(hidden.dtype),
-            sin.to(hidden.dtype),
-        )  # Qwen2 rotates in the dtype of its activations
+        # Qwen2 rotates in the dtype of its activations
+        rotary = (cos.to(hidden.dtype), sin.to(hidden.dtype))
         bias = attention_bias(config, hidden, attention_mask)
         for layer in self.model.layers:
             hidden = layer(
@@ -161,7 +154,7 @@ class DreamModel(PreTrainedModel):
         return self.model.norm(hidden)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V] of hidden [..., D]."""
+        """Return logits [..., V] of hidden [..., D]."""
         return self.lm_head(hidden)
 
     def forward(
@@ -170,22 +163,11 @@ class DreamModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
     ) -> MaskedLMOutput:
-        """Aligned logits [S, T, V]; a document's first token, never masked, is predicted from its
-        own state.
+        """Return aligned logits [S, T, V]; arguments as in `encode`.
+
+        A document's first token, which is never masked, is predicted from its own state.
         """
         hidden = self.encode(input_ids, attention_mask, position_ids)
         return MaskedLMOutput(
             logits=self.head(shift_right(hidden, first_tokens(input_ids, attention_mask)))
         )
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.embed_tokens = value
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.lm_head = new_embeddings

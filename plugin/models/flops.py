@@ -1,10 +1,9 @@
-"""Floating-point operations that a step needs, counted honestly: pads, unmasked head rows and
-recomputation never count.
+"""Floating-point operations of a training step: useful work only.
 
-A multiply and an add are two operations. Of a frozen weight only forward and the gradient of its
-input count (4 N instead of 6 N a token), of an adapter all three. Attention counts what a
-document's own tokens see of one another, windows included. S documents, T tokens of one, M masked
-tokens.
+Padding, unmasked rows of the head and recomputation do not count. A multiplication and an addition
+are two operations. A frozen weight counts its forward and the gradient of its input (4 N a token
+instead of 6 N), an adapter all three products. Attention counts the pairs of tokens within a
+document, limited to its window. S documents, T tokens of a document, M masked tokens.
 """
 
 from __future__ import annotations
@@ -17,20 +16,21 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..config.families import FAMILIES
-from .diffusion import FACES, bare, output_projection, own_dtype
+from .diffusion import BACKBONES, output_projection, own_dtype, unwrapped
 
 
 @dataclass(frozen=True)
 class FlopCount:
-    """What one model costs, per token and per pair of tokens."""
+    """Operations of a model, per token and per pair of tokens."""
 
     body: float  # operations per token: all linear layers below the head, forward and backward
     head: float  # operations per masked token
     attention: tuple[tuple[int, int | None], ...]  # per layer: width of all heads, window or None
 
     def step(self, lengths: Sequence[int], masked: int) -> float:
-        """Operations of forward and backward over documents of these lengths with `masked` masked
-        tokens in all.
+        """Return the operations of forward and backward over documents of these lengths.
+
+        `masked` is the total number of masked tokens.
         """
         pairs = 0.0
         for width, window in self.attention:
@@ -38,32 +38,30 @@ class FlopCount:
                 length * length if window is None else _windowed(length, window)
                 for length in lengths
             )
-            pairs += (
-                3 * 4 * width * seen
-            )  # scores and values, two operations each, forward and twice that backward
+            # scores and values, two operations each; backward costs twice as much as forward
+            pairs += 3 * 4 * width * seen
         return self.body * sum(lengths) + self.head * masked + pairs
 
 
 def _windowed(length: int, window: int) -> int:
-    """Pairs (i, j) with |i - j| <= window // 2 in a document."""
+    """Count the pairs (i, j) with |i - j| <= window // 2 in a document."""
     reach = min(window // 2, length - 1)
     return length * (2 * reach + 1) - reach * (reach + 1)
 
 
 def count_flops(model: nn.Module) -> FlopCount:
-    """Count the linear layers of a model as it is trained: adapters, frozen weights, and layers
-    whose input needs no gradient.
+    """Count the operations of a model's linear layers and attention, as it is trained.
+
+    Adapters, frozen weights, and layers whose input needs no gradient count accordingly.
     """
-    plain = bare(model)
+    plain = unwrapped(model)
     family = FAMILIES[plain.config.model_type]
     below = _without_input_gradient(plain)
     body = head = 0.0
     for name, module in plain.named_modules():
         if not isinstance(module, nn.Linear):
             continue
-        size = (
-            module.in_features * module.out_features
-        )  # a 4-bit weight's own shape is that of its bytes
+        size = module.in_features * module.out_features  # a 4-bit weight's shape is its bytes'
         cost = (2 + 2 * module.weight.requires_grad + 2 * (module not in below)) * size
         if any(name == part or name.startswith(f"{part}.") for part in family.head):
             head += cost
@@ -73,7 +71,7 @@ def count_flops(model: nn.Module) -> FlopCount:
 
 
 def _without_input_gradient(model: PreTrainedModel) -> set[nn.Module]:
-    """Linear layers to whose input nothing trainable leads: a forward of two tokens tells."""
+    """Return the linear layers whose input needs no gradient, found by a forward of two tokens."""
     found: set[nn.Module] = set()
 
     def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -85,12 +83,11 @@ def _without_input_gradient(model: PreTrainedModel) -> set[nn.Module]:
         for module in model.modules()
         if isinstance(module, nn.Linear)
     ]
-    # In half precision a float32 adapter meets the base's own dtype only under autocast, as in the
-    # run.
+    # A float32 adapter on a half-precision base needs autocast, as in the run.
     with torch.enable_grad(), own_dtype(model):
         ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-        face = FACES[model.config.model_type]
-        output_projection(model)(face.transform(model, face.encode(model, ids, None)))
+        backbone = BACKBONES[model.config.model_type]
+        output_projection(model)(backbone.transform(model, backbone.encode(model, ids, None)))
     for hook in hooks:
         hook.remove()
     return found

@@ -1,11 +1,11 @@
-"""Output projection and cross-entropy in one: the only place where logits meet targets, for
-training, evaluation and likelihood.
+"""Fused output projection and cross-entropy over masked tokens, for training and evaluation.
 
-Only masked tokens get here, and of their logits only one chunk exists at a time: its share of every
-gradient is computed on the spot, so the whole [M, V] is never there. The idea is that of Liger's
-fused linear cross-entropy (arXiv 2410.10989) and Apple's cut-cross-entropy (arXiv 2411.09009), here
-in plain torch: two products and five passes over a chunk. N tokens of a batch, M masked, S
-documents, D width, V vocabulary, C rows of a chunk.
+Only one chunk of logits exists at a time. Its share of every gradient is computed immediately, so
+that the full [M, V] is never stored. The idea is that of Liger's fused linear cross-entropy (arXiv
+2410.10989) and Apple's cut-cross-entropy (arXiv 2411.09009), here in plain torch: two products and
+five passes over a chunk.
+
+N tokens of a batch, M masked, S documents, D width, V vocabulary, C rows of a chunk.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-# Bytes of float32 logits at a time. On a CPU 128 to 256 rows of a 50k to 126k vocabulary are
-# fastest; a GPU wants few, large chunks.
+# Bytes of a chunk's float32 logits. On a CPU 128 to 256 rows of a 50k to 126k vocabulary are
+# fastest; a GPU needs few, large chunks.
 BUFFER = {"cpu": 64 << 20, "cuda": 512 << 20}
 
 
 class Sums(NamedTuple):
-    """Per document, over its masked tokens; the loop alone divides.
+    """Sums over the masked tokens of each document; the loop alone divides.
 
-    A tuple, so that the hooks of FSDP2 find the tensors in it.
+    A tuple, because the hooks of FSDP2 find tensors in tuples.
     """
 
     weighted: Tensor  # [S] sum of weight * nll: the objective
     nll: Tensor  # [S] sum of nll, nats
-    correct: Tensor  # [S] masked tokens whose likeliest token is the true one
+    correct: Tensor  # [S] number of masked tokens whose likeliest token is the target
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What is known of the M masked tokens besides their states."""
+    """Targets, weights and documents of the M masked tokens."""
 
     target: Tensor  # [M]
     weight: Tensor  # [M]
@@ -46,18 +46,18 @@ class Rows:
     documents: int  # S
 
     def per_document(self, values: Tensor) -> Tensor:
-        """[M] summed to float32 [S]."""
+        """Sum values [M] to float32 [S]."""
         return torch.zeros(self.documents, dtype=torch.float32, device=values.device).index_add(
             0, self.document, values.float()
         )
 
 
 def masked_sums(states: Tensor, project: Callable[[Tensor], Tensor], rows: Rows) -> Sums:
-    """Sums over the masked tokens of each document, in float32 whatever the compute dtype.
+    """Return the sums over each document's masked tokens, float32 in every compute dtype.
 
-    `states` [M, D] go into the output projection. A plain linear layer is fused with the loss;
-    anything else (a layer that peft has wrapped, say) is called chunk by chunk, and called again in
-    the backward pass. Only `weighted` carries gradients.
+    `states` [M, D] are the input of `project`, the output projection. A plain linear layer is fused
+    with the loss. Any other module (such as a layer that peft has wrapped) is called chunk by chunk
+    and called again in the backward pass. Only `weighted` carries gradients.
     """
     if isinstance(project, nn.Linear) and type(project) is nn.Linear:
         learns = torch.is_grad_enabled()
@@ -75,9 +75,7 @@ def masked_sums(states: Tensor, project: Callable[[Tensor], Tensor], rows: Rows)
 def _called_losses(
     states: Tensor, project: Callable[[Tensor], Tensor], rows: Rows
 ) -> tuple[Tensor, Tensor]:
-    """(nll [M], correct [M]) by calling `project`, whose width nobody can tell before the first
-    call.
-    """
+    """Return (nll [M], correct [M]) by calling `project`, whose output width a first call shows."""
 
     def losses(states: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         logits = project(states).float()  # [C, V]
@@ -102,7 +100,7 @@ def _compute_dtype(states: Tensor) -> torch.dtype:
 
 
 def _chunks(count: int, vocabulary: int, device: torch.device) -> list[slice]:
-    """Slices of nearly equal size over `count` rows, each within the buffer."""
+    """Return slices of nearly equal size over `count` rows, each within the buffer."""
     most = max(1, BUFFER.get(device.type, BUFFER["cuda"]) // (4 * vocabulary))
     number = -(-count // most)
     size = -(-count // max(1, number))
@@ -113,7 +111,7 @@ def _chunks(count: int, vocabulary: int, device: torch.device) -> list[slice]:
 
 @dataclass
 class _Gradients:
-    """Of sum(factor * nll), for those of states, weight and bias that need one."""
+    """Gradients of sum(factor * nll), for those of states, weight and bias that need one."""
 
     states: Tensor | None  # [M, D]
     weight: Tensor | None  # [V, D] float32 while it grows
@@ -121,13 +119,11 @@ class _Gradients:
 
 
 class _LinearLoss(torch.autograd.Function):
-    """(states [M, D], weight [V, D], bias [V] or None) -> (weighted, nll, correct), each float32
-    [S].
+    """(states [M, D], weight [V, D], bias [V] or None) -> (weighted, nll, correct), float32 [S].
 
-    Gradients are computed in the forward pass, for the sum of all documents. The loop's backward
-    pass scales them by one number. Any other one (a factor per document; float16, whose gradients
-    live only above the scaler's factor; a second backward) computes them anew from that factor: one
-    product more, never another result.
+    The forward pass computes gradients for the sum of all documents, and the loop's backward pass
+    scales them by one number. Any other upstream gradient (a factor per document, a second backward
+    pass, or float16, where gradients underflow until scaled) recomputes them, for one more product.
     """
 
     @staticmethod
@@ -158,13 +154,12 @@ class _LinearLoss(torch.autograd.Function):
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         of_weighted, (states, weight, bias) = outputs[0], ctx.saved_tensors
         rows, ready = ctx.rows, ctx.ready
-        ctx.ready = None  # scaled in place below, so good for one use
-        if ready is not None and of_weighted.stride() == (
-            0,
-        ):  # sum() hands every document the same number
+        ctx.ready = None  # scaled in place below, so usable only once
+        # the gradient of sum() is an expanded scalar: the same number for every document
+        if ready is not None and of_weighted.stride() == (0,):
             found = tuple(
-                None if one is None else one.mul_(of_weighted[0])
-                for one in (ready.states, ready.weight, ready.bias)
+                None if gradient is None else gradient.mul_(of_weighted[0])
+                for gradient in (ready.states, ready.weight, ready.bias)
             )
         else:
             factor = rows.weight * of_weighted[rows.document]
@@ -185,8 +180,9 @@ def _losses(
     factor: Tensor | None,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor, Tensor, _Gradients | None]:
-    """(nll [M], correct [M]) in float32 and, given `factor` [M], the gradients of sum(factor *
-    nll). Products run in `dtype`.
+    """Return (nll [M], correct [M]) in float32 and, given `factor`, gradients.
+
+    They are those of sum(factor * nll), `factor` [M]. Products run in `dtype`.
     """
     M, V = states.shape[0], weight.shape[0]
     nll, correct = (torch.empty(M, dtype=torch.float32, device=states.device) for _ in range(2))
@@ -194,13 +190,12 @@ def _losses(
     with torch.autocast(states.device.type, enabled=False):
         x, w, b = states.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         pieces = _chunks(M, V, states.device)
-        # One buffer for all chunks: on a CPU fresh pages cost more than the bias.
+        # One buffer for all chunks: on a CPU new pages cost more than adding the bias.
         buffer = torch.empty(pieces[0].stop if pieces else 0, V, dtype=dtype, device=states.device)
         for piece in pieces:
             at = target[piece, None]  # [C, 1]
-            logits = _project(
-                x[piece], w, b, buffer[: piece.stop - piece.start]
-            ).float()  # [C, V]; from here on overwritten
+            # [C, V], overwritten in place below
+            logits = _project(x[piece], w, b, buffer[: piece.stop - piece.start]).float()
             true = logits.gather(1, at)
             top, likeliest = logits.max(-1, keepdim=True)
             mass = logits.sub_(top).exp_().sum(-1, keepdim=True)
@@ -208,16 +203,15 @@ def _losses(
             correct[piece] = (likeliest == at)[:, 0].float()
             if grown is not None and factor is not None:
                 scale = factor[piece, None].float()
-                slope = logits.mul_(
-                    scale / mass
-                )  # d/d logits: factor * (softmax - truth); one truth a row, so nothing races
+                # d/d logits: factor * (softmax - target); one target a row, so no scatter collides
+                slope = logits.mul_(scale / mass)
                 slope.scatter_(1, at, slope.gather(1, at) - scale)
                 _grow(grown, piece, slope.to(dtype), x, w)
     return nll, correct, grown
 
 
 def _project(x: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> Tensor:
-    """x [C, D] to logits [C, V], into `out`."""
+    """Project x [C, D] to logits [C, V], written into `out`."""
     return torch.mm(x, w.T, out=out) if b is None else torch.addmm(b, x, w.T, out=out)
 
 
@@ -233,7 +227,7 @@ def _no_gradients(
 
 
 def _grow(grown: _Gradients, piece: slice, slope: Tensor, x: Tensor, w: Tensor) -> None:
-    """Add what the chunk [C, V] of slopes gives."""
+    """Add the gradients of a chunk, from its slopes [C, V]."""
     if grown.states is not None:
         grown.states[piece] = slope @ w
     if grown.weight is not None:

@@ -1,19 +1,19 @@
-"""LLaDA in our own code: Llama parts, full attention, parameters named as in the published
-checkpoints.
+"""LLaDA: Llama's layers with full attention, parameters named as in the published checkpoints.
 
-Because modules bear the published names (`model.transformer.blocks.N.ff_proj` is the gate, a
-block's `ff_out` the down projection, `model.transformer.ff_out` the output head), saving and
-loading need no key map.
+Saving and loading need no key map, because modules have the published names:
+`model.transformer.blocks.N.ff_proj` is the gate, a block's `ff_out` the down projection,
+`model.transformer.ff_out` the output head.
 
 Shapes: S documents (rows), T tokens of a row, D = d_model, V = embedding_size (>= vocab_size), H
 heads, E = D / H. Source: ML-GSAI/LLaDA, its config.json and index of tensor names; Llama formulas
 (RMSNorm, half-rotation RoPE, SwiGLU).
 """
 
-# torch finds sub-modules by name at run time, and transformers' configurations have optional fields that __post_init__ fills.
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
-# pyright: reportIncompatibleVariableOverride=false, reportIncompatibleMethodOverride=false, reportOptionalOperand=false
-# pyright: reportReturnType=false, reportGeneralTypeIssues=false
+# torch finds sub-modules by name at run time, and __post_init__ fills optional fields.
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportIncompatibleVariableOverride=false, reportIncompatibleMethodOverride=false
+# pyright: reportOperatorIssue=false, reportOptionalOperand=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
-from .parts import attention_bias, positions, refused, rotary_tables, rotate
+from .masks import attention_bias
+from .rotary import positions_or_default, rotary_tables, rotate
 
-# Fields that change the arithmetic, with the values this file computes; () refuses any. Fields that
-# only matter to the published training code (init_fn, init_device, precision, flash_attention,
-# alibi_bias_max, ...) are kept and not read. rope_full_precision is not among them: ours is always
-# fp32, which is what the published models ask for.
+# Fields that change the arithmetic, with the values that this file supports; () refuses any. Fields
+# that only the published training code reads (init_fn, init_device, precision, flash_attention,
+# alibi_bias_max, ...) are kept and ignored. rope_full_precision is ignored too: RoPE is always fp32
+# here, as the published models ask.
 HONOURED: dict[str, tuple[object, ...]] = {
     "block_type": ("llama",),
     "block_group_size": (1,),
@@ -56,9 +57,7 @@ HONOURED: dict[str, tuple[object, ...]] = {
 
 
 class LLaDAConfig(PretrainedConfig):
-    """The published config.json, field for field; fields not named here (auto_map too) are kept and
-    written back.
-    """
+    """Fields of the published config.json; others, auto_map included, are kept and written back."""
 
     model_type = "llada"
     attribute_map: ClassVar[dict[str, str]] = {
@@ -102,22 +101,25 @@ class LLaDAConfig(PretrainedConfig):
         super().__post_init__(**unnamed)
 
     def to_dict(self) -> dict[str, object]:
-        """With transformers' name for weight_tying too: peft asks this dictionary whether weights
-        are tied.
-        """
+        """Return all fields and transformers' name of weight_tying, which peft reads."""
         return super().to_dict() | {"tie_word_embeddings": self.weight_tying}
 
     def to_diff_dict(self) -> dict[str, object]:
-        """What config.json holds: published names only."""
+        """Return the fields of config.json, published names only."""
         fields = super().to_diff_dict()
         del fields["tie_word_embeddings"]
         return fields
 
 
 def check_llada(config: LLaDAConfig) -> None:
-    """Raises ValueError naming every field of the config that this file cannot honour."""
-    wrong = refused(config, HONOURED)
-    if config.d_model % (2 * config.n_heads):  # RoPE turns pairs, so a head's width is even
+    """Refuse fields that this file does not support. Raises ValueError naming all of them."""
+    fields = config.to_dict()
+    wrong = [
+        f"{name}={fields[name]!r}"
+        for name, values in HONOURED.items()
+        if fields.get(name) not in (None, *values)
+    ]
+    if config.d_model % (2 * config.n_heads):  # RoPE rotates pairs, so a head's width is even
         wrong.append(f"d_model={config.d_model} with n_heads={config.n_heads}")
     if config.n_heads % config.n_kv_heads:
         wrong.append(f"n_heads={config.n_heads} with n_kv_heads={config.n_kv_heads}")
@@ -125,17 +127,17 @@ def check_llada(config: LLaDAConfig) -> None:
         wrong.append(f"embedding_size={config.embedding_size} below vocab_size={config.vocab_size}")
     if wrong:
         raise ValueError(
-            f"config.json: expected a LLaDA model that this code computes, got {', '.join(wrong)}."
+            f"config.json: expected a LLaDA model that this code supports, got {', '.join(wrong)}."
         )
 
 
 class LLaDABlock(GradientCheckpointingLayer):
-    """h + attn(norm(h)), then h + ff_out(silu(ff_proj(norm(h))) * up_proj(norm(h)))."""
+    """Layer: h + attn(norm(h)), then h + ff_out(silu(ff_proj(norm(h))) * up_proj(norm(h)))."""
 
     def __init__(self, config: LLaDAConfig, layer_idx: int):
         super().__init__()
         D, head_dim = config.d_model, config.d_model // config.n_heads
-        # What the attention functions of transformers read from the module that calls them.
+        # transformers' attention functions read these from the module that calls them.
         self.config = config
         self.layer_idx = layer_idx
         self.is_causal = False
@@ -155,8 +157,9 @@ class LLaDABlock(GradientCheckpointingLayer):
     def attend(
         self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, segments: object | None
     ) -> Tensor:
-        """Full attention of x [S, T, D]; bias as made by attention_bias, or segments of a flat
-        batch.
+        """Return the full attention of x [S, T, D], which `bias` or `segments` restricts.
+
+        `bias` is made by attention_bias; `segments` are the documents of a flat batch.
         """
         S, T, D = x.shape
         q, k, v = (
@@ -194,15 +197,14 @@ class LLaDAModelLM(PreTrainedModel):
     """LLaDA with its output head; position i of the logits predicts token i."""
 
     config_class = LLaDAConfig
-    main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["LLaDABlock"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # Tied (weight_tying), the head shares the embedding's tensor and is absent from files, as in
-    # the published layout.
+    # With weight_tying the head shares the embedding's tensor and is absent from files, as in the
+    # published ones.
     _tied_weights_keys: ClassVar[dict[str, str]] = {
         "model.transformer.ff_out.weight": "model.transformer.wte.weight"
     }
@@ -213,9 +215,8 @@ class LLaDAModelLM(PreTrainedModel):
         self.model = nn.Module()
         self.model.transformer = nn.ModuleDict(
             {
-                "wte": nn.Embedding(
-                    config.embedding_size, config.d_model
-                ),  # no padding_idx: pad is eos, and trained
+                # no padding_idx: pad is eos, which has to be learned
+                "wte": nn.Embedding(config.embedding_size, config.d_model),
                 "blocks": nn.ModuleList(LLaDABlock(config, n) for n in range(config.n_layers)),
                 "ln_f": LlamaRMSNorm(config.d_model, config.rms_norm_eps),
                 "ff_out": nn.Linear(config.d_model, config.embedding_size, bias=False),
@@ -230,15 +231,15 @@ class LLaDAModelLM(PreTrainedModel):
         position_ids: Tensor | None = None,
         segments: object | None = None,
     ) -> Tensor:
-        """Hidden states [S, T, D] after the last norm; state i belongs to token i.
+        """Return hidden states [S, T, D] after the last norm; state i belongs to token i.
 
-        Args: input_ids [S, T]; attention_mask [S, T] (1 = real) or [S, 1, T, T]; position_ids [S,
-        T], default 0..T-1; segments: instead of a mask, the documents of a single flat row.
+        Args: input_ids [S, T]; attention_mask [S, T] (1 = real) or [S, 1, T, T]; position_ids
+        [S, T], default 0..T-1; segments: instead of a mask, the documents of a single flat row.
         """
         parts = self.model.transformer
         hidden = parts.wte(input_ids)
         rotary = rotary_tables(
-            positions(input_ids, position_ids),
+            positions_or_default(input_ids, position_ids),
             self.config.d_model // self.config.n_heads,
             self.config.rope_theta,
         )
@@ -248,7 +249,7 @@ class LLaDAModelLM(PreTrainedModel):
         return parts.ln_f(hidden)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V] of hidden [..., D]."""
+        """Return logits [..., V] of hidden [..., D]."""
         return self.model.transformer.ff_out(hidden)
 
     def forward(
@@ -257,7 +258,7 @@ class LLaDAModelLM(PreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
     ) -> MaskedLMOutput:
-        """Logits [S, T, V]; arguments as in `encode`."""
+        """Return logits [S, T, V]; arguments as in `encode`."""
         return MaskedLMOutput(
             logits=self.head(self.encode(input_ids, attention_mask, position_ids))
         )
@@ -280,9 +281,7 @@ class LLaDAModelLM(PreTrainedModel):
         pad_to_multiple_of: int | None = None,
         mean_resizing: bool = True,
     ) -> nn.Embedding:
-        """transformers' resizing sets vocab_size to the new number of rows; here embedding_size is
-        that number too.
-        """
+        """Resize as transformers does, and set embedding_size to the new number of rows too."""
         wte = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         self.config.embedding_size = wte.weight.shape[0]
         return wte

@@ -1,6 +1,4 @@
-"""Adapters: where they sit, what else trains beside them, and merging them back into plain
-weights.
-"""
+"""LoRA adapters: adding, restoring, loading and merging."""
 
 from __future__ import annotations
 
@@ -20,11 +18,11 @@ from typing_extensions import TypeIs
 from ..base.errors import JobError, Problem, model_error
 from ..config.families import Family
 from ..config.model_files import read_json
-from .adapter_config import check_adapter_config
+from .checks.adapter_config import check_adapter_config
 from .load import load_model, table_rows
 
-# importing peft, and bitsandbytes with it, takes two of a worker's six seconds: only who adapts
-# pays
+# importing peft, and bitsandbytes with it, takes two of a worker's six seconds, so only functions
+# that need it import it
 if TYPE_CHECKING:
     from peft import PeftModel
 
@@ -34,7 +32,7 @@ ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.j
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """LoRA of Hu et al. 2021 (arXiv 2106.09685): W + alpha / r * B A."""
+    """Settings of LoRA, W + alpha / r * B A (Hu et al. 2021, arXiv 2106.09685)."""
 
     r: int
     alpha: int
@@ -45,12 +43,11 @@ class LoraSettings:
 def add_adapter(
     model: PreTrainedModel, family: Family, settings: LoraSettings, new_ids: Sequence[int]
 ) -> PeftModel:
-    """Freeze `model` and put an adapter into it. Adapter weights are float32; norms and head keep
-    their dtype.
+    """Freeze `model`, add an adapter to it and return it.
 
-    Rows `new_ids` of the embedding train too, with a tied head; an untied head then trains whole,
-    or it could never say them. Raises JobError (exit 2) naming lora_targets when a name fits no
-    linear layer.
+    Adapter weights are float32; norms and head keep their dtype. Rows `new_ids` of the embedding
+    train too, and of a tied head with it. An untied head then trains in full, or it could never
+    predict them. Raises JobError (exit 2) naming lora_targets if a name matches no linear layer.
     """
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
@@ -73,22 +70,22 @@ def add_adapter(
     )
     adapted = cast("PeftModel", get_peft_model(model, config))
     for module in adapted.modules():
-        if isinstance(
-            module, LoraLayer
-        ):  # autocast knows the dtype; a float32 copy of every layer's input would only cost
+        # autocast chooses the dtype; a float32 copy of every layer's input would only cost memory
+        if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
     for weight in adapted.parameters():
-        if weight.requires_grad:  # peft does so for the adapter, not for a head that trains whole
+        if weight.requires_grad:  # peft converts the adapter, but not a head that trains in full
             weight.data = weight.data.float()
     return adapted
 
 
 def has_adapter(model: nn.Module) -> TypeIs[PeftModel]:
+    """Return True for a model with an adapter, without importing peft."""
     return "peft" in sys.modules and isinstance(model, sys.modules["peft"].PeftModel)
 
 
 def target_layers(model: PreTrainedModel, family: Family, targets: str) -> list[str]:
-    """Full names of the linear layers that get an adapter: by default all but the output head's."""
+    """Return the full names of the linear layers to adapt; auto is all below the output head."""
     linear = [
         name
         for name, module in model.named_modules()
@@ -111,9 +108,7 @@ def target_layers(model: PreTrainedModel, family: Family, targets: str) -> list[
 
 
 def restore_adapter(model: PeftModel, folder: Path) -> None:
-    """Put a saved adapter, and whatever trains beside it, into a model that has a new one of the
-    same shape.
-    """
+    """Load a saved adapter, and all that trains with it, into a model with one of equal shape."""
     from peft import set_peft_model_state_dict
 
     loaded = set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
@@ -140,10 +135,10 @@ def merged_model(
     dtype: torch.dtype,
     embedding_rows: int | None = None,
 ) -> PreTrainedModel:
-    """The base with the adapter merged in, plain weights in `dtype`. `four_bit`: onto the
-    dequantised NF4 weights.
+    """Return the base with the adapter merged into it, as plain weights in `dtype`.
 
-    Raises JobError (exit 4): an adapter that does not fit this base.
+    `four_bit` merges onto the dequantised NF4 weights. Raises JobError (exit 4) if the adapter does
+    not fit this base.
     """
     model = load_model(base, dtype=dtype, four_bit=four_bit)
     if four_bit:
@@ -155,7 +150,7 @@ def merged_model(
 
 
 def with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
-    """A model with a saved adapter put onto it, to be asked and not trained."""
+    """Return the model with a saved adapter, for inference."""
     from peft import PeftModel
 
     check_adapter_config(adapter / ADAPTER_CONFIG)
@@ -163,9 +158,10 @@ def with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
 
 
 def four_bit_saves(model: nn.Module, family: Family) -> int:
-    """Bytes that a model's linear layers below the head lose as NF4: half a byte a weight, a
-    one-byte scale for 64 of them, and a float32 one for 256 scales (double quantisation, arXiv
-    2305.14314).
+    """Return the bytes that NF4 saves in a model's linear layers below the head.
+
+    NF4 needs half a byte a weight, a one-byte scale for 64 weights, and a float32 scale for 256
+    scales (double quantisation, arXiv 2305.14314).
     """
     linear = (
         layer.weight
@@ -179,7 +175,7 @@ def four_bit_saves(model: nn.Module, family: Family) -> int:
 
 
 def dequantized(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A 4-bit model as plain linear layers that hold exactly the weights it computes with."""
+    """Return a 4-bit model with plain linear layers that hold exactly its dequantised weights."""
     plain = model.dequantize(dtype=dtype)
     for leftover in ("quantization_config", "_pre_quantization_dtype"):
         if leftover in vars(plain.config):
@@ -188,8 +184,9 @@ def dequantized(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _check_fits(model: PreTrainedModel, base: str, adapter: Path) -> None:
-    """Compare names and shapes before peft loads what happens to match and leaves the rest at
-    zero.
+    """Refuse an adapter whose names or shapes differ from the model's. Raises JobError (exit 4).
+
+    peft would load the layers that happen to match and leave the rest at zero.
     """
     if not (adapter / ADAPTER_WEIGHTS).is_file() or not (adapter / ADAPTER_CONFIG).is_file():
         raise model_error(

@@ -1,6 +1,4 @@
-"""A model folder that works by itself: weights, tokenizer, code, how it was trained and is sampled,
-and a card for people.
-"""
+"""Published model folders: weights, tokenizer, code, facts of training and sampling, and a card."""
 
 from __future__ import annotations
 
@@ -18,12 +16,11 @@ from ..base.redact import redact
 from ..config.families import pipeline_tag
 from ..config.model_files import read_small
 from .code_files import write_code_files
-from .identity import local_folder
+from .digest import local_folder
 from .lora import ADAPTER_CONFIG, MaybeAdapted, has_adapter
 
-DIFFUSION_FILE = (
-    "diffusion.json"  # method, noise, loss weighting, end-of-answer policy, sampler settings
-)
+# method, noise, loss weighting, end-of-answer policy, sampler settings
+DIFFUSION_FILE = "diffusion.json"
 _OF_THIS_MACHINE = (
     "local_files_only",
     "is_local",
@@ -33,9 +30,8 @@ _OF_THIS_MACHINE = (
     "_commit_hash",
 )
 _TAGS = ["masked-diffusion", "text-diffusion"]
-_INSIDE_RUN = re.compile(
-    r"fused|adapter|checkpoint-\d+"
-)  # folders of a run that say little without its name
+# folders of a run, whose names mean little without the run's
+_INSIDE_RUN = re.compile(r"fused|adapter|checkpoint-\d+")
 _LICENCES = (
     "The base model's and the data's licences apply; check both before you share this {what}."
 )
@@ -49,16 +45,15 @@ def write_model(
     *,
     base: str = "",
 ) -> None:
-    """Write safetensors weights (an adapter's alone, if there is one), configuration, code,
-    tokenizer and `diffusion.json`.
+    """Write weights, configuration, code, tokenizer and `diffusion.json` into a new folder.
 
-    `base`: the folder or hub id that the model was made of, whose own code files are copied.
-    Nothing written names a path of this machine.
+    Weights are safetensors; of a model with an adapter, the adapter's alone. Code files are copied
+    from `base`, the folder or hub id that the model was made from. No file names a local path.
     """
     folder.mkdir(parents=True)
     if has_adapter(model):
         model.save_pretrained(str(folder), save_embedding_layers=False)
-        (folder / "README.md").unlink()  # peft's is a form that nobody fills in
+        (folder / "README.md").unlink()  # peft's is an empty form
         _rewrite(folder / ADAPTER_CONFIG, _portable_adapter)
     else:
         model.save_pretrained(folder)
@@ -78,9 +73,7 @@ def _rewrite(file: Path, change: Any) -> None:
 
 
 def _portable_adapter(fields: dict[str, Any]) -> dict[str, Any]:
-    """peft records where the base lay and which of our modules held its class; neither means
-    anything elsewhere.
-    """
+    """Replace the base's path and drop the class that loaded it, which peft records."""
     return fields | {
         "base_model_name_or_path": public_name(str(fields["base_model_name_or_path"])),
         "auto_mapping": None,
@@ -88,25 +81,22 @@ def _portable_adapter(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _portable_tokenizer(fields: dict[str, Any]) -> dict[str, Any]:
-    """transformers records how it loaded a tokenizer as if that belonged to it; its code files are
-    not in this folder.
-    """
+    """Drop the options of this machine, which transformers records, and code not published."""
     kept = {
         key: value
         for key, value in fields.items()
         if key not in (*_OF_THIS_MACHINE, "auto_map")
         and not (isinstance(value, str) and os.path.isabs(value))
     }
-    if (
-        kept.get("tokenizer_class") == "TokenizersBackend"
-    ):  # a name of transformers 5; 4 and 5 know this one
+    if kept.get("tokenizer_class") == "TokenizersBackend":  # transformers 4 lacks this name
         kept["tokenizer_class"] = "PreTrainedTokenizerFast"
     return kept
 
 
 def public_name(name: str) -> str:
-    """A model's name as a stranger may read it: a hub id as it is, of a path its end (RUN/fused for
-    a run's model).
+    """Return a model's name without private paths.
+
+    A hub id stays; a path becomes its last part, or RUN/fused for the model of a run.
     """
     path = Path(name).expanduser()
     if not (path.is_absolute() or name.startswith(("~", ".")) or path.exists()):
@@ -116,9 +106,9 @@ def public_name(name: str) -> str:
 
 
 def read_diffusion(folder: Path) -> dict[str, Any]:
-    """The contents of `diffusion.json`; empty for a model that another tool made.
+    """Return the contents of `diffusion.json`, empty for a model that another tool made.
 
-    Raise JobError (exit 4) for a broken one.
+    Raises JobError (exit 4) if the file is broken.
     """
     file = folder / DIFFUSION_FILE
     try:
@@ -130,9 +120,7 @@ def read_diffusion(folder: Path) -> dict[str, Any]:
 
 
 def write_card(folder: Path, facts: dict[str, Any]) -> None:
-    """README.md: the model, what it was trained on and how, its evaluation, how to talk to it and
-    load it elsewhere.
-    """
+    """Write README.md: the model, its training and evaluation, and its use here and elsewhere."""
     method, base = facts["method"], facts["table"].get("base model", "")
     lines = [
         *_front_matter(
@@ -162,7 +150,7 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def write_adapter_card(folder: Path, diffusion: dict[str, Any]) -> None:
-    """README.md of an adapter, which says what it belongs to."""
+    """Write an adapter's README.md, which names its base."""
     base = diffusion["base"]
     bits = ", as 4-bit weights" if base["four_bit"] else ""
     tag = pipeline_tag(diffusion["method"])
@@ -170,8 +158,10 @@ def write_adapter_card(folder: Path, diffusion: dict[str, Any]) -> None:
         *_front_matter(base["name"], library_name="peft", pipeline_tag=tag, tags=[*_TAGS, "lora"]),
         "# LoRA adapter",
         "",
-        f"Trained by masked diffusion (method `{diffusion['method']}`) on {_as_code(base['name'])}{bits}.",
-        "It is no model by itself: it belongs to exactly these weights, whose digest `diffusion.json` holds.",
+        f"Trained by masked diffusion (method `{diffusion['method']}`) on "
+        f"{_as_code(base['name'])}{bits}.",
+        "It is not a model by itself. It fits exactly these weights, whose digest is in "
+        "`diffusion.json`.",
         "",
         "```",
         "python main.py chat FOLDER --base BASE",
@@ -185,9 +175,9 @@ def write_adapter_card(folder: Path, diffusion: dict[str, Any]) -> None:
 
 
 def _front_matter(base: str, **fields: Any) -> list[str]:
-    """The card's YAML header.
+    """Return the card's YAML header.
 
-    A base is named there only by a hub id: hubs read the field as one.
+    It names a base only by a hub id, because hubs read the field as an id.
     """
     known = (
         {"base_model": base}
@@ -198,14 +188,15 @@ def _front_matter(base: str, **fields: Any) -> list[str]:
 
 
 def _elsewhere(folder: Path) -> list[str]:
-    """Say how a program without this one loads the model, from the files in its folder."""
+    """Return the card's lines on loading the model in a program without this plugin."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     code = sorted({str(value).split(".")[0] for value in config.get("auto_map", {}).values()})
     if not code:
         return ["Plain transformers loads it: `AutoModelForMaskedLM.from_pretrained(FOLDER)`."]
     files = ", ".join(f"`{name}.py`" for name in code)
     return [
-        f"Plain transformers loads it with the code in this folder ({files}), which you should read before you allow it to run:",
+        f"Plain transformers loads it with the code in this folder ({files} and the files that it "
+        "imports). Read that code before you allow it to run:",
         "`AutoModel.from_pretrained(FOLDER, trust_remote_code=True)`.",
     ]
 
@@ -223,7 +214,5 @@ def _as_code(name: str) -> str:
 
 
 def _as_text(value: object) -> str:
-    """Write a name or a figure as words of Markdown: what a folder or a data set is called makes no
-    link, image or column.
-    """
+    """Escape a name or a figure for Markdown, so that it makes no link, image or column."""
     return re.sub(r"([\\`*_{}\[\]<>()#!|&~])", r"\\\1", one_line(str(value)))

@@ -1,9 +1,8 @@
-"""Block-wise decoding by confidence: the canvas after the prompt starts as masks and is revealed
-block by block.
+"""Block-wise decoding by confidence: a canvas of masks after the prompt, revealed block by block.
 
-Inside a block every step predicts all masked tokens and keeps the most confident ones (LLaDA's
-low-confidence remasking, Nie et al. 2025). Rows never see one another: a batch of 8 gives what 8
-single calls give. S rows, T tokens, M masked, V vocabulary.
+Within a block every step predicts all masked tokens and keeps the most confident ones (LLaDA's
+low-confidence remasking, Nie et al. 2025). Rows never see each other: a batch of 8 gives the same
+answers as 8 single calls. S rows, T tokens, M masked, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ OnStep = Callable[[list[NDArray[np.int32]]], None]  # the rows' canvases after a
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How a model is sampled; saved beside it, because it depends on how the model was trained."""
+    """Settings of the sampler, saved with the model because they depend on its training."""
 
     max_new_tokens: int = 128
     block_length: int = 32
-    steps: int = 32  # denoising steps of one block: block_length reveals one token a step
-    # the canvas ends with the current block (eos_policy block); else it spans max_new_tokens from
-    # the start
+    steps: int = 32  # denoising steps of a block; block_length steps reveal one token each
+    # True: the canvas ends with the current block (eos_policy block); False: it spans
+    # max_new_tokens from the start
     grow: bool = True
 
     def as_json(self) -> dict[str, object]:
@@ -37,6 +36,8 @@ class SamplerSettings:
 
 @dataclass(frozen=True)
 class Vocabulary:
+    """Ids of the special tokens that sampling needs."""
+
     mask_id: int
     end_ids: tuple[int, ...]  # any of them ends an answer
     pad_id: int
@@ -44,8 +45,10 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Sample:
-    ids: NDArray[np.int32]  # the answer, end tokens and all
-    steps: int  # denoising steps this row took
+    """An answer and the work that it took."""
+
+    ids: NDArray[np.int32]  # the answer, end tokens included
+    steps: int  # denoising steps of this row
 
 
 def generate(
@@ -55,7 +58,7 @@ def generate(
     settings: SamplerSettings,
     on_step: OnStep | None = None,
 ) -> list[Sample]:
-    """Answer every prompt; a row is finished when a block of it ends after an end token."""
+    """Answer every prompt; a row is finished after the block that holds its first end token."""
     blocks = [
         min(settings.block_length, settings.max_new_tokens - start)
         for start in range(0, settings.max_new_tokens, settings.block_length)
@@ -100,9 +103,7 @@ def generate(
 
 
 def reveal_quotas(masked: int, steps: int) -> list[int]:
-    """How many tokens each step reveals: masked // steps, the first masked % steps of them one
-    more.
-    """
+    """Return the tokens that each step reveals: masked // steps, one more in the first steps."""
     steps = max(1, min(steps, masked))
     return [masked // steps + (step < masked % steps) for step in range(steps)]
 
@@ -130,7 +131,7 @@ def _reveal(
         .float()
         .cpu()
     )
-    logits[:, vocabulary.mask_id] = -torch.inf  # a revealed token is never a mask again
+    logits[:, vocabulary.mask_id] = -torch.inf  # a revealed token is never a mask
     confidence, token = torch.softmax(logits, dim=-1).max(dim=-1)
     for line, row in enumerate(active):
         mine = np.flatnonzero(where[:, 0] == line)

@@ -1,7 +1,7 @@
-"""8-bit AdamW on bfloat16 weights, with stochastic rounding.
+"""8-bit AdamW with stochastic rounding, for bfloat16 weights.
 
-torchao has it too; it is not used because merely having it installed slows every import of
-transformers, prints four lines, and its states cannot be written as safetensors.
+torchao's is not used: its mere presence slows every import of transformers and prints four lines,
+and its states cannot be written as safetensors.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from bitsandbytes.optim import AdamW8bit
 
 
 class StochasticAdamW8bit(AdamW8bit):
-    """bitsandbytes' 8-bit AdamW for bfloat16 weights: each is updated in float32 and rounded up or
-    down at random.
+    """bitsandbytes' 8-bit AdamW: bfloat16 weights are updated in float32 and rounded at random.
 
-    An update is far smaller than the step between two bfloat16 numbers (2^-8 relative); rounded to
-    nearest, most would be lost.
+    An update is far smaller than the gap between two bfloat16 numbers (2^-8 relative). Rounding to
+    nearest would lose most updates.
     """
 
     def __init__(self, params: Any, *, lr: float, seed: int):
@@ -33,7 +32,7 @@ class StochasticAdamW8bit(AdamW8bit):
         p.data = weight.float()
         p.grad = gradient.float()
         super().update_step(group, p, gindex, pindex)
-        # Seeded by parameter and step, so that a resumed run rounds as the unbroken one.
+        # Seeded by parameter and step, so that a resumed run rounds as an uninterrupted one.
         generator = torch.Generator(p.device).manual_seed(
             hash((self._seed, gindex, pindex, self.state[p]["step"])) & (2**63 - 1)
         )
@@ -42,8 +41,9 @@ class StochasticAdamW8bit(AdamW8bit):
 
 
 def round_stochastically(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """float32 to bfloat16, up with the probability that keeps the expected value: the lower 16 bits
-    are compared with noise.
+    """Round float32 to bfloat16, up with the probability that preserves the expected value.
+
+    Noise is added to the lower 16 bits, which are then cut off.
     """
     noise = torch.randint(
         0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator

@@ -1,5 +1,6 @@
-"""What ranks tell one another, as JSON or bytes: to unpickle what a socket brought would run the
-code of whoever got at it.
+"""Exchange of values between ranks, as JSON or bytes.
+
+Never as pickles: unpickling data from a socket would run the code of anyone who reached it.
 """
 
 from __future__ import annotations
@@ -14,16 +15,12 @@ T = TypeVar("T")
 
 
 def gather_values(accelerator: Accelerator, value: T) -> list[T]:
-    """Return every rank's `value`, which JSON must hold, in the order of the ranks; each has to
-    ask.
-    """
+    """Return every rank's JSON-serialisable `value`, in rank order. Collective."""
     return [json.loads(text) for text in gather_bytes(accelerator, json.dumps(value).encode())]
 
 
 def gather_bytes(accelerator: Accelerator, content: bytes) -> list[bytes]:
-    """Return every rank's `content`, which is not empty, in the order of the ranks; each has to
-    ask.
-    """
+    """Return every rank's non-empty `content`, in rank order. Collective."""
     own = torch.frombuffer(bytearray(content), dtype=torch.uint8).to(accelerator.device)
     sizes: Any = accelerator.gather(torch.tensor([own.numel()], device=accelerator.device))
     padded: Any = accelerator.pad_across_processes(own)

@@ -1,20 +1,19 @@
-"""What a run needs of memory, told before it runs: one micro-batch forward and backward with
-tensors that have shapes and no content.
+"""Memory estimate of a run: one micro-batch forward and backward on fake tensors.
 
-torch's fake tensors go through the very code of the run (attention kernels, autocast,
-recomputation), so nothing is modelled twice.
+torch's fake tensors have shapes and no content. They pass through the code of the run (attention
+kernels, autocast, activation checkpointing), so that nothing is modelled twice.
+torch.distributed._tools.MemTracker measures the same, but is private.
 """
 
 from __future__ import annotations
 
-import os
 import weakref
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -22,24 +21,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from ..batch import Batch
-from ..models.diffusion import DiffusionModel, bare
-from .layers import set_recompute
+from ..models.diffusion import DiffusionModel, unwrapped
+from .activation_checkpointing import set_activation_checkpointing
 from .optimizer import state_bytes, update_bytes
 from .sharding import gathered_bytes, gathered_dtype
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits")
-# What a CPU's malloc keeps besides: holes that no tensor fits, 7 to 35 % of what lives
-# (benches/LOG.md), as parent/launch.py has it set up.
+# Heap fragmentation on a CPU as a share of live memory: 7 to 35 % was measured with the allocator
+# settings of parent/launch.py (benches/LOG.md).
 CPU_HEAP = 0.2
-CGROUP = Path("/sys/fs/cgroup")  # a container's own limit
-ROOM = 0.92  # of a device's free memory: what a plan may use
+CGROUP = Path("/sys/fs/cgroup")  # holds a container's memory limit
+ROOM = 0.92  # share of a device's free memory that a plan may use
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on one device. `peak` is when most is held; the kinds are each at their own highest.
+    """Bytes on one device: the highest of each kind, and the highest of their sum, `peak`.
 
-    Of the peak, `heap` is what a CPU's malloc keeps besides: tensors alone take `peak - heap`.
+    `peak` includes `heap`, the fragmentation of a CPU's heap: tensors alone need `peak - heap`.
     """
 
     weights: int
@@ -60,19 +59,19 @@ class Memory:
 
 @dataclass(frozen=True)
 class Setting:
-    """How a model is trained, as far as memory goes."""
+    """The settings of a run on which its memory depends."""
 
     device: torch.device
     compute: torch.dtype
-    backend: str | None  # of packed documents; None pads
+    backend: str | None  # attention over packed documents; None pads
     optim: str
     accumulates: bool  # several micro-batches a step: gradients are held while the next one runs
-    ranks: int = 1  # that the model is cut over, as `parallel` says
+    ranks: int = 1  # over which the model is sharded, as `parallel` says
     parallel: str = "ddp"
 
 
 class Tracker(TorchDispatchMode):
-    """Bytes of live storages by kind, as operations create and lose them."""
+    """Bytes of live storages by kind, while operations create and free them."""
 
     def __init__(self, vocabulary: int, known: set[int]):
         super().__init__()
@@ -90,7 +89,7 @@ class Tracker(TorchDispatchMode):
         return out
 
     def becomes_gradient(self, weight: Tensor) -> None:
-        """A finished gradient is no longer an intermediate result."""
+        """Count a finished gradient as a gradient and no longer as an activation."""
         assert weight.grad is not None
         key = weight.grad.untyped_storage()._cdata
         if key in self._live:
@@ -120,25 +119,26 @@ class Tracker(TorchDispatchMode):
 def estimate(
     model: nn.Module, batch: Batch, setting: Setting, recompute: str, *, four_bit_saves: int = 0
 ) -> Memory:
-    """Memory of training `model` (on the meta device, dtypes and adapters as in the run) on
-    micro-batches like `batch`.
+    """Return the memory of training `model` on micro-batches like `batch`.
 
-    `four_bit_saves`: bytes that 4-bit layers are smaller than those that stand in for them here.
+    `model` is on the meta device, with dtypes and adapters as in the run. `four_bit_saves`: bytes
+    by which 4-bit layers are smaller than their stand-ins here.
     """
-    set_recompute(model, recompute, draws=False)  # a CUDA generator takes no fake state back
+    # a CUDA generator's state cannot be restored from a fake one
+    set_activation_checkpointing(model, recompute, draws=False)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        # accelerate numbers the CPUs of several ranks, which nothing else does.
+        # accelerate numbers the CPUs of several ranks (cpu:1), which torch does not accept here
         device = torch.device("cpu") if setting.device.type == "cpu" else setting.device
         model = model.to_empty(device=device)
-        bare(model).tie_weights()
+        unwrapped(model).tie_weights()
         module = DiffusionModel(model, 0, setting.backend).train()
-        batch = batch.to(
-            device
-        )  # on a CPU it stays real: a loop over documents reads their lengths
+        # on a CPU it stays real: a loop over documents reads their lengths
+        batch = batch.to(device)
         held = [*module.parameters(), *module.buffers()]
         trained = [weight for weight in module.parameters() if weight.requires_grad]
         tracker = Tracker(
-            bare(model).config.vocab_size, {one.untyped_storage()._cdata for one in held}
+            unwrapped(model).config.vocab_size,
+            {tensor.untyped_storage()._cdata for tensor in held},
         )
         if setting.accumulates:
             for weight in trained:
@@ -150,7 +150,7 @@ def estimate(
                 loss = module(batch).weighted.sum()
             loss.backward()
             del loss
-        weights = sum(one.numel() * one.element_size() for one in held) - four_bit_saves
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in held) - four_bit_saves
         gradients = sum(weight.numel() * weight.element_size() for weight in trained)
         states = sum(state_bytes(weight, setting.optim) for weight in trained)
         gathered, last = gathered_bytes(
@@ -159,8 +159,8 @@ def estimate(
     update = gradients + update_bytes(trained, setting.optim, setting.device)
     during = tracker.peak + (gradients if setting.accumulates else 0)
     if setting.ranks > 1:
-        # This rank's share, and what is gathered on top: some weights, and the gradients of one
-        # unit until they are cut.
+        # This rank's shard, plus the gathered weights, plus the gradients of one unit until they
+        # are sharded.
         weights, states, update = (-(-size // setting.ranks) for size in (weights, states, update))
         weights += gathered
         spared = max(0, gradients - -(-gradients // setting.ranks) - last)
@@ -168,27 +168,29 @@ def estimate(
     live = weights + states + max(during, update)
     heap = round(CPU_HEAP * live) if setting.device.type == "cpu" else 0
     return Memory(
-        weights,
-        gradients,
-        states,
-        tracker.highest["activations"],
-        tracker.highest["logits"],
+        weights=weights,
+        gradients=gradients,
+        optimizer=states,
+        activations=tracker.highest["activations"],
+        logits=tracker.highest["logits"],
         heap=heap,
         peak=live + heap,
     )
 
 
 def documents_of(tokens: int, longest: int) -> Batch:
-    """A packed batch of `tokens` tokens in documents of at most `longest`, half of them masked: a
-    stand-in by its size alone.
+    """Return a packed batch of `tokens` tokens, half of them masked, in documents of <= `longest`.
+
+    Only its sizes mean something.
     """
     documents = -(-tokens // longest)
     return _alike(documents, -(-tokens // documents), tokens // 2)
 
 
 def stand_in(batch: Batch) -> Batch:
-    """A packed batch of as many tokens, documents and masked tokens, its documents all of one
-    length: quicker to try, no smaller.
+    """Return a packed batch of the same size with documents of equal length.
+
+    It has as many tokens, documents and masked tokens. It runs faster and needs no less memory.
     """
     return _alike(batch.documents, -(-batch.ids.shape[0] // batch.documents), batch.masked.shape[0])
 
@@ -215,23 +217,14 @@ def _autocast(setting: Setting) -> AbstractContextManager[object]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that a run may take on this device: of a GPU, or of this machine (or container, where
-    one sets a limit).
-    """
+    """Return the free bytes of a GPU, or of this machine within its container's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    available = _meminfo()["MemAvailable"]
+    available = psutil.virtual_memory().available
     limit = CGROUP / "memory.max"
     if limit.is_file() and (most := limit.read_text().strip()).isdigit():
         pages = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        # Pages of files read are counted as used and given back when asked for.
+        # Cached pages of files count as used, but the kernel frees them on demand.
         used = int((CGROUP / "memory.current").read_text()) - int(pages["inactive_file"])
         available = min(available, int(most) - used)
     return available
-
-
-def _meminfo() -> Mapping[str, int]:
-    if not os.path.exists("/proc/meminfo"):
-        return {"MemAvailable": 1 << 62}
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    return {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines}

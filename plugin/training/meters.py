@@ -1,7 +1,7 @@
-"""Where a step's time goes, and what share of the device's peak its useful work is.
+"""Time and memory of a step by kind of work, and the device's measured peak throughput.
 
-Nothing here waits for the device inside a step: on CUDA the laps are events, read after the step's
-one read.
+No function waits for the device inside a step: on CUDA the laps are events, which are read after
+the step's only read of the device.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from torch import nn
 from .sharding import own_part
 
 LAPS = ("load", "forward", "backward", "optimizer", "eval", "save")
-CPU_LAPS = ("load", "eval", "save")  # work of the CPU, which the device's events would not see
+CPU_LAPS = ("load", "eval", "save")  # work on the CPU, which events of the device do not measure
 PEAK_SIZE, PEAK_ROUNDS = 8192, 10
 
 
 class Stopwatch:
-    """Seconds by kind of work: `lap(kind)` books the time since the last lap."""
+    """Seconds by kind of work: `lap(kind)` adds the time since the last lap."""
 
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
-        self._pending: list[
-            tuple[str, torch.cuda.Event, torch.cuda.Event]
-        ] = []  # laps that the device may not have reached
+        # laps that the device may not have finished
+        self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._mark: torch.cuda.Event | None = None
         self._last = 0.0
         self.seconds: dict[str, float] = dict.fromkeys(LAPS, 0.0)
         self.start()
 
     def start(self) -> None:
-        """Begin a step: what came before belongs to nobody."""
+        """Begin a step: the time since the last lap belongs to no kind."""
         self._last = time.perf_counter()
         if self._cuda:
             self._mark = self._event()
 
     def lap(self, kind: str) -> None:
+        """Add the time since the last lap, or since `start`, to `kind`."""
         now = time.perf_counter()
         if not self._cuda or kind in CPU_LAPS:
             self.seconds[kind] += now - self._last
@@ -51,15 +51,16 @@ class Stopwatch:
             self._mark = event
 
     def settle(self) -> None:
-        """Book the laps that the device has passed, without waiting for it. The update of a step is
-        booked by the next one, which waits for it before it reads its own loss.
+        """Add the laps that the device has finished, without waiting for it.
+
+        The update of a step is added in the next step, which reads its own loss only after it.
         """
         while self._pending and self._pending[0][2].query():
             kind, before, after = self._pending.pop(0)
             self.seconds[kind] += before.elapsed_time(after) / 1000
 
     def take(self) -> dict[str, float]:
-        """Seconds since the last take, as `time/<kind>`."""
+        """Return the seconds since the last `take` as `time/<kind>`, and begin anew."""
         taken = {f"time/{kind}": seconds for kind, seconds in self.seconds.items()}
         self.seconds = dict.fromkeys(LAPS, 0.0)
         return taken
@@ -72,9 +73,7 @@ class Stopwatch:
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product on a CUDA device, measured now: the 100 % of
-    MFU.
-    """
+    """Measure the operations a second of a large matrix product on a CUDA device: 100 % MFU."""
     left, right = (torch.randn(PEAK_SIZE, PEAK_SIZE, device=device, dtype=dtype) for _ in range(2))
     for _ in range(3):
         left @ right
@@ -88,20 +87,21 @@ def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """At the run's peak: of the GPU, or of this process."""
+    """Return the run's peak memory, of the GPU or of this process."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes()
 
 
 def resident_bytes() -> int:
-    """The most that this process has held in memory."""
+    """Return the highest resident memory of this process."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def memory_by_category(
     module: nn.Module, optimizer: torch.optim.Optimizer, peak: int, baseline: int
 ) -> dict[str, int]:
-    """Bytes this rank holds for weights, gradients and optimizer states; `rest` of the measured
-    peak is activations and logits.
+    """Return the bytes of this rank's weights, gradients and optimizer states, and the rest.
+
+    `rest` of the measured peak is activations and logits. `baseline` is not counted.
     """
     weights = [own_part(weight) for weight in module.parameters()]
     held = {
@@ -122,9 +122,7 @@ def memory_by_category(
 
 
 def _bytes(tensors: Sequence[torch.Tensor]) -> int:
-    """What these tensors hold, a storage that several share (a table of 8-bit states, a tied head)
-    counted once.
-    """
+    """Return the bytes of these tensors, a shared storage (8-bit table, tied head) counted once."""
     return sum(
         {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()

@@ -1,4 +1,4 @@
-"""The optimizers a run may use, what their states take, and how these are saved."""
+"""Optimizers of a run, the memory of their states, and their saved form."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-BLOCK, SMALL = (
-    256,
-    4096,
-)  # bitsandbytes' block of 8-bit states, and the size below which states stay float32
+# bitsandbytes' block of 8-bit states, and the size below which states stay float32
+BLOCK, SMALL = 256, 4096
 
 
 def make_optimizer(
     module: nn.Module, *, kind: str, learning_rate: float, weight_decay: float, seed: int
 ) -> torch.optim.Optimizer:
-    """AdamW (`adamw` or `adamw_8bit`) over what trains in `module`, weight decay on matrices
-    only.
+    """Return AdamW (`adamw` or `adamw_8bit`) over the trainable weights of `module`.
+
+    Weight decay applies to matrices only.
     """
     trained = [weight for weight in module.parameters() if weight.requires_grad]
     groups: list[dict[str, Any]] = [
@@ -40,8 +39,9 @@ def make_optimizer(
 
 
 def state_bytes(weight: torch.Tensor, kind: str) -> int:
-    """Bytes that the states of one weight will take. 8-bit ones are in blocks of 256 with a float32
-    scale; small tensors stay whole.
+    """Return the bytes of one weight's states.
+
+    8-bit states have a float32 scale for each block of 256; those of small tensors stay float32.
     """
     count = weight.numel()
     if kind == "adamw":
@@ -52,31 +52,32 @@ def state_bytes(weight: torch.Tensor, kind: str) -> int:
 
 
 def update_bytes(weights: Sequence[torch.Tensor], kind: str, device: torch.device) -> int:
-    """Bytes that an update takes besides weights, gradients and states: a fused AdamW none, an
-    8-bit one those of its largest tensor.
+    """Return the extra bytes that one optimizer update needs.
+
+    None for fused AdamW; for 8-bit AdamW, the temporaries of the largest tensor.
     """
     if kind == "adamw" or not weights:
         return 0
     largest = max(weights, key=lambda weight: weight.numel())
-    rounding = (
-        14 if largest.dtype == torch.bfloat16 else 0
-    )  # float32 weight and gradient, noise, the rounded weight
-    unpacked = 24 if device.type == "cpu" else 0  # there bitsandbytes works on whole float32 states
+    # float32 weight and gradient, noise, the rounded weight
+    rounding = 14 if largest.dtype == torch.bfloat16 else 0
+    # on a CPU bitsandbytes unpacks the states to float32
+    unpacked = 24 if device.type == "cpu" else 0
     return (rounding + unpacked) * largest.numel()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """An optimizer's state per parameter as `<parameter number>.<name>`; whole numbers become int64
-    scalars.
+    """Return an optimizer's states as `<parameter number>.<name>`; integers become int64 scalars.
 
-    On a CPU the large ones are the optimizer's own: to be written before the next update.
+    On a CPU the large tensors are the optimizer's own: write them before the next update.
     """
     return {key: as_saved(key, value) for key, value in states_of(optimizer)}
 
 
 def states_of(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor | int]]:
-    """Every state as (`<parameter number>.<name>`, value), in an order that depends on the
-    parameters alone.
+    """Yield every state as (`<parameter number>.<name>`, value).
+
+    The order depends on the parameters alone.
     """
     for number, weight in enumerate(trained_weights(optimizer)):
         for name, value in optimizer.state.get(weight, {}).items():
@@ -85,21 +86,21 @@ def states_of(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Ten
 
 
 def as_saved(key: str, value: torch.Tensor | int) -> torch.Tensor:
+    """Return a state as a contiguous tensor on the CPU; an integer becomes an int64 scalar."""
     if isinstance(value, int):
         return torch.tensor(value, dtype=torch.int64)
-    whole = value.detach().cpu().contiguous()
-    return (
-        whole.clone() if ".qmap" in key or not whole.ndim else whole
-    )  # a table that all share; a step counted on in place
+    tensor = value.detach().cpu().contiguous()
+    # cloned: the table that all states share, and the step, which is incremented in place
+    return tensor.clone() if ".qmap" in key or not tensor.ndim else tensor
 
 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """Put tensors of `optimizer_tensors`, whole on every rank, back; groups and their options stay
-    the optimizer's own.
+    """Restore states from `optimizer_tensors`, given in full on every rank.
 
-    Of a weight that is cut over the ranks each takes its part, whoever saved them on how many.
+    Parameter groups and their options stay the optimizer's own. Each rank keeps its shard of a
+    sharded weight's states, whatever the number of ranks that saved them.
     """
     weights = trained_weights(optimizer)
     for key, value in tensors.items():
@@ -117,4 +118,5 @@ def restore_optimizer(
 
 
 def trained_weights(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Return the weights of all parameter groups, in the order of their saved numbers."""
     return [weight for group in optimizer.param_groups for weight in group["params"]]

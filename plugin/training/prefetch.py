@@ -1,8 +1,7 @@
-"""The next step is built while the device works on this one: one thread, in order, nothing to
-configure.
+"""Prefetcher of steps: a thread builds the next step while the device works on the current one.
 
-A thread and not a process: it starts at once, is safe in every host, and most of its work (numpy)
-releases the interpreter.
+A thread and not a process: it starts immediately, is safe in every host, and most of its work
+(numpy) releases the interpreter.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from dataclasses import replace
 from .step import Step
 
 
-class Ahead:
-    """`ahead(step)` is `make(step)`, built beforehand when steps are asked for in order.
+class Prefetcher:
+    """`prefetcher(step)` is `make(step)`, built in advance if steps are asked for in order.
 
-    `pin`: page-locked, for a GPU.
+    `pin` places batches in page-locked memory, for a GPU.
     """
 
     def __init__(self, make: Callable[[int], Step], steps: int, *, pin: bool):
@@ -32,6 +31,7 @@ class Ahead:
         return coming.result()
 
     def close(self) -> None:
+        """End the thread after the step that it is building."""
         self._thread.shutdown(cancel_futures=True)
 
     def _build(self, step: int) -> Step:

@@ -26,9 +26,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from ..models.diffusion import DiffusionModel, Predict
+from ..models.diffusion import DiffusionModel, Predict, layers_of
 from ..models.load import keep_exact
-from .layers import layers_of
 from .optimizer import as_saved, states_of
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -29,8 +29,9 @@ from ..config.params import Params
 from ..data.chat import ChatFormat
 from ..data.documents import Document
 from ..data.steps import Slot
+from ..models.configuration import check_family_method, load_config, new_config
 from ..models.diffusion import DiffusionModel
-from ..models.load import build_model, check_method, load_config, new_config
+from ..models.load import build_model
 from ..models.published import REGISTRY
 from ..training.memory import free_bytes
 from ..training.step import Step, StepRules, corruptions, step_items
@@ -107,7 +108,7 @@ def _prepare(params: Params, log: Log) -> Prepared:
             if params.model_config_file
             else load_config(params.model_name)
         )
-        check_method(config, params.training_method)
+        check_family_method(config, params.training_method)
     except JobError as wrong_model:
         try:
             # Without any encoder's tokenizer the rows can still be read, and their format checked.

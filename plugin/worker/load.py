@@ -25,10 +25,11 @@ from ..data.chat import ChatFormat
 from ..data.documents import Documents
 from ..models.diffusion import DiffusionModel, Predict
 from ..models.flops import FlopCount, count_flops
-from ..models.load import load_tokenizer
 from ..models.lora import MaybeAdapted
+from ..models.tokenizer import load_tokenizer
 from ..run.folder import RunFolder, to_json
-from ..training.layers import compile_layers, set_recompute
+from ..training.activation_checkpointing import set_activation_checkpointing
+from ..training.compile import compile_layers
 from ..training.lr_schedule import Schedule
 from ..training.optimizer import make_optimizer
 from ..training.strategy import Replicated, Sharded
@@ -124,7 +125,7 @@ def build_training(
     strategy: Replicated[MaybeAdapted] | Sharded[MaybeAdapted] = (
         Sharded(model, resolved.parallel.value, compute) if resolved.sharded else Replicated(model)
     )
-    set_recompute(model, resolved.memory.recompute)
+    set_activation_checkpointing(model, resolved.memory.recompute)
     flops = count_flops(model)  # before anything is compiled: it looks into the layers
     if resolved.compile.value:
         compile_layers(model, may_fail=params.compile == "auto")

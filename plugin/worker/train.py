@@ -22,7 +22,7 @@ from ..base.errors import JobError, Problem
 from ..training import loop
 from ..training.exchange import gather_values
 from ..training.meters import Stopwatch, measure_peak, memory_by_category, peak_bytes
-from ..training.prefetch import Ahead
+from ..training.prefetch import Prefetcher
 from .checkpoints import best_checkpoint, load_state, restore_training
 from .debug_bundle import write_bundle
 from .hooks import RunHooks
@@ -218,7 +218,7 @@ def _run_loop(
         seed=rank.params.seed,
     )
     meters = loop.Meters(Stopwatch(device), training.flops, peak)
-    ahead = Ahead(training.steps, cadence.steps, pin=device.type == "cuda")
+    ahead = Prefetcher(training.steps, cadence.steps, pin=device.type == "cuda")
     make_step = training.steps.count_together(accelerator, ahead)
     try:
         return loop.train(trainer, make_step, cadence, hooks.hooks(), meters, progress)

@@ -15,7 +15,7 @@ from plugin.config.params import BUILT
 from plugin.config.parse import parse
 from plugin.data.packing import Layout
 from plugin.models import attention
-from plugin.models.diffusion import FACES
+from plugin.models.diffusion import BACKBONES
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -108,7 +108,7 @@ def test_eager_pads_and_cannot_be_told_to_pack() -> None:
 def test_a_family_without_proof_pads_and_refuses_to_be_packed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(FACES, "bert", replace(FACES["bert"], encode_flat=None))
+    monkeypatch.setitem(BACKBONES, "bert", replace(BACKBONES["bert"], encode_flat=None))
     assert choose(family="bert").backend is None
     with pytest.raises(JobError) as caught:
         choose(family="bert", packing="on")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -134,7 +135,8 @@ def test_a_containers_limit_counts_and_pages_of_files_it_read_are_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    monkeypatch.setattr(memory, "_meminfo", lambda: {"MemAvailable": 50 * GB})
+    available = SimpleNamespace(available=50 * GB)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: available)
     cpu = torch.device("cpu")
     assert free_bytes(cpu) == 50 * GB
     (tmp_path / "memory.current").write_text(f"{7 * GB}\n")

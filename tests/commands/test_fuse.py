@@ -25,8 +25,9 @@ from plugin.commands.chat import load_chatter
 from plugin.config.families import FAMILIES as KNOWN
 from plugin.data.turns import Turn
 from plugin.models.diffusion import logits_of
-from plugin.models.load import load_model, load_tokenizer
+from plugin.models.load import load_model
 from plugin.models.publish import read_diffusion, write_model
+from plugin.models.tokenizer import load_tokenizer
 
 METHODS = ("classic", "bert", "llada", "dream")
 FACTS = {"method": "dream", "sampler": {"steps": 8}}

@@ -14,7 +14,7 @@ from plugin.base.errors import JobError
 from plugin.config.families import FAMILIES
 from plugin.data.chat import ChatFormat, fill_with_end
 from plugin.data.turns import Turn
-from plugin.models.load import load_tokenizer
+from plugin.models.tokenizer import load_tokenizer
 
 TEXTS = (
     "How are you?",

@@ -108,15 +108,15 @@ def test_a_document_longer_than_a_micro_batch_names_both_lengths(
 def test_an_attention_that_the_device_lacks_is_refused(check: Callable[..., Any]) -> None:
     code, field, line = refusal(check(attn_implementation="varlen", train_device="cpu"))
     assert (code, field) == (2, "attn_implementation")
-    assert "varlen; its kernels are CUDA's, and this is a CPU" in line
+    assert "varlen; its kernels need CUDA, and this is a CPU" in line
 
 
 def test_a_model_that_nobody_proved_to_keep_documents_apart_is_not_packed(
     check: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from plugin.models.diffusion import FACES
+    from plugin.models.diffusion import BACKBONES
 
-    monkeypatch.setitem(FACES, "modernbert", replace(FACES["modernbert"], encode_flat=None))
+    monkeypatch.setitem(BACKBONES, "modernbert", replace(BACKBONES["modernbert"], encode_flat=None))
     code, field, line = refusal(check(packing="on"))
     assert (code, field) == (2, "packing")
     assert "(bert, roberta, llada, Dream), got modernbert. Set packing off." in line

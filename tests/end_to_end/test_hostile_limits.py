@@ -33,10 +33,12 @@ from plugin.data.files.readers import READERS, read_file
 from plugin.data.mixture import parse_mixture
 from plugin.data.sources import read_rows
 from plugin.data.tokenizer import train_tokenizer
-from plugin.models.adapter_config import check_adapter_config
-from plugin.models.load import check_builds, load_config, load_tokenizer, new_config
+from plugin.models.checks.adapter_config import check_adapter_config
+from plugin.models.checks.tokenizer_patterns import is_endless
+from plugin.models.configuration import load_config, new_config
+from plugin.models.load import check_builds
 from plugin.models.lora import LoraSettings, add_adapter, with_adapter
-from plugin.models.patterns import is_endless
+from plugin.models.tokenizer import load_tokenizer
 from plugin.parent import train
 from plugin.parent.launch import count_processes
 

@@ -24,7 +24,8 @@ from plugin.data.chat import ChatFormat
 from plugin.data.turns import Turn
 from plugin.models.code_files import write_code_files
 from plugin.models.diffusion import logits_of
-from plugin.models.load import load_model, load_tokenizer
+from plugin.models.load import load_model
+from plugin.models.tokenizer import load_tokenizer
 
 METHODS = {"bert": "modernbert", "llada": "llada", "dream": "Dream"}
 PROMPT = "What colour is the sky?"
@@ -313,8 +314,9 @@ def test_code_that_is_not_there_is_replaced_by_ours(auto_map: Any, tmp_path: Pat
     write_code_files(tmp_path / "made", base)
     assert json.loads(config.read_text())["auto_map"]["AutoModel"] == "modeling_llada.LLaDAModelLM"
     assert sorted(file.name for file in (tmp_path / "made").glob("*.py")) == [
+        "masks.py",
         "modeling_llada.py",
-        "parts.py",
+        "rotary.py",
     ]
 
 

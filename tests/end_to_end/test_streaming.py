@@ -35,7 +35,7 @@ from plugin.data.steps import Slot
 from plugin.data.stream import Pack, StreamState
 from plugin.data.turns import Turn
 from plugin.models.diffusion import DiffusionModel
-from plugin.training.prefetch import Ahead
+from plugin.training.prefetch import Prefetcher
 from plugin.training.step import Step, build_streamed_step
 from plugin.worker.check import try_out
 
@@ -332,7 +332,7 @@ def test_a_state_belongs_to_its_step_though_the_next_is_built(
     straight = streamed(params, one)
     wanted = [straight(number) for number in range(12)]
     steps = streamed(params, one)
-    ahead = Ahead(steps, 12, pin=False)
+    ahead = Prefetcher(steps, 12, pin=False)
     for number in range(5):
         assert same(ahead(number), wanted[number])
     ahead.close()  # waits for step 5, which is built already

@@ -20,8 +20,8 @@ from plugin.base.errors import json_line
 from plugin.commands.chat import Answer, answer_line, canvas_line
 from plugin.data.chat import ChatFormat
 from plugin.hosts.shell import FolderHost
-from plugin.models.load import load_tokenizer
 from plugin.models.publish import write_adapter_card, write_card
+from plugin.models.tokenizer import load_tokenizer
 from plugin.run.folder import RunFolder
 from plugin.run.heartbeat import Heartbeat
 from plugin.worker.reporter import Reporter

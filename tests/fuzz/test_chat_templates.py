@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from plugin.data.chat import CHANGED, ChatFormat, Encoded, supervision
 from plugin.data.tokenizer import train_tokenizer
 from plugin.data.turns import Turn
-from plugin.models.load import load_tokenizer
+from plugin.models.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.fuzz
 MOMENT = datetime(2026, 1, 2)

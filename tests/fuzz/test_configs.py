@@ -22,7 +22,8 @@ from plugin.base.errors import Problem
 from plugin.config.families import FAMILIES
 from plugin.config.params import Params
 from plugin.data.tokenizer import train_tokenizer
-from plugin.models.load import load_model, load_tokenizer, new_model
+from plugin.models.load import load_model, new_model
+from plugin.models.tokenizer import load_tokenizer
 from plugin.parent.train import _look_first
 from plugin.run.folder import RunFolder
 

@@ -13,7 +13,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from plugin.data.tokenizer import train_tokenizer
-from plugin.models.load import build_model, fit_config, new_config
+from plugin.models.configuration import new_config
+from plugin.models.load import build_model, fit_config
 from plugin.models.publish import write_model
 
 # As in the published tokenizers: LLaDA's does not name its mask token, and neither has a padding

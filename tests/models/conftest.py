@@ -1,11 +1,12 @@
-"""Model tests are tiny: a second thread costs more than it brings, and results should not depend on
-their number.
-"""
+"""Fixtures of the model tests: a single thread, which suits tiny models, and a saved BERT."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from helpers.tiny import tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +15,9 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    tiny_model("bert").save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"

@@ -1,6 +1,4 @@
-"""What the model tests share: published config.json files, tiny ones of that form, weights and
-checkpoints for them.
-"""
+"""Published config.json files, tiny ones of the same form, and weights and checkpoints for them."""
 
 from __future__ import annotations
 
@@ -11,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from plugin.models.published import REGISTRY, published_shapes
+from plugin.models.published import REGISTRY
+from tests.models.tensor_names import published_shapes
 
 LLADA_8B: dict = {
     "activation_type": "silu",
@@ -100,7 +99,7 @@ DREAM_7B: dict = {
     "vocab_size": 152064,
 }
 
-# Tiny, but with everything a big one has: grouped keys, more embedding rows than words, two layers.
+# Tiny, but with all features: grouped keys, more embedding rows than words, two layers.
 LLADA: dict = LLADA_8B | {
     "d_model": 32,
     "n_heads": 4,
@@ -132,8 +131,9 @@ DREAM: dict = DREAM_7B | {
 
 
 def random_state(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
-    """Weights large enough that attention is far from uniform and a wrong sign, order or rotation
-    shows.
+    """Return weights so large that a wrong sign, order or rotation shows.
+
+    They make attention far from uniform.
     """
     rng = torch.Generator().manual_seed(seed)
     state = {}
@@ -150,9 +150,7 @@ def random_state(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, tor
 
 
 def write_checkpoint(folder: Path, config: dict, state: dict[str, torch.Tensor]) -> Path:
-    """A checkpoint as other people's tools write it: config.json, two shards, an index; no code of
-    ours involved.
-    """
+    """Write a checkpoint as other tools do: config.json, two shards, an index; without our code."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     names = sorted(state)
@@ -176,7 +174,7 @@ families = pytest.mark.parametrize("family", CONFIGS)
 
 
 def build(family: str, **changes):
-    """(model in eval mode, its config.json, its weights) with large random weights."""
+    """Return (model in eval mode, its config.json, its weights) with large random weights."""
     fields = CONFIGS[family] | changes
     config_class, model_class = REGISTRY[family]
     config = config_class.from_dict(dict(fields))

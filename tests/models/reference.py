@@ -1,12 +1,11 @@
-"""LLaDA and Dream once more, in plain torch, from the formulas and a raw state dict of published
-names. Test only.
+"""Reference forward of LLaDA and Dream in plain torch, from the formulas and published names.
 
-Independent on purpose: no transformers, no code of `plugin`, and no masks. Padding is cut out of a
-row before the forward and a packed row is computed document by document, so "invisible" and "does
-not leak" hold by construction. Everything is fp64 inside, so that a difference measures the program
-under test.
+Independent on purpose: no transformers, no code of `plugin`, and no masks. Padding is removed from
+a row before the forward and a packed row is computed document by document, so that padding is
+invisible and documents stay apart by construction. Everything is fp64 inside, so that a difference
+measures the program under test.
 
-Shapes: S rows, T tokens, V vocabulary; inside, one document of L tokens.
+Shapes: S rows, T tokens, V vocabulary; inside, a document of L tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ def norm(x, weight, eps):
 
 
 def turn(x, where, theta):
-    """x [heads, L, E]: the pair (x_j, x_{j+E/2}) turned by the angle where * theta^(-2j/E)."""
+    """Rotate x [heads, L, E]: pair (x_j, x_{j+E/2}) by the angle where * theta^(-2j/E)."""
     half = x.shape[-1] // 2
     rate = torch.tensor([theta ** (-2 * j / x.shape[-1]) for j in range(half)], dtype=torch.float64)
     angle = where.double()[:, None] * rate
@@ -32,7 +31,7 @@ def turn(x, where, theta):
 
 
 def attend(q, k, v, where, heads, kv_heads, theta):
-    """Full attention of one document; q [L, heads * E], k and v [L, kv_heads * E]."""
+    """Return the full attention of a document; q [L, heads * E], k and v [L, kv_heads * E]."""
     L = q.shape[0]
     E = q.shape[1] // heads
     q = turn(q.view(L, heads, E).transpose(0, 1), where, theta)
@@ -40,7 +39,7 @@ def attend(q, k, v, where, heads, kv_heads, theta):
     v = v.view(L, kv_heads, E).transpose(0, 1)
     out = []
     for head in range(heads):
-        group = head // (heads // kv_heads)  # neighbouring query heads share a key head
+        group = head // (heads // kv_heads)  # adjacent query heads share a key head
         out.append(torch.softmax(q[head] @ k[group].T / math.sqrt(E), -1) @ v[group])
     return torch.cat(out, -1)
 
@@ -53,7 +52,7 @@ def swiglu(x, gate, up, down):
 def llada_document(
     state: State, config: dict, ids: torch.Tensor, where: torch.Tensor
 ) -> torch.Tensor:
-    """Logits [L, V] of one document ids [L] at positions where [L]."""
+    """Return logits [L, V] of a document ids [L] at positions where [L]."""
     w = {name: tensor.double() for name, tensor in state.items()}
     eps, theta = config["rms_norm_eps"], config["rope_theta"]
     h = w["model.transformer.wte.weight"][ids]
@@ -84,7 +83,7 @@ def llada_document(
 def dream_document(
     state: State, config: dict, ids: torch.Tensor, where: torch.Tensor
 ) -> torch.Tensor:
-    """Aligned logits [L, V] of one document: row i from state i-1, row 0 from its own."""
+    """Return aligned logits [L, V] of a document: row i from state i-1, row 0 from its own."""
     w = {name: tensor.double() for name, tensor in state.items()}
     eps, theta = config["rms_norm_eps"], config["rope_theta"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -113,7 +112,7 @@ def dream_document(
 def logits(
     state: State, config: dict, ids: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Logits fp32 [S, T, V] of ids [S, T]; 0 at padding (mask [S, T], 1 = real).
+    """Return logits fp32 [S, T, V] of ids [S, T]; 0 at padding (mask [S, T], 1 = real).
 
     The family is read from model_type.
     """

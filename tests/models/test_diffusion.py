@@ -1,6 +1,4 @@
-"""The trained module against the model's own forward on every document alone: padding, gathering
-and layout change nothing.
-"""
+"""The trained module against the model's own forward on each document alone."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ from transformers import AutoModelForMaskedLM
 
 from plugin.config.families import FAMILIES as KNOWN
 from plugin.data.collate import lay_out
-from plugin.models.diffusion import FACES, DiffusionModel, predictor
+from plugin.models.diffusion import BACKBONES, DiffusionModel, predictor
 from plugin.models.load import load_model
 from plugin.training.step import Piece, build_step
 
@@ -41,14 +39,14 @@ def one_piece(size: int = 12) -> Piece:
     return piece
 
 
-def test_every_supported_family_has_a_face() -> None:
-    assert set(FACES) == set(FAMILIES) == set(KNOWN)
+def test_every_supported_family_has_a_backbone() -> None:
+    assert set(BACKBONES) == set(FAMILIES) == set(KNOWN)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sums_are_those_of_every_document_alone(family: str, kernel: str, lora: bool) -> None:
+def test_sums_equal_those_of_each_document_alone(family: str, kernel: str, lora: bool) -> None:
     model, piece = tiny_model(family), one_piece()
     model.set_attn_implementation(kernel)
     model = adapted(model, family) if lora else model
@@ -69,7 +67,7 @@ def test_sums_are_those_of_every_document_alone(family: str, kernel: str, lora: 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_are_those_of_every_document_alone(family: str, lora: bool) -> None:
+def test_gradients_equal_those_of_each_document_alone(family: str, lora: bool) -> None:
     model, piece = tiny_model(family), one_piece()
     model = adapted(model, family) if lora else model
     torch.stack(alone(model, DOCUMENTS, piece)).sum().backward()
@@ -80,7 +78,7 @@ def test_gradients_are_those_of_every_document_alone(family: str, lora: bool) ->
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_documents_of_one_length_take_the_path_without_a_mask(family: str) -> None:
+def test_documents_of_equal_length_need_no_mask(family: str) -> None:
     model, (piece, *_) = (
         tiny_model(family),
         build_step(slots(12, 12), DOCUMENTS, rules(), batch_size=1).pieces,
@@ -93,10 +91,8 @@ def test_documents_of_one_length_take_the_path_without_a_mask(family: str) -> No
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_padding_is_invisible(family: str) -> None:
-    """A much longer neighbour makes three quarters of a row padding, whose token must not matter
-    either.
-    """
+def test_padding_has_no_effect(family: str) -> None:
+    """A much longer neighbour makes three quarters of a row padding, of any token."""
     model, piece = tiny_model(family), one_piece(1)
     (short,) = piece.corruptions
     (index,) = piece.documents
@@ -106,7 +102,7 @@ def test_padding_is_invisible(family: str) -> None:
     batch = lay_out([DOCUMENTS[index].ids, long.noisy], [short, long])
     for pad_id in (
         (PAD, 11) if family != "roberta" else (PAD,)
-    ):  # RoBERTa finds its positions by the pad token
+    ):  # RoBERTa derives positions from the pad token
         got = DiffusionModel(model, pad_id)(batch).weighted
         torch.testing.assert_close(
             got[0], DiffusionModel(model, PAD)(piece.batch).weighted[0], rtol=1e-5, atol=1e-5
@@ -115,7 +111,7 @@ def test_padding_is_invisible(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_neighbours_text_changes_not_a_bit_of_a_documents_sums(family: str) -> None:
+def test_document_sums_ignore_a_neighbours_text(family: str) -> None:
     module, piece = DiffusionModel(tiny_model(family), PAD), one_piece(6)
     before = module(piece.batch)
     first = piece.batch.document == 0
@@ -135,7 +131,7 @@ def test_a_neighbours_text_changes_not_a_bit_of_a_documents_sums(family: str) ->
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_gradient_of_a_documents_loss_reaches_its_neighbours(family: str) -> None:
+def test_document_gradient_never_reaches_neighbours(family: str) -> None:
     model, piece = tiny_model(family), one_piece(6)
     embedded: list[torch.Tensor] = []
 
@@ -160,7 +156,7 @@ def test_no_gradient_of_a_documents_loss_reaches_its_neighbours(family: str) -> 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_idle_rank_has_no_loss_and_zero_gradients_everywhere(family: str) -> None:
+def test_idle_rank_has_no_loss_and_zero_gradients(family: str) -> None:
     model = tiny_model(family)
     step = build_step(slots(1, 12), DOCUMENTS, rules(), batch_size=4, rank=1, ranks=2)
     (idle,) = step.pieces
@@ -177,7 +173,7 @@ def test_an_idle_rank_has_no_loss_and_zero_gradients_everywhere(family: str) -> 
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_a_loaded_model_has_no_dropout_even_in_training_mode(family: str, tmp_path: object) -> None:
+def test_loaded_model_has_no_dropout_in_train_mode(family: str, tmp_path: object) -> None:
     config = tiny_config(family)
     assert config.hidden_dropout_prob > 0
     AutoModelForMaskedLM.from_config(config).save_pretrained(str(tmp_path))
@@ -188,7 +184,7 @@ def test_a_loaded_model_has_no_dropout_even_in_training_mode(family: str, tmp_pa
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_predictor_gives_the_models_logits_at_the_asked_places(family: str) -> None:
+def test_predictor_gives_model_logits_at_given_places(family: str) -> None:
     model = tiny_model(family)
     rows = [[CLS, 9, 8, SEP, MASK, MASK, 7, 6, 5, 12], [CLS, 9, SEP, MASK]]
     ids = torch.full((2, 10), PAD)

@@ -1,4 +1,4 @@
-"""Dream alone: the shift, the pad embedding, the names of Qwen2."""
+"""Dream: the one-token shift, the pad embedding, the names of Qwen2."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from plugin.models.dream import DreamConfig, DreamModel
-from plugin.models.parts import first_tokens, shift_right
-from plugin.models.published import published_shapes
+from plugin.models.masks import first_tokens, shift_right
 from tests.models.published_examples import DREAM, random_state
+from tests.models.tensor_names import published_shapes
 
 
 def dream() -> DreamModel:
@@ -18,10 +18,8 @@ def dream() -> DreamModel:
     return model
 
 
-def test_logits_are_aligned():
-    """Row i is the head of state i-1; the first is its own, as in Dream's cat([logits[:, :1],
-    logits[:, :-1]], 1).
-    """
+def test_dream_logits_are_aligned():
+    """Row i is the head of state i-1; row 0 of its own, as Dream's cat([l[:, :1], l[:, :-1]], 1)."""
     model = dream()
     ids = torch.tensor([[2, 9, 63, 63, 5], [7, 63, 8, 3, 4]])
     raw = model.head(model.encode(ids))
@@ -30,7 +28,7 @@ def test_logits_are_aligned():
     )
 
 
-def test_a_first_token_is_never_predicted_from_another_document():
+def test_first_token_is_not_predicted_from_another_document():
     state = torch.arange(6.0).view(1, 6, 1)
     ids = torch.zeros(1, 6, dtype=torch.long)
 
@@ -46,10 +44,8 @@ def test_a_first_token_is_never_predicted_from_another_document():
     assert shifted(torch.where(pairs, 0.0, float("-inf"))) == [0, 0, 1, 3, 3, 4]
 
 
-def test_the_pad_embedding_learns():
-    """eos = pad = 1: the published class gives it no gradient, and what cannot learn eos cannot
-    learn to stop.
-    """
+def test_pad_embedding_gets_gradients():
+    """eos = pad = 1: the published class gives it no gradient, so that it never learns to stop."""
     model = dream()
     assert model.config.pad_token_id == model.config.eos_token_id == 1
     model(torch.tensor([[2, 1, 3, 1]])).logits.square().mean().backward()
@@ -58,7 +54,7 @@ def test_the_pad_embedding_learns():
     assert (gradient[9] == 0).all()
 
 
-def test_pad_row_is_not_zeroed_on_loading_or_building(tmp_path):
+def test_pad_row_is_not_zeroed_on_load_or_build(tmp_path):
     model = dream()
     model.save_pretrained(tmp_path)
     row = DreamModel.from_pretrained(tmp_path).get_input_embeddings().weight[1]
@@ -69,7 +65,7 @@ def test_pad_row_is_not_zeroed_on_loading_or_building(tmp_path):
     )
 
 
-def test_names_and_shapes_are_qwen2s():
+def test_dream_has_qwen2_names_and_shapes():
     shared = (
         "vocab_size",
         "hidden_size",
@@ -85,6 +81,6 @@ def test_names_and_shapes_are_qwen2s():
     }
 
 
-def test_a_null_head_width_is_the_usual_one():
+def test_null_head_dim_means_the_default():
     model = DreamModel(DreamConfig.from_dict(DREAM | {"head_dim": None, "rope_theta": 1000000}))
     assert model(torch.tensor([[2, 3]])).logits.isfinite().all()

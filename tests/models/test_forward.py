@@ -1,6 +1,4 @@
-"""What both families promise of a forward: full attention, and no sight of padding or of a packed
-neighbour.
-"""
+"""Forward of LLaDA and Dream: full attention, without effect of padding or packed neighbours."""
 
 from __future__ import annotations
 
@@ -9,16 +7,17 @@ import pytest
 import torch
 
 from plugin.models.dream import DreamConfig
-from plugin.models.parts import attention_bias
+from plugin.models.masks import attention_bias
 from tests.models import reference
 from tests.models.published_examples import DREAM, TYING, build, families, some_ids
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_every_query_sees_something(attention, dtype):
-    """Also where the caller's mask shows it nothing: an empty row is NaN in some kernels, all keys
-    in others.
+def test_every_query_sees_a_key(attention, dtype):
+    """Also where the caller's mask hides all keys: some kernels return NaN for an empty row.
+
+    Others attend to all keys there.
     """
     config = DreamConfig.from_dict(dict(DREAM))
     config._attn_implementation = attention
@@ -56,13 +55,13 @@ def test_every_query_sees_something(attention, dtype):
 @families
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("left", [False, True])
-def test_padding_is_invisible(family, attention, left):
+def test_padding_has_no_effect(family, attention, left):
     model, _, _ = build(family)
     model.set_attn_implementation(attention)
     ids = some_ids(3, 8)
     real = torch.ones_like(ids, dtype=torch.bool)
     real[1, slice(0, 3) if left else slice(5, 8)] = False
-    real[2] = False  # a row of padding alone is a softmax over nothing unless somebody minds
+    real[2] = False  # a row of padding alone would be a softmax over nothing
     edited = torch.where(real, ids, (ids + 17) % 60)
     assert not torch.equal(edited, ids)
 
@@ -76,7 +75,7 @@ def test_padding_is_invisible(family, attention, left):
 @families
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("form", ["boolean", "additive"])
-def test_packed_documents_do_not_meet(family, attention, form):
+def test_packed_documents_stay_apart(family, attention, form):
     model, fields, state = build(family)
     model.set_attn_implementation(attention)
     ids = some_ids(1, 10)
@@ -116,7 +115,7 @@ def test_packed_documents_do_not_meet(family, attention, form):
 
 
 @families
-def test_gathered_hidden_states_give_the_same_logits(family):
+def test_gathered_states_give_the_same_logits(family):
     model, _, _ = build(family)
     ids = some_ids(2, 7)
     full = model(input_ids=ids).logits
@@ -128,8 +127,9 @@ def test_gathered_hidden_states_give_the_same_logits(family):
 
 @families
 def test_attention_is_full(family):
-    """The first token's state depends on the last token, without a mask too, where a causal default
-    would show.
+    """The first token's state depends on the last token, with and without a mask.
+
+    Without a mask a causal default would show.
     """
     model, _, _ = build(family)
     for attention in ("eager", "sdpa"):
@@ -160,9 +160,10 @@ def test_gradient_checkpointing_changes_no_gradient(family):
 )  # peft reads it
 @families
 @pytest.mark.parametrize("tied", [False, True])
-def test_lora_leaves_the_head_alone_and_merges_exactly(family, tied):
-    """all-linear excludes the head, though LLaDA's blocks have an `ff_out` too; a new token's row
-    moves a tied head.
+def test_lora_skips_the_head_and_merges_exactly(family, tied):
+    """all-linear excludes the head, though LLaDA's blocks have an `ff_out` too.
+
+    A new token's row changes a tied head.
     """
     model, _, _ = build(family, **{TYING[family]: tied})
     ids = some_ids(1, 5)

@@ -1,4 +1,4 @@
-"""QLoRA's base: what is four bits and what is not, and that looking at it does not change it."""
+"""QLoRA's base: the layers that are 4-bit, their accuracy, and sampling that leaves them unchanged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def four_bit_layers(model: nn.Module) -> dict[str, Linear4bit]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", METHODS)
-def test_linear_layers_are_double_quantised_nf4_and_nothing_else_is_touched(
+def test_four_bit_quantises_linear_layers_only(
     method: str, dtype: torch.dtype, bases: dict[str, Path]
 ) -> None:
     plain, model = (
@@ -64,7 +64,7 @@ def test_linear_layers_are_double_quantised_nf4_and_nothing_else_is_touched(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_weights_are_near_the_originals(method: str, bases: dict[str, Path]) -> None:
+def test_four_bit_weights_are_close_to_the_originals(method: str, bases: dict[str, Path]) -> None:
     plain = dict(load_model(str(bases[method])).named_parameters())
     for name, layer in four_bit_layers(load_model(str(bases[method]), four_bit=True)).items():
         near, exact = (
@@ -76,19 +76,17 @@ def test_the_weights_are_near_the_originals(method: str, bases: dict[str, Path])
 
 
 def snapshot(model: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Logits with gradients on, as in training, and the bytes of the 4-bit weights."""
+    """Return logits with gradients on, as in training, and the bytes of the 4-bit weights."""
     logits = model(input_ids=ids).logits.detach().clone()
     return logits, [layer.weight.data.clone() for layer in four_bit_layers(model).values()]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", ["bert", "llada", "dream"])
-def test_sampling_changes_no_bit_of_the_model_that_trains(
+def test_sampling_leaves_four_bit_weights_unchanged(
     method: str, dtype: torch.dtype, bases: dict[str, Path]
 ) -> None:
-    """bitsandbytes repacks weights at their first forward without gradients on CPUs with bfloat16
-    instructions.
-    """
+    """Some CPUs with bfloat16 make bitsandbytes repack weights in the first no-grad forward."""
     model = load_model(str(bases[method]), dtype=dtype, four_bit=True)
     ids = torch.arange(20)[None]
     logits, stored = snapshot(model, ids)
@@ -102,7 +100,7 @@ def test_sampling_changes_no_bit_of_the_model_that_trains(
     assert all(torch.equal(a, b) for a, b in zip(stored, kept, strict=True))
 
 
-def test_without_bitsandbytes_four_bits_are_refused_and_the_rest_loads(
+def test_four_bit_without_bitsandbytes_is_refused(
     bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)

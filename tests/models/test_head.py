@@ -12,7 +12,7 @@ from plugin.models.head import Rows, masked_sums
 LN2, LN3 = math.log(2), math.log(3)
 
 
-def test_sums_of_two_documents_worked_by_hand() -> None:
+def test_head_sums_of_two_documents_by_hand() -> None:
     # Probabilities (1/2, 1/4, 1/4), (1/3, 1/3, 1/3), (1/8, 1/8, 3/4): the hidden states are the
     # logits themselves.
     hidden = torch.log(torch.tensor([[2.0, 1, 1], [5, 5, 5], [1, 1, 6]]))
@@ -27,7 +27,7 @@ def test_sums_of_two_documents_worked_by_hand() -> None:
     assert sums.correct.tolist()[:2] == [1, 0]
 
 
-def test_the_gradient_is_weight_times_probability_minus_truth() -> None:
+def test_head_gradient_is_weight_times_error() -> None:
     hidden = torch.log(torch.tensor([[2.0, 1, 1]])).requires_grad_()
     sums = masked_sums(
         hidden,
@@ -41,7 +41,7 @@ def test_the_gradient_is_weight_times_probability_minus_truth() -> None:
     assert not sums.correct.requires_grad
 
 
-def test_the_loss_is_computed_in_float32_whatever_the_states_are() -> None:
+def test_head_loss_is_float32_for_any_states() -> None:
     hidden = torch.zeros(1, 1000, dtype=torch.bfloat16)
     sums = masked_sums(
         hidden,
@@ -52,7 +52,7 @@ def test_the_loss_is_computed_in_float32_whatever_the_states_are() -> None:
     assert sums.nll.item() == pytest.approx(math.log(1000), rel=1e-6)
 
 
-def test_nothing_masked_costs_nothing() -> None:
+def test_head_without_masked_tokens_sums_to_zero() -> None:
     hidden = torch.zeros(0, 4, requires_grad=True)
     none = torch.zeros(0, dtype=torch.long)
     sums = masked_sums(hidden, lambda states: states, Rows(none, torch.zeros(0), none, 2))

@@ -1,6 +1,4 @@
-"""The chunked head against plain cross-entropy over full logits: losses, every gradient, and what
-is never held.
-"""
+"""The chunked head against plain cross-entropy over full logits: losses, gradients, memory."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from torch.nn import functional as F
 
 from plugin.config.families import FAMILIES as KNOWN
 from plugin.models import head
-from plugin.models.diffusion import FACES, bare, output_projection
+from plugin.models.diffusion import BACKBONES, output_projection, unwrapped
 from plugin.models.head import Rows, Sums, masked_sums
 from plugin.models.lora import LoraSettings, add_adapter
 
@@ -67,8 +65,9 @@ def gradients(
     rows: Rows,
     factor: Tensor | None = None,
 ) -> list[Tensor]:
-    """Of states, then of the layer's parameters; `factor` [S] weighs the documents, None takes
-    their sum.
+    """Return gradients of the states, then of the layer's parameters.
+
+    `factor` [S] weighs the documents; None means their sum.
     """
     wanted = [states.clone().requires_grad_(), *layer.parameters()]
     weighted = sums(wanted[0], layer, rows).weighted
@@ -78,7 +77,7 @@ def gradients(
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_losses_and_gradients_are_those_of_full_logits(bias: bool) -> None:
+def test_chunked_losses_and_gradients_match_full_logits(bias: bool) -> None:
     layer, states, rows = some_layer(bias=bias), some_states(), some_rows()
     rows.target[::3] = layer(states).argmax(-1)[::3]
     got, wanted = masked_sums(states, layer, rows), plain_sums(states, layer, rows)
@@ -95,7 +94,7 @@ def test_losses_and_gradients_are_those_of_full_logits(bias: bool) -> None:
         assert_close(mine, plain, 1e-6)
 
 
-def test_a_factor_for_each_document_is_honoured() -> None:
+def test_chunked_head_honours_a_factor_per_document() -> None:
     layer, states, rows = some_layer(), some_states(), some_rows()
     for factor in (torch.tensor([0.0, -2.0, 5.0, 1.0]), torch.ones(S)):
         found = (
@@ -106,7 +105,7 @@ def test_a_factor_for_each_document_is_honoured() -> None:
             assert_close(mine, plain, 1e-6)
 
 
-def test_a_second_backward_gives_the_same_gradient() -> None:
+def test_chunked_second_backward_gives_same_gradient() -> None:
     layer, states, rows = some_layer(), some_states(), some_rows()
     loss = masked_sums(states, layer, rows).weighted.sum() * 3
     first, second = (
@@ -115,7 +114,7 @@ def test_a_second_backward_gives_the_same_gradient() -> None:
     assert_close(second, first, 1e-6)
 
 
-def test_frozen_weights_get_no_gradient_and_states_still_do() -> None:
+def test_chunked_frozen_weights_get_no_gradient() -> None:
     layer, rows = some_layer(), some_rows()
     (wanted,) = gradients(plain_sums, layer, some_states(), rows)[:1]
     layer.requires_grad_(False)
@@ -126,7 +125,7 @@ def test_frozen_weights_get_no_gradient_and_states_still_do() -> None:
     assert layer.weight.grad is None
 
 
-def test_a_tied_weight_collects_both_gradients() -> None:
+def test_chunked_tied_weight_collects_both_gradients() -> None:
     found = []
     for sums in (masked_sums, plain_sums):
         layer = some_layer(bias=False)
@@ -136,7 +135,7 @@ def test_a_tied_weight_collects_both_gradients() -> None:
     assert_close(*found, 1e-6)
 
 
-def test_accumulated_micro_batches_add_up() -> None:
+def test_chunked_gradients_add_up_over_micro_batches() -> None:
     layer = some_layer()
     for seed in (1, 2):
         masked_sums(some_states(seed), layer, some_rows(seed)).weighted.sum().backward()
@@ -151,8 +150,8 @@ def test_accumulated_micro_batches_add_up() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_under_autocast_errors_are_no_larger_than_plain_codes(dtype: torch.dtype) -> None:
-    """Against float64; the margin covers that chunks round where plain code rounds once."""
+def test_chunked_autocast_error_is_no_larger_than_plain(dtype: torch.dtype) -> None:
+    """Against float64; the margin covers chunks that round where plain code rounds once."""
     layer, states, rows = some_layer(), some_states(), some_rows()
     exact_layer = some_layer().double()
     exact = plain_sums_64(states, exact_layer, rows)
@@ -175,10 +174,8 @@ def plain_sums_64(states: Tensor, layer: nn.Linear, rows: Rows) -> list[Tensor]:
     return [weighted.detach(), *torch.autograd.grad(weighted.sum() * 0.37, wanted)]
 
 
-def test_float16_gradients_live_above_the_scalers_factor() -> None:
-    """Weights of 1e-6 are subnormal in float16; the factor 2**15 arrives only with the backward
-    pass, and must be in time.
-    """
+def test_chunked_float16_gradients_do_not_underflow() -> None:
+    """Weights of 1e-6 are subnormal in float16 until the scaler's factor 2**15 is applied."""
     layer, states, whole = some_layer(), some_states(), some_rows()
     rows = Rows(whole.target, whole.weight * 1e-6, whole.document, S)
     with torch.autocast("cpu", dtype=torch.float16):
@@ -189,7 +186,7 @@ def test_float16_gradients_live_above_the_scalers_factor() -> None:
     assert_close(x.grad, exact, 5e-3)
 
 
-def test_weights_kept_in_bfloat16_get_bfloat16_gradients() -> None:
+def test_chunked_bfloat16_weights_get_bfloat16_gradients() -> None:
     layer, rows = some_layer().bfloat16(), some_rows()
     states = some_states().bfloat16()
     mine, plain = (
@@ -201,7 +198,7 @@ def test_weights_kept_in_bfloat16_get_bfloat16_gradients() -> None:
         assert_close(got, wanted, 1e-2)
 
 
-def test_one_chunk_of_logits_at_a_time_and_every_row_projected_once(
+def test_chunked_head_holds_one_chunk_of_logits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sizes: list[int] = []
@@ -225,9 +222,9 @@ def test_one_chunk_of_logits_at_a_time_and_every_row_projected_once(
 
 
 @pytest.mark.parametrize("masked", [M, 1, 0])
-def test_a_layer_that_is_not_a_plain_one_is_called_chunk_by_chunk(masked: int) -> None:
+def test_chunked_head_calls_a_wrapped_layer_per_chunk(masked: int) -> None:
     class Wrapped(nn.Linear):
-        """As peft's wrappers, whose forward is not their weight alone."""
+        """A layer as peft wraps it: its forward is not its weight alone."""
 
         def forward(self, input: Tensor) -> Tensor:
             return super().forward(input) * 1.5
@@ -247,13 +244,13 @@ def test_a_layer_that_is_not_a_plain_one_is_called_chunk_by_chunk(masked: int) -
 
 
 @pytest.mark.parametrize("family", KNOWN)
-def test_transform_and_projection_are_the_models_own_head(family: str) -> None:
-    assert set(FAMILIES) == set(FACES)
+def test_transform_and_projection_equal_the_models_head(family: str) -> None:
+    assert set(FAMILIES) == set(BACKBONES)
     model = tiny_model(family)
     ids = torch.tensor([[2, 9, 8, 7, 3]])
-    hidden = FACES[family].encode(model, ids, None)
+    hidden = BACKBONES[family].encode(model, ids, None)
     assert type(output_projection(model)) is nn.Linear, "the fast path"
-    logits = output_projection(model)(FACES[family].transform(model, hidden))
+    logits = output_projection(model)(BACKBONES[family].transform(model, hidden))
     wanted = model(input_ids=ids).logits
     shift = KNOWN[family].shift
     torch.testing.assert_close(logits[:, : 5 - shift], wanted[:, shift:], rtol=1e-6, atol=1e-6)
@@ -264,15 +261,13 @@ def test_transform_and_projection_are_the_models_own_head(family: str) -> None:
 )  # peft reads it
 @pytest.mark.filterwarnings("ignore::UserWarning")  # peft on tied embeddings
 @pytest.mark.parametrize(("family", "tied"), [("Dream", False), ("llada", True), ("bert", True)])
-def test_new_words_under_lora_train_through_the_wrapped_head(family: str, tied: bool) -> None:
-    """Trainable rows of a tied head, a whole copy of an untied one: neither is a plain linear layer
-    any more.
-    """
+def test_new_tokens_under_lora_train_through_the_head(family: str, tied: bool) -> None:
+    """Trainable rows of a tied head or a full copy of an untied one: no plain linear layer either."""
     tying = {"llada": "weight_tying"}.get(family, "tie_word_embeddings")
     model = tiny_model(family, **{tying: tied})
     assert tiny_config(family, **{tying: tied}).tie_word_embeddings == tied
     adapted = add_adapter(model, KNOWN[family], LoraSettings(2, 4, 0.0, "auto"), [39])
-    plain = bare(adapted)
+    plain = unwrapped(adapted)
     assert type(output_projection(plain)) is not nn.Linear
     draw = torch.Generator().manual_seed(0)
     whole = some_rows(vocabulary=39)
@@ -281,7 +276,7 @@ def test_new_words_under_lora_train_through_the_wrapped_head(family: str, tied: 
         adapted.zero_grad()
         hidden = torch.randn(M, 16, generator=draw.manual_seed(5))
         sums(
-            FACES[family].transform(plain, hidden), output_projection(plain), whole
+            BACKBONES[family].transform(plain, hidden), output_projection(plain), whole
         ).weighted.sum().backward()
         found.append(
             torch.cat([p.grad.flatten() for p in adapted.parameters() if p.grad is not None])

@@ -1,15 +1,13 @@
-"""LLaDA alone: defaults of absent fields, rows beyond the vocabulary, precision of RMSNorm and
-RoPE.
-"""
+"""LLaDA: defaults of absent fields, rows beyond the vocabulary, precision of RMSNorm and RoPE."""
 
 from __future__ import annotations
 
 import torch
 
 from plugin.models.llada import LLaDAConfig, LLaDAModelLM
-from plugin.models.parts import rotary_tables, rotate
-from plugin.models.published import published_shapes
+from plugin.models.rotary import rotary_tables, rotate
 from tests.models.published_examples import LLADA, random_state
+from tests.models.tensor_names import published_shapes
 
 NAMES = [
     "model.transformer.wte.weight",
@@ -27,7 +25,7 @@ NAMES = [
 ]
 
 
-def test_names_written_out():
+def test_llada_names_written_out():
     model = LLaDAModelLM(LLaDAConfig.from_dict(LLADA | {"n_layers": 1}))
     assert sorted(model.state_dict()) == sorted(NAMES)
     assert all(
@@ -36,23 +34,21 @@ def test_names_written_out():
     )
 
 
-def test_absent_fields_take_the_meaning_of_the_published_class():
+def test_llada_absent_fields_have_published_defaults():
     config = LLaDAConfig(d_model=32, n_heads=4, n_layers=1, vocab_size=50, mlp_hidden_size=None)
     assert (config.n_kv_heads, config.embedding_size, config.mlp_hidden_size) == (4, 50, 128)
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (32, 1, 4)
     assert config.tie_word_embeddings is False
 
 
-def test_embedding_rows_beyond_the_vocabulary_are_there():
+def test_llada_keeps_embedding_rows_beyond_vocabulary():
     model = LLaDAModelLM(LLaDAConfig.from_dict(dict(LLADA)))
     assert model.get_input_embeddings().weight.shape == (64, 32)
     assert model(input_ids=torch.tensor([[63, 2]])).logits.shape == (1, 2, 64)
 
 
-def test_the_gate_is_ff_proj_and_not_up_proj():
-    """Swapping the two shapes alike tensors must change the result, or the names would mean
-    nothing.
-    """
+def test_llada_gate_is_ff_proj():
+    """Swapping the two tensors, which have equal shapes, must change the result."""
     config = LLaDAConfig.from_dict(dict(LLADA))
     model = LLaDAModelLM(config).eval()
     state = random_state(published_shapes(config), seed=5)
@@ -68,10 +64,8 @@ def test_the_gate_is_ff_proj_and_not_up_proj():
     assert (model(ids).logits - before).abs().max() > 0.1
 
 
-def test_rotation_by_hand():
-    """Two-wide heads turn by `position` radians; a four-wide head pairs 0 with 2 and 1 with 3 (half
-    rotation).
-    """
+def test_rope_rotation_by_hand():
+    """A head of width 2 turns by `position` radians; one of width 4 pairs 0 with 2 and 1 with 3."""
     cos, sin = rotary_tables(torch.tensor([[1]]), 2, 10000.0)
     torch.testing.assert_close(
         rotate(torch.tensor([[[[1.0, 0.0]]]]), cos, sin), torch.tensor([[[[0.5403023, 0.8414710]]]])
@@ -84,9 +78,7 @@ def test_rotation_by_hand():
 
 
 def test_rope_is_fp32_in_a_bf16_model():
-    """At position 4000 bf16 cannot hold the angle (spacing 16), nor can a bf16 table of frequencies
-    make it.
-    """
+    """At position 4000 neither a bf16 angle (spacing 16) nor a bf16 table of frequencies suffices."""
     x = torch.randn(1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
     cos, sin = rotary_tables(torch.tensor([[4001]]), 8, 500000.0)
     assert cos.dtype == torch.float32
@@ -96,7 +88,7 @@ def test_rope_is_fp32_in_a_bf16_model():
         turned, rotate(x.bfloat16().float(), cos, sin).bfloat16(), atol=0, rtol=0
     )
     model = LLaDAModelLM(LLaDAConfig.from_dict(dict(LLADA))).bfloat16()
-    assert not list(model.buffers())  # nothing that a cast could have rounded
+    assert not list(model.buffers())  # no value that a cast could have rounded
 
 
 def test_rms_norm_is_fp32_in_a_bf16_model():

@@ -1,6 +1,4 @@
-"""Adapters: where they sit, what trains beside them, and that merging gives the model that was
-trained.
-"""
+"""LoRA adapters: adapted layers, other trained weights, and merging into the trained model."""
 
 from __future__ import annotations
 
@@ -32,25 +30,26 @@ from plugin.base.errors import JobError
 from plugin.config.families import FAMILIES as KNOWN
 from plugin.config.params import Params
 from plugin.models.diffusion import DiffusionModel, logits_of
-from plugin.models.load import load_model, load_tokenizer
+from plugin.models.load import load_model
 from plugin.models.lora import LoraSettings, add_adapter, merged_model, target_layers
 from plugin.models.publish import write_model
+from plugin.models.tokenizer import load_tokenizer
 from plugin.training.step import build_step
 
 TEXTS = ["how are you", "fine, thanks", "what is the sun"]
 METHODS = {"classic": "bert", "bert": "bert", "llada": "llada", "dream": "dream"}
-# Linear layers besides the head: two layers of six (BERT) or seven, three of four in ModernBERT.
+# Linear layers below the head: two layers of six (BERT) or seven, three of four in ModernBERT.
 LAYERS = {"bert": 12, "roberta": 12, "modernbert": 12, "llada": 14, "Dream": 14}
 
 
 def layers_with(model: PeftModel) -> set[str]:
-    """Names of the layers that carry an adapter."""
+    """Return the names of the layers that have an adapter."""
     names = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
     return {name.removeprefix("base_model.model.") for name in names}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_linear_layer_but_the_heads_gets_an_adapter(family: str) -> None:
+def test_all_linear_layers_but_the_head_get_adapters(family: str) -> None:
     model = tiny_model(family)
     head = model.get_output_embeddings()
     live = adapted(model, family)
@@ -76,14 +75,14 @@ def test_every_linear_layer_but_the_heads_gets_an_adapter(family: str) -> None:
                 for part in ("q_proj", "v_proj")
             },
         ),
-        # `ff_out` is the name of a block's down projection and of the head, which it never means
+        # `ff_out` names a block's down projection and the head; as a target it never means the head
         ("llada", "ff_out", {f"model.transformer.blocks.{n}.ff_out" for n in (0, 1)}),
         ("Dream", "self_attn.o_proj", {f"model.layers.{n}.self_attn.o_proj" for n in (0, 1)}),
         ("Dream", "model.layers.1.mlp.up_proj", {"model.layers.1.mlp.up_proj"}),
         ("bert", "query", {f"bert.encoder.layer.{n}.attention.self.query" for n in (0, 1)}),
     ],
 )
-def test_layers_can_be_chosen_by_name(family: str, targets: str, layers: set[str]) -> None:
+def test_lora_targets_choose_layers_by_name(family: str, targets: str, layers: set[str]) -> None:
     assert layers_with(adapted(tiny_model(family), family, targets=targets)) == layers
 
 
@@ -97,7 +96,7 @@ def test_layers_can_be_chosen_by_name(family: str, targets: str, layers: set[str
         ("Dream", "norm", "norm"),
     ],
 )
-def test_a_name_that_no_layer_bears_is_refused_with_those_that_are_there(
+def test_unknown_lora_target_is_refused_with_known_names(
     family: str, targets: str, absent: str
 ) -> None:
     with pytest.raises(JobError) as caught:
@@ -108,13 +107,13 @@ def test_a_name_that_no_layer_bears_is_refused_with_those_that_are_there(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_adapter_is_float32_and_the_rest_keeps_its_dtype(family: str) -> None:
+def test_adapter_is_float32_and_base_keeps_its_dtype(family: str) -> None:
     live = adapted(tiny_model(family).to(torch.bfloat16), family)
     for name, weight in live.named_parameters():
         assert weight.dtype == (torch.float32 if "lora_" in name else torch.bfloat16), name
 
 
-def test_a_new_adapter_changes_nothing_and_a_trained_one_does() -> None:
+def test_new_adapter_leaves_logits_unchanged() -> None:
     model, ids = tiny_model("Dream"), torch.tensor([[2, 9, 8, MASK, 7, 3]])
     before = logits_of(model, ids)
     fresh = add_adapter(model, KNOWN["Dream"], LoraSettings(4, 8, 0.0, "auto"), [])
@@ -141,9 +140,7 @@ def test_alpha_over_rank_scales_the_adapter() -> None:
 
 @pytest.mark.parametrize("four_bit", [False, True], ids=["lora", "qlora"])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_merged_model_is_the_one_that_was_trained(
-    method: str, four_bit: bool, tmp_path: Path
-) -> None:
+def test_merged_model_equals_the_trained_model(method: str, four_bit: bool, tmp_path: Path) -> None:
     base = write_checkpoint(tmp_path / "base", method, TEXTS)
     model = load_model(str(base), four_bit=four_bit)
     plain_ids = torch.arange(60)[None]
@@ -173,7 +170,7 @@ def test_the_merged_model_is_the_one_that_was_trained(
 def with_new_tokens(
     folder: Path, method: str, **changes: Any
 ) -> tuple[Path, PreTrainedTokenizerBase, Params]:
-    """A base, its tokenizer with two tokens more, and the parameters of a LoRA run."""
+    """Return a base, its tokenizer with two new tokens, and the parameters of a LoRA run."""
     base = write_checkpoint(folder / "base", method, TEXTS, **changes)
     params = Params.model_validate(
         {
@@ -192,9 +189,7 @@ def with_new_tokens(
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("method", METHODS)
-def test_new_tokens_are_learned_beside_the_adapter_and_survive_merging(
-    method: str, tied: bool, tmp_path: Path
-) -> None:
+def test_new_tokens_train_and_survive_merging(method: str, tied: bool, tmp_path: Path) -> None:
     name = "weight_tying" if method == "llada" else "tie_word_embeddings"
     base, tokenizer, params = with_new_tokens(tmp_path, method, **{name: tied})
     live = make_model(params, tokenizer, torch.float32)
@@ -235,7 +230,7 @@ def test_new_tokens_are_learned_beside_the_adapter_and_survive_merging(
     assert words.convert_tokens_to_ids(["<|think|>", "<|act|>"]) == [rows - 2, rows - 1]
 
 
-def test_new_tokens_train_in_float32_beside_bfloat16_weights(tmp_path: Path) -> None:
+def test_new_tokens_train_in_float32_on_bfloat16_base(tmp_path: Path) -> None:
     """At 2e-5 an update of a bfloat16 row would be lost."""
     _, tokenizer, params = with_new_tokens(tmp_path, "dream")
     live = make_model(params, tokenizer, torch.bfloat16)
@@ -247,7 +242,7 @@ def test_new_tokens_train_in_float32_beside_bfloat16_weights(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("family", ["llada", "Dream"])
-def test_adapter_gradients_of_a_batch_are_those_of_every_document_alone(family: str) -> None:
+def test_adapter_gradients_equal_those_of_documents_alone(family: str) -> None:
     documents, live = random_documents(8), adapted(tiny_model(family), family)
     (piece,) = build_step(slots(8, 8), documents, rules(eos_policy="batch"), batch_size=8).pieces
     torch.stack(alone_in(live, piece.batch)).sum().backward()

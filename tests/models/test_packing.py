@@ -1,9 +1,7 @@
-"""Packed documents: the numbers of each document alone, and nothing of one in another, for every
-family and backend.
+"""Packed documents: equal to each document alone, and kept apart, for every family and backend.
 
-Leaks are silent, so isolation is proved twice: an edited document leaves the others' sums equal to
-the last bit, and the gradient of one document's loss with respect to another's embeddings is
-exactly zero.
+Leaks are silent, so isolation is tested twice: editing a document leaves the others' sums equal to
+the last bit, and the gradient of a document's loss with respect to another's embeddings is 0.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ from plugin.config.families import FAMILIES as KNOWN
 from plugin.data.packing import PADDED, Layout
 from plugin.models import attention, diffusion
 from plugin.models.attention import Segments
-from plugin.models.diffusion import FACES, DiffusionModel, predictor
+from plugin.models.diffusion import BACKBONES, DiffusionModel, predictor
 from plugin.models.load import load_model
 from plugin.models.lora import LoraSettings, add_adapter
 from plugin.training.step import build_step
@@ -59,13 +57,13 @@ def packed_batch(count: int = 12) -> Batch:
 
 
 def edited(batch: Batch, document: int) -> Batch:
-    """Every visible token of one document changed."""
+    """Return the batch with every visible token of a document changed."""
     there = batch.document == document
     there[batch.masked] = False
     return replace(batch, ids=torch.where(there, 5 + (batch.ids + 7) % 30, batch.ids))
 
 
-def test_the_batch_excites_every_path() -> None:
+def test_packing_batch_excites_every_path() -> None:
     batch = packed_batch()
     lengths = batch.cu_seqlens.diff().tolist()
     assert len(set(lengths)) < len(lengths), "some documents of one length, computed together"
@@ -77,7 +75,7 @@ def test_the_batch_excites_every_path() -> None:
 
 @every_family
 @every_backend
-def test_sums_and_gradients_are_those_of_every_document_alone(family: str, backend: str) -> None:
+def test_packed_sums_equal_those_of_documents_alone(family: str, backend: str) -> None:
     model, batch = tiny_model(family), packed_batch()
     wanted = torch.stack(alone_in(model, batch))
     wanted.sum().backward()
@@ -93,7 +91,7 @@ def test_sums_and_gradients_are_those_of_every_document_alone(family: str, backe
 @every_family
 @every_backend
 @pytest.mark.parametrize("document", [0, 5, 11])
-def test_editing_one_document_leaves_the_others_equal_to_the_last_bit(
+def test_packed_document_edit_leaves_others_unchanged(
     family: str, backend: str, document: int
 ) -> None:
     module, batch = DiffusionModel(tiny_model(family), PAD, backend), packed_batch()
@@ -109,7 +107,7 @@ def test_editing_one_document_leaves_the_others_equal_to_the_last_bit(
 
 @every_family
 @every_backend
-def test_no_gradient_reaches_another_documents_embeddings(family: str, backend: str) -> None:
+def test_packed_gradient_never_reaches_other_documents(family: str, backend: str) -> None:
     model, batch = tiny_model(family), packed_batch()
     embedded: list[Tensor] = []
 
@@ -125,10 +123,8 @@ def test_no_gradient_reaches_another_documents_embeddings(family: str, backend: 
 
 
 @every_backend
-def test_windows_and_documents_meet_in_modernberts_local_layers(backend: str) -> None:
-    """One layer of windows: a token's state depends on exactly the 2 neighbours to each side that
-    are of its document.
-    """
+def test_modernbert_window_stays_within_the_document(backend: str) -> None:
+    """A token's state depends on exactly the 2 neighbours to each side within its document."""
     model = tiny_model(
         "modernbert", num_hidden_layers=2, layer_types=["sliding_attention", "sliding_attention"]
     )
@@ -137,7 +133,7 @@ def test_windows_and_documents_meet_in_modernberts_local_layers(backend: str) ->
     batch = packed_batch(3)
     embedded = model.get_input_embeddings()(batch.ids[None]).detach().requires_grad_()
     model.get_input_embeddings().register_forward_hook(lambda *call: embedded)
-    states = FACES["modernbert"].encode_flat(
+    states = BACKBONES["modernbert"].encode_flat(
         model, batch.ids[None], batch.position[None], Segments.of(batch, backend)
     )[0]
     for token in (
@@ -153,7 +149,7 @@ def test_windows_and_documents_meet_in_modernberts_local_layers(backend: str) ->
         assert seen.tolist() == (near & (batch.document == batch.document[token])).tolist()
 
 
-def test_a_window_is_the_one_transformers_draws() -> None:
+def test_packed_window_equals_that_of_transformers() -> None:
     config = tiny_config("modernbert")
     config._attn_implementation = "sdpa"
     drawn = create_bidirectional_sliding_window_mask(config, torch.zeros(1, 9, 16), None)
@@ -165,10 +161,8 @@ def test_a_window_is_the_one_transformers_draws() -> None:
 
 
 @every_family
-def test_without_documents_the_name_means_sdpa(family: str) -> None:
-    """Sampling uses the trained model with padded rows: same logits as before packing was switched
-    on, padding still unseen.
-    """
+def test_attention_without_segments_is_sdpa(family: str) -> None:
+    """Sampling uses the trained model with padded rows: logits as before packing was switched on."""
     model = tiny_model(family)
     ids = torch.full((2, 14), PAD)
     ids[0] = torch.arange(6, 20)
@@ -182,7 +176,7 @@ def test_without_documents_the_name_means_sdpa(family: str) -> None:
 
 
 @every_family
-def test_a_saved_model_shows_no_trace_of_packing(family: str, tmp_path: Path) -> None:
+def test_saved_model_has_no_trace_of_packing(family: str, tmp_path: Path) -> None:
     model = tiny_model(family)
     DiffusionModel(model, PAD, "loop")
     model.save_pretrained(tmp_path)
@@ -192,9 +186,7 @@ def test_a_saved_model_shows_no_trace_of_packing(family: str, tmp_path: Path) ->
 
 @every_family
 def test_recomputed_layers_see_the_same_documents(family: str) -> None:
-    """Another batch runs between forward and backward: state kept beside the call would be the
-    wrong one by then.
-    """
+    """Another batch runs between forward and backward, so that shared state would be wrong."""
     found = []
     for recompute in (False, True):
         model = tiny_model(family).train()
@@ -211,10 +203,8 @@ def test_recomputed_layers_see_the_same_documents(family: str) -> None:
 @quiet_peft
 @every_family
 @pytest.mark.parametrize("lora", [False, True])
-def test_on_and_off_give_one_loss_trace(family: str, lora: bool) -> None:
-    """Six AdamW steps of 8 documents in micro-batches; the budget cuts packs elsewhere than
-    rows.
-    """
+def test_packing_on_and_off_give_one_loss_trace(family: str, lora: bool) -> None:
+    """Six AdamW steps of 8 documents in micro-batches that packing splits differently."""
     traces = []
     for layout, backend in (
         (PADDED, None),
@@ -248,7 +238,7 @@ def test_on_and_off_give_one_loss_trace(family: str, lora: bool) -> None:
 
 @quiet_peft
 @pytest.mark.parametrize("family", ["llada", "Dream"])
-def test_a_4_bit_base_trains_the_same_packed(family: str, tmp_path: Path) -> None:
+def test_packing_on_4_bit_base_gives_the_same_losses(family: str, tmp_path: Path) -> None:
     wide = {"hidden_size": 64, "intermediate_size": 64, "initializer_range": 0.1}
     tiny_model(family, **wide).save_pretrained(tmp_path)
     found = []
@@ -269,15 +259,15 @@ def test_a_4_bit_base_trains_the_same_packed(family: str, tmp_path: Path) -> Non
     assert_same_vector(found[1][1], found[0][1], 1e-5)
 
 
-def test_a_family_without_proof_refuses_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FACES, "bert", replace(FACES["bert"], encode_flat=None))
+def test_unpackable_family_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKBONES, "bert", replace(BACKBONES["bert"], encode_flat=None))
     with pytest.raises(JobError, match=r"packing.*roberta.*bert"):
         DiffusionModel(tiny_model("bert"), PAD, "loop")
     assert not diffusion.is_packable("bert")
     assert not diffusion.is_packable("gpt2")
 
 
-def test_models_share_no_state() -> None:
+def test_packed_models_share_no_state() -> None:
     """Two models packed in turns: each call carries its own documents."""
     first, second = (
         DiffusionModel(tiny_model(family), PAD, "loop") for family in ("modernbert", "bert")
@@ -287,8 +277,8 @@ def test_models_share_no_state() -> None:
     assert torch.equal(first(packed_batch()).weighted, wanted)
 
 
-def test_memory_of_a_pack_is_not_quadratic_in_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No layer of any family is handed a mask, and transformers draws none over the flat row."""
+def test_packing_builds_no_quadratic_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No layer of any family receives a mask, and transformers builds none over the flat row."""
     shapes: list[torch.Size] = []
     plain = attention.sdpa_mask
 

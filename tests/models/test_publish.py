@@ -1,6 +1,4 @@
-"""What a published folder says of where it came from: names that mean something elsewhere, and no
-paths.
-"""
+"""Names in a published folder: those that mean something elsewhere, and no paths."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Published layouts in and out: names, shapes, fields, dtypes, and the logits that an independent
-forward gives.
-"""
+"""Published checkpoints, read and written: names, shapes, fields, dtypes, and reference logits."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from plugin.models.published import REGISTRY, field_problems, name_problems, published_shapes
+from plugin.models.published import REGISTRY, field_problems
 from tests.models import reference
 from tests.models.published_examples import (
     CONFIGS,
@@ -24,6 +22,7 @@ from tests.models.published_examples import (
     some_ids,
     write_checkpoint,
 )
+from tests.models.tensor_names import name_problems, published_shapes
 
 
 def stored_names(folder: Path) -> set[str]:
@@ -42,7 +41,7 @@ def stored_names(folder: Path) -> set[str]:
     ],
     ids=["LLaDA-8B", "Dream-7B"],
 )
-def test_big_models_have_the_published_names_shapes_and_size(fields, parameters):
+def test_8b_models_have_published_names_and_shapes(fields, parameters):
     config_class, model_class = REGISTRY[fields["model_type"]]
     config = config_class.from_dict(dict(fields))
     with torch.device("meta"):
@@ -57,9 +56,7 @@ def test_big_models_have_the_published_names_shapes_and_size(fields, parameters)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_a_checkpoint_of_others_gives_the_reference_logits(
-    family, attention, tied, kv_heads, tmp_path
-):
+def test_published_checkpoint_gives_reference_logits(family, attention, tied, kv_heads, tmp_path):
     changes = {"llada": {"n_kv_heads": kv_heads, "weight_tying": tied}}
     changes["Dream"] = {"num_key_value_heads": kv_heads, "tie_word_embeddings": tied}
     fields = CONFIGS[family] | changes[family]
@@ -81,7 +78,7 @@ def test_a_checkpoint_of_others_gives_the_reference_logits(
     assert ours.shape == (3, 9, 64)
     assert ours.isfinite().all()
     expected = reference.logits(state, fields, ids, real)
-    assert expected.abs().max() > 1  # the comparison means something
+    assert expected.abs().max() > 1  # otherwise the comparison means nothing
     torch.testing.assert_close(ours[real.bool()], expected[real.bool()], atol=1e-5, rtol=0)
     torch.testing.assert_close(unpadded, reference.logits(state, fields, ids), atol=1e-5, rtol=0)
 
@@ -119,7 +116,7 @@ def test_saving_writes_the_published_layout_back(family, tmp_path):
 
 
 @families
-def test_tied_heads_are_stored_once_and_read_back(family, tmp_path):
+def test_tied_head_is_stored_once_and_read_back(family, tmp_path):
     tying = TYING[family]
     model, _, state = build(family, **{tying: True})
     head = {"llada": "model.transformer.ff_out.weight", "Dream": "lm_head.weight"}[family]
@@ -142,7 +139,7 @@ def test_missing_and_unexpected_names_are_listed(family, tmp_path):
     lost, bent, *_ = sorted(shapes)
     shapes["model.vision.weight"] = shapes.pop(lost)
     shapes[bent] = (7, 7)
-    text = "\n".join(str(problem) for problem in name_problems(model.config, shapes))
+    text = "\n".join(name_problems(model.config, shapes))
     assert f"missing {lost}" in text
     assert "unexpected model.vision.weight" in text
     assert f"{bent} (7, 7) for " in text
@@ -155,7 +152,7 @@ def test_missing_and_unexpected_names_are_listed(family, tmp_path):
     assert set(report["unexpected_keys"]) == {"model.vision.weight"}
 
 
-def test_absent_fields_are_listed_and_published_ones_suffice():
+def test_absent_fields_are_listed():
     assert field_problems("llada", LLADA_8B) == []
     assert field_problems("Dream", DREAM_7B) == []
     (problem,) = field_problems("llada", {"d_model": 8, "rope_theta": None})
@@ -165,7 +162,7 @@ def test_absent_fields_are_listed_and_published_ones_suffice():
 
 
 @families
-def test_bf16_loading_and_its_error(family, tmp_path):
+def test_bf16_loading_has_bf16_error(family, tmp_path):
     model, fields, state = build(family)
     small = {name: tensor.bfloat16() for name, tensor in state.items()}
     loaded = (
@@ -190,7 +187,7 @@ def test_bf16_loading_and_its_error(family, tmp_path):
 
 @families
 @pytest.mark.parametrize("tied", [False, True])
-def test_resizing_keeps_old_words_and_both_ends(family, tied, tmp_path):
+def test_resizing_keeps_old_rows_of_both_ends(family, tied, tmp_path):
     model, _, _ = build(family, **{TYING[family]: tied})
     ids = some_ids(1, 5)
     before = model(input_ids=ids).logits
@@ -203,7 +200,7 @@ def test_resizing_keeps_old_words_and_both_ends(family, tied, tmp_path):
 
 
 @families
-def test_what_cannot_be_computed_is_refused_by_name(family):
+def test_unsupported_field_is_refused_by_name(family):
     wrong = {
         "llada": {
             "alibi": True,

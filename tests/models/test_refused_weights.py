@@ -1,6 +1,4 @@
-"""Weights that cannot be trained and tokenizers that cannot be used are refused by name before
-anything is loaded.
-"""
+"""Refusal by name of unsupported weights and tokenizers, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -14,14 +12,14 @@ from helpers.support import ROOT, run_python
 
 from plugin.base.errors import JobError, Problem
 from plugin.config.model_files import check_model_files
-from plugin.models.load import load_tokenizer
+from plugin.models.tokenizer import load_tokenizer
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder that looks like a model's; nothing in it is ever loaded."""
+    """Return a folder that looks like a model's; nothing in it is ever loaded."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "modernbert"}', encoding="utf-8")
@@ -46,7 +44,7 @@ def with_config(folder: Path, **fields: object) -> Path:
     return folder
 
 
-def test_a_whole_folder_is_not_refused(folder: Path) -> None:
+def test_complete_model_folder_is_accepted(folder: Path) -> None:
     check_model_files(str(folder))
     check_model_files(str(with_config(folder, quantization_config=None)))
 
@@ -66,7 +64,7 @@ def test_a_whole_folder_is_not_refused(folder: Path) -> None:
         ({"quantization_config": {"bits": 4}}, "a method that it does not name"),
     ],
 )
-def test_quantised_weights_are_refused_by_their_method(
+def test_quantised_weights_are_refused_by_method(
     fields: dict[str, object], method: str, folder: Path
 ) -> None:
     problem = refused(with_config(folder, **fields))
@@ -75,12 +73,12 @@ def test_quantised_weights_are_refused_by_their_method(
     assert problem.fix == "Name the original model; load_in_4bit quantises it here."
 
 
-def test_gptq_is_known_by_its_own_file_too(folder: Path) -> None:
+def test_gptq_is_recognised_by_its_own_file(folder: Path) -> None:
     (folder / "quantize_config.json").write_text('{"bits": 4}', encoding="utf-8")
     assert refused(folder).got.endswith("quantised with gptq")
 
 
-def test_gguf_is_refused_as_a_format_for_inference(folder: Path) -> None:
+def test_gguf_is_refused_as_inference_format(folder: Path) -> None:
     for name in (folder / "small.Q4_K_M.gguf", "org/repo/small.gguf"):
         assert "GGUF is a format for inference" in refused(name).fix
     (folder / "model.safetensors").rename(folder / "small.Q4_K_M.gguf")
@@ -89,14 +87,14 @@ def test_gguf_is_refused_as_a_format_for_inference(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("pointer", ["model.safetensors", "config.json", "tokenizer.json"])
-def test_pointers_of_git_lfs_name_the_command_that_fetches_them(pointer: str, folder: Path) -> None:
+def test_git_lfs_pointer_error_names_the_command(pointer: str, folder: Path) -> None:
     (folder / pointer).write_text(POINTER, encoding="utf-8")
     problem = refused(folder)
     assert problem.got == f"{folder}: {pointer}, which git-lfs has not fetched"
     assert "git lfs pull" in problem.fix
 
 
-def test_an_adapter_given_as_a_model_names_its_base(folder: Path) -> None:
+def test_adapter_given_as_model_names_its_base(folder: Path) -> None:
     (folder / "config.json").unlink()
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(
@@ -107,7 +105,7 @@ def test_an_adapter_given_as_a_model_names_its_base(folder: Path) -> None:
     assert problem.fix.startswith("Name org/base as model_name")
 
 
-def test_weights_that_are_missing_or_empty_are_named(folder: Path) -> None:
+def test_missing_or_empty_weights_are_named(folder: Path) -> None:
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     assert "model-00002-of-00002.safetensors missing or empty" in refused(folder).got
@@ -116,11 +114,11 @@ def test_weights_that_are_missing_or_empty_are_named(folder: Path) -> None:
     assert "model.safetensors missing or empty" in refused(folder).got
 
 
-def test_a_file_as_a_model_is_refused(folder: Path) -> None:
+def test_file_given_as_model_is_refused(folder: Path) -> None:
     assert "which is a file" in refused(folder / "model.safetensors").got
 
 
-def test_refusing_a_model_imports_nothing_heavy(folder: Path) -> None:
+def test_refusing_a_model_imports_no_torch(folder: Path) -> None:
     with_config(folder, quantization_config={"quant_method": "awq"})
     code = (
         "import sys\nfrom plugin.config.model_files import check_model_files\n"
@@ -158,7 +156,7 @@ def slow(tmp_path: Path) -> Callable[[str], Path]:
         ("CanineTokenizer", "CanineTokenizer, which has no tokenizer.json here"),
     ],
 )
-def test_a_tokenizer_without_a_fast_form_is_named(
+def test_tokenizer_without_fast_form_is_named(
     kind: str, got: str, slow: Callable[[str], Path]
 ) -> None:
     with pytest.raises(JobError) as caught:
@@ -171,7 +169,7 @@ def test_a_tokenizer_without_a_fast_form_is_named(
     )
 
 
-def test_a_tokenizers_pointer_is_refused(slow: Callable[[str], Path]) -> None:
+def test_tokenizer_pointer_is_refused(slow: Callable[[str], Path]) -> None:
     folder = slow("BertTokenizer")
     (folder / "vocab.txt").write_text(POINTER, encoding="utf-8")
     with pytest.raises(JobError, match="git-lfs has not fetched"):

@@ -1,6 +1,4 @@
-"""varlen, CUDA's kernel, without CUDA: a plain one in its place checks what it is given, and the
-meta device the call itself.
-"""
+"""varlen without CUDA: a plain kernel checks its arguments, the meta device the call itself."""
 
 from __future__ import annotations
 
@@ -33,8 +31,9 @@ def packed_batch() -> Batch:
 
 
 def fake_varlen(seen: list[dict[str, Any]], *, grouped: bool) -> Callable[..., Tensor]:
-    """varlen_attn after its documentation: q [N, H, E], k and v [N, G, E], windows (left, right)
-    inclusive, -1 none.
+    """Compute varlen_attn after its documentation: q [N, H, E], k and v [N, G, E].
+
+    Windows (left, right) are inclusive; -1 means none.
     """
 
     def attend(
@@ -110,7 +109,7 @@ def fake_varlen(seen: list[dict[str, Any]], *, grouped: bool) -> Callable[..., T
 
 @every_family
 @pytest.mark.parametrize("grouped", [True, False])
-def test_varlen_gets_what_its_documentation_asks_for(
+def test_varlen_arguments_match_its_documentation(
     family: str, grouped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, Any]] = []
@@ -136,10 +135,8 @@ def test_varlen_gets_what_its_documentation_asks_for(
         assert call["k"].shape[1] == call["v"].shape[1] == heads
 
 
-def test_varlen_runs_in_the_dtype_of_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under autocast Dream's rotary tables lift queries and keys to float32; the kernel takes half
-    precision only.
-    """
+def test_varlen_computes_in_the_dtype_of_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dream's rotary tables promote queries and keys to float32; the kernel needs half precision."""
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(torch_varlen, "varlen_attn", fake_varlen(seen, grouped=True))
     for family in FAMILIES:
@@ -151,9 +148,7 @@ def test_varlen_runs_in_the_dtype_of_the_values(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_varlen_float32_values_compute_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA's autocast lifts a LayerNorm to float32, and bitsandbytes' 4-bit layers give their
-    input's dtype back.
-    """
+    """CUDA's autocast makes a LayerNorm float32, and 4-bit layers return the dtype of their input."""
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(torch_varlen, "varlen_attn", fake_varlen(seen, grouped=True))
     batch = packed_batch()
@@ -170,8 +165,8 @@ def test_varlen_float32_values_compute_in_half(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("reach", [None, 2])
-def test_the_installed_varlen_takes_our_call_on_the_meta_device(reach: int | None) -> None:
-    """Its real signature, shape checks and autograd registration, without its kernels."""
+def test_installed_varlen_accepts_our_call_on_meta(reach: int | None) -> None:
+    """The real signature, shape checks and autograd registration, without the kernels."""
     batch = packed_batch().to(torch.device("meta"))
     N = batch.ids.shape[0]
     q, k, v = (
@@ -186,14 +181,14 @@ def test_the_installed_varlen_takes_our_call_on_the_meta_device(reach: int | Non
 
 
 @pytest.mark.parametrize("backend", ["varlen", "dense"])
-def test_making_segments_reads_nothing_from_the_device(backend: str) -> None:
-    """A meta tensor cannot be read: what does not fail here does not wait for a GPU."""
+def test_making_segments_never_reads_the_device(backend: str) -> None:
+    """A meta tensor cannot be read, so that any wait for a GPU fails here."""
     segments = Segments.of(packed_batch().to(torch.device("meta")), backend)
     assert segments.cu_seqlens.dtype == torch.int32
     assert segments.longest == packed_batch().longest
 
 
-def test_what_keeps_varlen_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_varlen_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     config: Any = tiny_config("llada")
     cuda, half = torch.device("cuda"), torch.bfloat16
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))

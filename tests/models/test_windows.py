@@ -1,6 +1,4 @@
-"""Sliding windows of long documents in blocks: the numbers of a mask of all pairs, and nothing of
-one document in another.
-"""
+"""Sliding windows of long documents in blocks: equal to a mask of all pairs, documents kept apart."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ def states(seed: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("reach", [64, 3, 127, 500, None])
-def test_blocks_give_what_a_mask_of_all_pairs_gives(reach: int | None) -> None:
+def test_window_blocks_equal_a_mask_of_all_pairs(reach: int | None) -> None:
     inputs = states(1)
     found, expected = (way(*inputs, segments(), reach, 0.2) for way in (loop, dense))
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
@@ -45,7 +43,7 @@ def test_blocks_give_what_a_mask_of_all_pairs_gives(reach: int | None) -> None:
         torch.testing.assert_close(one, other, atol=5e-6, rtol=1e-5)
 
 
-def test_a_broken_document_breaks_no_other() -> None:
+def test_window_blocks_keep_nan_within_its_document() -> None:
     """Keys and values of the second document are NaN; its neighbours do not change by one bit."""
     query, key, value = states(3)
     clean = loop(query, key, value, segments(), 64, 0.2)

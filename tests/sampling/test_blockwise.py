@@ -1,6 +1,4 @@
-"""Block-wise decoding: quotas, a decode worked by hand on a table model, and rows that never see
-one another.
-"""
+"""Block-wise decoding: quotas, a decode worked by hand on a table model, independent rows."""
 
 from __future__ import annotations
 
@@ -38,11 +36,11 @@ Guess = Callable[
         (32, 5, [7, 7, 6, 6, 6]),
     ],
 )
-def test_quotas_worked_by_hand(masked: int, steps: int, quotas: list[int]) -> None:
+def test_reveal_quotas_by_hand(masked: int, steps: int, quotas: list[int]) -> None:
     assert reveal_quotas(masked, steps) == quotas
 
 
-def test_quotas_reveal_everything_as_evenly_as_can_be() -> None:
+def test_reveal_quotas_are_even() -> None:
     for masked in range(1, 40):
         for steps in range(1, 45):
             quotas = reveal_quotas(masked, steps)
@@ -52,7 +50,7 @@ def test_quotas_reveal_everything_as_evenly_as_can_be() -> None:
 
 
 def table(guess: Guess) -> Predict:
-    """A model that is a function of what it sees; padding is cut off before it looks."""
+    """Return a model that is a function of the tokens that it sees, padding removed."""
 
     def predict(ids: torch.Tensor, real: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         logits = torch.zeros(len(places), VOCABULARY)
@@ -74,18 +72,19 @@ def answers(samples: Sequence[Sample]) -> list[list[int]]:
 
 
 def next_word(row: list[int], place: int) -> tuple[int, float]:
-    """Each word follows the one before it by number; unsure (and wrong) where that one is still
-    masked. 15 ends.
+    """Predict each word as the number after the one before it, unsure and wrong after a mask.
+
+    15 ends.
     """
     before = row[place - 1]
     if row.index(SEP) == place - 1:
         before = row[1]  # the prompt's word
     elif before == SEP:
-        before = 14  # behind an end token come more of them
+        before = 14  # more end tokens follow an end token
     return (SEP if before == 14 else before + 1, 9.0) if before != MASK else (30, 1.0)
 
 
-def test_the_surest_token_is_revealed_first_and_the_rest_is_looked_at_anew() -> None:
+def test_most_confident_token_is_revealed_first() -> None:
     frames: list[list[int]] = []
     settings = SamplerSettings(max_new_tokens=4, block_length=4, steps=4)
     (one,) = generate(
@@ -105,7 +104,7 @@ def test_the_surest_token_is_revealed_first_and_the_rest_is_looked_at_anew() -> 
     assert (one.ids.tolist(), one.steps) == ([11, 12, 13, 14], 4)
 
 
-def test_two_a_step_takes_the_sure_one_and_the_first_of_the_unsure() -> None:
+def test_ties_in_confidence_reveal_the_first_token() -> None:
     frames: list[list[int]] = []
     settings = SamplerSettings(max_new_tokens=4, block_length=4, steps=2)
     (one,) = generate(
@@ -119,7 +118,7 @@ def test_two_a_step_takes_the_sure_one_and_the_first_of_the_unsure() -> None:
     assert one.steps == 2
 
 
-def test_confidence_not_order_decides() -> None:
+def test_confidence_decides_and_not_order() -> None:
     heights = {3: 2.0, 4: 5.0, 5: 1.0, 6: 3.0}
     frames: list[list[int]] = []
     settings = SamplerSettings(max_new_tokens=4, block_length=4, steps=4)
@@ -138,7 +137,7 @@ def test_confidence_not_order_decides() -> None:
     ]
 
 
-def test_a_later_block_waits_however_sure_it_is() -> None:
+def test_later_block_waits_despite_confidence() -> None:
     frames: list[list[int]] = []
     settings = SamplerSettings(max_new_tokens=4, block_length=2, steps=2, grow=False)
     generate(
@@ -157,9 +156,7 @@ def test_a_later_block_waits_however_sure_it_is() -> None:
 
 
 @pytest.mark.parametrize(("grow", "sizes"), [(True, [5, 5, 7, 7, 8]), (False, [8] * 5)])
-def test_a_growing_canvas_ends_with_the_block_and_a_full_one_spans_the_answer(
-    grow: bool, sizes: list[int]
-) -> None:
+def test_grow_ends_the_canvas_with_the_block(grow: bool, sizes: list[int]) -> None:
     seen: list[int] = []
 
     def guess(row: list[int], place: int) -> tuple[int, float]:
@@ -173,14 +170,14 @@ def test_a_growing_canvas_ends_with_the_block_and_a_full_one_spans_the_answer(
     assert one.steps == 5
 
 
-def test_the_mask_is_never_an_answer() -> None:
+def test_mask_token_is_never_revealed() -> None:
     settings = SamplerSettings(max_new_tokens=3, block_length=3, steps=1)
     (one,) = generate(table(lambda row, place: (MASK, 99.0)), [prompt(10)], WORDS, settings)
     assert MASK not in one.ids
 
 
 @pytest.mark.parametrize("grow", [True, False])
-def test_a_row_stops_with_the_block_of_its_end_token_and_others_go_on(grow: bool) -> None:
+def test_row_stops_after_the_block_of_its_end_token(grow: bool) -> None:
     # from 10: 11 12 | 13 14 | end ...; from 13: 14 end |; from 12: 13 14 | end
     settings = SamplerSettings(max_new_tokens=8, block_length=2, steps=2, grow=grow)
     prompts = [prompt(10), prompt(13), prompt(12)]
@@ -190,7 +187,7 @@ def test_a_row_stops_with_the_block_of_its_end_token_and_others_go_on(grow: bool
     assert [one.ids.dtype for one in got] == [np.int32] * 3
 
 
-def test_an_end_token_in_the_prompt_ends_nothing() -> None:
+def test_end_token_in_the_prompt_is_ignored() -> None:
     settings = SamplerSettings(max_new_tokens=4, block_length=2, steps=2)
     (one,) = generate(
         table(lambda row, place: (20, 1.0)),
@@ -208,7 +205,7 @@ def random_prompts(count: int = 8) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("grow", [True, False])
-def test_eight_prompts_together_are_answered_as_each_alone(family: str, grow: bool) -> None:
+def test_batched_answers_equal_single_answers(family: str, grow: bool) -> None:
     predict, prompts = predictor(tiny_model(family, seed=4)), random_prompts()
     settings = SamplerSettings(max_new_tokens=12, block_length=4, steps=3, grow=grow)
     together = generate(predict, prompts, WORDS, settings)
@@ -219,7 +216,7 @@ def test_eight_prompts_together_are_answered_as_each_alone(family: str, grow: bo
 
 
 @pytest.mark.parametrize("pad_id", [PAD, 17])
-def test_padding_is_invisible_whatever_its_token(pad_id: int) -> None:
+def test_sampling_ignores_the_pad_token(pad_id: int) -> None:
     predict, prompts = predictor(tiny_model("modernbert", seed=4)), random_prompts(3)
     settings = SamplerSettings(max_new_tokens=8, block_length=4, steps=4)
     assert answers(
@@ -228,9 +225,9 @@ def test_padding_is_invisible_whatever_its_token(pad_id: int) -> None:
 
 
 @pytest.mark.parametrize("grow", [True, False])
-def test_no_mask_survives_and_prompts_stay_for_any_blocks_and_steps(grow: bool) -> None:
+def test_no_mask_survives_and_prompts_stay(grow: bool) -> None:
     predict, prompts = predictor(tiny_model("bert", seed=4)), random_prompts(3)
-    prompts[1][1] = MASK  # even a mask in a prompt is the prompt's own
+    prompts[1][1] = MASK  # even a mask in a prompt belongs to the prompt
     kept = [one.copy() for one in prompts]
     canvases: list[list[np.ndarray]] = []
     for block in (1, 2, 3, 5, 7, 16):

@@ -1,4 +1,4 @@
-"""Learning rates: worked numbers, and those of transformers."""
+"""Learning-rate schedules: numbers worked by hand, and those of transformers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def optimizer() -> torch.optim.Optimizer:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_step_has_the_rate_that_transformers_gives_it(name: str) -> None:
+def test_schedule_rates_equal_those_of_transformers(name: str) -> None:
     known, specific = THEIRS.get(name, (name, {}))
     one, other = optimizer(), optimizer()
     ours = make_schedule(one, name, STEPS, WARMUP)
@@ -51,15 +51,13 @@ def test_every_step_has_the_rate_that_transformers_gives_it(name: str) -> None:
         ("one_minus_sqrt", 0.001 + 0.999 * (1 - 0.5**0.5)),
     ],
 )
-def test_half_way(name: str, at_8_of_16: float) -> None:
+def test_schedule_rate_half_way(name: str, at_8_of_16: float) -> None:
     assert rate(name, 8, steps=16, warmup=0) == pytest.approx(at_8_of_16)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (3, 2), (3, 3)])
-def test_the_shortest_runs_have_rates_between_none_and_the_peak(
-    name: str, steps: int, warmup: int
-) -> None:
+def test_shortest_runs_have_rates_up_to_the_peak(name: str, steps: int, warmup: int) -> None:
     assert all(0 <= rate(name, step, steps=steps, warmup=warmup) <= 1 for step in range(steps + 1))
 
 
@@ -101,8 +99,9 @@ def test_schedule_moves_to_any_step() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_skipped_first_update_gives_no_warning() -> None:
-    """torch's own scheduler warns where float16's scaler skips the first update, or accelerate has
-    wrapped the optimizer's step.
+    """torch's scheduler warns if float16's scaler skips the first update.
+
+    It also warns if accelerate has wrapped the optimizer's step.
     """
     wrapped = optimizer()
     schedule = make_schedule(wrapped, "linear", 10, 2)

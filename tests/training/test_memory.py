@@ -1,6 +1,4 @@
-"""What a run will need of memory: exact where it can be worked out, and right for whole shapes
-where it cannot.
-"""
+"""Memory estimate: exact where it can be computed by hand, within bounds on full runs."""
 
 from __future__ import annotations
 
@@ -18,7 +16,8 @@ from helpers.tiny import KNOWN, tiny_config, tiny_model
 from plugin.assembly.model import model_shape
 from plugin.config.params import Params
 from plugin.models import head
-from plugin.models.load import build_model, load_config, load_model, switch_off_dropout
+from plugin.models.configuration import load_config, switch_off_dropout
+from plugin.models.load import build_model, load_model
 from plugin.models.lora import LoraSettings, add_adapter, four_bit_saves
 from plugin.parent.launch import plan_launch
 from plugin.training.memory import Memory, Setting, documents_of, estimate, stand_in
@@ -53,7 +52,7 @@ def estimated(
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The meta device knows no autocast, not even one that is off."""
+    """Disable autocast, which the meta device lacks even when it is off."""
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
 
@@ -68,7 +67,7 @@ def size_of(weights: Any) -> int:
 @pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("count", [100, 4095, 4096, 100_001])
-def test_states_take_the_bytes_foretold(kind: str, dtype: torch.dtype, count: int) -> None:
+def test_optimizer_state_bytes_are_exact(kind: str, dtype: torch.dtype, count: int) -> None:
     weight = torch.nn.Parameter(torch.ones(count, 1, dtype=dtype))
     module = torch.nn.ParameterList([weight])
     optimizer = make_optimizer(module, kind=kind, learning_rate=0.1, weight_decay=0.0, seed=0)
@@ -90,7 +89,7 @@ def test_states_take_the_bytes_foretold(kind: str, dtype: torch.dtype, count: in
     assert tables <= 2048
 
 
-def test_only_an_eight_bit_update_needs_room_beside_the_states_that_of_its_largest_weight() -> None:
+def test_update_bytes_are_those_of_the_largest_weight() -> None:
     weights = [torch.nn.Parameter(torch.ones(size, dtype=torch.bfloat16)) for size in (3, 1000, 7)]
     assert update_bytes(weights, "adamw", CPU) == 0
     assert update_bytes([], "adamw_8bit", CPU) == 0
@@ -103,14 +102,14 @@ def test_only_an_eight_bit_update_needs_room_beside_the_states_that_of_its_large
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("optim", ["adamw", "adamw_8bit"])
-def test_weights_gradients_and_states_are_exact(dtype: torch.dtype, optim: str) -> None:
+def test_estimate_of_weights_gradients_states_is_exact(dtype: torch.dtype, optim: str) -> None:
     found = estimated(setting=replace(PLAIN, optim=optim, compute=dtype), dtype=dtype)
     model = tiny_model("llada", **WIDE).to(dtype)
     assert found.weights == found.gradients == size_of(model.parameters())
     assert found.optimizer == sum(state_bytes(weight, optim) for weight in model.parameters())
 
 
-def test_an_adapter_trains_alone_and_its_base_is_held() -> None:
+def test_estimate_of_adapter_trains_the_adapter_alone() -> None:
     base, whole = estimated(), estimated(lora=True)
     adapter = size_of(weight for weight in shape(lora=True).parameters() if weight.requires_grad)
     assert (whole.weights, whole.gradients) == (base.weights + adapter, adapter)
@@ -118,7 +117,7 @@ def test_an_adapter_trains_alone_and_its_base_is_held() -> None:
 
 
 @pytest.mark.parametrize("backend", ["loop", None], ids=["packed", "padded"])
-def test_more_tokens_need_more_and_recomputation_less(backend: str | None) -> None:
+def test_estimate_grows_with_tokens(backend: str | None) -> None:
     setting = replace(PLAIN, backend=backend)
     less, more = (estimated(tokens, setting).activations for tokens in (400, 800))
     assert more / less == pytest.approx(2, rel=0.2), "tokens are what activations grow with"
@@ -135,7 +134,7 @@ def test_more_tokens_need_more_and_recomputation_less(backend: str | None) -> No
     assert none.peak > selective.peak > full.peak
 
 
-def test_logits_take_one_chunk_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_estimate_of_logits_is_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(head.BUFFER, "cpu", 1 << 20)
     small, large = (
         estimated(tokens, vocab_size=2000, embedding_size=2000).logits for tokens in (1000, 4000)
@@ -146,7 +145,7 @@ def test_logits_take_one_chunk_whatever_the_batch(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_gradients_of_an_earlier_micro_batch_are_held_through_the_next() -> None:
+def test_estimate_holds_gradients_across_micro_batches() -> None:
     elsewhere = replace(PLAIN, device=ELSEWHERE, backend="dense")
     once, adds = (
         estimated(setting=replace(elsewhere, accumulates=several)) for several in (False, True)
@@ -167,24 +166,24 @@ def test_gradients_of_an_earlier_micro_batch_are_held_through_the_next() -> None
         ("Dream", None, "selective"),
     ],
 )
-def test_a_run_on_another_device_than_the_batch_comes_from_can_be_estimated(
+def test_estimate_on_another_device_than_the_batch(
     family: str, backend: str | None, recompute: str
 ) -> None:
     setting = Setting(ELSEWHERE, torch.float32, backend, "adamw", accumulates=False)
-    half = {"dtype": torch.bfloat16, "lora": recompute == "full"}  # as varlen's kernels want it
+    half = {"dtype": torch.bfloat16, "lora": recompute == "full"}  # as varlen's kernels need
     found = estimate(shape(family, **half), documents_of(200, 40), setting, recompute)
     assert found.peak > found.weights > 0
     assert found.activations > 0
 
 
 @pytest.mark.parametrize("backend", ["loop", None], ids=["packed", "padded"])
-def test_ranks_that_share_a_cpu_are_estimated_as_one_alone_is(backend: str | None) -> None:
+def test_estimate_ignores_the_number_of_a_cpu(backend: str | None) -> None:
     """accelerate numbers their device."""
     first = replace(PLAIN, backend=backend, device=torch.device("cpu", 0))
     assert estimated(setting=first) == estimated(setting=replace(PLAIN, backend=backend))
 
 
-def test_a_stand_in_is_as_large_as_what_it_stands_for() -> None:
+def test_stand_in_batch_has_the_same_size() -> None:
     ragged = documents_of(397, 40)
     alike = stand_in(ragged)
     assert alike.documents == 10
@@ -197,7 +196,7 @@ def test_a_stand_in_is_as_large_as_what_it_stands_for() -> None:
 
 
 def quantised_bytes(model: torch.nn.Module) -> int:
-    """All weights, and what 4-bit ones are read with: scales, and the scales of scales."""
+    """Return the bytes of all weights and of 4-bit scales, nested ones included."""
     total = size_of(model.parameters())
     for layer in model.modules():
         if isinstance(layer, Linear4bit):
@@ -209,9 +208,7 @@ def quantised_bytes(model: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_four_bit_weights_are_estimated_within_one_percent(
-    tmp_path: Path, dtype: torch.dtype
-) -> None:
+def test_four_bit_estimate_is_within_one_percent(tmp_path: Path, dtype: torch.dtype) -> None:
     tiny_model(
         "bert", hidden_size=512, intermediate_size=1024, num_attention_heads=4
     ).save_pretrained(tmp_path)
@@ -288,7 +285,7 @@ def build(lora: bool) -> Any:
 
 
 def grown(where: Path, env: dict[str, str]) -> list[int]:
-    """Bytes that training in full, and then with an adapter, takes under such a malloc."""
+    """Return the growth in bytes of training in full, then with an adapter, under that malloc."""
     done = run_python(
         MEASURED.format(root=str(ROOT), tests=str(ROOT / "tests")),
         cwd=where,
@@ -311,7 +308,7 @@ linux_counts = pytest.mark.skipif(
 
 
 @linux_counts
-def test_what_tensors_take_of_half_a_gigabyte_and_more_is_foretold_to_a_twentieth(
+def test_tensor_estimate_is_within_five_percent(
     tmp_path: Path,
 ) -> None:
     for lora, taken in zip((False, True), grown(tmp_path, GIVES_BACK), strict=True):
@@ -321,7 +318,7 @@ def test_what_tensors_take_of_half_a_gigabyte_and_more_is_foretold_to_a_twentiet
 
 
 @linux_counts
-def test_what_a_worker_takes_of_half_a_gigabyte_and_more_is_foretold_to_a_quarter(
+def test_process_estimate_is_within_a_quarter(
     tmp_path: Path,
 ) -> None:
     (rank,) = plan_launch(Params(), tmp_path, (), 0, {}).ranks

@@ -1,6 +1,4 @@
-"""The stopwatch on a GPU, its events played: laps are booked once the device has passed them, and
-nothing waits for it.
-"""
+"""The stopwatch on a simulated GPU: laps are added once the device has finished them."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from plugin.training.meters import Stopwatch
 
 
 class Device:
-    """A clock that runs on only when it is told to: what is recorded later has not happened yet."""
+    """A clock that advances on request only: events recorded later have not happened yet."""
 
     def __init__(self) -> None:
         self.recorded, self.reached = 0.0, 0.0
@@ -45,9 +43,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 
 def one_step(watch: Stopwatch, device: Device) -> None:
-    """Forward for 2 s, backward for 3, a read that waits for both, an update of 1 s that nothing
-    waits for.
-    """
+    """Run forward for 2 s, backward for 3, a read that waits, and an update of 1 s without a wait."""
     watch.start()
     watch.lap("load")
     for kind, seconds in (("forward", 2.0), ("backward", 3.0)):
@@ -59,7 +55,7 @@ def one_step(watch: Stopwatch, device: Device) -> None:
     watch.settle()
 
 
-def test_stopwatch_books_the_update_one_step_later(device: Device) -> None:
+def test_stopwatch_adds_the_update_one_step_later(device: Device) -> None:
     watch = Stopwatch(torch.device("cuda"))
     one_step(watch, device)
     taken = watch.take()
@@ -77,7 +73,7 @@ def test_stopwatch_books_the_update_one_step_later(device: Device) -> None:
     )
 
 
-def test_stopwatch_books_every_micro_batch(device: Device) -> None:
+def test_stopwatch_adds_every_micro_batch(device: Device) -> None:
     watch = Stopwatch(torch.device("cuda"))
     watch.start()
     for _ in range(3):

@@ -1,9 +1,8 @@
-"""Micro-batches never wait for the device: a step reads from it once, however many micro-batches it
-has.
+"""Reads of the device: one a step, for any number of micro-batches.
 
-On a CPU nothing waits, so reads are counted where they would: operations that bring a number to
-Python, and tensors turned into Python's or numpy's values. (A packed run on a CPU loops over
-documents and reads their lengths; a GPU's backends do not.)
+A CPU never waits, so the test counts the operations that would wait: those that return a number to
+Python or turn a tensor into Python's or numpy's values. (A packed run on a CPU loops over documents
+and reads their lengths; the backends of a GPU do not.)
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from plugin.data.packing import Layout
 from plugin.models.diffusion import DiffusionModel
-from plugin.training.layers import set_recompute
+from plugin.training.activation_checkpointing import set_activation_checkpointing
 from plugin.training.loop import Cadence, Hooks, Progress, Requests, Trainer, train
 from plugin.training.lr_schedule import Schedule
 from plugin.training.step import Step, build_step
@@ -50,7 +49,7 @@ METHODS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__",
 
 
 class Reads(TorchDispatchMode):
-    """Counts operations whose result or its shape is known only once the device has answered."""
+    """Counter of operations whose result or shape is known only after the device has answered."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +68,7 @@ class Reads(TorchDispatchMode):
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], Counter[str]]:
-    """reads(work) -> what was read while `work()` ran, and how often."""
+    """Return a function that counts the reads during `work()`, by operation."""
 
     def counted(work: Callable[[], object]) -> Counter[str]:
         mode, depth = Reads(), [0]
@@ -99,7 +98,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], C
 
 
 def make_steps(batch_size: int, packed: bool, device: torch.device | None = None) -> list[Step]:
-    """Built beforehand, as the thread that builds them does."""
+    """Build the steps in advance, as the prefetching thread does."""
     return [
         build_step(
             slots(STEP_SIZE, 40, step=step),
@@ -114,7 +113,7 @@ def make_steps(batch_size: int, packed: bool, device: torch.device | None = None
 
 
 def trainer(model: Any, steps: list[Step], backend: str | None) -> Callable[[], object]:
-    """A run of the loop over `steps`, its module and optimizer ready."""
+    """Return a run of the loop over `steps`, with its module and optimizer."""
     accelerator = cpu()
     module, optimizer = accelerator.prepare(
         DiffusionModel(model, PAD, backend), torch.optim.SGD(model.parameters(), lr=0.1)
@@ -139,7 +138,7 @@ def trainer(model: Any, steps: list[Step], backend: str | None) -> Callable[[], 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("backend", [None, "dense"], ids=["padded", "packed"])
 @pytest.mark.parametrize("how", ["full", "lora and recompute"])
-def test_a_step_reads_once_however_many_micro_batches_it_has(
+def test_step_reads_once_for_any_number_of_micro_batches(
     family: str,
     backend: str | None,
     how: str,
@@ -150,7 +149,7 @@ def test_a_step_reads_once_however_many_micro_batches_it_has(
         model: Any = tiny_model(family)
         if how != "full":
             model = adapted(model, family, dropout=0.1)
-            set_recompute(model, "full")
+            set_activation_checkpointing(model, "full")
         steps = make_steps(batch_size, backend is not None)
         pieces.append(sum(len(step.pieces) for step in steps))
         found.append(reads(trainer(model, steps, backend)))
@@ -159,8 +158,10 @@ def test_a_step_reads_once_however_many_micro_batches_it_has(
     assert found[0] == found[1] == {"tolist": STEPS}, "the one of loop._read"
 
 
-def test_reads_are_seen(reads: Callable[[Callable[[], object]], Counter[str]]) -> None:
-    """The loop over documents, a CPU's own way, reads their lengths: once a micro-batch more."""
+def test_reads_of_the_device_are_counted(
+    reads: Callable[[Callable[[], object]], Counter[str]],
+) -> None:
+    """The loop over documents, used on a CPU, reads their lengths: once more a micro-batch."""
     steps = make_steps(2, True)
     pieces = sum(len(step.pieces) for step in steps)
     assert reads(trainer(tiny_model("llada"), steps, "loop")) == {"tolist": STEPS + pieces}
@@ -179,7 +180,7 @@ def test_reads_are_seen(reads: Callable[[Callable[[], object]], Counter[str]]) -
 )
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("backend", [None, "dense", "varlen"])
-def test_no_forward_or_backward_synchronises_with_a_gpu(family: str, backend: str | None) -> None:
+def test_forward_and_backward_never_synchronise(family: str, backend: str | None) -> None:
     device, half = torch.device("cuda"), backend == "varlen"
     model = tiny_model(family).to(device, torch.bfloat16 if half else torch.float32)
     module = DiffusionModel(model, PAD, backend).train()

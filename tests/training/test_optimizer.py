@@ -1,6 +1,4 @@
-"""8-bit AdamW: bfloat16 weights move by the right amount on average, and its state survives a
-checkpoint.
-"""
+"""8-bit AdamW: bfloat16 weights move by the right amount on average; its state can be restored."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ class Weights(torch.nn.Module):
 
 
 def step(module: Weights, optimizer: torch.optim.Optimizer, slope: float = 1.0) -> None:
-    """One update along a constant gradient: Adam's is the learning rate, whatever the slope."""
+    """Make an update along a constant gradient: Adam's is the learning rate for any slope."""
     for weight in module.parameters():
         weight.grad = torch.full_like(weight, slope)
     optimizer.step()
@@ -39,9 +37,10 @@ def one_step(
     return module.wide.detach().float()
 
 
-def test_an_update_below_the_resolution_moves_the_right_share_of_bfloat16_weights() -> None:
-    """At 1.5 the next bfloat16 is 2^-7 away: an update of 1.5e-5 (1e-5 relative) must move 0.192 %
-    of the weights that far.
+def test_tiny_bfloat16_update_moves_the_right_share() -> None:
+    """The next bfloat16 above 1.5 is 2^-7 away.
+
+    An update of 1.5e-5 (1e-5 relative) must therefore move 0.192 % of the weights that far.
     """
     assert (one_step("adamw", 1.5e-5) == 1.5).all(), "rounded to nearest, every one of them is lost"
     moved = one_step("adamw_8bit", 1.5e-5)
@@ -53,7 +52,7 @@ def test_an_update_below_the_resolution_moves_the_right_share_of_bfloat16_weight
     )
 
 
-def test_a_larger_update_is_right_on_average() -> None:
+def test_large_bfloat16_update_is_right_on_average() -> None:
     moved = one_step("adamw_8bit", 1e-2)
     assert moved.mean().item() == pytest.approx(1.49, abs=2e-4)
     assert len(moved.unique()) == 2, "up or down to a neighbour, never further"
@@ -68,7 +67,7 @@ def test_float32_weights_are_updated_exactly() -> None:
     )
 
 
-def test_rounding_is_seeded_and_differs_from_step_to_step() -> None:
+def test_stochastic_rounding_is_seeded_by_step() -> None:
     assert torch.equal(one_step("adamw_8bit", 1e-3), one_step("adamw_8bit", 1e-3))
     assert not torch.equal(one_step("adamw_8bit", 1e-3), one_step("adamw_8bit", 1e-3, seed=2))
     module = Weights(1.5, torch.bfloat16)
@@ -87,7 +86,7 @@ def test_rounding_is_seeded_and_differs_from_step_to_step() -> None:
     assert (moved[1] & moved[2]).sum() < 40
 
 
-def test_matrices_decay_and_vectors_do_not() -> None:
+def test_weight_decay_applies_to_matrices_only() -> None:
     for kind in ("adamw", "adamw_8bit"):
         module = Weights(1.5, torch.float32)
         step(
@@ -99,7 +98,7 @@ def test_matrices_decay_and_vectors_do_not() -> None:
         assert module.narrow[0].item() == pytest.approx(1.4, rel=1e-3)
 
 
-def test_what_does_not_train_has_no_state() -> None:
+def test_frozen_weights_have_no_state() -> None:
     module = Weights(1.5, torch.float32)
     module.wide.requires_grad_(False)
     optimizer = make_optimizer(module, kind="adamw", learning_rate=0.1, weight_decay=0.0, seed=1)
@@ -110,7 +109,7 @@ def test_what_does_not_train_has_no_state() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["adamw", "adamw_8bit"])
-def test_a_restored_optimizer_goes_on_to_the_last_bit(
+def test_restored_optimizer_continues_bit_by_bit(
     kind: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     straight = Weights(1.5, dtype)
@@ -129,7 +128,7 @@ def test_a_restored_optimizer_goes_on_to_the_last_bit(
     assert torch.equal(straight.narrow, again.narrow)
 
 
-def test_states_of_large_weights_take_a_byte_each() -> None:
+def test_states_of_large_weights_are_8_bit() -> None:
     module = Weights(1.5, torch.bfloat16)
     optimizer = make_optimizer(
         module, kind="adamw_8bit", learning_rate=1e-2, weight_decay=0.0, seed=1

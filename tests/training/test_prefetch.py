@@ -1,6 +1,4 @@
-"""Steps built one ahead are the same steps in the same order; a failure appears where the step is
-asked for.
-"""
+"""Prefetched steps: the same steps in the same order; an error is raised by the step that has it."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ import pytest
 from helpers.tiny import random_documents, rules
 
 from plugin.data.steps import step_slots
-from plugin.training.prefetch import Ahead
+from plugin.training.prefetch import Prefetcher
 from plugin.training.step import Step, build_step
 
 DOCUMENTS = random_documents(12)
@@ -20,9 +18,9 @@ def make(step: int) -> Step:
     return build_step(step_slots(len(DOCUMENTS), 4, step, 0), DOCUMENTS, rules(), batch_size=2)
 
 
-def test_steps_come_in_order_and_equal_to_those_built_when_asked() -> None:
-    ahead = Ahead(make, 6, pin=False)
-    for number in (*range(4), 1, 2, 5):  # a jump, as after a resume, is built on the spot
+def test_prefetched_steps_equal_those_built_on_demand() -> None:
+    ahead = Prefetcher(make, 6, pin=False)
+    for number in (*range(4), 1, 2, 5):  # a jump, as after a resume, is built on demand
         ours, plain = ahead(number), make(number)
         assert ours.count == plain.count
         assert [piece.documents for piece in ours.pieces] == [
@@ -34,7 +32,7 @@ def test_steps_come_in_order_and_equal_to_those_built_when_asked() -> None:
     ahead.close()
 
 
-def test_the_next_step_is_built_before_it_is_asked_for_and_none_beyond_the_last() -> None:
+def test_prefetcher_builds_the_next_step_only() -> None:
     built: list[int] = []
     done = threading.Event()
 
@@ -44,7 +42,7 @@ def test_the_next_step_is_built_before_it_is_asked_for_and_none_beyond_the_last(
             done.set()
         return make(step)
 
-    ahead = Ahead(watched, 2, pin=False)
+    ahead = Prefetcher(watched, 2, pin=False)
     ahead(0)
     assert done.wait(timeout=30)
     ahead(1)
@@ -52,13 +50,13 @@ def test_the_next_step_is_built_before_it_is_asked_for_and_none_beyond_the_last(
     assert built == [0, 1]
 
 
-def test_an_error_is_raised_by_the_step_that_has_it() -> None:
+def test_prefetch_error_is_raised_by_its_step() -> None:
     def broken(step: int) -> Step:
         if step == 1:
             raise ZeroDivisionError
         return make(step)
 
-    ahead = Ahead(broken, 3, pin=False)
+    ahead = Prefetcher(broken, 3, pin=False)
     ahead(0)
     with pytest.raises(ZeroDivisionError):
         ahead(1)

@@ -38,8 +38,8 @@ from plugin.batch import Batch
 from plugin.config.params import SHARDED, Params
 from plugin.config.parse import parse
 from plugin.data.packing import Layout
-from plugin.models.diffusion import DiffusionModel, logits_of, predictor
-from plugin.training.layers import layers_of, set_recompute
+from plugin.models.diffusion import DiffusionModel, layers_of, logits_of, predictor
+from plugin.training.activation_checkpointing import set_activation_checkpointing
 from plugin.training.memory import Memory, Setting, estimate
 from plugin.training.sharding import (
     gathered_bytes,
@@ -120,7 +120,7 @@ def test_sums_and_gradients_are_those_of_the_whole_model(family: str, parallel: 
 @pytest.mark.parametrize("mode", ["full", "selective"])
 def test_recomputed_layers_are_gathered_again(mode: str) -> None:
     plain, model = module_of(tiny_model("modernbert")), tiny_model("modernbert")
-    set_recompute(model, mode)
+    set_activation_checkpointing(model, mode)
     sharded = cut(model)
     for module in (plain, sharded):
         module(batch()).weighted.sum().backward()

@@ -23,8 +23,9 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from plugin.base.digests import why_broken
-from plugin.models.load import load_model, load_tokenizer
+from plugin.models.load import load_model
 from plugin.models.publish import read_diffusion
+from plugin.models.tokenizer import load_tokenizer
 from plugin.run.folder import RunFolder
 from plugin.training.optimizer import optimizer_tensors, restore_optimizer
 from plugin.worker.checkpoints import Contents, State, load_state, save_checkpoint

@@ -11,7 +11,8 @@ from helpers.published_checkpoints import write_checkpoint
 
 from plugin.data.chat import ChatFormat
 from plugin.data.documents import Builder, Documents
-from plugin.models.load import load_model, load_tokenizer
+from plugin.models.load import load_model
+from plugin.models.tokenizer import load_tokenizer
 from plugin.worker.samples import SampleWatch
 
 POSITIONS, BLOCK = 32, 8

@@ -1,8 +1,8 @@
-"""What an adapter_config.json may ask peft for: sizes that end, and names that are no patterns.
+"""Checks of an adapter_config.json: bounded sizes, and layer names without patterns.
 
-peft takes a text of target_modules, and the keys of rank_pattern and alpha_pattern, as regular
-expressions and matches them against every layer's name, for as long as that takes. Adapters are
-saved with lists of names, ours among them; a text is taken here when it is one name.
+peft matches a string in target_modules, and the keys of rank_pattern and alpha_pattern, as regular
+expressions against every layer's name, without a time limit. Adapters, ours included, are saved
+with lists of names. A string is accepted here if it is a single name.
 """
 
 from __future__ import annotations
@@ -12,34 +12,38 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import model_error
-from ..config.model_files import read_json
+from ...base.errors import model_error
+from ...config.model_files import read_json
 
-MOST_RANK = 16_384  # as the parameter lora_r
+MAX_RANK = 16_384  # as the parameter lora_r
 _NAME = re.compile(r"[\w.-]{1,500}")
-_NAMED = (
+_NAME_FIELDS = (
     "target_modules",
     "exclude_modules",
     "modules_to_save",
     "layers_pattern",
     "target_parameters",
 )
-_PATTERNS = ("rank_pattern", "alpha_pattern")
+_PATTERN_FIELDS = ("rank_pattern", "alpha_pattern")
 
 
 def check_adapter_config(file: Path) -> None:
-    """Refuse what would run or grow without end. Raise JobError (exit 4) naming adapter."""
-    for name, wanted, got in _wrong(read_json(file)):
+    """Refuse fields that would run or grow without bound.
+
+    Raises JobError (exit 4) naming adapter.
+    """
+    for name, wanted, got in _wrong_fields(read_json(file)):
         shown = repr(got)
         fix = "Write the names of the layers as a list." if wanted.startswith("names") else ""
         raise model_error("adapter", f"{name} of {wanted}", f"{file}: {shown[:80]}", fix)
 
 
-def _wrong(config: Mapping[str, Any]) -> Iterator[tuple[str, str, object]]:
+def _wrong_fields(config: Mapping[str, Any]) -> Iterator[tuple[str, str, object]]:
+    """Yield (field, expected, value) of each field that is refused."""
     if config.get("peft_type") != "LORA":
         yield "a peft_type", "LORA", config.get("peft_type")
     numbers = {"r": config.get("r"), "lora_alpha": config.get("lora_alpha")}
-    for name in _PATTERNS:
+    for name in _PATTERN_FIELDS:
         pattern = config.get(name) or {}
         if not isinstance(pattern, dict) or not all(map(_is_name, pattern)):
             yield name, "names of layers without wildcards", pattern
@@ -47,16 +51,16 @@ def _wrong(config: Mapping[str, Any]) -> Iterator[tuple[str, str, object]]:
         numbers |= {f"{name} {layer}": value for layer, value in pattern.items()}
     for name, value in numbers.items():
         if value is not None and not (
-            isinstance(value, int | float) and 0 < value <= MOST_RANK * 64
+            isinstance(value, int | float) and 0 < value <= MAX_RANK * 64
         ):
             yield name, "a number above 0 and not huge", value
     ranks = [
         value for name, value in numbers.items() if name == "r" or name.startswith("rank_pattern")
     ]
     for value in ranks:
-        if value is not None and not (isinstance(value, int) and value <= MOST_RANK):
-            yield "r", f"at most {MOST_RANK}", value
-    for name in _NAMED:
+        if value is not None and not (isinstance(value, int) and value <= MAX_RANK):
+            yield "r", f"at most {MAX_RANK}", value
+    for name in _NAME_FIELDS:
         value = config.get(name)
         names = value if isinstance(value, list) else [value]
         if value is not None and not all(map(_is_name, names)):
@@ -64,7 +68,7 @@ def _wrong(config: Mapping[str, Any]) -> Iterator[tuple[str, str, object]]:
     layers = config.get("layers_to_transform")
     chosen = layers if isinstance(layers, list) else [layers]
     if layers is not None and not all(
-        isinstance(one, int) and 0 <= one < 1 << 20 for one in chosen
+        isinstance(layer, int) and 0 <= layer < 1 << 20 for layer in chosen
     ):
         yield "layers_to_transform", "numbers of layers", layers
 

@@ -1,6 +1,4 @@
-"""Which files a model is loaded from: those that were checked, whatever else its folder holds or
-names.
-"""
+"""Weight files of a model: the checked ones alone, whatever else its folder holds or names."""
 
 from __future__ import annotations
 
@@ -19,8 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from plugin.base.errors import Code, JobError, Problem
 from plugin.config.model_files import check_model_files
-from plugin.models.identity import base_digest
-from plugin.models.load import load_config, load_model, load_tokenizer, new_config
+from plugin.models.configuration import load_config, new_config
+from plugin.models.digest import base_digest
+from plugin.models.load import load_model
+from plugin.models.tokenizer import load_tokenizer
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 OTHER = "pytorch_model.bin"
@@ -39,7 +39,7 @@ def logits(folder: Path) -> torch.Tensor:
 
 
 def shard(folder: Path, *names: str) -> Path:
-    """Cut model.safetensors into files of these names, with an index."""
+    """Split model.safetensors into files of these names, with an index."""
     weights = load_file(folder / WHOLE)
     place = {key: names[number % len(names)] for number, key in enumerate(weights)}
     for name in names:
@@ -51,14 +51,14 @@ def shard(folder: Path, *names: str) -> Path:
     return folder
 
 
-def test_an_index_of_safetensors_loads_the_same_model(tiny_bert: Path, model_copy: Path) -> None:
+def test_index_of_safetensors_loads_the_same_model(tiny_bert: Path, model_copy: Path) -> None:
     wanted = logits(tiny_bert)
     shard(model_copy, "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
     assert torch.equal(logits(model_copy), wanted)
 
 
-def test_a_pickle_named_by_an_index_is_refused(model_copy: Path, tmp_path: Path) -> None:
-    """Audit 5: a `.bin` loaded through an index beside a decoy.safetensors."""
+def test_pickle_named_by_index_is_refused(model_copy: Path, tmp_path: Path) -> None:
+    """Audit 5: a `.bin` was loaded through an index next to a decoy.safetensors."""
     mark = tmp_path / "mark-of-a-pickle"
     weights = load_file(model_copy / WHOLE)
     (model_copy / WHOLE).rename(model_copy / "decoy.safetensors")
@@ -86,10 +86,10 @@ def test_a_pickle_named_by_an_index_is_refused(model_copy: Path, tmp_path: Path)
         7,
     ],
 )
-def test_an_index_that_leads_elsewhere_is_refused(
+def test_index_naming_other_folders_is_refused(
     tiny_bert: Path, model_copy: Path, name: object
 ) -> None:
-    """Audit 6: it loaded another folder's weights, and the digest did not cover them."""
+    """Audit 6: it loaded another folder's weights, which the digest did not cover."""
     shutil.copytree(tiny_bert, model_copy.parent / "other")
     keys = load_file(model_copy / WHOLE)
     (model_copy / WHOLE).rename(model_copy / "decoy.safetensors")
@@ -103,7 +103,7 @@ def test_an_index_that_leads_elsewhere_is_refused(
 @pytest.mark.parametrize(
     "index", ["{}", '{"weight_map": []}', '{"weight_map": {}}', "nonsense", "[" * 5000]
 )
-def test_an_index_without_names_is_refused(model_copy: Path, index: str) -> None:
+def test_index_without_names_is_refused(model_copy: Path, index: str) -> None:
     (model_copy / WHOLE).rename(model_copy / "decoy.safetensors")
     (model_copy / INDEX).write_text(index, encoding="utf-8")
     assert refused(lambda: check_model_files(str(model_copy))).got.endswith(
@@ -111,8 +111,8 @@ def test_an_index_without_names_is_refused(model_copy: Path, index: str) -> None
     )
 
 
-def test_a_file_beside_the_weights_is_not_loaded(tiny_bert: Path, model_copy: Path) -> None:
-    """An adapter was put onto them in silence, and shards of torch's own kind taken for them."""
+def test_other_files_in_the_folder_are_not_loaded(tiny_bert: Path, model_copy: Path) -> None:
+    """An adapter was applied silently, and shards of torch's own kind were loaded instead."""
     wanted, digest = logits(tiny_bert), base_digest(str(tiny_bert))
     adapted = get_peft_model(
         load_model(str(tiny_bert)), LoraConfig(target_modules=["Wqkv"], init_lora_weights=False)
@@ -141,12 +141,10 @@ def test_a_file_beside_the_weights_is_not_loaded(tiny_bert: Path, model_copy: Pa
     ],
     ids=str,
 )
-def test_a_config_that_names_code_or_weights_is_refused(
+def test_config_naming_code_or_weights_is_refused(
     model_copy: Path, asked: dict[str, object]
 ) -> None:
-    """Audit 22: with the package `kernels`, a repository that config.json names would be fetched
-    and run.
-    """
+    """Audit 22: with the package `kernels` installed, a repository in config.json would be run."""
     config = model_copy / "config.json"
     config.write_text(
         json.dumps({**json.loads(config.read_text(encoding="utf-8")), **asked}), encoding="utf-8"
@@ -158,7 +156,7 @@ def test_a_config_that_names_code_or_weights_is_refused(
     assert name.lstrip("_") in refused(lambda: new_config(str(fresh)), "model_config").got
 
 
-def test_a_configs_own_attention_decides_nothing(tiny_bert: Path, model_copy: Path) -> None:
+def test_config_attention_choice_is_dropped(tiny_bert: Path, model_copy: Path) -> None:
     config = model_copy / "config.json"
     fields = {
         **json.loads(config.read_text(encoding="utf-8")),
@@ -171,10 +169,8 @@ def test_a_configs_own_attention_decides_nothing(tiny_bert: Path, model_copy: Pa
     )
 
 
-def test_a_tokenizer_config_cannot_name_another_file(tiny_bert: Path, model_copy: Path) -> None:
-    """Tried beside the audit: transformers takes the folder's own tokenizer.json, whatever is
-    named.
-    """
+def test_tokenizer_config_cannot_name_other_files(tiny_bert: Path, model_copy: Path) -> None:
+    """Not in the audit: transformers reads the folder's own tokenizer.json, whatever is named."""
     foreign = model_copy.parent / "foreign"
     shutil.copytree(tiny_bert, foreign)
     tokens = json.loads((foreign / "tokenizer.json").read_text(encoding="utf-8"))
@@ -200,10 +196,8 @@ COPIED = [
 
 
 @pytest.mark.parametrize("name", COPIED)
-def test_a_published_file_that_leads_elsewhere_is_refused(model_copy: Path, name: str) -> None:
-    """Not tried by the audit: a link to somebody's credentials would be published with the fused
-    model.
-    """
+def test_link_out_of_the_model_folder_is_refused(model_copy: Path, name: str) -> None:
+    """Not in the audit: a link to credentials would be published with the fused model."""
     secret = model_copy.parent / "credentials.json"
     secret.write_text("{}", encoding="utf-8")
     link = model_copy / name
@@ -214,7 +208,7 @@ def test_a_published_file_that_leads_elsewhere_is_refused(model_copy: Path, name
     assert refused(lambda: load_tokenizer(str(model_copy))).got == got
 
 
-def test_a_hub_caches_own_links_are_files_of_the_model(model_copy: Path) -> None:
+def test_links_within_a_hub_cache_are_accepted(model_copy: Path) -> None:
     cache = model_copy.parent / "models--somebody--tiny"
     (cache / "blobs").mkdir(parents=True)
     shutil.move(model_copy, cache / "snapshots" / "0123")
@@ -228,7 +222,7 @@ def test_a_hub_caches_own_links_are_files_of_the_model(model_copy: Path) -> None
     assert logits(snapshot).isfinite().all()
 
 
-def test_check_refuses_a_pickle_of_an_index(model_copy: Path, pairs_file: Path) -> None:
+def test_check_refuses_pickle_named_by_index(model_copy: Path, pairs_file: Path) -> None:
     keys = load_file(model_copy / WHOLE)
     (model_copy / WHOLE).rename(model_copy / "decoy.safetensors")
     mark = model_copy.parent / "mark-of-a-pickle"

@@ -1,7 +1,7 @@
-"""Regular expressions of a tokenizer.json, which run over every text, and some of them for ever.
+"""Checks of the regular expressions in a tokenizer.json, which run over every text.
 
-A repeated part that is itself repeated without end, such as `(a+)+`, tries every way to cut a text
-up: thirty letters take minutes. No published tokenizer has one.
+Matching may take exponential time if a repeated group repeats something without bound, as in
+`(a+)+`: thirty letters take minutes. No published tokenizer has such an expression.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..base.errors import model_error
+from ...base.errors import model_error
 
-MOST = 20_000  # characters of one expression; published ones have a few hundred
+MAX_LENGTH = 20_000  # characters of one expression; published ones have a few hundred
 _TOKEN = re.compile(
     r"\\[pP]\{[^}]*\}|\\.|\[(?:\\.|\[:\^?\w+:\]|\[[^\]]*\]|[^\]\\])*\]|\(\?\#[^)]*\)|[()|]|[*+?]|\{\d*,?\d*\}|.",
     re.DOTALL,
@@ -23,38 +23,41 @@ _TOKEN = re.compile(
 
 
 def check_patterns(tokenizer: PreTrainedTokenizerBase, field: str, name: str) -> None:
-    """Refuse expressions that may not end. Raise JobError (exit 4) naming `field`."""
+    """Refuse expressions whose matching may not terminate.
+
+    Raises JobError (exit 4) naming `field`.
+    """
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         found = getattr(backend, part, None)
         for pattern in _patterns(json.loads(found.__getstate__())) if found is not None else ():
-            if len(pattern) > MOST or is_endless(pattern):
+            if len(pattern) > MAX_LENGTH or is_endless(pattern):
                 got = f"{name}: {pattern[:80]!r} in its {part}"
                 raise model_error(
                     field,
-                    "a tokenizer whose regular expressions end",
+                    "a tokenizer whose regular expressions terminate",
                     got,
                     "Use another tokenizer.",
                 )
 
 
 def _patterns(value: Any) -> Iterator[str]:
-    """Find every expression in a part of a tokenizer."""
+    """Yield every expression in a part of a tokenizer."""
     if isinstance(value, dict):
-        for key, one in value.items():
-            if key == "Regex" and isinstance(one, str):
-                yield one
+        for key, item in value.items():
+            if key == "Regex" and isinstance(item, str):
+                yield item
             else:
-                yield from _patterns(one)
+                yield from _patterns(item)
     elif isinstance(value, list):
-        for one in value:
-            yield from _patterns(one)
+        for item in value:
+            yield from _patterns(item)
 
 
 def is_endless(pattern: str) -> bool:
-    """Tell whether a group is repeated without end that holds something repeated without end."""
-    inside = [False]  # for each open group: whether something in it is repeated without end
-    closed = False  # whether the part before a sign was such a group
+    """Return True if an unbounded repetition contains another one."""
+    inside = [False]  # for each open group: does it contain an unbounded repetition?
+    closed = False  # was the item before this sign such a group?
     for token in _TOKEN.findall(pattern):
         if token == "(":
             inside.append(False)

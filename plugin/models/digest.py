@@ -1,6 +1,4 @@
-"""The identity of weights, as one short digest, and the way from an adapter to the base it was
-trained on.
-"""
+"""Digest of a model's weights, by which an adapter finds the base that it was trained on."""
 
 from __future__ import annotations
 
@@ -14,13 +12,13 @@ from transformers.utils import cached_file
 
 from ..base.errors import model_error
 from ..config.model_files import WEIGHTS_INDEX
-from .weights import weight_files
+from .checks.weight_files import weight_files
 
 SAMPLES, SAMPLE_BYTES = 16, 65_536
 
 
 def local_folder(name: str) -> Path:
-    """The folder of a model that was loaded before, hub ids included."""
+    """Return the local folder of a model folder or hub id that was loaded before."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -30,11 +28,10 @@ def local_folder(name: str) -> Path:
 
 
 def base_digest(name: str) -> str:
-    """Return 16 hex digits over names, sizes and samples of the weight files; reading all of an 8B
-    model would take minutes.
+    """Return 16 hex digits over the names, sizes and samples of a model's weight files.
 
-    They are the files that `load_model` loads. Raises OSError where they are not here, JobError
-    (exit 4) as it does.
+    Samples, because reading an 8B model in full takes minutes. The files are those that
+    `load_model` loads. Raises OSError if they are missing here, else as `weight_files`.
     """
     digest = hashlib.blake2b(digest_size=8)
     files = weight_files(str(local_folder(name)))
@@ -50,11 +47,11 @@ def base_digest(name: str) -> str:
 
 
 def find_base(adapter: Path, recorded: Mapping[str, Any], given: str = "") -> str:
-    """The folder or hub id of an adapter's base: `given`, else what the run beside it was started
-    with, else the recorded name.
+    """Return the folder or hub id of an adapter's base.
 
+    That is `given`, else the model that the adapter's own run started from, else the recorded name.
     `recorded` is the adapter's `base` in diffusion.json, whose name holds no path. Raises JobError
-    (exit 4) where nothing is there, or other weights than it was trained on.
+    (exit 4) if the base is missing or its weights are not those that the adapter was trained on.
     """
     name = given or _base_of_run(adapter.parent / "run.json") or recorded["name"]
     try:
@@ -75,7 +72,7 @@ def find_base(adapter: Path, recorded: Mapping[str, Any], given: str = "") -> st
 
 
 def _base_of_run(file: Path) -> str:
-    """Return the base that a run was started with; empty where the file is not a run's."""
+    """Return the model that a run.json names, empty if the file is not a run's."""
     try:
         name = json.loads(file.read_text(encoding="utf-8"))["params"]["model_name"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):

@@ -1,0 +1,65 @@
+"""Activation checkpointing: activations of a layer recomputed in the backward pass."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+from ..models.diffusion import unwrapped
+
+_aten = torch.ops.aten
+
+# `selective` keeps attention and products over at least this number of terms, which are nearly all
+# of a layer's operations. Norms, rotations, gates and the thin products of adapters are recomputed:
+# they cost little, and an adapter's output is as large as its layer's.
+_TERMS = 256
+# Product -> the argument whose last dimension is the terms.
+_PRODUCTS = {_aten.mm.default: 0, _aten.addmm.default: 1, _aten.bmm.default: 0}
+_ATTENTION = {
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+}
+
+
+def _policy(
+    attention: set[Any], context: Any, operation: Any, *args: Any, **named: Any
+) -> CheckpointPolicy:
+    thick = operation in _PRODUCTS and args[_PRODUCTS[operation]].shape[-1] >= _TERMS
+    return (
+        CheckpointPolicy.MUST_SAVE
+        if thick or operation in attention
+        else CheckpointPolicy.PREFER_RECOMPUTE
+    )
+
+
+def set_activation_checkpointing(model: nn.Module, mode: str, *, draws: bool = True) -> None:
+    """Choose the activations that the model's layers keep for the backward pass, in place.
+
+    `none` keeps all of them, `full` only the input of each layer, `selective` also attention and
+    thick products. With `draws` a recomputed layer repeats its random numbers (LoRA's dropout).
+    """
+    plain: Any = unwrapped(model)
+    if mode == "none":
+        plain.activation_checkpointing_disable()
+        return
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": draws}
+    if mode == "selective":
+        options["context_fn"] = partial(
+            create_selective_checkpoint_contexts, partial(_policy, _ATTENTION | _varlen())
+        )
+    plain.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+
+
+def _varlen() -> set[Any]:
+    """Return the operation of varlen attention, if this torch has it."""
+    try:
+        import torch.nn.attention.varlen  # registers the operation
+    except ImportError:
+        return set()
+    return {torch.ops.torch_attn._varlen_attn.default}

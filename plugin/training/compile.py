@@ -1,0 +1,47 @@
+"""Compilation of a model's layers, each as a function of its own."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import nn
+from transformers import AttentionInterface
+
+from ..models.attention import NAME, document_attention
+from ..models.diffusion import layers_of
+
+
+def compile_layers(model: nn.Module, *, may_fail: bool, backend: str = "inductor") -> int:
+    """Compile each layer in place and return the number of layers.
+
+    The names of weights stay. Layers share their code, so it is compiled once for all of them.
+    Attention stays outside: it is one kernel already, and its documents change with every batch.
+    With `may_fail` a layer that does not compile runs uncompiled, and torch warns.
+    """
+    import torch._dynamo.config  # takes a second, so only a run that compiles pays for it
+
+    torch._dynamo.config.suppress_errors = may_fail
+    AttentionInterface.register(NAME, torch.compiler.disable(document_attention))
+    layers: list[Any] = list(layers_of(model))
+    compiled: dict[type, Any] = {}
+    for layer in layers:
+        kind = type(layer)
+        if kind not in compiled:
+            plain: Any = kind.forward
+            # The number of tokens changes with every batch: `dynamic` avoids a first compilation
+            # for a fixed one.
+            compiled[kind] = torch.compile(plain.__wrapped__, backend=backend, dynamic=True)
+        layer.forward = partial(_run_compiled, layer, compiled[kind])
+    return len(layers)
+
+
+def _run_compiled(layer: Any, compiled: Any, *inputs: Any, **options: Any) -> Any:
+    """Run a compiled layer inside its activation checkpoint.
+
+    In the other order, a call that cannot be compiled (attention) inside the checkpoint silently
+    leaves the layer uncompiled.
+    """
+    if layer.gradient_checkpointing and layer.training:
+        return layer._gradient_checkpointing_func(partial(compiled, layer, **options), *inputs)
+    return compiled(layer, *inputs, **options)

@@ -1,0 +1,51 @@
+"""Tiny models with checkpointed or compiled layers, and their loss and gradient on a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from helpers.tiny import (
+    PAD,
+    adapted,
+    gradient,
+    random_documents,
+    rules,
+    slots,
+    tiny_model,
+)
+
+from plugin.batch import Batch
+from plugin.data.packing import Layout
+from plugin.models.diffusion import DiffusionModel
+from plugin.training.activation_checkpointing import set_activation_checkpointing
+from plugin.training.step import build_step
+
+DOCUMENTS = random_documents(60, longest=26)
+
+
+def batch_of(count: int, step: int, *, packed: bool) -> Batch:
+    chosen = slots(count, 60, step=step)
+    (piece,) = build_step(
+        chosen, DOCUMENTS, rules(), batch_size=count, layout=Layout(packed)
+    ).pieces
+    return piece.batch
+
+
+def trained(
+    family: str, mode: str, attention: str | None, *, lora: bool = False, **shape: Any
+) -> DiffusionModel:
+    model: Any = tiny_model(family, **shape)
+    if lora:
+        model = adapted(model, family, dropout=0.3)
+    set_activation_checkpointing(model, mode)
+    return DiffusionModel(model, PAD, attention).train()
+
+
+def loss_and_gradient(module: DiffusionModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(3)  # of LoRA's dropout
+    weighted = module(batch).weighted
+    weighted.sum().backward()
+    found = gradient(module)
+    module.zero_grad()
+    return weighted.detach(), found
