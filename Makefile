@@ -37,6 +37,7 @@ check: setup
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m pyright
 	@$(PYTHON) -m plugin.config.manifest --check
+	@$(PYTHON) -m plugin.run.schema --check
 	@$(MAKE) --no-print-directory test
 
 # Every fault that users were promised to survive, injected for real; `make faults ROWS=kill` plays one group.
@@ -58,6 +59,7 @@ lock:
 
 manifest: setup
 	@$(PYTHON) -m plugin.config.manifest
+	@$(PYTHON) -m plugin.run.schema --write
 
 # Real tokens a second against dLLM's padded rectangle; fails naming every bar missed. `make bench DEVICE=cuda` for the real shapes.
 DEVICE ?= cpu

@@ -9,30 +9,17 @@ single calls give. S rows, T tokens, M masked, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..run.facts import SamplerSettings
+
 # (ids [S, T], real [S, T] bool, places [M, 2] row and column) -> logits [M, V]
 Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 OnStep = Callable[[list[NDArray[np.int32]]], None]  # the rows' canvases after a step
-
-
-@dataclass(frozen=True)
-class SamplerSettings:
-    """How a model is sampled; saved beside it, because it depends on how the model was trained."""
-
-    max_new_tokens: int = 128
-    block_length: int = 32
-    steps: int = 32  # denoising steps of one block: block_length reveals one token a step
-    # the canvas ends with the current block (eos_policy block); else it spans max_new_tokens from
-    # the start
-    grow: bool = True
-
-    def as_json(self) -> dict[str, object]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

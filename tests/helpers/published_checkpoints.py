@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from plugin.data.tokenizer import train_tokenizer
 from plugin.models.load import build_model, fit_config, new_config
 from plugin.models.publish import write_model
+from plugin.run.facts import ModelFacts
 
 # As in the published tokenizers: LLaDA's does not name its mask token, and neither has a padding
 # token of its own.
@@ -128,5 +129,5 @@ def write_checkpoint(
             "<|mdm_mask|>" if method == "llada" else "<|mask|>"
         ]
     torch.manual_seed(seed)
-    write_model(folder, build_model(config), tokenizer, {})
+    write_model(folder, build_model(config), tokenizer, ModelFacts())
     return folder

@@ -35,6 +35,7 @@ from plugin.models.diffusion import DiffusionModel, logits_of
 from plugin.models.load import load_model, load_tokenizer
 from plugin.models.lora import LoraSettings, add_adapter, merged_model, target_layers
 from plugin.models.publish import write_model
+from plugin.run.facts import ModelFacts
 from plugin.training.step import build_step
 
 TEXTS = ["how are you", "fine, thanks", "what is the sun"]
@@ -153,7 +154,7 @@ def test_the_merged_model_is_the_one_that_was_trained(
         tmp_path / "adapter",
         live,
         load_tokenizer(str(base), family=KNOWN[model.config.model_type]),
-        {},
+        ModelFacts(),
     )
     merged = merged_model(str(base), tmp_path / "adapter", four_bit=four_bit, dtype=torch.float32)
     after = logits_of(live, plain_ids)
@@ -221,12 +222,12 @@ def test_new_tokens_are_learned_beside_the_adapter_and_survive_merging(
     after = logits_of(live, ids)
     assert (after - before)[..., rows - 2 :].abs().max() > 0.05, "the head can say the new words"
 
-    write_model(tmp_path / "adapter", live, tokenizer, {})
+    write_model(tmp_path / "adapter", live, tokenizer, ModelFacts())
     merged = merged_model(
         str(base), tmp_path / "adapter", four_bit=False, dtype=torch.float32, embedding_rows=rows
     )
     assert (logits_of(merged, ids) - after).abs().max() <= 1e-5
-    write_model(tmp_path / "fused", merged, tokenizer, {})
+    write_model(tmp_path / "fused", merged, tokenizer, ModelFacts())
     again = load_model(str(tmp_path / "fused"))
     assert again.get_input_embeddings().weight.shape[0] == rows
     assert torch.equal(logits_of(again, ids), logits_of(merged, ids))
