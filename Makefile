@@ -42,6 +42,7 @@ check: setup
 	@$(PYTHON) -m pyright
 	@$(PYTHON) -m plugin.config.manifest --check
 	@$(PYTHON) docs/files.py --check
+	@$(PYTHON) -m plugin.run.schema --check
 	@$(MAKE) --no-print-directory test
 
 # Every fault that users were promised to survive, injected for real; `make faults ROWS=kill` plays one group.
@@ -65,6 +66,7 @@ lock:
 manifest: setup
 	@$(PYTHON) -m plugin.config.manifest
 	@$(PYTHON) docs/files.py
+	@$(PYTHON) -m plugin.run.schema --write
 
 # Real tokens a second against dLLM's padded rectangle; fails naming every bar missed. `make bench DEVICE=cuda` for the real shapes.
 DEVICE ?= cpu

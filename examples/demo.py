@@ -115,15 +115,17 @@ def main() -> int:
     print(f"\n{SHOWN} of {TESTED} training prompts, answered by the fused model:")
     share = share_known(load_chatter(str(run_dir), {}), known, prompts)
 
-    result = RunFolder(run_dir).read_run()["result"]
+    result = RunFolder(run_dir).read_run().result
+    assert result, "the run has ended"
+    assert result.throughput, "it has trained"
     print("\nnext:")
     print(f"  python main.py chat {shlex.quote(str(run_dir))}")
     print(f"  .venv/bin/tensorboard --logdir {shlex.quote(str(run_dir / 'tb'))}")
     summary = {
         "seconds": round(time.perf_counter() - began, 1),
-        "tokens_per_s": result["throughput"]["tokens_per_s"],
-        "eval_loss_first": result["eval_loss_first"],
-        "eval_loss_last": result["eval_loss"],
+        "tokens_per_s": result.throughput.tokens_per_s,
+        "eval_loss_first": result.eval_loss_first,
+        "eval_loss_last": result.eval_loss,
         "share": share,
         "pairs": len(pairs),
     }

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from .base.errors import JobError, Outcome, Problem, json_line
+from .base.errors import JobError, Problem, json_line
 from .base.guard import guarded
 from .base.process import torch_program
 from .base.redact import guard_streams
@@ -28,6 +28,9 @@ from .config.parse import CommandLine, Parsed, parse
 from .config.wording import cut
 from .hosts.shell import FolderHost
 from .parent.train import check_job, train_job
+from .run.outcome import Outcome
+from .run.record import NotARecord
+from .run.run_file import RunFile
 
 # Programs of their own, and what they take: they import torch, this one does not.
 TORCH_VERBS: dict[str, tuple[str, Callable[[Sequence[str]], object]]] = {
@@ -102,7 +105,10 @@ def report(error: JobError, *, json_of: str | None) -> int:
     elif json_of == "train":
         print(
             json_line(
-                {"run_dir": None, **Outcome("failed", error.code, error.problems[0]).as_json()}
+                {
+                    "run_dir": None,
+                    **Outcome("failed", error.code, error.problems[0]).record.content(),
+                }
             )
         )
     return error.code
@@ -212,7 +218,11 @@ def _config_file(path: str | None) -> Mapping[str, Any]:
     if isinstance(content, dict) and isinstance(
         content.get("params"), dict
     ):  # a run.json repeats its run, in a new folder
-        content = {name: value for name, value in content["params"].items() if name != "run_dir"}
+        try:
+            params = RunFile.read(content).trained_with
+        except NotARecord as error:
+            raise JobError(Problem("config", "a run.json", f"{path}: {cut(str(error))}")) from error
+        content = {name: value for name, value in params.items() if name != "run_dir"}
     if not isinstance(content, dict):
         raise JobError(
             Problem(

@@ -19,8 +19,8 @@ FLOORS = {
     "batch": "",
     "data": "base batch",
     "objectives": "base",
-    "models": "base batch config",
-    "sampling": "base batch models",
+    "models": "base config run batch",
+    "sampling": "base run batch models",
     "training": "base batch data objectives models sampling",
     "assembly": "base config run batch data objectives models sampling training",
     "worker": "base config run batch data objectives models sampling training assembly",
@@ -29,8 +29,10 @@ FLOORS = {
     "hosts": "base config run parent data",
     "cli": "base config run parent commands hosts",
 }
-# Of config, what models may know: no parameters.
+# Of config and run, what models and sampling may know: no parameters, and of a run no more than the
+# facts in a model's folder.
 OF_CONFIG_FOR_MODELS = {"families", "model_files"}
+OF_RUN_FOR_MODELS = {"facts"}
 HEAVY = {
     "torch",
     "transformers",
@@ -93,7 +95,7 @@ def test_imports_are_read_relative_and_lazy_ones_too() -> None:
     assert {
         "plugin.config.families.FAMILIES",
         "plugin.config.model_files.is_own_file",
-    } <= of_models()
+    } <= of_models("config")
 
 
 def test_every_folder_is_in_the_table() -> None:
@@ -119,17 +121,22 @@ def test_the_table_only_leads_down() -> None:
     )
 
 
-def of_models() -> set[str]:
+def of_models(folder: str) -> set[str]:
+    """Return what models and sampling import of another folder."""
     return {
         word
-        for path in module_files()["models"]
+        for path in (*module_files()["models"], *module_files()["sampling"])
         for word in imports(path)
-        if word.startswith("plugin.config.")
+        if word.startswith(f"plugin.{folder}.")
     }
 
 
 def test_models_know_no_parameters() -> None:
-    assert {word.split(".")[2] for word in of_models()} <= OF_CONFIG_FOR_MODELS
+    assert {word.split(".")[2] for word in of_models("config")} <= OF_CONFIG_FOR_MODELS
+
+
+def test_models_know_of_a_run_the_facts_alone() -> None:
+    assert {word.split(".")[2] for word in of_models("run")} <= OF_RUN_FOR_MODELS
 
 
 @pytest.mark.parametrize("folder", WITHOUT_TORCH)

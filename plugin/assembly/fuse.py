@@ -20,6 +20,8 @@ from ..models.diffusion import logits_of
 from ..models.digest import base_digest, local_folder
 from ..models.lora import merged_model
 from ..models.publish import public_name, write_card, write_model
+from ..run.facts import AdapterBase, ModelFacts
+from ..run.outcome import FuseResult
 from .verify import Reloaded, compare_reloaded, rendered_prompt
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,7 +43,7 @@ class Target:
     folder: Path
     base: str  # empty for a model from scratch
     tokenizer: PreTrainedTokenizerBase
-    facts: dict[str, Any]  # diffusion.json
+    facts: ModelFacts
     card: Card
     trained: nn.Module  # the live model
     ids: torch.Tensor  # [S, T] to compare logits on
@@ -57,15 +59,16 @@ class Fused:
     chosen: str
     template: bool  # the saved chat template alone writes prompts as in training
 
-    def as_json(self) -> dict[str, Any]:
+    @property
+    def result(self) -> FuseResult:
         """Return `result.fuse` of run.json."""
-        return {
-            "path": str(self.path),
-            "fuse_base": self.chosen,
-            "max_logit_difference": self.differences[self.chosen],
-            "differences": self.differences,
-            "chat_template_as_trained": self.template,
-        }
+        return FuseResult(
+            path=str(self.path),
+            fuse_base=self.chosen,
+            max_logit_difference=self.differences[self.chosen],
+            differences=self.differences,
+            chat_template_as_trained=self.template,
+        )
 
 
 def publish(model: PreTrainedModel, target: Target) -> Reloaded:
@@ -112,7 +115,7 @@ def _write_and_compare(part: Path, model: PreTrainedModel, target: Target) -> Re
     }
     checked |= {"prompts are written as in training by": layout}
     card = target.card
-    method = target.facts.get("method", "")
+    method = target.facts.method or ""
     write_card(
         part,
         {
@@ -150,13 +153,11 @@ def fuse_adapter(
     return Fused(target.folder, differences, fuse_base, found.template)
 
 
-def adapter_facts(base: str, *, four_bit: bool, dtype: torch.dtype) -> dict[str, Any]:
+def adapter_base(base: str, *, four_bit: bool, dtype: torch.dtype) -> AdapterBase:
     """Return what identifies the base of an adapter, so that it is never merged into another one."""
-    return {
-        "base": {
-            "name": public_name(base),
-            "digest": base_digest(base),
-            "four_bit": four_bit,
-            "dtype": str(dtype).removeprefix("torch."),
-        }
-    }
+    return AdapterBase(
+        name=public_name(base),
+        digest=base_digest(base),
+        four_bit=four_bit,
+        dtype=str(dtype).removeprefix("torch."),
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from ..config.families import DEFAULT_NORM
 from ..config.params import Params
@@ -11,7 +10,7 @@ from ..data.chat import ChatFormat
 from ..objectives.dream import by_context, parse_loss_weight_type
 from ..objectives.mdlm import Weigh, by_time
 from ..objectives.noise import Noise
-from ..sampling.blockwise import SamplerSettings
+from ..run.facts import ModelFacts, SamplerSettings
 from ..training.step import StepRules
 
 # Per method, the weight of a masked token.
@@ -70,20 +69,20 @@ def sampler_settings(params: Params) -> SamplerSettings:
     )
 
 
-def diffusion_facts(params: Params, rules: StepRules) -> dict[str, Any]:
+def diffusion_facts(params: Params, rules: StepRules) -> ModelFacts:
     """What a model's folder says about its training: method, noise, loss weighting, end-of-answer
     policy, sampler.
     """
-    return {
-        "method": params.training_method,
-        "noise_schedule": params.noise_schedule,
-        "time_range": [params.t_min, params.t_max],
-        "loss_norm": rules.norm,
-        "loss_weight": params.loss_weight_type if params.training_method == "dream" else "time",
-        "perbatch_cutoff": rules.perbatch_cutoff,
-        "resp_cutoff_ratio": rules.resp_cutoff_ratio,
-        "prompt_drop": rules.prompt_drop,
-        "eos_policy": rules.eos_policy,
-        "eos_block_length": params.eos_block_length,
-        "sampler": sampler_settings(params).as_json(),
-    }
+    return ModelFacts(
+        method=params.training_method,
+        noise_schedule=params.noise_schedule,
+        time_range=[params.t_min, params.t_max],
+        loss_norm=rules.norm,
+        loss_weight=params.loss_weight_type if params.training_method == "dream" else "time",
+        perbatch_cutoff=rules.perbatch_cutoff,
+        resp_cutoff_ratio=rules.resp_cutoff_ratio,
+        prompt_drop=rules.prompt_drop,
+        eos_policy=rules.eos_policy,
+        eos_block_length=params.eos_block_length,
+        sampler=sampler_settings(params),
+    )

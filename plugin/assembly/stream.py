@@ -23,6 +23,7 @@ from ..data.packing import Layout, check_budget
 from ..data.prepare import Encoding, SplitReport, encode_rows
 from ..data.sources import has_eval_split
 from ..data.stream import ROW_INDEX, Pack, Stream, StreamPlan, StreamState
+from ..run.outcome import Truncation
 from ..training.exchange import gather_values
 from ..training.step import Step, StepRules, build_streamed_step
 from .corpus import Examples, Log, Prepared, encoding, make_tokenizer, remarks, unread
@@ -274,10 +275,8 @@ def add_up(
     return whole
 
 
-def full_report(accelerator: Accelerator, report: SplitReport) -> dict[str, Any]:
-    """Return {rows, documents, truncated, dropped} of the first pass so far, over all ranks.
-    Collective.
-    """
+def full_report(accelerator: Accelerator, report: SplitReport) -> Truncation:
+    """Return the fate of the rows of the first pass so far, over all ranks. Collective."""
     share: dict[str, Any] = {
         "rows": report.rows,
         "documents": report.documents,
@@ -289,7 +288,7 @@ def full_report(accelerator: Accelerator, report: SplitReport) -> dict[str, Any]
     for one in shares:
         for reason, count in one["dropped"].items():
             dropped[reason] = dropped.get(reason, 0) + count
-    return {
-        **{key: sum(one[key] for one in shares) for key in ("rows", "documents", "truncated")},
-        "dropped": dropped,
-    }
+    rows, documents, truncated = (
+        sum(one[key] for one in shares) for key in ("rows", "documents", "truncated")
+    )
+    return Truncation(rows=rows, documents=documents, truncated=truncated, dropped=dropped)

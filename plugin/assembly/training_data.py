@@ -18,6 +18,7 @@ from ..data.chat import ChatFormat
 from ..data.documents import Documents
 from ..data.packing import Layout
 from ..data.stream import StreamState
+from ..run.outcome import Truncation
 from ..training.memory import documents_of
 from ..training.step import Step, StepRules
 from .clock import Clock, make_clock, step_maker
@@ -72,7 +73,7 @@ class Steps(Protocol):
         """Return `make_step` with the counts of all ranks. Collective."""
         ...
 
-    def report(self, accelerator: Accelerator, finished: int) -> dict[str, Any] | None:
+    def report(self, accelerator: Accelerator, finished: int) -> Truncation | None:
         """Return {rows, documents, truncated, dropped} of what was read, None if known before the
         first step. Collective.
         """
@@ -170,7 +171,7 @@ class StoredSteps:
     ) -> Callable[[int], Step]:
         return make_step
 
-    def report(self, accelerator: Accelerator, finished: int) -> dict[str, Any] | None:
+    def report(self, accelerator: Accelerator, finished: int) -> Truncation | None:
         return None
 
 
@@ -262,7 +263,7 @@ class StreamSteps:
     ) -> Callable[[int], Step]:
         return add_up(accelerator, make_step, self._longest)
 
-    def report(self, accelerator: Accelerator, finished: int) -> dict[str, Any] | None:
+    def report(self, accelerator: Accelerator, finished: int) -> Truncation | None:
         return full_report(accelerator, self._built.state_after(finished).report)
 
 

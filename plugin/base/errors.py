@@ -10,7 +10,6 @@ import json
 import re
 from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
-from typing import Literal
 
 
 class Code(IntEnum):
@@ -109,25 +108,3 @@ def data_error(field: str, expected: str, got: str, fix: str = "") -> JobError:
 
 def model_error(field: str, expected: str, got: str, fix: str = "") -> JobError:
     return JobError(Problem(field, expected, got, fix, Code.MODEL))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended.
-
-    `done` means the worker exited 0 *and* wrote its final event; nothing else counts as success.
-    """
-
-    outcome: Literal["done", "stopped", "failed"]
-    code: int
-    error: Problem | None = None
-    result: dict[str, object] | None = None  # what the worker's final event carried
-
-    def as_json(self) -> dict[str, object]:
-        """The `result` object of run.json."""
-        return {
-            "outcome": self.outcome,
-            "code": int(self.code),
-            "error": self.error.as_json() if self.error else None,
-            **(self.result or {}),
-        }

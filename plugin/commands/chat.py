@@ -31,10 +31,10 @@ from ..models.diffusion import positions, predictor
 from ..models.digest import find_base
 from ..models.load import load_model
 from ..models.lora import ADAPTER_CONFIG, merged_model
-from ..models.publish import read_diffusion
 from ..models.tokenizer import load_tokenizer
+from ..run.facts import SamplerSettings, read_facts
 from ..run.folder import RunFolder, local_path
-from ..sampling.blockwise import OnStep, SamplerSettings, Vocabulary, generate
+from ..sampling.blockwise import OnStep, Vocabulary, generate
 from .arguments import SAMPLER_OPTIONS, chat_options
 
 HOLE = "░"
@@ -109,16 +109,16 @@ def find_model(name: str) -> str:
 def load_chatter(name: str, overrides: dict[str, int], given_base: str = "") -> Chatter:
     """A model folder, or an adapter's on its base, see find_base. Raises JobError (exit 4)."""
     path = Path(find_model(name))
-    saved = read_diffusion(path)
-    settings = replace(SamplerSettings(**saved.get("sampler", {})), **overrides)
-    if (path / ADAPTER_CONFIG).is_file() and "base" in saved:
-        base, folder = saved["base"], find_base(path, saved["base"], given_base)
+    facts = read_facts(path)
+    settings = replace(facts.sampler, **overrides)
+    if (path / ADAPTER_CONFIG).is_file() and (base := facts.base):
+        folder = find_base(path, base, given_base)
         tokenizer = load_tokenizer(str(path))
         model = merged_model(
             folder,
             path,
-            four_bit=base["four_bit"],
-            dtype=getattr(torch, base["dtype"]),
+            four_bit=base.four_bit,
+            dtype=getattr(torch, base.dtype),
             embedding_rows=len(tokenizer),
         )
         return Chatter(model, ChatFormat(tokenizer), settings)

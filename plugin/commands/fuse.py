@@ -25,8 +25,9 @@ from ..models.configuration import load_config
 from ..models.digest import find_base
 from ..models.load import load_model, table_rows
 from ..models.lora import merged_model, with_adapter
-from ..models.publish import public_name, read_diffusion
+from ..models.publish import public_name
 from ..models.tokenizer import load_tokenizer
+from ..run.facts import AdapterBase, read_facts
 from ..run.folder import local_path
 from .arguments import fuse_options
 
@@ -47,7 +48,9 @@ def main(argv: Sequence[str]) -> int:
             print(problem.line, file=sys.stderr)
         return error.code
     print(
-        json_line(fused.as_json()) if options.json else f"fused model  {one_line(str(fused.path))}"
+        json_line(fused.result.content())
+        if options.json
+        else f"fused model  {one_line(str(fused.path))}"
     )
     return 0
 
@@ -74,20 +77,18 @@ def _fuse_earlier(adapter: Path, base: str, out: Path, fuse_base: str) -> Fused:
                 Code.CONFIGURATION,
             )
         )
-    facts = read_diffusion(adapter)
-    recorded = facts.get(
-        "base", {"four_bit": False, "dtype": "float32", "digest": None, "name": base}
-    )
+    facts = read_facts(adapter)
+    recorded = facts.base or AdapterBase(name=base)
     family = FAMILIES[load_config(base).model_type]
     find_base(adapter, recorded, base)
     tokenizer = load_tokenizer(
         str(adapter if (adapter / "tokenizer_config.json").is_file() else base), family=family
     )
-    dtype = DTYPES[recorded["dtype"]]
+    dtype = DTYPES[recorded.dtype]
     # merged_model checks names and shapes first; only then is the adapter put on the base as it was
     # trained.
     merged_model(base, adapter, four_bit=False, dtype=dtype, embedding_rows=len(tokenizer))
-    trained = load_model(base, dtype=dtype, four_bit=recorded["four_bit"])
+    trained = load_model(base, dtype=dtype, four_bit=recorded.four_bit)
     if len(tokenizer) > table_rows(trained):
         trained.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     live = with_adapter(trained, adapter)
@@ -102,13 +103,13 @@ def _fuse_earlier(adapter: Path, base: str, out: Path, fuse_base: str) -> Fused:
         out,
         base,
         tokenizer,
-        {key: value for key, value in facts.items() if key != "base"},
+        facts.model_copy(update={"base": None}),
         card,
         live,
         ids,
     )
     return fuse_adapter(
-        adapter, target, four_bit=recorded["four_bit"], fuse_base=fuse_base, dtype=dtype
+        adapter, target, four_bit=recorded.four_bit, fuse_base=fuse_base, dtype=dtype
     )
 
 

@@ -451,6 +451,11 @@ class Params(BaseModel):
         """Every parameter under its public name, as run.json holds it."""
         return self.model_dump(by_alias=True)
 
+    def differences(self, other: Params) -> dict[str, Any]:
+        """Return this job's parameters, by public name, that differ from those of `other`."""
+        before = other.as_json()
+        return {name: value for name, value in self.as_json().items() if value != before[name]}
+
 
 def schema() -> dict[str, dict[str, Any]]:
     """JSON Schema of each parameter by public name: type or alternatives, bounds, default, title,

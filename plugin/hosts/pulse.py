@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+
+from ..run.events import Event, ProgressEvent
 
 EVERY_S = 10.0
 POLL_S = 1.0
@@ -47,14 +48,14 @@ class Pulse:
             yield
             self._last = time.monotonic()
 
-    def event(self, event: Mapping[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         """Follow the phase of the run."""
-        if event["type"] != "progress":
+        if not isinstance(event, ProgressEvent):
             return
-        self._first_step = event["step"] if self._first_step is None else self._first_step
-        if event["phase"] != self._phase:
-            self._phase, self._since = event["phase"], time.monotonic()
-        self._moves = event["phase"] == "train" and event["step"] > self._first_step
+        self._first_step = event.step if self._first_step is None else self._first_step
+        if event.phase != self._phase:
+            self._phase, self._since = event.phase, time.monotonic()
+        self._moves = event.phase == "train" and event.step > self._first_step
 
     def _run(self) -> None:
         while not self._over.wait(min(POLL_S, self._every_s)):

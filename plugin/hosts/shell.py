@@ -9,15 +9,16 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..base.errors import Outcome, json_line, one_line
+from ..base.errors import json_line, one_line
 from ..parent.launch import LaunchPlan
+from ..run.events import CheckpointEvent, Event, MetricsEvent, ProgressEvent
 from ..run.folder import RunFolder
-from ..run.outcome import counted, metrics_line, outcome_line
+from ..run.lines import counted, metrics_line, outcome_line
+from ..run.outcome import Outcome
 from .pulse import Pulse
 
 QUIET_LINES = 20  # without a terminal, so many metric lines a run
@@ -63,14 +64,14 @@ class FolderHost:
         with self._pulse.speaking():
             (self._bar.console if self._bar else self._console).print(one_line(text), markup=False)
 
-    def event(self, event: Mapping[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         self._pulse.event(event)
-        if event["type"] == "progress":
+        if isinstance(event, ProgressEvent):
             self._progress(event)
-        elif event["type"] == "metrics":
-            self._metrics(event["step"], event["metrics"])
-        elif event["type"] == "checkpoint":
-            self.line(f"checkpoint: {event['path']}")
+        elif isinstance(event, MetricsEvent):
+            self._metrics(event.step, event.metrics)
+        elif isinstance(event, CheckpointEvent):
+            self.line(f"checkpoint: {event.path}")
 
     def stop_wanted(self) -> bool:
         return False
@@ -86,7 +87,7 @@ class FolderHost:
                 json_line(
                     {
                         "run_dir": str(folder.path) if folder.path.is_dir() else None,
-                        **outcome.as_json(),
+                        **outcome.record.content(),
                     }
                 )
             )
@@ -107,22 +108,22 @@ class FolderHost:
             print(f"chat         {program} chat {_quoted(folder.path)}")
         print(f"curves       tensorboard --logdir {_quoted(folder / 'tb')}")
 
-    def _progress(self, event: Mapping[str, Any]) -> None:
+    def _progress(self, event: ProgressEvent) -> None:
         if not (self._bar and self._task is not None):
             return
-        words = [f"{event['step']}/{event['steps']}"]
-        if event.get("loss") is not None:
-            words.append(f"loss {event['loss']:.3f}")
-        if event.get("tokens_per_s"):
+        words = [f"{event.step}/{event.steps}"]
+        if event.loss is not None:
+            words.append(f"loss {event.loss:.3f}")
+        if event.tokens_per_s:
             words.append(
-                f"{event['tokens_per_s']:,.0f} tok/s ({event['supervised_tokens_per_s']:,.0f} learned)"
+                f"{event.tokens_per_s:,.0f} tok/s ({event.supervised_tokens_per_s:,.0f} learned)"
             )
-        total = event["steps"] or None
+        total = event.steps or None
         self._bar.update(
             self._task,
-            description=event["phase"],
+            description=event.phase,
             total=total,
-            completed=event["step"],
+            completed=event.step,
             text="  ".join(words),
         )
 

@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from ..base.digests import DIGESTS
-from ..base.errors import JobError, Outcome, Problem, one_line
+from ..base.errors import JobError, Problem, one_line
 from ..base.files import is_plain, part_beside, write_whole
 from ..config.families import pipeline_tag
 from ..parent.launch import LaunchPlan
 from ..parent.wandb import FACTS
+from ..run.events import CheckpointEvent, Event, MetricsEvent, ProgressEvent, SampleEvent
 from ..run.folder import RunFolder
-from ..run.outcome import counted, metrics_line, outcome_line, sample_line
+from ..run.lines import counted, metrics_line, outcome_line, sample_line
+from ..run.outcome import Outcome
 from ..run.state import STATE
 from .pulse import Pulse
 
@@ -97,24 +99,20 @@ class LabHost:
         with self._pulse.speaking():
             print(one_line(text), flush=True)
 
-    def event(self, event: Mapping[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         self._pulse.event(event)
-        if event["type"] == "progress":
-            self._percent = min(99, int(event["percent"]))
-            self._step, self._loss = event["step"], event["loss"]
-        elif event["type"] == "metrics":
-            self.line(metrics_line(event["step"], event["metrics"]))
-            figures: dict[str, float] = {
-                name: value
-                for name, value in event["metrics"].items()
-                if isinstance(value, int | float)
-            }
-            self._rows[event["step"]] = self._rows.get(event["step"], {}) | figures
+        if isinstance(event, ProgressEvent):
+            self._percent = min(99, int(event.percent))
+            self._step, self._loss = event.step, event.loss
+        elif isinstance(event, MetricsEvent):
+            self.line(metrics_line(event.step, event.metrics))
+            figures = {name: value for name, value in event.metrics.items() if math.isfinite(value)}
+            self._rows[event.step] = self._rows.get(event.step, {}) | figures
             self._latest |= figures
-        elif event["type"] == "sample":
+        elif isinstance(event, SampleEvent):
             self.line(sample_line(event))
-        elif event["type"] == "checkpoint":
-            path = Path(event["path"])
+        elif isinstance(event, CheckpointEvent):
+            path = Path(event.path)
             self._caller.call(lambda: self._save_checkpoint(path))
 
     def stop_wanted(self) -> bool:
@@ -208,7 +206,7 @@ class LabHost:
                 self._caller.call(lambda path=path: self._lab.save_artifact(str(path), path.name))
 
     def _save_model(self, folder: RunFolder) -> None:
-        params = folder.read_run()["params"]
+        params = folder.read_run().params
         architecture = json.loads((folder / "fused" / "config.json").read_text(encoding="utf-8"))[
             "architectures"
         ][0]

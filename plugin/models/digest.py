@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from transformers.utils import cached_file
 
 from ..base.errors import model_error
 from ..config.model_files import WEIGHTS_INDEX
+from ..run.facts import AdapterBase
 from .checks.weight_files import weight_files
 
 SAMPLES, SAMPLE_BYTES = 16, 65_536
@@ -46,14 +45,14 @@ def base_digest(name: str) -> str:
     return digest.hexdigest()
 
 
-def find_base(adapter: Path, recorded: Mapping[str, Any], given: str = "") -> str:
+def find_base(adapter: Path, recorded: AdapterBase, given: str = "") -> str:
     """Return the folder or hub id of an adapter's base.
 
     That is `given`, else the model that the adapter's own run started from, else the recorded name.
     `recorded` is the adapter's `base` in diffusion.json, whose name holds no path. Raises JobError
     (exit 4) if the base is missing or its weights are not those that the adapter was trained on.
     """
-    name = given or _base_of_run(adapter.parent / "run.json") or recorded["name"]
+    name = given or _base_of_run(adapter.parent / "run.json") or recorded.name
     try:
         digest = base_digest(name)
     except OSError as error:
@@ -61,11 +60,11 @@ def find_base(adapter: Path, recorded: Mapping[str, Any], given: str = "") -> st
         raise model_error(
             "base", f"the model that {adapter} was trained on", got, "Name it with --base."
         ) from error
-    if recorded["digest"] not in (None, digest):
+    if recorded.digest not in (None, digest):
         raise model_error(
             "adapter",
             f"an adapter of {name}",
-            f"{adapter}, trained on {recorded['name']}",
+            f"{adapter}, trained on {recorded.name}",
             "Give that model.",
         )
     return name

@@ -11,16 +11,14 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from transformers import PreTrainedTokenizerBase
 
-from ..base.errors import model_error, one_line
+from ..base.errors import one_line
 from ..base.redact import redact
 from ..config.families import pipeline_tag
-from ..config.model_files import read_small
+from ..run.facts import DIFFUSION_FILE, ModelFacts
 from .code_files import write_code_files
 from .digest import local_folder
 from .lora import ADAPTER_CONFIG, MaybeAdapted, has_adapter
 
-# method, noise, loss weighting, end-of-answer policy, sampler settings
-DIFFUSION_FILE = "diffusion.json"
 _OF_THIS_MACHINE = (
     "local_files_only",
     "is_local",
@@ -41,7 +39,7 @@ def write_model(
     folder: Path,
     model: MaybeAdapted,
     tokenizer: PreTrainedTokenizerBase,
-    diffusion: dict[str, Any],
+    facts: ModelFacts,
     *,
     base: str = "",
 ) -> None:
@@ -61,7 +59,7 @@ def write_model(
     tokenizer.save_pretrained(folder)
     _rewrite(folder / "tokenizer_config.json", _portable_tokenizer)
     (folder / DIFFUSION_FILE).write_text(
-        redact(json.dumps(diffusion, indent=2, ensure_ascii=False)) + "\n", encoding="utf-8"
+        redact(json.dumps(facts.content(), indent=2, ensure_ascii=False)) + "\n", encoding="utf-8"
     )
 
 
@@ -105,20 +103,6 @@ def public_name(name: str) -> str:
     return f"{path.parent.name}/{path.name}" if _INSIDE_RUN.fullmatch(path.name) else path.name
 
 
-def read_diffusion(folder: Path) -> dict[str, Any]:
-    """Return the contents of `diffusion.json`, empty for a model that another tool made.
-
-    Raises JobError (exit 4) if the file is broken.
-    """
-    file = folder / DIFFUSION_FILE
-    try:
-        return dict(json.loads(read_small(file))) if file.exists() else {}
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise model_error(
-            "model", f"a readable {DIFFUSION_FILE}", f"{file}: {str(error)[:200]}"
-        ) from error
-
-
 def write_card(folder: Path, facts: dict[str, Any]) -> None:
     """Write README.md: the model, its training and evaluation, and its use here and elsewhere."""
     method, base = facts["method"], facts["table"].get("base model", "")
@@ -149,17 +133,18 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
     (folder / "README.md").write_text(redact("\n".join(lines)), encoding="utf-8")
 
 
-def write_adapter_card(folder: Path, diffusion: dict[str, Any]) -> None:
+def write_adapter_card(folder: Path, facts: ModelFacts) -> None:
     """Write an adapter's README.md, which names its base."""
-    base = diffusion["base"]
-    bits = ", as 4-bit weights" if base["four_bit"] else ""
-    tag = pipeline_tag(diffusion["method"])
+    base, method = facts.base, facts.method
+    assert base, "every adapter has a base"
+    assert method, "this program trained it"
+    bits = ", as 4-bit weights" if base.four_bit else ""
+    tag = pipeline_tag(method)
     lines = [
-        *_front_matter(base["name"], library_name="peft", pipeline_tag=tag, tags=[*_TAGS, "lora"]),
+        *_front_matter(base.name, library_name="peft", pipeline_tag=tag, tags=[*_TAGS, "lora"]),
         "# LoRA adapter",
         "",
-        f"Trained by masked diffusion (method `{diffusion['method']}`) on "
-        f"{_as_code(base['name'])}{bits}.",
+        f"Trained by masked diffusion (method `{method}`) on {_as_code(base.name)}{bits}.",
         "It is not a model by itself. It fits exactly these weights, whose digest is in "
         "`diffusion.json`.",
         "",

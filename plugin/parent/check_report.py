@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..base.errors import one_line
-from ..run.outcome import counted
+from ..run.lines import counted
 
 STYLES = {
     "prompt": "cyan",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
-from ..base.errors import Outcome
+from ..run.events import Event
 from ..run.folder import RunFolder
+from ..run.outcome import Outcome
 from .launch import LaunchPlan
 
 
@@ -26,7 +26,7 @@ class Host(Protocol):
         """One line of log."""
         ...
 
-    def event(self, event: Mapping[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         """One event of events.jsonl, as it appears."""
         ...
 

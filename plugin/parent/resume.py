@@ -18,6 +18,7 @@ from ..config.params import Params
 from ..config.rules import MAY_CHANGE, NOT_OF_A_STREAM
 from ..run.folder import RunFolder, to_json
 from ..run.owned import half_written
+from ..run.record import NotARecord
 from ..run.state import STATE, read_state
 
 
@@ -100,13 +101,12 @@ def _why_stateless(checkpoint: Path) -> str:
     if not (checkpoint / STATE).is_file():
         return f"it has no {STATE}"
     try:
-        state = read_state(checkpoint)
+        read_state(checkpoint)
+    except NotARecord:
+        return f"{STATE} is not one of this program's"
     except (OSError, ValueError, RecursionError) as error:
         return f"{STATE} cannot be read: {error}"
-    whole = isinstance(state, dict) and all(
-        type(state.get(name)) is int for name in ("step", "seed", "step_size")
-    )
-    return "" if whole else f"{STATE} is not one of this program's"
+    return ""
 
 
 def parameter_problems(old: Mapping[str, Any], params: Params) -> tuple[list[Problem], list[str]]:
@@ -135,11 +135,11 @@ def state_problems(start: Start, params: Params, ranks: int) -> list[Problem]:
     state = read_state(start.checkpoint)
     documents = params.batch_size * params.gradient_accumulation_steps * ranks
     problems: list[Problem] = []
-    if documents != state["step_size"]:
+    if documents != state.step_size:
         got = f"{params.batch_size} x {params.gradient_accumulation_steps} x {ranks} processes = {documents}"
         fix = "Change batch_size or gradient_accumulation_steps so that a step stays what it was."
         problems.append(
-            Problem("batch_size", f"{state['step_size']} documents a step, as before", got, fix)
+            Problem("batch_size", f"{state.step_size} documents a step, as before", got, fix)
         )
     if params.num_train_epochs == 0 and params.train_steps < start.step:
         problems.append(

@@ -5,7 +5,6 @@ what they write, and does not return before every one of them is gone.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import signal
@@ -15,14 +14,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from ..base import process
-from ..base.errors import Code, Outcome, Problem, shown
+from ..base.errors import Code, Problem, shown
 from ..base.files import open_plain
 from ..base.process import LISTEN_FD, MEETING, PARENT_PID
 from ..base.redact import redact, scrub
+from ..run.events import Event, FailedEvent, FinishedEvent, ProgressEvent, read_event
 from ..run.folder import STOP, RunFolder, Tail
+from ..run.outcome import Outcome, Result
 from .last_words import LastWords
 from .launch import LaunchPlan
 from .watchdog import Watch, write_stacks
@@ -43,7 +44,7 @@ class Relay:
     """How `run_workers` talks to whoever asked for the run."""
 
     line: Callable[[str], None]  # one line of the workers' log
-    event: Callable[[dict[str, Any]], None]  # one event of events.jsonl
+    event: Callable[[Event], None]  # one event of events.jsonl
     stop_signals: Callable[
         [], Sequence[int]
     ]  # signals so far: the first asks, a second ends the workers now
@@ -72,7 +73,7 @@ class Reading:
             Tail(folder / "log.txt", from_end=True),
             Tail(folder / "events.jsonl", from_end=True),
         )
-        self.final: dict[str, Any] = {}
+        self.final: FailedEvent | FinishedEvent | None = None
         self._first_step: int | None = None
         self.stepped = False  # this run, in these processes, has made a step
 
@@ -83,39 +84,39 @@ class Reading:
             self._relay.line(text)
         for text in self._events.new_lines():
             try:
-                event = json.loads(text)
+                event = read_event(text)
             except ValueError:  # a killed rank's half line, with another's behind it
                 self._relay.line(shown(redact(text)))
                 continue
             # The first failure is the cause, later ones follow from it; so do those after a stop
             # that had nothing to save.
             if (
-                event["type"] in ("finished", "failed")
-                and self.final.get("type") != "failed"
+                isinstance(event, FinishedEvent | FailedEvent)
+                and not isinstance(self.final, FailedEvent)
                 and not self.given_up
             ):
                 self.final = event
-            if event["type"] == "progress":
+            if isinstance(event, ProgressEvent):
                 first = self._first_step = (
-                    event["step"] if self._first_step is None else self._first_step
+                    event.step if self._first_step is None else self._first_step
                 )
-                self.stepped |= event["step"] > first
+                self.stepped |= event.step > first
             self._relay.event(event)
 
     def give_up(self) -> None:
         """Take the run for stopped before its first step, whatever else comes."""
-        self.final = {"type": "finished", "result": {"outcome": "stopped", "steps": 0}}
+        self.final = FinishedEvent(result=Result(outcome="stopped", steps=0))
 
     @property
     def given_up(self) -> bool:
         """Rank 0 stopped before the first step: nothing to save, and the other ranks may wait for
         it in vain.
         """
-        return self.final.get("type") == "finished" and _stopped_at_once(self.final["result"])
+        return isinstance(self.final, FinishedEvent) and _stopped_at_once(self.final.result)
 
 
-def _stopped_at_once(result: Mapping[str, Any]) -> bool:
-    return result["outcome"] == "stopped" and result["steps"] == 0
+def _stopped_at_once(result: Result) -> bool:
+    return result.outcome == "stopped" and result.steps == 0
 
 
 def run_workers(
@@ -207,7 +208,7 @@ def _wait(
             break
         ended = [code for code in codes if code is not None]
         # A rank that said why it failed may yet hang while it ends.
-        broken = any(ended) or reading.final.get("type") == "failed" or reading.given_up
+        broken = any(ended) or isinstance(reading.final, FailedEvent) or reading.given_up
         if broken or ended:
             deadline = min(deadline, time.monotonic() + (GRACE_S if broken else EXIT_GRACE_S))
         if hang := watch.hang():
@@ -235,16 +236,14 @@ def _outcome(
     """
     final = reading.final
     killed = any(code in FATAL for code in codes)
-    if final.get("type") == "finished" and (all(code == 0 for code in codes) or reading.given_up):
-        result: dict[str, Any] = final["result"]
-        if result["outcome"] == "stopped":
-            return Outcome("stopped", 128 + signals[0] if signals else Code.OK, result=result)
-        return Outcome("done", Code.OK, result=result)
+    if isinstance(final, FinishedEvent) and (all(code == 0 for code in codes) or reading.given_up):
+        if final.result.outcome == "stopped":
+            return Outcome("stopped", 128 + signals[0] if signals else Code.OK, result=final.result)
+        return Outcome("done", Code.OK, result=final.result)
     if (
-        final.get("type") == "failed" and not killed
+        isinstance(final, FailedEvent) and not killed
     ):  # a killed rank is the cause of what the others say
-        error = Problem(**final["error"])
-        return Outcome("failed", error.code, error, final.get("result"))
+        return Outcome("failed", final.error.code, final.error)
     if len(signals) > 1 or (signals and None in codes and not any(codes)):
         return Outcome(
             "stopped", 128 + signals[0]

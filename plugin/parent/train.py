@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..base.errors import Code, JobError, Outcome, Problem, json_line, shown
+from ..base.errors import Code, JobError, Problem, json_line, shown
 from ..base.process import NO_DOWNLOADS, ROOT, of_launcher, torch_program
 from ..config.model_files import check_method, check_model_files, refuse_missing_path
 from ..config.params import Params
@@ -29,7 +29,10 @@ from ..config.parse import SCHEMA, Parsed, is_writable
 from ..data.mixture import absolute_mixture, parse_mixture
 from ..data.sources import fingerprint, local_paths
 from ..data.templates.form import compile_templates
-from ..run.folder import LOCK_WAIT_S, STOP, RunFolder, local_path
+from ..run.folder import STOP, RunFolder, local_path
+from ..run.lock import LOCK_WAIT_S
+from ..run.outcome import Outcome
+from ..run.run_file import Environment, RunFile
 from .check_report import print_check
 from .host import Host
 from .last_words import LastWords
@@ -113,10 +116,11 @@ def train_job(parsed: Parsed, host: Host) -> int:
         folder.answered(STOP)  # one that was meant for a run before
         environment = describe_environment(plan, data)
         if start:
-            environment["resumed_from"] = start.checkpoint.name
+            environment = environment.model_copy(update={"resumed_from": start.checkpoint.name})
             plan = replace(plan, argv=(*plan.argv, str(start.checkpoint)))
         params = params.model_copy(update={"run_dir": str(run_dir), "resume": "false"})
-        folder.write_run(params.as_json(), environment, None)
+        run = RunFile(params=params.as_json(), environment=environment, result=None)
+        folder.write_run(run)
         for note in [*parsed.notes, *_note_of_launcher()]:
             host.line(note)
         private = Path(
@@ -138,7 +142,7 @@ def train_job(parsed: Parsed, host: Host) -> int:
                     plan, folder, relay, Inherited(lock, listener, private), params.hang_timeout_s
                 )
         finally:
-            _write_outcome(folder, host, params, environment, outcome)
+            _write_outcome(folder, host, run, outcome)
     if outcome.code in REFUSALS and start is None:
         folder.remove_refused()
         for path in new:
@@ -189,10 +193,10 @@ def resume_problems(
     """(why this run cannot go on with these parameters, lines on what changes)."""
     try:
         before = folder.read_run()
-        problems, changes = parameter_problems(before["params"], params)
-    except (OSError, ValueError, KeyError) as error:
+        problems, changes = parameter_problems(before.params, params)
+    except (OSError, ValueError) as error:
         return [Problem("resume", "a run folder with its run.json", f"{folder.path}: {error}")], []
-    if before["environment"]["data"] != data:
+    if before.environment.data != data:
         fix = "Put the old data back, or start a new run from the checkpoint as its model_name."
         problems.append(
             Problem("dataset_name", "the data this run was trained on so far", "other content", fix)
@@ -216,15 +220,13 @@ def stop_signals() -> Generator[list[int]]:
             signal.signal(number, handler)
 
 
-def _write_outcome(
-    folder: RunFolder, host: Host, params: Params, environment: dict[str, Any], outcome: Outcome
-) -> None:
+def _write_outcome(folder: RunFolder, host: Host, run: RunFile, outcome: Outcome) -> None:
     if not folder.answered(STOP):
         host.line(
             f"warning: {folder / STOP} cannot be taken away (a folder that holds something?); remove it before the next run"
         )
     try:
-        folder.write_run(params.as_json(), environment, outcome.as_json())
+        folder.write_run(run.model_copy(update={"result": outcome.record}))
     except OSError as error:  # the disk that ended the run: what became of it is still told
         host.line(f"run.json could not be written: {error.strerror}")
 
@@ -265,8 +267,8 @@ def inputs_inside(params: Params, folder: RunFolder) -> list[Problem]:
     """
     before: Mapping[str, Any] = {}
     if params.resume != "false" and folder.path.is_dir() and not folder.problems(goes_on=True):
-        with suppress(OSError, ValueError, KeyError):
-            before = folder.read_run()["params"]
+        with suppress(OSError, ValueError):
+            before = folder.read_run().params
     root = folder.path.parent if params.machine_rank else folder.path
     fix = "Choose another run_dir, or move it."
     found: list[Problem] = []
@@ -320,20 +322,20 @@ def default_run_dir(params: Params) -> str:
     return f"runs/{datetime.now():%Y-%m-%d-%H%M%S}-{params.adaptor_name}"
 
 
-def describe_environment(plan: LaunchPlan, data: str) -> dict[str, Any]:
+def describe_environment(plan: LaunchPlan, data: str) -> Environment:
     """What a run ran on: versions, devices, commit of this program, digest of the data."""
     versions = {name: metadata.version(name) for name in LIBRARIES}
     commit = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
-    return {
-        "versions": {"python": platform.python_version(), **versions},
-        "devices": list(plan.gpus) or ["cpu"],
-        "processes": len(plan.ranks),
-        "git": commit.stdout.strip() or None,
-        "data": data,
-        "cwd": os.getcwd(),
-    }
+    return Environment(
+        versions={"python": platform.python_version(), **versions},
+        devices=list(plan.gpus) or ["cpu"],
+        processes=len(plan.ranks),
+        git=commit.stdout.strip() or None,
+        data=data,
+        cwd=os.getcwd(),
+    )
 
 
 def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:

@@ -102,7 +102,7 @@ def main() -> int:
     folder = RunFolder(Path(sys.argv[1]))
     import wandb
 
-    params = Params.model_validate(folder.read_run()["params"])
+    params = Params.model_validate(folder.read_run().params)
     known = folder / FACTS
     earlier: dict[str, Any] = (
         json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}

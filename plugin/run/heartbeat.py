@@ -1,4 +1,4 @@
-"""Heartbeat of a rank: how far it is, in a file that the parent watches."""
+"""Heartbeat of a rank: a file that the parent's watchdog reads."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ def heartbeat_path(folder: Path, rank: int) -> Path:
 
 
 class Heartbeat:
-    """One rank's side:
+    """Writer of a rank's heartbeat.
 
-    `count phase` in a file of a fixed length, written in place, so that it costs a microsecond.
+    The file holds `count phase` in a fixed length. It is written in place, which costs a
+    microsecond.
     """
 
     def __init__(self, path: Path):

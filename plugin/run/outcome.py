@@ -1,88 +1,116 @@
-"""Words for people about a run: its figures, its samples, its end."""
+"""Outcome of a run: what the worker reports at its end, and the `result` of run.json."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from ..base.errors import Outcome
-from .folder import RunFolder
+from ..base.errors import Problem
+from .record import Number, Record, Text
 
-LONGEST = 200  # characters shown of a prompt or an answer
-
-
-def outcome_line(outcome: Outcome, folder: RunFolder) -> str:
-    """Return the one line a run ends with."""
-    if outcome.error:
-        return outcome.error.line
-    if outcome.outcome == "stopped":
-        return f"stopped {_stopped(outcome.result, folder)}"
-    result: dict[str, Any] = {**(outcome.result or {})}
-    spent = result.get("throughput", {}).get("training_seconds")
-    steps = counted(result.get("steps", 0), "step") + (
-        f" in {spent} s" if spent is not None else ""
-    )
-    loss = result.get("eval_loss")
-    shown = f", eval loss {loss:.4f}" if isinstance(loss, float) else ""
-    return f"{outcome.outcome}: {steps}{shown}; {result.get('seconds', 0)} s with loading, evaluation and saving"
+Ending = Literal["done", "stopped", "failed"]
 
 
-def _stopped(result: Mapping[str, Any] | None, folder: RunFolder) -> str:
-    saved = folder.checkpoints()
-    if result is None:
-        return (
-            f"at once, without saving; the last checkpoint is {saved[-1].name}"
-            if saved
-            else "at once; nothing was saved"
-        )
-    if not result.get("steps"):
-        return "before the first step; there is nothing to save"
-    loss = result.get("loss")
-    loss = _last_loss(folder) if loss is None else loss
-    shown = f", loss {loss:.4f}" if isinstance(loss, float) else ""
-    return f"after step {result['steps']}{shown}" + (
-        f"; saved as {saved[-1].name}" if saved else ""
-    )
+class Truncation(Record):
+    """Rows of one split and what became of them."""
+
+    rows: int
+    documents: int
+    truncated: int
+    dropped: dict[Text, int]  # reason -> rows
 
 
-def _last_loss(folder: RunFolder) -> float | None:
-    """Return the loss of the newest step that was reported, for a run that stopped before it logged
-    any.
+class Throughput(Record):
+    """Speed of the steps alone, over the whole run."""
+
+    tokens_per_s: Number
+    supervised_tokens_per_s: Number
+    training_seconds: Number
+    flops_per_s: Number | None = None  # not in older files
+    mfu: Number | None = None  # None where the peak was not measured
+
+
+class MemoryEstimate(Record):
+    """Bytes on one device as estimated before the run."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    heap: int | None = None  # not in older files
+    peak: int
+
+
+class MemoryUse(Record):
+    """Bytes that rank 0 held; `rest` of the measured peak is activations and logits."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    rest: int
+    peak: int
+    estimate: MemoryEstimate | None = None
+
+
+class BestCheckpoint(Record):
+    """The checkpoint with the lowest evaluation loss."""
+
+    path: Text
+    eval_loss: Number
+
+
+class FuseResult(Record):
+    """The fused model, as a fresh process reloaded it."""
+
+    path: Text
+    fuse_base: str
+    max_logit_difference: Number
+    differences: dict[str, Number]  # base -> largest difference from the trained model's logits
+    chat_template_as_trained: bool | None = None  # not in older files
+
+
+class Result(Record):
+    """Result of a run. The worker reports it; the parent adds `code` and `error`.
+
+    A run that stopped before its first step has `outcome` and `steps` alone.
     """
-    try:
-        return json.loads((folder / "progress.json").read_text(encoding="utf-8"))["loss"]
-    except (OSError, ValueError, KeyError):
-        return None
+
+    outcome: Ending
+    code: int | None = None
+    error: Problem | None = None
+    steps: int | None = None
+    seconds: Number | None = None  # with loading, evaluation and saving
+    loss: Number | None = None
+    eval_loss: Number | None = None
+    eval_loss_first: Number | None = None
+    truncation: dict[str, Truncation] | None = None  # by split
+    throughput: Throughput | None = None
+    memory: MemoryUse | None = None
+    best_checkpoint: BestCheckpoint | None = None
+    skipped_steps: Number | None = None
+    cut_answer_tokens: Number | None = None
+    fill_tokens: Number | None = None
+    effective: dict[str, Any] | None = None  # parameters that trained otherwise than `params` says
+    fuse: FuseResult | None = None
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
-    """Write a number with its noun: `1 row`, `2,000 rows`."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
 
+    `done` means the worker exited 0 *and* wrote its final event; nothing else counts as success.
+    """
 
-def metrics_line(step: int, metrics: Mapping[str, float]) -> str:
-    """Return one line of log for one object of metrics.jsonl."""
-    if "eval/loss" in metrics:
-        spread = metrics["eval/loss_ci95"]
-        return f"step {step}: eval loss {metrics['eval/loss']:.4f}" + (
-            f" ± {_rounded(spread)}" if spread > 0 else ""
+    outcome: Ending
+    code: int
+    error: Problem | None = None
+    result: Result | None = None  # what the worker's final event held
+
+    @property
+    def record(self) -> Result:
+        """Return the `result` object of run.json."""
+        reported = self.result or Result(outcome=self.outcome)
+        return reported.model_copy(
+            update={"outcome": self.outcome, "code": int(self.code), "error": self.error}
         )
-    rate = f"{metrics['tokens_per_s']:,.0f} tokens/s"
-    return f"step {step}: loss {metrics['loss']:.4f}, lr {metrics['learning_rate']:.2e}, {rate}"
-
-
-def _rounded(spread: float) -> str:
-    """Round to four decimals, or to two digits of what is smaller: never 0.0000."""
-    return f"{spread:.4f}" if spread >= 0.00005 else f"{spread:.1e}"
-
-
-def sample_line(event: Mapping[str, Any]) -> str:
-    """Return one line of log for one generated answer."""
-    prompt, text, expected = (_short(event[name]) for name in ("prompt", "text", "expected"))
-    return f"step {event['step']}: sample: {prompt} -> {text} (expected: {expected})"
-
-
-def _short(text: str) -> str:
-    line = text.replace("\n", "⏎")
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."

@@ -1,8 +1,8 @@
-"""What in a run folder is this program's own, by name and by what it holds: only that is written
-to, and only that is removed.
+"""Ownership of the entries of a run folder, by their names and contents.
 
-The run folder itself may be a link: whoever names one (to a scratch disk) has chosen where it
-leads. What lies in it may have been put there by anybody.
+This program writes to its own entries alone and removes no others. The run folder itself may be a
+link, for example to a scratch disk: the person who named it has chosen its target. Anybody may have
+put an entry into it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FOLDER = re.compile(
     rf"data|tb|wandb|(?:replaced-)?(?:adapter|fused)|\.(?:adapter|fused)\.earlier|(?:replaced-)?checkpoint-\d+"
     rf"|debug-step-\d+-rank-\d+|machine-\d+|{_PART_FOLDER.pattern}"
 )
-_STAYS = re.compile(r"\.lock|machine-\d+|wandb(?:\.json|\.log)?")  # of a run that is begun anew
+_STAYS = re.compile(r"\.lock|machine-\d+|wandb(?:\.json|\.log)?")  # when a run is restarted
 _RESULT = re.compile(r"(?:replaced-)?(?:adapter|fused|checkpoint-\d+)|\.(?:adapter|fused)\.earlier")
 
 _TOKENIZER = (
@@ -67,21 +67,20 @@ def is_record(content: Any) -> bool:
     record = cast("Mapping[str, Any]", content)
     parts = {name: record.get(name) for name in _OF_RUN_JSON}
     if parts["result"] is None and "result" in record:
-        del parts["result"]  # of a run that goes on, or was killed
+        del parts["result"]  # of a run that still trains, or was killed
     return all(
         isinstance(part, dict) and _OF_RUN_JSON[name] <= part.keys() for name, part in parts.items()
     )
 
 
 def misplaced(folder: Path) -> list[Problem]:
-    """List the entries of a run folder that have a name of ours and are no plain file, or folder,
-    of that name.
+    """List the entries of a run folder with a name of ours that are no plain file or folder.
 
     Raises OSError when the folder cannot be read.
     """
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
-    fix = "Take it away, or put a copy in its place."
+    fix = "Remove it, or put a copy in its place."
     reasons = ((entry.name, _why_misplaced(entry)) for entry in found)
     return [
         Problem(
@@ -118,23 +117,24 @@ def _is_lock(path: str) -> bool:
 
 
 def half_written(folder: Path) -> list[Path]:
-    """List what a killed run of ours was writing under a name of its own."""
+    """List the partial files and folders that a killed run of ours left."""
     parts = (path for path in sorted(folder.iterdir()) if path.name.endswith(".part"))
     return [
         path for path in parts if _PART_FOLDER.fullmatch(path.name) or _FILE.fullmatch(path.name)
     ]
 
 
-def begun_anew(folder: Path) -> tuple[list[Path], list[str], list[str]]:
-    """Sort a run folder without a checkpoint, to be begun anew, into (what of a run may be removed,
-    entries that are not a run's, what is not a run's inside of its folders).
+def entries_before_restart(folder: Path) -> tuple[list[Path], list[str], list[str]]:
+    """Sort the entries of a run folder without a checkpoint, before the run is restarted.
+
+    Returns (entries of a run, which may be removed; other entries; other entries inside the run's
+    folders).
     """
     ours: list[Path] = []
     others: list[str] = []
     inside: list[str] = []
-    for path in sorted(
-        folder.iterdir(), key=lambda path: path.name == "run.json"
-    ):  # half removed, it is still known as a run
+    # run.json comes last: a folder that was removed in part is still known as a run's.
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == "run.json"):
         name = path.name
         if _STAYS.fullmatch(name):
             continue
@@ -143,7 +143,7 @@ def begun_anew(folder: Path) -> tuple[list[Path], list[str], list[str]]:
         elif name in REQUESTS or _FILE.fullmatch(name) or _PART_FOLDER.fullmatch(name):
             ours.append(path)
         elif _FOLDER.fullmatch(name) and not _RESULT.fullmatch(name):
-            foreign = [f"{name}/{one}" for one in not_ours(path)]
+            foreign = [f"{name}/{entry}" for entry in not_ours(path)]
             inside += foreign
             ours += [] if foreign else [path]
         else:
@@ -152,7 +152,7 @@ def begun_anew(folder: Path) -> tuple[list[Path], list[str], list[str]]:
 
 
 def not_ours(folder: Path) -> Iterator[str]:
-    """Yield what this program has not written in its `data`, `tb` or `debug-step-...`."""
+    """Yield the entries of `data`, `tb` or `debug-step-...` that this program has not written."""
     allowed = re.compile(_HOLDS[folder.name.split("-")[0]])
     names: list[str] = []
     for name, entry in walk(folder):

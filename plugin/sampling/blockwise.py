@@ -8,11 +8,13 @@ answers as 8 single calls. S rows, T tokens, M masked, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from ..run.facts import SamplerSettings
 
 # (ids [S, T], real [S, T] bool, places [M, 2] row and column) -> logits [M, V]
 Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -20,20 +22,6 @@ OnStep = Callable[[list[NDArray[np.int32]]], None]  # the rows' canvases after a
 
 
 @dataclass(frozen=True)
-class SamplerSettings:
-    """Settings of the sampler, saved with the model because they depend on its training."""
-
-    max_new_tokens: int = 128
-    block_length: int = 32
-    steps: int = 32  # denoising steps of a block; block_length steps reveal one token each
-    # True: the canvas ends with the current block (eos_policy block); False: it spans
-    # max_new_tokens from the start
-    grow: bool = True
-
-    def as_json(self) -> dict[str, object]:
-        return asdict(self)
-
-
 @dataclass(frozen=True)
 class Vocabulary:
     """Ids of the special tokens that sampling needs."""

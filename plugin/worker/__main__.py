@@ -26,11 +26,13 @@ from ..base.errors import Code, JobError, Problem, json_line
 from ..base.process import PARENT_PID
 from ..base.redact import guard_streams
 from ..config.params import Params
+from ..run.events import FinishedEvent
 from ..run.folder import RunFolder
+from ..run.outcome import Outcome, Result
 from ..run.owned import half_written
 from .check import try_out
 from .out_of_memory import explain_out_of_memory, first_line
-from .rank import this_rank
+from .rank import Rank, this_rank
 from .reporter import report_failure
 from .stop import StopRequested
 from .tensorboard import hush_writer_thread
@@ -45,13 +47,13 @@ def main() -> int:
         return check(json.load(sys.stdin))
     folder = RunFolder(Path(sys.argv[1]))
     checkpoint = Path(sys.argv[2]) if len(sys.argv) > 2 else None
-    params = Params.model_validate(folder.read_run()["params"])
+    params = Params.model_validate(folder.read_run().params)
     rank = this_rank(params, folder, checkpoint)
     try:
         with explain_out_of_memory(params, None):
             result = train(rank)
     except StopRequested:
-        rank.reporter.event("finished", result={"outcome": "stopped", "steps": 0})
+        report_result(rank, Result(outcome="stopped", steps=0))
         return 0
     except Exception as error:
         problem = as_problem(error, folder)
@@ -66,11 +68,24 @@ def main() -> int:
             report_failure(folder, problem, rank.number)
         return int(problem.code)
     else:
-        rank.reporter.event("finished", result=result)
+        report_result(rank, result)
         return 0
     finally:
         with contextlib.suppress(OSError):  # a full disk is reported already
             rank.reporter.close()  # the last seconds of the curves are still in memory
+
+
+def report_result(rank: Rank, result: Result) -> None:
+    """Report the result of a run.
+
+    Write it into run.json as well where another program's launcher started us, for then no parent
+    does.
+    """
+    rank.reporter.event(FinishedEvent(result=result))
+    if PARENT_PID not in os.environ and rank.leads:
+        outcome = Outcome(result.outcome, Code.OK, result=result)
+        record = rank.folder.read_run().model_copy(update={"result": outcome.record})
+        rank.folder.write_run(record)
 
 
 def check(request: dict[str, Any]) -> int:

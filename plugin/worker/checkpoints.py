@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,33 +21,13 @@ from ..base.digests import DIGESTS, write_digests
 from ..base.files import remove, rename_whole, set_aside
 from ..models.lora import MaybeAdapted
 from ..models.publish import write_model
+from ..run.facts import ModelFacts
 from ..run.folder import RunFolder, to_json
-from ..run.state import STATE, read_state
+from ..run.state import STATE, CheckpointState, read_state
 from ..training.lr_schedule import Schedule
 from ..training.optimizer import restore_optimizer
 
 OPTIMIZER = "optimizer.safetensors"
-
-
-@dataclass(frozen=True)
-class State:
-    """Where the run stands."""
-
-    step: int
-    pass_: int
-    position: int  # documents of that pass already seen; of a stream, rows
-    seed: int
-    step_size: int  # documents of a step
-    window: dict[str, Any] = field(default_factory=dict)  # sums since the last log
-    totals: dict[str, Any] = field(default_factory=dict)
-    first_eval: dict[str, float] = field(default_factory=dict)
-    last_eval: dict[str, float] = field(default_factory=dict)
-    eval_loss: float | None = None  # of an evaluation at this very step
-    scaler: dict[str, Any] = field(default_factory=dict)  # of fp16
-    overflows: int = 0
-    # the time that the chat template writes, that of the run's first start; empty where it writes
-    # none
-    moment: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,13 +36,15 @@ class Contents:
 
     model: MaybeAdapted
     tokenizer: PreTrainedTokenizerBase
-    facts: Mapping[str, Any]  # diffusion.json
+    facts: ModelFacts
     optimizer: Mapping[str, torch.Tensor]
     streams: Sequence[bytes]  # by rank, StreamState.as_bytes
     base: str = ""  # the folder or hub id that the model was made of
 
 
-def save_checkpoint(folder: RunFolder, state: State, contents: Contents, keep: int) -> Path:
+def save_checkpoint(
+    folder: RunFolder, state: CheckpointState, contents: Contents, keep: int
+) -> Path:
     """Write checkpoint-<step>; keep the last `keep` and the best one.
 
     A kill at any moment leaves those before it whole.
@@ -71,11 +52,11 @@ def save_checkpoint(folder: RunFolder, state: State, contents: Contents, keep: i
     final = folder / f"checkpoint-{state.step}"
     part = folder / f".checkpoint-{state.step}.part"
     remove(part)
-    write_model(part, contents.model, contents.tokenizer, dict(contents.facts), base=contents.base)
+    write_model(part, contents.model, contents.tokenizer, contents.facts, base=contents.base)
     save_file(dict(contents.optimizer), part / OPTIMIZER)
     for rank, stream in enumerate(contents.streams):
         (part / f"stream-{rank}.safetensors").write_bytes(stream)
-    (part / STATE).write_text(to_json(asdict(state)) + "\n", encoding="utf-8")
+    (part / STATE).write_text(to_json(state.content()) + "\n", encoding="utf-8")
     write_digests(part)
     if final.exists():  # of this step, but incomplete: a run resumes from complete ones
         set_aside(final)
@@ -103,16 +84,12 @@ def best_checkpoint(folder: RunFolder) -> Path | None:
     known: dict[Path, float] = {}
     for path in folder.checkpoints():
         try:
-            loss = read_state(path)["eval_loss"]
-        except (OSError, ValueError, KeyError):  # broken from outside: a run does not end for it
+            loss = read_state(path).eval_loss
+        except (OSError, ValueError):  # broken from outside: a run does not end for it
             continue
         if loss is not None:
             known[path] = loss
     return min(known, key=lambda path: known[path]) if known else None
-
-
-def load_state(checkpoint: Path) -> State:
-    return State(**read_state(checkpoint))
 
 
 def restore_training(

@@ -12,11 +12,13 @@ from ..assembly.rules import diffusion_facts
 from ..assembly.training_data import Data
 from ..base.errors import Code, JobError, Problem
 from ..data.documents import Documents
+from ..run.events import CheckpointEvent
+from ..run.state import CheckpointState
 from ..training.evaluate import evaluate
 from ..training.exchange import gather_bytes
 from ..training.loop import Hooks, Progress, Requests
 from ..training.sharding import reshard
-from .checkpoints import Contents, State, save_checkpoint
+from .checkpoints import Contents, save_checkpoint
 from .load import Training
 from .publish import model_facts
 from .rank import Rank
@@ -42,7 +44,7 @@ class RunHooks:
         self.first_eval: dict[str, float] = resumed.first_eval if resumed else {}
         self.last_eval: dict[str, float] = resumed.last_eval if resumed else {}
         self._collective = training.strategy.collective
-        sampler = diffusion_facts(rank.params, data.rules)["sampler"]
+        sampler = diffusion_facts(rank.params, data.rules).sampler
         self._watch = SampleWatch(
             training.model, data.chat, _watched(data), sampler, training.predict
         )
@@ -112,14 +114,14 @@ class RunHooks:
                 reporter.flush()  # a run resumed from here finds the curves up to it
                 limit = rank.params.save_total_limit
                 path = save_checkpoint(rank.folder, self._state(step), contents, limit)
-                reporter.event("checkpoint", step=step, path=str(path))
+                reporter.event(CheckpointEvent(step=step, path=str(path)))
         self._accelerator.wait_for_everyone()
         reporter.phase("train")
 
-    def _state(self, step: int) -> State:
+    def _state(self, step: int) -> CheckpointState:
         pass_, position = self._training.steps.position(step)
         scaler, at = self._accelerator.scaler, self._progress
-        return State(
+        return CheckpointState(
             step=step,
             pass_=pass_,
             position=position,

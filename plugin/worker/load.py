@@ -28,12 +28,13 @@ from ..models.flops import FlopCount, count_flops
 from ..models.lora import MaybeAdapted
 from ..models.tokenizer import load_tokenizer
 from ..run.folder import RunFolder, to_json
+from ..run.outcome import Truncation
+from ..run.state import CheckpointState
 from ..training.activation_checkpointing import set_activation_checkpointing
 from ..training.compile import compile_layers
 from ..training.lr_schedule import Schedule
 from ..training.optimizer import make_optimizer
 from ..training.strategy import Replicated, Sharded
-from .checkpoints import State
 from .reporter import Reporter
 
 Log = Callable[[str], None]
@@ -62,14 +63,15 @@ def prepare_data(
     rename_whole(data, folder / "data")
 
 
-def load_truncation(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    """Return {split: {rows, documents, truncated, dropped}} of what prepare_data wrote."""
+def load_truncation(folder: RunFolder) -> dict[str, Truncation]:
+    """Return by split the fate of the rows that prepare_data read."""
     reports = json.loads((folder / "data" / "report.json").read_text(encoding="utf-8"))
-    kept = ("rows", "documents", "truncated", "dropped")
-    return {split: {key: report[key] for key in kept} for split, report in reports.items()}
+    return {split: Truncation.read(report) for split, report in reports.items()}
 
 
-def load_data(params: Params, folder: RunFolder, ranks: int, resumed: State | None) -> Data:
+def load_data(
+    params: Params, folder: RunFolder, ranks: int, resumed: CheckpointState | None
+) -> Data:
     """Map what prepare_data wrote: the same files on every rank.
 
     `resumed`: of the checkpoint that the run continues from.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..assembly.fuse import Card, Fused, Target, adapter_facts, fuse_adapter, publish
+from ..assembly.fuse import Card, Fused, Target, adapter_base, fuse_adapter, publish
 from ..assembly.rules import diffusion_facts
 from ..assembly.training_data import Data, training_data
 from ..assembly.verify import TOKENS
@@ -17,17 +17,20 @@ from ..config.params import Params
 from ..data.mixture import renamed_mixture
 from ..models.lora import MaybeAdapted, has_adapter
 from ..models.publish import public_name, write_adapter_card, write_model
+from ..run.facts import ModelFacts
 from ..run.folder import RunFolder
+from ..run.outcome import FuseResult
 from .load import Training
 from .reporter import Reporter
 
 
-def model_facts(params: Params, data: Data, dtype: torch.dtype) -> dict[str, Any]:
+def model_facts(params: Params, data: Data, dtype: torch.dtype) -> ModelFacts:
     """Return `diffusion.json` of a checkpoint or an adapter; an adapter also remembers its base."""
     facts = diffusion_facts(params, data.rules)
     if not params.lora:
         return facts
-    return facts | adapter_facts(params.model_name, four_bit=params.load_in_4bit, dtype=dtype)
+    base = adapter_base(params.model_name, four_bit=params.load_in_4bit, dtype=dtype)
+    return facts.model_copy(update={"base": base})
 
 
 def finish(
@@ -39,7 +42,7 @@ def finish(
     reporter: Reporter,
     metrics: dict[str, float],
     ranks: int,
-) -> dict[str, Any]:
+) -> FuseResult | None:
     """Save the adapter and publish the fused model. Return what `result` of run.json says of it.
 
     `model`: the trained model with all its weights.
@@ -55,7 +58,7 @@ def finish(
             reporter.log(
                 f"fuse_model: off; the fused model of before is now {set_aside(folder / 'fused').name}"
             )
-        return {}
+        return None
     reporter.phase("fuse")
     facts = diffusion_facts(params, data.rules)
     longest = data.train[int(data.train.lengths.argmax())].ids[:TOKENS]
@@ -63,7 +66,7 @@ def finish(
         folder=folder / "fused",
         base=params.model_name,
         tokenizer=data.tokenizer,
-        facts={**facts, "fuse_base": params.fuse_base},
+        facts=facts.model_copy(update={"fuse_base": params.fuse_base}),
         card=_card(params, data, metrics, ranks),
         trained=model,
         ids=torch.tensor(longest[None].astype("int64")),
@@ -73,7 +76,7 @@ def finish(
     reporter.log(
         f"fused: {fused.path}; reloaded, largest logit difference {fused.differences[fused.chosen]:.2e}"
     )
-    return {"fuse": fused.as_json()}
+    return fused.result
 
 
 def _fuse(
@@ -107,6 +110,6 @@ def _card(params: Params, data: Data, metrics: dict[str, float], ranks: int) -> 
         "learning rate, schedule": f"{params.learning_rate:g}, {params.learning_rate_schedule}",
         "noise": f"{params.noise_schedule}, t in [{params.t_min:g}, {params.t_max:g}], loss norm {data.rules.norm}",
         "end of answer": data.rules.eos_policy,
-        "sampler": json.dumps(diffusion_facts(params, data.rules)["sampler"]),
+        "sampler": json.dumps(asdict(diffusion_facts(params, data.rules).sampler)),
     }
     return Card(params.adaptor_name, table, metrics)

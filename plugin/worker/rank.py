@@ -13,9 +13,9 @@ import torch
 from ..config.params import Params
 from ..run.folder import RunFolder
 from ..run.heartbeat import Heartbeat, heartbeat_path
+from ..run.state import CheckpointState, read_state
 from ..training.meters import resident_bytes
 from .accelerate_env import take_launchers_choice
-from .checkpoints import State, load_state
 from .reporter import Reporter
 from .stop import Requests
 
@@ -27,7 +27,7 @@ class Rank:
     params: Params
     folder: RunFolder
     checkpoint: Path | None  # to resume from
-    resumed: State | None
+    resumed: CheckpointState | None
     number: int
     leads: bool  # its machine: there it reports, listens and prepares the data
     moment: str  # of the run's first start, which a chat template may write
@@ -61,7 +61,7 @@ class Rank:
 
 def this_rank(params: Params, folder: RunFolder, checkpoint: Path | None = None) -> Rank:
     """Return the rank that the environment names (RANK, LOCAL_RANK), its signals caught."""
-    resumed = load_state(checkpoint) if checkpoint else None
+    resumed = read_state(checkpoint) if checkpoint else None
     number = int(os.environ.get("RANK", "0"))
     leads = int(os.environ.get("LOCAL_RANK", "0")) == 0
     heartbeat = Heartbeat(heartbeat_path(folder.path, number))

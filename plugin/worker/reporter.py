@@ -13,9 +13,20 @@ from ..base.errors import Problem, one_line
 from ..base.files import write_whole
 from ..base.redact import redact
 from ..config.rules import MAY_CHANGE
-from ..run.folder import JsonLines, RunFolder, to_json, utc_now
+from ..run.events import (
+    Event,
+    FailedEvent,
+    LogEvent,
+    MetricsEvent,
+    ProgressEvent,
+    ProgressFile,
+    SampleEvent,
+    Standing,
+)
+from ..run.folder import JsonLines, RunFolder, to_json
 from ..run.heartbeat import Heartbeat
-from ..run.outcome import counted
+from ..run.lines import counted
+from ..run.outcome import Truncation
 from .tensorboard import Board
 
 PROGRESS_EVERY_S = 1.0
@@ -48,42 +59,41 @@ class Reporter:
         self._latest: dict[str, Any] = (
             json.loads(latest.read_text(encoding="utf-8")) if first_step and latest.exists() else {}
         )
-        self._progress: dict[str, Any] = {
-            "phase": "load",
-            "step": first_step,
-            "steps": 0,
-            "percent": 0.0,
-            "eta_seconds": None,
-        }
-        self._progress |= {"loss": None, "tokens_per_s": None}
+        self._standing = Standing(
+            phase="load",
+            step=first_step,
+            steps=0,
+            percent=0.0,
+            eta_seconds=None,
+            loss=None,
+            tokens_per_s=None,
+        )
         self._wrote = 0.0
         self._training_s = 0.0
         self._first_step: int | None = None
 
-    def event(self, type_: str, **content: Any) -> None:
+    def event(self, event: Event) -> None:
         if self.speaks:
-            self._events.write({"time": utc_now(), "type": type_, **content})
+            self._events.write(event.content())
 
     def log(self, line: str) -> None:
         """Write a line for people to log.txt (this process's stdout) and as an event."""
         if self.speaks:
             line = one_line(line)
             print(line, flush=True)
-            self.event("log", line=line)
+            self.event(LogEvent(line=line))
 
-    def data(self, split: str, report: dict[str, Any]) -> None:
+    def data(self, split: str, report: Truncation) -> None:
         """Log the fate of a split's rows: {rows, documents, truncated, dropped}."""
-        amount = f"{counted(report['documents'], 'document')} of {counted(report['rows'], 'row')}"
-        self.log(f"data: {split} {amount}, {report['truncated']} truncated")
-        for reason, count in report["dropped"].items():
+        amount = f"{counted(report.documents, 'document')} of {counted(report.rows, 'row')}"
+        self.log(f"data: {split} {amount}, {report.truncated} truncated")
+        for reason, count in report.dropped.items():
             self.log(f"data: {split} dropped {count}: {reason}")
 
     def phase(self, phase: str, steps: int | None = None) -> None:
         self._heartbeat.beat(phase)
         if self.speaks:
-            self._progress["phase"] = phase
-            if steps is not None:
-                self._progress["steps"] = steps
+            self._stand(phase=phase, **({} if steps is None else {"steps": steps}))
             self._write_progress(force=True)
 
     def tick(self, step: int, loss: float, seconds: float) -> None:
@@ -91,16 +101,12 @@ class Reporter:
         self._heartbeat.beat()
         if not self.speaks:
             return
-        steps = self._progress["steps"]
+        steps = self._standing.steps
         self._first_step = step - 1 if self._first_step is None else self._first_step
         self._training_s += seconds
         eta = self._training_s / (step - self._first_step) * (steps - step)
-        self._progress |= {
-            "step": step,
-            "percent": round(100 * step / steps, 2),
-            "eta_seconds": round(eta, 1),
-            "loss": loss,
-        }
+        percent = round(100 * step / steps, 2)
+        self._stand(step=step, percent=percent, eta_seconds=round(eta, 1), loss=loss)
         self._write_progress(force=step == steps)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
@@ -122,10 +128,13 @@ class Reporter:
                 for name, value in values.items()
                 if name.startswith("time/")
             }
-            self._progress |= {"seconds_by_work": spent, "mfu": values.get("mfu")}
-            self._progress["tokens_per_s"] = round(values["tokens_per_s"], 1)
-            self._progress["supervised_tokens_per_s"] = round(values["supervised_tokens_per_s"], 1)
-        self.event("metrics", step=step, metrics=values)
+            self._stand(
+                tokens_per_s=round(values["tokens_per_s"], 1),
+                seconds_by_work=spent,
+                mfu=values.get("mfu"),
+                supervised_tokens_per_s=round(values["supervised_tokens_per_s"], 1),
+            )
+        self.event(MetricsEvent(step=step, metrics=dict(values)))
 
     def sample(
         self, step: int, number: int, prompt: str, expected: str, text: str, frames: list[str]
@@ -154,7 +163,7 @@ class Reporter:
         )
         tag = f"samples/{number}"  # not by its text: prompts may begin alike
         self._board.draw(lambda board: board.add_text(tag, redact(shown), step))
-        self.event("sample", **{key: record[key] for key in ("step", "prompt", "expected", "text")})
+        self.event(SampleEvent(step=step, prompt=prompt, expected=expected, text=text))
 
     def lengths(self, split: str, lengths: Any) -> None:
         if self.speaks and len(lengths):
@@ -195,20 +204,20 @@ class Reporter:
         now = time.monotonic()
         if force or now - self._wrote >= PROGRESS_EVERY_S:
             self._wrote = now
-            progress = {
-                **self._progress,
-                "heartbeat": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
+            standing = self._standing.content()
+            heartbeat = datetime.now(UTC).isoformat(timespec="seconds")
+            progress = ProgressFile(**standing, heartbeat=heartbeat).content()
             write_whole(self._folder / "progress.json", to_json(progress) + "\n", durable=False)
-            self.event(
-                "progress", **{key: value for key, value in progress.items() if key != "heartbeat"}
-            )
+            self.event(ProgressEvent(**standing))
+
+    def _stand(self, **changes: Any) -> None:
+        self._standing = self._standing.model_copy(update=changes)
 
 
 def report_failure(folder: RunFolder, error: Problem, rank: int) -> None:
     """Write a failure as an event. Any rank may fail; a line of JSON is one write."""
     events = JsonLines(folder / "events.jsonl")
-    events.write({"time": utc_now(), "type": "failed", "error": error.as_json(), "rank": rank})
+    events.write(FailedEvent(error=error, rank=rank).content())
     events.close()
 
 

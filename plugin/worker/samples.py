@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import nn
 from ..data.chat import ChatFormat
 from ..data.documents import Documents
 from ..models.diffusion import Predict, positions, predictor
-from ..sampling.blockwise import SamplerSettings, Vocabulary, generate
+from ..run.facts import SamplerSettings
+from ..sampling.blockwise import Vocabulary, generate
 
 PROMPTS = 4
 FRAMES = 8  # canvas states kept of each answer
@@ -25,13 +27,13 @@ class SampleWatch:
         model: nn.Module,
         chat: ChatFormat,
         documents: Documents,
-        sampler: dict[str, Any],
+        sampler: SamplerSettings,
         predict: Predict | None = None,
     ):
         """`predict`: for a sharded model, which its own `predictor` cannot run."""
         self._model, self._chat = model, chat
         self._predict = predict or predictor(model)
-        longest = min(int(sampler["max_new_tokens"]), 2 * int(sampler["block_length"]))
+        longest = min(sampler.max_new_tokens, 2 * sampler.block_length)
         # An answer must end within the model's positions: prompts that leave room for a whole one,
         # else the shortest alone.
         limit = positions(model)
@@ -40,7 +42,7 @@ class SampleWatch:
         places = np.linspace(0, chosen.size - 1, min(PROMPTS, chosen.size)).astype(int)
         self._documents = [documents[int(chosen[place])] for place in dict.fromkeys(places)]
         room = max(1, limit - max(one.prompt for one in self._documents))
-        self._settings = SamplerSettings(**{**sampler, "max_new_tokens": min(longest, room)})
+        self._settings = replace(sampler, max_new_tokens=min(longest, room))
         self._vocabulary = Vocabulary(chat.mask_id, chat.end_ids, chat.pad_id)
 
     def samples(self) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ import os
 import time
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,11 +18,14 @@ from ..assembly.precision import COMPUTE, choose_precision, make_deterministic
 from ..assembly.resolve import Facts, Resolved, resolve
 from ..assembly.training_data import Data, training_data
 from ..base.errors import JobError, Problem
+from ..run.events import ResumedEvent
+from ..run.outcome import BestCheckpoint, MemoryEstimate, MemoryUse, Result, Throughput
+from ..run.state import read_state
 from ..training import loop
 from ..training.exchange import gather_values
 from ..training.meters import Stopwatch, measure_peak, memory_by_category, peak_bytes
 from ..training.prefetch import Prefetcher
-from .checkpoints import best_checkpoint, load_state, restore_training
+from .checkpoints import best_checkpoint, restore_training
 from .debug_bundle import write_bundle
 from .hooks import RunHooks
 from .load import Training, build_training, load_data, load_truncation, prepare_data
@@ -33,13 +35,13 @@ from .rank import Rank
 from .rendezvous import join_ranks, serve_store
 
 
-def train(rank: Rank) -> dict[str, Any]:
+def train(rank: Rank) -> Result:
     """Train as run.json asks, then publish. Return the `result` of run.json.
 
     Raises JobError; StopRequested before the first step.
     """
     rank.reporter.phase("load")
-    rank = rank.with_launchers_choice()
+    asked, rank = rank.params, rank.with_launchers_choice()
     store = serve_store()  # it serves until this function returns
     accelerator = _join(rank)
     _agree_on_checkpoint(rank, accelerator)
@@ -50,7 +52,7 @@ def train(rank: Rank) -> dict[str, Any]:
     with explain_out_of_memory(rank.params, resolved.memory):
         result = _train_and_publish(rank, accelerator, data, resolved)
     del store
-    return result
+    return result.model_copy(update={"effective": rank.params.differences(asked)})
 
 
 def _join(rank: Rank) -> Accelerator:
@@ -128,7 +130,7 @@ def _resolve(rank: Rank, accelerator: Accelerator, data: Data) -> Resolved:
 
 def _train_and_publish(
     rank: Rank, accelerator: Accelerator, data: Data, resolved: Resolved
-) -> dict[str, Any]:
+) -> Result:
     params, reporter = rank.params, rank.reporter
     training = build_training(params, data, resolved, accelerator, reporter.log, rank.checkpoint)
     progress = _resume(rank, accelerator, training)
@@ -141,20 +143,31 @@ def _train_and_publish(
     if report := training.steps.report(accelerator, progress.done):
         truncation["train"] = report
         reporter.data("train", report)
-    result = {
-        "outcome": "stopped" if stopped else "done",
-        **_result(rank, accelerator, training, progress, peak),
-        "eval_loss": hooks.last_eval.get("eval/loss"),
-        "eval_loss_first": hooks.first_eval.get("eval/loss"),
-        "truncation": truncation,
-    }
-    result["memory"]["estimate"] = resolved.memory.memory.as_json()
-    reporter.hparams(params.as_json(), {key: result[key] for key in ("eval_loss", "loss")})
+    totals, best = progress.totals, best_checkpoint(rank.folder)
+    best_loss = read_state(best).eval_loss if best else None
+    result = Result(
+        outcome="stopped" if stopped else "done",
+        steps=progress.done,
+        seconds=round(time.perf_counter() - rank.started, 2),
+        loss=totals.last_metrics.get("loss"),
+        eval_loss=hooks.last_eval.get("eval/loss"),
+        eval_loss_first=hooks.first_eval.get("eval/loss"),
+        truncation=truncation,
+        throughput=_throughput(totals, peak),
+        memory=_memory(rank, accelerator, training, resolved),
+        best_checkpoint=None
+        if best_loss is None
+        else BestCheckpoint(path=str(best), eval_loss=best_loss),
+        skipped_steps=totals.skipped,
+        cut_answer_tokens=totals.cut,
+        fill_tokens=totals.fill,
+    )
+    reporter.hparams(params.as_json(), {"eval_loss": result.eval_loss, "loss": result.loss})
     if not stopped:
         model = training.strategy.full_model()
         if rank.first:
             assert model is not None
-            result |= finish(
+            fused = finish(
                 params,
                 rank.folder,
                 data,
@@ -164,9 +177,10 @@ def _train_and_publish(
                 hooks.last_eval,
                 accelerator.num_processes,
             )
+            result = result.model_copy(update={"fuse": fused} if fused else {})
         accelerator.wait_for_everyone()
-    result["seconds"] = round(time.perf_counter() - rank.started, 2)
-    return result
+    seconds = round(time.perf_counter() - rank.started, 2)
+    return result.model_copy(update={"seconds": seconds})
 
 
 def _resume(rank: Rank, accelerator: Accelerator, training: Training) -> loop.Progress:
@@ -180,7 +194,7 @@ def _resume(rank: Rank, accelerator: Accelerator, training: Training) -> loop.Pr
     if accelerator.scaler is not None and state.scaler:
         accelerator.scaler.load_state_dict(state.scaler)
     rank.reporter.log(f"resume: continuing from {checkpoint.name}")
-    rank.reporter.event("resumed", step=state.step, path=str(checkpoint))
+    rank.reporter.event(ResumedEvent(step=state.step, path=str(checkpoint)))
     return loop.Progress(
         state.step,
         loop.Window(**state.window),
@@ -232,35 +246,21 @@ def _run_loop(
         ahead.close()
 
 
-def _result(
-    rank: Rank,
-    accelerator: Accelerator,
-    training: Training,
-    progress: loop.Progress,
-    peak: float,
-) -> dict[str, Any]:
-    """Return what the run measured of itself."""
-    totals = progress.totals
-    held = peak_bytes(accelerator.device)
-    memory = memory_by_category(training.module, training.optimizer, held, rank.resident)
+def _throughput(totals: loop.Totals, peak: float) -> Throughput:
     seconds = max(totals.seconds, 1e-9)
-    best = best_checkpoint(rank.folder)
-    return {
-        "steps": progress.done,
-        "seconds": round(time.perf_counter() - rank.started, 2),
-        "loss": totals.last_metrics.get("loss"),
-        "throughput": {
-            "tokens_per_s": round(totals.tokens / seconds, 1),
-            "supervised_tokens_per_s": round(totals.supervised / seconds, 1),
-            "training_seconds": round(totals.seconds, 2),
-            "flops_per_s": totals.flops / seconds,
-            "mfu": totals.flops / seconds / peak if peak else None,
-        },
-        "memory": dict(memory),
-        "best_checkpoint": {"path": str(best), "eval_loss": load_state(best).eval_loss}
-        if best
-        else None,
-        "skipped_steps": totals.skipped,
-        "cut_answer_tokens": totals.cut,
-        "fill_tokens": totals.fill,
-    }
+    return Throughput(
+        tokens_per_s=round(totals.tokens / seconds, 1),
+        supervised_tokens_per_s=round(totals.supervised / seconds, 1),
+        training_seconds=round(totals.seconds, 2),
+        flops_per_s=totals.flops / seconds,
+        mfu=totals.flops / seconds / peak if peak else None,
+    )
+
+
+def _memory(
+    rank: Rank, accelerator: Accelerator, training: Training, resolved: Resolved
+) -> MemoryUse:
+    peak = peak_bytes(accelerator.device)
+    held = memory_by_category(training.module, training.optimizer, peak, rank.resident)
+    estimate = MemoryEstimate(**resolved.memory.memory.as_json())
+    return MemoryUse(**held, estimate=estimate)

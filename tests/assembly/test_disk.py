@@ -14,10 +14,12 @@ import pytest
 from helpers.support import ERROR, MAIN, ROOT, child_env, patience, run_python
 
 from plugin.assembly.disk import check_room, disk_space
-from plugin.base.errors import Code, JobError, Outcome
+from plugin.base.errors import Code, JobError
 from plugin.config.params import Params
 from plugin.parent.train import _write_outcome
 from plugin.run.folder import RunFolder
+from plugin.run.outcome import Outcome
+from plugin.run.run_file import RunFile
 from plugin.worker.__main__ import as_problem
 
 # In a mount namespace of its own: a small disk that only this program and its children see. Prints
@@ -198,5 +200,5 @@ def test_a_run_json_that_cannot_be_written_does_not_hide_the_outcome(tmp_path: P
             self.line = self.lines.append
 
     host = Listening()
-    _write_outcome(RunFolder(tmp_path / "gone"), host, Params(), {}, Outcome("done", 0))
+    _write_outcome(RunFolder(tmp_path / "gone"), host, RunFile(params={}), Outcome("done", 0))
     assert host.lines == ["run.json could not be written: No such file or directory"]

@@ -118,8 +118,8 @@ def test_what_a_model_remembers_of_its_training() -> None:
         "prompt_drop": 0.1,
         "eos_policy": "block",
     }
-    assert {name: facts[name] for name in wanted} == wanted
-    assert facts["sampler"] == sampler_settings(params).as_json()
+    assert {name: facts.content()[name] for name in wanted} == wanted
+    assert facts.sampler == sampler_settings(params)
 
 
 @pytest.mark.parametrize(

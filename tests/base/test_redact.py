@@ -11,10 +11,12 @@ import pytest
 from helpers.support import ROOT, run_python
 
 from plugin.base import redact
-from plugin.base.errors import JobError
+from plugin.base.errors import JobError, Problem
 from plugin.base.redact import MARK, GuardedStream, compile_pattern, scrub, secrets
 from plugin.config.parse import parse
 from plugin.run.folder import JsonLines, RunFolder, write_whole
+from plugin.run.outcome import Outcome
+from plugin.run.run_file import Environment, RunFile
 
 HF, WANDB, MINE = (
     "hf_" + "aB3" * 12,
@@ -100,7 +102,10 @@ def test_files_of_the_run_folder_hold_no_key(tmp_path: Path) -> None:
     lines = JsonLines(tmp_path / "events.jsonl")
     lines.write({"type": "log", "line": f"got {MINE}", HF: [{"deep": WANDB}]})
     lines.close()
-    RunFolder(tmp_path).write_run({"a": 1}, {"cwd": HF}, {"error": {"got": MINE}})
+    failed = Outcome("failed", 1, Problem("worker", "no error", MINE)).record
+    RunFolder(tmp_path).write_run(
+        RunFile(params={"a": 1}, environment=Environment(cwd=HF), result=failed)
+    )
     write_whole(
         tmp_path / "log.txt",
         f"native {MINE} \udcff\n".encode("utf-8", "surrogateescape").decode("latin-1"),

@@ -17,7 +17,7 @@ from helpers.tiny import adapted
 from safetensors.torch import load_file, save_file
 
 from plugin.assembly import fuse as library
-from plugin.assembly.fuse import Card, Target, adapter_facts, fuse_adapter, publish
+from plugin.assembly.fuse import Card, Target, adapter_base, fuse_adapter, publish
 from plugin.assembly.verify import Reloaded, main, reload, rendered_prompt
 from plugin.base.errors import JobError
 from plugin.commands import fuse
@@ -26,11 +26,12 @@ from plugin.config.families import FAMILIES as KNOWN
 from plugin.data.turns import Turn
 from plugin.models.diffusion import logits_of
 from plugin.models.load import load_model
-from plugin.models.publish import read_diffusion, write_model
+from plugin.models.publish import write_model
 from plugin.models.tokenizer import load_tokenizer
+from plugin.run.facts import ModelFacts, SamplerSettings, read_facts
 
 METHODS = ("classic", "bert", "llada", "dream")
-FACTS = {"method": "dream", "sampler": {"steps": 8}}
+FACTS = ModelFacts(method="dream", sampler=SamplerSettings(steps=8))
 IDS = torch.arange(60)[None]
 
 
@@ -60,12 +61,12 @@ def trained(base: Path, folder: Path, *, four_bit: bool = False, **facts: Any) -
     model = load_model(str(base), four_bit=four_bit)
     family = model.config.model_type
     live = adapted(model, family)
-    remembered = adapter_facts(str(base), four_bit=four_bit, dtype=torch.float32)
+    remembered = adapter_base(str(base), four_bit=four_bit, dtype=torch.float32)
     write_model(
         folder,
         live,
         load_tokenizer(str(base), family=KNOWN[family]),
-        {**FACTS, **remembered, **facts},
+        FACTS.model_copy(update={"base": remembered, **facts}),
     )
     return live
 
@@ -86,8 +87,8 @@ def test_a_fused_qlora_model_reloaded_in_a_fresh_process_is_the_one_that_was_tra
     fused = fuse_adapter(
         tmp_path / "adapter", plan, four_bit=True, fuse_base="trained", dtype=torch.float32
     )
-    assert fused.as_json()["max_logit_difference"] <= 1e-5
-    assert fused.as_json() | {"max_logit_difference": 0} == {
+    assert fused.result.max_logit_difference <= 1e-5
+    assert fused.result.content() | {"max_logit_difference": 0} == {
         "path": str(tmp_path / "fused"),
         "fuse_base": "trained",
         "max_logit_difference": 0,
@@ -191,7 +192,7 @@ def test_merging_onto_the_original_reports_both_differences(
     assert set(fused.differences) == {"original", "trained"}
     assert fused.differences["trained"] <= 1e-5
     assert fused.differences["original"] > 1e-3, "the quantisation error is back"
-    assert fused.as_json()["max_logit_difference"] == fused.differences["original"]
+    assert fused.result.max_logit_difference == fused.differences["original"]
 
 
 @pytest.mark.usefixtures("quick")
@@ -219,7 +220,7 @@ def test_a_published_folder_holds_all_that_it_needs(bases: dict[str, Path], tmp_
     assert json.loads((tmp_path / "fused" / "generation_config.json").read_text()) == {
         "temperature": 0.2
     }
-    assert read_diffusion(tmp_path / "fused") == FACTS
+    assert read_facts(tmp_path / "fused") == FACTS
     card = (tmp_path / "fused" / "README.md").read_text()
     assert "| data | a\\|b.jsonl |" in card
     assert "| eval/loss | 1.2500 |" in card
@@ -253,7 +254,7 @@ def test_an_adapter_trained_earlier_is_fused_from_its_folder(
     assert (shown["path"], shown["fuse_base"]) == (str(out), "trained")
     assert shown["max_logit_difference"] <= 1e-5
     assert (logits_of(load_model(str(out)), IDS) - logits_of(live, IDS)).abs().max() <= 1e-5
-    assert read_diffusion(out) == FACTS, "how it was trained, without which base it remembers"
+    assert read_facts(out) == FACTS, "how it was trained, without which base it remembers"
 
 
 @pytest.mark.parametrize("four_bit", [False, True], ids=["lora", "qlora"])
@@ -264,7 +265,7 @@ def test_an_adapters_folder_chats_on_the_base_it_remembers(
         bases["llada"],
         tmp_path / "adapter",
         four_bit=four_bit,
-        sampler={"block_length": 4, "steps": 4},
+        sampler=SamplerSettings(block_length=4, steps=4),
     )
     (tmp_path / "run.json").write_text(json.dumps({"params": {"model_name": str(bases["llada"])}}))
     chatter = load_chatter(str(tmp_path / "adapter"), {"max_new_tokens": 8})

@@ -18,6 +18,7 @@ from benches.relay import Block, compare, missed, step_ms, told_steps
 from plugin.hosts.plugin_era import sdk
 from plugin.hosts.plugin_era.host import TlabHost
 from plugin.hosts.plugin_era.job import TlabJob
+from plugin.run.events import ProgressEvent
 
 CALL_S = 0.05
 
@@ -46,10 +47,10 @@ class SlowTrainer:
         return self.data
 
 
-def progress(step: int, percent: float) -> dict[str, Any]:
+def progress(step: int, percent: float) -> ProgressEvent:
     """An event as the worker writes it."""
-    known = {"type": "progress", "phase": "train", "step": step, "steps": 1000, "percent": percent}
-    return known | {"eta_seconds": 10.0, "loss": 1.0, "tokens_per_s": 1.0}
+    known = ProgressEvent(phase="train", step=step, steps=1000, percent=percent)
+    return known.model_copy(update={"eta_seconds": 10.0, "loss": 1.0, "tokens_per_s": 1.0})
 
 
 @pytest.fixture

@@ -19,8 +19,10 @@ import pytest
 from helpers.support import ERROR, ROOT, patience, read_lines, start, wait_until
 
 from plugin.base.errors import JobError
+from plugin.cli import _config_file
 from plugin.config.params import Params
-from plugin.config.parse import SCHEMA
+from plugin.config.parse import SCHEMA, parse
+from plugin.run.folder import RunFolder
 from plugin.worker.accelerate_env import take_launchers_choice
 
 SCRIPT = ROOT / "examples" / "slurm.sh"
@@ -371,6 +373,36 @@ def test_a_worker_that_somebody_else_launched_says_itself_why_it_ends(tmp_path: 
         event for event in read_lines(tmp_path / "events.jsonl") if event["type"] == "failed"
     ]
     assert event["error"]["field"] == "parallel"
+
+
+def test_a_launchers_choice_is_recorded_and_repeated(
+    tiny_config: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    values = {
+        "model_config": str(tiny_config),
+        "dataset_name": str(pairs_file),
+        "max_length": 64,
+        "train_device": "cpu",
+        "train_steps": 1,
+        "eval_strategy": "no",
+        "fuse_model": False,
+    }
+    params = Params.model_validate(values).as_json()
+    (tmp_path / "run.json").write_text(json.dumps({"params": params}))
+    with start(
+        [sys.executable, "-m", "plugin.worker", tmp_path],
+        cwd=ROOT,
+        env={"ACCELERATE_MIXED_PRECISION": "bf16"},
+    ) as worker:
+        _, err = worker.communicate(timeout=240)
+    assert worker.returncode == 0, err
+    record = RunFolder(tmp_path).read_run()
+    assert record.params == params
+    assert record.result
+    assert (record.result.outcome, record.result.code) == ("done", 0)
+    assert record.result.effective == {"dtype": "bfloat16"}
+    again = _config_file(str(tmp_path / "run.json"))
+    assert parse({**again}).params == Params.model_validate({**values, "dtype": "bfloat16"})
 
 
 def test_a_way_of_sharing_that_is_accelerates_own_is_refused_by_name(

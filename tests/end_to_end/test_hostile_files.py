@@ -112,7 +112,7 @@ def test_a_new_run_leaves_what_its_lock_links_to(
     refused = forks.run(folder, *four_steps)
     assert refused.code == 2
     assert errors(refused)["run_dir"].endswith(
-        f"with .lock, which is a link to {victim}. Take it away, or put a copy in its place."
+        f"with .lock, which is a link to {victim}. Remove it, or put a copy in its place."
     )
     assert [path.name for path in folder.iterdir()] == [".lock"]
 

@@ -170,8 +170,8 @@ def test_a_run_that_goes_on_may_read_what_it_read(pairs_file: Path, tmp_path: Pa
         shutil.copy(pairs_file, folder / "in" / name)
     write_record(folder.path, None)
     record = folder.read_run()
-    record["params"]["dataset_name"] = str(folder / "in" / "d.jsonl")
-    folder.write_run(**record)
+    record.params["dataset_name"] = str(folder / "in" / "d.jsonl")
+    folder.write_run(record)
 
     def found(name: str, resume: str) -> list[str]:
         values = {

@@ -14,7 +14,8 @@ from plugin.data.prepare import Encoding, encode_split
 from plugin.data.tokenizer import train_tokenizer
 from plugin.data.turns import Turn
 from plugin.models.diffusion import predictor
-from plugin.sampling.blockwise import SamplerSettings, Vocabulary, generate
+from plugin.run.facts import SamplerSettings
+from plugin.sampling.blockwise import Vocabulary, generate
 
 BLOCK = 8
 QUESTIONS = (

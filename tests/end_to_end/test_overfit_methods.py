@@ -18,6 +18,7 @@ from helpers.overfit_cells import Pairs, run
 from helpers.published_checkpoints import write_checkpoint
 
 from plugin.models.publish import write_model
+from plugin.run.facts import ModelFacts
 
 WORDS = ("sky", "sun", "snow", "coal", "rose", "sea", "leaf", "gold", "milk", "ink", "sand", "fire")
 METHODS = ("bert", "dream", "llada")
@@ -68,7 +69,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
                 folder, method, raw, OTHERS, train_steps=BASE_STEPS[method], learning_rate=3e-3
             )
             made[method] = folder / "base"
-            write_model(made[method], learned.model, learned.prepared.tokenizer, {})
+            write_model(made[method], learned.model, learned.prepared.tokenizer, ModelFacts())
         return made[method]
 
     return base

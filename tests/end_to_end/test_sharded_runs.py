@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from plugin.data.documents import Documents
 from plugin.data.packing import partition
 from plugin.data.steps import step_slots
+from plugin.run.folder import RunFolder
 
 STEPS, STEP = 6, 8  # documents of a step
 TWO = ("--num_processes", 2, "--batch_size", 1, "--gradient_accumulation_steps", STEP // 2)
@@ -188,6 +189,10 @@ def test_accelerates_launcher_with_its_fsdp_configuration_gives_that_trace_too(
         "accelerate: FSDP with fsdp_reshard_after_forward true is parallel zero3 here; "
     )
     assert said[1:] == ["parallel: zero3; as chosen"]
+    record = RunFolder(folder).read_run()
+    assert record.params == params
+    assert record.result
+    assert record.result.effective == {"parallel": "zero3"}
 
 
 def test_the_ranks_had_different_numbers_of_micro_batches(scene: Callable[[str], Scene]) -> None:

@@ -22,6 +22,7 @@ from plugin.data.chat import ChatFormat
 from plugin.hosts.shell import FolderHost
 from plugin.models.publish import write_adapter_card, write_card
 from plugin.models.tokenizer import load_tokenizer
+from plugin.run.facts import AdapterBase, ModelFacts
 from plugin.run.folder import RunFolder
 from plugin.run.heartbeat import Heartbeat
 from plugin.worker.reporter import Reporter
@@ -148,7 +149,9 @@ def test_a_name_in_a_card_is_a_name(tmp_path: Path, name: str) -> None:
     }
     write_card(tmp_path, facts)
     check_card(tmp_path)
-    write_adapter_card(tmp_path, {"method": "bert", "base": {"name": name, "four_bit": False}})
+    write_adapter_card(
+        tmp_path, ModelFacts(method="bert", base=AdapterBase(name=name, four_bit=False))
+    )
     check_card(tmp_path)
 
 

@@ -26,6 +26,7 @@ from plugin.data.formats import Example
 from plugin.data.tokenizer import train_tokenizer
 from plugin.parent.train import _look_first, with_full_paths
 from plugin.run.folder import RunFolder
+from plugin.run.run_file import Environment, RunFile
 from plugin.worker.check import _preview
 from plugin.worker.load import prepare_data
 
@@ -107,7 +108,7 @@ def try_data(given: Mapping[str, Any], run: RunFolder) -> None:
     looked = kept(lambda: look_first(given, run))
     if looked is None:
         return
-    params = Params.model_validate(run.read_run()["params"])
+    params = Params.model_validate(run.read_run().params)
     assert params == looked
     shown: list[str] = []
     checked = kept(lambda: prepare_corpus(params, shown.append, moment=MOMENT))
@@ -137,7 +138,8 @@ def look_first(given: Mapping[str, Any], run: RunFolder) -> Params:
     params = with_full_paths(parse(given).params)
     digest = _look_first(params, run)
     run.create()
-    run.write_run(params.as_json(), {"data": digest}, None)
+    environment = Environment(data=digest)
+    run.write_run(RunFile(params=params.as_json(), environment=environment))
     return params
 
 

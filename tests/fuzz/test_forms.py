@@ -21,12 +21,13 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from plugin import cli
-from plugin.base.errors import Outcome
 from plugin.config.params import Params
 from plugin.config.parse import Parsed, parse
 from plugin.hosts.plugin_era.job import adaptor_name, form_values, read_job
 from plugin.parent import train
 from plugin.run.folder import RunFolder
+from plugin.run.outcome import Outcome
+from plugin.run.run_file import RunFile
 
 pytestmark = pytest.mark.fuzz
 HOST_FIELDS = ("job_id", "output_dir", "adaptor_output_dir", "template_name")
@@ -60,7 +61,7 @@ def test_form_is_refused_or_repeated_by_its_run(
         event("parsed")
         check_notes(parsed)
         folder = RunFolder(Path(name))
-        folder.write_run(parsed.params.as_json(), {}, None)
+        folder.write_run(RunFile(params=parsed.params.as_json()))
         params = parsed.params.model_copy(update={"run_dir": ""})
         assert kept(lambda: parse(cli._config_file(str(folder / "run.json"))).params) == params
         check_command(parsed.params)

@@ -21,7 +21,8 @@ from plugin.assembly.rules import step_rules
 from plugin.config.params import Params
 from plugin.data.steps import step_slots
 from plugin.models.diffusion import DiffusionModel, predictor
-from plugin.sampling.blockwise import SamplerSettings, Vocabulary, generate
+from plugin.run.facts import SamplerSettings
+from plugin.sampling.blockwise import Vocabulary, generate
 from plugin.training.loop import Hooks, Progress, Requests, Trainer, train
 from plugin.training.optimizer import make_optimizer
 from plugin.training.step import build_step

@@ -16,6 +16,7 @@ from plugin.data.tokenizer import train_tokenizer
 from plugin.models.configuration import new_config
 from plugin.models.load import build_model, fit_config
 from plugin.models.publish import write_model
+from plugin.run.facts import ModelFacts
 
 # As in the published tokenizers: LLaDA's does not name its mask token, and neither has a padding
 # token of its own.
@@ -129,5 +130,5 @@ def write_checkpoint(
             "<|mdm_mask|>" if method == "llada" else "<|mask|>"
         ]
     torch.manual_seed(seed)
-    write_model(folder, build_model(config), tokenizer, {})
+    write_model(folder, build_model(config), tokenizer, ModelFacts())
     return folder

@@ -25,7 +25,8 @@ from helpers.support import (
     wait_until,
 )
 
-from plugin.run.folder import LOCK_WAIT_S, RunFolder
+from plugin.run.folder import RunFolder
+from plugin.run.lock import LOCK_WAIT_S
 
 ENDLESS = (
     "--train_steps",

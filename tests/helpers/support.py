@@ -20,6 +20,8 @@ from typing import Any
 
 from plugin.config.params import Params
 from plugin.run.folder import RunFolder
+from plugin.run.outcome import Ending, Outcome
+from plugin.run.run_file import Environment, RunFile
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = ROOT / "main.py"
@@ -86,7 +88,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def write_record(folder: Path, outcome: str | None) -> None:
+def write_record(folder: Path, outcome: Ending | None) -> None:
     """A run.json as this program writes one; no outcome: of a run under way."""
     params = {
         "model_name": "m",
@@ -94,8 +96,9 @@ def write_record(folder: Path, outcome: str | None) -> None:
         "training_method": "bert",
         "run_dir": str(folder),
     }
-    result = {"outcome": outcome, "code": 0, "error": None} if outcome else None
-    RunFolder(folder).write_run(params, {"versions": {}, "data": "", "cwd": "/"}, result)
+    result = Outcome(outcome, 0).record if outcome else None
+    environment = Environment(versions={}, data="", cwd="/")
+    RunFolder(folder).write_run(RunFile(params=params, environment=environment, result=result))
 
 
 def child_env(env: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import pytest
 from helpers.support import wait_until
 
-from plugin.base.errors import Outcome
 from plugin.hosts.pulse import Pulse
 from plugin.hosts.shell import FolderHost
 from plugin.parent.launch import LaunchPlan
+from plugin.run.events import ProgressEvent, ProgressFile
 from plugin.run.folder import RunFolder
-from plugin.run.outcome import metrics_line, outcome_line
+from plugin.run.lines import metrics_line, outcome_line
+from plugin.run.outcome import Outcome, Result, Throughput
 
 
 def test_paths_with_spaces_can_be_copied_into_a_shell(
@@ -24,7 +26,7 @@ def test_paths_with_spaces_can_be_copied_into_a_shell(
     (folder / "fused").mkdir(parents=True)
     host = FolderHost()
     host.started(folder, LaunchPlan((), ({},), (), ""))
-    host.finished(folder, Outcome("done", 0, result={"outcome": "done", "steps": 3, "seconds": 1}))
+    host.finished(folder, Outcome("done", 0, result=Result(outcome="done", steps=3, seconds=1)))
     out, err = capsys.readouterr()
     copied = {
         line.split()[0].rstrip(":"): shlex.split(line)[-1] for line in (out + err).splitlines()
@@ -39,20 +41,20 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path)
 
 
-STOPPED: dict[str, object] = {"outcome": "stopped", "steps": 7, "seconds": 60.0, "loss": 1.25}
+STOPPED = Result(outcome="stopped", steps=7, seconds=60.0, loss=1.25)
 
 
 @pytest.mark.parametrize(
     ("result", "checkpoints", "line"),
     [
-        (None, [], "stopped at once; nothing was saved"),
+        (None, [], "stopped immediately; nothing was saved"),
         (
             None,
             ["checkpoint-4"],
-            "stopped at once, without saving; the last checkpoint is checkpoint-4",
+            "stopped immediately, without saving; the last checkpoint is checkpoint-4",
         ),
         (
-            {"outcome": "stopped", "steps": 0},
+            Result(outcome="stopped", steps=0),
             [],
             "stopped before the first step; there is nothing to save",
         ),
@@ -62,16 +64,17 @@ STOPPED: dict[str, object] = {"outcome": "stopped", "steps": 7, "seconds": 60.0,
             "stopped after step 7, loss 1.2500; saved as checkpoint-7",
         ),
         (
-            {**STOPPED, "loss": None},
+            STOPPED.model_copy(update={"loss": None}),
             ["checkpoint-7"],
             "stopped after step 7, loss 0.5000; saved as checkpoint-7",
         ),
     ],
 )
 def test_a_stop_claims_only_what_was_done_and_saved(
-    folder: RunFolder, result: dict[str, object] | None, checkpoints: list[str], line: str
+    folder: RunFolder, result: Result | None, checkpoints: list[str], line: str
 ) -> None:
-    (folder / "progress.json").write_text('{"loss": 0.5}')
+    progress = ProgressFile(phase="train", step=7, steps=9, percent=77, loss=0.5, heartbeat="")
+    (folder / "progress.json").write_text(json.dumps(progress.content()))
     for name in checkpoints:
         (folder / name).mkdir()
     assert outcome_line(Outcome("stopped", 143, result=result), folder) == line
@@ -90,13 +93,10 @@ def test_a_stop_claims_only_what_was_done_and_saved(
 def test_the_seconds_beside_the_steps_are_those_of_the_steps(
     folder: RunFolder, steps: int, line: str
 ) -> None:
-    result: dict[str, object] = {
-        "outcome": "done",
-        "steps": steps,
-        "seconds": 60.0,
-        "eval_loss": 0.75,
-    }
-    result["throughput"] = {"training_seconds": 2.5}
+    speed = Throughput(
+        tokens_per_s=9, supervised_tokens_per_s=5, training_seconds=2.5, flops_per_s=1e9
+    )
+    result = Result(outcome="done", steps=steps, seconds=60.0, eval_loss=0.75, throughput=speed)
     assert outcome_line(Outcome("done", 0, result=result), folder) == line
 
 
@@ -138,7 +138,7 @@ def test_a_silent_run_shows_that_it_lives() -> None:
         lambda: any(line.startswith("still loading, for ") for line in lines),
         "a line while it loads",
     )
-    pulse.event({"type": "progress", "phase": "fuse", "step": 4})
+    pulse.event(ProgressEvent(phase="fuse", step=4, steps=9, percent=0))
     wait_until(
         lambda: any(line.startswith("still fusing, for ") for line in lines),
         "a line while it fuses",
@@ -149,10 +149,10 @@ def test_a_silent_run_shows_that_it_lives() -> None:
 def test_a_run_that_makes_steps_needs_no_sign_of_life() -> None:
     lines: list[str] = []
     pulse = Pulse(lines.append, every_s=0.01)
-    pulse.event({"type": "progress", "phase": "load", "step": 3})
-    pulse.event({"type": "progress", "phase": "train", "step": 4})
+    pulse.event(ProgressEvent(phase="load", step=3, steps=9, percent=0))
+    pulse.event(ProgressEvent(phase="train", step=4, steps=9, percent=0))
     pulse.start()
-    pulse.event({"type": "progress", "phase": "train", "step": 5})
+    pulse.event(ProgressEvent(phase="train", step=5, steps=9, percent=0))
     time.sleep(0.1)  # ten times as long as a silence may last
     pulse.stop()
     assert lines == []

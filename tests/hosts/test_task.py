@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
-from plugin.base.errors import Code, JobError, Outcome, Problem
+from plugin.base.errors import Code, JobError, Problem
 from plugin.hosts.task import LabHost, chosen_checkpoint, go_on_here
 from plugin.parent.launch import LaunchPlan
+from plugin.run.events import MetricsEvent, ProgressEvent
 from plugin.run.folder import RunFolder
+from plugin.run.outcome import Outcome, Result
+from plugin.run.run_file import RunFile
 
 
 class Lab:
@@ -68,7 +71,7 @@ def lab(tmp_path: Path) -> Lab:
 def folder(tmp_path: Path) -> RunFolder:
     made = RunFolder(tmp_path / "run")
     made.create()
-    made.write_run({"adaptor_name": "mine"}, {}, None)
+    made.write_run(RunFile(params={"adaptor_name": "mine"}))
     return made
 
 
@@ -79,17 +82,17 @@ def host(lab: Lab, folder: RunFolder) -> LabHost:
     return host
 
 
-def progress(step: int, loss: float | None, percent: float) -> dict[str, Any]:
-    return {"type": "progress", "phase": "train", "step": step, "loss": loss, "percent": percent}
+def progress(step: int, loss: float | None, percent: float) -> ProgressEvent:
+    return ProgressEvent(phase="train", step=step, steps=100, loss=loss, percent=percent)
 
 
-def metrics(step: int, **figures: float) -> dict[str, Any]:
-    return {"type": "metrics", "step": step, "metrics": figures}
+def metrics(step: int, **figures: float) -> MetricsEvent:
+    return MetricsEvent(step=step, metrics=figures)
 
 
 TRAIN = {"loss": 0.9, "learning_rate": 1e-4, "tokens_per_s": 10.0}
 EVAL = {"eval/loss": 0.7, "eval/loss_ci95": 0.1}
-STOPPED = Outcome("stopped", 0, result={"outcome": "stopped", "steps": 0})
+STOPPED = Outcome("stopped", 0, result=Result(outcome="stopped", steps=0))
 
 
 def test_rows_come_when_something_moved_with_the_training_loss(
@@ -137,7 +140,7 @@ def test_what_a_run_leaves_is_handed_over(host: LabHost, lab: Lab, folder: RunFo
         (folder / name / "file").write_text(name)
     for name in ("log.txt", "samples.jsonl"):
         (folder / name).write_text(name)
-    host.finished(folder, Outcome("done", 0, result={"outcome": "done", "steps": 3}))
+    host.finished(folder, Outcome("done", 0, result=Result(outcome="done", steps=3)))
     found = {path.name for path in lab.artifacts.iterdir()}
     assert found == {"run.json", "log.txt", "samples.jsonl", "tb", "adapter"}
     assert lab.ended["message"].startswith("done: 3 steps")
@@ -152,7 +155,7 @@ def test_a_failure_hands_its_log_over_first(host: LabHost, lab: Lab, folder: Run
 
 def test_a_stop_by_signal_says_what_was_saved(host: LabHost, lab: Lab, folder: RunFolder) -> None:
     host.finished(folder, Outcome("stopped", 143))
-    assert lab.data["completion_details"] == "stopped at once; nothing was saved"
+    assert lab.data["completion_details"] == "stopped immediately; nothing was saved"
     assert lab.ended == {}, "the host has marked the job itself"
 
 

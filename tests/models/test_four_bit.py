@@ -17,7 +17,8 @@ from plugin.base.errors import JobError
 from plugin.config.families import FAMILIES as KNOWN
 from plugin.models.diffusion import predictor
 from plugin.models.load import load_model
-from plugin.sampling.blockwise import SamplerSettings, Vocabulary, generate
+from plugin.run.facts import SamplerSettings
+from plugin.sampling.blockwise import Vocabulary, generate
 
 METHODS = ("classic", "bert", "llada", "dream")
 TEXTS = ["how are you", "fine, thanks"]

@@ -34,6 +34,7 @@ from plugin.models.load import load_model
 from plugin.models.lora import LoraSettings, add_adapter, merged_model, target_layers
 from plugin.models.publish import write_model
 from plugin.models.tokenizer import load_tokenizer
+from plugin.run.facts import ModelFacts
 from plugin.training.step import build_step
 
 TEXTS = ["how are you", "fine, thanks", "what is the sun"]
@@ -150,7 +151,7 @@ def test_merged_model_equals_the_trained_model(method: str, four_bit: bool, tmp_
         tmp_path / "adapter",
         live,
         load_tokenizer(str(base), family=KNOWN[model.config.model_type]),
-        {},
+        ModelFacts(),
     )
     merged = merged_model(str(base), tmp_path / "adapter", four_bit=four_bit, dtype=torch.float32)
     after = logits_of(live, plain_ids)
@@ -216,12 +217,12 @@ def test_new_tokens_train_and_survive_merging(method: str, tied: bool, tmp_path:
     after = logits_of(live, ids)
     assert (after - before)[..., rows - 2 :].abs().max() > 0.05, "the head can say the new words"
 
-    write_model(tmp_path / "adapter", live, tokenizer, {})
+    write_model(tmp_path / "adapter", live, tokenizer, ModelFacts())
     merged = merged_model(
         str(base), tmp_path / "adapter", four_bit=False, dtype=torch.float32, embedding_rows=rows
     )
     assert (logits_of(merged, ids) - after).abs().max() <= 1e-5
-    write_model(tmp_path / "fused", merged, tokenizer, {})
+    write_model(tmp_path / "fused", merged, tokenizer, ModelFacts())
     again = load_model(str(tmp_path / "fused"))
     assert again.get_input_embeddings().weight.shape[0] == rows
     assert torch.equal(logits_of(again, ids), logits_of(merged, ids))

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from plugin.models.publish import public_name, write_adapter_card, write_card
+from plugin.run.facts import AdapterBase, ModelFacts
 
 
 def front_matter(card: Path) -> dict[str, object]:
@@ -47,7 +48,9 @@ def test_card_names_a_base_by_hub_ids_alone(base: str, known: bool, tmp_path: Pa
     card = front_matter(tmp_path / "README.md")
     assert (card.get("base_model") == base) == known
     assert (card["library_name"], card["pipeline_tag"]) == ("transformers", "fill-mask")
-    write_adapter_card(tmp_path, {"method": "dream", "base": {"name": base, "four_bit": True}})
+    write_adapter_card(
+        tmp_path, ModelFacts(method="dream", base=AdapterBase(name=base, four_bit=True))
+    )
     card = front_matter(tmp_path / "README.md")
     assert (card.get("base_model") == base) == known
     assert (card["library_name"], card["pipeline_tag"]) == ("peft", "text-generation")

@@ -241,7 +241,7 @@ def test_a_fused_model_is_not_cleared_away_for_want_of_checkpoints(
     kept = tensors_of(done.folder / "fused")
     refused = forks.run(done.folder, *args, "--resume", "true")
     assert refused.code == 2
-    assert "expected a checkpoint to go on from" in errors(refused)["resume"]
+    assert "expected a checkpoint to resume from" in errors(refused)["resume"]
     assert tensors_of(done.folder / "fused") == kept != {}
 
 

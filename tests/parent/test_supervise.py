@@ -13,17 +13,18 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers.support import is_running, processes_naming, wait_until
 
 from plugin.base import redact
-from plugin.base.errors import Code, Outcome
+from plugin.base.errors import Code
 from plugin.parent import supervise
 from plugin.parent.launch import LaunchPlan
 from plugin.parent.supervise import Inherited, Relay, run_workers
+from plugin.run.events import Event, LogEvent
 from plugin.run.folder import STOP, RunFolder
+from plugin.run.outcome import Outcome, Result
 
 PRELUDE = """\
 import json, os, signal, subprocess, sys, time
@@ -48,7 +49,7 @@ class Witness:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.events: list[dict[str, Any]] = []
+        self.events: list[Event] = []
         self.signals: Callable[[], list[int]] = list
         self.stop: Callable[[], bool] = bool
         self.stop_grace_s = math.inf
@@ -106,9 +107,9 @@ def pid(folder: RunFolder, name: str) -> int:
 def test_done_takes_exit_0_and_a_finished_event(folder: RunFolder, witness: Witness) -> None:
     outcome = run(folder, witness, "print('hello', flush=True); finished()")
     assert (outcome.outcome, outcome.code, outcome.error) == ("done", 0, None)
-    assert outcome.result == {"outcome": "done", "steps": 3}
+    assert outcome.result == Result(outcome="done", steps=3)
     assert witness.lines == ["hello"]
-    assert [event["type"] for event in witness.events] == ["finished"]
+    assert [event.type for event in witness.events] == ["finished"]
 
 
 def test_exit_0_without_a_final_event_is_no_success(folder: RunFolder, witness: Witness) -> None:
@@ -175,9 +176,9 @@ def test_only_a_checkpoint_that_is_there_is_called_whole(
     outcome = run(folder, witness, "os.kill(os.getpid(), signal.SIGKILL)")
     assert outcome.error is not None
     assert outcome.error.fix.endswith(
-        " The last checkpoint, checkpoint-20, is whole." if saved else "log.txt."
+        " The last checkpoint, checkpoint-20, is complete." if saved else "log.txt."
     )
-    assert ("is whole" in outcome.error.line) is bool(saved)
+    assert ("is complete" in outcome.error.line) is bool(saved)
 
 
 def test_one_failing_rank_ends_the_other_within_the_grace(
@@ -288,7 +289,7 @@ def test_a_signal_asks_the_same_and_exits_with_its_number(
     outcome = run(folder, witness, OBEDIENT)
     assert (outcome.outcome, outcome.code) == ("stopped", code)
     assert outcome.result is not None
-    assert outcome.result["steps"] == 3
+    assert outcome.result.steps == 3
 
 
 def test_a_stop_that_comes_after_the_last_step_changes_nothing(
@@ -304,7 +305,8 @@ IGNORES = "[signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM,
 
 def step(*steps: int) -> str:
     """Return a program's text that tells of steps done, the first of them where it began."""
-    return "".join(f"event(type='progress', step={number})\n" for number in steps)
+    rest = "phase='train', steps=9, percent=0.0"
+    return "".join(f"event(type='progress', step={number}, {rest})\n" for number in steps)
 
 
 @pytest.mark.parametrize("told", ["", step(7)], ids=["importing", "resumed at 7"])
@@ -329,7 +331,7 @@ def test_a_stop_before_the_first_step_has_a_deadline(
     touch = "(folder / 'STOP').touch()\n" if asks == "file" else ""
     outcome = run(folder, witness, f"{IGNORES}{told}{touch}time.sleep(60)")
     assert (outcome.outcome, outcome.code, outcome.error) == ("stopped", code, None)
-    assert outcome.result == {"outcome": "stopped", "steps": 0}
+    assert outcome.result == Result(outcome="stopped", steps=0)
     assert not is_running(pid(folder, "pid0"))
 
 
@@ -344,7 +346,7 @@ def test_a_stop_after_a_step_waits_for_the_save(
         folder, witness, f"{step(7, 8)}wait_for('STOP'); time.sleep(2); finished('stopped')"
     )
     assert (outcome.outcome, outcome.code) == ("stopped", 130)
-    assert outcome.result == {"outcome": "stopped", "steps": 3}
+    assert outcome.result == Result(outcome="stopped", steps=3)
 
 
 def test_a_second_signal_ends_the_workers_now(folder: RunFolder, witness: Witness) -> None:
@@ -362,10 +364,12 @@ def test_every_line_and_event_is_relayed_once_and_in_order(
     run(
         folder,
         witness,
-        "for n in range(500): print('line', n, flush=True); event(type='log', n=n)\nfinished()",
+        "for n in range(500): print('line', n, flush=True); event(type='log', line=str(n))\nfinished()",
     )
     assert witness.lines == [f"line {n}" for n in range(500)]
-    assert [event.get("n") for event in witness.events] == [*range(500), None]
+    lines = [event.line for event in witness.events if isinstance(event, LogEvent)]
+    assert lines == [str(n) for n in range(500)]
+    assert [event.type for event in witness.events] == [*["log"] * 500, "finished"]
 
 
 def test_half_an_event_of_a_killed_worker_does_not_break_the_parent(
@@ -383,7 +387,8 @@ def test_half_an_event_of_a_killed_worker_does_not_break_the_parent(
     outcome = run(folder, witness, program, ranks=2)
     assert outcome.outcome == "failed"
     assert outcome.code in (Code.INTERNAL, Code.WORKER_DIED)
-    assert witness.events[-1]["line"] == "after"
+    assert isinstance(witness.events[-1], LogEvent)
+    assert witness.events[-1].line == "after"
 
 
 def test_what_a_run_of_another_host_left_in_the_log_is_kept(
@@ -465,7 +470,7 @@ def test_what_an_earlier_run_wrote_decides_nothing_about_this_one(
     )
     outcome = run(folder, witness, "event(type='log', line='well')")
     assert (outcome.outcome, outcome.code) == ("failed", Code.WORKER_DIED)
-    assert [event["type"] for event in witness.events] == ["log"]
+    assert [event.type for event in witness.events] == ["log"]
 
 
 def test_a_key_that_native_code_printed_is_neither_relayed_nor_kept(

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from helpers.support import is_running
 
-from plugin.base.errors import Code, Outcome
+from plugin.base.errors import Code
 from plugin.base.process import child_path
 from plugin.parent.launch import LaunchPlan
 from plugin.parent.supervise import Inherited, Relay, run_workers
 from plugin.parent.watchdog import Watch
 from plugin.run.folder import RunFolder
 from plugin.run.heartbeat import Heartbeat, heartbeat_path
+from plugin.run.outcome import Outcome
 
 PRELUDE = """\
 from plugin.worker import stack_dump
@@ -24,6 +25,7 @@ import os, signal, socket, sys, time
 from pathlib import Path
 from plugin.run.folder import JsonLines
 from plugin.run.heartbeat import Heartbeat, heartbeat_path
+from plugin.run.outcome import Outcome
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 (folder / f"pid{rank}").write_text(str(os.getpid()))
 heartbeat = Heartbeat(heartbeat_path(folder, rank))

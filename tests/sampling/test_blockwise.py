@@ -10,10 +10,10 @@ import torch
 from helpers.tiny import CLS, FAMILIES, MASK, PAD, SEP, VOCABULARY, tiny_model
 
 from plugin.models.diffusion import predictor
+from plugin.run.facts import SamplerSettings
 from plugin.sampling.blockwise import (
     Predict,
     Sample,
-    SamplerSettings,
     Vocabulary,
     generate,
     reveal_quotas,

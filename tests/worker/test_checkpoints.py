@@ -24,14 +24,15 @@ from transformers import PreTrainedModel
 
 from plugin.base.digests import why_broken
 from plugin.models.load import load_model
-from plugin.models.publish import read_diffusion
 from plugin.models.tokenizer import load_tokenizer
+from plugin.run.facts import ModelFacts, SamplerSettings, read_facts
 from plugin.run.folder import RunFolder
+from plugin.run.state import CheckpointState, read_state
 from plugin.training.optimizer import optimizer_tensors, restore_optimizer
-from plugin.worker.checkpoints import Contents, State, load_state, save_checkpoint
+from plugin.worker.checkpoints import Contents, save_checkpoint
 
 DOCUMENTS = random_documents(20)
-FACTS = {"method": "bert", "sampler": {"steps": 8}}
+FACTS = ModelFacts(method="bert", sampler=SamplerSettings(steps=8))
 
 
 def adam(model: PreTrainedModel, **options: Any) -> torch.optim.Optimizer:
@@ -54,7 +55,7 @@ def train(
 def save(
     folder: Path, step: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer, keep: int = 2
 ) -> Path:
-    state = State(step, 0, 4 * step, 7, 4)
+    state = CheckpointState(step=step, pass_=0, position=4 * step, seed=7, step_size=4)
     contents = Contents(model, word_tokenizer(["a"]), FACTS, optimizer_tensors(optimizer), {})
     return save_checkpoint(RunFolder(folder), state, contents, keep)
 
@@ -101,8 +102,8 @@ def test_a_checkpoint_is_a_whole_model_folder_without_pickles(tmp_path: Path) ->
     assert path == tmp_path / "checkpoint-5"
     assert torch.equal(weights(load_model(str(path))), weights(model))
     assert load_tokenizer(str(path)).mask_token_id == 4
-    assert read_diffusion(path) == FACTS
-    assert load_state(path) == State(5, 0, 20, 7, 4)
+    assert read_facts(path) == FACTS
+    assert read_state(path) == CheckpointState(step=5, pass_=0, position=20, seed=7, step_size=4)
     assert not why_broken(path)
     assert {file.suffix for file in path.iterdir()} <= {".safetensors", ".json", ".txt"}
 
@@ -114,22 +115,22 @@ def test_a_scaler_of_fp16_comes_back_with_its_scale(tmp_path: Path) -> None:
         {"loss": 0.1 + 0.2, "steps": 3},
         {"tokens": 2**53, "last_metrics": {"loss": 1 / 3}},
     )
-    state = State(
-        9,
-        1,
-        14,
-        7,
-        4,
-        window,
-        totals,
-        {"eval/loss": 2.5},
-        {"eval/loss": 2.0},
-        2.0,
-        scaler.state_dict(),
-        4,
+    state = CheckpointState(
+        step=9,
+        pass_=1,
+        position=14,
+        seed=7,
+        step_size=4,
+        window=window,
+        totals=totals,
+        first_eval={"eval/loss": 2.5},
+        last_eval={"eval/loss": 2.0},
+        eval_loss=2.0,
+        scaler=scaler.state_dict(),
+        overflows=4,
     )
     contents = Contents(model, word_tokenizer(["a"]), FACTS, {}, {})
-    back = load_state(save_checkpoint(RunFolder(tmp_path), state, contents, 1))
+    back = read_state(save_checkpoint(RunFolder(tmp_path), state, contents, 1))
     assert back == state
     fresh = torch.amp.GradScaler("cpu")
     fresh.load_state_dict(back.scaler)

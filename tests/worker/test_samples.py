@@ -13,10 +13,11 @@ from plugin.data.chat import ChatFormat
 from plugin.data.documents import Builder, Documents
 from plugin.models.load import load_model
 from plugin.models.tokenizer import load_tokenizer
+from plugin.run.facts import SamplerSettings
 from plugin.worker.samples import SampleWatch
 
 POSITIONS, BLOCK = 32, 8
-SAMPLER = {"max_new_tokens": 64, "block_length": BLOCK, "steps": 2, "grow": True}
+SAMPLER = SamplerSettings(max_new_tokens=64, block_length=BLOCK, steps=2, grow=True)
 
 
 def documents(*prompts: int) -> Documents:

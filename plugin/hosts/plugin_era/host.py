@@ -17,13 +17,16 @@ from typing import Any
 
 from werkzeug.utils import secure_filename
 
-from ...base.errors import Code, JobError, Outcome, Problem, one_line
+from ...base.errors import Code, JobError, Problem, one_line
 from ...base.files import write_whole
 from ...config.families import pipeline_tag
 from ...config.params import METHOD_ONLY
 from ...parent.launch import LaunchPlan
+from ...run.events import CheckpointEvent, Event, MetricsEvent, ProgressEvent, SampleEvent
+from ...run.facts import read_facts
 from ...run.folder import RunFolder, to_json
-from ...run.outcome import counted, metrics_line, outcome_line, sample_line
+from ...run.lines import counted, metrics_line, outcome_line, sample_line
+from ...run.outcome import Outcome
 from ..pulse import Pulse
 from .job import WORST, TlabJob, viewer_dir
 from .publish import free_name, shelve, show_link
@@ -63,19 +66,19 @@ class TlabHost:
         with self._pulse.speaking():
             print(one_line(text), flush=True)  # the host streams this from a file
 
-    def event(self, event: Mapping[str, Any]) -> None:
+    def event(self, event: Event) -> None:
         self._pulse.event(event)
-        if event["type"] == "progress":
-            self._percent = min(99, int(event["percent"]))  # 100 is for a run that has ended
-            self._estimate(event["eta_seconds"])
-            if event["phase"] != "load":
+        if isinstance(event, ProgressEvent):
+            self._percent = min(99, int(event.percent))  # 100 is for a run that has ended
+            self._estimate(event.eta_seconds)
+            if event.phase != "load":
                 self._show_board()
-        elif event["type"] == "metrics":
-            self.line(metrics_line(event["step"], event["metrics"]))
-        elif event["type"] == "sample":
+        elif isinstance(event, MetricsEvent):
+            self.line(metrics_line(event.step, event.metrics))
+        elif isinstance(event, SampleEvent):
             self.line(sample_line(event))
-        elif event["type"] == "checkpoint":
-            self._show_checkpoints(Path(event["path"]).parent)
+        elif isinstance(event, CheckpointEvent):
+            self._show_checkpoints(Path(event.path).parent)
 
     def stop_wanted(self) -> bool:
         if time.monotonic() - self._asked >= EVERY_S:
@@ -193,7 +196,7 @@ class TlabHost:
         made: dict[str, Any] = {}
         try:
             if (folder / "adapter").is_dir():
-                name = folder.read_run()["params"]["adaptor_name"]
+                name = folder.read_run().params["adaptor_name"]
                 target = free_name(self.job.adaptors / name, self.job.job_id, self.line)
                 shelve(folder / "adapter", target)
                 made["adaptor_dir"] = str(target)
@@ -209,7 +212,7 @@ class TlabHost:
         return made
 
     def _register(self, folder: RunFolder) -> str:
-        params = folder.read_run()["params"]
+        params = folder.read_run().params
         base = secure_filename(Path(params["model_name"] or "scratch").name)
         target = free_name(
             self.job.workspace / "models" / f"{base}_{params['adaptor_name']}",
@@ -227,9 +230,7 @@ class TlabHost:
             *(only for only, of in METHOD_ONLY.items() if of == method),
         )
         facts: dict[str, Any] = {kept_name: params[kept_name] for kept_name in kept}
-        facts["loss_norm"] = json.loads((target / "diffusion.json").read_text(encoding="utf-8"))[
-            "loss_norm"
-        ]  # what auto became
+        facts["loss_norm"] = read_facts(target).loss_norm  # what auto became
         shown = Path(name).name if Path(name).is_absolute() else name or "A new model"
         facts["description"] = f"{shown}, trained as a diffusion model."
         tag = pipeline_tag(method)
