@@ -30,7 +30,7 @@ FLOORS = {
     "cli": "base config run parent commands hosts",
 }
 # Of config, what models may know: no parameters.
-OF_CONFIG_FOR_MODELS = {"families", "model_files"}
+OF_CONFIG_FOR_MODELS = {"families", "methods", "model_files"}
 HEAVY = {
     "torch",
     "transformers",

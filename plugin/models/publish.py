@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..base.errors import model_error, one_line
 from ..base.redact import redact
-from ..config.families import pipeline_tag
+from ..config.methods import pipeline_tag
 from ..config.model_files import read_small
 from .code_files import write_code_files
 from .identity import local_folder

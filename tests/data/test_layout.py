@@ -7,14 +7,20 @@ import pytest
 import torch
 
 from plugin.data.layout import deal, lay_out, micro_batches
-from plugin.objectives.mdlm import Corruption
+from plugin.objectives.masked import Corruption
+from plugin.objectives.noise import Levels
 
 LENGTHS = [3, 9, 1, 9, 4, 7, 2, 8, 5, 5, 6, 1]
 
 
 def noised(noisy: list[int], masked: list[int], weight: list[float]) -> Corruption:
-    arrays = np.array(noisy, np.int32), np.array(masked, np.int64), np.array(weight, np.float32)
-    return Corruption(*arrays, count=1.0, t=0.5, probability=0.5)
+    return Corruption(
+        noisy=np.array(noisy, np.int32),
+        masked=np.array(masked, np.int64),
+        weight=np.array(weight, np.float32),
+        count=1.0,
+        levels=Levels.of("linear", [0.5], [len(noisy)]),
+    )
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 12, 20])

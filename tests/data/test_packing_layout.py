@@ -97,7 +97,7 @@ def test_the_budget_is_checked_before_the_first_step_with_end_tokens_counted(
 
 def content(parts: list[Step]) -> list[object]:
     return sorted(
-        (index, one.t, one.noisy.tolist(), one.masked.tolist(), one.weight.tolist())
+        (index, one.levels.mean_t, one.noisy.tolist(), one.masked.tolist(), one.weight.tolist())
         for part in parts
         for piece in part.pieces
         for index, one in zip(piece.documents, piece.corruptions, strict=True)

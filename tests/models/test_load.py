@@ -18,7 +18,7 @@ from transformers import BertModel, GPT2Config, GPT2LMHeadModel
 
 from plugin.assembly.model import base_config
 from plugin.base.errors import JobError, Problem
-from plugin.config.families import FAMILIES as KNOWN
+from plugin.config.methods import methods_of
 from plugin.config.params import Params
 from plugin.data.tokenizer import train_tokenizer
 from plugin.models.load import check_method, check_pair, load_model, load_tokenizer, new_model
@@ -359,7 +359,7 @@ def test_an_odd_field_of_a_configuration_is_refused(
         else {"model_name": str(tmp_path)}
     )
     params = Params.model_validate(
-        {**named, "training_method": KNOWN[family].method, "max_length": 16}
+        {**named, "training_method": methods_of(family)[0], "max_length": 16}
     )
     problem = refusal(lambda: base_config(params, words))
     assert problem.field == ("model_config" if scratch else "model_name")
