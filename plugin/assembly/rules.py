@@ -91,7 +91,7 @@ def sampler_settings(params: Params) -> SamplerSettings:
 
 
 def diffusion_facts(params: Params, rules: StepRules) -> dict[str, Any]:
-    """Return what a model's folder records of its training: method, noise, loss, answers, sampler."""
+    """Return what a model's folder records: method, noise, loss, answers, sampler."""
     own, cutoffs = METHODS[params.training_method].options, _cutoffs(params)
     return {
         "method": params.training_method,

@@ -21,7 +21,7 @@ from torch import Tensor
 from .answers import Item
 from .noise import EPSILON, Levels, Noise, draw_mask, generator, time_at, time_weight
 
-# (hidden bool [T], levels, factors [B] of each block's drawn mask count) -> weight of each token [T]
+# (hidden bool [T], levels, factors [B] of the blocks' drawn mask counts) -> weights [T]
 WeightFunction = Callable[[NDArray[np.bool_], Levels, Sequence[float]], NDArray[np.float64]]
 
 
@@ -140,8 +140,8 @@ def corrupt(
 ) -> Corruption:
     """Mask and weigh the drawn tokens of one document, always with `mask_id` (never 80/10/10).
 
-    `factors` [B] are those of each block's drawn mask count. A token's weight is divided by its chance
-    to be in this canvas (`item.scale`), so the expected loss over a document's canvases is that of
+    `factors` [B] are those of the blocks' drawn mask counts. A token's weight is divided by its
+    chance to be in this canvas (`item.scale`), so the expected loss over a document's canvases is that of
     the full document (Horvitz and Thompson 1952). Its share of the divisor counts the supervised
     tokens left out too, so it does not depend on the draw.
     """

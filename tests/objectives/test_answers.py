@@ -1,4 +1,4 @@
-"""Cutoffs and end fill on lengths and single documents; test_step_answers.py holds them in steps."""
+"""Cutoffs and end fill of single documents; test_step_answers.py has them in steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masked-diffusion loss: the cost of known logits under every norm and schedule, from masks alone."""
+"""Masked-diffusion loss: the cost of known logits under every norm and schedule."""
 
 from __future__ import annotations
 
