@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from plugin.objectives.mdlm import Corruption
+from plugin.objectives.masked import Corruption
 
 Noised = tuple[NDArray[np.int32], Corruption]  # true ids and what was masked
 

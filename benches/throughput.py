@@ -24,7 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ def leak(module: DiffusionModel, work: Work) -> float:
     first = piece.corruptions[0]
     noisy = np.where(first.noisy == MASK, first.noisy, first.noisy + 1).astype(np.int32)
     edited = [
-        type(first)(noisy, first.masked, first.weight, first.count, first.t, first.probability),
+        replace(first, noisy=noisy),
         *piece.corruptions[1:],
     ]
     before, after = module(piece.batch).weighted, module(lay_out(true, edited)).weighted

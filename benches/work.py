@@ -14,22 +14,18 @@ from shapes import Shape, draw_batch
 from plugin.data.documents import Builder, Documents
 from plugin.data.packing import Layout
 from plugin.data.steps import Slot
-from plugin.objectives.mdlm import by_time
+from plugin.objectives.answers import Answers, EndFill
+from plugin.objectives.masked import Loss, by_time
 from plugin.objectives.noise import Noise
 from plugin.training.step import Step, StepRules, build_step
 
 PAD, MASK, END = 0, 3, 2
 RULES = StepRules(
-    noise=Noise(seed=0),
-    weigh=by_time("linear"),
-    norm="token",
-    mask_id=MASK,
-    end_ids=(END,),
-    fill_id=END,
-    start_id=1,
-    eos_policy="single",
-    eos_block=32,
-    max_length=8192,
+    noise=Noise(seed=0, mask_id=MASK),
+    answers=Answers(
+        (EndFill(policy="single", block=32, max_length=8192, end_ids=(END,), fill_id=END),)
+    ),
+    loss=Loss(weight=by_time("linear"), norm="token"),
 )
 
 

@@ -12,7 +12,8 @@ import pytest
 from helpers.support import ROOT
 
 from plugin import cli
-from plugin.config.params import GROUPS, METHOD_ONLY, Params
+from plugin.config.methods import METHODS
+from plugin.config.params import GROUPS, Params
 from plugin.config.parse import Parsed, parse
 
 JOB = {"dataset_name": "data.jsonl", "model_name": "model"}
@@ -242,7 +243,9 @@ def help_text(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_the_help_names_the_method_an_option_belongs_to(help_text: str) -> None:
-    for name, method in METHOD_ONLY.items():
+    options = [(name, method.name) for method in METHODS.values() for name in method.options]
+    assert len(options) == 3
+    for name, method in options:
         assert re.search(rf"--{name} \S+\s+{method} only: ", help_text), name
     assert re.search(r"--lora_r VALUE\s+with --lora true: ", help_text)
 

@@ -31,7 +31,7 @@ FLOORS = {
 }
 # Of config and run, what models and sampling may know: no parameters, and of a run no more than the
 # facts in a model's folder.
-OF_CONFIG_FOR_MODELS = {"families", "model_files"}
+OF_CONFIG_FOR_MODELS = {"families", "methods", "model_files"}
 OF_RUN_FOR_MODELS = {"facts"}
 HEAVY = {
     "torch",

@@ -11,7 +11,6 @@ from transformers import PretrainedConfig
 
 from ..base.errors import JobError, Problem
 from ..config.params import Params
-from ..data.chat import filled_lengths
 from ..data.documents import Documents
 from ..data.packing import Layout, check_budget
 from ..models.attention import why_no_varlen
@@ -152,11 +151,4 @@ def check_fits(documents: Documents, rules: StepRules, layout: Layout) -> None:
     """Raise JobError (exit 2) when a document with its end tokens does not fit a micro-batch."""
     if layout.tokens and len(documents):
         lengths, prompts = documents.lengths.tolist(), documents.prompts.tolist()
-        filled = filled_lengths(
-            lengths,
-            prompts,
-            policy=rules.eos_policy,
-            block=rules.eos_block,
-            max_length=rules.max_length,
-        )
-        check_budget(max(filled), layout)
+        check_budget(max(rules.answers.fill.lengths(lengths, prompts)), layout)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from ..batch import Batch
 from ..config.params import Params
-from ..data.chat import filled_lengths
 from ..data.documents import Documents
 from ..data.packing import Layout, token_budget
 from ..data.steps import pass_order
@@ -54,10 +53,8 @@ def lengths_of(documents: Documents, rules: StepRules) -> NDArray[np.int64]:
     to heavy_steps.
     """
     lengths, prompts = documents.lengths.tolist(), documents.prompts.tolist()
-    policy = "single" if rules.eos_policy == "batch" else rules.eos_policy
-    filled = filled_lengths(
-        lengths, prompts, policy=policy, block=rules.eos_block, max_length=rules.max_length
-    )
+    fill = rules.answers.fill
+    filled = lengths if fill.policy == "batch" else fill.lengths(lengths, prompts)
     return np.array(filled, dtype=np.int64)
 
 

@@ -1,65 +1,84 @@
-"""Rules of a step: noise, loss weights and the handling of answers, as the parameters say."""
+"""Rules of a step, chosen from the parameters: noise, handling of answers, loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from ..config.families import DEFAULT_NORM
+from ..config.methods import METHODS
 from ..config.params import Params
 from ..data.chat import ChatFormat
-from ..objectives.dream import by_context, parse_loss_weight_type
-from ..objectives.mdlm import Weigh, by_time
+from ..objectives import OBJECTIVES
+from ..objectives.answers import (
+    Answers,
+    BlockBorders,
+    Cutoffs,
+    EndFill,
+    LengthSplit,
+    PromptDrop,
+    Transform,
+)
+from ..objectives.masked import Loss
 from ..objectives.noise import Noise
 from ..run.facts import ModelFacts, SamplerSettings
 from ..training.step import StepRules
 
-# Per method, the weight of a masked token.
-WEIGH: dict[str, Callable[[Params], Weigh]] = {
-    "bert": lambda params: by_time(params.noise_schedule),
-    "llada": lambda params: by_time(params.noise_schedule),
-    "dream": lambda params: by_context(
-        parse_loss_weight_type(params.loss_weight_type), params.noise_schedule
-    ),
-}
-
 
 def step_rules(params: Params, chat: ChatFormat) -> StepRules:
-    answers = params.training_stage == "sft"
-    cuts = answers and params.training_method == "dream"
+    method, objective = METHODS[params.training_method], OBJECTIVES[params.training_method]
     return StepRules(
         noise=Noise(
-            params.seed,
-            params.noise_schedule,
-            params.t_sampling,
-            params.mask_count,
-            params.t_min,
-            params.t_max,
+            seed=params.seed,
+            mask_id=chat.mask_id,
+            schedule=params.noise_schedule,
+            t_sampling=params.t_sampling,
+            mask_count=params.mask_count,
+            t_min=params.t_min,
+            t_max=params.t_max,
+            complementary=params.complementary,
         ),
-        weigh=WEIGH[params.training_method](params),
-        norm=DEFAULT_NORM[params.training_method]
-        if params.loss_norm == "auto"
-        else params.loss_norm,
-        mask_id=chat.mask_id,
+        answers=Answers(_transforms(params, chat)),
+        loss=Loss(
+            weight=objective.weight(params),
+            norm=method.norm if params.loss_norm == "auto" else params.loss_norm,
+            of_sums=objective.loss,
+        ),
+    )
+
+
+def _transforms(params: Params, chat: ChatFormat) -> tuple[Transform, ...]:
+    """Choose what is done to a step's documents before the noise, in this order."""
+    answers = params.training_stage == "sft"
+    fill = EndFill(
+        policy=params.eos_policy if answers else "single",
+        block=params.eos_block_length,
+        max_length=params.max_length,
         end_ids=chat.end_ids,
         fill_id=chat.fill_id,
-        start_id=chat.start_id,
-        eos_policy=params.eos_policy if answers else "single",
-        eos_block=params.eos_block_length,
-        max_length=params.max_length,
-        perbatch_cutoff=cuts and params.perbatch_cutoff,
-        resp_cutoff_ratio=params.resp_cutoff_ratio if cuts else 0.0,
-        complementary=params.complementary,
-        stochastic_length=0.0 if answers else params.stochastic_length,
-        prompt_drop=params.prompt_drop if answers else 0.0,
+    )
+    if not answers:
+        split = LengthSplit(share=params.stochastic_length, start_id=chat.start_id)
+        return (fill, split) if params.stochastic_length else (fill,)
+    cutoffs = _cutoffs(params)
+    return (
+        *((cutoffs,) if cutoffs.perbatch or cutoffs.ratio else ()),
+        fill,
+        *((BlockBorders(params.eos_block_length),) if params.eos_policy == "block" else ()),
+        *((PromptDrop(params.prompt_drop),) if params.prompt_drop else ()),
+    )
+
+
+def _cutoffs(params: Params) -> Cutoffs:
+    """Return the cutoffs of answers; none in other stages, and for methods without the option."""
+    options = METHODS[params.training_method].options if params.training_stage == "sft" else ()
+    return Cutoffs(
+        perbatch="perbatch_cutoff" in options and params.perbatch_cutoff,
+        ratio=params.resp_cutoff_ratio if "resp_cutoff_ratio" in options else 0.0,
     )
 
 
 def sampler_settings(params: Params) -> SamplerSettings:
-    """How the result should be sampled, from how it learned to end an answer: a canvas like those
-    it was trained on.
+    """Return how the result should be sampled: on a canvas like those it was trained on.
 
-    block: block by block. batch: the whole canvas from the start. single: small blocks, because no
-    canvas went past an answer.
+    block: block by block. batch: the full canvas from the start. single: small blocks, because no
+    canvas extended past an answer.
     """
     lengths = {"block": params.eos_block_length, "batch": 32, "single": 8}
     block = min(lengths[params.eos_policy], params.max_length)
@@ -70,19 +89,18 @@ def sampler_settings(params: Params) -> SamplerSettings:
 
 
 def diffusion_facts(params: Params, rules: StepRules) -> ModelFacts:
-    """What a model's folder says about its training: method, noise, loss weighting, end-of-answer
-    policy, sampler.
-    """
+    """Return what a model's folder records: method, noise, loss, answers, sampler."""
+    own, cutoffs = METHODS[params.training_method].options, _cutoffs(params)
     return ModelFacts(
         method=params.training_method,
         noise_schedule=params.noise_schedule,
         time_range=[params.t_min, params.t_max],
-        loss_norm=rules.norm,
-        loss_weight=params.loss_weight_type if params.training_method == "dream" else "time",
-        perbatch_cutoff=rules.perbatch_cutoff,
-        resp_cutoff_ratio=rules.resp_cutoff_ratio,
-        prompt_drop=rules.prompt_drop,
-        eos_policy=rules.eos_policy,
+        loss_norm=rules.loss.norm,
+        loss_weight=params.loss_weight_type if "loss_weight_type" in own else "time",
+        perbatch_cutoff=cutoffs.perbatch,
+        resp_cutoff_ratio=cutoffs.ratio,
+        prompt_drop=params.prompt_drop if params.training_stage == "sft" else 0.0,
+        eos_policy=rules.answers.fill.policy,
         eos_block_length=params.eos_block_length,
         sampler=sampler_settings(params),
     )

@@ -1,5 +1,6 @@
-"""Facts per model family, by `model_type`: its method, mask token, logit shift, chat format, where
-its head is.
+"""Model families by `model_type`: architecture, output head, logit shift, mask token, chat format.
+
+The methods that train a family are in methods.py.
 """
 
 from __future__ import annotations
@@ -19,17 +20,15 @@ _CHATML = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     name: str  # model_type in config.json
     architecture: str  # the class in config.json
-    method: str  # the training_method it belongs to
     head: tuple[str, ...]  # modules of the output head: never given an adapter, never quantised
     shift: int = 0  # hidden state i - shift predicts token i
     mask_token: str = ""  # of a published tokenizer that does not name it
-    chat_template: str = (
-        ""  # of a published tokenizer that has none; empty: [CLS] turn [SEP] turn [SEP]
-    )
+    # of a published tokenizer that has none; empty: [CLS] turn [SEP] turn [SEP]
+    chat_template: str = ""
     max_positions: bool = False  # max_position_embeddings is a hard limit (learned positions)
     position_offset: int = 0  # positions that the table reserves before the first token
 
@@ -37,36 +36,32 @@ class Family:
 FAMILIES = {
     family.name: family
     for family in (
-        Family("bert", "BertForMaskedLM", "bert", ("cls",), max_positions=True),
-        # RoBERTa numbers positions from pad_token_id + 1 = 2, so two rows of its table are never a
-        # token's.
+        Family(name="bert", architecture="BertForMaskedLM", head=("cls",), max_positions=True),
         Family(
-            "roberta",
-            "RobertaForMaskedLM",
-            "bert",
-            ("lm_head",),
+            name="roberta",
+            architecture="RobertaForMaskedLM",
+            head=("lm_head",),
             max_positions=True,
+            # RoBERTa numbers positions from pad_token_id + 1 = 2, so the first two rows of its
+            # table belong to no token.
             position_offset=2,
         ),
-        Family("modernbert", "ModernBertForMaskedLM", "bert", ("head", "decoder")),
+        Family(name="modernbert", architecture="ModernBertForMaskedLM", head=("head", "decoder")),
         Family(
-            "llada",
-            "LLaDAModelLM",
-            "llada",
-            ("model.transformer.ff_out",),
-            0,
-            "<|mdm_mask|>",
-            _LLADA_CHAT,
+            name="llada",
+            architecture="LLaDAModelLM",
+            head=("model.transformer.ff_out",),
+            mask_token="<|mdm_mask|>",
+            chat_template=_LLADA_CHAT,
         ),
-        Family("Dream", "DreamModel", "dream", ("lm_head",), 1, "<|mask|>", _CHATML),
+        Family(
+            name="Dream",
+            architecture="DreamModel",
+            head=("lm_head",),
+            shift=1,
+            mask_token="<|mask|>",
+            chat_template=_CHATML,
+        ),
     )
 }
 ARCHITECTURES = tuple(family.architecture for family in FAMILIES.values())
-
-# Loss norm that each method's authors use; `loss_norm: auto` reads it.
-DEFAULT_NORM = {"bert": "token", "llada": "sequence", "dream": "masked"}
-
-
-def pipeline_tag(method: str) -> str:
-    """The task by which hubs and hosts list a model of this method."""
-    return "fill-mask" if method == "bert" else "text-generation"

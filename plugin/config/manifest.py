@@ -14,7 +14,8 @@ from typing import Any
 
 from ..base.files import write_whole
 from .families import ARCHITECTURES
-from .params import GROUPS, METHOD_ONLY, NEEDS
+from .methods import methods_with
+from .params import GROUPS, NEEDS
 from .parse import ADVANCED, SCHEMA, choices, expected
 from .task import gallery_entry, task_yaml
 
@@ -120,8 +121,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _belongs(name: str) -> str:
     """Name the method or the switch without which an option does nothing."""
-    if method := METHOD_ONLY.get(name):
-        return f"{method} only: "
+    if methods := methods_with(name):
+        return f"{' and '.join(methods)} only: "
     return f"with --{NEEDS[name]} true: " if name in NEEDS else ""
 
 

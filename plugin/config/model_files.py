@@ -12,6 +12,7 @@ from typing import Any
 
 from ..base.errors import JobError, Problem, model_error
 from .families import FAMILIES, Family
+from .methods import methods_of
 from .params import Params
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -112,11 +113,12 @@ def check_architecture(params: Params, architecture: str) -> None:
 
 
 def refuse_other_methods(family: Family, method: str) -> None:
-    """Raises JobError (exit 2) when `method` is not the one of this family."""
-    if family.method != method:
-        fix = f"Set training_method {family.method}, or choose another model."
+    """Raises JobError (exit 2) when `method` does not train this family."""
+    if method not in (able := methods_of(family.name)):
+        named = " or ".join(able)
+        fix = f"Set training_method {named}, or choose another model."
         raise JobError(
-            Problem("training_method", f"{family.method} for a {family.architecture}", method, fix)
+            Problem("training_method", f"{named} for a {family.architecture}", method, fix)
         )
 
 

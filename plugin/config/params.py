@@ -9,9 +9,16 @@ it has one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from .methods import DEFAULT_METHOD, METHODS
+
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
 
 LOSS_WEIGHT = r"^(scheduler|uniform|cart\[geo_p:(0*\.\d*[1-9]\d*|0*1(\.0*)?)\])$"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -104,10 +111,10 @@ class Params(BaseModel):
     )
 
     # --- what is trained
-    training_method: Literal["bert", "dream", "llada"] = _field(
-        "bert",
+    training_method: MethodName = _field(
+        DEFAULT_METHOD,
         "Method",
-        "bert: masked diffusion on BERT encoders. dream: shifted logits and CART weights. llada: LLaDA's objective.",
+        " ".join(f"{method.name}: {method.summary}." for method in METHODS.values()),
         form=True,
     )
     training_stage: Literal["sft", "pretrain"] = _field(
@@ -289,7 +296,9 @@ class Params(BaseModel):
     loss_norm: Literal["auto", "token", "sequence", "masked", "batch"] = _field(
         "auto",
         "Loss norm",
-        "What the loss is divided by; auto: bert token, llada sequence, dream masked.",
+        "What the loss is divided by; auto: "
+        + ", ".join(f"{method.name} {method.norm}" for method in METHODS.values())
+        + ".",
     )
     perbatch_cutoff: bool = _field(
         True,
@@ -498,14 +507,6 @@ SHARDED = ("fsdp2", "zero2", "zero3")
 # name, never ignored.
 BUILT: dict[str, tuple[object, ...]] = {
     "train_device": ("auto", "cuda", "cpu"),
-}
-
-# Options that belong to one method; set to anything but the default elsewhere, they are named once
-# in the log.
-METHOD_ONLY = {
-    "perbatch_cutoff": "dream",
-    "resp_cutoff_ratio": "dream",
-    "loss_weight_type": "dream",
 }
 
 # Options that do something only beside another one that is on; the same line otherwise.

@@ -15,10 +15,10 @@ from pydantic import ValidationError
 
 from ..base.errors import JobError, Problem, one_line
 from ..base.redact import MARK, redact
+from .methods import methods_with
 from .params import (
     ALIASES,
     BUILT,
-    METHOD_ONLY,
     MOST_DOCUMENTS,
     NEEDS,
     REPORT_TO,
@@ -484,9 +484,11 @@ def sharding_problems(params: Params) -> list[Problem]:
 def _inapplicable(params: Params) -> list[str]:
     values = params.as_json()
     notes = [
-        f"{name}: belongs to training_method {method}; it does nothing for {params.training_method}."
-        for name, method in METHOD_ONLY.items()
-        if method != params.training_method and values[name] != SCHEMA[name]["default"]
+        f"{name}: belongs to training_method {' or '.join(able)}; "
+        f"it does nothing for {params.training_method}."
+        for name in values
+        if (able := methods_with(name)) and params.training_method not in able
+        if values[name] != SCHEMA[name]["default"]
     ]
     notes += [
         f"{name}: does nothing without {switch}."

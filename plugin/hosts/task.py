@@ -22,7 +22,7 @@ from typing import Any
 from ..base.digests import DIGESTS
 from ..base.errors import JobError, Problem, one_line
 from ..base.files import is_plain, part_beside, write_whole
-from ..config.families import pipeline_tag
+from ..config.methods import pipeline_tag
 from ..parent.launch import LaunchPlan
 from ..parent.wandb import FACTS
 from ..run.events import CheckpointEvent, Event, MetricsEvent, ProgressEvent, SampleEvent

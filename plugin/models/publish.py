@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..base.errors import one_line
 from ..base.redact import redact
-from ..config.families import pipeline_tag
+from ..config.methods import pipeline_tag
 from ..run.facts import DIFFUSION_FILE, ModelFacts
 from .code_files import write_code_files
 from .digest import local_folder

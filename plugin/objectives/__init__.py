@@ -1,5 +1,16 @@
-"""Noise, masks and loss weights: pure functions on numpy arrays, randomness as an argument.
+"""Noise, answers, masks, weights and losses of every method: pure functions of numpy arrays.
 
-They run in the collator on the CPU, so that a training step never waits for the device. Sums and
-counts only: the loop divides.
+Randomness is an argument. Step building runs them on the CPU, ahead of the step, so that training
+never waits for the device. They return sums and counts; the loop alone divides.
+
+A method's objective is in the file of its name and in OBJECTIVES; see config/methods.py.
 """
+
+from __future__ import annotations
+
+from . import bert, dream, llada
+from .masked import Objective
+
+OBJECTIVES: dict[str, Objective] = {
+    objective.method: objective for objective in (bert.OBJECTIVE, dream.OBJECTIVE, llada.OBJECTIVE)
+}

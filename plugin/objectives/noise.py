@@ -1,8 +1,8 @@
-"""When and where a document is masked. T tokens of a document, S documents.
+"""Noise of a document: its times, mask probabilities and masks.
 
 Every draw is a function of (run seed, document index, pass): the number of devices, the layout of a
 batch and a resume never change it. Schedules as in MDLM (Sahoo et al. 2024, arXiv 2406.07524) and
-LLaDA (Nie et al. 2025, arXiv 2502.09992).
+LLaDA (Nie et al. 2025, arXiv 2502.09992). S documents, T tokens and B blocks of one document.
 """
 
 from __future__ import annotations
@@ -10,37 +10,76 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 EPSILON = 1e-3  # the lowest time: below it a weight of 1/t would let one token rule a step
-# additive recurrence with the golden ratio: low discrepancy for any number of documents
+# Additive recurrence with the golden ratio: low discrepancy for any number of documents.
 GOLDEN = 0.6180339887498949
 _TIME_STREAM = 0xFFFF_FFFF_FFFF_FFFF  # no document has this index
-_IID_TIMES = (
-    1 << 63
-)  # seeds are below it: times and masks of one document come from different streams
+# Seeds are below it: times and masks of one document come from different streams.
+_IID_TIMES = 1 << 63
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Noise:
     """How documents are noised: settings of a run, never its state."""
 
     seed: int
+    mask_id: int  # what a masked token becomes
     schedule: Literal["linear", "cosine"] = "linear"
     t_sampling: Literal["iid", "stratified"] = "stratified"
     mask_count: Literal["bernoulli", "exact"] = "bernoulli"
     t_min: float = 0.0
     t_max: float = 1.0
+    complementary: bool = False  # every document twice, with disjoint masks that cover it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """The noise levels of one document: a time for each of its B blocks.
+
+    Today's methods noise a document as one block; block diffusion draws a time for each.
+    """
+
+    tokens: tuple[int, ...]  # [B] of each block, in order; their sum is T
+    t: tuple[float, ...]  # [B]
+    probability: tuple[float, ...]  # [B] that a supervised token of the block is masked
+
+    @staticmethod
+    def of(schedule: str, times: Sequence[float], tokens: Sequence[int]) -> Levels:
+        """Return the levels of blocks of `tokens` tokens, noised at `times`."""
+        probability = tuple([mask_probability(schedule, t) for t in times])
+        return Levels(tokens=tuple(tokens), t=tuple(times), probability=probability)
+
+    @property
+    def blocks(self) -> list[slice]:
+        """The place of each block among the tokens."""
+        ends = list(accumulate(self.tokens))
+        return [slice(start, end) for start, end in pairwise((0, *ends))]
+
+    def per_token(self, values: Sequence[float]) -> NDArray[np.float64]:
+        """Spread a value per block [B] over the block's tokens [T]."""
+        return np.repeat(values, self.tokens)
+
+    @property
+    def mean_t(self) -> float:
+        return sum(self.t) / len(self.t)
+
+    @property
+    def mean_probability(self) -> float:
+        """The mask probability, averaged over the blocks, by which an evaluation groups losses."""
+        return sum(self.probability) / len(self.probability)
 
 
 def generator(seed: int, index: int, pass_: int, stream: int = 0) -> np.random.Generator:
-    """The generator of one document in one pass; counter-based, so it costs microseconds and needs
-    no stored state.
+    """Return the generator of one document in one pass.
 
-    `stream` tells apart what is drawn for the same document: its mask, its second part, ...
+    It is counter-based, so it costs microseconds and needs no stored state. `stream` separates what
+    is drawn for the same document: its mask, its second part, ...
     """
     key, counter = (
         np.array([seed, index], dtype=np.uint64),
@@ -52,11 +91,11 @@ def generator(seed: int, index: int, pass_: int, stream: int = 0) -> np.random.G
 def draw_times(
     noise: Noise, pass_: int, ordinals: Sequence[int], indices: Sequence[int], part: int = 0
 ) -> NDArray[np.float64]:
-    """Times t[S] in [max(t_min, EPSILON), t_max).
+    """Draw times t [S] in [max(t_min, EPSILON), t_max).
 
     stratified: t follows the document's ordinal in the pass, so neighbours (and so every step)
     cover the interval evenly. iid: each document draws its own. `part` 1 is for tails of documents
-    cut in two, half an interval away from their heads.
+    split in two, half an interval away from their heads.
     """
     if noise.t_sampling == "stratified":
         start = generator(noise.seed, _TIME_STREAM, pass_).random()
@@ -70,22 +109,21 @@ def draw_times(
 
 
 def mask_probability(schedule: str, t: float) -> float:
-    """1 - alpha(t): linear t; cosine cos(pi/2 (1 - t))."""
+    """Return 1 - alpha(t): linear t; cosine cos(pi/2 (1 - t))."""
     return t if schedule == "linear" else math.cos(math.pi / 2 * (1 - t))
 
 
 def time_at(schedule: str, probability: float) -> float:
-    """The time, at least EPSILON, at which tokens are masked with `probability`: the inverse of
-    mask_probability.
-    """
+    """Return the time, at least EPSILON, whose mask_probability is `probability`."""
     return max(
         EPSILON, probability if schedule == "linear" else 1 - 2 / math.pi * math.acos(probability)
     )
 
 
 def time_weight(schedule: str, t: float) -> float:
-    """w(t) = -alpha'(t) / (1 - alpha(t)), the weight of one masked token: linear 1/t; cosine pi/2
-    tan(pi/2 (1 - t)).
+    """Return w(t) = -alpha'(t) / (1 - alpha(t)), the weight of one masked token.
+
+    linear 1/t; cosine pi/2 tan(pi/2 (1 - t)).
     """
     return 1 / t if schedule == "linear" else math.pi / 2 * math.tan(math.pi / 2 * (1 - t))
 
@@ -97,8 +135,7 @@ def draw_mask(
     rng: np.random.Generator,
     spare: int = 0,
 ) -> tuple[NDArray[np.bool_], float]:
-    """Which tokens of one document are masked, bool[T] within `supervised`, and a factor for their
-    weight.
+    """Draw the masked tokens of one block: bool [T] within `supervised`, and a weight factor.
 
     bernoulli: each token with `probability`, factor 1. exact: l = max(1, ceil(p L)) of the L
     supervised tokens, factor p L / l, which keeps the expected loss the same; at least `spare` of

@@ -41,8 +41,8 @@ def evaluate(
     objective, `eval/loss_ci95` its 95 % half-width over documents; `eval/loss_t30_40` is the mean
     nll in nats of masked tokens in documents whose mask probability was in [0.3, 0.4).
     """
-    noise = replace(rules.noise, seed=EVAL_SEED, t_sampling="stratified")
-    frozen = replace(rules.undisturbed(), noise=noise)
+    frozen = rules.undisturbed()
+    frozen = replace(frozen, noise=replace(frozen.noise, seed=EVAL_SEED, t_sampling="stratified"))
     # Rows: per-bucket nll, masked; then, in the last row, sums of w, c, w*w, w*c, c*c over
     # documents (w loss, c divisor).
     sums = torch.zeros(BUCKETS + 1, 5, dtype=torch.float64)
@@ -69,7 +69,7 @@ def evaluate(
             for one, weighted, nll in zip(
                 piece.corruptions, out.weighted.tolist(), out.nll.tolist(), strict=False
             ):
-                bucket = min(BUCKETS - 1, int(one.probability * BUCKETS))
+                bucket = min(BUCKETS - 1, int(one.levels.mean_probability * BUCKETS))
                 sums[bucket, :2] += torch.tensor([nll, one.masked.size], dtype=torch.float64)
                 count = one.count
                 sums[-1] += torch.tensor(

@@ -200,7 +200,7 @@ def train(
         step = make_step(at.done)
         watch.lap("load")
         torch.manual_seed(hash((trainer.seed, at.done, accelerator.process_index)) & (2**63 - 1))
-        losses, correct = _forward_backward(accelerator, module, step, hooks, watch)
+        losses, weighted, correct = _forward_backward(accelerator, module, step, hooks, watch)
         norm = (
             accelerator.clip_grad_norm_(module.parameters(), trainer.max_grad_norm or math.inf)
             if step.masked
@@ -217,7 +217,7 @@ def train(
             or (not math.isfinite(grad_norm) and not overflow)
             or at.overflows >= MOST_SKIPS
         ):
-            raise _non_finite(at.done + 1, loss, grad_norm, step.pieces, losses)
+            raise _non_finite(at.done + 1, loss, grad_norm, step.pieces, weighted)
         if step.masked:
             optimizer.step()  # under fp16 the scaler skips it by itself after an overflow
             optimizer.zero_grad(set_to_none=True)
@@ -257,14 +257,16 @@ def train(
 
 def _forward_backward(
     accelerator: Accelerator, module: nn.Module, step: Step, hooks: Hooks, watch: Stopwatch
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Return (weighted sums, correct masked tokens) of each micro-batch's documents, without
-    waiting for the device.
+) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+    """Return each micro-batch's share of the loss, and its documents' sums and correct tokens.
+
+    Nothing here waits for the device.
 
     Gradients are those of the step's loss: divided by its global count, times the number of ranks
     because DDP averages.
     """
     losses: list[torch.Tensor] = []
+    weighted: list[torch.Tensor] = []
     correct: list[torch.Tensor] = []
     module.train()
     for number, piece in enumerate(step.pieces if step.masked else ()):
@@ -274,11 +276,13 @@ def _forward_backward(
             with accelerator.autocast():  # a sharded module is not one that accelerate has wrapped
                 sums: Sums = module(piece.batch.to(accelerator.device))
             watch.lap("forward")
-            accelerator.backward(sums.weighted.sum() * (accelerator.num_processes / step.count))
+            loss = step.loss(sums)
+            accelerator.backward(loss * (accelerator.num_processes / step.count))
             watch.lap("backward")
-        losses.append(sums.weighted.detach())
+        losses.append(loss.detach())
+        weighted.append(sums.weighted.detach())
         correct.append(sums.correct)
-    return losses, correct
+    return losses, weighted, correct
 
 
 def _read(
@@ -339,7 +343,8 @@ def _non_finite(
     """
     values: list[list[float]] = [sums.tolist() for sums in losses]
     named = [
-        f"document {index} (t {one.t:.4f}, {one.masked.size} of {one.noisy.size} tokens masked)"
+        f"document {index} (t {one.levels.mean_t:.4f}, "
+        f"{one.masked.size} of {one.noisy.size} tokens masked)"
         for piece, found in zip(pieces, values, strict=False)
         for index, one, value in zip(piece.documents, piece.corruptions, found, strict=False)
         if not math.isfinite(value)

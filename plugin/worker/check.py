@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
@@ -33,8 +33,11 @@ from ..models.configuration import check_family_method, load_config, new_config
 from ..models.diffusion import DiffusionModel
 from ..models.load import build_model
 from ..models.published import REGISTRY
+from ..objectives.answers import PromptDrop
+from ..objectives.masked import corruptions
+from ..objectives.noise import Levels
 from ..training.memory import free_bytes
-from ..training.step import Step, StepRules, corruptions, step_items
+from ..training.step import Step, StepRules, step_items
 
 PREVIEW_TIMES = (0.15, 0.5, 0.9)
 SMALL = 100_000_000  # parameters up to which a model is tried as it is
@@ -162,13 +165,12 @@ def _try_step(model: nn.Module, step: Step, pad_id: int, *, packed: bool) -> flo
 def _preview(document: Document, rules: StepRules, chat: ChatFormat) -> list[dict[str, Any]]:
     """Return a document as the model sees it at a few times: runs of tokens of one kind, in order."""
     views: list[dict[str, Any]] = []
-    whole = replace(
-        rules.undisturbed(), prompt_drop=rules.prompt_drop
-    )  # a dropped prompt is worth seeing
-    ((item,), _) = step_items([document], [Slot(0, 0, document.index)], whole)
+    whole = rules.undisturbed(PromptDrop)  # a dropped prompt is worth seeing
+    (item,) = step_items([document], [Slot(0, 0, document.index)], whole)
     ids, supervised = item.ids, item.supervised
     for t in PREVIEW_TIMES:
-        (one,) = corruptions(item, t, whole)
+        levels = Levels.of(whole.noise.schedule, [t], [ids.size])
+        (one,) = corruptions(item, levels, whole.noise, whole.loss)
         masked = set(one.masked.tolist())
         kinds = [_kind(place, document, supervised, masked) for place in range(ids.size)]
         runs: list[dict[str, Any]] = []

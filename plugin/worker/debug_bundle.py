@@ -59,7 +59,7 @@ def write_bundle(
                     "document": index,
                     "row": row_of(documents, index),
                     "batch": number,
-                    "t": one.t,
+                    "t": one.levels.mean_t,
                     "mask_ratio": one.masked.size / max(1, one.noisy.size),
                     "loss": losses[place] if place < len(losses) else None,
                 }

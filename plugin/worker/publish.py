@@ -108,8 +108,9 @@ def _card(params: Params, data: Data, metrics: dict[str, float], ranks: int) -> 
         "data": renamed_mixture(params.dataset_name, public_name),
         "steps": f"{data.clock.cadence.steps} x {step}",
         "learning rate, schedule": f"{params.learning_rate:g}, {params.learning_rate_schedule}",
-        "noise": f"{params.noise_schedule}, t in [{params.t_min:g}, {params.t_max:g}], loss norm {data.rules.norm}",
-        "end of answer": data.rules.eos_policy,
+        "noise": f"{params.noise_schedule}, t in [{params.t_min:g}, {params.t_max:g}],"
+        f" loss norm {data.rules.loss.norm}",
+        "end of answer": data.rules.answers.fill.policy,
         "sampler": json.dumps(asdict(diffusion_facts(params, data.rules).sampler)),
     }
     return Card(params.adaptor_name, table, metrics)

@@ -20,6 +20,14 @@ from plugin.assembly.rules import diffusion_facts, sampler_settings, step_rules
 from plugin.base.errors import JobError
 from plugin.config.params import Params
 from plugin.data.chat import ChatFormat
+from plugin.objectives.answers import (
+    BlockBorders,
+    Cutoffs,
+    LengthSplit,
+    PromptDrop,
+    Transform,
+)
+from plugin.objectives.noise import Levels
 from plugin.training.step import StepRules
 
 
@@ -28,18 +36,23 @@ def made(method: str = "bert", **values: Any) -> StepRules:
     return step_rules(params, ChatFormat(word_tokenizer(["a"])))
 
 
+def transforms(how: StepRules) -> tuple[Transform, ...]:
+    return how.answers.transforms
+
+
 def weights(how: StepRules, t: float = 0.25) -> list[float]:
     """Of a document 0 1 1 0 (1 = hidden) at time t."""
     hidden = np.array([False, True, True, False])
-    return np.broadcast_to(how.weigh(hidden, t, 1.0), 4)[hidden].tolist()
+    levels = Levels.of(how.noise.schedule, [t], [4])
+    return how.loss.weight(hidden, levels, [1.0])[hidden].tolist()
 
 
 @pytest.mark.parametrize(
     ("method", "norm"), [("bert", "token"), ("llada", "sequence"), ("dream", "masked")]
 )
 def test_each_method_has_its_authors_norm_unless_one_is_chosen(method: str, norm: str) -> None:
-    assert made(method).norm == norm
-    assert made(method, loss_norm="batch").norm == "batch"
+    assert made(method).loss.norm == norm
+    assert made(method, loss_norm="batch").loss.norm == "batch"
 
 
 def test_bert_and_llada_weigh_by_time_and_dream_by_context() -> None:
@@ -54,33 +67,35 @@ def test_bert_and_llada_weigh_by_time_and_dream_by_context() -> None:
 
 def test_cutoffs_are_dreams_and_for_answers() -> None:
     how = {"resp_cutoff_ratio": 0.5}
-    assert (made("dream", **how).perbatch_cutoff, made("dream", **how).resp_cutoff_ratio) == (
-        True,
-        0.5,
-    )
+    assert transforms(made("dream", **how))[0] == Cutoffs(perbatch=True, ratio=0.5)
     for other in (
         made("llada", **how),
         made("bert", **how),
         made("dream", training_stage="pretrain", **how),
     ):
-        assert (other.perbatch_cutoff, other.resp_cutoff_ratio) == (False, 0.0)
+        assert not [each for each in transforms(other) if isinstance(each, Cutoffs)]
 
 
 def test_prompts_are_dropped_in_sft_and_texts_cut_in_pretraining() -> None:
     values = {"prompt_drop": 0.1, "stochastic_length": 0.01}
     sft, pretrain = made(**values), made(training_stage="pretrain", **values)
-    assert (sft.prompt_drop, sft.stochastic_length, sft.eos_policy) == (0.1, 0.0, "block")
-    assert (pretrain.prompt_drop, pretrain.stochastic_length, pretrain.eos_policy) == (
-        0.0,
-        0.01,
-        "single",
-    )
+    assert transforms(sft) == (sft.answers.fill, BlockBorders(32), PromptDrop(0.1))
+    split = LengthSplit(share=0.01, start_id=CLS)
+    assert transforms(pretrain) == (pretrain.answers.fill, split)
+    assert (sft.answers.fill.policy, pretrain.answers.fill.policy) == ("block", "single")
+
+
+def test_a_job_without_the_options_only_fills_answers() -> None:
+    how = made("dream", eos_policy="batch", perbatch_cutoff=False)
+    assert transforms(how) == (how.answers.fill,)
 
 
 def test_tokens_come_from_the_chat_format() -> None:
     how = made(max_length=77, eos_block_length=9, t_min=0.2, t_max=0.9, seed=5)
-    assert (how.mask_id, how.start_id, how.end_ids, how.fill_id) == (MASK, CLS, (SEP,), SEP)
-    assert (how.max_length, how.eos_block) == (77, 9)
+    fill = how.answers.fill
+    assert (how.noise.mask_id, fill.end_ids, fill.fill_id) == (MASK, (SEP,), SEP)
+    assert (fill.max_length, fill.block) == (77, 9)
+    assert BlockBorders(9) in transforms(how)
     assert (how.noise.seed, how.noise.t_min, how.noise.t_max) == (5, 0.2, 0.9)
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 import pytest
 
 from plugin.base.errors import JobError
-from plugin.config.params import ALIASES, BUILT, METHOD_ONLY, NAME_PATTERN, Params, schema
+from plugin.config.methods import METHODS
+from plugin.config.params import ALIASES, BUILT, NAME_PATTERN, Params, schema
 from plugin.config.parse import parse
 
 REQUIRED = {"dataset_name": "data.jsonl", "model_name": "model"}
@@ -244,7 +245,8 @@ def test_form_bounds_are_the_hosts_tighter_ones() -> None:
 
 
 def test_aliases_and_tables_name_real_fields() -> None:
-    assert set(ALIASES.values()) | set(BUILT) | set(METHOD_ONLY) <= set(TABLE)
+    owned = {name for method in METHODS.values() for name in method.options}
+    assert set(ALIASES.values()) | set(BUILT) | owned <= set(TABLE)
     assert not set(ALIASES) & set(TABLE)
     assert {
         "model_name_or_path": "model_name",

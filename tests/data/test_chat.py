@@ -8,7 +8,7 @@ from helpers.tiny import CLS, MASK, SEP, word_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from plugin.base.errors import JobError
-from plugin.data.chat import ChatFormat, Encoded, fill_with_end, filled_lengths, supervision
+from plugin.data.chat import ChatFormat, Encoded, supervision
 from plugin.data.tokenizer import train_tokenizer
 from plugin.data.turns import Turn
 
@@ -157,40 +157,3 @@ def test_supervision_by_turns_and_answers_only(
 def test_supervision_of_a_text_is_all_but_its_first_token() -> None:
     text = Encoded(np.arange(4, dtype=np.int32), ())
     assert supervision(text, answers_only=True, turns="last").tolist() == [False, True, True, True]
-
-
-@pytest.mark.parametrize(
-    ("policy", "block", "max_length", "filled"),
-    [
-        ("single", 4, 64, [7, 12, 9]),
-        ("block", 4, 64, [7, 13, 12]),  # answers of 4, 7 and 1 tokens become 4, 8 and 4
-        ("block", 5, 64, [8, 15, 13]),
-        ("block", 8, 12, [11, 12, 12]),  # max_length cuts the filling, never the document
-        ("block", 1, 64, [7, 12, 9]),
-        ("batch", 4, 64, [12, 12, 12]),
-    ],
-)
-def test_filled_lengths_of_three_documents(
-    policy: str, block: int, max_length: int, filled: list[int]
-) -> None:
-    lengths, prompts = [7, 12, 9], [3, 5, 8]
-    assert (
-        filled_lengths(lengths, prompts, policy=policy, block=block, max_length=max_length)
-        == filled
-    )
-
-
-def test_filling_adds_supervised_end_tokens_behind_a_whole_document() -> None:
-    ids, supervised = fill_with_end(
-        np.array([CLS, HOW, SEP, FINE, SEP], np.int32), np.arange(5) >= 3, 8, (SEP,), SEP
-    )
-    assert ids.tolist() == [CLS, HOW, SEP, FINE, SEP, SEP, SEP, SEP]
-    assert ids.dtype == np.int32
-    assert np.flatnonzero(supervised).tolist() == [3, 4, 5, 6, 7]
-
-
-def test_a_cut_document_gets_no_end_token() -> None:
-    cut = np.array([CLS, HOW, SEP, FINE, THANKS], np.int32)
-    ids, supervised = fill_with_end(cut, np.arange(5) >= 3, 8, (SEP,), SEP)
-    assert ids.tolist() == cut.tolist()
-    assert supervised.size == 5

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.published_checkpoints import published_tokenizer
+from helpers.tiny import document_item
 from transformers import PreTrainedTokenizerBase
 
 from plugin.base.errors import JobError
 from plugin.config.families import FAMILIES
-from plugin.data.chat import ChatFormat, fill_with_end
+from plugin.data.chat import ChatFormat
 from plugin.data.turns import Turn
 from plugin.models.tokenizer import load_tokenizer
+from plugin.objectives.answers import EndFill
 
 TEXTS = (
     "How are you?",
@@ -130,11 +132,16 @@ def test_answer_ends_with_its_turn_or_with_the_text(
     assert chat.end_ids == (ids[end], ids["<|endoftext|>"])
     assert chat.fill_id == ids["<|endoftext|>"]
     (one,) = chat.encode([(user("How?"), bot("fine"))])
-    filled, learned = fill_with_end(
-        one.ids, np.ones(one.ids.size, bool), one.ids.size + 2, chat.end_ids, chat.fill_id
+    fill = EndFill(
+        policy="batch", block=1, max_length=64, end_ids=chat.end_ids, fill_id=chat.fill_id
     )
+    longer = np.concatenate([one.ids, one.ids[-2:]])
+    (item, _) = fill(
+        [document_item(ids, np.ones(ids.size, bool), 0) for ids in (one.ids, longer)], 0
+    )
+    filled = item.ids
     assert words.decode(filled[-4:]) == f"fine{end}<|endoftext|><|endoftext|>"
-    assert learned.all()
+    assert item.supervised.all()
     answer = filled[one.answers[0][0] :].tolist()
     assert (
         chat.decode(answer) == chat.decode([answer[0], ids["<|endoftext|>"], answer[0]]) == "fine"

@@ -6,12 +6,18 @@ import numpy as np
 import torch
 
 from plugin.data.collate import lay_out
-from plugin.objectives.mdlm import Corruption
+from plugin.objectives.masked import Corruption
+from plugin.objectives.noise import Levels
 
 
 def noised(noisy: list[int], masked: list[int], weight: list[float]) -> Corruption:
-    arrays = np.array(noisy, np.int32), np.array(masked, np.int64), np.array(weight, np.float32)
-    return Corruption(*arrays, count=1.0, t=0.5, probability=0.5)
+    return Corruption(
+        noisy=np.array(noisy, np.int32),
+        masked=np.array(masked, np.int64),
+        weight=np.array(weight, np.float32),
+        count=1.0,
+        levels=Levels.of("linear", [0.5], [len(noisy)]),
+    )
 
 
 def test_batch_of_two_documents_worked_by_hand() -> None:

@@ -130,7 +130,7 @@ def test_budget_check_counts_end_tokens_before_the_first_step(policy: str, longe
 
 def content(parts: list[Step]) -> list[object]:
     return sorted(
-        (index, one.t, one.noisy.tolist(), one.masked.tolist(), one.weight.tolist())
+        (index, one.levels.mean_t, one.noisy.tolist(), one.masked.tolist(), one.weight.tolist())
         for part in parts
         for piece in part.pieces
         for index, one in zip(piece.documents, piece.corruptions, strict=True)

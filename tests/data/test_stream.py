@@ -217,7 +217,10 @@ def test_documents_of_a_rank_cover_all_times_evenly(chat: ChatFormat) -> None:
         ][:20]
         times = np.sort(
             draw_times(
-                Noise(7), 0, [slot.ordinal for slot in slots], [slot.index for slot in slots]
+                Noise(seed=7, mask_id=4),
+                0,
+                [slot.ordinal for slot in slots],
+                [slot.index for slot in slots],
             )
         )
         assert np.diff([0.0, *times, 1.0]).max() < 2.5 / len(slots)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from plugin.assembly.corpus import prepare_corpus
 from plugin.assembly.model import make_model
 from plugin.base.errors import Problem
-from plugin.config.families import FAMILIES
+from plugin.config.methods import methods_of
 from plugin.config.params import Params
 from plugin.data.tokenizer import train_tokenizer
 from plugin.models.load import load_model, new_model
@@ -58,7 +58,7 @@ def job(family: str, data: Path) -> dict[str, Any]:
         "train_steps": 2,
         "batch_size": 2,
     }
-    return values | {"training_method": FAMILIES[family].method, "train_device": "cpu"}
+    return values | {"training_method": methods_of(family)[0], "train_device": "cpu"}
 
 
 @given(config=configs(), scratch=st.booleans())

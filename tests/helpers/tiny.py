@@ -6,7 +6,7 @@ Nothing here knows an expected number.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,22 @@ from plugin.models.flops import FlopCount
 from plugin.models.llada import LLaDAConfig
 from plugin.models.load import build_model
 from plugin.models.lora import LoraSettings, add_adapter
-from plugin.objectives.mdlm import Corruption, by_time
-from plugin.objectives.noise import Noise
+from plugin.objectives.answers import (
+    Answers,
+    BlockBorders,
+    Cutoffs,
+    EndFill,
+    Item,
+    LengthSplit,
+    PromptDrop,
+    Transform,
+)
+from plugin.objectives.masked import Corruption, Loss, WeightFunction, by_time, corruptions
+from plugin.objectives.noise import Levels, Noise
 from plugin.training.loop import Cadence, Hooks, Meters, Progress, Requests, Totals, Trainer, train
 from plugin.training.lr_schedule import Schedule
 from plugin.training.meters import Stopwatch
-from plugin.training.step import Item, Piece, Step, StepRules, build_step, corruptions
+from plugin.training.step import Piece, Step, StepRules, build_step
 
 torch.set_num_threads(1)
 
@@ -138,25 +148,42 @@ def random_documents(
     return builder.build()
 
 
-def rules(**changes: Any) -> StepRules:
-    """Bernoulli masks at linear, stratified times weighed by time, token norm, one end token;
-    `seed`, `schedule`, ... go to the noise.
-    """
-    noise = {key: changes.pop(key) for key in list(changes) if key in Noise.__dataclass_fields__}
-    how = Noise(**{"seed": 7, **noise})
-    start = StepRules(
-        how,
-        by_time(how.schedule),
-        norm="token",
-        mask_id=MASK,
-        end_ids=(SEP,),
-        fill_id=SEP,
-        start_id=CLS,
-        eos_policy="single",
-        eos_block=8,
-        max_length=64,
+def rules(
+    *,
+    eos_policy: str = "single",
+    eos_block: int = 8,
+    max_length: int = 64,
+    end_ids: tuple[int, ...] = (SEP,),
+    fill_id: int = SEP,
+    start_id: int | None = CLS,
+    perbatch_cutoff: bool = False,
+    resp_cutoff_ratio: float = 0.0,
+    stochastic_length: float = 0.0,
+    prompt_drop: float = 0.0,
+    norm: str = "token",
+    weight: WeightFunction | None = None,
+    **noise: Any,
+) -> StepRules:
+    """Bernoulli masks at linear, stratified times, weighed by time; `noise` are fields of Noise."""
+    how = Noise(**{"seed": 7, "mask_id": MASK, **noise})
+    fill = EndFill(
+        policy=eos_policy,
+        block=eos_block,
+        max_length=max_length,
+        end_ids=end_ids,
+        fill_id=fill_id,
     )
-    return replace(start, **changes)
+    used: list[Transform] = [fill]
+    if perbatch_cutoff or resp_cutoff_ratio:
+        used.insert(0, Cutoffs(perbatch=perbatch_cutoff, ratio=resp_cutoff_ratio))
+    if eos_policy == "block":
+        used.append(BlockBorders(eos_block))
+    if stochastic_length:
+        used.append(LengthSplit(share=stochastic_length, start_id=start_id))
+    if prompt_drop:
+        used.append(PromptDrop(prompt_drop))
+    loss = Loss(weight=weight or by_time(how.schedule), norm=norm)
+    return StepRules(noise=how, answers=Answers(tuple(used)), loss=loss)
 
 
 def pair(prompt: int, answer: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -182,9 +209,22 @@ def noised(
     ids: np.ndarray, supervised: np.ndarray, t: float, *, index: int = 0, pass_: int = 0, **how: Any
 ) -> Corruption:
     """One document noised at time t as a step would; `how` as for rules()."""
-    prompt = int(np.argmax(supervised))
-    (one,) = corruptions(Item(ids, supervised, prompt, Slot(pass_, index, index)), t, rules(**how))
+    made = rules(**how)
+    (one,) = corruptions(
+        document_item(ids, supervised, int(np.argmax(supervised)), index=index, pass_=pass_),
+        Levels.of(made.noise.schedule, [t], [ids.size]),
+        made.noise,
+        made.loss,
+    )
     return one
+
+
+def document_item(
+    ids: np.ndarray, supervised: np.ndarray, prompt: int, *, index: int = 0, pass_: int = 0
+) -> Item:
+    return Item(
+        ids=ids, supervised=supervised, prompt=prompt, index=index, pass_=pass_, ordinal=index
+    )
 
 
 def slots(count: int, documents: int, seed: int = 7, step: int = 0) -> list[Slot]:

@@ -12,7 +12,7 @@ from transformers import BertModel, GPT2Config, GPT2LMHeadModel
 
 from plugin.assembly.model import base_config
 from plugin.base.errors import JobError
-from plugin.config.families import FAMILIES as KNOWN
+from plugin.config.methods import methods_of
 from plugin.config.params import Params
 from plugin.models.configuration import check_family_method
 from plugin.models.load import load_model, new_model
@@ -112,7 +112,7 @@ def test_configuration_with_wrong_value_is_refused(
         else {"model_name": str(tmp_path)}
     )
     params = Params.model_validate(
-        {**named, "training_method": KNOWN[family].method, "max_length": 16}
+        {**named, "training_method": methods_of(family)[0], "max_length": 16}
     )
     problem = refusal(lambda: base_config(params, words))
     assert problem.field == ("model_config" if scratch else "model_name")

@@ -1,6 +1,4 @@
-"""CART against the double sum and hand-worked numbers, the spelling of its name, and the
-cutoffs.
-"""
+"""CART against the double sum and hand-worked numbers, and the spelling of its name."""
 
 from __future__ import annotations
 
@@ -15,7 +13,6 @@ from plugin.objectives.dream import (
     Scheduler,
     Uniform,
     cart_weights,
-    cutoff_lengths,
     parse_loss_weight_type,
 )
 
@@ -39,7 +36,7 @@ def by_definition(masked: np.ndarray, p: float) -> np.ndarray:
         (1.0, [0, 0, 0.5, 0, 0.5, 0, 1, 0]),
     ],
 )
-def test_cart_oracle(p, expected):
+def test_cart_weights_worked_by_hand(p, expected):
     np.testing.assert_allclose(cart_weights(bits("00111010"), p), expected, atol=1e-15)
 
 
@@ -97,7 +94,7 @@ def test_cart_at_8192_is_quick_and_small(ratio):
         ("uniform", Uniform()),
     ],
 )
-def test_spellings(text, parsed):
+def test_loss_weight_type_accepted_spellings(text, parsed):
     assert parse_loss_weight_type(text) == parsed
 
 
@@ -123,63 +120,9 @@ def test_spellings(text, parsed):
         "uniform ",
     ],
 )
-def test_other_spellings_are_errors_that_say_what_is_allowed(text):
+def test_loss_weight_type_other_spellings_are_refused(text):
     with pytest.raises(
         ValueError, match=r"cart\[geo_p:P\] with 0 < P <= 1, scheduler or uniform"
     ) as error:
         parse_loss_weight_type(text)
     assert repr(text) in str(error.value)
-
-
-def draws(lengths, count=4000, **options):
-    rng = np.random.default_rng(7)
-    return np.array([cutoff_lengths(np.array(lengths), rng=rng, **options) for _ in range(count)])
-
-
-def test_no_cutoff_is_the_identity_and_leaves_its_argument_alone():
-    lengths = np.array([5, 9, 2])
-    assert cutoff_lengths(
-        lengths, perbatch=False, resp_ratio=0.0, rng=np.random.default_rng(0)
-    ).tolist() == [5, 9, 2]
-    cutoff_lengths(lengths, perbatch=True, resp_ratio=1.0, rng=np.random.default_rng(0))
-    assert lengths.tolist() == [5, 9, 2]
-
-
-def test_perbatch_takes_each_documents_length_equally_often():
-    kept = draws([5, 9, 2], perbatch=True, resp_ratio=0.0)
-    outcomes, counts = np.unique(kept, axis=0, return_counts=True)
-    assert outcomes.tolist() == [[2, 2, 2], [5, 5, 2], [5, 9, 2]]
-    assert (abs(counts / 4000 - 1 / 3) < 0.03).all()
-
-
-def test_response_cut_is_one_uniform_number_from_every_end():
-    lengths = np.array([5, 9, 12])
-    cut = lengths - draws(lengths, perbatch=False, resp_ratio=0.25)
-    assert (cut == cut[:, :1]).all()  # the same number for all
-    values, counts = np.unique(cut[:, 0], return_counts=True)
-    assert values.tolist() == [0, 1, 2, 3, 4]  # 0 where the coin says no, else 1..shortest-1
-    assert abs(counts[0] / 4000 - 0.75) < 0.03
-    assert (abs(counts[1:] / 4000 - 0.25 / 4) < 0.015).all()
-
-
-def test_the_two_cuts_combine():
-    """dLLM makes them exclusive.
-
-    Here [3, 8] can become [1, 1]: first both to 3, then 2 off both.
-    """
-    kept = {tuple(row) for row in draws([3, 8], perbatch=True, resp_ratio=1.0).tolist()}
-    assert kept == {(2, 2), (1, 1), (2, 7), (1, 6)}
-
-
-def test_the_only_response_token_stays():
-    assert (draws([1, 8], perbatch=True, resp_ratio=1.0) >= 1).all()
-    assert draws([1, 8], perbatch=False, resp_ratio=1.0).tolist() == [[1, 8]] * 4000
-    assert draws([1], perbatch=True, resp_ratio=1.0, count=10).tolist() == [[1]] * 10
-
-
-def test_documents_without_a_response_neither_cut_nor_are_cut():
-    kept = draws([0, 6, 4], perbatch=True, resp_ratio=0.5)
-    assert (kept[:, 0] == 0).all()
-    assert (kept[:, 1:] >= 1).all()
-    assert draws([0, 0], perbatch=True, resp_ratio=1.0, count=3).tolist() == [[0, 0]] * 3
-    assert draws([], perbatch=True, resp_ratio=1.0, count=2).shape == (2, 0)

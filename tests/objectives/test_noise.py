@@ -1,6 +1,4 @@
-"""Times, mask probabilities, weights and masks: the oracles of the masked-diffusion papers, and
-what seeds may change.
-"""
+"""Times, mask probabilities, weights and masks: oracles of the papers, and effects of seeds."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ import pytest
 
 from plugin.objectives.noise import (
     EPSILON,
+    Levels,
     Noise,
     draw_mask,
     draw_times,
@@ -24,15 +23,13 @@ MANY = range(2000)
 
 
 def times(pass_: int = 0, indices: Any = MANY, **noise: Any) -> np.ndarray:
-    return draw_times(Noise(**{"seed": 11, **noise}), pass_, indices, indices)
+    return draw_times(Noise(**{"seed": 11, "mask_id": 4, **noise}), pass_, indices, indices)
 
 
 @pytest.mark.parametrize(
     ("t", "weight"), [(0.001, 1000.0), (0.1, 10.0), (0.5, 2.0), (0.9, 10 / 9), (1.0, 1.0)]
 )
-def test_the_linear_schedule_masks_with_probability_t_and_weighs_with_its_inverse(
-    t: float, weight: float
-) -> None:
+def test_linear_schedule_probability_is_t_weight_its_inverse(t: float, weight: float) -> None:
     assert mask_probability("linear", t) == t
     assert time_weight("linear", t) == pytest.approx(weight, rel=1e-12)
 
@@ -46,16 +43,14 @@ def test_the_linear_schedule_masks_with_probability_t_and_weighs_with_its_invers
         (1.0, 1.0, 0.0),
     ],
 )
-def test_the_cosine_schedule_at_angles_everybody_knows(
-    t: float, probability: float, weight: float
-) -> None:
+def test_cosine_schedule_at_known_angles(t: float, probability: float, weight: float) -> None:
     assert mask_probability("cosine", t) == pytest.approx(probability, rel=1e-12)
     assert time_weight("cosine", t) == pytest.approx(weight, rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("t", [0.05, 0.3, 0.7, 0.95])
-def test_the_weight_is_the_rate_of_masking_over_its_probability(schedule: str, t: float) -> None:
+def test_weight_is_rate_of_masking_over_probability(schedule: str, t: float) -> None:
     step = 1e-6  # w = -alpha' / (1 - alpha), and 1 - alpha is the mask probability
     rate = (mask_probability(schedule, t + step) - mask_probability(schedule, t - step)) / (
         2 * step
@@ -68,7 +63,7 @@ def test_the_weight_is_the_rate_of_masking_over_its_probability(schedule: str, t
     ("t_min", "t_max", "low", "high"),
     [(0, 1, EPSILON, 1), (0.3, 0.8, 0.3, 0.8), (0.0001, 0.5, EPSILON, 0.5)],
 )
-def test_times_fill_their_range_and_never_leave_it(
+def test_times_fill_their_range(
     t_sampling: str, t_min: float, t_max: float, low: float, high: float
 ) -> None:
     drawn = times(t_sampling=t_sampling, t_min=t_min, t_max=t_max)
@@ -81,7 +76,7 @@ def test_times_fill_their_range_and_never_leave_it(
 
 
 @pytest.mark.parametrize("t_sampling", ["iid", "stratified"])
-def test_seed_and_pass_change_the_times_and_nothing_else_does(t_sampling: str) -> None:
+def test_times_depend_on_seed_and_pass_alone(t_sampling: str) -> None:
     whole = times(t_sampling=t_sampling)
     assert np.array_equal(whole, times(t_sampling=t_sampling))
     assert np.array_equal(whole[[70, 3, 1500]], times(t_sampling=t_sampling, indices=[70, 3, 1500]))
@@ -89,17 +84,17 @@ def test_seed_and_pass_change_the_times_and_nothing_else_does(t_sampling: str) -
     assert np.abs(whole - times(t_sampling=t_sampling, seed=12)).min() > 0
 
 
-def test_stratified_times_follow_the_ordinal_and_iid_times_the_document() -> None:
+def test_times_stratified_follow_ordinal_iid_document() -> None:
     ordinals, documents, others = range(5), [9, 3, 4, 1, 7], [2, 8, 0, 6, 5]
     for t_sampling, follows_documents in (("stratified", False), ("iid", True)):
-        noise = Noise(11, t_sampling=t_sampling)
+        noise = Noise(seed=11, mask_id=4, t_sampling=t_sampling)
         same = np.array_equal(
             draw_times(noise, 0, ordinals, documents), draw_times(noise, 0, ordinals, others)
         )
         assert same != follows_documents
 
 
-def test_any_hundred_neighbours_cover_every_tenth_of_the_stratified_interval() -> None:
+def test_stratified_times_any_hundred_cover_every_tenth() -> None:
     unit = (times(indices=range(1200)) - EPSILON) / (1 - EPSILON)
     tenth = np.floor(unit * 10).astype(int)
     windows = np.lib.stride_tricks.sliding_window_view(tenth, 100)
@@ -112,7 +107,7 @@ def test_any_hundred_neighbours_cover_every_tenth_of_the_stratified_interval() -
     )
 
 
-def test_a_document_draws_alike_wherever_and_whenever_it_is_drawn() -> None:
+def test_generator_streams_repeat_and_never_overlap() -> None:
     def draw(seed: int, index: int, pass_: int) -> tuple[float, ...]:
         return tuple(generator(seed, index, pass_).random(8))
 
@@ -151,7 +146,7 @@ def test_unsupervised_tokens_are_never_masked(mask_count: str, probability: floa
         (1.0, 7, 7, 1.0),
     ],
 )
-def test_exact_masks_so_many_and_its_factor_makes_up_for_the_rounding(
+def test_exact_count_and_its_factor_for_rounding(
     probability: float, length: int, count: int, factor: float
 ) -> None:
     supervised = np.array([False, False] + [True] * length)
@@ -183,7 +178,20 @@ def test_bernoulli_masks_each_token_by_itself() -> None:
 
 
 @pytest.mark.parametrize("mask_count", ["bernoulli", "exact"])
-def test_a_document_without_supervised_tokens_has_no_masks(mask_count: str) -> None:
+def test_document_without_supervised_tokens_has_no_masks(mask_count: str) -> None:
     masked, factor = draw_mask(np.zeros(4, dtype=bool), 0.9, mask_count, generator(1, 0, 0))
     assert not masked.any()
     assert factor == 1.0
+
+
+def test_levels_of_two_blocks() -> None:
+    levels = Levels.of("cosine", [1 / 3, 1.0], [2, 3])
+    assert levels.probability == pytest.approx((0.5, 1.0))
+    assert levels.blocks == [slice(0, 2), slice(2, 5)]
+    assert levels.per_token([3.0, 4.0]).tolist() == [3, 3, 4, 4, 4]
+    assert (levels.mean_t, levels.mean_probability) == pytest.approx((2 / 3, 0.75))
+
+
+def test_levels_of_one_block_keep_every_bit() -> None:
+    levels = Levels.of("linear", [0.1 + 0.2], [7])
+    assert (levels.mean_t, levels.mean_probability) == (0.1 + 0.2, 0.1 + 0.2)

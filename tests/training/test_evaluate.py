@@ -125,7 +125,7 @@ def test_the_loss_and_its_buckets_are_those_of_every_document_alone(norm: str) -
         inside = [
             place
             for place, one in enumerate(piece.corruptions)
-            if int(one.t * 10) == bucket and one.masked.size
+            if int(one.levels.mean_t * 10) == bucket and one.masked.size
         ]
         assert inside, "stratified times reach every bucket"
         nll = sum(losses[place] / piece.corruptions[place].weight[0] for place in inside)

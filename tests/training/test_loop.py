@@ -96,7 +96,7 @@ def test_an_update_is_the_one_written_in_plain_torch(norm: str, limit: float) ->
         real[row, :size] = 1
         supervised = int(document.supervised.sum())
         weight[row, torch.tensor(one.masked)] = (
-            1 / one.t / (supervised if norm == "sequence" else 1)
+            1 / one.levels.mean_t / (supervised if norm == "sequence" else 1)
         )
         divisor += 1 if norm == "sequence" else supervised
     logits = model(input_ids=ids, attention_mask=real).logits
@@ -203,7 +203,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_update_and_names_the_
     ]
     assert one.masked.size > 0
     assert (
-        f"document 2 (t {one.t:.4f}, {one.masked.size} of {one.noisy.size} tokens masked)"
+        f"document 2 (t {one.levels.mean_t:.4f}, {one.masked.size} of {one.noisy.size} tokens masked)"
         in problem.got
     )
     assert problem.got.count("document ") == 1, "and only that one"

@@ -1,6 +1,4 @@
-"""Any split of a step over micro-batches and ranks is the same step: same divisor, same loss, same
-gradient.
-"""
+"""Splits of a step over micro-batches and ranks: same divisor, same loss, same gradient."""
 
 from __future__ import annotations
 
@@ -57,7 +55,7 @@ def loss_and_gradient(parts: list[Step]) -> tuple[float, torch.Tensor]:
 
 @pytest.mark.parametrize("norm", ["token", "sequence", "masked", "batch"])
 @pytest.mark.parametrize("eos_policy", ["single", "block", "batch"])
-def test_every_split_of_four_documents_is_the_same_step(norm: str, eos_policy: str) -> None:
+def test_step_any_split_has_the_same_loss_and_gradient(norm: str, eos_policy: str) -> None:
     how, chosen = rules(norm=norm, eos_policy=eos_policy), slots(4, 30)
     whole_loss, whole_gradient = loss_and_gradient(
         ranks_of(how, ranks=1, batch_size=4, chosen=chosen)
@@ -71,7 +69,7 @@ def test_every_split_of_four_documents_is_the_same_step(norm: str, eos_policy: s
 
 
 @pytest.mark.parametrize(("ranks", "batch_size"), [(1, 16), (1, 3), (2, 4), (3, 2), (5, 1)])
-def test_every_rank_knows_the_whole_steps_figures(ranks: int, batch_size: int) -> None:
+def test_step_figures_are_the_same_on_every_rank(ranks: int, batch_size: int) -> None:
     chosen = slots(16, 30)
     whole = build_step(chosen, DOCUMENTS, rules(), batch_size=16)
     parts = ranks_of(rules(), ranks, batch_size, chosen)
@@ -94,7 +92,7 @@ def test_every_rank_knows_the_whole_steps_figures(ranks: int, batch_size: int) -
     )
 
 
-def test_the_divisors_of_each_norm_worked_by_hand() -> None:
+def test_step_divisors_of_each_norm_worked_by_hand() -> None:
     builder = Builder()
     for answer in (1, 4, 2):
         ids = np.array([2, 9, 3, *[8] * (answer - 1), 3], np.int32)
@@ -117,14 +115,14 @@ def test_the_divisors_of_each_norm_worked_by_hand() -> None:
     }  # ceil(.5... x 4) = 3, ceil(.5... x 2) = 2
 
 
-def test_noise_follows_the_document_not_its_place_in_the_step() -> None:
+def test_noise_depends_on_the_document_not_its_place() -> None:
     chosen = slots(8, 30)
     for part in (
         build_step(chosen, DOCUMENTS, rules(), batch_size=8),
         build_step(chosen[::-1], DOCUMENTS, rules(), batch_size=2),
     ):
         seen = {
-            index: (one.t, one.masked.tolist())
+            index: (one.levels.mean_t, one.masked.tolist())
             for piece in part.pieces
             for index, one in zip(piece.documents, piece.corruptions, strict=True)
         }
@@ -133,20 +131,20 @@ def test_noise_follows_the_document_not_its_place_in_the_step() -> None:
     assert seen == wanted
 
 
-def test_a_step_across_two_passes_draws_each_documents_own_times() -> None:
+def test_step_across_two_passes_draws_times_of_each() -> None:
     """The same document in two passes of one step, and alone in each pass, gets the same two
     noises.
     """
     both = [Slot(0, 29, 5), Slot(1, 0, 5)]
     together = build_step(both, DOCUMENTS, rules(), batch_size=1).pieces
     singles = [build_step([slot], DOCUMENTS, rules(), batch_size=1).pieces[0] for slot in both]
-    assert [piece.corruptions[0].t for piece in together] == [
-        piece.corruptions[0].t for piece in singles
+    assert [piece.corruptions[0].levels.mean_t for piece in together] == [
+        piece.corruptions[0].levels.mean_t for piece in singles
     ]
-    assert together[0].corruptions[0].t != together[1].corruptions[0].t
+    assert together[0].corruptions[0].levels.mean_t != together[1].corruptions[0].levels.mean_t
 
 
-def test_targets_are_the_true_tokens_and_inputs_the_masked_ones() -> None:
+def test_targets_are_true_tokens_inputs_are_masked() -> None:
     for piece in build_step(slots(8, 30), DOCUMENTS, rules(), batch_size=3).pieces:
         true = np.concatenate([DOCUMENTS[index].ids for index in piece.documents])
         assert (piece.batch.ids[piece.batch.masked] == MASK).all()
@@ -164,8 +162,8 @@ def test_end_tokens_are_filled_in_before_the_noise(policy: str, lengths: list[in
         builder.add(ids, np.arange(ids.size) >= prompt, prompt, "r")
     documents = builder.build()
     how = rules(eos_policy=policy, eos_block=8)
-    filled, cut = step_items([documents[0], documents[1]], [Slot(0, 0, 0), Slot(0, 1, 1)], how)
-    assert cut == 0
+    filled = step_items([documents[0], documents[1]], [Slot(0, 0, 0), Slot(0, 1, 1)], how)
+    assert [item.cut for item in filled] == [0, 0]
     assert [item.ids.size for item in filled] == lengths
     assert all(
         (item.ids[3 + answer - 1 :] == SEP).all()
@@ -173,12 +171,12 @@ def test_end_tokens_are_filled_in_before_the_noise(policy: str, lengths: list[in
     )
     step = build_step([Slot(0, 0, 0), Slot(0, 1, 1)], documents, how, batch_size=2)
     assert sum(step.lengths) == sum(lengths)
-    assert step.tokens == 14, "those of the data: fill is counted beside them"
+    assert step.tokens == 14, "those of the data: fill is counted separately"
     assert step.fill == sum(lengths) - 14
     assert step.supervised == sum(lengths) - 6, "every filled end token is learned"
 
 
-def test_uniform_logits_cost_ln_v_through_batch_and_model_too() -> None:
+def test_uniform_logits_cost_ln_v_through_the_model() -> None:
     """The oracle of the objective, through every layer: a model of zero weights and exact mask
     counts.
     """
@@ -199,7 +197,7 @@ def test_uniform_logits_cost_ln_v_through_batch_and_model_too() -> None:
         assert loss == pytest.approx(math.log(40), rel=1e-5)
 
 
-def test_a_rank_without_documents_holds_one_idle_piece() -> None:
+def test_rank_without_documents_has_an_idle_micro_batch() -> None:
     parts = ranks_of(rules(), ranks=3, batch_size=2, chosen=slots(2, 30))
     idle = parts[2]
     assert len(idle.pieces) == 1

@@ -1,6 +1,4 @@
-"""Before the noise: how answers are cut, filled with end tokens and shown up to a block, the same
-for every split of a step.
-"""
+"""Answers before the noise: cut, filled, shown up to a block, alike for every split of a step."""
 
 from __future__ import annotations
 
@@ -13,14 +11,15 @@ from helpers.tiny import SEP, in_order, pair, pairs, random_documents, rules, sl
 
 from plugin.data.documents import Builder
 from plugin.data.steps import Slot
-from plugin.training.step import Item, StepRules, build_step, step_items
+from plugin.objectives.answers import Item
+from plugin.training.step import StepRules, build_step, step_items
 
 DOCUMENTS = random_documents(30)
 EOT, END_OF_TEXT = 6, SEP
 
 
 def items(documents: Any, chosen: list[Slot], how: StepRules) -> list[Item]:
-    return step_items([documents[slot.index] for slot in chosen], chosen, how)[0]
+    return step_items([documents[slot.index] for slot in chosen], chosen, how)
 
 
 def one_item(prompt: int, answer: int, pass_: int, **how: Any) -> Item:
@@ -28,9 +27,7 @@ def one_item(prompt: int, answer: int, pass_: int, **how: Any) -> Item:
     return item
 
 
-def test_a_long_answer_is_shown_whole_half_of_the_time_and_else_up_to_one_of_its_block_borders() -> (
-    None
-):
+def test_block_borders_long_answer_is_full_half_of_the_time() -> None:
     # 20 answer tokens behind 3: filled to 24, three blocks of 8. Borders after 8 and 16.
     shown = [one_item(3, 20, pass_, eos_policy="block") for pass_ in range(2000)]
     whole = [*pair(3, 20)[0].tolist(), *[SEP] * 4]
@@ -75,7 +72,7 @@ def test_block_borders_every_token_has_equal_weight(norm: str, count: str) -> No
     assert divisor / passes == pytest.approx(mean, rel=0.05 if norm == "masked" else 1e-12)
 
 
-def test_block_borders_what_is_cut_is_counted() -> None:
+def test_block_borders_cut_tokens_are_counted() -> None:
     documents, how = pairs((3, 20)), rules(eos_policy="block")
     seen = set()
     for pass_ in range(100):
@@ -84,7 +81,7 @@ def test_block_borders_what_is_cut_is_counted() -> None:
     assert seen == {(27, 23, 4, 24, 0), (19, 19, 0, 16, 4), (11, 11, 0, 8, 12)}
 
 
-def test_undisturbed_rules_show_whole_answers() -> None:
+def test_undisturbed_rules_show_full_answers() -> None:
     """As evaluation and the preview of check are promised."""
     how = rules(eos_policy="block").undisturbed()
     for pass_ in range(50):
@@ -92,17 +89,17 @@ def test_undisturbed_rules_show_whole_answers() -> None:
         assert (item.ids.size, item.scale, item.left_out) == (27, None, 0)
 
 
-def test_an_answer_of_one_block_is_always_shown_whole() -> None:
+def test_block_borders_answer_of_one_block_is_always_full() -> None:
     assert {one_item(3, 8, pass_, eos_policy="block").ids.size for pass_ in range(200)} == {11}
     assert {one_item(3, 2, pass_, eos_policy="block").ids.size for pass_ in range(200)} == {11}
 
 
 @pytest.mark.parametrize(("policy", "size"), [("single", 23), ("batch", 23)])
-def test_other_policies_show_every_answer_whole(policy: str, size: int) -> None:
+def test_eos_policies_single_and_batch_show_full_answers(policy: str, size: int) -> None:
     assert {one_item(3, 20, pass_, eos_policy=policy).ids.size for pass_ in range(200)} == {size}
 
 
-def test_a_block_that_max_length_cuts_short_is_still_a_block() -> None:
+def test_block_borders_block_cut_by_max_length_counts() -> None:
     # 14 answer tokens want 16; max_length leaves room for 14: borders after 8 only.
     sizes = {
         one_item(3, 14, pass_, eos_policy="block", max_length=17).ids.size for pass_ in range(200)
@@ -110,7 +107,7 @@ def test_a_block_that_max_length_cuts_short_is_still_a_block() -> None:
     assert sizes == {11, 17}
 
 
-def test_what_is_shown_of_an_answer_follows_seed_document_and_pass_alone() -> None:
+def test_block_borders_depend_on_seed_document_and_pass() -> None:
     how, documents = rules(eos_policy="block", eos_block=2), DOCUMENTS
     chosen = slots(30, 30)
     together = [item.ids.size for item in items(documents, chosen, how)]
@@ -129,9 +126,7 @@ def test_what_is_shown_of_an_answer_follows_seed_document_and_pass_alone() -> No
 
 
 @pytest.mark.parametrize(("policy", "length"), [("single", 6), ("block", 11), ("batch", 9)])
-def test_lladas_answers_end_with_their_turn_and_are_filled_with_end_of_text(
-    policy: str, length: int
-) -> None:
+def test_eos_fill_of_a_llada_answer_is_end_of_text(policy: str, length: int) -> None:
     """`<|eot_id|>` ends an answer, `<|endoftext|>` fills the space behind it: both are learned."""
     builder = Builder()
     for prompt, answer in ((3, 3), (3, 6)):
@@ -145,7 +140,7 @@ def test_lladas_answers_end_with_their_turn_and_are_filled_with_end_of_text(
     assert not first.supervised[:3].any()
 
 
-def test_batch_fill_reaches_the_longest_of_the_whole_step_on_every_rank() -> None:
+def test_eos_batch_fill_reaches_the_longest_of_all_ranks() -> None:
     documents, how = pairs((3, 2), (3, 12), (5, 3), (2, 4)), rules(eos_policy="batch")
     for ranks, batch_size in ((1, 4), (1, 1), (2, 1), (4, 1)):
         for rank in range(ranks):
@@ -156,7 +151,7 @@ def test_batch_fill_reaches_the_longest_of_the_whole_step_on_every_rank() -> Non
             assert (sum(step.lengths), step.tokens) == (60, 34)
 
 
-def test_a_cut_answer_is_not_filled() -> None:
+def test_eos_fill_leaves_a_cut_answer_alone() -> None:
     """It did not end there: end tokens behind it would teach stopping in the middle of a
     sentence.
     """
@@ -173,7 +168,7 @@ def test_a_cut_answer_is_not_filled() -> None:
 CUT = {"perbatch_cutoff": True, "resp_cutoff_ratio": 0.5}
 
 
-def test_both_cutoffs_combine_and_the_only_answer_token_stays() -> None:
+def test_cutoffs_combine_and_keep_the_only_answer_token() -> None:
     documents = pairs((3, 4), (3, 9), (3, 1))
     kept = set()
     for pass_ in range(400):
@@ -198,7 +193,7 @@ def test_both_cutoffs_combine_and_the_only_answer_token_stays() -> None:
     assert kept == {(4 - cut, other - cut) for other in (4, 9) for cut in (1, 2, 3)}
 
 
-def test_cut_answer_tokens_are_counted() -> None:
+def test_cutoffs_cut_tokens_are_counted() -> None:
     documents = pairs((3, 4), (3, 9), (2, 6))
     for pass_ in range(30):
         step = build_step(in_order(documents, pass_), documents, rules(**CUT), batch_size=3)
@@ -207,7 +202,7 @@ def test_cut_answer_tokens_are_counted() -> None:
     assert build_step(in_order(documents), documents, rules(), batch_size=3).cut == 0
 
 
-def test_cutoffs_are_drawn_once_a_step_alike_on_every_rank_and_batch_size() -> None:
+def test_cutoffs_are_the_same_for_any_rank_and_batch_size() -> None:
     """A rank that drew by itself would cut its own documents to another length, and know another
     divisor.
     """
@@ -240,7 +235,7 @@ def test_cutoffs_are_drawn_once_a_step_alike_on_every_rank_and_batch_size() -> N
     assert all(found == lengths[1, 16] for found in lengths.values())
 
 
-def test_another_step_or_pass_draws_another_cutoff() -> None:
+def test_cutoffs_differ_by_step_and_pass() -> None:
     def cuts(pass_: int) -> list[int]:
         found = []
         for step in range(12):

@@ -30,7 +30,7 @@ from plugin.data.documents import Builder, Documents
 from plugin.data.steps import Slot
 from plugin.models.diffusion import DiffusionModel
 from plugin.objectives.dream import Cart, Scheduler, Uniform, by_context
-from plugin.objectives.mdlm import Corruption, by_time
+from plugin.objectives.masked import Corruption, by_time
 from plugin.objectives.noise import EPSILON, mask_probability, time_at
 from plugin.training.step import Step, build_step
 
@@ -66,7 +66,7 @@ def test_cart_weights_of_the_oracle_reach_the_batch(p: float, weights: list[floa
     step = build_step(
         in_order(documents),
         documents,
-        rules(weigh=by_context(Cart(p), "linear"), norm="masked", **ALL),
+        rules(weight=by_context(Cart(p), "linear"), norm="masked", **ALL),
         batch_size=1,
     )
     (piece,) = step.pieces
@@ -77,7 +77,7 @@ def test_cart_weights_of_the_oracle_reach_the_batch(p: float, weights: list[floa
 
 def test_cart_sees_no_neighbour_of_the_batch() -> None:
     """The same document between others, and first in its batch: the same weights."""
-    how = rules(weigh=by_context(Cart(0.3), "linear"), **ALL)
+    how = rules(weight=by_context(Cart(0.3), "linear"), **ALL)
     builder = Builder()
     for mask in ("0111", "00111010", "0000011"):
         one = forced(mask)[0]
@@ -91,14 +91,16 @@ def test_cart_sees_no_neighbour_of_the_batch() -> None:
     )
 
 
-def test_prompt_and_visible_end_tokens_are_context_for_cart() -> None:
+def test_cart_context_holds_prompt_and_visible_end_tokens() -> None:
     # CLS 9 | 8 8 SEP, filled to 8 with SEP; only the first answer token is masked: context at
     # distances 1 2 and 1 2 3 4 5.
     ids, _, _ = pair(2, 3)
     mask = np.zeros(8, bool)
     mask[2] = True
     filled = np.concatenate([ids, [SEP] * 3]).astype(np.int32)
-    one = noised(filled, mask, 1 - 1e-12, mask_count="exact", weigh=by_context(Cart(0.5), "linear"))
+    one = noised(
+        filled, mask, 1 - 1e-12, mask_count="exact", weight=by_context(Cart(0.5), "linear")
+    )
     assert one.masked.tolist() == [2]
     left, right = 1 + 1 / 2, 1 + 1 / 2 + 1 / 4 + 1 / 8 + 1 / 16
     assert one.weight[0] == pytest.approx(0.25 * (left + right), rel=1e-6)
@@ -113,14 +115,12 @@ def test_prompt_and_visible_end_tokens_are_context_for_cart() -> None:
         (Scheduler(), 1.0),  # w(1) = 1
     ],
 )
-def test_a_dream_model_of_uniform_logits_costs_the_mean_weight_times_ln_v(
-    kind: Any, price: float
-) -> None:
+def test_dream_uniform_logits_cost_mean_weight_times_ln_v(kind: Any, price: float) -> None:
     documents = forced("00111010")
     step = build_step(
         in_order(documents),
         documents,
-        rules(weigh=by_context(kind, "linear"), norm="masked", **ALL),
+        rules(weight=by_context(kind, "linear"), norm="masked", **ALL),
         batch_size=1,
     )
     model = tiny_model("Dream")
@@ -139,18 +139,18 @@ def test_scheduler_is_the_weight_by_time_and_uniform_is_one(schedule: str) -> No
         ("uniform", by_context(Uniform(), schedule)),
     ):
         by_name[name] = drawn(
-            build_step(chosen, DOCUMENTS, rules(schedule=schedule, weigh=weigh), batch_size=16)
+            build_step(chosen, DOCUMENTS, rules(schedule=schedule, weight=weigh), batch_size=16)
         )
     timed = drawn(
         build_step(
-            chosen, DOCUMENTS, rules(schedule=schedule, weigh=by_time(schedule)), batch_size=16
+            chosen, DOCUMENTS, rules(schedule=schedule, weight=by_time(schedule)), batch_size=16
         )
     )
     seen = 0
     for (_, scheduled), (_, uniform), (_, plain) in zip(
         by_name["scheduler"], by_name["uniform"], timed, strict=True
     ):
-        t = scheduled.t
+        t = scheduled.levels.mean_t
         weight = 1 / t if schedule == "linear" else math.pi / 2 * math.tan(math.pi / 2 * (1 - t))
         assert scheduled.weight.tolist() == pytest.approx(
             [weight] * scheduled.masked.size, rel=1e-6
@@ -162,7 +162,7 @@ def test_scheduler_is_the_weight_by_time_and_uniform_is_one(schedule: str) -> No
 
 
 @pytest.mark.parametrize("mask_count", ["bernoulli", "exact"])
-def test_complementary_masks_are_disjoint_and_cover_every_supervised_token(mask_count: str) -> None:
+def test_complementary_masks_are_disjoint_and_cover_all(mask_count: str) -> None:
     how = rules(complementary=True, mask_count=mask_count)
     step = build_step(slots(30, 30), DOCUMENTS, how, batch_size=7)
     masks: dict[int, list[Corruption]] = {}
@@ -220,7 +220,7 @@ def test_time_at_inverts_the_mask_probability(schedule: str) -> None:
     assert time_at(schedule, 0.0) == EPSILON
 
 
-def test_exact_counts_mask_so_many_of_every_document() -> None:
+def test_exact_counts_of_every_document() -> None:
     step = build_step(
         slots(30, 30), DOCUMENTS, rules(mask_count="exact", t_min=0.4, t_max=0.401), batch_size=30
     )
@@ -240,12 +240,12 @@ def test_times_stay_in_their_band(t_sampling: str) -> None:
     step = build_step(
         slots(30, 30), DOCUMENTS, rules(t_min=0.3, t_max=0.8, t_sampling=t_sampling), batch_size=30
     )
-    times = [one.t for _, one in drawn(step)]
+    times = [one.levels.mean_t for _, one in drawn(step)]
     assert 0.3 <= min(times) < 0.4
     assert 0.7 < max(times) < 0.8
 
 
-def test_a_dropped_prompt_is_hidden_and_not_learned() -> None:
+def test_dropped_prompt_is_hidden_and_not_learned() -> None:
     documents = pairs((4, 6))
     dropped = 0
     for pass_ in range(1000):
@@ -264,7 +264,7 @@ def test_a_dropped_prompt_is_hidden_and_not_learned() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_prompts_are_dropped_never_or_always(share: float) -> None:
+def test_prompt_drop_share_of_none_or_all(share: float) -> None:
     step = build_step(slots(30, 30), DOCUMENTS, rules(prompt_drop=share), batch_size=30)
     hidden = {
         bool((one.noisy[: DOCUMENTS[index].prompt] == MASK).all()) for index, one in drawn(step)
@@ -272,7 +272,7 @@ def test_prompts_are_dropped_never_or_always(share: float) -> None:
     assert hidden == {share == 1.0}
 
 
-def test_a_dropped_prompt_teaches_nothing_even_where_prompts_are_learned() -> None:
+def test_dropped_prompt_is_not_learned_with_prompt_loss_on() -> None:
     builder = Builder()
     ids, _, prompt = pair(4, 6)
     builder.add(ids, np.arange(ids.size) > 0, prompt, "r")  # mask_prompt_loss off
@@ -286,7 +286,7 @@ def test_a_dropped_prompt_teaches_nothing_even_where_prompts_are_learned() -> No
     assert one.masked.tolist() == list(range(4, 10))
 
 
-def test_whose_prompt_is_dropped_is_seeded_by_document_and_pass() -> None:
+def test_prompt_drop_depends_on_seed_document_and_pass() -> None:
     def dropped(pass_: int, batch_size: int = 30, **how: Any) -> set[int]:
         chosen = [Slot(pass_, place, place) for place in range(30)]
         step = build_step(chosen, DOCUMENTS, rules(prompt_drop=0.5, **how), batch_size=batch_size)
@@ -298,8 +298,8 @@ def test_whose_prompt_is_dropped_is_seeded_by_document_and_pass() -> None:
     assert dropped(0) != dropped(0, seed=8)
 
 
-def test_cart_does_not_count_a_dropped_prompt_as_context() -> None:
+def test_cart_context_lacks_a_dropped_prompt() -> None:
     documents = pairs((4, 1))
-    how = rules(prompt_drop=1.0, weigh=by_context(Cart(0.3), "linear"), **ALL)
+    how = rules(prompt_drop=1.0, weight=by_context(Cart(0.3), "linear"), **ALL)
     ((_, one),) = drawn(build_step(in_order(documents), documents, how, batch_size=1))
     assert one.weight.tolist() == [0]

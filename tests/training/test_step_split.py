@@ -1,9 +1,8 @@
-"""Stochastic length: a text cut in two at random is two documents, and nothing of it is lost."""
+"""Stochastic length: a text split at random becomes two documents, and nothing of it is lost."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +12,8 @@ from helpers.tiny import CLS, PAD, alone_in, in_order, random_documents, rules, 
 from plugin.data.documents import Builder, Documents
 from plugin.data.steps import Slot
 from plugin.models.diffusion import DiffusionModel
-from plugin.training.step import Item, StepRules, build_step, step_items
+from plugin.objectives.answers import Item
+from plugin.training.step import StepRules, build_step, step_items
 
 
 def texts(count: int, length: int, opening: bool = True) -> Documents:
@@ -32,25 +32,25 @@ def texts(count: int, length: int, opening: bool = True) -> Documents:
 def items(documents: Documents, how: StepRules, pass_: int = 0) -> list[Item]:
     return step_items(
         [documents[place] for place in range(len(documents))], in_order(documents, pass_), how
-    )[0]
+    )
 
 
 def by_document(found: list[Item]) -> dict[int, list[Item]]:
     groups: dict[int, list[Item]] = {}
     for item in found:
-        groups.setdefault(item.slot.index, []).append(item)
+        groups.setdefault(item.index, []).append(item)
     return groups
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 1.0])
-def test_that_share_of_the_documents_is_cut_in_two(share: float) -> None:
+def test_length_split_splits_its_share_of_documents(share: float) -> None:
     groups = by_document(items(texts(4000, 12), rules(stochastic_length=share)))
     cut = sum(len(parts) == 2 for parts in groups.values()) / 4000
     assert cut == pytest.approx(share, abs=4 * (share * (1 - share) / 4000) ** 0.5)
     assert len(groups) == 4000
 
 
-def test_head_and_tail_are_the_text_and_every_word_of_it_is_learned_once() -> None:
+def test_length_split_learns_every_word_once() -> None:
     documents = texts(400, 12)
     for index, (head, tail) in by_document(items(documents, rules(stochastic_length=1.0))).items():
         assert [*head.ids, *tail.ids[1:]] == documents[index].ids.tolist()
@@ -63,7 +63,7 @@ def test_head_and_tail_are_the_text_and_every_word_of_it_is_learned_once() -> No
         assert (head.part, tail.part, tail.prompt) == (0, 1, 1)
 
 
-def test_the_cut_is_uniform_and_both_sides_keep_something_to_learn() -> None:
+def test_length_split_is_uniform_and_leaves_no_side_empty() -> None:
     heads = Counter(
         parts[0].ids.size
         for parts in by_document(items(texts(4000, 6), rules(stochastic_length=1.0))).values()
@@ -75,11 +75,11 @@ def test_the_cut_is_uniform_and_both_sides_keep_something_to_learn() -> None:
     )
 
 
-def test_a_text_too_short_to_cut_stays_whole() -> None:
+def test_length_split_keeps_a_text_too_short_to_split() -> None:
     assert [item.ids.size for item in items(texts(20, 2), rules(stochastic_length=1.0))] == [3] * 20
 
 
-def test_a_step_counts_all_of_it() -> None:
+def test_length_split_step_counts_heads_and_tails() -> None:
     documents, how = texts(30, 12), rules(stochastic_length=0.5, norm="token")
     tails = sum(item.part for item in items(documents, how))
     assert 5 < tails < 25
@@ -99,7 +99,7 @@ def test_a_step_counts_all_of_it() -> None:
         assert sorted(held.values()) == sorted([1] * (30 - tails) + [2] * tails)
 
 
-def test_head_and_tail_have_times_and_masks_of_their_own() -> None:
+def test_length_split_head_and_tail_have_their_own_times() -> None:
     documents = texts(40, 40)
     for t_sampling in ("stratified", "iid"):
         step = build_step(
@@ -108,11 +108,11 @@ def test_head_and_tail_have_times_and_masks_of_their_own() -> None:
             rules(stochastic_length=1.0, t_sampling=t_sampling),
             batch_size=80,
         )
-        times = [one.t for piece in step.pieces for one in piece.corruptions]
+        times = [one.levels.mean_t for piece in step.pieces for one in piece.corruptions]
         assert len(set(times)) == 80
 
 
-def test_cuts_follow_seed_document_and_pass() -> None:
+def test_length_split_depends_on_seed_document_and_pass() -> None:
     documents, how = texts(50, 20), rules(stochastic_length=0.5)
 
     def sizes(how: StepRules, pass_: int = 0) -> list[int]:
@@ -121,18 +121,18 @@ def test_cuts_follow_seed_document_and_pass() -> None:
     assert sizes(how) == sizes(how)
     assert sizes(how) != sizes(how, 1)
     assert sizes(how) != sizes(rules(stochastic_length=0.5, seed=8))
-    one = step_items([documents[7]], [Slot(0, 7, 7)], how)[0]
+    one = step_items([documents[7]], [Slot(0, 7, 7)], how)
     assert [item.ids.size for item in one] == [
         item.ids.size for item in by_document(items(documents, how))[7]
     ]
 
 
-def test_without_a_start_token_the_tail_opens_with_a_word_that_is_not_masked() -> None:
+def test_length_split_without_start_token_masks_no_first_word() -> None:
     """No family predicts a document's first token, and Dream's place before it is another
     document's.
     """
     documents = texts(60, 9, opening=False)
-    how = replace(rules(stochastic_length=1.0, t_min=0.999), start_id=None)
+    how = rules(stochastic_length=1.0, t_min=0.999, start_id=None)
     for head, tail in by_document(items(documents, how)).values():
         assert [*head.ids, *tail.ids] == documents[0].ids.tolist()
         assert not head.supervised[0]
@@ -142,7 +142,7 @@ def test_without_a_start_token_the_tail_opens_with_a_word_that_is_not_masked() -
         assert all((one.masked > 0).all() for one in piece.corruptions)
 
 
-def test_a_dream_model_learns_head_and_tail_as_documents_of_their_own() -> None:
+def test_length_split_dream_learns_head_and_tail_apart() -> None:
     documents, model = random_documents(12), tiny_model("Dream")
     (piece,) = build_step(
         in_order(documents), documents, rules(stochastic_length=1.0, t_min=0.5), batch_size=24

@@ -19,8 +19,7 @@ from werkzeug.utils import secure_filename
 
 from ...base.errors import Code, JobError, Problem, one_line
 from ...base.files import write_whole
-from ...config.families import pipeline_tag
-from ...config.params import METHOD_ONLY
+from ...config.methods import METHODS, pipeline_tag
 from ...parent.launch import LaunchPlan
 from ...run.events import CheckpointEvent, Event, MetricsEvent, ProgressEvent, SampleEvent
 from ...run.facts import read_facts
@@ -227,7 +226,7 @@ class TlabHost:
         kept = (
             "training_method",
             "noise_schedule",
-            *(only for only, of in METHOD_ONLY.items() if of == method),
+            *METHODS[method].options,
         )
         facts: dict[str, Any] = {kept_name: params[kept_name] for kept_name in kept}
         facts["loss_norm"] = read_facts(target).loss_norm  # what auto became

@@ -1,21 +1,18 @@
-"""The masked-diffusion loss: what a model of known logits costs under every norm and schedule, from
-masks alone.
-"""
+"""Masked-diffusion loss: the cost of known logits under every norm and schedule."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
-from helpers.tiny import MASK, noised, rules
+from helpers.tiny import MASK, document_item, noised, rules
 
-from plugin.data.steps import Slot
-from plugin.objectives.mdlm import Corruption
-from plugin.objectives.noise import EPSILON, Noise, draw_times
-from plugin.training.step import Item, corruptions
+from plugin.config.methods import METHODS
+from plugin.objectives import OBJECTIVES
+from plugin.objectives.masked import Corruption, corruptions
+from plugin.objectives.noise import EPSILON, Levels, draw_times
 
 DOCUMENTS = 20_000
 UNIFORM = math.log(50)  # nats a masked token costs under uniform logits over 50 words
@@ -35,7 +32,7 @@ def one(
     return noised(ids, flags, t, index=index, pass_=pass_, **{"seed": 5, "norm": norm, **noise})
 
 
-def test_one_masked_token_at_half_time_with_two_likely_words_costs_two_ln_two() -> None:
+def test_masked_token_at_half_time_costs_two_ln_two() -> None:
     drawn = one([False, True], mask_count="exact", t=0.5 + 1e-12)
     assert drawn.masked.tolist() == [1]
     # exact counts mask the one token always and halve its weight; bernoulli masks it half of the
@@ -62,7 +59,7 @@ def test_masked_tokens_become_the_mask_and_all_others_stay(mask_count: str) -> N
         assert np.array_equal(drawn.noisy[kept], kept + 10)
 
 
-def test_masks_are_functions_of_seed_document_and_pass_alone() -> None:
+def test_masks_depend_on_seed_document_and_pass_alone() -> None:
     supervised = [True] * 64
     start = one(supervised, index=3, pass_=2)
     assert np.array_equal(start.masked, one(supervised, index=3, pass_=2, norm="batch").masked)
@@ -74,7 +71,7 @@ def test_masks_are_functions_of_seed_document_and_pass_alone() -> None:
         assert not np.array_equal(start.masked, changed.masked)
 
 
-def test_more_time_only_adds_masks() -> None:
+def test_masks_of_a_later_time_hold_the_earlier_masks() -> None:
     masks = [set(one([True] * 50, t, index=8).masked.tolist()) for t in (0.2, 0.5, 0.8)]
     assert masks[0] < masks[1] < masks[2]
 
@@ -83,9 +80,7 @@ def test_more_time_only_adds_masks() -> None:
     ("norm", "weight", "count"),
     [("token", 2.0, 4.0), ("sequence", 0.5, 1.0), ("batch", 2.0, 1.0), ("masked", 2.0, 2.0)],
 )
-def test_every_norm_of_a_document_of_four_answer_tokens_at_half_time(
-    norm: str, weight: float, count: float
-) -> None:
+def test_norms_of_four_answer_tokens_at_half_time(norm: str, weight: float, count: float) -> None:
     drawn = one([False] * 6 + [True] * 4, norm=norm, mask_count="exact")
     assert drawn.masked.size == 2
     assert drawn.weight.tolist() == [weight, weight]
@@ -100,14 +95,14 @@ def epoch(
     supervised length.
     """
     lengths = np.random.default_rng(1).integers(1, 40, size=documents)
-    noise = Noise(17, schedule=schedule, mask_count=mask_count, t_sampling=t_sampling)
-    times = draw_times(noise, 0, range(documents), range(documents))
-    how = replace(rules(schedule=schedule, norm=norm), noise=noise)
+    how = rules(seed=17, schedule=schedule, mask_count=mask_count, t_sampling=t_sampling, norm=norm)
+    times = draw_times(how.noise, 0, range(documents), range(documents))
     losses, counts = np.zeros(documents), np.zeros(documents)
     ids, supervised = np.arange(42, dtype=np.int32), np.arange(42) >= 2
     for index, (t, length) in enumerate(zip(times, lengths, strict=True)):
-        document = ids[: length + 2], supervised[: length + 2]
-        (drawn,) = corruptions(Item(*document, 2, Slot(0, index, index)), float(t), how)
+        item = document_item(ids[: length + 2], supervised[: length + 2], 2, index=index)
+        levels = Levels.of(schedule, [float(t)], [int(length) + 2])
+        (drawn,) = corruptions(item, levels, how.noise, how.loss)
         losses[index], counts[index] = drawn.weight.sum(dtype=np.float64) * UNIFORM, drawn.count
     return losses, counts, float(lengths.mean())
 
@@ -138,7 +133,7 @@ def expected(schedule: str, norm: str, mean_length: float) -> float:
         ("cosine", "masked"),
     ],
 )
-def test_uniform_logits_cost_what_the_formula_says(schedule: str, norm: str) -> None:
+def test_uniform_logits_cost_the_closed_form(schedule: str, norm: str) -> None:
     losses, counts, mean_length = epoch(schedule, norm, "bernoulli", "stratified", DOCUMENTS)
     loss = losses.sum() / counts.sum()
     residual = losses - loss * counts
@@ -149,12 +144,12 @@ def test_uniform_logits_cost_what_the_formula_says(schedule: str, norm: str) -> 
 
 
 @pytest.mark.parametrize("norm", ["token", "sequence"])
-def test_exact_counts_make_every_document_cost_ln_v_under_linear_noise(norm: str) -> None:
+def test_exact_counts_linear_noise_cost_ln_v_each(norm: str) -> None:
     losses, counts, _ = epoch("linear", norm, "exact", "stratified", 4000)
     assert losses / counts == pytest.approx(np.full(4000, UNIFORM), rel=1e-6)
 
 
-def test_exact_counts_leave_cosine_noise_only_the_error_of_its_times() -> None:
+def test_exact_counts_cosine_noise_errs_by_its_times_alone() -> None:
     losses, counts, mean_length = epoch("cosine", "sequence", "exact", "stratified", 4000)
     # A low-discrepancy mean over S times errs by about log(S) / S.
     assert losses.sum() / counts.sum() == pytest.approx(
@@ -166,9 +161,46 @@ def test_masked_norm_of_linear_noise_tends_to_two_ln_v() -> None:
     assert expected("linear", "masked", 20.0) == pytest.approx(2 * UNIFORM, rel=2e-3)
 
 
-def test_stratified_times_take_most_of_the_noise_of_times_out_of_a_step() -> None:
+def test_stratified_times_reduce_the_noise_of_a_step() -> None:
     spread = {}
     for t_sampling in ("iid", "stratified"):
         losses, counts, _ = epoch("cosine", "sequence", "exact", t_sampling, 4000)
         spread[t_sampling] = (losses.reshape(-1, 40).sum(1) / counts.reshape(-1, 40).sum(1)).std()
     assert spread["stratified"] < 0.4 * spread["iid"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_an_objective(method: str) -> None:
+    assert OBJECTIVES[method].method == method
+
+
+@pytest.mark.parametrize("mask_count", ["bernoulli", "exact"])
+def test_two_blocks_are_masked_and_weighed_by_their_own_times(mask_count: str) -> None:
+    """Block diffusion: the answer's first block at t = 0.8, its second at 0.2."""
+    how = rules(mask_count=mask_count, seed=5)
+    levels = Levels.of("linear", [0.8, 0.2], [14, 10])
+    ids, supervised = np.arange(24, dtype=np.int32), np.arange(24) >= 4
+    masked, summed = np.zeros(24), np.zeros(24)
+    for index in range(4000):
+        item = document_item(ids, supervised, 4, index=index)
+        (drawn,) = corruptions(item, levels, how.noise, how.loss)
+        masked[drawn.masked] += 1 / 4000
+        summed[drawn.masked] += drawn.weight / 4000
+        weights = np.unique(drawn.weight[drawn.masked < 14])
+        assert weights.tolist() in ([], [pytest.approx(1.25)])
+    shares = [0.0] * 4 + [0.8] * 10 + [0.2] * 10
+    assert masked == pytest.approx(shares, abs=0.04)
+    # E[1/t x t] = 1 a token; the deviation of a mean of 4000 is below 2 / 63
+    assert summed == pytest.approx([0.0] * 4 + [1.0] * 20, abs=0.15)
+
+
+def test_complementary_blocks_cover_an_answer() -> None:
+    how = rules(mask_count="exact", complementary=True)
+    levels = Levels.of("linear", [0.8, 0.2], [14, 10])
+    item = document_item(np.arange(24, dtype=np.int32), np.arange(24) >= 4, 4)
+    first, second = corruptions(item, levels, how.noise, how.loss)
+    assert sorted([*first.masked, *second.masked]) == list(range(4, 24))
+    assert [np.count_nonzero(first.masked < 14), np.count_nonzero(first.masked >= 14)] == [8, 2]
+    assert list(second.levels.probability) == pytest.approx([0.2, 0.8])
+    # w(t) p(t) / p(t'): 1.25 x .8 / .2 and 5 x .2 / .8
+    assert np.unique(second.weight).tolist() == pytest.approx([1.25, 5.0])

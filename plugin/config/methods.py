@@ -1,0 +1,60 @@
+"""Training methods, one row each. What a method learns is in objectives/<name>.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Facts of a method that the rest of the program reads."""
+
+    name: str  # the value of training_method
+    summary: str  # for the form and the help
+    families: tuple[str, ...]  # model_type of the models that it trains, see families.py
+    norm: str  # what its authors divide the loss by; `loss_norm: auto` reads it
+    options: tuple[str, ...] = ()  # parameters that belong to it alone
+    pipeline_tag: str = "text-generation"  # the task by which hubs and hosts list its models
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method(
+            name="bert",
+            summary="masked diffusion on BERT encoders",
+            families=("bert", "roberta", "modernbert"),
+            norm="token",
+            pipeline_tag="fill-mask",
+        ),
+        Method(
+            name="dream",
+            summary="shifted logits and CART weights",
+            families=("Dream",),
+            norm="masked",
+            options=("perbatch_cutoff", "resp_cutoff_ratio", "loss_weight_type"),
+        ),
+        Method(
+            name="llada",
+            summary="LLaDA's objective",
+            families=("llada",),
+            norm="sequence",
+        ),
+    )
+}
+DEFAULT_METHOD = "bert"
+
+
+def methods_of(family: str) -> list[str]:
+    """Return the methods that train models of a family."""
+    return [method.name for method in METHODS.values() if family in method.families]
+
+
+def methods_with(option: str) -> list[str]:
+    """Return the methods that a parameter belongs to; none for a parameter of every method."""
+    return [method.name for method in METHODS.values() if option in method.options]
+
+
+def pipeline_tag(method: str) -> str:
+    """Return the task by which hubs and hosts list a model of this method."""
+    return METHODS[method].pipeline_tag if method in METHODS else Method.pipeline_tag

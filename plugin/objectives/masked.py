@@ -1,0 +1,166 @@
+"""Masked diffusion: corrupted documents, the weight of each masked token, and the loss of a step.
+
+loss = sum over the step of weight * nll, divided once by `count` over the step (micro-batches and
+ranks). Norms: `token` (supervised tokens), `sequence` (each document by its own supervised tokens,
+then documents: LLaDA's SFT guidelines), `masked` (masked tokens: Dream's trainer), `batch`
+(documents).
+
+S documents of a micro-batch, T tokens and B blocks of one document, M of its tokens masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .answers import Item
+from .noise import EPSILON, Levels, Noise, draw_mask, generator, time_at, time_weight
+
+# (hidden bool [T], levels, factors [B] of the blocks' drawn mask counts) -> weights [T]
+WeightFunction = Callable[[NDArray[np.bool_], Levels, Sequence[float]], NDArray[np.float64]]
+
+
+class DocumentSums(Protocol):
+    """Sums over the masked tokens of each document of a micro-batch, as models/head.py returns."""
+
+    @property
+    def weighted(self) -> Tensor: ...  # [S] sum of weight * nll, with gradients
+    @property
+    def nll(self) -> Tensor: ...  # [S] sum of nll in nats, without
+
+
+# From the sums of a micro-batch's documents to its share of the step's loss, before the division by
+# the step's count. A step adds these shares up: documents that a loss compares must lie in one
+# micro-batch, and a document with nothing masked (sums of 0) must cost 0.
+LossFunction = Callable[[DocumentSums], Tensor]
+
+
+def summed(sums: DocumentSums) -> Tensor:
+    """Add up the weighted sums; models/head.py is fastest for this loss."""
+    return sums.weighted.sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """How masked tokens become a step's loss: settings of a run."""
+
+    weight: WeightFunction
+    norm: str
+    of_sums: LossFunction = summed
+
+
+class Scheduled(Protocol):
+    """The parameter that a weight by time depends on."""
+
+    @property
+    def noise_schedule(self) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What a method learns: its weight function, from the job's parameters, and its loss."""
+
+    method: str
+    weight: Callable[[Any], WeightFunction]
+    loss: LossFunction = summed
+
+
+def weight_by_time(params: Scheduled) -> WeightFunction:
+    """Return the weight function of a job whose tokens weigh w(t)."""
+    return by_time(params.noise_schedule)
+
+
+def by_time(schedule: str) -> WeightFunction:
+    """Weigh every masked token of a block by w(t)."""
+    return lambda _hidden, levels, factors: levels.per_token(
+        [time_weight(schedule, t) * factor for t, factor in zip(levels.t, factors, strict=True)]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corruption:
+    """One noised document."""
+
+    noisy: NDArray[np.int32]  # [T] ids, masked ones replaced
+    masked: NDArray[np.int64]  # [M] positions, ascending
+    weight: NDArray[np.float32]  # [M] loss weight of each masked token
+    count: float  # this document's share of the step's divisor
+    levels: Levels
+
+
+def corruptions(item: Item, levels: Levels, noise: Noise, loss: Loss) -> list[Corruption]:
+    """Return the noised document; under `complementary` also with the other tokens masked."""
+    rng = generator(noise.seed, item.index, item.pass_, item.part)
+    masked = np.zeros(item.ids.size, dtype=bool)
+    learned, spare = item.learned, int(noise.complementary)
+    factors: list[float] = []
+    for block, probability in zip(levels.blocks, levels.probability, strict=True):
+        masked[block], factor = draw_mask(learned[block], probability, noise.mask_count, rng, spare)
+        factors.append(factor)
+    first = corrupt(item, masked, factors, levels, mask_id=noise.mask_id, loss=loss)
+    return (
+        [first, _complement(item, masked, levels, noise, loss)] if noise.complementary else [first]
+    )
+
+
+def _complement(
+    item: Item, masked: NDArray[np.bool_], levels: Levels, noise: Noise, loss: Loss
+) -> Corruption:
+    """Noise a document again, with exactly the supervised tokens masked that `masked` leaves out.
+
+    The second time is t' with p(t') = 1 - p(t). Weighing its tokens by w(t) p(t) / p(t') keeps the
+    expected loss for any schedule: w = p'/p, so this is w(t') times the change of variables
+    |dt'/dt|.
+    """
+    rest = item.learned & ~masked
+    others = tuple([max(EPSILON, 1 - probability) for probability in levels.probability])
+    factors: list[float] = []
+    for block, probability, other in zip(levels.blocks, levels.probability, others, strict=True):
+        count, length = np.count_nonzero(rest[block]), np.count_nonzero(item.learned[block])
+        exact = other * length / count if noise.mask_count == "exact" and count else 1.0
+        factors.append(exact * probability / other)
+    second = corrupt(item, rest, factors, levels, mask_id=noise.mask_id, loss=loss)
+    times = tuple([time_at(noise.schedule, other) for other in others])
+    return replace(second, levels=replace(levels, t=times, probability=others))
+
+
+def corrupt(
+    item: Item,
+    masked: NDArray[np.bool_],
+    factors: Sequence[float],
+    levels: Levels,
+    *,
+    mask_id: int,
+    loss: Loss,
+) -> Corruption:
+    """Mask and weigh the drawn tokens of one document, always with `mask_id` (never 80/10/10).
+
+    `factors` [B] are those of the blocks' drawn mask counts. A token's weight is divided by its
+    chance to be in this canvas (`item.scale`), so the expected loss over a document's canvases is that of
+    the full document (Horvitz and Thompson 1952). Its share of the divisor counts the supervised
+    tokens left out too, so it does not depend on the draw.
+    """
+    hidden = masked.copy()
+    hidden[: item.dropped] = True
+    places = np.flatnonzero(masked)
+    length = int(np.count_nonzero(item.learned)) + item.left_out
+    chance = np.ones(places.size) if item.scale is None else item.scale[places]
+    weights = loss.weight(hidden, levels, factors)[places] * chance
+    divisor = max(length, 1) if loss.norm == "sequence" else 1
+    return Corruption(
+        noisy=np.where(hidden, np.int32(mask_id), item.ids),
+        masked=places,
+        weight=(weights / divisor).astype(np.float32),
+        count=document_count(loss.norm, length, float(chance.sum())),
+        levels=levels,
+    )
+
+
+def document_count(norm: str, supervised: int, masked: float) -> float:
+    """Return what one document adds to the step's divisor."""
+    return {"token": supervised, "masked": masked, "sequence": 1, "batch": 1}[norm]
