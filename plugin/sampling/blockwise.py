@@ -22,7 +22,6 @@ OnStep = Callable[[list[NDArray[np.int32]]], None]  # the rows' canvases after a
 
 
 @dataclass(frozen=True)
-@dataclass(frozen=True)
 class Vocabulary:
     """Ids of the special tokens that sampling needs."""
 
