@@ -1,1 +1,1 @@
-"""Commands that are programs of their own, since they import torch: chat and fuse."""
+"""Commands that are programs of their own, because they import torch: chat and fuse."""

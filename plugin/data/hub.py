@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Literal, cast
 
-from ..base.errors import JobError, data_error
+from ..base.errors import JobError, data_error, first_line
 from .readers import FIELD
 
 Split = Literal["train", "eval"]
@@ -81,11 +81,10 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _hub_error(name: str, error: Exception) -> JobError:
-    message = (str(error).splitlines() or [""])[0][:300]
     fix = "Check the name, the network and access rights, or give a local file."
     return data_error(
         FIELD,
         f"a hub data set {name} that can be loaded",
-        f"{type(error).__name__}: {message}",
+        f"{type(error).__name__}: {first_line(error)}",
         fix,
     )

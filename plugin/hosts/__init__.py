@@ -1,1 +1,1 @@
-"""Hosts: whoever asked for a run."""
+"""Hosts: a shell, today's Transformer Lab, and its plugin era."""

@@ -32,7 +32,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from ..base.errors import JobError, Problem, model_error
+from ..base.errors import JobError, Problem, first_line, model_error
 from ..config.families import ARCHITECTURES, FAMILIES, Family
 from ..config.model_files import (
     check_copied,
@@ -105,7 +105,7 @@ def load_model(
         raise
     except _BROKEN as error:
         raise model_error(
-            "model_name", "weights that load", f"{name}: {_first_line(error)}"
+            "model_name", "weights that load", f"{name}: {first_line(error)}"
         ) from error
     model, report = loaded
     model.name_or_path = model.config.name_or_path = name  # what an adapter of it records
@@ -175,7 +175,7 @@ def load_config(name: str) -> PretrainedConfig:
         raise
     except _BROKEN as error:
         raise model_error(
-            "model_name", "a model folder or hub id", f"{name}: {_first_line(error)}"
+            "model_name", "a model folder or hub id", f"{name}: {first_line(error)}"
         ) from error
     family = family_of(config, name)
     architectures = config.architectures or [family.architecture]
@@ -248,7 +248,7 @@ def check_builds(config: PretrainedConfig, field: str) -> None:
     except JobError:
         raise
     except _BROKEN as error:
-        raise model_error(field, "a configuration that builds", _first_line(error)) from error
+        raise model_error(field, "a configuration that builds", first_line(error)) from error
 
 
 def new_config(config_file: str) -> PretrainedConfig:
@@ -257,7 +257,7 @@ def new_config(config_file: str) -> PretrainedConfig:
         fields = json.loads(read_small(Path(config_file).expanduser()))
     except (OSError, ValueError, RecursionError) as error:
         raise model_error(
-            "model_config", "a readable config.json", f"{config_file}: {_first_line(error)}"
+            "model_config", "a readable config.json", f"{config_file}: {first_line(error)}"
         ) from error
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
     if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -285,7 +285,7 @@ def new_config(config_file: str) -> PretrainedConfig:
         raise
     except _BROKEN as error:
         raise model_error(
-            "model_config", "values of the right kind", f"{config_file}: {_first_line(error)}"
+            "model_config", "values of the right kind", f"{config_file}: {first_line(error)}"
         ) from error
 
 
@@ -313,7 +313,7 @@ def load_tokenizer(
         if kind := tokenizer_class(name):
             raise slow_tokenizer(name, kind, _missing_library(kind, name)) from error
         raise model_error(
-            "tokenizer_name", "a tokenizer that loads", f"{name}: {_first_line(error)}"
+            "tokenizer_name", "a tokenizer that loads", f"{name}: {first_line(error)}"
         ) from error
     if not tokenizer.is_fast:
         raise slow_tokenizer(name, type(tokenizer).__name__)
@@ -469,7 +469,3 @@ def switch_off_dropout(config: PretrainedConfig) -> None:
     for field, value in config.to_dict().items():
         if field.endswith(("dropout", "dropout_prob")) and isinstance(value, float):
             setattr(config, field, 0.0)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:300].rstrip(".")

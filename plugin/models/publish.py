@@ -55,7 +55,7 @@ def write_model(
     `base`: the folder or hub id that the model was made of, whose own code files are copied.
     Nothing written names a path of this machine.
     """
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     if has_adapter(model):
         model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink()  # peft's is a form that nobody fills in

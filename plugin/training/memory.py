@@ -7,14 +7,13 @@ recomputation), so nothing is modelled twice.
 
 from __future__ import annotations
 
-import os
 import weakref
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -220,7 +219,7 @@ def free_bytes(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    available = _meminfo()["MemAvailable"]
+    available = psutil.virtual_memory().available
     limit = CGROUP / "memory.max"
     if limit.is_file() and (most := limit.read_text().strip()).isdigit():
         pages = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
@@ -228,10 +227,3 @@ def free_bytes(device: torch.device) -> int:
         used = int((CGROUP / "memory.current").read_text()) - int(pages["inactive_file"])
         available = min(available, int(most) - used)
     return available
-
-
-def _meminfo() -> Mapping[str, int]:
-    if not os.path.exists("/proc/meminfo"):
-        return {"MemAvailable": 1 << 62}
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    return {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines}

@@ -19,8 +19,7 @@ import pytest
 from helpers.support import ERROR, ROOT, read_lines, start, wait_until
 
 from plugin.base.errors import JobError
-from plugin.config.params import Params
-from plugin.config.parse import SCHEMA
+from plugin.config.params import SCHEMA, Params
 from plugin.worker.accelerate_env import take_launchers_choice
 
 SCRIPT = ROOT / "examples" / "slurm.sh"

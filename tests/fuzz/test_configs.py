@@ -25,7 +25,7 @@ from plugin.config.families import FAMILIES
 from plugin.config.params import Params
 from plugin.data.tokenizer import train_tokenizer
 from plugin.models.load import load_model, load_tokenizer, new_model
-from plugin.parent.train import _look_first
+from plugin.parent.train import _check_inputs
 from plugin.run.folder import RunFolder
 
 pytestmark = [
@@ -85,7 +85,7 @@ def try_config(params: Params, saved: Path) -> None:
     """Look at the job as the parent does, check it, and where all is well make what a worker
     makes.
     """
-    if kept(lambda: _look_first(params, RunFolder(Path(params.run_dir)))) is None:
+    if kept(lambda: _check_inputs(params, RunFolder(Path(params.run_dir)))) is None:
         return
     with limited():
         answer = try_out_here(params, 1)

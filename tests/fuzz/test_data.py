@@ -24,7 +24,8 @@ from plugin.data.chat import CHANGED
 from plugin.data.documents import Documents
 from plugin.data.layouts import Example
 from plugin.data.tokenizer import train_tokenizer
-from plugin.parent.train import _look_first, with_full_paths
+from plugin.parent.paths import with_full_paths
+from plugin.parent.train import _check_inputs
 from plugin.run.folder import RunFolder
 from plugin.worker.check import _preview
 from plugin.worker.load import prepare_data
@@ -135,7 +136,7 @@ def try_data(given: Mapping[str, Any], run: RunFolder) -> None:
 
 def look_first(given: Mapping[str, Any], run: RunFolder) -> Params:
     params = with_full_paths(parse(given).params)
-    digest = _look_first(params, run)
+    digest = _check_inputs(params, run)
     run.create()
     run.write_run(params.as_json(), {"data": digest}, None)
     return params

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ...base.errors import model_error, one_line
+from ...base.errors import first_line, model_error, one_line
 from ..turns import THOUGHTS, Turn
 from .renderer import LIMITS, Failed, Job, OverLimit, render
 
@@ -103,7 +103,7 @@ class Template:
             ValueError,
             TypeError,
         ) as error:  # several templates, none of them the default; names that are no text
-            got = str(error).split("\n")[0][:200]
+            got = first_line(error)
             raise model_error(
                 "tokenizer_name", "one chat template, or one named default", got
             ) from error
@@ -338,5 +338,5 @@ def _read(call: _Call, text: str | Failed) -> str | Refused:
 def _refusal(call: _Call, failed: Failed) -> Refused:
     roles = [turn.role for turn in call.turns]
     shown = ", ".join(roles[:_ROLES_SHOWN]) + (", ..." if len(roles) > _ROLES_SHOWN else "")
-    reason = (failed.words.strip() or failed.kind).split("\n")[0][:200]
+    reason = first_line(failed.words.strip() or failed.kind)
     return Refused(f"{_REFUSES} {shown or 'no turns'}: {one_line(reason)}")

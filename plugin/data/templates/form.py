@@ -12,7 +12,7 @@ from pickle import PicklingError
 
 from jinja2.exceptions import SecurityError
 
-from ...base.errors import JobError, Problem, data_error
+from ...base.errors import JobError, Problem, data_error, first_line
 from .renderer import LIMITS, Failed, Job, OverLimit
 from .renderer import render as render_apart
 from .sandbox import (
@@ -24,7 +24,6 @@ from .sandbox import (
     Fault,
     RowError,
     compiled,
-    sentence,
 )
 
 
@@ -156,7 +155,7 @@ def _column(template: Template, rows: Sequence[Mapping[str, object]]) -> list[st
         TypeError,
         AttributeError,
     ) as error:  # a value of a class that only its library knows
-        raise data_error("dataset_name", "rows of plain values", sentence(error)) from error
+        raise data_error("dataset_name", "rows of plain values", first_line(error)) from error
     return [_text_or_error(template, text) for text in texts]
 
 
@@ -174,7 +173,7 @@ def _text_or_error(template: Template, text: str | Failed) -> str | RowError:
     if text.too_long:
         return RowError(TEXT_TOO_LONG, f"more than {MAX_TEXT} characters")
     if text.kind == SecurityError.__name__:
-        raise _goes_too_far(template, sentence(text.words))
+        raise _goes_too_far(template, first_line(text.words or text.kind))
     return RowError(TEMPLATE_FAILED, f"{template.field}: {text.words}")
 
 
