@@ -1,6 +1,6 @@
-"""Diffusion LLM Trainer:
+"""Diffusion LLM Trainer: `python main.py train|check|chat|fuse --help`.
 
-`python main.py train|check|chat --help`. A host imports this file and calls `main()`.
+A host imports this file and calls `main()`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def main() -> int:
-    # Hosts append our folder LAST to sys.path and have a package named `plugin` of their own.
+    # Hosts append our folder LAST to sys.path and have their own package named `plugin`.
     sys.path.insert(0, str(ROOT))
     import plugin
 
@@ -25,15 +25,13 @@ def main() -> int:
     if line := problem(ROOT):
         print(line, file=sys.stderr)
         return 2
-    from plugin.cli import run
+    from plugin import cli
 
-    return run(sys.argv[1:])
+    return cli.main(sys.argv[1:])
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (
-        KeyboardInterrupt
-    ):  # before a run begins there is nothing to save, and nothing to explain
+    except KeyboardInterrupt:  # before a run begins there is nothing to save and nothing to explain
         sys.exit(130)

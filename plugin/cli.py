@@ -1,7 +1,4 @@
-"""The command line: verbs, and how typed values and a --config file become parameters.
-
-Imports no torch.
-"""
+"""Command line: commands, typed values and a --config file. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,43 +13,40 @@ from typing import Any
 
 import yaml
 
-from .base.errors import JobError, Problem, json_line
-from .base.guard import guarded
+from .base.errors import JobError, Problem, first_line, guarded, json_line, print_problems
 from .base.process import torch_program
 from .base.redact import guard_streams
 from .commands.arguments import chat_options, fuse_options
+from .config.command_line import CommandLine
 from .config.manifest import VERSION, add_arguments
 from .config.model_files import read_small
-from .config.params import ALIASES
-from .config.parse import CommandLine, Parsed, parse
+from .config.parse import Parsed, parse
+from .config.rules import ALIAS_VALUES, ALIASES
 from .config.wording import cut
-from .hosts.shell import FolderHost
-from .parent.train import check_job, train_job
+from .hosts.shell import ShellHost
+from .parent.check import check_job, print_json
+from .parent.train import train_job
 from .run.outcome import Outcome
 from .run.record import NotARecord
 from .run.run_file import RunFile
 
-# Programs of their own, and what they take: they import torch, this one does not.
-TORCH_VERBS: dict[str, tuple[str, Callable[[Sequence[str]], object]]] = {
+# Commands that are programs of their own, and the reader of their arguments: they import torch,
+# this program does not.
+PROGRAMS: dict[str, tuple[str, Callable[[Sequence[str]], object]]] = {
     "chat": ("plugin.commands.chat", chat_options),
     "fuse": ("plugin.commands.fuse", fuse_options),
 }
-
-
 MOST_CONFIG = 1 << 18  # bytes of a --config
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run one verb.
+def main(argv: Sequence[str]) -> int:
+    """Run one command.
 
-    Returns the exit code; every failure printed `error[CODE]: ...` lines on stderr.
+    Returns the exit code; every failure has printed `error[CODE]: ...` lines on stderr.
     """
-    if argv and argv[0] in TORCH_VERBS:
-        return guarded(
-            lambda: _become(*TORCH_VERBS[argv[0]], argv[1:]),
-            lambda error: report(error, json_of=None),
-        )
-    if "--plugin_dir" in argv:  # what the harness of the plugin-era host starts us with
+    if argv and argv[0] in PROGRAMS:
+        return guarded(lambda: _become(*PROGRAMS[argv[0]], argv[1:]))
+    if "--plugin_dir" in argv:  # started by the harness of the plugin-era host
         from .hosts.entry import run_harness
 
         return run_harness(argv)
@@ -62,55 +56,38 @@ def run(argv: Sequence[str]) -> int:
         return run_task()
     guard_streams()
     return guarded(
-        lambda: _verb(argv),
-        lambda error: report(error, json_of=argv[0] if "--json" in argv else None),
+        lambda: _run_command(argv),
+        lambda error: _report(error, json_of=argv[0] if "--json" in argv else ""),
     )
 
 
 def _become(program: str, read: Callable[[Sequence[str]], object], argv: Sequence[str]) -> int:
-    """Another program instead of this one, once its command line is known to be right."""
+    """Replace this program by another one, once its command line is known to be right."""
     read(argv)
     os.execve(
         sys.executable, [sys.executable, "-P", "-m", program, *argv], torch_program(os.environ)
     )
 
 
-def _verb(argv: Sequence[str]) -> int:
+def _run_command(argv: Sequence[str]) -> int:
     options, extra = _parser().parse_known_args(argv)
-    if options.verb is None:
+    if options.command is None:
         _parser().print_help(sys.stderr)
         return 2
     parsed = _parameters(options, extra)
-    if options.verb == "check":
+    if options.command == "check":
         return check_job(parsed, as_json=options.json, download=options.download)
-    return train_job(parsed, FolderHost(as_json=options.json))
+    return train_job(parsed, ShellHost(as_json=options.json))
 
 
-def report(error: JobError, *, json_of: str | None) -> int:
-    """Problems as lines on stderr and, under --json, as the object that the verb prints when all is
-    well.
-    """
-    for problem in error.problems:
-        print(problem.line, file=sys.stderr)
+def _report(error: JobError, *, json_of: str) -> int:
+    """Print problems on stderr and, under --json, the object that the command prints on stdout."""
+    print_problems(error.problems)
     if json_of == "check":
-        print(
-            json_line(
-                {
-                    "ok": False,
-                    "problems": [problem.as_json() for problem in error.problems],
-                    "plan": None,
-                }
-            )
-        )
+        print_json(error.problems, None)
     elif json_of == "train":
-        print(
-            json_line(
-                {
-                    "run_dir": None,
-                    **Outcome("failed", error.code, error.problems[0]).record.content(),
-                }
-            )
-        )
+        outcome = Outcome("failed", error.code, error.problems[0])
+        print(json_line({"run_dir": None, **outcome.record.content()}))
     return error.code
 
 
@@ -119,33 +96,43 @@ def _parser() -> argparse.ArgumentParser:
         prog="main.py", description="Train text-diffusion language models.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"diffusion-llm-trainer {VERSION}")
-    verbs = parser.add_subparsers(dest="verb", metavar="train|check|chat|fuse")
-    for verb, text in (
+    commands = parser.add_subparsers(dest="command", metavar="train|check|chat|fuse")
+    for name, text in (
         ("train", "train a model into a run folder"),
-        ("check", "try the job without training; writes nothing"),
+        ("check", "check a job without training; writes nothing"),
     ):
-        sub = verbs.add_parser(verb, help=text, description=text, allow_abbrev=False)
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.add_argument(
             "--config",
             metavar="FILE",
             help="parameters from a YAML or JSON file, or a run.json; typed ones win",
         )
         sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-        if verb == "check":
+        if name == "check":
             sub.add_argument("--download", action="store_true", help="allow hub downloads")
         add_arguments(sub)
         for alias in ALIASES:
-            sub.add_argument(f"--{alias}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    verbs.add_parser("chat", help="talk to a trained model", add_help=False)
-    verbs.add_parser(
+            bare = "true" if "true" in ALIAS_VALUES.get(alias, {}) else None
+            sub.add_argument(
+                f"--{alias}",
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
+                nargs="?" if bare else None,
+                const=bare,
+            )
+    commands.add_parser("chat", help="talk to a trained model", add_help=False)
+    commands.add_parser(
         "fuse", help="merge an adapter that was trained earlier into its base", add_help=False
     )
     return parser
 
 
 def _parameters(options: argparse.Namespace, extra: Sequence[str]) -> Parsed:
-    """Typed values over those of --config. Raises JobError (exit 2) with every problem at once."""
-    own = {"verb", "config", "json", "download"}
+    """Merge typed values over those of --config.
+
+    Raises JobError (exit 2) with every problem.
+    """
+    own = {"command", "config", "json", "download"}
     typed = {name: value for name, value in vars(options).items() if name not in own} | _unknown(
         extra
     )
@@ -161,8 +148,9 @@ def _parameters(options: argparse.Namespace, extra: Sequence[str]) -> Parsed:
 
 
 def _unknown(extra: Sequence[str]) -> dict[str, str]:
-    """Words argparse did not know, as name and value, so that they are reported together with every
-    other problem.
+    """Return the words that argparse did not know as {name: value}.
+
+    They are then reported together with every other problem.
     """
     found: dict[str, str] = {}
     name = ""
@@ -178,23 +166,24 @@ def _unknown(extra: Sequence[str]) -> dict[str, str]:
 
 
 def _json_or_yaml(text: str) -> Any:
-    """Read a file's text, its words left as text: to YAML `no` and `off` are booleans and 007 is 7;
-    parse() knows what each field takes.
+    """Read JSON or YAML, with every scalar left as text.
+
+    To YAML `no` and `off` are booleans and 007 is 7; parse() knows what each field accepts.
     """
-    try:  # YAML refuses characters that JSON may hold
+    try:  # first, since YAML refuses characters that JSON may hold
         return json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
     except (ValueError, RecursionError):
         return yaml.load(text, Loader=_PlainLoader)
 
 
 class _PlainLoader(yaml.BaseLoader):
-    """YAML without aliases: nine lines of them make a value of a billion words."""
+    """YAML without aliases: nine lines of them expand to a billion words."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
             raise yaml.YAMLError(
-                f"an alias in line {mark.line + 1}, where every value is to be written out"
+                f"an alias in line {mark.line + 1}, where every value must be written out"
             )
         return super().compose_node(parent, index)
 
@@ -213,7 +202,7 @@ def _config_file(path: str | None) -> Mapping[str, Any]:
     try:
         content = _json_or_yaml(read_small(Path(path).expanduser(), MOST_CONFIG))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
-        got = f"{path}: {cut((str(error).splitlines() or [''])[0])}"
+        got = f"{path}: {cut(first_line(error))}"
         raise JobError(Problem("config", "a readable YAML or JSON file", got)) from error
     if isinstance(content, dict) and isinstance(
         content.get("params"), dict

@@ -1,4 +1,4 @@
-"""What every test shares: no network, no GPU, one thread, and tiny inputs made once a session."""
+"""Fixtures of every test: no network, no GPU, one thread, tiny inputs made once a session."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RUNS = {"forks", "finished", "run_copy"}  # fixtures that train with both progra
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of a whole run: those of end_to_end/, and those that use a run's fixtures."""
+    """Mark every test of a full run: those of end_to_end/, and those that use a run's fixtures."""
     for item in items:
         runs = RUNS & set(getattr(item, "fixturenames", ()))
         if runs or "end_to_end" in item.path.parts:
@@ -38,9 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class NetworkBlocked(AssertionError):
-    """A test reached for the network; an AssertionError, so that no `except OSError` of a library
-    hides it.
-    """
+    """A test tried to use the network; not an OSError, which libraries catch."""
 
 
 def _is_local(host: object) -> bool:
@@ -58,7 +56,10 @@ def _check(connection: socket.socket, address: Any) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_network() -> Iterator[None]:
-    """Loopback and unix sockets only, names included; children are kept off by HF_HUB_OFFLINE."""
+    """Allow loopback and unix sockets only, names included; HF_HUB_OFFLINE guards children.
+
+    pytest-socket 0.8.1 guards `connect` alone: `connect_ex` and the lookup of names pass.
+    """
     connect, connect_ex, getaddrinfo = (
         socket.socket.connect,
         socket.socket.connect_ex,
@@ -87,7 +88,7 @@ def no_network() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A config.json that trains a ModernBERT of 40 thousand weights from scratch."""
+    """Write a config.json of a ModernBERT with 40 thousand weights."""
     path = tmp_path_factory.mktemp("config") / "config.json"
     path.write_text(json.dumps(TINY_CONFIG), encoding="utf-8")
     return path
@@ -100,7 +101,7 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
-    """A folder with a seeded tiny ModernBertForMaskedLM and a tokenizer trained on the pairs."""
+    """Save a seeded tiny ModernBertForMaskedLM and a tokenizer trained on the pairs."""
     import torch
 
     from plugin.data.tokenizer import train_tokenizer
@@ -120,20 +121,20 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Pa
 
 @pytest.fixture
 def model_copy(tiny_bert: Path, tmp_path: Path) -> Path:
-    """The tiny model again, to be broken."""
+    """Copy the tiny model, to be broken."""
     return Path(shutil.copytree(tiny_bert, tmp_path / "model"))
 
 
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
-    """Runs of `main.py train` that need no imports of their own."""
+    """Yield a starter of `main.py train` runs that need no imports of their own."""
     with Forks() as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def four_steps(tiny_config: Path, pairs_file: Path) -> tuple[object, ...]:
-    """The words of a job of four steps and two checkpoints."""
+    """Return the arguments of a job of four steps and two checkpoints."""
     model = (
         "--model_config",
         tiny_config,
@@ -166,13 +167,13 @@ def finished(forks: Forks, four_steps: Any, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def run_copy(finished: Path, tmp_path: Path) -> Path:
-    """A finished run of four steps with checkpoints 2 and 4 and a fused model."""
+    """Copy a finished run of four steps with checkpoints 2 and 4 and a fused model."""
     return Path(shutil.copytree(finished, tmp_path / "copy" / "run"))
 
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Iterator[Path]:
-    """A file outside, which is the same afterwards."""
+    """Yield a file outside of the run, and assert that it stays unchanged."""
     path, text = tmp_path / "victim", 'my precious shell settings\n{"half": '
     path.write_text(text)
     yield path

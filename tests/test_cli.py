@@ -1,4 +1,4 @@
-"""The command line: what is typed, what a file holds, and which of the two wins."""
+"""Command line: typed values, a --config file, and their precedence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Run = Callable[..., tuple[int, Params | None, list[str]]]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """run(words...) -> exit code, the parameters that check would have got, error lines."""
+    """Return call(words...) -> exit code, parameters passed to check, error lines."""
 
     def call(*words: object) -> tuple[int, Params | None, list[str]]:
         got: list[Params] = []
@@ -32,7 +32,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
             return 0
 
         monkeypatch.setattr(cli, "check_job", check_job)
-        code = cli.run([str(word) for word in words])
+        code = cli.main([str(word) for word in words])
         return code, got[0] if got else None, capsys.readouterr().err.splitlines()
 
     return call
@@ -51,15 +51,19 @@ def config(tmp_path: Path) -> Callable[[str], Path]:
 HEAD = "dataset_name: data.jsonl\nmodel_name: model\n"
 
 
-def test_a_file_and_typed_values_make_one_job_and_typed_ones_win(
-    run: Run, config: Callable[[str], Path]
-) -> None:
+def test_typed_values_win_over_those_of_a_file(run: Run, config: Callable[[str], Path]) -> None:
     file = config(HEAD + "batch_size: 16\nlearning_rate: 3e-4\n# a comment\nfuse_model: false\n")
     code, params, _ = run("check", "--config", file, "--batch_size", 2)
     assert code == 0
     assert (
         params == parse({**JOB, "batch_size": 2, "learning_rate": 3e-4, "fuse_model": False}).params
     )
+
+
+def test_gradient_checkpointing_may_be_bare(run: Run, config: Callable[[str], Path]) -> None:
+    code, params, _ = run("check", "--config", config(HEAD), "--gradient_checkpointing")
+    assert params
+    assert (code, params.recompute) == (0, "full")
 
 
 def test_an_alias_typed_wins_over_the_name_in_the_file(
@@ -127,9 +131,7 @@ def test_a_config_nested_too_deeply_is_refused(
     assert line.startswith("error[2]: config: ")
 
 
-def test_steps_typed_win_over_epochs_in_the_file_and_both_typed_are_refused(
-    run: Run, config: Callable[[str], Path]
-) -> None:
+def test_typed_steps_win_over_epochs_in_the_file(run: Run, config: Callable[[str], Path]) -> None:
     file = config(HEAD + "num_train_epochs: 3\n")
     _, params, _ = run("check", "--config", file, "--train_steps", 5)
     assert params is not None
@@ -197,11 +199,11 @@ GOOD = ("--dataset_name", "d", "--model_name", "m")
         (("chat",), "model: expected a value for model, got nothing. See main.py chat --help."),
         (
             ("chat", "m", "--bloc_length", "3"),
-            "bloc_length: expected an option or a value that belongs here, got --bloc_length. Did",
+            "bloc_length: expected a known option or value, got --bloc_length. Did",
         ),
         (
             ("chat", "-- ", "-- "),
-            "command: expected an option or a value that belongs here, got --. See main.py chat --help.",
+            "command: expected a known option or value, got --. See main.py chat --help.",
         ),
         (
             ("--plugin_dir", "d"),
@@ -238,7 +240,7 @@ def test_a_folder_as_config_names_the_file_in_it(run: Run, tmp_path: Path) -> No
 @pytest.fixture
 def help_text(capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit, match="0"):
-        cli.run(["train", "--help"])
+        cli.main(["train", "--help"])
     return capsys.readouterr().out
 
 
@@ -261,7 +263,7 @@ def test_the_help_has_the_groups_of_the_declaration(help_text: str) -> None:
 
 def test_the_version_is_the_manifests(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
-        cli.run(["--version"])
+        cli.main(["--version"])
     version = json.loads((ROOT / "index.json").read_text(encoding="utf-8"))["version"]
     assert capsys.readouterr().out == f"diffusion-llm-trainer {version}\n"
 
@@ -281,7 +283,7 @@ def test_the_version_is_the_manifests(capsys: pytest.CaptureFixture[str]) -> Non
             {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "ACTIVE"},
             "3",
             "ACTIVE",
-        ),  # a person's own settings
+        ),  # a user's own settings
     ],
 )
 def test_torch_programs_get_the_threads_of_a_worker(
@@ -302,12 +304,12 @@ def test_torch_programs_get_the_threads_of_a_worker(
 
     monkeypatch.setattr(os, "execve", execve)
     with pytest.raises(KeyboardInterrupt):
-        cli.run(words)
+        cli.main(words)
     (env,) = started
     assert (env["OMP_NUM_THREADS"], env["OMP_WAIT_POLICY"]) == (threads, policy)
 
 
-def test_no_verb_shows_the_help_and_exits_2(run: Run) -> None:
+def test_no_command_shows_the_help_and_exits_2(run: Run) -> None:
     code, _, lines = run()
     assert code == 2
     assert lines[0].startswith("usage: ")

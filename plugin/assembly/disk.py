@@ -38,7 +38,7 @@ def disk_space(params: Params, parameters: int, trained: int) -> Disk:
     needed = (params.save_total_limit + 1) * (4 * trained + states) + (
         4 * parameters if params.fuse_model else 0
     )
-    existing = Path(params.run_dir or "runs").expanduser().absolute()
+    existing = Path(params.run_dir).expanduser().absolute()
     while not existing.exists():
         existing = existing.parent
     return Disk(needed, shutil.disk_usage(existing).free)

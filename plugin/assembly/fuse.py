@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base.errors import Code, JobError, Problem
-from ..base.files import part_beside, remove, rename_whole, replace_whole
+from ..base.files import whole_folder
 from ..config.model_files import is_own_file
 from ..models.diffusion import logits_of
 from ..models.digest import base_digest, local_folder
@@ -75,14 +75,8 @@ def publish(model: PreTrainedModel, target: Target) -> Reloaded:
     """Write `model` to the target's folder, whole or not at all; returns what a fresh process found
     there.
     """
-    final = target.folder
-    part = part_beside(final)
-    try:
-        found = _write_and_compare(part, model, target)
-        (replace_whole if target.replaces else rename_whole)(part, final)
-    finally:
-        remove(part)  # of a failure or Ctrl-C; gone after the renaming
-    return found
+    with whole_folder(target.folder, replaces=target.replaces) as part:
+        return _write_and_compare(part, model, target)
 
 
 def _write_and_compare(part: Path, model: PreTrainedModel, target: Target) -> Reloaded:

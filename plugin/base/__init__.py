@@ -1,1 +1,1 @@
-"""Foundations: errors, files, processes and redaction, which know nothing of the rest."""
+"""Foundations that import nothing of the product: errors, files, processes, redaction."""

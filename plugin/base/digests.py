@@ -1,4 +1,4 @@
-"""Whether a folder of ours is still what was written: a digest of every file, kept beside them."""
+"""Integrity of a folder that this program wrote: a digest of each file, kept with the files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_BYTES = 1 << 24  # of that file: a hundred thousand names
 
 
 def write_digests(folder: Path) -> None:
-    """Written last: a folder without it was never finished."""
+    """Write the digest of every file. Call it last: a folder without digests was never finished."""
     found = {
         name: _digest(folder / name)
         for name, entry in walk(folder)
@@ -28,9 +28,7 @@ def write_digests(folder: Path) -> None:
 
 
 def why_broken(folder: Path) -> str:
-    """What is wrong with the files, in words; empty when each is there with its own content, and
-    nothing else is.
-    """
+    """Describe what is wrong with the files; empty if exactly those that were written are there."""
     try:
         expected = _listed(folder)
         there = dict(walk(folder))
@@ -44,7 +42,7 @@ def why_broken(folder: Path) -> str:
         if reason := _why_foreign(name, entry, expected):
             return reason
     for name, digest in expected.items():
-        if name not in there:  # also what lies elsewhere: a path that begins with / or holds ..
+        if name not in there:  # as is a path elsewhere, which begins with / or holds ..
             return f"{name} is missing"
         try:
             if _digest(folder / name) != digest:
@@ -55,7 +53,7 @@ def why_broken(folder: Path) -> str:
 
 
 def unlisted(folder: Path) -> bool:
-    """Tell a folder that holds what this program did not write there, and may not remove."""
+    """Tell whether a folder holds files that this program did not write and may not remove."""
     try:
         expected = _listed(folder)
         return any(_why_foreign(name, entry, expected) for name, entry in walk(folder))
@@ -79,10 +77,10 @@ def _why_foreign(name: str, entry: os.DirEntry[str], expected: Mapping[str, Any]
     if stat.S_ISDIR(status.st_mode):
         return ""
     if not stat.S_ISREG(status.st_mode):
-        return f"{name} is no plain file"
+        return f"{name} is not a plain file"
     if name != DIGESTS and name not in expected:
         return f"{name} is not one of the files of {DIGESTS}"
-    if status.st_size > _disk_size(entry.path):  # a hole that would be read for ever
+    if status.st_size > _disk_size(entry.path):  # a hole would be read endlessly
         return f"{name} is larger than its disk"
     return ""
 

@@ -1,6 +1,6 @@
-"""A check of the Python that runs this for what the programs import.
+"""Check of this Python for the packages that the programs import.
 
-It needs no more than Python 3.8 and its own library.
+It needs only Python 3.8 and the standard library.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 OLDEST = (3, 11)
-# What is imported whatever the job is.
+# Packages that every job imports.
 NEEDED = (
     *(
         "accelerate",
@@ -22,21 +22,22 @@ NEEDED = (
         "peft",
         "psutil",
         "pydantic",
+        "pynvml",
         "rich",
         "safetensors",
         "tensorboard",
     ),
     *("tokenizers", "torch", "transformers", "yaml"),
 )
-# What older ones lack: torch's varlen attention; the switch for activation checkpointing, and
-# attention that is not causal.
+# Older releases lack torch's varlen attention, and transformers' switch for activation checkpointing
+# and attention that is not causal.
 LEAST = {"torch": (2, 10), "transformers": (5, 23)}
 
 
 def problem(root: Path) -> str:
-    """Return the one line that says how to get in; empty where everything is there.
+    """Return one line that says how to enter the environment; empty if nothing is missing.
 
-    `root`: of this program.
+    `root`: the folder of this program.
     """
     if sys.version_info < OLDEST:
         got = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
@@ -72,7 +73,7 @@ def installed(name: str) -> str:
 
 
 def too_old(found: str, least: tuple[int, int]) -> bool:
-    """Compare a version's first two numbers; one that cannot be told is taken as new enough."""
+    """Compare a version's first two numbers; an unreadable version counts as new enough."""
     numbers = [int(part) for part in re.findall(r"\d+", found)[:2]]
     return len(numbers) == 2 and tuple(numbers) < least
 

@@ -1,13 +1,16 @@
-"""What every program of this product says about one job: problems, errors, outcomes and exit codes.
+"""Problems, errors, outcomes and exit codes, the same for every program.
 
-A *problem* is one thing a user can mend. Checks collect as many as they can and raise them together
-as one `JobError`, so a user never mends a form five times to see five messages.
+A *problem* is one mistake that a user can correct. Checks collect as many problems as they can and
+raise them together as one `JobError`, so nobody corrects a form five times to see five messages.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
 
@@ -29,41 +32,32 @@ class Code(IntEnum):
     TERMINATED = 143
 
 
-# Characters that steer a terminal, turn the direction of what follows, end a line, or cannot be
-# written in UTF-8.
+# Characters that control a terminal, reverse the direction of text, end a line, or do not exist in
+# UTF-8.
 _UNSHOWN = re.compile(
     r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
 def one_line(text: str) -> str:
-    """Write a text that may hold anything, such as a file's name, so that it can be shown in a
-    line; tabs stay.
-    """
+    """Escape a text that may hold anything, such as a file's name, for one line; tabs stay."""
     return _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def json_line(value: object) -> str:
-    """Return one line of JSON that a terminal can show:
-
-    JSON itself lets half of what one_line escapes stand.
-    """
+    """Return one line of JSON that a terminal can show; JSON escapes only half of `_UNSHOWN`."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def shown(text: str) -> str:
-    """Write a text of several lines, such as an answer, so that it can be shown: its lines and tabs
-    stay, nothing else steers.
-    """
+    """Escape a text of several lines, such as an answer; its lines and tabs stay."""
     return "\n".join(map(one_line, text.replace("\r\n", "\n").split("\n")))
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: the field that holds it, what was expected there, what came, and what to do
-    about it.
-    """
+    """One mistake: its field, what was expected, what was given, and how to correct it."""
 
     field: str
     expected: str
@@ -72,7 +66,7 @@ class Problem:
     code: int = Code.CONFIGURATION
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # what came is quoted from files, forms and libraries
+        for field in fields(self):  # values are quoted from files, forms, libraries
             if isinstance(text := getattr(self, field.name), str):
                 object.__setattr__(self, field.name, one_line(text))
 
@@ -82,7 +76,7 @@ class Problem:
 
     @property
     def line(self) -> str:
-        """The one line that stderr, the host and `run.json` show."""
+        """Return the one line that stderr, the host and `run.json` show."""
         return f"error[{int(self.code)}]: {self}"
 
     def as_json(self) -> dict[str, object]:
@@ -90,7 +84,7 @@ class Problem:
 
 
 class JobError(ValueError):
-    """A job that cannot go on, with every problem found; the first one gives the exit code."""
+    """A job that cannot run, with every problem found; the first one gives the exit code."""
 
     def __init__(self, *problems: Problem):
         assert problems, "a JobError names at least one problem"
@@ -108,3 +102,43 @@ def data_error(field: str, expected: str, got: str, fix: str = "") -> JobError:
 
 def model_error(field: str, expected: str, got: str, fix: str = "") -> JobError:
     return JobError(Problem(field, expected, got, fix, Code.MODEL))
+
+
+def first_line(error: object) -> str:
+    """Return an exception's first line, or its type where it has none, without a full stop."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300].rstrip(".")
+
+
+def internal_problem(error: BaseException, field: str, see: str) -> Problem:
+    """Describe an exception that nobody expected; `see` names what to attach to a report."""
+    got = f"{type(error).__name__}: {first_line(error)}"
+    return Problem(
+        field, "no internal error", got, f"Please report this with {see}.", Code.INTERNAL
+    )
+
+
+def print_problems(problems: Iterable[Problem]) -> None:
+    """Print the line of every problem on stderr."""
+    for problem in problems:
+        print(problem.line, file=sys.stderr, flush=True)
+
+
+def report(error: JobError) -> int:
+    """Print the problems of `error` on stderr and return its exit code."""
+    print_problems(error.problems)
+    return error.code
+
+
+def guarded(job: Callable[[], int], failed: Callable[[JobError], int] = report) -> int:
+    """Run `job` to its exit code. After an error, return that of `failed`, which reports it.
+
+    Every program ends through here: a failure always gets its line, our own bug its traceback too.
+    """
+    try:
+        return job()
+    except JobError as error:
+        return failed(error)
+    except Exception as error:
+        traceback.print_exc()
+        return failed(JobError(internal_problem(error, "main", "the lines above")))

@@ -1,8 +1,7 @@
-"""Files and folders that this program writes: nothing is opened, replaced or removed through a
-link.
+"""Files and folders that this program writes.
 
-`open(path, mode, opener=open_plain)` is how a file is opened that stays and grows; `write_whole`
-and `replace_whole` put a finished one in the place of an earlier one.
+Nothing is opened, replaced or removed through a link. `open(path, mode, opener=open_plain)` opens
+a file that stays and grows; `write_whole` and `whole_folder` put a complete one in its place.
 """
 
 from __future__ import annotations
@@ -10,21 +9,23 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
 
 
 def open_plain(path: str | os.PathLike[str], flags: int) -> int:
-    """Open a regular file, made if `flags` say so, and return its descriptor.
+    """Open a regular file, created if `flags` say so, and return its descriptor.
 
-    Raises OSError for a link, for what is no file (a pipe is not waited for) and, to write, for a
-    file that has a second name.
+    Raises OSError for a link, for anything but a file (without waiting for a pipe) and, to write,
+    for a file with a second name.
     """
-    kept = flags & ~os.O_TRUNC  # nothing is lost before it is known what it is
+    kept = flags & ~os.O_TRUNC  # nothing is lost before its kind is known
     try:
         descriptor = os.open(path, kept | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
@@ -46,14 +47,12 @@ def open_plain(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def is_plain(path: Path) -> bool:
-    """Tell a regular file from a link and from everything else."""
+    """Tell whether a path is a regular file and no link."""
     return path.is_file() and not path.is_symlink()
 
 
 def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield (path from `folder`, entry) of everything below it, links and what they lead to told
-    apart: a link is not entered.
-    """
+    """Yield (path from `folder`, entry) of everything below it; links are not followed."""
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
@@ -63,48 +62,80 @@ def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
 
 
 def remove(path: Path) -> None:
-    """Take away a file, a link or a whole folder, never what a link leads to; there may be
-    nothing.
-    """
+    """Remove a file, a link or a folder, if there is one; never the target of a link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
+def _part(final: Path, number: int = 0) -> Path:
+    """Return the temporary name of `final` while it is being written; see `final_name`."""
+    return final.with_name(f".{final.name}.{number}.part" if number else f".{final.name}.part")
+
+
+def _free_part(final: Path) -> Path:
+    """Return a temporary name that nobody has taken: a folder of that name may be a user's."""
+    number = 0
+    while os.path.lexists(part := _part(final, number)):
+        number += 1
+    return part
+
+
+@contextmanager
+def _removed_on_failure(part: Path) -> Generator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # the failure itself is the one to report
+            remove(part)
+        raise
+
+
+def final_name(name: str) -> str:
+    """Return the name that a file or folder gets once it is complete; empty for a final name."""
+    found = re.fullmatch(r"\.(.+?)(?:\.\d+)?\.part", name)
+    return found[1] if found else ""
+
+
 def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write `text` so that a reader finds the old content or all of the new one; `durable`: even
-    after a power cut.
+    """Write `text` so that a reader finds the complete old or the complete new content.
+
+    `durable`: even after a power cut.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.unlink(missing_ok=True)
-    with beside.open(
-        "x", encoding="utf-8"
-    ) as file:  # new: a link that is there meanwhile is an error
-        file.write(text)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(beside, path)
+    part = _part(path, os.getpid())
+    part.unlink(missing_ok=True)
+    with _removed_on_failure(part):
+        with part.open("x", encoding="utf-8") as file:  # a link that appears meanwhile is an error
+            file.write(text)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(part, path)
 
 
-def rename_whole(part: Path, final: Path) -> None:
-    """Publish a finished folder under its final name; everything in it is on disk before the name
-    appears.
+@contextmanager
+def whole_folder(final: Path, *, replaces: bool = False) -> Generator[Path]:
+    """Yield a new folder to write into; it gets the name `final` once everything is on the disk.
+
+    After a failure neither is there. `replaces`: an earlier folder `final` of the same kind gives
+    way. A kill at any moment then leaves a complete folder of that name; on a disk that cannot swap
+    two names, one that `recover` finds. Files that only the earlier one holds belong to somebody:
+    it is then kept as `replaced-<name>`.
     """
-    _fsync_all(part)
-    os.rename(part, final)
-    _fsync(final.parent)
+    part = _free_part(final)
+    with _removed_on_failure(part):
+        part.mkdir(parents=True)
+        yield part
+        _fsync_all(part)
+        if not replaces:
+            os.rename(part, final)
+            _fsync(final.parent)
+    if replaces:  # afterwards `part` may hold files of a user, which are kept even on a failure
+        _replace(part, final)
 
 
-def replace_whole(part: Path, final: Path) -> None:
-    """Publish a finished folder in the place of an earlier one of its kind, if there is one.
-
-    A kill at any moment leaves a whole folder of that name; on a disk that cannot swap two names,
-    one that `recover` finds. Files that only the earlier one holds are somebody's own: it is then
-    kept as `replaced-<name>`.
-    """
-    _fsync_all(part)
+def _replace(part: Path, final: Path) -> None:
     earlier = part
     if not os.path.lexists(final):
         os.rename(part, final)
@@ -120,7 +151,7 @@ def replace_whole(part: Path, final: Path) -> None:
 
 
 def recover(final: Path) -> None:
-    """End a `replace_whole` of `final` that was killed between its two renamings."""
+    """Finish a replacement of the folder `final` that was killed between its two renamings."""
     earlier = _earlier(final)
     if os.path.lexists(final):
         remove(earlier)
@@ -128,21 +159,18 @@ def recover(final: Path) -> None:
         earlier.rename(final)
 
 
+def remove_whole(folder: Path) -> None:
+    """Remove a folder under a temporary name: half removed, it must not look complete."""
+    part = _free_part(folder)
+    folder.rename(part)
+    shutil.rmtree(part)
+
+
 def set_aside(path: Path) -> Path:
     """Rename `path` to `replaced-<name>`, or to the next such name that is free, and return it."""
     kept = _free_name(path.with_name(f"replaced-{path.name}"))
     path.rename(kept)
     return kept
-
-
-def part_beside(final: Path) -> Path:
-    """Return a free name for `final` while it is being written: a folder of that name may be
-    somebody else's.
-    """
-    part, number = final.with_name(f".{final.name}.part"), 2
-    while os.path.lexists(part):
-        part, number = final.with_name(f".{final.name}-{number}.part"), number + 1
-    return part
 
 
 def _earlier(final: Path) -> Path:

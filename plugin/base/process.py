@@ -1,5 +1,6 @@
-"""The environment in which one program of this product starts another: import path, threads, and
-nothing that a launcher of somebody else's left there.
+"""Environment in which one program of this product starts another.
+
+It holds the import path and the number of threads, and nothing that a foreign launcher left.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# whose death a worker notices, even when it came before the worker could look
+# a worker notices this process's death, even if it came before the worker could look
 PARENT_PID = "TRAINER_PARENT_PID"
 LISTEN_FD = "TRAINER_LISTEN_FD"  # several machines: rank 0's bound port; see worker/rendezvous.py
-# makes the hub's libraries read their own cache alone
+# makes the hub's libraries read only their own cache
 NO_DOWNLOADS = {"HF_HUB_OFFLINE": "1"}
 MEETING = "TRAINER_MEETING"  # one machine: the file in which its ranks meet
 
-# What torch, accelerate and MPI read to find the other ranks of a job. A pod of a PyTorchJob has
-# these, and so has a shell inside of srun: one rank would wait for others for ever, and connect to
-# whatever they name.
+# torch, accelerate and MPI read these to find the other ranks of a job. A pod of a PyTorchJob and a
+# shell inside of srun have them: one rank would wait for others endlessly, and connect to whatever
+# they name.
 _LAUNCHER = re.compile(
     r"(GROUP_|ROLE_|LOCAL_)?(RANK|WORLD_SIZE)|ROLE_NAME|FORK_LAUNCHED|MPI_LOCALRANKID|MPI_LOCALNRANKS"
     r"|(MASTER|TORCHELASTIC|OMPI_COMM_WORLD|MV2_COMM_WORLD|PMI|ACCELERATE|FSDP)_.*"
@@ -27,34 +28,31 @@ _LAUNCHER = re.compile(
 
 
 def of_launcher(environ: Mapping[str, str]) -> list[str]:
-    """List the names in `environ` by which a launcher tells a process its place among others."""
+    """List the variables in `environ` by which a launcher assigns ranks."""
     return [name for name in environ if _LAUNCHER.fullmatch(name)]
 
 
 def inherited(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what a child inherits of `environ`: not a launcher's words, nor ours to another
-    child.
-    """
+    """Return `environ` without a launcher's variables and without ours for another child."""
     dropped = {*of_launcher(environ), PARENT_PID, LISTEN_FD, MEETING}
     return {name: value for name, value in environ.items() if name not in dropped}
 
 
 def child_path(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the PYTHONPATH that `python -P -m plugin.X` needs: our folder first, the user's behind
-    it.
+    """Return the PYTHONPATH that `python -P -m plugin.X` needs: our folder, then the user's.
 
-    An empty piece, as in `/x:`, would be the current folder, and come before the standard library.
+    An empty entry, as in `/x:`, would be the current folder, ahead of the standard library.
     """
     theirs = environ.get("PYTHONPATH", "").split(os.pathsep)
     return {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *theirs]))}
 
 
 def cpu_threads(environ: Mapping[str, str], processes: int = 1) -> dict[str, str]:
-    """Return the threads of each of `processes` programs that compute on this machine's CPU, where
-    a person has set no others.
+    """Return the thread settings of each of `processes` programs on this machine's CPU.
 
-    OpenMP's threads wait busily by default: as soon as anything else runs, two of them are slower
-    than one, and a small model's thousands of short waits a hundred times slower.
+    A user's own settings win. OpenMP's threads wait busily by default: as soon as anything else
+    runs, two of them are slower than one, and the thousands of short waits of a small model are a
+    hundred times slower.
     """
     threads = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
@@ -64,11 +62,9 @@ def cpu_threads(environ: Mapping[str, str], processes: int = 1) -> dict[str, str
 
 
 def compile_cache(environ: Mapping[str, str], otherwise: Path | None = None) -> dict[str, str]:
-    """Return where torch keeps the code it compiled, which it will run again: the user's cache, or
-    `otherwise`.
+    """Return where torch keeps compiled code, which it runs again: the user's cache or `otherwise`.
 
-    Its own choice is /tmp/torchinductor_USER, a folder that any other user of the machine may have
-    made first.
+    torch's default is /tmp/torchinductor_USER, which another user of the machine may have made.
     """
     name = "TORCHINDUCTOR_CACHE_DIR"
     caches = Path(environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
@@ -80,7 +76,7 @@ def compile_cache(environ: Mapping[str, str], otherwise: Path | None = None) -> 
 
 
 def torch_program(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a torch program that is no rank of a run."""
+    """Return the environment of a torch program that is not a rank of a run."""
     return {
         **inherited(environ),
         **child_path(environ),

@@ -1,8 +1,7 @@
-"""Imported first by every torch program: our own lines say what matters, and libraries' hints and
-bars would drown them.
+"""Silence for the hints and progress bars of libraries, which would drown our own lines.
 
-bitsandbytes warns while it is imported (and accelerate imports it), so this has to happen before
-the other imports.
+Every torch program imports this first: bitsandbytes warns while it is imported, and accelerate
+imports it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from types import TracebackType
 from .environment import require
 from .process import ROOT
 
-require(ROOT)  # before a missing or old package ends an import with a traceback
+require(ROOT)  # before an import of a missing or old package fails with a traceback
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -26,9 +25,7 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _on_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Ctrl-C ends a program, seconds of imports included, without a traceback; everything else is
-    told as always.
-    """
+    """End a program without a traceback after Ctrl-C, also during its seconds of imports."""
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
 
@@ -37,9 +34,7 @@ sys.excepthook = _on_error
 
 
 def quiet_loading() -> None:
-    """Switch off the bars that transformers draws while it loads weights; needs transformers
-    imported.
-    """
+    """Switch off the bars that transformers draws while it loads weights."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

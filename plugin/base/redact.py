@@ -1,10 +1,8 @@
-"""Keys never reach a file or a stream: what looks like one, or is the value of one in the
-environment, becomes `[redacted]`.
+"""Redaction of keys: `[redacted]` stands for what looks like one, or is one of the environment.
 
-Every text that leaves a program passes `redact`: JSON and events in run_folder.to_json, printed
-lines through `guard_streams`, the board in reporting. Native libraries write past that, straight
-into log.txt; the parent redacts what it relays of it, and `scrub`s the file when the workers have
-ended.
+Every text that leaves a program passes `redact`: JSON and events in run/folder.to_json, printed
+lines through `guard_streams`, TensorBoard in worker/reporter. Native libraries write directly into
+log.txt; the parent redacts what it relays of it and `scrub`s the file when the workers have ended.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ NAMES = re.compile(
 )
 NOT_KEYS = {"TOKENIZERS_PARALLELISM"}
 SHORTEST = 8  # characters; anything shorter would redact ordinary words
-# Keys that are known by their look, from wherever they come.
+# Keys that are recognised by their form, wherever they come from.
 KNOWN = (
     r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{30,}",
     r"(?<![A-Za-z0-9_-])sk-(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{20,}",
@@ -40,17 +38,15 @@ KNOWN = (
 
 
 def secrets(environ: Mapping[str, str]) -> set[str]:
-    """Values of variables named like a key.
+    """Return the values of variables named like a key.
 
-    Paths that exist, numbers and plain words (`disabled`) are none.
+    Existing paths, numbers and plain words (`disabled`) are not keys.
     """
     found: set[str] = set()
     for name, value in environ.items():
         if not NAMES.search(name) or name in NOT_KEYS:
             continue
-        for line in (
-            part.strip() for part in value.splitlines()
-        ):  # a key of several lines is also told line by line
+        for line in map(str.strip, value.splitlines()):  # a key may be printed line by line
             word = re.fullmatch(r"[a-z]+|[\d.]+", line) and not re.search(
                 "SECRET|PASSWORD", name, re.IGNORECASE
             )
@@ -60,8 +56,9 @@ def secrets(environ: Mapping[str, str]) -> set[str]:
 
 
 def compile_pattern(environ: Mapping[str, str]) -> re.Pattern[str]:
-    """What `redact` replaces, given this environment: its keys as they are, as JSON and as URLs
-    write them, and known kinds.
+    """Compile what `redact` replaces: known kinds, and the keys of `environ` in every spelling.
+
+    JSON and URLs spell a key in their own way.
     """
     values: set[str] = set()
     for secret in secrets(environ):
@@ -81,14 +78,14 @@ def _pattern() -> re.Pattern[str]:
 
 
 def redact(text: str) -> str:
-    """`text` without any key of this process's environment, as it was when first asked."""
+    """Return `text` without the keys of the environment, as it was at the first call."""
     return _pattern().sub(MARK, text)
 
 
 class GuardedStream:
-    """A text stream in front of another one that lets whole lines through, redacted.
+    """A text stream that passes complete lines on to another one, redacted.
 
-    Only what print, logging and bars use.
+    It has only what print, logging and progress bars use.
     """
 
     def __init__(self, stream: TextIO):
@@ -125,9 +122,7 @@ class GuardedStream:
 
 
 def guard_streams() -> None:
-    """Put the filter in front of this process's stdout and stderr; what their encoding lacks is
-    written as an escape.
-    """
+    """Redact this process's stdout and stderr; characters outside their encoding are escaped."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, GuardedStream):
@@ -137,11 +132,8 @@ def guard_streams() -> None:
 
 
 def scrub(path: Path) -> None:
-    """Redact a finished text file in place, if anything in it has to be.
-
-    Its writers must have ended.
-    """
-    if not is_plain(path):  # something has taken its place while the run went on
+    """Redact a text file in place, if it holds a key. Its writers must have ended."""
+    if not is_plain(path):  # something took its place during the run
         return
     with open(
         path, encoding="utf-8", errors="surrogateescape", newline="", opener=open_plain

@@ -1,6 +1,6 @@
-"""What `main.py chat` and `main.py fuse` take.
+"""Command-line arguments of `chat` and `fuse`.
 
-Read before torch is, so that a mistyped word is told at once, and by the programs.
+They are parsed before torch is imported, so that a typo is reported immediately.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..base.errors import JobError, Problem
-from ..config.parse import CommandLine
+from ..config.command_line import CommandLine
 
 SAMPLER_OPTIONS = {
     "max_new_tokens": "longest answer",
@@ -20,15 +20,15 @@ SAMPLER_OPTIONS = {
 
 
 def chat_options(argv: Sequence[str]) -> argparse.Namespace:
-    """Raises JobError (exit 2)."""
-    about = "Talk to a trained model. In a terminal the answer is seen denoising; --prompt prints one answer."
+    """Parse the arguments of `chat`. Raises JobError (exit 2)."""
+    about = "Talk to a trained model. A terminal shows the answer while it denoises; --prompt prints one answer."
     parser = CommandLine(prog="main.py chat", description=about)
     parser.add_argument("model", help="a run folder, a model folder or a hub id")
     parser.add_argument("--prompt", help="answer this and exit")
     parser.add_argument(
         "--base",
         default="",
-        help="of an adapter: the model it was trained on, where it does not lie in its run",
+        help="for an adapter outside of its run: the model it was trained on",
     )
     parser.add_argument(
         "--json", action="store_true", help="with --prompt: {prompt, text, steps, seconds}"
@@ -42,14 +42,12 @@ def chat_options(argv: Sequence[str]) -> argparse.Namespace:
         )
     options = parser.parse_args(argv)
     if options.json and options.prompt is None:
-        raise JobError(
-            Problem("json", "--prompt beside it", "no prompt", "A dialogue is for people.")
-        )
+        raise JobError(Problem("json", "--prompt as well", "no prompt", "A dialogue has no JSON."))
     return options
 
 
 def fuse_options(argv: Sequence[str]) -> argparse.Namespace:
-    """Raises JobError (exit 2)."""
+    """Parse the arguments of `fuse`. Raises JobError (exit 2)."""
     parser = CommandLine(
         prog="main.py fuse", description="Merge an adapter that was trained earlier into its base."
     )
@@ -75,5 +73,5 @@ def fuse_options(argv: Sequence[str]) -> argparse.Namespace:
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise ValueError(text)  # argparse makes its own words of it
+        raise ValueError(text)  # argparse reports it in its own words
     return value

@@ -1,12 +1,13 @@
-"""`main.py chat MODEL`: talk to a trained model.
+"""Chat with a trained model: `main.py chat MODEL`.
 
-In a terminal the answer is seen denoising; `--prompt` prints one answer.
+A terminal shows the answer while it denoises; `--prompt` prints one answer.
 """
 
 from __future__ import annotations
 
 from ..base.quiet import quiet_loading  # isort: skip  # before anything that imports torch
 
+import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from rich.live import Live
 from rich.text import Text
 from transformers import PreTrainedModel
 
-from ..base.errors import JobError, Problem, json_line, model_error, shown
+from ..base.errors import JobError, Problem, guarded, json_line, model_error, shown
 from ..base.redact import guard_streams
 from ..config.families import FAMILIES
 from ..config.model_files import refuse_missing_path
@@ -59,7 +60,7 @@ class Chatter:
     ) -> list[Answer]:
         """Answer every dialogue.
 
-        Raises JobError (exit 2) when a prompt leaves the model no positions.
+        Raises JobError (exit 2) when a prompt leaves no positions for an answer.
         """
         began = time.perf_counter()
         prompts = [self.chat.prompt(turns) for turns in dialogues]
@@ -87,8 +88,9 @@ class Chatter:
 
 
 def find_model(name: str) -> str:
-    """A run folder means its fused model, or its last checkpoint; anything else is a model folder
-    or hub id.
+    """Return the model folder or hub id that `name` means.
+
+    A run folder means its fused model, or its last checkpoint.
     """
     folder = Path(name).expanduser()
     if not (folder / "run.json").exists():
@@ -107,7 +109,7 @@ def find_model(name: str) -> str:
 
 
 def load_chatter(name: str, overrides: dict[str, int], given_base: str = "") -> Chatter:
-    """A model folder, or an adapter's on its base, see find_base. Raises JobError (exit 4)."""
+    """Load a model, or an adapter on its base, see find_base. Raises JobError (exit 4)."""
     path = Path(find_model(name))
     facts = read_facts(path)
     settings = replace(facts.sampler, **overrides)
@@ -137,32 +139,30 @@ def load_chatter(name: str, overrides: dict[str, int], given_base: str = "") -> 
 def main(argv: Sequence[str]) -> int:
     guard_streams()
     quiet_loading()
-    try:
-        options = chat_options(argv)
-        overrides = {name: value for name in SAMPLER_OPTIONS if (value := vars(options)[name])}
-        chatter = load_chatter(options.model, overrides, local_path(options.base))
-        if options.prompt is None:
-            return _talk(chatter)
-        (answer,) = chatter.answer([[Turn("user", options.prompt)]])
-    except JobError as error:
-        for problem in error.problems:
-            print(problem.line, file=sys.stderr)
-        return error.code
+    return guarded(lambda: _chat(chat_options(argv)))
+
+
+def _chat(options: argparse.Namespace) -> int:
+    overrides = {name: value for name in SAMPLER_OPTIONS if (value := vars(options)[name])}
+    chatter = load_chatter(options.model, overrides, local_path(options.base))
+    if options.prompt is None:
+        return _talk(chatter)
+    (answer,) = chatter.answer([[Turn("user", options.prompt)]])
     if options.json:
-        told = {
+        printed = {
             "prompt": options.prompt,
             "text": answer.text,
             "steps": answer.steps,
             "seconds": round(answer.seconds, 3),
         }
-        print(json_line(told))
+        print(json_line(printed))
     else:
         print(shown(answer.text))
     return 0
 
 
 def _talk(chatter: Chatter) -> int:
-    """A dialogue until an empty line or Ctrl-D; /new forgets what was said."""
+    """Hold a dialogue until an empty line or Ctrl-D; /new starts another."""
     console = Console(highlight=False)
     turns: list[Turn] = []
     console.print("[dim]An empty line ends, /new starts over.[/]")
@@ -182,7 +182,7 @@ def _talk(chatter: Chatter) -> int:
 
 
 def _answer_live(chatter: Chatter, turns: Sequence[Turn], console: Console) -> str:
-    """The answer, shown in place while it denoises when there is a terminal to show it on."""
+    """Print the answer; a terminal shows it in place while it denoises."""
     if not console.is_terminal:
         (answer,) = chatter.answer([turns])
         console.print(shown(answer.text), markup=False)
@@ -199,7 +199,7 @@ def _answer_live(chatter: Chatter, turns: Sequence[Turn], console: Console) -> s
 
 
 def canvas_line(chat: ChatFormat, ids: list[int]) -> Text:
-    """A half-revealed answer as the terminal shows it."""
+    """Render an answer that is still being denoised."""
     text = Text("bot  ", style="bold green")
     for piece in shown(chat.frame(ids, HOLE)):
         text.append(piece, style="magenta" if piece == HOLE else "default")
@@ -207,7 +207,7 @@ def canvas_line(chat: ChatFormat, ids: list[int]) -> Text:
 
 
 def answer_line(answer: Answer) -> Text:
-    """A whole one."""
+    """Render a complete answer."""
     return Text.assemble(
         ("bot  ", "bold green"), shown(answer.text), (f"   {answer.steps} steps", "dim")
     )

@@ -1,14 +1,10 @@
-"""From a trained model to a folder that works by itself: merge, write aside, reload in a fresh
-process, compare, publish.
-
-Also `main.py fuse --adapter DIR --model_name BASE --out DIR`, for an adapter that was trained
-earlier.
-"""
+"""Fusing an adapter trained earlier: `main.py fuse --adapter DIR --model_name BASE --out DIR`."""
 
 from __future__ import annotations
 
 from ..base.quiet import quiet_loading  # isort: skip  # before anything that imports torch
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +13,7 @@ import torch
 
 from ..assembly.fuse import DTYPES, Card, Fused, Target, fuse_adapter
 from ..assembly.verify import TOKENS
-from ..base.errors import Code, JobError, Problem, json_line, model_error, one_line
+from ..base.errors import Code, JobError, Problem, guarded, json_line, model_error, one_line
 from ..base.redact import guard_streams
 from ..config.families import FAMILIES
 from ..config.model_files import refuse_missing_path
@@ -35,23 +31,18 @@ from .arguments import fuse_options
 def main(argv: Sequence[str]) -> int:
     guard_streams()
     quiet_loading()
-    try:
-        options = fuse_options(argv)
-        fused = _fuse_earlier(
-            options.adapter.expanduser(),
-            local_path(options.model_name),
-            options.out.expanduser(),
-            options.fuse_base,
-        )
-    except JobError as error:
-        for problem in error.problems:
-            print(problem.line, file=sys.stderr)
-        return error.code
-    print(
-        json_line(fused.result.content())
-        if options.json
-        else f"fused model  {one_line(str(fused.path))}"
+    return guarded(lambda: _fuse(fuse_options(argv)))
+
+
+def _fuse(options: argparse.Namespace) -> int:
+    fused = _fuse_earlier(
+        options.adapter.expanduser(),
+        local_path(options.model_name),
+        options.out.expanduser(),
+        options.fuse_base,
     )
+    path = one_line(str(fused.path))
+    print(json_line(fused.result.content()) if options.json else f"fused model  {path}")
     return 0
 
 
@@ -85,8 +76,7 @@ def _fuse_earlier(adapter: Path, base: str, out: Path, fuse_base: str) -> Fused:
         str(adapter if (adapter / "tokenizer_config.json").is_file() else base), family=family
     )
     dtype = DTYPES[recorded.dtype]
-    # merged_model checks names and shapes first; only then is the adapter put on the base as it was
-    # trained.
+    # merged_model checks names and shapes before the adapter is put on the base as it was trained.
     merged_model(base, adapter, four_bit=False, dtype=dtype, embedding_rows=len(tokenizer))
     trained = load_model(base, dtype=dtype, four_bit=recorded.four_bit)
     if len(tokenizer) > table_rows(trained):

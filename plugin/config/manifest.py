@@ -1,7 +1,7 @@
-"""Renders the parameters: index.json (plugin-era form), task.yaml (today's tasks), the command
-line, and the table in info.md.
+"""Renderings of the parameters: index.json, task.yaml, the table of info.md, the command line.
 
-`python -m plugin.config.manifest` writes the files; `--check` fails when a committed one differs.
+index.json is the form of the plugin era, task.yaml that of today's tasks. `python -m
+plugin.config.manifest` writes the files; `--check` fails when a committed one differs.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any
 from ..base.files import write_whole
 from .families import ARCHITECTURES
 from .methods import methods_with
-from .params import GROUPS, NEEDS
-from .parse import ADVANCED, SCHEMA, choices, expected
+from .params import GROUPS, SCHEMA
+from .parse import ADVANCED
+from .rules import NEEDS
 from .task import gallery_entry, task_yaml
+from .wording import choices, expected
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # the gallery offers an upgrade when this differs from the installed one: bump it with every change
@@ -30,9 +32,9 @@ TABLE_BEGIN, TABLE_END = (
 
 
 def index_json() -> dict[str, Any]:
-    """The plugin-era manifest.
+    """Return the plugin-era manifest.
 
-    Enums need a widget of their own: the host's default select cannot be changed by a user.
+    Enums need a widget of their own: users cannot change the host's default select.
     """
     names = [name for name, kind in SCHEMA.items() if kind["form"]]
     return {
@@ -81,7 +83,7 @@ def _form_property(name: str) -> dict[str, Any]:
 
 
 def parameter_table() -> str:
-    """The Markdown table of info.md, one row a parameter."""
+    """Return the Markdown table of info.md, one row a parameter."""
     rows = [
         f"| `{name}` | {_cell(kind['default'])} | {_escaped(expected(name))} | {_escaped(kind['description'])} |"
         for name, kind in SCHEMA.items()
@@ -99,9 +101,9 @@ def _cell(default: object) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One `--name VALUE` a parameter.
+    """Add one `--name VALUE` a parameter.
 
-    Values stay text (a bare flag is `true`): `parse()` is the one that understands them.
+    Values stay text, a bare flag is `true`: `parse()` interprets them.
     """
     group: Any = parser
     for name, kind in SCHEMA.items():
@@ -120,14 +122,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _belongs(name: str) -> str:
-    """Name the method or the switch without which an option does nothing."""
+    """Name the method or the switch without which an option has no effect."""
     if methods := methods_with(name):
         return f"{' and '.join(methods)} only: "
     return f"with --{NEEDS[name]} true: " if name in NEEDS else ""
 
 
 def rendered(root: Path = ROOT) -> dict[Path, str]:
-    """Every generated file and what it must hold."""
+    """Return {generated file: its content}."""
     info = (root / "info.md").read_text(encoding="utf-8")
     before, _, rest = info.partition(TABLE_BEGIN)
     _, _, after = rest.partition(TABLE_END)

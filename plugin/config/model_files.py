@@ -1,6 +1,4 @@
-"""A model folder's files, looked at without loading anything, so that the parent can refuse it
-before a run begins.
-"""
+"""Checks of a model folder's files without loading them, so that the parent can refuse it."""
 
 from __future__ import annotations
 
@@ -18,19 +16,19 @@ from .params import Params
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _FILES = (".json", ".yaml", ".safetensors", ".gguf", ".bin", ".pt")
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
-_POINTER = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
+_POINTER = b"version https://git-lfs"  # the beginning of a file that git-lfs has not fetched
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-_SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")  # a file of the folder itself, of no other kind
+_SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")  # a safetensors file of the folder itself
 MOST_JSON = 1 << 25  # bytes of a configuration or an index of weights
 MOST_TOKENIZER = 1 << 28  # bytes of a tokenizer's file; the largest published ones have 2^25
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json")
 
 
 def check_model_files(name: str) -> None:
-    """Refuse a folder of which no model can be trained. A name that is no path is a hub id.
+    """Refuse a folder without a trainable model. A name that is not a path is a hub id.
 
-    Raises JobError (exit 4): files that are missing, pointers of git-lfs, an adapter, GGUF,
-    quantised weights, pickles.
+    Raises JobError (exit 4): missing files, pointers of git-lfs, an adapter, GGUF, quantised
+    weights, pickles.
     """
     folder = Path(name).expanduser()
     if folder.suffix.lower() == ".gguf" or _holds_gguf_alone(folder):
@@ -67,7 +65,7 @@ def check_model_files(name: str) -> None:
 
 
 def refuse_missing_path(field: str, name: str) -> None:
-    """Raises JobError (exit 4) for a path that does not exist, so that no hub is asked for it.
+    """Raise JobError (exit 4) for a missing path, so that it is not looked up on the hub.
 
     A hub id is NAME or OWNER/NAME.
     """
@@ -76,7 +74,7 @@ def refuse_missing_path(field: str, name: str) -> None:
         or not _HUB_ID.fullmatch(name)
         or Path(name).suffix in _FILES
     )
-    owner = Path(name).parent  # of a hub id; runs/mine and mine/fused are none
+    owner = Path(name).parent  # of a hub id; runs/mine and mine/fused are paths
     of_runs = name.startswith("runs/") or (
         owner.name and any((*owner.glob("run.json"), *owner.glob("*/run.json")))
     )
@@ -85,9 +83,9 @@ def refuse_missing_path(field: str, name: str) -> None:
 
 
 def check_method(params: Params) -> None:
-    """Raises JobError (exit 2) when a configuration on this machine is of another method's family.
+    """Raise JobError (exit 2) if a configuration on this machine belongs to another method.
 
-    Others are left to the worker.
+    The worker checks those of the hub.
     """
     named = (
         Path(params.model_config_file)
@@ -103,9 +101,7 @@ def check_method(params: Params) -> None:
 
 
 def check_architecture(params: Params, architecture: str) -> None:
-    """Raises JobError (exit 2) when the host says that the base, a hub id, is of another method's
-    family.
-    """
+    """Raise JobError (exit 2) if the base, a hub id, belongs to another method by its host."""
     if params.model_name and not Path(params.model_name).expanduser().exists():
         for family in FAMILIES.values():
             if family.architecture == architecture:
@@ -113,7 +109,7 @@ def check_architecture(params: Params, architecture: str) -> None:
 
 
 def refuse_other_methods(family: Family, method: str) -> None:
-    """Raises JobError (exit 2) when `method` does not train this family."""
+    """Raise JobError (exit 2) if `method` does not train this family."""
     if method not in (able := methods_of(family.name)):
         named = " or ".join(able)
         fix = f"Set training_method {named}, or choose another model."
@@ -125,7 +121,7 @@ def refuse_other_methods(family: Family, method: str) -> None:
 def check_quantisation(
     name: str, config: Mapping[str, Any], gptq_file: bool = False, *, field: str = "model_name"
 ) -> None:
-    """Refuse weights that a config.json calls quantised. Raises JobError (exit 4)."""
+    """Refuse weights that config.json declares quantised. Raises JobError (exit 4)."""
     found = next(
         (config[key] for key in ("quantization_config", "compression_config") if config.get(key)),
         None,
@@ -149,7 +145,7 @@ def check_quantisation(
 
 
 def check_lengths(folder: Path, field: str) -> None:
-    """Refuse files that take a library minutes to read. Raise JobError (exit 4)."""
+    """Refuse files that a library needs minutes to read. Raises JobError (exit 4)."""
     for pattern, most in (
         ("*.json", MOST_JSON),
         ("*.jinja", MOST_JSON),
@@ -171,20 +167,18 @@ def check_pointers(folder: Path, field: str, patterns: tuple[str, ...]) -> None:
             f", ... ({len(pointers)} in all)" if len(pointers) > 3 else ""
         )
         got = f"{folder}: {shown}, which git-lfs has not fetched"
-        raise model_error(field, "whole files", got, f"Run `git lfs pull` in {folder}.")
+        raise model_error(field, "complete files", got, f"Run `git lfs pull` in {folder}.")
 
 
 def is_own_file(file: Path) -> bool:
-    """Tell a regular file of its folder; a hub's cache keeps those of a repository in the `blobs`
-    beside its `snapshots`.
-    """
+    """Tell whether a file lies in its folder, or in the `blobs` of its snapshot in a hub's cache."""
     folder, target = file.parent.resolve(), file.resolve()
     blobs = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
     return target.is_file() and target.parent in (folder, blobs)
 
 
 def check_copied(folder: Path, field: str) -> None:
-    """Refuse links to other folders among the files that are published as they are.
+    """Refuse links to other folders among the files that are published unchanged.
 
     Raises JobError (exit 4).
     """
@@ -192,20 +186,21 @@ def check_copied(folder: Path, field: str) -> None:
     files = sorted(file for pattern in patterns for file in folder.glob(pattern))
     if foreign := [str(file.relative_to(folder)) for file in files if not is_own_file(file)]:
         got = f"{folder}: {', '.join(foreign[:3])}, which leads elsewhere"
-        fix = "Whatever it leads to would be published with the trained model; put a copy in its place."
+        fix = "Its target would be published with the trained model; put a copy in its place."
         raise model_error(field, "files of its own", got, fix)
 
 
 def tokenizer_class(name: str) -> str | None:
-    """Name the class that a folder without tokenizer.json asks for; None where it names none."""
+    """Return the tokenizer class that a folder without tokenizer.json names, or None."""
     folder = Path(name).expanduser()
     kind = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
     return kind if isinstance(kind, str) and not (folder / "tokenizer.json").is_file() else None
 
 
 def slow_tokenizer(name: str, kind: str, library: str = "") -> JobError:
-    """Make the error (exit 4) over a tokenizer without a fast form; `library`: what its class
-    lacks.
+    """Return the JobError (exit 4) for a tokenizer without a fast form.
+
+    `library`: the package that its class needs and this machine lacks.
     """
     got = f"{name}: {kind}, which has no tokenizer.json here{f' (needs {library})' if library else ''}"
     fix = "Make a tokenizer.json of it, or name another tokenizer in tokenizer_name."
@@ -213,9 +208,9 @@ def slow_tokenizer(name: str, kind: str, library: str = "") -> JobError:
 
 
 def read_small(path: Path, most: int = MOST_JSON) -> str:
-    """Read a regular file of at most `most` bytes. Raise OSError, or ValueError for another one."""
+    """Read a regular file of at most `most` bytes. Raises OSError; ValueError for any other file."""
     if path.exists() and not path.is_file():
-        raise ValueError("no regular file")
+        raise ValueError("not a regular file")
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -224,7 +219,7 @@ def read_small(path: Path, most: int = MOST_JSON) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read an object from a file; empty where there is none."""
+    """Read a JSON object from a file; empty if there is none."""
     try:
         value = json.loads(read_small(path))
     except (OSError, ValueError, RecursionError):
@@ -236,12 +231,12 @@ def _check_adapter(name: str, folder: Path) -> None:
     if not (folder / "adapter_config.json").is_file():
         return
     if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):
-        return  # a whole model, with an adapter beside it
+        return  # a full model, with an adapter as well
     base = (
         read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
     )
     fix = f"Name {base} as model_name; to train on from this adapter, fuse it first (main.py fuse)."
-    raise model_error("model_name", "a whole model", f"{name}, an adapter of {base}", fix)
+    raise model_error("model_name", "a full model", f"{name}, an adapter of {base}", fix)
 
 
 def _holds_gguf_alone(folder: Path) -> bool:
@@ -261,10 +256,7 @@ def _gguf(name: str, folder: Path) -> JobError:
 
 
 def _check_whole(name: str, folder: Path) -> None:
-    """Refuse weights of which a file is missing or empty, or lies elsewhere.
-
-    Raises JobError (exit 4).
-    """
+    """Refuse weights with a file that is missing, empty or elsewhere. Raises JobError (exit 4)."""
     files = shard_names(folder / WEIGHTS_INDEX, name) if (folder / WEIGHTS_INDEX).is_file() else []
     missing = [file for file in files if not (folder / file).is_file()]
     missing += sorted(file.name for file in folder.glob("*.safetensors") if not file.stat().st_size)
@@ -283,7 +275,7 @@ def _check_whole(name: str, folder: Path) -> None:
 def shard_names(index: Path, name: str) -> list[str]:
     """List the files that an index of weights names.
 
-    Raises JobError (exit 4) for one that is no safetensors file beside it.
+    Raises JobError (exit 4) for anything but a safetensors file in the folder of the index.
     """
     named = read_json(index).get("weight_map")
     files = list(named.values()) if isinstance(named, dict) else []
@@ -294,7 +286,7 @@ def shard_names(index: Path, name: str) -> list[str]:
         )
         fix = "Pickled weights can run code, and another folder's would not be checked."
         raise model_error(
-            "model_name", f"names of safetensors files beside {WEIGHTS_INDEX}", got, fix
+            "model_name", f"names of safetensors files in the folder of {WEIGHTS_INDEX}", got, fix
         )
     return sorted(set(files))
 

@@ -1,9 +1,50 @@
-"""Rules for resuming a run: the parameters that may differ."""
+"""Rules between parameters: aliases, what needs what, cross-checks, what may change on resume."""
 
 from __future__ import annotations
 
-# What may be another when a run goes on: where and how fast it runs, how long, what it tells.
-# Everything else has already shaped the weights in the checkpoint.
+import math
+from collections.abc import Callable, Collection
+
+from ..base.errors import Problem
+from ..base.redact import MARK, redact
+from .fields import MOST_DOCUMENTS
+from .methods import methods_with
+from .params import SCHEMA, SHARDED, Params
+from .wording import quoted
+
+MOST_TEXT = 100_000  # characters of a text
+
+# Names that other trainers' commands use; each stands for one of ours.
+ALIASES = {
+    "model_name_or_path": "model_name",
+    "per_device_train_batch_size": "batch_size",
+    "lr_scheduler_type": "learning_rate_schedule",
+    "max_steps": "train_steps",
+    "lora_rank": "lora_r",
+    "adapter_name": "adaptor_name",
+    "dataset_args": "dataset_name",
+    "output_dir": "run_dir",
+    "report_to": "log_to_wandb",
+    "gradient_checkpointing": "recompute",
+}
+# Words of an alias, and the values of ours that they stand for.
+ALIAS_VALUES: dict[str, dict[str, object]] = {
+    "report_to": {"wandb": True, "all": True, "none": False, "tensorboard": False},
+    "gradient_checkpointing": {"true": "full", "false": "none"},
+}
+
+# Options that have an effect only when another switch is on; otherwise a note says so.
+NEEDS = {
+    "lora_r": "lora",
+    "lora_alpha": "lora",
+    "lora_dropout": "lora",
+    "lora_targets": "lora",
+    "fuse_base": "load_in_4bit",
+    "wandb_project": "log_to_wandb",
+}
+
+# Parameters that may differ when a run is resumed: where, how fast and how long it runs, and what it
+# reports. Everything else has already shaped the weights of the checkpoint.
 WHERE = {
     "train_device",
     "gpu_ids",
@@ -37,7 +78,7 @@ LENGTH = {
     "save_total_limit",
     "resume",
 }
-TOLD = {
+REPORTS = {
     "logging_steps",
     "log_to_wandb",
     "wandb_project",
@@ -46,8 +87,8 @@ TOLD = {
     "fuse_model",
     "fuse_base",
 }
-MAY_CHANGE = WHERE | LAYOUT | SPEED | LENGTH | TOLD
-# A stream's packs are its steps: these would change them.
+MAY_CHANGE = WHERE | LAYOUT | SPEED | LENGTH | REPORTS
+# Not of a stream: its steps are packs, which these would change.
 NOT_OF_A_STREAM = {
     "batch_size",
     "gradient_accumulation_steps",
@@ -55,3 +96,241 @@ NOT_OF_A_STREAM = {
     "num_processes",
     "num_machines",
 }
+
+
+def cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
+    """List what is wrong between parameters that are each valid by themselves.
+
+    `typed`: the names that a person typed on the command line.
+    """
+    found: list[Problem] = []
+
+    def require(holds: bool, field: str, expected: str, got: str, fix: str = "") -> None:
+        if not holds:
+            found.append(Problem(field, expected, got, fix))
+
+    require(
+        params.train_device != "tpu",
+        "train_device",
+        "auto, cuda or cpu",
+        "tpu",
+        "It is planned, not built yet.",
+    )
+    require(
+        bool(params.dataset_name),
+        "dataset_name",
+        "a file, folder or hub id",
+        "nothing",
+        "Give --dataset_name.",
+    )
+    require(
+        bool(params.model_name) != bool(params.model_config_file),
+        "model_name",
+        "either model_name or model_config",
+        "both" if params.model_name else "neither",
+        "model_name continues a model; model_config (a config.json) starts a new one.",
+    )
+    require(
+        params.t_min < params.t_max,
+        "t_min",
+        f"less than t_max ({params.t_max:g})",
+        f"{params.t_min:g}",
+    )
+    cpu_half = params.dtype == "float16" and params.train_device == "cpu"
+    require(not cpu_half, "dtype", "float32 on a CPU", "float16", "CPUs do not train in float16.")
+    each = params.batch_size * params.gradient_accumulation_steps
+    fix = "Or lower gradient_accumulation_steps."
+    require(
+        each <= MOST_DOCUMENTS,
+        "batch_size",
+        f"at most {MOST_DOCUMENTS} documents a step on each device",
+        str(each),
+        fix,
+    )
+    quantised, scratch = params.load_in_4bit, bool(params.model_config_file)
+    require(
+        not quantised or params.lora,
+        "load_in_4bit",
+        "lora true as well",
+        "lora false",
+        "4-bit weights cannot be trained.",
+    )
+    require(
+        not (quantised and scratch),
+        "load_in_4bit",
+        "a model_name",
+        "model_config",
+        "New weights cannot stay frozen.",
+    )
+    require(
+        not (params.lora and scratch),
+        "lora",
+        "a model_name",
+        "model_config",
+        "A new model has no base to adapt.",
+    )
+    shares = params.eval_share > 0 or params.eval_strategy == "no"
+    require(shares, "eval_share", "more than 0", "0", "eval_strategy no holds nothing out.")
+    picks = (
+        params.compile == "on" and params.recompute == "selective"
+    )  # single operations, which compiled layers do not have
+    require(
+        not picks,
+        "recompute",
+        "auto, none or full with compile on",
+        "selective",
+        "Or set compile auto.",
+    )
+    if params.streaming:
+        sft = params.training_stage == "sft"
+        require(
+            not sft,
+            "streaming",
+            "training_stage pretrain as well",
+            "sft",
+            "Answers are read before training starts.",
+        )
+        require(params.packing != "off", "streaming", "packing auto or on as well", "packing off")
+        no_end = "A stream has no last document."
+        require(
+            params.num_train_epochs == 0,
+            "num_train_epochs",
+            "train_steps with streaming",
+            f"{params.num_train_epochs:g}",
+            no_end,
+        )
+        require(
+            params.eval_strategy != "epoch",
+            "eval_strategy",
+            "no or steps with streaming",
+            "epoch",
+            no_end,
+        )
+    for name, value in (("eval_steps", params.eval_steps), ("save_steps", params.save_steps)):
+        require(
+            value < 1 or math.floor(value) == value,
+            name,
+            "whole steps, or a share below 1",
+            f"{value:g}",
+        )
+    require(
+        not {"num_train_epochs", "train_steps"} <= set(typed),
+        "train_steps",
+        "either epochs or steps",
+        "both num_train_epochs and train_steps",
+        "Give one of the two.",
+    )
+    _check_machines(params, require)
+    found += sharding_problems(params)
+    for name, value in params.as_json().items():
+        if isinstance(value, str):
+            require(
+                len(value) <= MOST_TEXT,
+                name,
+                f"at most {MOST_TEXT} characters",
+                f"{len(value)} characters",
+            )
+            require(
+                redact(value) == value,
+                name,
+                "no key in a parameter",
+                MARK,
+                "Keys are read from the environment alone.",
+            )
+            require(
+                is_writable(value),
+                name,
+                "text that UTF-8 can encode, without a null character",
+                quoted(value),
+            )
+    return found
+
+
+def is_writable(text: str) -> bool:
+    """Tell whether files and system calls accept a text; JSON and file names may hold others."""
+    return "\0" not in text and text.encode("utf-8", "ignore").decode() == text
+
+
+def _check_machines(params: Params, require: Callable[..., None]) -> None:
+    machines, rank = params.num_machines, params.machine_rank
+    require(
+        rank < machines,
+        "machine_rank",
+        f"less than num_machines ({machines})",
+        str(rank),
+        "Machines are counted from 0.",
+    )
+    if machines > 1:
+        port, address = params.main_process_port, params.main_process_ip
+        require(
+            port != "auto",
+            "main_process_port",
+            "a port that every machine names",
+            "auto",
+            "Choose one, such as 29500.",
+        )
+        # Other addresses of 127.0.0.0/8 are allowed: several parents on one machine, for a trial.
+        local = address in ("127.0.0.1", "localhost", "::1")
+        require(
+            not local,
+            "main_process_ip",
+            "machine 0's address in the network",
+            address,
+            "127.0.0.1 is each machine itself.",
+        )
+
+
+def sharding_problems(params: Params) -> list[Problem]:
+    """List what cannot be sharded.
+
+    8-bit states come in blocks of a full tensor, and nobody has proved that all ranks skip the same
+    steps when float16 overflows.
+    """
+    found: list[Problem] = []
+    if params.parallel in SHARDED:
+        fix = "Or set parallel ddp."
+        if params.optim != "adamw":
+            found.append(
+                Problem(
+                    "parallel",
+                    "optim adamw as well",
+                    f"{params.parallel} with {params.optim}",
+                    fix,
+                )
+            )
+        if params.dtype == "float16":
+            found.append(
+                Problem(
+                    "parallel",
+                    "dtype bfloat16 or float32 as well",
+                    f"{params.parallel} with float16",
+                    fix,
+                )
+            )
+    return found
+
+
+def inapplicable(params: Params) -> list[str]:
+    """Return one note for each option that was set and has no effect in this job."""
+    values = params.as_json()
+    notes = [
+        f"{name}: belongs to training_method {' or '.join(able)}; "
+        f"it has no effect with {params.training_method}."
+        for name in values
+        if (able := methods_with(name)) and params.training_method not in able
+        if values[name] != SCHEMA[name]["default"]
+    ]
+    notes += [
+        f"{name}: has no effect without {switch}."
+        for name, switch in NEEDS.items()
+        if not values[switch] and values[name] != SCHEMA[name]["default"]
+    ]
+    if params.num_machines == 1 and params.main_process_port != "auto":
+        notes.append(
+            "main_process_port: has no effect on one machine, whose processes meet in a private folder."
+        )
+    if params.num_train_epochs > 0:
+        notes.append(
+            f"train_steps: ignored, because num_train_epochs is {params.num_train_epochs:g}."
+        )
+    return notes

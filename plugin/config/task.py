@@ -1,6 +1,4 @@
-"""task.yaml and the gallery entry of today's Transformer Lab, rendered from the parameters by
-config/manifest.py.
-"""
+"""task.yaml and the gallery entry of today's Transformer Lab; config/manifest.py writes them."""
 
 from __future__ import annotations
 
@@ -9,10 +7,11 @@ from typing import Any
 
 import yaml
 
-from .parse import SCHEMA, choices
+from .params import SCHEMA
+from .wording import choices
 
 NAME = "diffusion-llm-trainer"
-# of the repository on GitHub. Whoever publishes it puts the name here, and nowhere else
+# of the repository on GitHub. The publisher puts the name here, and nowhere else
 OWNER = "OWNER"
 FIRST = ("model_name", "dataset_name", "adaptor_name")  # a task has no fields of the host for these
 _HEAD = """\
@@ -23,7 +22,7 @@ _HEAD = """\
 
 
 def task_yaml() -> str:
-    """Only keys that the host knows: it refuses a task with any other."""
+    """Render task.yaml with keys that the host knows: it refuses a task with any other."""
     names = dict.fromkeys([*FIRST, *(name for name, kind in SCHEMA.items() if kind["form"])])
     task: dict[str, Any] = {
         "name": NAME,
@@ -42,10 +41,7 @@ def task_yaml() -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML whose floats every reader takes for floats:
-
-    PyYAML itself writes 2e-05, and reads that as text.
-    """
+    """YAML with floats that every reader accepts; PyYAML writes 2e-05, and reads it as text."""
 
 
 def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
@@ -83,7 +79,7 @@ def _parameter(name: str) -> dict[str, Any]:
 
 
 def gallery_entry(owner: str = OWNER) -> str:
-    """What a pull request adds to the task gallery."""
+    """Return the entry that a pull request adds to the task gallery."""
     entry = {
         "title": "Diffusion LLM Trainer",
         "description": "Trains text-diffusion language models: BERT, LLaDA and Dream, full, LoRA or 4-bit.",

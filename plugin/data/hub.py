@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, cast
 
-from ..base.errors import JobError, data_error
+from ..base.errors import JobError, data_error, first_line
 from .files.columns import FIELD
 from .files.folder import Split
 
@@ -80,7 +80,7 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _hub_error(name: str, error: Exception) -> JobError:
-    message = (str(error).splitlines() or [""])[0][:300]
-    expected, got = f"a hub dataset {name} that can be loaded", f"{type(error).__name__}: {message}"
+    expected = f"a hub dataset {name} that can be loaded"
+    got = f"{type(error).__name__}: {first_line(error)}"
     fix = "Check the name, the network and access rights, or give a local file."
     return data_error(FIELD, expected, got, fix)

@@ -1,38 +1,37 @@
-"""Ways in for hosts: the plugin-era harness calls `main.main()` with an input file, a task runs
-`main.py --task`.
+"""Entry points of hosts: the plugin-era harness with an input file, and `main.py --task`.
 
-Each ends in the same `train_job`.
+Both end in the same `train_job`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from werkzeug.utils import secure_filename
 
-from ..base.errors import JobError, Problem
-from ..base.guard import guarded
+from ..base.errors import JobError, Problem, guarded
 from ..base.process import ROOT
 from ..base.redact import guard_streams
+from ..config.command_line import CommandLine
 from ..config.model_files import check_architecture
-from ..config.parse import CommandLine, Parsed, parse
+from ..config.parse import Parsed, parse
 from ..data.mixture import renamed_mixture
+from ..parent.host import JobHost
 from ..parent.train import train_job
 from .plugin_era.host import TlabHost
 from .plugin_era.job import TlabJob, adaptor_name, form_values, read_job
 from .plugin_era.sdk import TlabSdk
-from .task import LabHost, chosen_checkpoint, go_on_here, started_sdk, task_values
+from .task import TaskHost, chosen_checkpoint, copy_checkpoint, started_sdk, task_values
 
 
 def run_harness(argv: Sequence[str]) -> int:
-    """A job of the plugin-era host:
+    """Run a job of the plugin-era host: `--plugin_dir D --input_file F --experiment_name E`.
 
-    `--plugin_dir D --input_file F --experiment_name E`. Returns the exit code.
+    Returns the exit code.
     """
     guard_streams()
     options = CommandLine(prog="main.py", allow_abbrev=False, add_help=False)
@@ -45,26 +44,21 @@ def run_harness(argv: Sequence[str]) -> int:
         except RecursionError as error:
             fix = "The host writes this file; report it there."
             raise JobError(
-                Problem("input_file", "the host's JSON", f"{file}: brackets without end", fix)
+                Problem("input_file", "the host's JSON", f"{file}: endless brackets", fix)
             ) from error
         return _harness_job(job)
 
-    def refused(error: JobError) -> int:
-        for problem in error.problems:  # without a readable file there is no job to report to
-            print(problem.line, file=sys.stderr, flush=True)
-        return error.code
-
-    return guarded(job, refused)
+    return guarded(job)  # without a readable file there is no job to report to
 
 
 def run_task() -> int:
-    """A job of today's host: the parameters are the SDK's to tell.
+    """Run a job of today's host, whose SDK has the parameters.
 
-    Returns the exit code, which the host looks at.
+    Returns the exit code, which the host reads.
     """
     guard_streams()
     lab = started_sdk()
-    host = LabHost(lab)
+    host = TaskHost(lab)
 
     def train() -> int:
         values = task_values(lab.get_config())
@@ -75,14 +69,13 @@ def run_task() -> int:
             .absolute()
         )
         if checkpoint:
-            go_on_here(checkpoint, run_dir)
+            copy_checkpoint(checkpoint, run_dir)
             values |= {"run_dir": str(run_dir), "resume": "true"}
         elif not values.get("resume"):
             values["run_dir"] = str(run_dir)
         name = str(values.get("dataset_name") or "")
-        if (
-            name and not Path(name).exists() and (ROOT / name).exists()
-        ):  # the task's files may land in a sub-folder
+        # the host may put the task's files into a sub-folder
+        if name and not Path(name).exists() and (ROOT / name).exists():
             values["dataset_name"] = str(ROOT / name)
         parsed = parse(values, unknown="note")
         _say_effective(host, parsed)
@@ -91,7 +84,7 @@ def run_task() -> int:
     return _reporting(host, train)
 
 
-def _reporting(host: TlabHost | LabHost, train: Callable[[], int]) -> int:
+def _reporting(host: JobHost, train: Callable[[], int]) -> int:
     def failed(error: JobError) -> int:
         host.failed(error.problems)
         return error.code
@@ -99,7 +92,7 @@ def _reporting(host: TlabHost | LabHost, train: Callable[[], int]) -> int:
     return guarded(train, failed)
 
 
-def _say_effective(host: TlabHost | LabHost, parsed: Parsed) -> None:
+def _say_effective(host: JobHost, parsed: Parsed) -> None:
     host.line("effective values:")
     for name, value in parsed.params.as_json().items():
         host.line(f"  {name} = {json.dumps(value, ensure_ascii=False)}")
@@ -117,7 +110,7 @@ def _harness_job(job: TlabJob) -> int:
 
 
 def _tlab_parameters(job: TlabJob, host: TlabHost) -> Parsed:
-    """The form's values as parameters, the host's own settings put in. Raises JobError."""
+    """Parse the form's values and add the host's own settings. Raises JobError."""
     values, ignored = form_values(job)
     parsed = parse(values, unknown="note")
     params = parsed.params
@@ -128,16 +121,17 @@ def _tlab_parameters(job: TlabJob, host: TlabHost) -> Parsed:
         if params.eval_strategy == "no":
             fix = "A sweep compares eval/loss."
             raise JobError(Problem("eval_strategy", "steps or epoch in a sweep", "no", fix))
-        update["fuse_model"] = False  # of many models one is kept: the host trains it again
+        update["fuse_model"] = False  # the host trains the best one again and keeps that
     if params.log_to_wandb and not params.wandb_project:
         update["wandb_project"] = os.environ.get("WANDB_PROJECT", "") or job.experiment
     return replace(parsed, params=params.model_copy(update=update), notes=(*ignored, *parsed.notes))
 
 
 def _dataset(job: TlabJob, spec: str, host: TlabHost) -> str:
-    """Where a data set of the host is, or a mixture of them. A folder of the workspace is found
-    without its SDK, which takes ten seconds to import: only for other names is it asked before the
-    workers start.
+    """Return the path of a data set of the host, or a mixture of such paths.
+
+    A folder of the workspace is found without the SDK, which takes ten seconds to import. Only
+    other names need it before the workers start.
     """
     return _in_workspace(job, spec) or renamed_mixture(
         spec, lambda name: _in_workspace(job, name) or TlabSdk(host.line).dataset_path(name)
@@ -145,7 +139,7 @@ def _dataset(job: TlabJob, spec: str, host: TlabHost) -> str:
 
 
 def _in_workspace(job: TlabJob, name: str) -> str:
-    """Nothing for what is elsewhere."""
+    """Return the path of a data set in the workspace; empty for one elsewhere."""
     folder = job.workspace / "datasets" / secure_filename(name)
     if (
         secure_filename(name)

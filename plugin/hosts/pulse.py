@@ -1,6 +1,4 @@
-"""A sign of life in a log: while a run loads, evaluates, saves or fuses in silence, one line says
-so every few seconds.
-"""
+"""Signs of life in a log: one line every few seconds while a run loads, evaluates, saves or fuses."""
 
 from __future__ import annotations
 
@@ -23,14 +21,14 @@ WORDS = {
 
 
 class Pulse:
-    """A thread of its own: the host's calls may take seconds, the import of its SDK ten."""
+    """A thread that writes the lines: the host's calls may take seconds, its SDK's import ten."""
 
     def __init__(self, say: Callable[[str], None], *, every_s: float = EVERY_S):
         self._say, self._every_s = say, every_s
         self._phase, self._since = "load", time.monotonic()
         self._last = self._since
         self._first_step: int | None = None
-        self._moves = False  # steps are being finished: their figures are the sign of life
+        self._moves = False  # finished steps are a sign of life themselves
         self._over = threading.Event()
         self._lock = threading.RLock()
 
@@ -43,7 +41,7 @@ class Pulse:
 
     @contextmanager
     def speaking(self) -> Generator[None]:
-        """Write to the log inside of this: one thread at a time, and the silence begins anew."""
+        """Guard a write to the log: one thread at a time, after which the silence begins anew."""
         with self._lock:
             yield
             self._last = time.monotonic()

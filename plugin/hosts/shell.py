@@ -1,6 +1,4 @@
-"""No host: the run folder is all there is, and a person watches it on a terminal or in a log
-file.
-"""
+"""Host of a run started from a shell: a terminal or a log file shows the run folder's events."""
 
 from __future__ import annotations
 
@@ -17,20 +15,20 @@ from ..base.errors import json_line, one_line
 from ..parent.launch import LaunchPlan
 from ..run.events import CheckpointEvent, Event, MetricsEvent, ProgressEvent
 from ..run.folder import RunFolder
-from ..run.lines import counted, metrics_line, outcome_line
+from ..run.lines import metrics_line, outcome_line
 from ..run.outcome import Outcome
 from .pulse import Pulse
 
-QUIET_LINES = 20  # without a terminal, so many metric lines a run
+QUIET_LINES = 20  # metric lines of a run without a terminal
 
 
 def _quoted(path: object) -> str:
-    """A path as a shell takes it back: people copy these lines."""
+    """Quote a path for a shell: users copy these lines."""
     return one_line(shlex.quote(str(path)))
 
 
-class FolderHost:
-    """Prints on stderr; the result goes to stdout, as JSON if asked."""
+class ShellHost:
+    """A host that prints on stderr, and the result on stdout, as JSON if requested."""
 
     stop_grace_s = math.inf
 
@@ -43,9 +41,6 @@ class FolderHost:
         self._pulse = Pulse(self.line)
 
     def started(self, folder: RunFolder, plan: LaunchPlan) -> None:
-        where = f"GPU {', '.join(plan.gpus)}" if plan.gpus else "CPU"
-        self.line(f"run folder: {folder.path}")
-        self.line(f"devices: {where}, {counted(len(plan.ranks), 'process', 'processes')}")
         self.line(f"stop with Ctrl-C or: touch {_quoted(folder / 'STOP')}")
         if self._console.is_terminal:
             columns = (
@@ -101,9 +96,8 @@ class FolderHost:
             print(
                 f"resume       {program} train --config {_quoted(folder / 'run.json')} --resume true --run_dir {where}"
             )
-        if (
-            outcome.outcome == "done" and (folder / "fused").is_dir()
-        ):  # that of an earlier end is not this one's
+        # a fused model of an earlier end is not this one's
+        if outcome.outcome == "done" and (folder / "fused").is_dir():
             print(f"fused model  {one_line(str(folder / 'fused'))}")
             print(f"chat         {program} chat {_quoted(folder.path)}")
         print(f"curves       tensorboard --logdir {_quoted(folder / 'tb')}")

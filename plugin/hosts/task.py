@@ -1,8 +1,7 @@
-"""Today's Transformer Lab: a task that runs `python main.py --task` beside the SDK `lab`, which the
-host installs.
+"""Host of today's Transformer Lab: a task runs `python main.py --task` with the host's SDK `lab`.
 
-Every call of the SDK happens on one thread of its own, in order: some copy gigabytes, and a stop
-must be answered within 3 s.
+One thread makes every call of the SDK, in order: some copy gigabytes, and a stop must be answered
+within 3 s.
 """
 
 from __future__ import annotations
@@ -21,34 +20,30 @@ from typing import Any
 
 from ..base.digests import DIGESTS
 from ..base.errors import JobError, Problem, one_line
-from ..base.files import is_plain, part_beside, write_whole
+from ..base.files import is_plain, whole_folder, write_whole
 from ..config.methods import pipeline_tag
 from ..parent.launch import LaunchPlan
 from ..parent.wandb import FACTS
 from ..run.events import CheckpointEvent, Event, MetricsEvent, ProgressEvent, SampleEvent
 from ..run.folder import RunFolder
-from ..run.lines import counted, metrics_line, outcome_line, sample_line
+from ..run.lines import metrics_line, outcome_line, sample_line
 from ..run.outcome import Outcome
 from ..run.state import STATE
 from .pulse import Pulse
 
 EVERY_S = 1.0
-# The host sends SIGTERM to the whole tree, SIGKILL 3 s later: the workers have this long to save,
-# the rest is for the last words.
+# The host sends SIGTERM to all processes and SIGKILL 3 s later: the workers have this long to save,
+# the last report has the rest.
 STOP_GRACE_S = 1.5
 LAST_WORDS_S = 0.8
-ARTIFACTS = (
-    "run.json",
-    "log.txt",
-    "samples.jsonl",
-    "tb",
-)  # beside the model, the checkpoints and the metrics
+# in addition to the model, the checkpoints and the metrics
+ARTIFACTS = ("run.json", "log.txt", "samples.jsonl", "tb")
 ADAPTER = "adapter"
 _NAME = re.compile(r"checkpoint-\d+")
 
 
 class Caller:
-    """A thread that makes the calls it is given, one after the other."""
+    """A thread that makes calls one after the other."""
 
     def __init__(self, say: Callable[[str], None]):
         self._say, self._calls = say, queue.SimpleQueue[Callable[[], object] | None]()
@@ -59,7 +54,7 @@ class Caller:
         self._calls.put(call)
 
     def finish(self, timeout_s: float | None = None) -> None:
-        """Wait for what was asked so far."""
+        """Wait for the calls so far."""
         self._calls.put(None)
         self._thread.join(timeout_s)
 
@@ -67,15 +62,11 @@ class Caller:
         while call := self._calls.get():
             try:
                 call()
-            except (
-                OSError,
-                ValueError,
-                RuntimeError,
-            ) as error:  # the run goes on without the host's page of it
-                self._say(f"the host did not take a report: {error}")
+            except (OSError, ValueError, RuntimeError) as error:  # the run continues unreported
+                self._say(f"the host refused a report: {error}")
 
 
-class LabHost:
+class TaskHost:
     stop_grace_s = STOP_GRACE_S
 
     def __init__(self, lab: Any):
@@ -83,16 +74,13 @@ class LabHost:
         self._pulse = Pulse(self.line)
         self._caller = Caller(self.line)
         self._percent, self._sent = 0, -math.inf
-        self._told = 0  # the percentage that the host knows
-        self._rows: dict[int, dict[str, float]] = {}  # step -> figures that the host does not know
-        self._step: int = 0  # the newest finished one, and its loss
+        self._told = 0  # the last percentage sent to the host
+        self._rows: dict[int, dict[str, float]] = {}  # step -> figures not yet sent to the host
+        self._step: int = 0  # the newest finished step, and its loss
         self._loss: float | None = None
         self._latest: dict[str, float] = {}
 
     def started(self, folder: RunFolder, plan: LaunchPlan) -> None:
-        where = f"GPU {', '.join(plan.gpus)}" if plan.gpus else "CPU"
-        self.line(f"run folder: {folder.path}")
-        self.line(f"devices: {where}, {counted(len(plan.ranks), 'process', 'processes')}")
         self._pulse.start()
 
     def line(self, text: str) -> None:
@@ -146,7 +134,7 @@ class LabHost:
         self.line(line)
 
     def failed(self, problems: Sequence[Problem]) -> None:
-        """The cause, where the job's page shows it and last in its log."""
+        """Report the cause on the job's page, and as the last line of its log."""
         self._pulse.stop()
         details = "\n".join(problem.line for problem in problems)
         self._caller.call(lambda: self._lab.error(message=details))
@@ -155,10 +143,9 @@ class LabHost:
             self.line(problem.line)
 
     def _send(self) -> None:
-        """Send what has moved: every evaluation, and the newest other figures, for the host asks
-        for one report a second.
+        """Send every new evaluation and the newest other figures: the host wants a report a second.
 
-        Each row holds the training loss; the host's page shows the newest row alone.
+        Each row holds the training loss, since the host's page shows only the newest row.
         """
         self._sent, rows, self._rows = time.monotonic(), self._rows, {}
         percent = self._percent
@@ -176,31 +163,31 @@ class LabHost:
         self._told = percent
 
     def _save_checkpoint(self, path: Path) -> None:
-        """Copy a checkpoint to the host, and remove what the run has removed: the host keeps as
-        many as `save_total_limit` says.
+        """Copy a checkpoint to the host, and remove those that the run has removed.
+
+        The host then keeps `save_total_limit` checkpoints, like the run.
         """
         run = RunFolder(path.parent)
         try:
-            if path.is_dir():  # a slow copy of the one before may have outlived it
+            if path.is_dir():  # a slow copy of the previous one may have outlived it
                 saved = Path(self._lab.save_checkpoint(str(path), path.name))
-                if saved.is_dir():  # a folder of this machine, and no bucket
+                if saved.is_dir():  # a folder of this machine, not a bucket
                     write_whole(
                         saved / "run.json", (run / "run.json").read_text(encoding="utf-8")
                     )  # for the job that resumes
         finally:
-            kept = {one.name for one in run.checkpoints()}
-            there = [Path(one) for one in self._lab.get_checkpoint_paths()]
-            for one in there:
-                if one.name not in kept and is_checkpoint(one):
-                    shutil.rmtree(one)
+            kept = {checkpoint.name for checkpoint in run.checkpoints()}
+            copies = [Path(name) for name in self._lab.get_checkpoint_paths()]
+            for copy in copies:
+                if copy.name not in kept and is_checkpoint(copy):
+                    shutil.rmtree(copy)
             self._lab.set_job_data_field(
-                "checkpoints", [str(one) for one in there if one.name in kept]
+                "checkpoints", [str(copy) for copy in copies if copy.name in kept]
             )
 
     def _save_artifacts(self, folder: RunFolder, outcome: Outcome) -> None:
-        made = (
-            (ADAPTER,) if outcome.outcome == "done" else ()
-        )  # that of an earlier end is not this one's
+        # an adapter of an earlier end is not this one's
+        made = (ADAPTER,) if outcome.outcome == "done" else ()
         for name in (*ARTIFACTS, *made):
             if (path := folder / name).exists():
                 self._caller.call(lambda path=path: self._lab.save_artifact(str(path), path.name))
@@ -220,7 +207,7 @@ class LabHost:
 
 
 def started_sdk() -> Any:
-    """The host's SDK, with the job that the host started us for."""
+    """Return the host's SDK, connected to the job that the host started."""
     from lab import lab  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]  # the host has it, we do not
 
     lab.init()
@@ -228,9 +215,9 @@ def started_sdk() -> Any:
 
 
 def task_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's parameters as `parse` takes them.
+    """Return a task's parameters for `parse`.
 
-    Launched through the API they may come as the schema of task.yaml itself.
+    A launch through the API may send the schema of task.yaml itself.
     """
     unwrapped = {
         name: value.get("default") if isinstance(value, dict) else value
@@ -242,7 +229,7 @@ def task_values(config: Mapping[str, Any]) -> dict[str, Any]:
 def chosen_checkpoint(lab: Any) -> Path | None:
     """Return the checkpoint of another job that the user chose to resume from.
 
-    Raises JobError (exit 2) for one that is gone.
+    Raises JobError (exit 2) if it no longer exists.
     """
     if path := lab.get_checkpoint_to_resume():
         return Path(path)
@@ -261,7 +248,7 @@ def chosen_checkpoint(lab: Any) -> Path | None:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Tell a checkpoint of ours by its name and its digests; a link is none."""
+    """Recognise a checkpoint of this program by its name and its digests; never a link."""
     return (
         bool(_NAME.fullmatch(folder.name))
         and not folder.is_symlink()
@@ -269,10 +256,10 @@ def is_checkpoint(folder: Path) -> bool:
     )
 
 
-def go_on_here(checkpoint: Path, run_dir: Path) -> None:
-    """Make `run_dir` a run that stands at the checkpoint of another job.
+def copy_checkpoint(checkpoint: Path, run_dir: Path) -> None:
+    """Copy another job's checkpoint into a new run `run_dir`, to resume it there.
 
-    Raises JobError (exit 2) if it is none of this program.
+    Raises JobError (exit 2) if this program did not write it.
     """
     record = checkpoint / "run.json"
     if not (_NAME.fullmatch(checkpoint.name) and is_plain(checkpoint / STATE) and is_plain(record)):
@@ -281,13 +268,13 @@ def go_on_here(checkpoint: Path, run_dir: Path) -> None:
             Problem("resume", "a checkpoint that this trainer wrote", str(checkpoint), fix)
         )
     if not os.path.lexists(run_dir):
-        part = part_beside(run_dir)
-        # A link stays one, and is then refused by name: a stranger's would fetch what it leads to.
-        shutil.copytree(
-            checkpoint,
-            part / checkpoint.name,
-            symlinks=True,
-            ignore=shutil.ignore_patterns("run.json"),
-        )
-        shutil.copy(record, part)
-        part.rename(run_dir)
+        with whole_folder(run_dir) as part:
+            # A link stays one, and is then refused by name: following a stranger's would copy what
+            # it leads to.
+            shutil.copytree(
+                checkpoint,
+                part / checkpoint.name,
+                symlinks=True,
+                ignore=shutil.ignore_patterns("run.json"),
+            )
+            shutil.copy(record, part)

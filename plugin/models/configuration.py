@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
 
-from ..base.errors import JobError, model_error
+from ..base.errors import JobError, first_line, model_error
 from ..config.families import ARCHITECTURES, FAMILIES, Family
 from ..config.model_files import (
     check_model_files,
@@ -15,7 +15,7 @@ from ..config.model_files import (
     read_small,
     refuse_other_methods,
 )
-from .checks import BROKEN_FILE, library_message
+from .checks import BROKEN_FILE
 from .checks.config_fields import check_sizes, settle
 from .published import REGISTRY, field_problems
 
@@ -32,7 +32,7 @@ def load_config(name: str) -> PretrainedConfig:
         raise
     except BROKEN_FILE as error:
         raise model_error(
-            "model_name", "a model folder or hub id", f"{name}: {library_message(error)}"
+            "model_name", "a model folder or hub id", f"{name}: {first_line(error)}"
         ) from error
     family = family_of(config, name)
     architectures = config.architectures or [family.architecture]
@@ -68,7 +68,7 @@ def new_config(config_file: str) -> PretrainedConfig:
         fields = json.loads(read_small(Path(config_file).expanduser()))
     except (OSError, ValueError, RecursionError) as error:
         raise model_error(
-            "model_config", "a readable config.json", f"{config_file}: {library_message(error)}"
+            "model_config", "a readable config.json", f"{config_file}: {first_line(error)}"
         ) from error
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
     if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -95,7 +95,7 @@ def new_config(config_file: str) -> PretrainedConfig:
         raise
     except BROKEN_FILE as error:
         raise model_error(
-            "model_config", "values of the right kind", f"{config_file}: {library_message(error)}"
+            "model_config", "values of the right kind", f"{config_file}: {first_line(error)}"
         ) from error
     return config
 

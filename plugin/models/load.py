@@ -20,9 +20,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..base.errors import JobError, Problem, model_error
+from ..base.errors import JobError, Problem, first_line, model_error
 from ..config.families import FAMILIES, Family
-from .checks import BROKEN_FILE, library_message
+from .checks import BROKEN_FILE
 from .checks.weight_files import weights_alone
 from .configuration import load_config, new_config, switch_off_dropout
 from .published import REGISTRY
@@ -67,7 +67,7 @@ def load_model(
         raise
     except BROKEN_FILE as error:
         raise model_error(
-            "model_name", "weights that load", f"{name}: {library_message(error)}"
+            "model_name", "weights that load", f"{name}: {first_line(error)}"
         ) from error
     model, report = loaded
     model.name_or_path = model.config.name_or_path = name  # an adapter of it records this name
@@ -190,7 +190,7 @@ def check_builds(config: PretrainedConfig, field: str) -> None:
     except JobError:
         raise
     except BROKEN_FILE as error:
-        raise model_error(field, "a configuration that builds", library_message(error)) from error
+        raise model_error(field, "a configuration that builds", first_line(error)) from error
 
 
 def table_rows(model: PreTrainedModel) -> int:

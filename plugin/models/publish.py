@@ -48,7 +48,7 @@ def write_model(
     Weights are safetensors; of a model with an adapter, the adapter's alone. Code files are copied
     from `base`, the folder or hub id that the model was made from. No file names a local path.
     """
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     if has_adapter(model):
         model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink()  # peft's is an empty form

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from ..base.errors import model_error
+from ..base.errors import first_line, model_error
 from ..config.families import FAMILIES, Family
 from ..config.model_files import (
     check_copied,
@@ -25,7 +25,7 @@ from ..config.model_files import (
     slow_tokenizer,
     tokenizer_class,
 )
-from .checks import BROKEN_FILE, library_message
+from .checks import BROKEN_FILE
 from .checks.tokenizer_patterns import check_patterns
 from .configuration import embedding_rows
 from .published import REGISTRY
@@ -79,7 +79,7 @@ def _read_tokenizer(name: str, family: Family | None) -> PreTrainedTokenizerBase
         if kind := tokenizer_class(name):
             raise slow_tokenizer(name, kind, _missing_library(kind, name)) from error
         raise model_error(
-            "tokenizer_name", "a tokenizer that loads", f"{name}: {library_message(error)}"
+            "tokenizer_name", "a tokenizer that loads", f"{name}: {first_line(error)}"
         ) from error
     if not tokenizer.is_fast:
         raise slow_tokenizer(name, type(tokenizer).__name__)

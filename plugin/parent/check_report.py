@@ -1,4 +1,4 @@
-"""What `check` shows a person: the plan, the data, what the model will see, one verdict."""
+"""Report of `check` for a terminal: plan, data, a preview of masked documents, verdict."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ..base.errors import one_line
 from ..run.lines import counted
+from .launch import devices_line
 
 STYLES = {
     "prompt": "cyan",
@@ -19,7 +20,7 @@ STYLES = {
     "end": "dim green",
     "masked": "bold white on magenta",
 }
-HOLE = "░"  # a masked token where there is no colour to mark it
+HOLE = "░"  # a masked token on a terminal without colour
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "heap")
 BARS = " ▁▂▃▄▅▆▇█"
 
@@ -31,13 +32,10 @@ def print_check(plan: Mapping[str, Any], *, ok: bool) -> None:
     for note in plan["notes"]:
         console.print(f"note: {note}", markup=False)
     if launch := plan.get("launch"):
-        where = f"GPU {', '.join(launch['gpus'])}" if launch["gpus"] else "CPU"
-        console.print(
-            f"devices     {where}; {counted(launch['processes'], 'process', 'processes')}"
-        )
+        console.print(f"devices     {devices_line(launch['gpus'], launch['processes'])}")
         console.print(f"train       {shlex.join(plan['command'])}", markup=False)
         console.print(
-            f"cluster     examples/accelerate_ddp.yaml says what comes before: {launch['accelerate']}",
+            f"cluster     examples/accelerate_ddp.yaml has the steps before: {launch['accelerate']}",
             markup=False,
         )
     if "steps" in plan:
@@ -51,7 +49,7 @@ def print_check(plan: Mapping[str, Any], *, ok: bool) -> None:
 
 
 def _harmless(value: Any) -> Any:
-    """Return `value` with every text in it, of rows and files, fit for a line of a terminal."""
+    """Return `value` with every text in it escaped for one line of a terminal."""
     if isinstance(value, str):
         return one_line(value.replace("\n", "⏎"))
     if isinstance(value, Mapping):
@@ -114,7 +112,7 @@ def _print_data(console: Console, split: str, report: Mapping[str, Any]) -> None
 
 def _print_preview(console: Console, plan: Mapping[str, Any]) -> None:
     console.print(
-        f"what the model sees of {plan['preview_row']} (⟦ ⟧: one token of the tokenizer's own):",
+        f"the model's view of {plan['preview_row']} (⟦ ⟧: one token of the tokenizer's own):",
         markup=False,
     )
     for view in plan["preview"]:

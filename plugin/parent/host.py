@@ -1,9 +1,11 @@
-"""Protocol of a host, which asks for runs: one class in hosts/ with these five methods."""
+"""Protocol of a host, which asks for runs: one class in hosts/ has these members."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+from ..base.errors import Problem
 from ..run.events import Event
 from ..run.folder import RunFolder
 from ..run.outcome import Outcome
@@ -13,8 +15,9 @@ from .launch import LaunchPlan
 class Host(Protocol):
     @property
     def stop_grace_s(self) -> float:
-        """Seconds from a signal to the end that the workers have; infinite where nobody kills the
-        parent meanwhile.
+        """Seconds that the workers have from a signal to their end.
+
+        Infinite where nobody kills the parent meanwhile.
         """
         ...
 
@@ -23,17 +26,25 @@ class Host(Protocol):
         ...
 
     def line(self, text: str) -> None:
-        """One line of log."""
+        """Show one line of log."""
         ...
 
     def event(self, event: Event) -> None:
-        """One event of events.jsonl, as it appears."""
+        """Receive one event of events.jsonl, as it appears."""
         ...
 
     def stop_wanted(self) -> bool:
-        """Whether the host's own stop button was pressed; asked ten times a second."""
+        """Return True once the host's own stop button was pressed; called ten times a second."""
         ...
 
     def finished(self, folder: RunFolder, outcome: Outcome) -> None:
-        """The workers are gone and run.json is whole; called once."""
+        """The workers have ended and run.json is complete; called once."""
+        ...
+
+
+class JobHost(Host, Protocol):
+    """A host that shows jobs, also those that were refused before a run folder existed."""
+
+    def failed(self, problems: Sequence[Problem]) -> None:
+        """Report the problems of a job as its outcome."""
         ...

@@ -1,5 +1,5 @@
-"""The cause of a death in what a program printed: the last line of its last traceback, and of the
-error that it came from.
+"""Cause of a program's death, from its printed lines: its last traceback's error and that one's
+cause.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LONGEST = 300
 
 
 class LastWords:
-    """Reads a program's lines as they come."""
+    """A reader of a program's lines."""
 
     def __init__(self, lines: Iterable[str] = ()):
         self._inside = False  # among the indented lines of a traceback
@@ -37,9 +37,7 @@ class LastWords:
 
     @property
     def cause(self) -> str:
-        """Return `ImportError: ...`, with the error it came from; empty if no traceback was
-        printed.
-        """
+        """Return `ImportError: ...` and the error it came from; empty without a traceback."""
         if not self._errors:
             return ""
         first, last = self._errors[0], self._errors[-1]

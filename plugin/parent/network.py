@@ -1,4 +1,4 @@
-"""Which of this machine's networks leads to the other machines of a run."""
+"""Network interface that leads to the other machines of a run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ FIELD = "main_process_ip"
 
 
 def interface_to(address: str) -> str:
-    """Name of the network interface towards machine 0; empty where the system does not tell. Sends
-    nothing.
+    """Return the name of the interface towards machine 0; empty if the system does not know it.
 
-    gloo would take the interface of the host's own name. On many machines that is the loopback,
-    where the others wait for ever. Raises JobError (exit 2) naming main_process_ip: no way leads
-    there, or it is a name that only this machine knows itself by.
+    Nothing is sent. gloo would take the interface of the host's own name; on many machines that is
+    the loopback, where the others wait endlessly. Raises JobError (exit 2) naming main_process_ip:
+    no route leads there, or the name means this machine only here.
     """
     try:
         family, *_, target = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
@@ -40,8 +39,8 @@ def interface_to(address: str) -> str:
         )
     for name, addresses in psutil.net_if_addrs().items():
         if any(
-            one.address == own or (_is_loopback(own) and _is_loopback(one.address))
-            for one in addresses
+            found.address == own or (_is_loopback(own) and _is_loopback(found.address))
+            for found in addresses
         ):
             return name
     return ""

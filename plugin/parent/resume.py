@@ -1,6 +1,4 @@
-"""Going on with a run: which checkpoint, whether the parameters allow it, and the run's files cut
-back to it. Without torch.
-"""
+"""Resuming a run: its checkpoint, the checks against it, and the run's files cut back to it."""
 
 from __future__ import annotations
 
@@ -24,14 +22,14 @@ from ..run.state import STATE, read_state
 
 @dataclass(frozen=True)
 class Target:
-    """What `resume` names."""
+    """The run and the checkpoint that `resume` names."""
 
     run_dir: Path | None  # None: a new run
     checkpoint: Path | None  # None: the run's last one
 
 
 def resume_target(params: Params) -> Target:
-    """Raises JobError (exit 2) naming resume."""
+    """Return the run that `resume` names. Raises JobError (exit 2) naming resume."""
     if params.resume == "false":
         return Target(None, None)
     given = Path(params.run_dir).expanduser().absolute() if params.run_dir else None
@@ -40,7 +38,7 @@ def resume_target(params: Params) -> Target:
             raise JobError(
                 Problem(
                     "resume",
-                    "a run_dir to go on in",
+                    "a run_dir to resume",
                     "true without one",
                     "Name the run folder in run_dir.",
                 )
@@ -66,17 +64,16 @@ def resume_target(params: Params) -> Target:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run goes on."""
+    """The checkpoint from which a run is resumed."""
 
     checkpoint: Path
     step: int
 
 
 def find_start(folder: RunFolder, named: Path | None, say: Callable[[str], None]) -> Start | None:
-    """The newest whole checkpoint, or the named one; None when the run has not written any. Broken
-    ones are told and skipped.
+    """Return the newest intact checkpoint, or the named one; None if the run has written none.
 
-    Raises JobError (exit 2) when none is whole.
+    Broken checkpoints are logged and skipped. Raises JobError (exit 2) when none is intact.
     """
     candidates = [named] if named else folder.checkpoints()[::-1]
     for path in candidates:
@@ -90,7 +87,7 @@ def find_start(folder: RunFolder, named: Path | None, say: Callable[[str], None]
     raise JobError(
         Problem(
             "resume",
-            "a whole checkpoint that this program wrote",
+            "an intact checkpoint that this program wrote",
             f"{candidates[0]} and no other",
             fix,
         )
@@ -110,8 +107,9 @@ def _why_stateless(checkpoint: Path) -> str:
 
 
 def parameter_problems(old: Mapping[str, Any], params: Params) -> tuple[list[Problem], list[str]]:
-    """(problems, lines on what changes) between the run's parameters and the ones it is to go on
-    with.
+    """Compare a run's parameters with those to resume it with.
+
+    Returns (problems, log lines on what changes).
     """
     new, problems, changes = params.as_json(), [], []
     forbidden_here = NOT_OF_A_STREAM if params.streaming else set[str]()
@@ -123,15 +121,13 @@ def parameter_problems(old: Mapping[str, Any], params: Params) -> tuple[list[Pro
         else:
             fix = "Leave it as it was, or start a new run from the checkpoint as its model_name."
             problems.append(
-                Problem(
-                    name, f"{old[name]!r}, what this run was trained with so far", repr(value), fix
-                )
+                Problem(name, f"{old[name]!r}, as this run was trained so far", repr(value), fix)
             )
     return problems, changes
 
 
 def state_problems(start: Start, params: Params, ranks: int) -> list[Problem]:
-    """Whether the step keeps its size, and there is something left to do."""
+    """List what is wrong with the size of a step, or with the number of steps left."""
     state = read_state(start.checkpoint)
     documents = params.batch_size * params.gradient_accumulation_steps * ranks
     problems: list[Problem] = []
@@ -152,12 +148,57 @@ def state_problems(start: Start, params: Params, ranks: int) -> list[Problem]:
     return problems
 
 
-def cut_back(folder: RunFolder, step: int, say: Callable[[str], None]) -> None:
-    """Leave what a run that stood at `step` would have written: later metrics and samples go,
-    half-written folders too.
+def resume_problems(
+    folder: RunFolder, start: Start, params: Params, ranks: int, data: str
+) -> tuple[list[Problem], list[str]]:
+    """Return (reasons against resuming with these parameters, log lines on what changes)."""
+    try:
+        before = folder.read_run()
+        problems, changes = parameter_problems(before.params, params)
+    except (OSError, ValueError) as error:
+        return [Problem("resume", "a run folder with its run.json", f"{folder.path}: {error}")], []
+    if before.environment.data != data:
+        fix = "Put the old data back, or start a new run from the checkpoint as its model_name."
+        problems.append(
+            Problem("dataset_name", "the data this run was trained on so far", "other content", fix)
+        )
+    return problems + state_problems(start, params, ranks), changes
 
-    Whole checkpoints of later steps are renamed, not removed: only naming an older one leaves any.
-    An adapter and a fused model stay until the next ones take their place.
+
+def resume(
+    folder: RunFolder,
+    checkpoint: Path | None,
+    params: Params,
+    ranks: int,
+    data: str,
+    say: Callable[[str], None],
+) -> Start | None:
+    """Cut a run folder back to its checkpoint; None when it holds none yet.
+
+    `checkpoint`: the one that `resume` names; None: the last. `data`: the digest of the data.
+    Raises JobError with every reason against it.
+    """
+    # machine 0 has the checkpoints
+    of_run = RunFolder(folder.path.parent) if params.machine_rank else folder
+    start = find_start(of_run, checkpoint, say)
+    if start is None:
+        say(f"resume: {folder.path} holds no checkpoint yet; the run starts at step 0")
+        return None
+    found, changes = resume_problems(folder, start, params, ranks, data)
+    if found:
+        raise JobError(*found)
+    say(f"resume: resuming from step {start.step}")
+    for line in changes:
+        say(line)
+    cut_back(folder, start.step, say)
+    return start
+
+
+def cut_back(folder: RunFolder, step: int, say: Callable[[str], None]) -> None:
+    """Remove what the run wrote after `step`: later metrics and samples, half-written folders.
+
+    Intact checkpoints of later steps, left when an older one is named, are renamed instead. An
+    adapter and a fused model stay until the next ones replace them.
     """
     for part in half_written(folder.path):
         say(f"resume: {part.name} was only half written; removed")
@@ -185,25 +226,25 @@ def cut_back(folder: RunFolder, step: int, say: Callable[[str], None]) -> None:
 
 
 def _end_last_line(path: Path) -> None:
-    """Cut off the half line that a kill leaves, for the next one would be written behind it."""
+    """Cut off the half line that a kill leaves; the next line would be appended to it."""
     if path.exists():
         with open(path, "rb+", opener=open_plain) as file:
             file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _keep_lines(path: Path, step: int) -> list[dict[str, Any]]:
-    """Rewrite a .jsonl file with the lines of steps up to `step`; a half line, which a kill leaves,
-    goes too.
-    """
+    """Rewrite a .jsonl file with the lines of steps up to `step`, without a kill's half line."""
     kept: list[dict[str, Any]] = []
     if not path.exists():
         return kept
-    for text in path.read_text(encoding="utf-8").split("\n"):  # a text may hold other ends of lines
+    for text in path.read_text(encoding="utf-8").split(
+        "\n"
+    ):  # a text may hold other line separators
         try:
             line = json.loads(text)
             if line["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError, TypeError, RecursionError):  # half a line, or none of ours
+        except (ValueError, KeyError, TypeError, RecursionError):  # half a line, or a foreign one
             continue
     write_whole(path, "".join(to_json(line) + "\n" for line in kept))
     return kept

@@ -1,5 +1,7 @@
-"""From a plan to an outcome: `run_workers` starts the ranks, each in a session of its own, relays
-what they write, and does not return before every one of them is gone.
+"""Supervision of the workers.
+
+`run_workers` starts each rank in a session of its own, relays what the ranks write, and returns
+when all of them have ended.
 """
 
 from __future__ import annotations
@@ -26,45 +28,40 @@ from ..run.folder import STOP, RunFolder, Tail
 from ..run.outcome import Outcome, Result
 from .last_words import LastWords
 from .launch import LaunchPlan
-from .watchdog import Watch, write_stacks
+from .watchdog import Watchdog, write_stacks
 
 POLL_S = 0.1
-GRACE_S = 5.0  # how long the other ranks may live once one has failed
-EXIT_GRACE_S = 60.0  # how long they may live once one has ended well
-START_GRACE_S = (
-    30.0  # after a stop, how long they may live that have made no step: there is nothing to save
-)
+GRACE_S = 5.0  # until the other ranks are ended once one has failed
+EXIT_GRACE_S = 60.0  # until they are ended once one has ended well
+START_GRACE_S = 30.0  # after a stop, until ranks without a step are ended: nothing is to be saved
 
-# Signals that are a cause; SIGABRT may be a library's answer to another rank's end.
+# Signals that are a cause; SIGABRT may be a library's reaction to the end of another rank.
 FATAL = {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
 
 
 @dataclass(frozen=True)
 class Relay:
-    """How `run_workers` talks to whoever asked for the run."""
+    """Callbacks of `run_workers` into the host."""
 
     line: Callable[[str], None]  # one line of the workers' log
     event: Callable[[Event], None]  # one event of events.jsonl
-    stop_signals: Callable[
-        [], Sequence[int]
-    ]  # signals so far: the first asks, a second ends the workers now
+    # signals so far: the first asks the workers to stop, a second ends them immediately
+    stop_signals: Callable[[], Sequence[int]]
     stop_wanted: Callable[[], bool]  # the host's own stop button
-    stop_grace_s: float = math.inf  # after a signal, how long the workers may take to save
+    stop_grace_s: float = math.inf  # after a signal, until the workers are ended
 
 
 @dataclass(frozen=True)
 class Inherited:
-    """Open descriptors the workers get: they outlive this process in them."""
+    """Open descriptors that the workers inherit, and in which these outlive this process."""
 
     lock: int  # the run folder stays locked until the last worker has gone
     listener: socket.socket | None = None  # several machines: rank 0 serves here
-    private: Path | None = None  # a folder for the time of the run that only this user may open
+    private: Path | None = None  # a folder for this run that only this user may open
 
 
 class Reading:
-    """What the workers have written so far, relayed line by line; remembers the event that decides
-    the outcome.
-    """
+    """The workers' log and events, relayed line by line; keeps the event that decides the outcome."""
 
     def __init__(self, folder: RunFolder, relay: Relay):
         self._relay = relay
@@ -75,7 +72,7 @@ class Reading:
         )
         self.final: FailedEvent | FinishedEvent | None = None
         self._first_step: int | None = None
-        self.stepped = False  # this run, in these processes, has made a step
+        self.stepped = False  # these processes have made a step
 
     def pump(self) -> None:
         for line in self._lines.new_lines():
@@ -85,11 +82,11 @@ class Reading:
         for text in self._events.new_lines():
             try:
                 event = read_event(text)
-            except ValueError:  # a killed rank's half line, with another's behind it
+            except ValueError:  # a killed rank's half line, followed by another rank's
                 self._relay.line(shown(redact(text)))
                 continue
-            # The first failure is the cause, later ones follow from it; so do those after a stop
-            # that had nothing to save.
+            # The first failure is the cause; later ones follow from it, or from a stop that had
+            # nothing to save.
             if (
                 isinstance(event, FinishedEvent | FailedEvent)
                 and not isinstance(self.final, FailedEvent)
@@ -104,25 +101,23 @@ class Reading:
             self._relay.event(event)
 
     def give_up(self) -> None:
-        """Take the run for stopped before its first step, whatever else comes."""
+        """Treat the run as stopped before its first step, whatever event follows."""
         self.final = FinishedEvent(result=Result(outcome="stopped", steps=0))
 
     @property
     def given_up(self) -> bool:
-        """Rank 0 stopped before the first step: nothing to save, and the other ranks may wait for
-        it in vain.
-        """
-        return isinstance(self.final, FinishedEvent) and _stopped_at_once(self.final.result)
+        """Tell whether rank 0 stopped before the first step: the others may wait for it in vain."""
+        return isinstance(self.final, FinishedEvent) and _stopped_before_a_step(self.final.result)
 
 
-def _stopped_at_once(result: Result) -> bool:
+def _stopped_before_a_step(result: Result) -> bool:
     return result.outcome == "stopped" and result.steps == 0
 
 
 def run_workers(
     plan: LaunchPlan, folder: RunFolder, relay: Relay, inherited: Inherited, hang_timeout_s: float
 ) -> Outcome:
-    """Start every rank, relay what they write, and return what became of them.
+    """Start every rank, relay what the ranks write, and return the outcome.
 
     No process is left behind, whatever happens.
     """
@@ -131,15 +126,15 @@ def run_workers(
     hang: Problem | None = None
     reading = Reading(folder, relay)
     numbers = [int(rank.get("RANK", "0")) for rank in plan.ranks]
-    watch = Watch(folder.path, numbers, hang_timeout_s)
+    watchdog = Watchdog(folder.path, numbers, hang_timeout_s)
     try:
         with open(folder / "log.txt", "ab", opener=open_plain) as log:
             for rank in plan.ranks:
                 workers.append(_start(plan.argv, rank, log, inherited))
         if inherited.listener:
-            # rank 0's alone from here: the port is free when it has gone
+            # only rank 0 holds it from here: the port is free when it has ended
             inherited.listener.close()
-        codes, hang = _wait(workers, folder, relay, reading, watch)
+        codes, hang = _wait(workers, folder, relay, reading, watchdog)
         if hang:
             running = {
                 number: worker.pid
@@ -151,7 +146,7 @@ def run_workers(
         for worker in workers:
             _end(worker)
         reading.pump()
-        watch.close()
+        watchdog.close()
         scrub(folder / "log.txt")
     if hang:
         return Outcome("failed", Code.HANG, hang)
@@ -167,13 +162,13 @@ def _start(
         extra[LISTEN_FD] = str(inherited.listener.fileno())
     if inherited.private:
         extra |= process.compile_cache(os.environ, inherited.private)
-        if "RANK" in rank and "MASTER_ADDR" not in rank:  # one of several, on one machine
+        if "RANK" in rank and "MASTER_ADDR" not in rank:  # one of several ranks on one machine
             extra[MEETING] = str(inherited.private / "store")
     return subprocess.Popen(
         argv,
         env={**process.inherited(os.environ), **rank, **extra},
         stdin=subprocess.DEVNULL,
-        # a file, not a pipe: when this process is killed, the workers can still write and save
+        # a file and not a pipe: workers can still write and save when this process is killed
         stdout=log,
         stderr=log,
         start_new_session=True,
@@ -186,10 +181,11 @@ def _wait(
     folder: RunFolder,
     relay: Relay,
     reading: Reading,
-    watch: Watch,
+    watchdog: Watchdog,
 ) -> tuple[list[int | None], Problem | None]:
-    """Exit codes once every rank has ended, or as they are when the others must be ended (None =
-    still running); a hang.
+    """Wait for the ranks. Return their exit codes, and a hang if there is one.
+
+    A code is None for a rank that still runs and must be ended.
     """
     deadline = asked = signalled = math.inf
     while None in (codes := [worker.poll() for worker in workers]):
@@ -207,18 +203,18 @@ def _wait(
             reading.give_up()
             break
         ended = [code for code in codes if code is not None]
-        # A rank that said why it failed may yet hang while it ends.
+        # A rank that has reported its failure may still hang while it ends.
         broken = any(ended) or isinstance(reading.final, FailedEvent) or reading.given_up
         if broken or ended:
             deadline = min(deadline, time.monotonic() + (GRACE_S if broken else EXIT_GRACE_S))
-        if hang := watch.hang():
+        if hang := watchdog.hang():
             return codes, hang
         time.sleep(POLL_S)
     return codes, None
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:
-    """Kill a worker's whole session: whatever it started dies with it."""
+    """Kill a worker's session: every process that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()
@@ -231,8 +227,9 @@ def _outcome(
     signals: Sequence[int],
     folder: RunFolder,
 ) -> Outcome:
-    """Done only when every rank exited 0 and the final event was written; a signal that was obeyed
-    gives 128 + its number.
+    """Return the outcome: done only if every rank exited 0 and the final event was written.
+
+    A stop by a signal has the code 128 + its number.
     """
     final = reading.final
     killed = any(code in FATAL for code in codes)
@@ -240,14 +237,11 @@ def _outcome(
         if final.result.outcome == "stopped":
             return Outcome("stopped", 128 + signals[0] if signals else Code.OK, result=final.result)
         return Outcome("done", Code.OK, result=final.result)
-    if (
-        isinstance(final, FailedEvent) and not killed
-    ):  # a killed rank is the cause of what the others say
+    # A killed rank is the cause of the failures that the others report.
+    if isinstance(final, FailedEvent) and not killed:
         return Outcome("failed", final.error.code, final.error)
     if len(signals) > 1 or (signals and None in codes and not any(codes)):
-        return Outcome(
-            "stopped", 128 + signals[0]
-        )  # ended at once: what it did and saved is in the run folder
+        return Outcome("stopped", 128 + signals[0])  # ended immediately; the folder has the rest
     problem = _died(codes, ranks, reading.last_words, folder)
     return Outcome("failed", problem.code, problem)
 
@@ -255,7 +249,7 @@ def _outcome(
 def _died(
     codes: Sequence[int | None], ranks: Sequence[int], last_words: LastWords, folder: RunFolder
 ) -> Problem:
-    """Tell a death from the exit codes and from what was printed, where no event does."""
+    """Describe a death that no event reports, from the exit codes and the printed lines."""
     fix = f"See {folder / 'log.txt'}.{folder.what_is_saved()}"
     ended = [(rank, code) for rank, code in zip(ranks, codes, strict=True) if code]
     if not ended:
@@ -269,10 +263,8 @@ def _died(
             f"Please report this. {fix}",
             Code.WORKER_DIED,
         )
-    rank, code = min(
-        ended, key=lambda one: one[1] not in FATAL
-    )  # the cause before what followed from it
-    if code == Code.DISK:  # a full disk takes the worker's last words too
+    rank, code = min(ended, key=lambda pair: pair[1] not in FATAL)  # the cause comes first
+    if code == Code.DISK:  # a full disk swallows the worker's last event too
         return Problem(
             "disk",
             "space for the run's files",

@@ -1,8 +1,8 @@
-"""Weights & Biases, in a process of its own: `python -m plugin.parent.wandb RUN_FOLDER` follows
-metrics.jsonl until its stdin ends.
+"""Weights & Biases logger, a process of its own.
 
-The run never waits for it and never fails with it. The parent holds its stdin, so it also ends when
-the parent is killed.
+`python -m plugin.parent.wandb RUN_FOLDER` follows metrics.jsonl until its stdin ends. The run never
+waits for it and never fails with it. The parent holds its stdin, so it also ends when the parent is
+killed.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from ..base.redact import guard_streams, scrub
 from ..config.params import Params
 from ..run.folder import RunFolder, Tail, to_json
 
-FACTS, LOG = "wandb.json", "wandb.log"  # {id, url} of the run there; what the library prints
+FACTS, LOG = "wandb.json", "wandb.log"  # {id, url} of the run at W&B; output of the library
 PROJECT = "diffusion-llm-trainer"
-END_S = 20.0  # for the last figures to get through
-UNREACHED_S = 2.0  # when not even the beginning did
+END_S = 20.0  # for the last figures to arrive
+UNREACHED_S = 2.0  # the same, when not even the run has been created there
 POLL_S = 1.0
 
 
 def key_problem(params: Params, environ: Mapping[str, str]) -> Problem | None:
-    """Why nothing can be logged there, if it was asked for."""
+    """Return the reason why nothing can be logged there, if logging was requested."""
     offline = environ.get("WANDB_MODE", "") in ("offline", "dryrun", "disabled")
     if not params.log_to_wandb or offline or environ.get("WANDB_API_KEY") or _in_netrc(environ):
         return None
@@ -54,11 +54,9 @@ def _in_netrc(environ: Mapping[str, str]) -> bool:
 
 @contextmanager
 def relayed(params: Params, folder: RunFolder, say: Callable[[str], None]) -> Generator[None]:
-    """The run inside is also logged there, if that was asked for; whatever goes wrong is one
-    warning.
-    """
+    """Log the run inside there too, if requested; any failure is one warning."""
     if problem := key_problem(params, os.environ):
-        say(f"warning: {problem} The run goes on without.")
+        say(f"warning: {problem} The run continues without it.")
     if problem or not params.log_to_wandb:
         yield
         return
@@ -74,10 +72,10 @@ def relayed(params: Params, folder: RunFolder, say: Callable[[str], None]) -> Ge
     try:
         yield
     finally:
-        _end(program, folder, say)
+        _close(program, folder, say)
 
 
-def _end(program: subprocess.Popen[bytes], folder: RunFolder, say: Callable[[str], None]) -> None:
+def _close(program: subprocess.Popen[bytes], folder: RunFolder, say: Callable[[str], None]) -> None:
     assert program.stdin, "it was opened as a pipe"
     with contextlib.suppress(BrokenPipeError):
         program.stdin.close()
@@ -87,18 +85,18 @@ def _end(program: subprocess.Popen[bytes], folder: RunFolder, say: Callable[[str
     except subprocess.TimeoutExpired:
         code = None
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(program.pid, signal.SIGKILL)  # what the library started, too
+        os.killpg(program.pid, signal.SIGKILL)  # with the processes of the library
     program.wait()
     scrub(folder / LOG)
     if code != 0:
         say(
-            f"warning: log_to_wandb: not everything arrived there; see {folder / LOG}. The run itself is whole."
+            f"warning: log_to_wandb: not everything arrived there; see {folder / LOG}. The run itself is complete."
         )
 
 
 def main() -> int:
     guard_streams()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells when it is over
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it by closing stdin
     folder = RunFolder(Path(sys.argv[1]))
     import wandb
 
@@ -107,9 +105,8 @@ def main() -> int:
     earlier: dict[str, Any] = (
         json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
     )
-    lines = Tail(
-        folder / "metrics.jsonl", from_end=bool(earlier)
-    )  # a run that goes on has told the rest before
+    # A resumed run has already logged the earlier lines.
+    lines = Tail(folder / "metrics.jsonl", from_end=bool(earlier))
     run = wandb.init(
         project=params.wandb_project or os.environ.get("WANDB_PROJECT", "") or PROJECT,
         id=earlier.get("id") or secrets.token_hex(4),

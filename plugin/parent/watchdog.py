@@ -1,11 +1,10 @@
-"""Whether the workers still get on: each rank counts what it finished, and the parent decides when
-the counting has stopped.
+"""Watchdog: detects ranks that make no progress, and gets their stacks.
 
 A rank beats when it begins a phase and when it finishes a micro-batch, a step, a chunk of an
-evaluation, a row of data. Imports, loading a model, compiling, saving and fusing are one beat each:
-the timeout must be longer than the longest of them. Ranks wait for one another (all of them for
-rank 0 while it saves), so silence counts only once every rank of this machine is silent; one that
-hangs makes the others silent within a step.
+evaluation or a row of data. Imports, loading a model, compiling, saving and fusing are one beat
+each: the timeout must be longer than the longest of them. Ranks wait for one another (all of them
+for rank 0 while it saves), so silence counts only once every rank of this machine is silent. A rank
+that hangs silences the others within a step.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from ..base.files import open_plain
 from ..run.folder import RunFolder
 from ..run.heartbeat import heartbeat_path
 
-ANSWER_S = 3.0  # how long one rank may take to write its stacks
-QUIET_S = 0.3  # without a new byte, they are taken to be complete
+ANSWER_S = 3.0  # for one rank to write its stacks
+QUIET_S = 0.3  # without a new byte, after which they count as complete
 POLL_S = 0.05
 
 
-class Watch:
-    """The parent's side, over the ranks it started; times are the parent's own clock."""
+class Watchdog:
+    """The beats of the ranks that the parent started, timed by the parent's own clock."""
 
     def __init__(
         self,
@@ -39,16 +38,13 @@ class Watch:
         self._folder = folder
         self._paths = {rank: heartbeat_path(folder, rank) for rank in ranks}
         self._timeout_s, self._now = timeout_s, now
-        self._beats = {
-            rank: _read(path) for rank, path in self._paths.items()
-        }  # what an earlier run left is no progress
+        # The beats of an earlier run are no progress.
+        self._beats = {rank: _read(path) for rank, path in self._paths.items()}
         self._since = dict.fromkeys(ranks, now())
         self._phases = dict.fromkeys(ranks, "start")
 
     def hang(self) -> Problem | None:
-        """The hang, once every rank has been silent for the timeout; the rank that has been for
-        longest comes first.
-        """
+        """Return a hang once every rank has been silent for the timeout, the longest one first."""
         now = self._now()
         for rank, path in self._paths.items():
             if (beat := _read(path)) != self._beats[rank]:
@@ -77,9 +73,7 @@ def _read(path: Path) -> str:
 
 
 def write_stacks(pids: Mapping[int, int], log: Path) -> None:
-    """Ask each rank of {rank: process id} for the stacks of its threads, one after the other, and
-    wait for them to be in `log`.
-    """
+    """Ask each rank of {rank: process id} in turn for its threads' stacks, and wait for them."""
     for rank, pid in pids.items():
         with open(log, "a", encoding="utf-8", opener=open_plain) as file:
             file.write(f"--- stacks of rank {rank}\n")
@@ -90,13 +84,11 @@ def write_stacks(pids: Mapping[int, int], log: Path) -> None:
             continue
         if _settled(log, before) == before:
             with open(log, "a", encoding="utf-8", opener=open_plain) as file:
-                file.write(
-                    f"rank {rank} did not answer: it is stopped, or blocked inside the kernel\n"
-                )
+                file.write(f"rank {rank} did not answer: it is stopped or blocked in the kernel\n")
 
 
 def _settled(log: Path, before: int) -> int:
-    """The size of `log` once it has grown and come to rest, or after ANSWER_S."""
+    """Return the size of `log` once it has grown and then stayed, or after ANSWER_S."""
     deadline = time.monotonic() + ANSWER_S
     size, since = before, time.monotonic()
     while (now := time.monotonic()) < deadline and (size == before or now - since < QUIET_S):

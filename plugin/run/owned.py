@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..base.errors import Problem
-from ..base.files import open_plain, walk
+from ..base.files import final_name, open_plain, walk
 
 LOCK = ".lock"
 REQUESTS = ("STOP", "SAVE", "SAMPLE")
@@ -24,13 +24,12 @@ _JSON = r"(?:run|progress|metrics|wandb)\.json|(?:metrics|samples)\.jsonl"
 _WRITTEN_IN_PLACE = re.compile(
     r"\.lock|log\.txt|(?:events|metrics|samples)\.jsonl|wandb\.log|\.heartbeat-\d+"
 )
-_FILE = re.compile(rf"{_WRITTEN_IN_PLACE.pattern}|{_JSON}|\.(?:{_JSON})\.\d+\.part")
-_PART_FOLDER = re.compile(
-    r"\.(?:checkpoint-\d+|adapter(?:-\d+)?|fused(?:-\d+)?|data|debug-step-\d+-rank-\d+)\.part"
-)
+_FILE = re.compile(rf"{_WRITTEN_IN_PLACE.pattern}|{_JSON}")
+_FILE_ASIDE = re.compile(_JSON)  # written under another name first, see base/files.py
+_FOLDER_ASIDE = re.compile(r"checkpoint-\d+|adapter|fused|data|debug-step-\d+-rank-\d+")
 _FOLDER = re.compile(
-    rf"data|tb|wandb|(?:replaced-)?(?:adapter|fused)|\.(?:adapter|fused)\.earlier|(?:replaced-)?checkpoint-\d+"
-    rf"|debug-step-\d+-rank-\d+|machine-\d+|{_PART_FOLDER.pattern}"
+    r"data|tb|wandb|(?:replaced-)?(?:adapter|fused)|\.(?:adapter|fused)\.earlier|(?:replaced-)?checkpoint-\d+"
+    r"|debug-step-\d+-rank-\d+|machine-\d+"
 )
 _STAYS = re.compile(r"\.lock|machine-\d+|wandb(?:\.json|\.log)?")  # when a run is restarted
 _RESULT = re.compile(r"(?:replaced-)?(?:adapter|fused|checkpoint-\d+)|\.(?:adapter|fused)\.earlier")
@@ -92,7 +91,9 @@ def misplaced(folder: Path) -> list[Problem]:
 
 
 def _why_misplaced(entry: os.DirEntry[str]) -> str:
-    file, folder = _FILE.fullmatch(entry.name), _FOLDER.fullmatch(entry.name)
+    whole = final_name(entry.name)
+    file = _FILE.fullmatch(entry.name) or _FILE_ASIDE.fullmatch(whole)
+    folder = _FOLDER.fullmatch(entry.name) or _FOLDER_ASIDE.fullmatch(whole)
     if entry.name == REQUESTS[0] and entry.is_dir(follow_symlinks=False) and os.listdir(entry.path):
         return "a folder that holds something"  # every run here would end before it began
     if not file and not folder:
@@ -118,10 +119,12 @@ def _is_lock(path: str) -> bool:
 
 def half_written(folder: Path) -> list[Path]:
     """List the partial files and folders that a killed run of ours left."""
-    parts = (path for path in sorted(folder.iterdir()) if path.name.endswith(".part"))
-    return [
-        path for path in parts if _PART_FOLDER.fullmatch(path.name) or _FILE.fullmatch(path.name)
-    ]
+    return [path for path in sorted(folder.iterdir()) if _is_half_written(path.name)]
+
+
+def _is_half_written(name: str) -> bool:
+    final = final_name(name)
+    return bool(_FILE_ASIDE.fullmatch(final) or _FOLDER_ASIDE.fullmatch(final))
 
 
 def entries_before_restart(folder: Path) -> tuple[list[Path], list[str], list[str]]:
@@ -140,7 +143,7 @@ def entries_before_restart(folder: Path) -> tuple[list[Path], list[str], list[st
             continue
         if path.is_symlink() and name not in REQUESTS:
             others.append(name)
-        elif name in REQUESTS or _FILE.fullmatch(name) or _PART_FOLDER.fullmatch(name):
+        elif name in REQUESTS or _FILE.fullmatch(name) or _is_half_written(name):
             ours.append(path)
         elif _FOLDER.fullmatch(name) and not _RESULT.fullmatch(name):
             foreign = [f"{name}/{entry}" for entry in not_ours(path)]

@@ -14,7 +14,6 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -22,16 +21,23 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ..base.errors import Code, JobError, Problem, json_line
+from ..base.errors import (
+    Code,
+    JobError,
+    Problem,
+    first_line,
+    internal_problem,
+    json_line,
+    print_problems,
+)
 from ..base.process import PARENT_PID
 from ..base.redact import guard_streams
 from ..config.params import Params
 from ..run.events import FinishedEvent
 from ..run.folder import RunFolder
 from ..run.outcome import Outcome, Result
-from ..run.owned import half_written
 from .check import try_out
-from .out_of_memory import explain_out_of_memory, first_line
+from .out_of_memory import explain_out_of_memory
 from .rank import Rank, this_rank
 from .reporter import report_failure
 from .stop import StopRequested
@@ -59,11 +65,9 @@ def main() -> int:
         problem = as_problem(error, folder)
         if problem.code == Code.INTERNAL:
             traceback.print_exc()
-        if problem.code == Code.DISK:
-            remove_parts(folder)  # room for the last words below
         # Another launcher shows what its processes print, and nothing but exit codes otherwise.
         if PARENT_PID not in os.environ:
-            print(problem.line, file=sys.stderr)
+            print_problems([problem])
         with contextlib.suppress(OSError):  # the exit code reports it as well
             report_failure(folder, problem, rank.number)
         return int(problem.code)
@@ -110,12 +114,6 @@ def check(request: dict[str, Any]) -> int:
     return int(problems[0].code) if problems else 0
 
 
-def remove_parts(folder: RunFolder) -> None:
-    """Remove what was being written when the disk filled up."""
-    for part in half_written(folder.path):
-        shutil.rmtree(part, ignore_errors=True)
-
-
 def as_problem(error: BaseException, folder: RunFolder | None = None) -> Problem:
     """Return the problem that a failure is reported as; `folder`: of the run, None for a check."""
     if isinstance(error, JobError):
@@ -123,9 +121,8 @@ def as_problem(error: BaseException, folder: RunFolder | None = None) -> Problem
     if is_disk_full(error):
         fix = f"Free some.{folder.what_is_saved() if folder else ''}"
         return Problem("disk", "space for the run's files", first_line(error), fix, Code.DISK)
-    got = f"{type(error).__name__}: {first_line(error)}"
-    fix = f"Please report this with {folder / 'log.txt' if folder else 'the lines above'}."
-    return Problem("worker", "no internal error", got, fix, Code.INTERNAL)
+    see = str(folder / "log.txt") if folder else "the lines above"
+    return internal_problem(error, "worker", see)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -8,7 +8,6 @@ order, noise and dropout are functions of (seed, pass, step, rank).
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from ..base.digests import DIGESTS, write_digests
-from ..base.files import remove, rename_whole, set_aside
+from ..base.files import remove_whole, set_aside, whole_folder
 from ..models.lora import MaybeAdapted
 from ..models.publish import write_model
 from ..run.facts import ModelFacts
@@ -50,31 +49,21 @@ def save_checkpoint(
     A kill at any moment leaves those before it whole.
     """
     final = folder / f"checkpoint-{state.step}"
-    part = folder / f".checkpoint-{state.step}.part"
-    remove(part)
-    write_model(part, contents.model, contents.tokenizer, contents.facts, base=contents.base)
-    save_file(dict(contents.optimizer), part / OPTIMIZER)
-    for rank, stream in enumerate(contents.streams):
-        (part / f"stream-{rank}.safetensors").write_bytes(stream)
-    (part / STATE).write_text(to_json(state.content()) + "\n", encoding="utf-8")
-    write_digests(part)
-    if final.exists():  # of this step, but incomplete: a run resumes from complete ones
-        set_aside(final)
-    rename_whole(part, final)
+    with whole_folder(final) as part:
+        write_model(part, contents.model, contents.tokenizer, contents.facts, base=contents.base)
+        save_file(dict(contents.optimizer), part / OPTIMIZER)
+        for rank, stream in enumerate(contents.streams):
+            (part / f"stream-{rank}.safetensors").write_bytes(stream)
+        (part / STATE).write_text(to_json(state.content()) + "\n", encoding="utf-8")
+        write_digests(part)
+        if final.exists():  # of this step, but incomplete: a run resumes from complete ones
+            set_aside(final)
     saved = folder.checkpoints()
     best = best_checkpoint(folder)
     for old in saved[:-keep]:
         if old != best and (old / DIGESTS).is_file():  # the mark of ours
-            _remove(folder, old)
+            remove_whole(old)
     return final
-
-
-def _remove(folder: RunFolder, checkpoint: Path) -> None:
-    """Remove a checkpoint. It is renamed first: half removed, it must not look like a checkpoint."""
-    part = folder / f".{checkpoint.name}.part"
-    remove(part)
-    checkpoint.rename(part)
-    shutil.rmtree(part)
 
 
 def best_checkpoint(folder: RunFolder) -> Path | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ..base.files import remove, rename_whole, set_aside
+from ..base.files import remove, set_aside, whole_folder
 from ..data.documents import Documents
 from ..run.folder import RunFolder, to_json
 from ..run.owned import not_ours
@@ -34,42 +34,41 @@ def write_bundle(
     Returns the folder and the rows whose loss is not finite.
     """
     final = folder / f"debug-step-{error.step}-rank-{rank}"
-    part = folder / f".{final.name}.part"
-    remove(part)
     if final.is_dir() and next(
         not_ours(final), None
     ):  # a run that went on may break at the same step again
         set_aside(final)
     else:
         remove(final)
-    part.mkdir(parents=True)
-    told: list[dict[str, Any]] = []
-    for number, piece in enumerate(error.pieces):
-        batch = piece.batch.to(torch.device("cpu"))
-        tensors = {
-            one.name: getattr(batch, one.name).contiguous()
-            for one in fields(batch)
-            if one.name != "longest"
-        }
-        save_file(tensors, part / f"batch-{number}.safetensors")
-        losses = error.losses[number] if number < len(error.losses) else []
-        for place, (index, one) in enumerate(zip(piece.documents, piece.corruptions, strict=True)):
-            told.append(
-                {
-                    "document": index,
-                    "row": row_of(documents, index),
-                    "batch": number,
-                    "t": one.levels.mean_t,
-                    "mask_ratio": one.masked.size / max(1, one.noisy.size),
-                    "loss": losses[place] if place < len(losses) else None,
-                }
-            )
-    told.sort(key=_is_finite)
-    content = {"step": error.step, "error": error.problems[0].as_json(), "documents": told}
-    (part / "step.json").write_text(
-        json.dumps(json.loads(to_json(content)), indent=1) + "\n", encoding="utf-8"
-    )
-    rename_whole(part, final)
+    with whole_folder(final) as part:
+        told: list[dict[str, Any]] = []
+        for number, piece in enumerate(error.pieces):
+            batch = piece.batch.to(torch.device("cpu"))
+            tensors = {
+                one.name: getattr(batch, one.name).contiguous()
+                for one in fields(batch)
+                if one.name != "longest"
+            }
+            save_file(tensors, part / f"batch-{number}.safetensors")
+            losses = error.losses[number] if number < len(error.losses) else []
+            for place, (index, one) in enumerate(
+                zip(piece.documents, piece.corruptions, strict=True)
+            ):
+                told.append(
+                    {
+                        "document": index,
+                        "row": row_of(documents, index),
+                        "batch": number,
+                        "t": one.levels.mean_t,
+                        "mask_ratio": one.masked.size / max(1, one.noisy.size),
+                        "loss": losses[place] if place < len(losses) else None,
+                    }
+                )
+        told.sort(key=_is_finite)
+        content = {"step": error.step, "error": error.problems[0].as_json(), "documents": told}
+        (part / "step.json").write_text(
+            json.dumps(json.loads(to_json(content)), indent=1) + "\n", encoding="utf-8"
+        )
     return final, [one["row"] for one in told if one["loss"] is not None and not _is_finite(one)]
 
 

@@ -19,7 +19,7 @@ from ..assembly.precision import weight_dtype
 from ..assembly.resolve import Resolved
 from ..assembly.rules import step_rules
 from ..assembly.training_data import Data, Steps, training_data
-from ..base.files import remove, rename_whole
+from ..base.files import whole_folder
 from ..config.params import Params
 from ..data.chat import ChatFormat
 from ..data.documents import Documents
@@ -52,15 +52,13 @@ def prepare_data(
     `moment`: what a chat template takes for now. Raises JobError (exit 3 or 4).
     """
     prepared = training_data(params).prepare(reporter.log, between_rows=between_rows, moment=moment)
-    data = folder / ".data.part"
-    remove(data)
-    prepared.tokenizer.save_pretrained(data / "tokenizer")
-    for split, documents in (("train", prepared.train), ("eval", prepared.evaluation)):
-        documents.save(data / split)
-        reporter.lengths(split, documents.lengths)
-    reports = {split: report.as_json() for split, report in prepared.reports.items()}
-    (data / "report.json").write_text(to_json(reports), encoding="utf-8")
-    rename_whole(data, folder / "data")
+    with whole_folder(folder / "data") as data:
+        prepared.tokenizer.save_pretrained(data / "tokenizer")
+        for split, documents in (("train", prepared.train), ("eval", prepared.evaluation)):
+            documents.save(data / split)
+            reporter.lengths(split, documents.lengths)
+        reports = {split: report.as_json() for split, report in prepared.reports.items()}
+        (data / "report.json").write_text(to_json(reports), encoding="utf-8")
 
 
 def load_truncation(folder: RunFolder) -> dict[str, Truncation]:

@@ -10,7 +10,7 @@ import torch
 
 from ..assembly.memory import MemoryPlan
 from ..assembly.memory_advice import out_of_memory
-from ..base.errors import JobError
+from ..base.errors import JobError, first_line
 from ..config.params import Params
 
 _WORDS = (
@@ -39,10 +39,6 @@ def what_was_wanted(error: BaseException) -> str:
     """
     wanted = re.search(r"tried to allocate (\d+) bytes", str(error))
     return f"no room for {int(wanted[1]) / 1e9:.2f} GB more" if wanted else first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).split("\n")[0][:300]
 
 
 @contextmanager

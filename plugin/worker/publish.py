@@ -12,7 +12,7 @@ from ..assembly.fuse import Card, Fused, Target, adapter_base, fuse_adapter, pub
 from ..assembly.rules import diffusion_facts
 from ..assembly.training_data import Data, training_data
 from ..assembly.verify import TOKENS
-from ..base.files import replace_whole, set_aside
+from ..base.files import set_aside, whole_folder
 from ..config.params import Params
 from ..data.mixture import renamed_mixture
 from ..models.lora import MaybeAdapted, has_adapter
@@ -48,11 +48,10 @@ def finish(
     `model`: the trained model with all its weights.
     """
     if params.lora:
-        part = folder / ".adapter.part"
         facts = model_facts(params, data, training.weight_dtype)
-        write_model(part, model, data.tokenizer, facts)
-        write_adapter_card(part, facts)
-        replace_whole(part, folder / "adapter")
+        with whole_folder(folder / "adapter", replaces=True) as part:
+            write_model(part, model, data.tokenizer, facts)
+            write_adapter_card(part, facts)
     if not params.fuse_model:
         if (folder / "fused").is_dir():  # of an earlier end of this run, which is not this one's
             reporter.log(

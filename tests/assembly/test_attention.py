@@ -11,7 +11,6 @@ from helpers.tiny import tiny_config
 
 from plugin.assembly.attention import choose_attention
 from plugin.base.errors import JobError
-from plugin.config.params import BUILT
 from plugin.config.parse import parse
 from plugin.data.packing import Layout
 from plugin.models import attention
@@ -35,10 +34,6 @@ def choose(
 def h200(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H200")
-
-
-def test_both_parameters_are_built() -> None:
-    assert not {"packing", "tokens_per_batch"} & set(BUILT)
 
 
 def test_a_cpu_pads_short_documents_unless_told_to_pack() -> None:

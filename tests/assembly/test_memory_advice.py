@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from helpers.published_checkpoints import write_checkpoint
@@ -39,7 +40,7 @@ from plugin.base.errors import Code, JobError
 from plugin.config.params import Params
 from plugin.config.parse import parse
 from plugin.models.load import load_model
-from plugin.parent import train
+from plugin.parent import check as parent_check
 from plugin.training import memory
 from plugin.training.memory import KINDS, Memory, free_bytes
 from plugin.worker import check as trial
@@ -135,8 +136,7 @@ def test_a_containers_limit_counts_and_pages_of_files_it_read_are_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    available = SimpleNamespace(available=50 * GB)
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: available)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=50 * GB))
     cpu = torch.device("cpu")
     assert free_bytes(cpu) == 50 * GB
     (tmp_path / "memory.current").write_text(f"{7 * GB}\n")
@@ -264,13 +264,13 @@ def check(
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., tuple[int, str, str]]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "_try_out", try_out_here)
+    monkeypatch.setattr(parent_check, "_try_out", try_out_here)
 
     def call(
         *flags: object, model: tuple[str, object] = ("--model_config", tiny_config)
     ) -> tuple[int, str, str]:
         job = (*model, "--dataset_name", pairs_file, "--max_length", 64, "--train_device", "cpu")
-        code = cli.run([*map(str, ("check", *job, *flags))])
+        code = cli.main([*map(str, ("check", *job, *flags))])
         return code, *capsys.readouterr()
 
     return call

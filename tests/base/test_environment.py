@@ -1,6 +1,4 @@
-"""A Python without the packages, as a user has it before `make setup` or outside of the
-environment.
-"""
+"""Check of the Python environment, in a Python without the packages."""
 
 from __future__ import annotations
 
@@ -45,7 +43,7 @@ def test_make_setup_is_named_where_it_has_not_run(
 
 
 def test_old_transformers_is_named_by_every_program(tmp_path: Path) -> None:
-    """Metadata of another version, found first: what a program with that version would see."""
+    """Metadata of another version lies first on the path."""
     info = tmp_path / "transformers-5.17.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 5.17.0\n")

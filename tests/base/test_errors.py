@@ -1,4 +1,4 @@
-"""Problems: one line each, whatever they quote."""
+"""Problems: one line each, whatever text they quote."""
 
 from __future__ import annotations
 
@@ -27,8 +27,6 @@ def test_a_problem_with_plain_text_stays_as_it_is() -> None:
 
 
 def test_shown_text_keeps_lines_and_steers_nothing() -> None:
-    """Audit 15, 16, 17: escape sequences, carriage returns and overrides of direction are written
-    out.
-    """
+    """Audit 15, 16, 17: escape sequences, carriage returns and direction overrides are escaped."""
     assert shown("a\tb\r\nc\n") == "a\tb\nc\n"
     assert shown("\x1b]0;t\x07\r!\x9b2J\u202e") == "\\x1b]0;t\\x07\\r!\\x9b2J\\u202e"

@@ -1,6 +1,4 @@
-"""What one program of this product hands on to another: not a launcher's words, nor the current
-folder.
-"""
+"""Environment that one program of this product passes to another."""
 
 from __future__ import annotations
 
@@ -82,9 +80,7 @@ def test_a_child_imports_nothing_of_the_current_folder(tmp_path: Path) -> None:
 
 
 def test_compiled_code_lies_where_nobody_else_may_write(tmp_path: Path) -> None:
-    """Not tried by the audit: torch's own choice is a name in /tmp that another user can make
-    first.
-    """
+    """torch's default is a name in /tmp that another user can make first (beyond the audit)."""
     name, user, run = (
         "TORCHINDUCTOR_CACHE_DIR",
         {"XDG_CACHE_HOME": str(tmp_path / "caches")},

@@ -1,4 +1,4 @@
-"""Keys are taken out of every text, and ordinary words are left in."""
+"""Redaction: keys are removed from every text, ordinary words stay."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PLANTED = {"HF_TOKEN": HF, "WANDB_API_KEY": WANDB, "MY_SECRET": MINE}
 
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process's environment holds the keys."""
+    """Put keys into this process's environment."""
     monkeypatch.setattr(redact, "_pattern", lambda: compile_pattern(PLANTED))
 
 

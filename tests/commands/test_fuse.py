@@ -1,6 +1,4 @@
-"""Fusing: the published folder is the model that was trained, whatever it was merged onto, and only
-onto its own base.
-"""
+"""Fusing: the published folder is the model that was trained, on its own base only."""
 
 from __future__ import annotations
 
@@ -47,7 +45,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def in_this_process(
     folder: Path, ids: torch.Tensor, logits: torch.Tensor, prompt: np.ndarray, dtype: torch.dtype
 ) -> Reloaded:
-    """What the fresh process computes, without starting one."""
+    """Compute what the fresh process computes, without starting one."""
     return reload(folder, {"ids": ids, "logits": logits, "prompt": torch.from_numpy(prompt)}, dtype)
 
 
@@ -57,7 +55,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trained(base: Path, folder: Path, *, four_bit: bool = False, **facts: Any) -> torch.nn.Module:
-    """A live model with an adapter, saved in `folder` as a run saves it."""
+    """Return a live model with an adapter, saved in `folder` as a run saves it."""
     model = load_model(str(base), four_bit=four_bit)
     family = model.config.model_type
     live = adapted(model, family)
@@ -79,7 +77,7 @@ def target(folder: Path, base: Path, live: torch.nn.Module) -> Target:
     )
 
 
-def test_a_fused_qlora_model_reloaded_in_a_fresh_process_is_the_one_that_was_trained(
+def test_a_fused_qlora_model_reloads_as_it_was_trained(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:
     live = trained(bases["dream"], tmp_path / "adapter", four_bit=True)
@@ -100,7 +98,7 @@ def test_a_fused_qlora_model_reloaded_in_a_fresh_process_is_the_one_that_was_tra
 def test_the_fresh_process_would_see_a_difference(
     bases: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its own program, called here: one layer's weights half as large again must show."""
+    """Its own program, called here: one layer's weights 1.5 times as large must show."""
     model = load_model(str(bases["llada"]))
     prompt = torch.from_numpy(
         rendered_prompt(load_tokenizer(str(bases["llada"]), family=KNOWN["llada"]))
@@ -127,7 +125,7 @@ def test_the_fresh_process_would_see_a_difference(
 def test_reload_template_that_writes_the_time_agrees(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Llama-3's template writes the date: what another second writes is no other layout."""
+    """Llama-3's template writes the date: another second is not another layout."""
     model, folder = (
         load_model(str(bases["llada"])),
         Path(shutil.copytree(bases["llada"], tmp_path / "clock")),
@@ -144,9 +142,7 @@ def test_reload_template_that_writes_the_time_agrees(
 
 
 def test_reload_other_prompt_layout_is_seen(bases: dict[str, Path], tmp_path: Path) -> None:
-    """A folder whose template was lost or replaced is asked in a layout that the model never
-    saw.
-    """
+    """A lost or replaced template prompts the model in a layout that it never saw."""
     model = load_model(str(bases["llada"]))
     prompt = torch.from_numpy(
         rendered_prompt(load_tokenizer(str(bases["llada"]), family=KNOWN["llada"]))
@@ -276,9 +272,7 @@ def test_an_adapters_folder_chats_on_the_base_it_remembers(
 
 
 def test_adapter_alone_needs_its_base_named(bases: dict[str, Path], tmp_path: Path) -> None:
-    """Given away without its run it knows its base by name and digest only: no path of another
-    machine is in it.
-    """
+    """Without its run it knows its base by name and digest only, and no path."""
     live = trained(bases["llada"], tmp_path / "given" / "adapter")
     folder = str(tmp_path / "given" / "adapter")
     for file in Path(folder).glob("*.json"):
@@ -304,7 +298,7 @@ def refusal(capsys: pytest.CaptureFixture[str], code: int, *words: object) -> st
     return line
 
 
-def test_an_adapter_of_other_weights_is_refused_though_every_shape_fits(
+def test_an_adapter_of_other_weights_is_refused(
     bases: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained(bases["llada"], tmp_path / "adapter")
@@ -327,13 +321,13 @@ def test_an_adapter_of_other_weights_is_refused_though_every_shape_fits(
 @pytest.mark.parametrize(
     "change", [{"hidden_size": 32}, {"num_hidden_layers": 1}], ids=["narrower", "shallower"]
 )
-def test_an_adapter_of_other_shapes_is_refused_by_the_layers_that_do_not_fit(
+def test_an_adapter_of_other_shapes_is_refused_by_layer(
     change: dict[str, int],
     bases: dict[str, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One that remembers no base, as other tools write them."""
+    """One that records no base, as other tools write them."""
     trained(bases["dream"], tmp_path / "adapter")
     (tmp_path / "adapter" / "diffusion.json").unlink()
     other = write_checkpoint(tmp_path / "other", "dream", ["how are you", "fine, thanks"], **change)

@@ -1,6 +1,4 @@
-"""info.md, the page a user reads in the app: its examples are jobs that parse, its lists are
-complete.
-"""
+"""info.md, the page that users read in the app: its examples parse, its lists are complete."""
 
 from __future__ import annotations
 
@@ -13,8 +11,8 @@ import yaml
 from helpers.support import ROOT
 
 from plugin.base.errors import Code
-from plugin.config.params import Params
-from plugin.config.parse import ADVANCED, SCHEMA, parse
+from plugin.config.params import SCHEMA, Params
+from plugin.config.parse import ADVANCED, parse
 from plugin.hosts.plugin_era.job import TlabJob, form_values
 
 INFO = (ROOT / "info.md").read_text(encoding="utf-8")
@@ -27,7 +25,7 @@ EXAMPLES = {
 
 
 def section(title: str) -> str:
-    """The text below a heading, up to the next one that is not below it."""
+    """Return the text of a heading and of the headings below it."""
     head = re.search(rf"^(#+) {re.escape(title)}\n", INFO, re.MULTILINE)
     assert head, title
     return re.split(
@@ -36,7 +34,7 @@ def section(title: str) -> str:
 
 
 def rows(title: str) -> list[list[str]]:
-    """The cells of a section's table, without its head."""
+    """Return the cells of a section's table, without its header."""
     lines = [line for line in section(title).splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
@@ -46,9 +44,7 @@ def example(title: str) -> list[tuple[str, str, str]]:
 
 
 def sent(title: str) -> dict[str, Any]:
-    """What the plugin-era host sends for an example: every default of the form, what a user changed
-    as text, the rest in Advanced.
-    """
+    """Return what the host sends: defaults, changes as text, the rest in Advanced."""
     models = re.findall(r"base model\s+`([^`]+)`", section(title))
     changed = {name: value for _, name, value in example(title)}
     lines = [f"{name}: {value}" for name, value in changed.items() if name not in FORM]

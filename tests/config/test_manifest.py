@@ -1,6 +1,4 @@
-"""The generated files: a form the host takes, whose values come back as the parameters they were
-made from.
-"""
+"""Generated files: a form that the host accepts, whose values parse back to the parameters."""
 
 from __future__ import annotations
 
@@ -17,8 +15,8 @@ from jsonschema import Draft202012Validator
 from plugin.config import manifest
 from plugin.config.families import ARCHITECTURES
 from plugin.config.manifest import add_arguments, index_json, parameter_table, rendered
-from plugin.config.params import Params
-from plugin.config.parse import SCHEMA, parse
+from plugin.config.params import SCHEMA, Params
+from plugin.config.parse import parse
 
 INDEX: dict[str, Any] = json.loads((ROOT / "index.json").read_text(encoding="utf-8"))
 FORM = {"type": "object", "properties": INDEX["parameters"]}
@@ -26,7 +24,7 @@ DEFAULTS = {name: field["default"] for name, field in INDEX["parameters"].items(
 JOB = {
     "dataset_name": "data.jsonl",
     "model_name": "model",
-}  # the host sends these beside the form's values
+}  # the host sends these in addition to the form's values
 
 
 def host_schema() -> Draft202012Validator:
@@ -42,7 +40,7 @@ def from_form(values: dict[str, object]) -> Params:
 
 
 def cells(row: str) -> list[str]:
-    """The cells of a Markdown table row; an escaped pipe is text."""
+    """Split a Markdown table row into cells; an escaped pipe is text."""
     return [cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", row.strip())[1:-1]]
 
 
@@ -153,15 +151,13 @@ def test_one_field_as_a_string_is_the_value_it_spells(name: str) -> None:
 
 
 def spelling(name: str, value: object) -> object:
-    """What a single field becomes, whether or not it is built yet."""
+    """Return the result of a single field, whether or not it is built yet."""
     return Params.model_validate({name: value}).as_json()[name]
 
 
 @pytest.mark.parametrize("name", [name for name in DEFAULTS if name in SCHEMA])
 def test_what_the_form_allows_the_parameters_allow(name: str) -> None:
-    """The form's bounds are as tight or tighter: nothing it lets through is refused as out of
-    bounds.
-    """
+    """The form's bounds are as tight or tighter: no value of it is refused as out of bounds."""
     field = INDEX["parameters"][name]
     for bound in ("minimum", "maximum"):
         if bound in field:
@@ -226,7 +222,7 @@ def test_a_row_says_default_values_and_meaning() -> None:
     assert rows["`batch_size`"] == [
         "`4`",
         "an integer >= 1 and <= 16384",
-        "Documents a device sees at once.",
+        "Documents of a micro-batch on each device.",
     ]
     assert rows["`mask_prompt_loss`"][:2] == ["`true`", "true or false"]
     assert rows["`num_proc`"][:2] == ["`auto`", "'auto' or an integer >= 1 and <= 1024"]

@@ -1,6 +1,4 @@
-"""What the parent sees of a model before any worker: a path that is none, and a family of another
-method.
-"""
+"""The parent's checks of a model: a missing path, a family of another method."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from plugin.config.parse import parse
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a run in `mine/one`, and a model of a hub's owner."""
+    """Make a folder with a run in `mine/one`, and a model of a hub owner."""
     for name in ("mine/one", "org/model"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "mine" / "one" / "run.json").touch()

@@ -1,4 +1,4 @@
-"""The door: what forms, files and shells send, and what they are told."""
+"""Parsing of what forms, files and shells send, and its errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import itertools
 import pytest
 
 from plugin.base.errors import JobError, Problem
-from plugin.config.parse import Parsed, did_you_mean, expected, parse
+from plugin.config.parse import Parsed, parse
+from plugin.config.wording import did_you_mean, expected
 
 REQUIRED: dict[str, object] = {"dataset_name": "data.jsonl", "model_name": "model"}
 
@@ -160,9 +161,7 @@ def test_auto_or_a_number_is_bounded_too(name: str, wrong: object) -> None:
         ),
     ],
 )
-def test_a_wrong_value_names_its_field_what_was_expected_and_what_came(
-    values: dict[str, object], line: str
-) -> None:
+def test_a_wrong_value_names_field_expected_and_got(values: dict[str, object], line: str) -> None:
     (problem,) = refused(values)
     assert problem.line == line
 
@@ -177,7 +176,7 @@ def test_an_apple_gpu_is_refused_by_name() -> None:
     assert "Apple GPUs are not supported" in problem.fix
 
 
-def test_all_problems_come_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     problems = refused(
         {
             "batch_size": 0,
@@ -204,9 +203,7 @@ def test_all_problems_come_at_once() -> None:
 
 
 def test_a_wrong_field_is_reported_once() -> None:
-    """A field that is refused is not refused again by the checks between fields, which see its
-    default.
-    """
+    """The checks between fields see the default of a refused field and do not refuse it again."""
     fields = [
         problem.field
         for problem in refused({"t_min": 7, "t_max": 0.5, "train_turns": "first", "eval_steps": -2})
@@ -257,6 +254,9 @@ def test_did_you_mean_only_when_close() -> None:
         ("lora_rank", "16", "lora_r", 16),
         ("adapter_name", "bob", "adaptor_name", "bob"),
         ("dataset_args", "other.jsonl", "dataset_name", "other.jsonl"),
+        ("gradient_checkpointing", "True", "recompute", "full"),
+        ("gradient_checkpointing", "off", "recompute", "none"),
+        ("gradient_checkpointing", "selective", "recompute", "selective"),
         ("report_to", "none", "log_to_wandb", False),
         ("report_to", "tensorboard", "log_to_wandb", False),
     ],
@@ -346,7 +346,7 @@ def test_shares_and_whole_steps_pass() -> None:
 # --- notes
 
 
-def test_an_option_of_another_method_is_said_once_by_name() -> None:
+def test_an_option_of_another_method_is_one_note() -> None:
     parsed: Parsed = parse(
         {
             **REQUIRED,
@@ -377,7 +377,7 @@ def test_a_text_that_no_file_can_hold_is_refused(value: str) -> None:
     (problem,) = refused({"wandb_project": value})
     assert (problem.field, problem.expected) == (
         "wandb_project",
-        "text that UTF-8 can write, without a zero character",
+        "text that UTF-8 can encode, without a null character",
     )
 
 

@@ -1,6 +1,4 @@
-"""The form's `advanced` field: every parameter without a field of its own, one `name: value` a
-line.
-"""
+"""The form's `advanced` field: the parameters without a field of their own."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from plugin.config.parse import parse
 NEEDED = {"dataset_name": "d", "model_name": "m"}
 
 
-def test_each_line_is_a_parameter_and_wins_over_the_forms_default() -> None:
+def test_each_line_is_a_parameter_and_wins_over_the_form() -> None:
     params = parse(
         {
             **NEEDED,

@@ -1,6 +1,4 @@
-"""Parameters of the methods at the door: what is wrong is refused in one clear line before anything
-is loaded.
-"""
+"""Parameters of the methods: mistakes are refused in one line before anything is loaded."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ def parsed(**values: object) -> Parsed:
         "1/t",
     ],
 )
-def test_an_unknown_loss_weight_is_an_error_that_says_what_is_allowed(value: str) -> None:
+def test_an_unknown_loss_weight_names_the_allowed_ones(value: str) -> None:
     """The best-known predecessor silently falls back to 0.3."""
     line = problem_of(training_method="dream", loss_weight_type=value)
     assert line.startswith(
@@ -64,7 +62,7 @@ def test_every_documented_loss_weight_is_taken(value: str) -> None:
 
 def test_four_bits_without_lora_are_refused() -> None:
     line = problem_of(load_in_4bit=True)
-    assert "load_in_4bit: expected lora true beside it, got lora false" in line
+    assert "load_in_4bit: expected lora true as well, got lora false" in line
 
 
 def test_a_new_model_takes_neither_lora_nor_four_bits() -> None:

@@ -1,6 +1,4 @@
-"""task.yaml: only keys today's host knows, and values that come back as the parameters they were
-made from.
-"""
+"""task.yaml: only keys that the host knows, with values that parse back to the parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +10,8 @@ import pytest
 import yaml
 from helpers.support import ROOT
 
-from plugin.config.parse import SCHEMA, parse
+from plugin.config.params import SCHEMA
+from plugin.config.parse import parse
 from plugin.config.task import NAME, OWNER, _float, _parameter, gallery_entry
 from plugin.hosts.task import task_values
 
@@ -60,7 +59,7 @@ def test_a_default_has_the_type_it_declares(name: str) -> None:
         assert bound not in field or isinstance(field[bound], int | float)
 
 
-def test_the_gallery_entry_leads_to_the_task_of_whoever_publishes_it() -> None:
+def test_the_gallery_entry_leads_to_the_publishers_task() -> None:
     (entry,) = json.loads(gallery_entry("some-one"))
     assert entry["github_repo_url"] == f"https://github.com/some-one/{NAME}"
     assert (ROOT / entry["github_repo_dir"] / "task.yaml").is_file()

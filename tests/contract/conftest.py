@@ -1,6 +1,4 @@
-"""Hosts that the contract is put to, each with a workspace of its own in a path with unicode and a
-space.
-"""
+"""Hosts of the contract suite, each with its own workspace in a path with unicode and a space."""
 
 from __future__ import annotations
 

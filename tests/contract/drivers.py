@@ -1,6 +1,4 @@
-"""The hosts, each driven as its users drive it, behind one face: start a job, press stop, see how
-it ended.
-"""
+"""Drivers: hosts driven as their users drive them, through one interface."""
 
 from __future__ import annotations
 
@@ -113,9 +111,7 @@ class FolderDriver:
 
 
 class TlabDriver:
-    """The plugin-era host: its harness, its SDK's stand-in, a workspace, and a queue that writes
-    input files.
-    """
+    """The plugin-era host: its harness, its SDK's stand-in, a workspace, a queue of input files."""
 
     def __init__(self, root: Path, datasets: Mapping[str, Path]):
         self.root, self.ws = root, root / "workspace"
@@ -196,9 +192,7 @@ class TlabDriver:
         return Running(self, job, sweep, _popen([self.python, harness, *words], env, HERE))
 
     def press_stop(self, job: str, program: subprocess.Popen[str]) -> None:
-        """As the host does: without a lock, so a write of the job may undo it, and the user presses
-        again.
-        """
+        """Press stop as the host does, unlocked: a write of the job may undo it, so press again."""
         path = self.ws / "jobs" / job / "index.json"
         while not self.job(job)["job_data"].get("stop"):
             content = self.job(job)
@@ -230,7 +224,7 @@ class TlabDriver:
         folder = Path(resumed[1]) if resumed else folder
         code = max(
             program.returncode, int(outcome == "failed")
-        )  # the harness does not look at what main() returns
+        )  # the harness ignores the return value of main()
         return Ended(
             outcome, details, code, folder, score, log, tuple(processes_naming(str(folder)))
         )
@@ -247,9 +241,7 @@ print(job.id)
 
 
 class LabDriver:
-    """Today's host: the real SDK from PyPI over a local workspace, in a folder beside the tests'
-    own environment.
-    """
+    """Today's host: the real SDK from PyPI, in a folder of its own, over a local workspace."""
 
     def __init__(self, root: Path, datasets: Mapping[str, Path]):
         self.root, self.datasets = root, datasets
@@ -289,7 +281,7 @@ class LabDriver:
         return Running(self, job, sweep, _popen([sys.executable, MAIN, "--task"], env, self.root))
 
     def press_stop(self, job: str, program: subprocess.Popen[str]) -> None:
-        """SIGTERM to the whole tree, as the host sends it."""
+        """Send SIGTERM to all processes, as the host does."""
         for pid in {program.pid, *processes_naming(str(self.run_dir(job)))}:
             os.kill(pid, signal.SIGTERM)
 

@@ -1,4 +1,4 @@
-"""Runs every contract test and prints host x scenario, then one JSON object: `make contract`."""
+"""Contract table: runs every contract test, prints host x scenario and one JSON object."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 
 class Results:
-    """Collects outcome and seconds of each test as pytest reports them."""
+    """The outcome and seconds of each test, as pytest reports them."""
 
     def __init__(self) -> None:
         self.cells: dict[str, dict[str, str]] = defaultdict(dict)

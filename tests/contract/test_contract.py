@@ -1,4 +1,4 @@
-"""What every host promises its users, whatever it is: one suite, each scenario put to each host."""
+"""Promises of every host to its users: one suite, each scenario on each host."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENDLESS = {"train_steps": 1_000_000, "save_steps": 1_000_000, "logging_steps": 1
 
 @pytest.fixture(scope="session")
 def job(tiny_bert: Path) -> dict[str, Any]:
-    """Four steps of the tiny model, evaluated at the end."""
+    """Return four steps of the tiny model, evaluated at the end."""
     common = {
         "model_name": tiny_bert,
         "dataset_name": "toy_ds",
@@ -124,7 +124,7 @@ def test_resume(host: Host, job: dict[str, Any]) -> None:
     ).end()
     assert second.outcome == "done", second.log
     assert second.folder == first.folder
-    assert "going on from step 4" in second.log
+    assert "resuming from step 4" in second.log
     assert json.loads((second.folder / "run.json").read_text())["result"]["steps"] == 6
 
 

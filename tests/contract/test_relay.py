@@ -1,6 +1,4 @@
-"""What a slow host costs the workers: nothing they could wait for. benches/relay.py measures it,
-tested here as well.
-"""
+"""A slow host costs the workers nothing: benches/relay.py measures it, and is tested here."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ CALL_S = 0.05
 
 
 class SlowTrainer:
-    """The SDK's trainer, each of whose calls takes 50 ms."""
+    """The SDK's trainer, with 50 ms for each call."""
 
     def __init__(self) -> None:
         self.calls: list[float] = []
@@ -48,7 +46,7 @@ class SlowTrainer:
 
 
 def progress(step: int, percent: float) -> ProgressEvent:
-    """An event as the worker writes it."""
+    """Return an event as the worker writes it."""
     known = ProgressEvent(phase="train", step=step, steps=1000, percent=percent)
     return known.model_copy(update={"eta_seconds": 10.0, "loss": 1.0, "tokens_per_s": 1.0})
 
@@ -61,9 +59,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> SlowTrainer:
 
 
 def test_a_thousand_events_a_second_are_one_report(tmp_path: Path, slow: SlowTrainer) -> None:
-    """Events only change what is reported next; the calls belong to the tick, once a second,
-    whatever the workers write.
-    """
+    """Events only change the next report; the calls come once a second."""
     output = tmp_path / "experiments" / "e" / "tensorboards" / "t"
     host = TlabHost(TlabJob("1", "t", "e", tmp_path, output, tmp_path / "a", "", {}))
     host.stop_wanted()

@@ -1,6 +1,4 @@
-"""setup.sh where a host runs it: an environment in which the host has put its own pins, made by uv
-without pip, or with pip alone.
-"""
+"""setup.sh in a host's environment with its own pins, made by uv without pip or by pip."""
 
 from __future__ import annotations
 
@@ -22,9 +20,8 @@ from .drivers import CONTRACT, TlabDriver
 
 pytestmark = pytest.mark.contract
 
-# What that host installs first, without what these need in turn: it is the lock that has to bring
-# that. torch and what is built against it are wheels made here, since the host's own take
-# gigabytes.
+# Packages that the host installs first, without their requirements, which the lock must bring.
+# torch and packages built against it are wheels made here, since the host's own take gigabytes.
 PINS = (
     "transformers==4.57.1",
     "accelerate==1.3.0",
@@ -37,7 +34,7 @@ SDK = ("transformerlab==0.0.82", "aiofiles==25.1.0")
 OLD_TORCH = "2.9.1"
 BUILT_FOR_IT = {"torchvision": "0.24.1", "torchaudio": "2.9.1"}
 BREAKS = "operator torchvision::nms does not exist"
-# As the real ones do: their binaries fit one torch.
+# Like the real ones: their binaries fit one release of torch.
 BINARY = f"""\
 from importlib import metadata
 if metadata.version("torch").partition("+")[0] != "{OLD_TORCH}":
@@ -48,7 +45,7 @@ LONGEST_S = 500.0
 
 @dataclass(frozen=True)
 class Plugin:
-    """The plugin's folder in a workspace, and the environment beside it."""
+    """The plugin's folder in a workspace, and its environment."""
 
     folder: Path
     uv: Path
@@ -60,7 +57,7 @@ class Plugin:
         return self.folder / "venv"
 
     def run(self, *words: object) -> subprocess.CompletedProcess[str]:
-        """As the host runs it: the environment active, no terminal, cwd the plugin's folder."""
+        """Run setup.sh as the host does: environment active, no terminal."""
         env = {**os.environ, "VIRTUAL_ENV": str(self.prefix)}
         folders = [
             self.prefix / "bin",
@@ -93,7 +90,7 @@ class Plugin:
         }
 
     def put(self, *words: object) -> None:
-        """Install by hand what the words name, and nothing that it needs."""
+        """Install the named packages by hand, without their requirements."""
         done = self.run(self.uv, "pip", "install", "--quiet", "--no-deps", *words)
         assert done.returncode == 0, done.stderr
 
@@ -104,7 +101,7 @@ class Plugin:
         return list(self.prefix.glob(".diffusion_llm_trainer-*"))
 
     def files(self, *packages: str) -> dict[str, str]:
-        """Digests of what a package has installed."""
+        """Return digests of the files that a package has installed."""
         site = self.site()
         paths = [
             path
@@ -124,7 +121,7 @@ def lock() -> dict[str, str]:
 
 
 def copy_tree(folder: Path) -> None:
-    """What the host copies, without what a working copy has besides."""
+    """Copy what the host copies, without the other files of a working copy."""
     left_out = shutil.ignore_patterns(
         ".git", ".venv", ".contract", "runs", "benches", "tests", "__pycache__"
     )
@@ -183,7 +180,7 @@ def test_a_set_up_that_cannot_succeed_changes_nothing(plugin: Plugin) -> None:
     assert plugin.stamps() == []
 
 
-def test_the_next_one_lifts_the_hosts_pins_to_the_lock_and_leaves_its_sdk(plugin: Plugin) -> None:
+def test_the_next_one_installs_the_lock_and_leaves_the_sdk(plugin: Plugin) -> None:
     before = plugin.versions()
     sdk = plugin.base.files("lab", "transformerlab-*")
     assert len(sdk) > 20
@@ -216,9 +213,7 @@ def test_again_is_nothing_to_do(plugin: Plugin) -> None:
 
 
 def test_what_the_sdk_imports_can_be_imported_under_our_lock(plugin: Plugin) -> None:
-    """`transformerlab.plugin` imports transformers and datasets at its top, `lab` the rest; wandb
-    and tensorboardX are logged to.
-    """
+    """transformers and datasets for `transformerlab.plugin`, the others for `lab`."""
     (plugin.folder / "home").mkdir()
     code = "import os; os.environ['TFL_HOME_DIR'] = 'home'; import lab, transformers, datasets, accelerate, peft, wandb, tensorboardX"
     done = plugin.run("python", "-c", code)
@@ -248,7 +243,7 @@ def test_packages_no_import_has_touched_have_bytecode(plugin: Plugin) -> None:
 def test_a_job_of_the_harness_trains_in_there(
     plugin: Plugin, tiny_bert: Path, pairs_file: Path
 ) -> None:
-    """As the host starts it: its harness, under the environment's Python, in the copied folder."""
+    """The host's harness runs under the environment's Python, in the copied folder."""
     driver = TlabDriver(plugin.folder.parent.parent / "host", {"toy_ds": pairs_file})
     driver.python, driver.plugin = plugin.prefix / "bin" / "python", plugin.folder
     values = {
@@ -265,7 +260,7 @@ def test_a_job_of_the_harness_trains_in_there(
 
 
 def test_pins_that_come_back_are_lifted_again(plugin: Plugin) -> None:
-    """A re-install may keep the environment, and puts the host's pins over the lock's."""
+    """A re-install may keep the environment and put the host's pins over the lock's."""
     plugin.put("accelerate==1.3.0")
     assert plugin.versions()["accelerate"] == "1.3.0"
     again = plugin.set_up()
@@ -283,7 +278,7 @@ def test_what_misfits_torch_alone_is_removed_again(plugin: Plugin) -> None:
 
 
 def test_what_breaks_the_imports_fails_setup_in_one_line(plugin: Plugin) -> None:
-    """A package that does not say for which torch it was built."""
+    """A package that does not name the torch it was built for."""
     plugin.put(make_wheel(plugin.folder.parent, "torchvision", "0.1", BINARY))
     for stamp in plugin.stamps():
         stamp.unlink()
@@ -299,7 +294,7 @@ def test_what_breaks_the_imports_fails_setup_in_one_line(plugin: Plugin) -> None
 
 
 def test_one_that_is_cut_short_is_repeated(plugin: Plugin) -> None:
-    """Killed between two packages: no stamp, so the next run looks at every one."""
+    """Killed between two packages it leaves no stamp, so the next run checks all of them."""
     site = plugin.site()
     (stamp,) = plugin.stamps()
     stamp.unlink()

@@ -1,6 +1,4 @@
-"""What a user of the plugin-era host finds where the host looks: board, model, adapter, figures,
-cause.
-"""
+"""Results in the plugin-era host's own places: board, model, adapter, figures, cause."""
 
 from __future__ import annotations
 
@@ -36,9 +34,7 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, pairs_file: Path) -> Seen:
-    """One job with an adapter, from a template with a space and a leaked field of another plugin,
-    on a host that takes its time.
-    """
+    """Run a job with an adapter, a spaced template and a foreign field, on a slow host."""
     driver = TlabDriver(tmp_path_factory.mktemp("tlab"), {"toy_ds": pairs_file})
     driver.env["FAKE_CALL_S"] = str(CALL_S)
     (driver.ws / "models" / f"{tiny_bert.name}_mine").mkdir(parents=True)
@@ -68,8 +64,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, pairs_file: 
     )
 
 
-def test_the_workers_start_before_the_sdk_is_imported_and_never_import_it(seen: Seen) -> None:
-    """Who does not import it calls nobody: a slow host is the parent's alone to wait for."""
+def test_workers_start_before_the_sdk_and_never_import_it(seen: Seen) -> None:
+    """Only the parent waits for a slow host."""
     (only,) = seen.imports
     assert only["logs of workers"] == [str(seen.ended.folder / "log.txt")]
     assert only["pid"] == seen.pid
@@ -119,9 +115,7 @@ def test_samples_are_in_the_log(seen: Seen) -> None:
     assert any(line.startswith("step 40: ") for line in lines)
 
 
-def test_the_model_is_in_the_hosts_list_beside_the_one_of_that_name(
-    seen: Seen, tiny_bert: Path
-) -> None:
+def test_the_model_is_listed_next_to_one_of_that_name(seen: Seen, tiny_bert: Path) -> None:
     name = f"{tiny_bert.name}_mine-job1"
     folder = seen.driver.ws / "models" / name
     listed = json.loads((folder / "index.json").read_text())["json_data"]
@@ -147,7 +141,7 @@ def test_the_adapter_is_in_adaptor_output_dir(seen: Seen, tiny_bert: Path) -> No
     assert "More Information Needed" not in card, "peft's empty form"
 
 
-def test_real_tensorboard_reads_the_curves_where_the_viewer_looks(seen: Seen) -> None:
+def test_real_tensorboard_reads_the_curves_of_the_viewer(seen: Seen) -> None:
     boards = seen.driver.ws / "experiments" / "probe" / "tensorboards"
     for folder in (
         "my first",
@@ -238,7 +232,7 @@ def bad(
             29,
             {"train_device": "tpu"},
             "",
-            "train_device: expected what this version has: auto or cuda or cpu, got tpu",
+            "train_device: expected auto, cuda or cpu, got tpu",
         ),
     ],
 )

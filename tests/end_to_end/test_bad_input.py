@@ -18,7 +18,7 @@ import pytest
 from helpers.support import ERROR, pairs, refusal, try_out_here, write_rows
 
 from plugin import cli
-from plugin.parent import train
+from plugin.parent import check as parent_check
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def check(
     and no traceback shown.
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "_try_out", try_out_here)
+    monkeypatch.setattr(parent_check, "_try_out", try_out_here)
 
     def call(*flags: str, **values: object) -> tuple[int, list[str], str]:
         base: dict[str, object] = {
@@ -48,7 +48,7 @@ def check(
         words = [
             word for name, value in (base | values).items() for word in (f"--{name}", str(value))
         ]
-        code = cli.run(["check", *words, *flags])
+        code = cli.main(["check", *words, *flags])
         out, err = capsys.readouterr()
         assert "Traceback" not in err + out
         assert sorted(tmp_path.rglob("*")) == before, "check wrote something"

@@ -20,8 +20,8 @@ from helpers.support import ERROR, ROOT, patience, read_lines, start, wait_until
 
 from plugin.base.errors import JobError
 from plugin.cli import _config_file
-from plugin.config.params import Params
-from plugin.config.parse import SCHEMA, parse
+from plugin.config.params import SCHEMA, Params
+from plugin.config.parse import parse
 from plugin.run.folder import RunFolder
 from plugin.worker.accelerate_env import take_launchers_choice
 

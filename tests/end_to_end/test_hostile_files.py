@@ -24,7 +24,7 @@ from plugin.base.errors import JobError
 from plugin.base.files import open_plain, write_whole
 from plugin.commands.fuse import main
 from plugin.hosts.plugin_era.publish import free_name, shelve, show_link
-from plugin.hosts.task import go_on_here
+from plugin.hosts.task import copy_checkpoint
 from plugin.run.folder import RunFolder
 from plugin.run.heartbeat import Heartbeat, heartbeat_path
 
@@ -253,7 +253,7 @@ def test_another_jobs_checkpoint_brings_no_file_from_outside(
     checkpoint = run_copy / "checkpoint-4"
     shutil.copy(run_copy / "run.json", checkpoint)
     (checkpoint / "notes.txt").symlink_to(victim)
-    go_on_here(checkpoint, tmp_path / "next")
+    copy_checkpoint(checkpoint, tmp_path / "next")
     assert (tmp_path / "next" / "checkpoint-4" / "notes.txt").is_symlink()
     assert why_broken(tmp_path / "next" / "checkpoint-4") == "notes.txt is a link"
 
@@ -280,7 +280,7 @@ def test_what_digests_do_not_name_is_refused(run_copy: Path, victim: Path) -> No
     assert why_broken(checkpoint) == "pytorch_model.bin is not one of the files of digests.json"
     (checkpoint / "pytorch_model.bin").unlink()
     os.mkfifo(checkpoint / "more.safetensors")
-    assert why_broken(checkpoint) == "more.safetensors is no plain file"
+    assert why_broken(checkpoint) == "more.safetensors is not a plain file"
     (checkpoint / "more.safetensors").unlink()
     (checkpoint / "config.json").rename(victim.parent / "config.json")
     (checkpoint / "config.json").symlink_to(victim.parent / "config.json")
@@ -337,7 +337,7 @@ def test_an_error_is_one_line_whatever_a_file_is_called(
         "--run_dir",
         str(tmp_path / "run"),
     )
-    assert cli.run(["train", *words]) in (2, 3, 4)
+    assert cli.main(["train", *words]) in (2, 3, 4)
     err = capsys.readouterr().err
     assert all(
         line.startswith("error[") and not line.startswith("error[0]")
@@ -395,7 +395,7 @@ def test_names_that_cannot_be_written_leave_no_folder(
         "run_dir": run,
         name: run if name == "run_dir" else value,
     }
-    assert cli.run(["train", *(f"--{one}={given}" for one, given in values.items())]) == 2
+    assert cli.main(["train", *(f"--{one}={given}" for one, given in values.items())]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error[2]: {name}: expected ")
     assert list(tmp_path.iterdir()) == []

@@ -21,8 +21,8 @@ from helpers.support import read_lines, wait_until, write_record
 from plugin import cli
 from plugin.base.digests import write_digests
 from plugin.config.parse import parse
+from plugin.parent.paths import inputs_inside
 from plugin.parent.resume import cut_back, find_start
-from plugin.parent.train import inputs_inside
 from plugin.run.folder import RunFolder
 
 
@@ -155,9 +155,9 @@ def test_what_a_new_run_reads_lies_outside_of_it(
             words = [*map(str, four_steps), "--run_dir", str(run), f"--{name}", str(one)]
             if name == "model_name":
                 words += ["--model_config", ""]
-            assert cli.run(["train", *words]) == 2
+            assert cli.main(["train", *words]) == 2
             err = capsys.readouterr().err
-            assert f"error[2]: {name}: expected what lies outside of run_dir, got " in err
+            assert f"error[2]: {name}: expected a path outside of run_dir, got " in err
             assert f", which lies in {run}. Choose another run_dir" in err
     assert contents(run) == before
 

@@ -81,7 +81,7 @@ def unbroken_and_resumed(forks: Forks, tmp_path: Path, job: tuple[object, ...]) 
         again = shutil.copytree(whole.folder, tmp_path / "again")
         resumed = forks.run(again, *job, *args, *then, "--resume", again / f"checkpoint-{step}")
         assert resumed.code == 0, resumed.err
-        assert f"resume: going on from step {step}" in resumed.err
+        assert f"resume: resuming from step {step}" in resumed.err
         events = [
             event
             for event in read_lines(resumed.folder / "events.jsonl")

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from plugin.base.errors import json_line
 from plugin.commands.chat import Answer, answer_line, canvas_line
 from plugin.data.chat import ChatFormat
-from plugin.hosts.shell import FolderHost
+from plugin.hosts.shell import ShellHost
 from plugin.models.publish import write_adapter_card, write_card
 from plugin.models.tokenizer import load_tokenizer
 from plugin.run.facts import AdapterBase, ModelFacts
@@ -91,7 +91,7 @@ def test_an_answer_is_shown_escaped(tiny_bert: Path) -> None:
 
 
 def test_a_hosts_line_is_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    FolderHost().line(f"data: {HOSTILE}")
+    ShellHost().line(f"data: {HOSTILE}")
     assert steers(capsys.readouterr().err) == set()
 
 

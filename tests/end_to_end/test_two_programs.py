@@ -18,7 +18,7 @@ from helpers.scenes import ENDS, LONGEST_S, Scene, broken_off, whole
 from helpers.support import ERROR, ROOT, processes_naming, read_lines, run_main
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from plugin.config.parse import SCHEMA
+from plugin.config.params import SCHEMA
 from plugin.run.folder import RunFolder
 
 PROMPT = "What colour is the sky?"

@@ -43,6 +43,7 @@ class _Fault:
 
     def arm(self) -> None:
         from plugin.assembly import fuse
+        from plugin.base import files
         from plugin.training import loop
         from plugin.worker import checkpoints, hooks, publish, train
 
@@ -56,14 +57,14 @@ class _Fault:
             "save": (checkpoints, "write_model", self._step),
             "save.optimizer": (checkpoints, "save_file", self._step),
             "save.digests": (checkpoints, "write_digests", self._step),
-            "save.rename": (checkpoints, "rename_whole", self._step),
+            "save.rename": (files, "_fsync_all", self._step),
             "save.renamed": (checkpoints, "best_checkpoint", self._step),
             "fuse": (fuse, "write_model", self._step),
             "fuse.adapter": (publish, "fuse_adapter", self._step),
         }
         self._wrap(loop, "train", self._remember)
         if self._point == "save.remove":
-            checkpoints.shutil = _Shutil(self._strike_once, self._is_due)
+            files.shutil = _Shutil(self._strike_once, self._is_due)
             return
         module, name, done = points[self._point]
         self._wrap(

@@ -159,7 +159,7 @@ def _hang(fault: str, step: int) -> Play:
 # --- what a run does besides, and can do without
 
 NO_CURVES = r"warning: tb: .*; no more curves there, metrics.jsonl has them all"
-NOT_ALL = r"warning: log_to_wandb: not everything arrived there; see .*wandb.log. The run itself is whole."
+NOT_ALL = r"warning: log_to_wandb: not everything arrived there; see .*wandb.log. The run itself is complete."
 SITE = str(ROOT / "tests" / "faults" / "site")
 KEY = "0123456789abcdef" * 2 + "01234567"
 RELAYS: dict[

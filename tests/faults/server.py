@@ -145,7 +145,7 @@ def _start(request: Mapping[str, Any]) -> int:
     _become(None, out, err)
     os.environ.update(request["env"])
     supervise.subprocess = SimpleNamespace(Popen=ForkedRank, DEVNULL=DEVNULL)
-    _leave(lambda: cli.run(request["args"]))
+    _leave(lambda: cli.main(request["args"]))
 
 
 def _answer(**content: object) -> None:

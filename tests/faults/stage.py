@@ -64,7 +64,7 @@ class Stage:
                 or (folder / part).exists()
             ):
                 return f"nothing was said of {part}"
-        found = re.search(r"resume: going on from step (\d+)", again.err)
+        found = re.search(r"resume: resuming from step (\d+)", again.err)
         start = int(found[1]) if found else 0
         if struck_at - start > SAVE_STEPS:
             return f"{struck_at - start} steps lost"

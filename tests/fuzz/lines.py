@@ -9,9 +9,9 @@ import yaml
 from fuzz.values import numbers, texts, values
 from hypothesis import strategies as st
 
-from plugin.config.params import ALIASES
-from plugin.config.parse import SCHEMA, choices
-from plugin.config.wording import NICKNAMES
+from plugin.config.params import SCHEMA
+from plugin.config.rules import ALIASES
+from plugin.config.wording import NICKNAMES, choices
 
 NAMES = (*SCHEMA, *ALIASES)
 SWITCHES = (

@@ -24,7 +24,7 @@ from plugin import cli
 from plugin.config.params import Params
 from plugin.config.parse import Parsed, parse
 from plugin.hosts.plugin_era.job import adaptor_name, form_values, read_job
-from plugin.parent import train
+from plugin.parent import check, paths, train
 from plugin.run.folder import RunFolder
 from plugin.run.outcome import Outcome
 from plugin.run.run_file import RunFile
@@ -143,10 +143,10 @@ def check_notes(parsed: Parsed) -> None:
 
 def check_command(params: Params) -> None:
     """Assert that the command printed by `check` starts the job that was checked."""
-    _, _, *words = train.train_command(params)
+    _, _, *words = check.train_command(params)
     options, extra = cli._parser().parse_known_args(words)
     printed = cli._parameters(options, extra).params
-    wanted = train.with_full_paths(params)
+    wanted = paths.with_full_paths(params)
     if params.num_train_epochs > 0:
         wanted = wanted.model_copy(update={"train_steps": printed.train_steps})
     assert printed == wanted
@@ -161,7 +161,7 @@ def without_workers() -> Iterator[None]:
         return {"problems": [], "report": None, "notes": []}
 
     with (
-        patch.object(train, "_try_out", tried),
+        patch.object(check, "_try_out", tried),
         patch.object(train, "run_workers", lambda *given: Outcome("done", 0)),
         patch.object(os, "execve", lambda *given: 0),
     ):
@@ -175,7 +175,7 @@ def run(argv: Sequence[str]) -> tuple[int, str, str]:
     )
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = cli.run(argv) or 0
+            code = cli.main(argv) or 0
         except SystemExit as ended:  # --help and --version
             code = int(ended.code or 0)
             assert code == 0, "argparse's own words"

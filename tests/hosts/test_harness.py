@@ -1,6 +1,4 @@
-"""The plugin-era harness, re-enacted: a package `plugin` of its own first on the path, our folder
-last, `import main`, `main.main()`.
-"""
+"""The plugin-era harness: its own `plugin` first on the path, our folder last, `main.main()`."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ print("plugin is", plugin.__file__, file=sys.stderr)
 
 @pytest.fixture
 def decoy(tmp_path: Path) -> Path:
-    """The host's folder: a package `plugin` that would do harm."""
+    """Make the host's folder, with a harmful package `plugin`."""
     package = tmp_path / "host" / "plugin"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("WHOSE = 'the host'\n")
@@ -49,15 +47,13 @@ def test_our_package_is_used_though_another_comes_first(decoy: Path, tmp_path: P
     assert err.splitlines()[-1] == f"plugin is {ROOT / 'plugin' / '__init__.py'}"
 
 
-def test_a_folder_with_a_decoy_as_working_directory_does_no_harm(decoy: Path) -> None:
+def test_a_decoy_in_the_working_directory_does_no_harm(decoy: Path) -> None:
     code, out, err = start(decoy, decoy)
     assert code == 0, err
     assert "--training_method" in out
 
 
-def test_a_decoy_imported_before_us_is_an_error_that_names_both_files(
-    decoy: Path, tmp_path: Path
-) -> None:
+def test_a_decoy_imported_first_is_an_error_naming_both_files(decoy: Path, tmp_path: Path) -> None:
     code, _, err = start(decoy, tmp_path, before="import plugin")
     assert code != 0
     last = err.splitlines()[-1]

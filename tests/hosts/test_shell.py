@@ -1,4 +1,4 @@
-"""What a person reads at a terminal: lines to copy, and an ending that claims nothing."""
+"""Output of a shell run: lines to copy, and an ending that claims only what happened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from helpers.support import wait_until
 
 from plugin.hosts.pulse import Pulse
-from plugin.hosts.shell import FolderHost
+from plugin.hosts.shell import ShellHost
 from plugin.parent.launch import LaunchPlan
 from plugin.run.events import ProgressEvent, ProgressFile
 from plugin.run.folder import RunFolder
@@ -24,7 +24,7 @@ def test_paths_with_spaces_can_be_copied_into_a_shell(
 ) -> None:
     folder = RunFolder(tmp_path / "my runs" / "é 1")
     (folder / "fused").mkdir(parents=True)
-    host = FolderHost()
+    host = ShellHost()
     host.started(folder, LaunchPlan((), ({},), (), ""))
     host.finished(folder, Outcome("done", 0, result=Result(outcome="done", steps=3, seconds=1)))
     out, err = capsys.readouterr()
@@ -90,7 +90,7 @@ def test_a_stop_claims_only_what_was_done_and_saved(
         ),
     ],
 )
-def test_the_seconds_beside_the_steps_are_those_of_the_steps(
+def test_the_seconds_of_the_steps_are_shown_with_them(
     folder: RunFolder, steps: int, line: str
 ) -> None:
     speed = Throughput(
@@ -105,7 +105,7 @@ def test_a_stopped_run_names_the_command_that_resumes_it(
 ) -> None:
     folder = RunFolder(tmp_path / "my run")
     (folder / "checkpoint-7").mkdir(parents=True)
-    FolderHost().finished(folder, Outcome("stopped", 0, result=STOPPED))
+    ShellHost().finished(folder, Outcome("stopped", 0, result=STOPPED))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resume ")]
     words = shlex.split(line)
     assert words[3:] == [

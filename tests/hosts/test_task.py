@@ -1,6 +1,4 @@
-"""Today's host as its SDK sees us: which rows, checkpoints and artifacts are handed over, and which
-checkpoint may be resumed.
-"""
+"""Today's host as its SDK sees us: rows, checkpoints, artifacts, resumed checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from typing import Any
 import pytest
 
 from plugin.base.errors import Code, JobError, Problem
-from plugin.hosts.task import LabHost, chosen_checkpoint, go_on_here
+from plugin.hosts.task import TaskHost, chosen_checkpoint, copy_checkpoint
 from plugin.parent.launch import LaunchPlan
 from plugin.run.events import MetricsEvent, ProgressEvent
 from plugin.run.folder import RunFolder
@@ -21,7 +19,7 @@ from plugin.run.run_file import RunFile
 
 
 class Lab:
-    """The calls of the SDK, remembered; folders are copied as it copies them."""
+    """The SDK with recorded calls; it copies folders as the real one does."""
 
     def __init__(self, root: Path):
         self.checkpoints, self.artifacts = root / "checkpoints", root / "artifacts"
@@ -76,8 +74,8 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 @pytest.fixture
-def host(lab: Lab, folder: RunFolder) -> LabHost:
-    host = LabHost(lab)
+def host(lab: Lab, folder: RunFolder) -> TaskHost:
+    host = TaskHost(lab)
     host.started(folder, LaunchPlan((), ({},), (), ""))
     return host
 
@@ -95,12 +93,12 @@ EVAL = {"eval/loss": 0.7, "eval/loss_ci95": 0.1}
 STOPPED = Outcome("stopped", 0, result=Result(outcome="stopped", steps=0))
 
 
-def test_rows_come_when_something_moved_with_the_training_loss(
-    host: LabHost, lab: Lab, folder: RunFolder
+def test_changed_figures_are_sent_with_the_training_loss(
+    host: TaskHost, lab: Lab, folder: RunFolder
 ) -> None:
     host.event(progress(0, None, 0))
     host._send()
-    host._send()  # nothing has moved
+    host._send()  # nothing has changed
     host.event(progress(9, 0.8, 9))
     host._send()
     host.event(progress(10, 0.9, 10))
@@ -114,7 +112,7 @@ def test_rows_come_when_something_moved_with_the_training_loss(
 
 
 def test_the_host_keeps_the_checkpoints_that_the_run_keeps(
-    host: LabHost, lab: Lab, folder: RunFolder
+    host: TaskHost, lab: Lab, folder: RunFolder
 ) -> None:
     for step in (2, 4, 6):  # save_total_limit 2
         (folder / f"checkpoint-{step}").mkdir()
@@ -134,7 +132,7 @@ def test_the_host_keeps_the_checkpoints_that_the_run_keeps(
     host.finished(folder, STOPPED)
 
 
-def test_what_a_run_leaves_is_handed_over(host: LabHost, lab: Lab, folder: RunFolder) -> None:
+def test_what_a_run_leaves_is_handed_over(host: TaskHost, lab: Lab, folder: RunFolder) -> None:
     for name in ("tb", "adapter"):
         (folder / name).mkdir()
         (folder / name / "file").write_text(name)
@@ -146,21 +144,21 @@ def test_what_a_run_leaves_is_handed_over(host: LabHost, lab: Lab, folder: RunFo
     assert lab.ended["message"].startswith("done: 3 steps")
 
 
-def test_a_failure_hands_its_log_over_first(host: LabHost, lab: Lab, folder: RunFolder) -> None:
+def test_a_failure_hands_its_log_over_first(host: TaskHost, lab: Lab, folder: RunFolder) -> None:
     (folder / "log.txt").write_text("why")
     host.finished(folder, Outcome("failed", 8, Problem("worker", "e", "g", code=Code.WORKER_DIED)))
     assert (lab.artifacts / "log.txt").read_text() == "why"
     assert lab.ended == {"error": "error[8]: worker: expected e, got g."}
 
 
-def test_a_stop_by_signal_says_what_was_saved(host: LabHost, lab: Lab, folder: RunFolder) -> None:
+def test_a_stop_by_signal_says_what_was_saved(host: TaskHost, lab: Lab, folder: RunFolder) -> None:
     host.finished(folder, Outcome("stopped", 143))
     assert lab.data["completion_details"] == "stopped immediately; nothing was saved"
     assert lab.ended == {}, "the host has marked the job itself"
 
 
 def test_a_copied_checkpoint_becomes_a_run_to_resume(
-    host: LabHost, lab: Lab, folder: RunFolder, tmp_path: Path
+    host: TaskHost, lab: Lab, folder: RunFolder, tmp_path: Path
 ) -> None:
     (folder / "checkpoint-4").mkdir()
     (folder / "checkpoint-4" / "state.json").write_text("{}")
@@ -168,7 +166,7 @@ def test_a_copied_checkpoint_becomes_a_run_to_resume(
     host.finished(folder, STOPPED)
     run_dir = tmp_path / "next"
     for _ in range(2):  # a restarted job finds its own run there
-        go_on_here(lab.checkpoints / "checkpoint-4", run_dir)
+        copy_checkpoint(lab.checkpoints / "checkpoint-4", run_dir)
         assert sorted(path.name for path in run_dir.iterdir()) == ["checkpoint-4", "run.json"]
         assert [path.name for path in (run_dir / "checkpoint-4").iterdir()] == ["state.json"], (
             "its digests are of these files"
@@ -200,7 +198,7 @@ def test_what_is_no_checkpoint_of_ours_is_refused(
         JobError,
         match=r"resume: expected a checkpoint that this trainer wrote, got .*Choose one of the job's",
     ):
-        go_on_here(chosen, tmp_path / "run")
+        copy_checkpoint(chosen, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

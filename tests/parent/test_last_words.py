@@ -1,4 +1,4 @@
-"""The cause of a death, read out of what real tracebacks print."""
+"""The cause of a death, from real tracebacks."""
 
 from __future__ import annotations
 

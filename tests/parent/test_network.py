@@ -1,6 +1,4 @@
-"""The interface that several machines meet on, and names that lead nowhere. test_life.py has a real
-network.
-"""
+"""The interface on which several machines meet; test_life.py has a real network."""
 
 from __future__ import annotations
 
@@ -35,9 +33,7 @@ def resolved(monkeypatch: pytest.MonkeyPatch, to: object) -> None:
 
 
 def test_a_name_that_is_this_machine_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Debian's /etc/hosts has it: the first machine would wait on its loopback for the
-    others.
-    """
+    """As in Debian's /etc/hosts: machine 0 would wait on its loopback for the others."""
     resolved(monkeypatch, "127.0.1.1")
     with pytest.raises(
         JobError,

@@ -1,6 +1,6 @@
-"""What `resume` takes and refuses: folders, checkpoints, parameters, data.
+"""Resuming: accepted and refused folders, checkpoints, parameters and data.
 
-A refusal leaves every file as it was.
+A refusal leaves every file unchanged.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def finished(
 
 @pytest.fixture
 def run_copy(finished: Path, tmp_path: Path) -> Path:
-    """The folder of a finished run of six steps with checkpoints 2, 4 and 6."""
+    """Copy the folder of a finished run of six steps with checkpoints 2, 4 and 6."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
@@ -81,7 +81,7 @@ def contents(folder: Path) -> Mapping[str, bytes]:
 
 
 def errors(scene: Scene) -> dict[str, str]:
-    """Field -> line of each error."""
+    """Return {field: line} of the errors."""
     found = [(ERROR.match(line), line) for line in scene.err.splitlines()]
     return {match[2]: line for match, line in found if match}
 
@@ -95,7 +95,7 @@ def damage(file: Path) -> None:
 # --- parameters
 
 
-def test_every_forbidden_change_is_named_at_once_and_nothing_is_touched(
+def test_every_forbidden_change_is_named_and_nothing_touched(
     forks: Forks, job: Any, run_copy: Path
 ) -> None:
     before = contents(run_copy)
@@ -121,7 +121,7 @@ def test_every_forbidden_change_is_named_at_once_and_nothing_is_touched(
         "train_steps",
     }
     assert (
-        "expected 2e-05, what this run was trained with so far, got 0.0001"
+        "expected 2e-05, as this run was trained so far, got 0.0001"
         in errors(refused)["learning_rate"]
     )
     assert (
@@ -135,7 +135,7 @@ def test_every_forbidden_change_is_named_at_once_and_nothing_is_touched(
     }
 
 
-def test_allowed_changes_are_told_one_line_each(forks: Forks, job: Any, run_copy: Path) -> None:
+def test_allowed_changes_are_logged_one_line_each(forks: Forks, job: Any, run_copy: Path) -> None:
     changed = (
         "--train_steps",
         8,
@@ -186,9 +186,7 @@ def test_check_says_what_train_would_say(job: Any, run_copy: Path) -> None:
 def test_true_needs_a_run_dir(job: Any) -> None:
     refused = run_main("train", *job, "--resume", "true", cwd=MAIN.parent)
     assert refused.returncode == 2
-    assert (
-        "error[2]: resume: expected a run_dir to go on in, got true without one." in refused.stderr
-    )
+    assert "error[2]: resume: expected a run_dir to resume, got true without one." in refused.stderr
 
 
 def test_a_folder_that_is_no_run_is_refused_and_left_as_it_was(
@@ -222,7 +220,7 @@ def test_a_checkpoint_without_our_digests_is_refused(
         "resume: checkpoint-6 is skipped: it has no digests.json, so this program did not finish it"
         in refused.err
     )
-    assert "expected a whole checkpoint that this program wrote" in errors(refused)["resume"]
+    assert "expected an intact checkpoint that this program wrote" in errors(refused)["resume"]
     assert [path.name for path in RunFolder(run_copy).checkpoints()] == [
         "checkpoint-2",
         "checkpoint-4",
@@ -230,7 +228,7 @@ def test_a_checkpoint_without_our_digests_is_refused(
     ]
 
 
-def test_a_fused_model_is_not_cleared_away_for_want_of_checkpoints(
+def test_a_fused_model_without_checkpoints_is_not_cleared(
     forks: Forks, job: Any, tmp_path: Path
 ) -> None:
     args = (*job, "--fuse_model", "true")
@@ -245,9 +243,7 @@ def test_a_fused_model_is_not_cleared_away_for_want_of_checkpoints(
     assert tensors_of(done.folder / "fused") == kept != {}
 
 
-def test_a_run_without_a_checkpoint_starts_anew_and_keeps_what_is_not_its_own(
-    forks: Forks, job: Any, tmp_path: Path
-) -> None:
+def test_a_run_without_a_checkpoint_starts_anew(forks: Forks, job: Any, tmp_path: Path) -> None:
     died = forks.run(tmp_path / "run", *job, fault="step:kill:2:0")
     assert died.code == 8
     (died.folder / "my notes.txt").write_text("mine")
@@ -260,7 +256,7 @@ def test_a_run_without_a_checkpoint_starts_anew_and_keeps_what_is_not_its_own(
 
 
 def test_a_new_folder_may_be_named_with_resume_on(forks: Forks, job: Any, tmp_path: Path) -> None:
-    """As a job script does that is started again and again."""
+    """A job script that is started repeatedly does so."""
     done = forks.run(tmp_path / "run", *job, "--resume", "true")
     assert done.code == 0, done.err
     assert "holds no checkpoint yet; the run starts at step 0" in done.err
@@ -269,9 +265,7 @@ def test_a_new_folder_may_be_named_with_resume_on(forks: Forks, job: Any, tmp_pa
 # --- checkpoints
 
 
-def test_an_older_checkpoint_may_be_named_and_newer_ones_are_renamed(
-    forks: Forks, job: Any, run_copy: Path
-) -> None:
+def test_an_older_checkpoint_renames_the_newer_ones(forks: Forks, job: Any, run_copy: Path) -> None:
     damage(run_copy / "checkpoint-4" / "optimizer.safetensors")
     resumed = forks.run(run_copy, *job, "--resume", run_copy / "checkpoint-2")
     assert resumed.code == 0, resumed.err
@@ -284,7 +278,7 @@ def test_an_older_checkpoint_may_be_named_and_newer_ones_are_renamed(
     assert tensors_of(run_copy / "replaced-checkpoint-6") == tensors_of(run_copy / "checkpoint-6")
 
 
-def test_the_newest_whole_checkpoint_is_taken_and_others_are_told(
+def test_the_newest_intact_checkpoint_is_used(
     forks: Forks, job: Any, run_copy: Path, finished: Path
 ) -> None:
     damage(run_copy / "checkpoint-6" / "model.safetensors")
@@ -299,7 +293,7 @@ def test_the_newest_whole_checkpoint_is_taken_and_others_are_told(
     assert (
         "resume: checkpoint-6 is skipped: model.safetensors is not what was written" in resumed.err
     )
-    assert "resume: going on from step 4" in resumed.err
+    assert "resume: resuming from step 4" in resumed.err
     for part in (".checkpoint-8.part", ".run.json.77.part"):
         assert f"resume: {part} was only half written; removed" in resumed.err
         assert not (run_copy / part).exists()
@@ -339,7 +333,7 @@ def test_digests_of_any_content_are_read_without_an_error(content: str, run_copy
 
 
 @pytest.mark.parametrize("value", [True, "true", "True", "on", "yes", "1"])
-def test_yes_in_any_spelling_goes_on(value: object) -> None:
+def test_yes_in_any_spelling_resumes(value: object) -> None:
     assert (
         parse(
             {"model_name": "x", "dataset_name": "y", "run_dir": "z", "resume": value}
@@ -349,7 +343,7 @@ def test_yes_in_any_spelling_goes_on(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", [False, "false", "False", "off", "no", "0", "", None])
-def test_no_in_any_spelling_does_not(value: object) -> None:
+def test_no_in_any_spelling_does_not_resume(value: object) -> None:
     assert parse({"model_name": "x", "dataset_name": "y", "resume": value}).params.resume == "false"
 
 

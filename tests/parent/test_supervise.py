@@ -1,107 +1,22 @@
-"""What became of the workers, with small real programs in their place: they write events and end in
-every way there is.
-"""
+"""Supervision of small real programs: outcomes, causes of death, relayed lines."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import signal
 import sys
-import textwrap
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from helpers.supervised import Witness, pid, run, start
 from helpers.support import is_running, processes_naming, wait_until
 
 from plugin.base import redact
 from plugin.base.errors import Code
 from plugin.parent import supervise
-from plugin.parent.launch import LaunchPlan
-from plugin.parent.supervise import Inherited, Relay, run_workers
-from plugin.run.events import Event, LogEvent
-from plugin.run.folder import STOP, RunFolder
-from plugin.run.outcome import Outcome, Result
-
-PRELUDE = """\
-import json, os, signal, subprocess, sys, time
-from pathlib import Path
-folder, rank = Path(sys.argv[1]), int(os.environ.get("RANK", "0"))
-def event(**content):
-    with (folder / "events.jsonl").open("a") as file:
-        file.write(json.dumps({"time": "now", **content}) + "\\n")
-def finished(outcome="done"):
-    event(type="finished", result={"outcome": outcome, "steps": 3})
-def failed(code, field="dataset_name"):
-    event(type="failed", error={"field": field, "expected": "e", "got": "g", "fix": "", "code": code})
-def wait_for(name):
-    while not (folder / name).exists():
-        time.sleep(0.01)
-(folder / f"pid{rank}").write_text(str(os.getpid()))
-"""
-
-
-class Witness:
-    """A host that remembers, and can ask for a stop."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.events: list[Event] = []
-        self.signals: Callable[[], list[int]] = list
-        self.stop: Callable[[], bool] = bool
-        self.stop_grace_s = math.inf
-
-    def relay(self) -> Relay:
-        return Relay(
-            self.lines.append,
-            self.events.append,
-            lambda: self.signals(),
-            lambda: self.stop(),
-            self.stop_grace_s,
-        )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    made = RunFolder(tmp_path / "run")
-    made.create()
-    return made
-
-
-@pytest.fixture
-def witness() -> Witness:
-    return Witness()
-
-
-def run(folder: RunFolder, witness: Witness, program: str, ranks: int = 1) -> Outcome:
-    script = folder.path.parent / "program.py"
-    script.write_text(PRELUDE + textwrap.dedent(program), encoding="utf-8")
-    environments = tuple({"RANK": str(rank)} for rank in range(ranks))
-    return start(folder, witness, (sys.executable, str(script), str(folder.path)), environments)
-
-
-def start(
-    folder: RunFolder,
-    witness: Witness,
-    argv: tuple[str, ...],
-    ranks: tuple[dict[str, str], ...],
-    hang_timeout_s: float = 60,
-) -> Outcome:
-    with folder.locked(0, witness.lines.append) as lock:
-        return run_workers(
-            LaunchPlan(argv, ranks, (), ""),
-            folder,
-            witness.relay(),
-            Inherited(lock, None),
-            hang_timeout_s,
-        )
-
-
-def pid(folder: RunFolder, name: str) -> int:
-    return int((folder / name).read_text())
+from plugin.run.events import LogEvent
+from plugin.run.folder import RunFolder
+from plugin.run.outcome import Result
 
 
 def test_done_takes_exit_0_and_a_finished_event(folder: RunFolder, witness: Witness) -> None:
@@ -149,9 +64,7 @@ def test_another_signal_is_named_without_a_guess(folder: RunFolder, witness: Wit
 def test_an_import_that_fails_is_the_cause_with_the_log_named(
     folder: RunFolder, witness: Witness
 ) -> None:
-    """As transformers reports a torchvision that was built for another torch: the error that a user
-    can search for comes first.
-    """
+    """transformers hides a torchvision built for another torch; its error comes first."""
     program = """
     try:
         raise RuntimeError("operator torchvision::nms does not exist")
@@ -168,7 +81,7 @@ def test_an_import_that_fails_is_the_cause_with_the_log_named(
 
 
 @pytest.mark.parametrize("saved", [[], ["checkpoint-5", "checkpoint-20"]])
-def test_only_a_checkpoint_that_is_there_is_called_whole(
+def test_only_an_existing_checkpoint_is_called_intact(
     folder: RunFolder, witness: Witness, saved: list[str]
 ) -> None:
     for name in saved:
@@ -209,9 +122,7 @@ def test_the_rank_that_died_is_named_not_the_one_ended_for_it(
     assert "rank 1 exited 11" in outcome.error.got
 
 
-def test_the_first_failure_is_the_cause_and_later_ones_follow_from_it(
-    folder: RunFolder, witness: Witness
-) -> None:
+def test_the_first_failure_is_the_cause(folder: RunFolder, witness: Witness) -> None:
     program = """
     if rank == 1:
         failed(3); (folder / "said").touch(); sys.exit(3)
@@ -223,7 +134,7 @@ def test_the_first_failure_is_the_cause_and_later_ones_follow_from_it(
     assert outcome.error.field == "dataset_name"
 
 
-def test_a_rank_that_does_not_end_after_the_others_did_is_a_failure(
+def test_a_rank_that_outlives_the_others_is_a_failure(
     folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervise, "EXIT_GRACE_S", 0.3)
@@ -269,95 +180,6 @@ def test_no_worker_is_left_when_the_host_raises(folder: RunFolder, witness: Witn
     assert not is_running(pid(folder, "pid0"))
 
 
-OBEDIENT = "wait_for('STOP'); finished('stopped')"
-
-
-def test_a_hosts_stop_asks_through_the_stop_file_and_exits_0(
-    folder: RunFolder, witness: Witness
-) -> None:
-    witness.stop = (folder / "pid0").exists
-    outcome = run(folder, witness, OBEDIENT)
-    assert folder.asked(STOP)
-    assert (outcome.outcome, outcome.code) == ("stopped", 0)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_asks_the_same_and_exits_with_its_number(
-    folder: RunFolder, witness: Witness, number: int, code: int
-) -> None:
-    witness.signals = lambda: [number] if (folder / "pid0").exists() else []
-    outcome = run(folder, witness, OBEDIENT)
-    assert (outcome.outcome, outcome.code) == ("stopped", code)
-    assert outcome.result is not None
-    assert outcome.result.steps == 3
-
-
-def test_a_stop_that_comes_after_the_last_step_changes_nothing(
-    folder: RunFolder, witness: Witness
-) -> None:
-    witness.signals = lambda: [signal.SIGTERM] if (folder / "pid0").exists() else []
-    outcome = run(folder, witness, "wait_for('STOP'); finished('done')")
-    assert (outcome.outcome, outcome.code) == ("done", 0)
-
-
-IGNORES = "[signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)]\n"
-
-
-def step(*steps: int) -> str:
-    """Return a program's text that tells of steps done, the first of them where it began."""
-    rest = "phase='train', steps=9, percent=0.0"
-    return "".join(f"event(type='progress', step={number}, {rest})\n" for number in steps)
-
-
-@pytest.mark.parametrize("told", ["", step(7)], ids=["importing", "resumed at 7"])
-@pytest.mark.parametrize(("asks", "code"), [("signal", 130), ("host", 0), ("file", 0)])
-def test_a_stop_before_the_first_step_has_a_deadline(
-    folder: RunFolder,
-    witness: Witness,
-    monkeypatch: pytest.MonkeyPatch,
-    told: str,
-    asks: str,
-    code: int,
-) -> None:
-    """Audit 8: a rank that waited for a foreign launcher's others outlived Ctrl-C by ten minutes
-    and more.
-    """
-    monkeypatch.setattr(supervise, "START_GRACE_S", 0.5)
-    started = (folder / "pid0").exists
-    if asks == "signal":
-        witness.signals = lambda: [signal.SIGINT] if started() else []
-    if asks == "host":
-        witness.stop = started
-    touch = "(folder / 'STOP').touch()\n" if asks == "file" else ""
-    outcome = run(folder, witness, f"{IGNORES}{told}{touch}time.sleep(60)")
-    assert (outcome.outcome, outcome.code, outcome.error) == ("stopped", code, None)
-    assert outcome.result == Result(outcome="stopped", steps=0)
-    assert not is_running(pid(folder, "pid0"))
-
-
-def test_a_stop_after_a_step_waits_for_the_save(
-    folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervise, "START_GRACE_S", 0.5)
-    witness.signals = lambda: (
-        [signal.SIGINT] if (folder / "STOP").exists() or len(witness.events) > 1 else []
-    )
-    outcome = run(
-        folder, witness, f"{step(7, 8)}wait_for('STOP'); time.sleep(2); finished('stopped')"
-    )
-    assert (outcome.outcome, outcome.code) == ("stopped", 130)
-    assert outcome.result == Result(outcome="stopped", steps=3)
-
-
-def test_a_second_signal_ends_the_workers_now(folder: RunFolder, witness: Witness) -> None:
-    witness.signals = lambda: [signal.SIGINT, signal.SIGTERM] if (folder / "pid0").exists() else []
-    began = time.monotonic()
-    outcome = run(folder, witness, "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(20)")
-    assert time.monotonic() - began < 10
-    assert (outcome.outcome, outcome.code) == ("stopped", 130)
-    assert not is_running(pid(folder, "pid0"))
-
-
 def test_every_line_and_event_is_relayed_once_and_in_order(
     folder: RunFolder, witness: Witness
 ) -> None:
@@ -372,9 +194,7 @@ def test_every_line_and_event_is_relayed_once_and_in_order(
     assert [event.type for event in witness.events] == [*["log"] * 500, "finished"]
 
 
-def test_half_an_event_of_a_killed_worker_does_not_break_the_parent(
-    folder: RunFolder, witness: Witness
-) -> None:
+def test_half_an_event_does_not_break_the_parent(folder: RunFolder, witness: Witness) -> None:
     """Rank 0 dies inside a line; rank 1 appends to it."""
     program = """
     if rank == 0:
@@ -415,7 +235,7 @@ def test_a_killed_rank_is_the_cause_of_what_the_others_say(
     assert "worker died (likely out of memory): rank 1 ended by SIGKILL" in outcome.error.line
 
 
-def test_an_abort_may_be_a_librarys_answer_to_the_failure_of_another_rank(
+def test_an_abort_may_follow_from_another_ranks_failure(
     folder: RunFolder, witness: Witness
 ) -> None:
     program = """
@@ -427,7 +247,7 @@ def test_an_abort_may_be_a_librarys_answer_to_the_failure_of_another_rank(
     assert outcome.code == Code.NON_FINITE
 
 
-def test_a_rank_that_told_its_failure_and_then_hangs_is_ended(
+def test_a_rank_that_reports_its_failure_and_hangs_is_ended(
     folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervise, "GRACE_S", 0.3)
@@ -437,34 +257,14 @@ def test_a_rank_that_told_its_failure_and_then_hangs_is_ended(
     assert outcome.code == Code.MODEL
 
 
-def test_a_stop_before_the_first_step_is_no_failure_of_the_ranks_that_waited(
-    folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervise, "GRACE_S", 1.0)
-    witness.stop = (folder / "pid1").exists
-    program = """
-    if rank == 0:
-        wait_for("STOP"); event(type="finished", result={"outcome": "stopped", "steps": 0}); sys.exit(0)
-    if rank == 1:
-        wait_for("STOP"); time.sleep(0.3); failed(1, "worker"); sys.exit(1)
-    time.sleep(30)
-    """
-    outcome = run(folder, witness, program, ranks=3)
-    assert (outcome.outcome, outcome.code, outcome.error) == ("stopped", 0, None)
-
-
-def test_a_full_disk_is_told_by_the_exit_code_when_no_event_could_be_written(
-    folder: RunFolder, witness: Witness
-) -> None:
+def test_a_full_disk_is_known_by_the_exit_code(folder: RunFolder, witness: Witness) -> None:
     outcome = run(folder, witness, "sys.exit(7)")
     assert (outcome.outcome, outcome.code) == ("failed", Code.DISK)
     assert outcome.error is not None
     assert outcome.error.line.startswith("error[7]: disk: expected space for the run's files")
 
 
-def test_what_an_earlier_run_wrote_decides_nothing_about_this_one(
-    folder: RunFolder, witness: Witness
-) -> None:
+def test_events_of_an_earlier_run_decide_nothing(folder: RunFolder, witness: Witness) -> None:
     (folder / "events.jsonl").write_text(
         '{"type": "finished", "result": {"outcome": "done", "steps": 9}}\n'
     )
@@ -473,7 +273,7 @@ def test_what_an_earlier_run_wrote_decides_nothing_about_this_one(
     assert [event.type for event in witness.events] == ["log"]
 
 
-def test_a_key_that_native_code_printed_is_neither_relayed_nor_kept(
+def test_a_key_that_native_code_printed_is_redacted(
     folder: RunFolder, witness: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = "aBcD1234" * 4
@@ -483,9 +283,7 @@ def test_a_key_that_native_code_printed_is_neither_relayed_nor_kept(
     assert (folder / "log.txt").read_text() == "native [redacted]\n"
 
 
-def test_workers_learn_whose_death_to_watch_for_and_inherit_the_lock(
-    folder: RunFolder, witness: Witness
-) -> None:
+def test_workers_get_the_parents_pid_and_the_lock(folder: RunFolder, witness: Witness) -> None:
     program = """
     links = [os.readlink(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd") if int(number) < 20 and
              os.path.exists(f"/proc/self/fd/{number}")]
@@ -494,24 +292,3 @@ def test_workers_learn_whose_death_to_watch_for_and_inherit_the_lock(
     """
     run(folder, witness, program)
     assert witness.lines == [f"{os.getpid()} True"]
-
-
-def test_a_host_that_waits_three_seconds_gets_its_answer_in_time(
-    folder: RunFolder, witness: Witness
-) -> None:
-    """A save that takes longer than the grace is given up: the last checkpoint is whole, and the
-    parent can still report.
-    """
-    witness.stop_grace_s = 0.5
-    asked: list[float] = []
-
-    def signals() -> list[int]:
-        if (folder / "pid0").exists():
-            asked.append(time.monotonic())
-        return [signal.SIGTERM] if asked else []
-
-    witness.signals = signals
-    outcome = run(folder, witness, "wait_for('STOP'); time.sleep(60); finished('stopped')")
-    assert (outcome.outcome, outcome.code, outcome.error) == ("stopped", 143, None)
-    assert 0.5 <= time.monotonic() - asked[0] < 3
-    assert not is_running(pid(folder, "pid0"))

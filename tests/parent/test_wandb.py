@@ -1,6 +1,4 @@
-"""W&B beside a run: the real library, offline; and a service that cannot be reached, which costs a
-warning and nothing else.
-"""
+"""W&B: the real library, offline; an unreachable service costs one warning and nothing else."""
 
 from __future__ import annotations
 

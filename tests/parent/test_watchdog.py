@@ -1,4 +1,4 @@
-"""Hangs: told by the parent's clock, with stacks, whatever the ranks are blocked in."""
+"""Hangs: detected by the parent's clock, with stacks, wherever the ranks are blocked."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
 from helpers.support import is_running
 
 from plugin.base.errors import Code
 from plugin.base.process import child_path
 from plugin.parent.launch import LaunchPlan
 from plugin.parent.supervise import Inherited, Relay, run_workers
-from plugin.parent.watchdog import Watch
+from plugin.parent.watchdog import Watchdog
 from plugin.run.folder import RunFolder
 from plugin.run.heartbeat import Heartbeat, heartbeat_path
 from plugin.run.outcome import Outcome
@@ -43,9 +42,7 @@ def blocked_in_a_c_call():
 def run(
     folder: RunFolder, program: str, timeout_s: float, ranks: int = 2
 ) -> tuple[Outcome, list[str]]:
-    """Workers of `program` under a watchdog; the outcome, and the log's lines as the host saw
-    them.
-    """
+    """Run workers of `program` under a watchdog; return the outcome and the lines of the log."""
     lines: list[str] = []
     script = folder.path.parent / "program.py"
     script.write_text(PRELUDE + program, encoding="utf-8")
@@ -56,14 +53,7 @@ def run(
         return run_workers(plan, folder, relay, Inherited(lock, None), timeout_s), lines
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    made = RunFolder(tmp_path / "run")
-    made.create()
-    return made
-
-
-def test_a_hang_ends_every_rank_with_exit_9_and_everybodys_stacks(folder: RunFolder) -> None:
+def test_a_hang_ends_every_rank_with_exit_9_and_stacks(folder: RunFolder) -> None:
     began = time.monotonic()
     outcome, lines = run(folder, "asleep_in_a_step() if rank else blocked_in_a_c_call()", 1.0)
     assert time.monotonic() - began < 15
@@ -84,7 +74,7 @@ def test_a_hang_ends_every_rank_with_exit_9_and_everybodys_stacks(folder: RunFol
 
 
 def test_a_rank_that_waits_for_a_busy_one_is_no_hang(folder: RunFolder) -> None:
-    """Rank 0 reads its rows one by one for longer than the timeout, then both end well."""
+    """Rank 0 reads its rows one by one for longer than the timeout; then both end well."""
     program = """
 if rank == 0:
     for _ in range(40):
@@ -122,20 +112,20 @@ def test_a_crash_in_native_code_leaves_its_stack_in_the_log(folder: RunFolder) -
 
 def test_silence_counts_from_the_last_progress_of_any_rank(tmp_path: Path) -> None:
     clock = [100.0]
-    watch = Watch(tmp_path, [0, 1], 10.0, now=lambda: clock[0])
+    watchdog = Watchdog(tmp_path, [0, 1], 10.0, now=lambda: clock[0])
     first = Heartbeat(heartbeat_path(tmp_path, 0))
     first.beat("load")
-    assert watch.hang() is None
+    assert watchdog.hang() is None
     clock[0] = 109.0
-    assert watch.hang() is None
+    assert watchdog.hang() is None
     second = Heartbeat(heartbeat_path(tmp_path, 1))
     second.beat("train")
     second.beat()
-    assert watch.hang() is None
+    assert watchdog.hang() is None
     clock[0] = 118.9
-    assert watch.hang() is None, "rank 1 was heard 9.9 s ago"
+    assert watchdog.hang() is None, "rank 1 was heard 9.9 s ago"
     clock[0] = 119.1
-    hang = watch.hang()
+    hang = watchdog.hang()
     assert hang is not None
     assert hang.got.startswith("none from rank 0 in phase load, rank 1 in phase train")
 
@@ -143,9 +133,9 @@ def test_silence_counts_from_the_last_progress_of_any_rank(tmp_path: Path) -> No
 def test_what_an_earlier_run_left_is_no_progress(tmp_path: Path) -> None:
     Heartbeat(heartbeat_path(tmp_path, 0)).beat("train")
     clock = [0.0]
-    watch = Watch(tmp_path, [0], 10.0, now=lambda: clock[0])
+    watchdog = Watchdog(tmp_path, [0], 10.0, now=lambda: clock[0])
     clock[0] = 11.0
-    hang = watch.hang()
+    hang = watchdog.hang()
     assert hang is not None
     assert "phase start" in hang.got
 
@@ -160,7 +150,7 @@ def test_a_beat_is_cheap_enough_for_every_row_and_micro_batch(tmp_path: Path) ->
 
 
 def test_every_phase_and_finished_step_of_a_run_beats(tmp_path: Path) -> None:
-    """Ranks that do not speak beat as well."""
+    """Ranks that do not report beat as well."""
     from plugin.worker.reporter import Reporter
 
     beats: list[Any] = []

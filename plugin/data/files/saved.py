@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from ...base.errors import data_error
+from ...base.errors import data_error, first_line
 from .columns import FIELD
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
@@ -103,6 +103,6 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        got = f"{path}: {str(error).splitlines()[0]}"
+        got = f"{path}: {first_line(error)}"
         raise data_error(FIELD, f"a readable {path.name}", got) from error
     return value if isinstance(value, dict) else {}

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ...base.errors import model_error, one_line
+from ...base.errors import first_line, model_error, one_line
 from ..turns import THOUGHTS, Turn
 from .renderer import LIMITS, Failed, Job, OverLimit, render
 
@@ -317,5 +317,5 @@ def _read(call: _Call, text: str | Failed) -> str | Refused:
 def _refusal(call: _Call, failed: Failed) -> Refused:
     roles = [turn.role for turn in call.turns]
     shown = ", ".join(roles[:_ROLES_SHOWN]) + (", ..." if len(roles) > _ROLES_SHOWN else "")
-    reason = (failed.words.strip() or failed.kind).split("\n")[0][:200]
+    reason = first_line(failed.words.strip() or failed.kind)
     return Refused(f"{_REFUSES} {shown or 'no turns'}: {one_line(reason)}")

@@ -11,7 +11,7 @@ from pickle import PicklingError
 
 from jinja2.exceptions import SecurityError
 
-from ...base.errors import JobError, Problem, data_error
+from ...base.errors import JobError, Problem, data_error, first_line
 from ..seen import RowError
 from .form_language import (
     FUNCTIONS,
@@ -21,7 +21,6 @@ from .form_language import (
     TEXT_TOO_LONG,
     Fault,
     compiled,
-    sentence,
 )
 from .renderer import LIMITS, Failed, Job, OverLimit
 from .renderer import render as render_in_child
@@ -148,7 +147,7 @@ def _column(template: FormTemplate, rows: Sequence[Mapping[str, object]]) -> lis
     except OverLimit as error:
         raise _over_limit(template, str(error)) from error
     except (PicklingError, TypeError, AttributeError) as error:  # a class private to its library
-        raise data_error("dataset_name", "rows of plain values", sentence(error)) from error
+        raise data_error("dataset_name", "rows of plain values", first_line(error)) from error
     return [_text_or_error(template, text) for text in texts]
 
 
@@ -166,7 +165,7 @@ def _text_or_error(template: FormTemplate, text: str | Failed) -> str | RowError
     if text.too_long:
         return RowError(TEXT_TOO_LONG, f"more than {MAX_TEXT} characters")
     if text.kind == SecurityError.__name__:
-        raise _over_limit(template, sentence(text.words))
+        raise _over_limit(template, first_line(text.words or text.kind))
     return RowError(TEMPLATE_FAILED, f"{template.field}: {text.words}")
 
 

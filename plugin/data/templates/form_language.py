@@ -24,6 +24,8 @@ from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment, safe_range
 from jinja2.tests import TESTS
 from jinja2.visitor import NodeTransformer
 
+from ...base.errors import first_line
+
 MAX_TEMPLATE = 10_000  # characters of a template
 MAX_TEXT = 1_000_000  # characters of a rendered text
 
@@ -191,11 +193,6 @@ class _Compiled:
     columns: frozenset[str]
 
 
-def sentence(error: object) -> str:
-    """Return the first line of an error without its full stop."""
-    return (str(error).splitlines() or [""])[0].rstrip(".")
-
-
 @lru_cache(maxsize=64)
 def compiled(source: str) -> _Compiled:
     """Compile a template, once in a process. Raises Fault."""
@@ -210,8 +207,8 @@ def compiled(source: str) -> _Compiled:
         tree = _ConcatAsJoin().visit(tree).set_environment(_ENVIRONMENT)
         return _Compiled(_ENVIRONMENT.from_string(tree), columns)
     except jinja2.TemplateSyntaxError as error:
-        raise Fault(f"in line {error.lineno}: {sentence(error)}") from error
+        raise Fault(f"in line {error.lineno}: {first_line(error)}") from error
     except (RecursionError, MemoryError, SyntaxError) as error:
         raise Fault("a template nested too deeply") from error
     except (ValueError, OverflowError) as error:  # a number of thousands of digits
-        raise Fault(sentence(error)) from error
+        raise Fault(first_line(error)) from error

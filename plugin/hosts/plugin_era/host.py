@@ -1,8 +1,7 @@
-"""The plugin-era Transformer Lab (app up to v0.30.1): its job, progress, stop button, curves,
-checkpoints, adapters and models.
+"""Host of the plugin-era Transformer Lab (app up to v0.30.1).
 
-One writer, this process, once a second: the host's job file has no lock. The workers never wait for
-any of it.
+It shows a job's progress, stop button, curves, checkpoints, adapters and models. Only this process
+writes, once a second: the host's job file has no lock. The workers never wait for it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from ...parent.launch import LaunchPlan
 from ...run.events import CheckpointEvent, Event, MetricsEvent, ProgressEvent, SampleEvent
 from ...run.facts import read_facts
 from ...run.folder import RunFolder, to_json
-from ...run.lines import counted, metrics_line, outcome_line, sample_line
+from ...run.lines import metrics_line, outcome_line, sample_line
 from ...run.outcome import Outcome
 from ..pulse import Pulse
 from .job import WORST, TlabJob, viewer_dir
@@ -32,7 +31,7 @@ from .publish import free_name, shelve, show_link
 from .sdk import TlabSdk
 
 EVERY_S = 1.0
-ESTIMATE_EVERY_S = 10.0  # the time that remains: one more write of the job's file
+ESTIMATE_EVERY_S = 10.0  # of the remaining time: one more write of the job's file
 
 
 def local_time() -> str:
@@ -52,12 +51,9 @@ class TlabHost:
         self._estimated = -math.inf
         self._report_metrics({})  # a run that dies with this process must not win a sweep
 
-    # --- what train_job calls
+    # --- calls of train_job
 
     def started(self, folder: RunFolder, plan: LaunchPlan) -> None:
-        where = f"GPU {', '.join(plan.gpus)}" if plan.gpus else "CPU"
-        self.line(f"run folder: {folder.path}")
-        self.line(f"devices: {where}, {counted(len(plan.ranks), 'process', 'processes')}")
         self._board = folder
         self._pulse.start()
 
@@ -68,7 +64,7 @@ class TlabHost:
     def event(self, event: Event) -> None:
         self._pulse.event(event)
         if isinstance(event, ProgressEvent):
-            self._percent = min(99, int(event.percent))  # 100 is for a run that has ended
+            self._percent = min(99, int(event.percent))  # 100 means a run that has ended
             self._estimate(event.eta_seconds)
             if event.phase != "load":
                 self._show_board()
@@ -108,17 +104,18 @@ class TlabHost:
     # --- endings
 
     def failed(self, problems: Sequence[Problem]) -> None:
-        """Before, during or after the run: the cause where the host's job page shows it, and last
-        in the log.
+        """Report the cause on the host's job page, and as the last line of the log.
+
+        It is called before, during or after a run.
         """
         self._report_metrics({})
         details = "\n".join(problem.line for problem in problems)
         self._end("failed", details, {})
 
     def _end(self, status: str, details: str, made: Mapping[str, Any]) -> None:
-        """The host sets the job's status itself, whatever happened; completion_status is what a
-        user can trust.
+        """Report the end of the job.
 
+        The host sets the job's status itself, whatever happened; completion_status is reliable.
         STOPPED comes last: it frees the host's queue.
         """
         self._pulse.stop()
@@ -130,7 +127,7 @@ class TlabHost:
             self._sdk.end(self._percent if self._stop else 100)
 
     def _report_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """`metrics.json` where the host ranks sweeps by `eval/loss`.
+        """Write `metrics.json`, by which the host ranks the runs of a sweep: `eval/loss`.
 
         Without figures it holds one that cannot win.
         """
@@ -156,12 +153,10 @@ class TlabHost:
         if not self._stop:
             self._stop = self._sdk.beat(self._percent, in_sweep=bool(self.job.sweep_run))
 
-    # --- what a user finds in the host
+    # --- results in the host
 
     def _show_board(self) -> None:
-        """Show the events of the run where the SDK would write them and where the host's viewer
-        looks; a refusal has none.
-        """
+        """Link the run's TensorBoard events to where the SDK and the host's viewer expect them."""
         folder, self._board = self._board, None
         if folder is None:
             return
@@ -173,7 +168,7 @@ class TlabHost:
         self._pending["tensorboard_output_dir"] = str(looked_at)
 
     def _show_checkpoints(self, run_dir: Path) -> None:
-        """Links in the job's folder, one a checkpoint that is still there."""
+        """Link every checkpoint that still exists into the job's folder."""
         shelf = self.job.folder / "checkpoints"
         checkpoints = RunFolder(run_dir).checkpoints()
         for path in checkpoints:
@@ -186,7 +181,7 @@ class TlabHost:
             self._pending["checkpoints"] = [str(shelf / path.name) for path in checkpoints]
 
     def _publish(self, folder: RunFolder) -> dict[str, Any]:
-        """Adapter and fused model to where the host lists them.
+        """Publish the adapter and the fused model where the host lists them.
 
         Returns job data on them. A sweep's runs leave theirs where they are.
         """
@@ -204,7 +199,7 @@ class TlabHost:
                 made["fused_model_name"] = self._register(folder)
         except OSError as error:
             got = f"{error.filename}: {error.strerror}"
-            fix = f"The results are whole in {folder.path}."
+            fix = f"The results are complete in {folder.path}."
             raise JobError(
                 Problem("adaptor_output_dir", "room for the results", got, fix, Code.DISK)
             ) from error
@@ -229,7 +224,7 @@ class TlabHost:
             *METHODS[method].options,
         )
         facts: dict[str, Any] = {kept_name: params[kept_name] for kept_name in kept}
-        facts["loss_norm"] = read_facts(target).loss_norm  # what auto became
+        facts["loss_norm"] = read_facts(target).loss_norm  # the resolved auto
         shown = Path(name).name if Path(name).is_absolute() else name or "A new model"
         facts["description"] = f"{shown}, trained as a diffusion model."
         tag = pipeline_tag(method)

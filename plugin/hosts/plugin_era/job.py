@@ -1,8 +1,7 @@
-"""The input file of the plugin-era Transformer Lab: what the form sent, and where the host expects
-what comes of it.
+"""Input file of the plugin-era Transformer Lab: the form's values, and the paths of results.
 
-Read here and not through the SDK, whose own defaults win over the form's values. Nothing in this
-file imports the SDK.
+It is read here and not through the SDK, whose own defaults win over the form's values. Nothing in
+this file imports the SDK.
 """
 
 from __future__ import annotations
@@ -17,10 +16,12 @@ from typing import Any
 from werkzeug.utils import secure_filename
 
 from ...base.errors import JobError, Problem
-from ...config.params import ALIASES
-from ...config.parse import SCHEMA
+from ...config.fields import yes_or_no
+from ...config.params import SCHEMA
+from ...config.parse import expand_advanced
+from ...config.rules import ALIASES
 
-# What the host sends beside the form's fields, for itself.
+# Keys that the host sends for itself, in addition to the form's fields.
 HOST_KEYS = {
     *(
         "template_name",
@@ -49,13 +50,13 @@ class TlabJob:
     """One job of the host."""
 
     job_id: str
-    template: str  # any text a person typed
+    template: str  # any text that a user typed
     experiment: str
     workspace: Path
     output_dir: Path  # where the host reads metrics.json and TensorBoard events
     adaptors: Path  # where the host lists those of the job's base model
-    sweep_run: str  # number of the run in a sweep; empty outside of one
-    config: Mapping[str, Any]  # the form's values, and the host's own
+    sweep_run: str  # number of the run in a sweep; empty outside of a sweep
+    config: Mapping[str, Any]  # the form's values and the host's own
 
     @property
     def folder(self) -> Path:
@@ -63,12 +64,12 @@ class TlabJob:
 
     @property
     def run_dir(self) -> Path:
-        """Named by the job, so that a template that is queued again never meets an old run."""
+        """Return a run folder named by the job: a template queued again gets a new one."""
         return self.folder / (f"run_{self.sweep_run}" if self.sweep_run else "run")
 
 
 def read_job(path: str) -> TlabJob:
-    """Raises JobError (exit 2) for a file that is not such an input."""
+    """Read an input file. Raises JobError (exit 2) for any other file."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         config: dict[str, Any] = dict(content["config"])
@@ -108,10 +109,10 @@ def read_job(path: str) -> TlabJob:
 
 
 def form_values(job: TlabJob) -> tuple[dict[str, Any], list[str]]:
-    """What `parse` gets, and notes on what it does not.
+    """Return the values for `parse`, and notes on those left out.
 
-    A form carries the values of whichever plugin made the template first: another name of a
-    parameter counts only where the parameter's own name is missing.
+    A form carries the values of whichever plugin made the template first. An alias counts only if
+    the parameter's own name is missing.
     """
     values: dict[str, Any] = {"run_dir": "" if _resumes_elsewhere(job) else str(job.run_dir)}
     notes: list[str] = []
@@ -133,23 +134,21 @@ def form_values(job: TlabJob) -> tuple[dict[str, Any], list[str]]:
 
 
 def _resumes_elsewhere(job: TlabJob) -> bool:
-    """Whether `resume` names another job's run, which then goes on in its own folder."""
-    advanced = re.search(
-        r"^\s*resume\s*:\s*(\S.*?)\s*$", str(job.config.get("advanced", "")), re.MULTILINE
-    )
-    asked = advanced[1] if advanced else str(job.config.get("resume", "")).strip()
-    return asked.lower() not in ("", "false", "true")
+    """Tell whether `resume` names another job's run, which is then resumed in its own folder."""
+    asked = str(expand_advanced(job.config, []).get("resume", "")).strip()
+    return yes_or_no(asked) not in ("", "false", "true")
 
 
 def adaptor_name(job: TlabJob, given: str) -> str:
-    """Return the name of the job's results: the template's where nobody has chosen another."""
+    """Return the name of the job's results: the template's, unless the user chose another."""
     chosen = given if given != SCHEMA["adaptor_name"]["default"] else secure_filename(job.template)
     return chosen.lstrip("._-")[:64] or given
 
 
 def viewer_dir(job: TlabJob, safe_name: str) -> Path:
-    """Where the host's TensorBoard button looks: the same folder, its template under the name that
-    `secure_filename` gives it.
+    """Return the folder that the host's TensorBoard button opens.
+
+    It is `output_dir` with the template's name as `secure_filename` writes it.
     """
     boards = job.workspace / "experiments"
     experiment, tensorboards, _, *rest = job.output_dir.relative_to(boards).parts

@@ -1,6 +1,4 @@
-"""Results of a run where a host looks for them: links while it runs, folders that appear whole when
-it is done.
-"""
+"""Results of a run in the host's folders: links during the run, complete folders at its end."""
 
 from __future__ import annotations
 
@@ -9,14 +7,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ...base.files import part_beside, remove
+from ...base.files import whole_folder
 
 
 def show_link(link: Path, target: Path, say: Callable[[str], None]) -> None:
-    """Make `link` lead to the folder `target`; a link that was there is replaced, anything else is
-    left alone, and said.
+    """Make `link` a link to the folder `target`, in place of an earlier link.
 
-    Nothing is put into a folder that is itself a link: it may be anybody's.
+    Anything else of that name stays, and is logged. Nothing is written through a folder that is
+    itself a link: its target may be anybody's.
     """
     if link.parent.is_symlink():
         say(f"{link} could not be made a link to {target}: {link.parent} is a link itself")
@@ -33,9 +31,7 @@ def show_link(link: Path, target: Path, say: Callable[[str], None]) -> None:
 
 
 def free_name(wanted: Path, job_id: str, say: Callable[[str], None]) -> Path:
-    """`wanted`, or with `-job<id>` where something has that name already: results are never
-    overwritten.
-    """
+    """Return `wanted`, with `-job<id>` if the name is taken: results are never overwritten."""
     name, number = wanted, 1
     while os.path.lexists(name) and not _is_empty_folder(name):
         name = wanted.with_name(f"{wanted.name}-job{job_id}" + (f"-{number}" if number > 1 else ""))
@@ -50,22 +46,18 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def shelve(folder: Path, target: Path) -> None:
-    """The files of `folder` also as `target`, which appears whole: hard links, or copies on another
-    disk. A link stays one.
+    """Publish the files of `folder` as `target` too: as hard links, or copies on another disk.
+
+    A link stays a link.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = part_beside(target)
-    try:
-        shutil.copytree(folder, part, symlinks=True, copy_function=_link_or_copy)
-        if _is_empty_folder(target):
-            target.rmdir()  # an empty one that the host made
-        os.rename(part, target)
-    finally:
-        remove(part)
+    with whole_folder(target) as part:  # the host may have made an empty `target`
+        shutil.copytree(
+            folder, part, symlinks=True, copy_function=_link_or_copy, dirs_exist_ok=True
+        )
 
 
 def _link_or_copy(source: str, target: str) -> None:
     try:
         os.link(source, target)
-    except OSError:  # another disk, or one without hard links
+    except OSError:  # another disk, or a disk without hard links
         shutil.copy2(source, target)

@@ -18,8 +18,3 @@ BROKEN_FILE = (
     SafetensorError,
     StrictDataclassError,
 )
-
-
-def library_message(error: BaseException) -> str:
-    """Return the first line of a library's error, 300 characters at most."""
-    return str(error).strip().split("\n")[0][:300].rstrip(".")

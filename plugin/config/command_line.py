@@ -1,0 +1,61 @@
+"""Command line whose errors are problems, like every other error of a job."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import NoReturn
+
+from ..base.errors import JobError, Problem
+from .params import SCHEMA
+from .wording import cut, did_you_mean, expected, quoted
+
+
+class CommandLine(argparse.ArgumentParser):
+    """A parser that raises argparse's own complaints as JobError (exit 2)."""
+
+    def error(self, message: str) -> NoReturn:
+        raise JobError(self._problem(message))
+
+    def _problem(self, message: str) -> Problem:
+        see = f"See {self.prog} --help."
+        if found := re.match(
+            r"argument (\S+?)(?:/\S+)?: invalid choice: '(.*?)' \(choose from (.+)\)", message
+        ):
+            name, got, words = found[1], found[2], re.findall(r"[\w-]+", found[3])
+            field = name.lstrip("-") if name.startswith("-") else "command"
+            return Problem(
+                field, f"one of {', '.join(words)}", cut(got), did_you_mean(got, words) or see
+            )
+        if found := re.match(r"argument --(\w+)\S*: (.+)", message):
+            return self._option_problem(found[1], found[2])
+        if found := re.match(r"the following arguments are required: (.+)", message):
+            names = [name.lstrip("-") for name in found[1].split(", ")]
+            return Problem(
+                names[0], " and ".join(f"a value for {name}" for name in names), "nothing", see
+            )
+        if found := re.match(r"unrecognized arguments: (\S+)", message):
+            name = found[1].lstrip("-").partition("=")[0]
+            known = [
+                option.lstrip("-")
+                for option in self._option_string_actions
+                if option.startswith("--")
+            ]
+            return Problem(
+                cut(name) or "command",
+                "a known option or value",
+                cut(found[1]),
+                did_you_mean(name, known) or see,
+            )
+        return Problem("command", "a valid command line", cut(message), see)
+
+    def _option_problem(self, name: str, message: str) -> Problem:
+        takes = expected(name) if name in SCHEMA else "a value"
+        if message.startswith("expected"):
+            fix = f"A value that begins with - is written --{name}=VALUE."
+            return Problem(name, takes, "nothing", fix)
+        if found := re.match(r"ignored explicit argument '(.*)'", message):
+            return Problem(name, "no value, it is a switch", quoted(found[1]))
+        if found := re.match(r"invalid \S+ value: '(.*)'", message):
+            return Problem(name, "a whole number above 0", quoted(found[1]))
+        return Problem(name, takes, cut(message))
