@@ -113,9 +113,9 @@ def measure(case: Case, device: torch.device, peak: float) -> dict[str, Any]:
     for number in range(WARMUP + ROUNDS):
         step = make_rows(case.shape, seed=number)
         began = time.perf_counter()
-        for piece in step.pieces:
+        for micro_batch in step.micro_batches:
             with torch.autocast(device.type, dtype=torch.bfloat16):
-                sums = module(piece.batch.to(device))
+                sums = module(micro_batch.batch.to(device))
             (sums.weighted.sum() / step.count).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -140,8 +140,8 @@ def _of_length(shape: Shape, length: int, tokens: int) -> dict[str, Any]:
 
 
 def _train(module: DiffusionModel, step: Step) -> None:
-    for piece in step.pieces:
-        (module(piece.batch).weighted.sum() / step.count).backward()
+    for micro_batch in step.micro_batches:
+        (module(micro_batch.batch).weighted.sum() / step.count).backward()
 
 
 def _attention_seconds(config: PretrainedConfig, step: Step) -> float:
@@ -157,10 +157,10 @@ def _attention_seconds(config: PretrainedConfig, step: Step) -> float:
     seconds = 0.0
     for kind, layers in Counter(kinds).items():
         reach = config.sliding_window if kind == "sliding_attention" else None
-        for piece in step.pieces:
-            segments = Segments.of(piece.batch, "loop")
+        for micro_batch in step.micro_batches:
+            segments = Segments.of(micro_batch.batch, "loop")
             query, key, value = (
-                torch.randn(1, heads, piece.batch.ids.numel(), width, requires_grad=True)
+                torch.randn(1, heads, micro_batch.batch.ids.numel(), width, requires_grad=True)
                 for _ in range(3)
             )
             work = partial(_attend, query, key, value, segments, reach)

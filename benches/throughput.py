@@ -102,8 +102,8 @@ def run_way(way: str, module: DiffusionModel, model: PreTrainedModel, work: Work
         total.backward()
         return total.item()
     loss = 0.0
-    for piece in work.step.pieces:
-        total = module(piece.batch).weighted.sum() / work.step.count
+    for micro_batch in work.step.micro_batches:
+        total = module(micro_batch.batch).weighted.sum() / work.step.count
         total.backward()
         loss += total.item()
     return loss
@@ -133,16 +133,16 @@ def leak(module: DiffusionModel, work: Work) -> float:
     """Change every visible token of the first document of a micro-batch: the largest change in
     another document's sum.
     """
-    piece = work.step.pieces[0]
-    assert len(piece.documents) > 1, "a document alone has nobody to leak to"
-    true = [work.noised[index][0] for index in piece.documents]
-    first = piece.corruptions[0]
+    micro_batch = work.step.micro_batches[0]
+    assert len(micro_batch.documents) > 1, "a document alone has nobody to leak to"
+    true = [work.noised[index][0] for index in micro_batch.documents]
+    first = micro_batch.corruptions[0]
     noisy = np.where(first.noisy == MASK, first.noisy, first.noisy + 1).astype(np.int32)
     edited = [
         replace(first, noisy=noisy),
-        *piece.corruptions[1:],
+        *micro_batch.corruptions[1:],
     ]
-    before, after = module(piece.batch).weighted, module(lay_out(true, edited)).weighted
+    before, after = module(micro_batch.batch).weighted, module(lay_out(true, edited)).weighted
     return (before - after)[1:].abs().max().item()
 
 

@@ -46,8 +46,8 @@ def make_work(shape: Shape, kind: str, order: str, seed: int) -> Work:
     step = _step(documents, shape.batch_size)
     by_document = {
         index: one
-        for piece in step.pieces
-        for index, one in zip(piece.documents, piece.corruptions, strict=True)
+        for micro_batch in step.micro_batches
+        for index, one in zip(micro_batch.documents, micro_batch.corruptions, strict=True)
     }
     return Work(
         step, [(documents[index].ids, by_document[index]) for index in range(len(documents))]

@@ -40,9 +40,9 @@ def heaviest_batch(
     heavy = heavy_steps(
         lengths_of(documents, rules), clock, params.seed, params.batch_size, layout, ranks
     )
-    pieces = [make_step(step).pieces for step in heavy]
-    several = any(len(step) > 1 for step in pieces)
-    batches = [piece.batch for step in pieces for piece in step]
+    micro_batches = [make_step(step).micro_batches for step in heavy]
+    several = any(len(step) > 1 for step in micro_batches)
+    batches = [micro_batch.batch for step in micro_batches for micro_batch in step]
     if layout.packed:
         return stand_in(max(batches, key=lambda batch: batch.ids.shape[0])), several
     return max(batches, key=lambda batch: batch.documents * batch.longest), several

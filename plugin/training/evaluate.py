@@ -62,12 +62,12 @@ def evaluate(
             ranks=ranks,
             even=even,
         )
-        for piece in step.pieces:
+        for micro_batch in step.micro_batches:
             beat()
             with torch.no_grad(), accelerator.autocast():
-                out: Sums = module(piece.batch.to(accelerator.device))
+                out: Sums = module(micro_batch.batch.to(accelerator.device))
             for one, weighted, nll in zip(
-                piece.corruptions, out.weighted.tolist(), out.nll.tolist(), strict=False
+                micro_batch.corruptions, out.weighted.tolist(), out.nll.tolist(), strict=False
             ):
                 bucket = min(BUCKETS - 1, int(one.levels.mean_probability * BUCKETS))
                 sums[bucket, :2] += torch.tensor([nll, one.masked.size], dtype=torch.float64)

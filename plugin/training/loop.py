@@ -24,7 +24,7 @@ from ..base.errors import Code, JobError, Problem
 from ..models.flops import FlopCount
 from ..models.head import Sums
 from .meters import Stopwatch
-from .step import Piece, Step
+from .step import MicroBatch, Step
 
 MOST_SKIPS = 20  # fp16 overflows in a row before the run is called broken
 
@@ -169,12 +169,12 @@ class NonFinite(JobError):
         self,
         problem: Problem,
         step: int,
-        pieces: Sequence[Piece],
+        micro_batches: Sequence[MicroBatch],
         losses: Sequence[Sequence[float]],
     ):
         super().__init__(problem)
-        self.step, self.pieces = step, pieces
-        self.losses = losses  # of each piece's documents, weighted sums
+        self.step, self.micro_batches = step, micro_batches
+        self.losses = losses  # of each micro-batch's documents, weighted sums
 
 
 def train(
@@ -217,7 +217,7 @@ def train(
             or (not math.isfinite(grad_norm) and not overflow)
             or at.overflows >= MOST_SKIPS
         ):
-            raise _non_finite(at.done + 1, loss, grad_norm, step.pieces, weighted)
+            raise _non_finite(at.done + 1, loss, grad_norm, step.micro_batches, weighted)
         if step.masked:
             optimizer.step()  # under fp16 the scaler skips it by itself after an overflow
             optimizer.zero_grad(set_to_none=True)
@@ -269,12 +269,12 @@ def _forward_backward(
     weighted: list[torch.Tensor] = []
     correct: list[torch.Tensor] = []
     module.train()
-    for number, piece in enumerate(step.pieces if step.masked else ()):
-        last = number + 1 == len(step.pieces)
+    for number, micro_batch in enumerate(step.micro_batches if step.masked else ()):
+        last = number + 1 == len(step.micro_batches)
         hooks.beat()
         with contextlib.nullcontext() if last else accelerator.no_sync(module):
             with accelerator.autocast():  # a sharded module is not one that accelerate has wrapped
-                sums: Sums = module(piece.batch.to(accelerator.device))
+                sums: Sums = module(micro_batch.batch.to(accelerator.device))
             watch.lap("forward")
             loss = step.loss(sums)
             accelerator.backward(loss * (accelerator.num_processes / step.count))
@@ -336,7 +336,11 @@ def _account(
 
 
 def _non_finite(
-    step: int, loss: float, norm: float, pieces: Sequence[Piece], losses: Sequence[torch.Tensor]
+    step: int,
+    loss: float,
+    norm: float,
+    micro_batches: Sequence[MicroBatch],
+    losses: Sequence[torch.Tensor],
 ) -> NonFinite:
     """Return the error that names the documents whose loss is not finite; any of them may have
     broken a gradient alone.
@@ -345,8 +349,10 @@ def _non_finite(
     named = [
         f"document {index} (t {one.levels.mean_t:.4f}, "
         f"{one.masked.size} of {one.noisy.size} tokens masked)"
-        for piece, found in zip(pieces, values, strict=False)
-        for index, one, value in zip(piece.documents, piece.corruptions, found, strict=False)
+        for micro_batch, found in zip(micro_batches, values, strict=False)
+        for index, one, value in zip(
+            micro_batch.documents, micro_batch.corruptions, found, strict=False
+        )
         if not math.isfinite(value)
     ]
     what = f"loss {loss:g}, gradient norm {norm:g} at step {step}"
@@ -355,6 +361,6 @@ def _non_finite(
     return NonFinite(
         Problem("loss", "a finite loss and gradient", what + where, fix, Code.NON_FINITE),
         step,
-        pieces,
+        micro_batches,
         values,
     )

@@ -40,5 +40,8 @@ class Prefetcher:
             return built
         return replace(
             built,
-            pieces=tuple(replace(piece, batch=piece.batch.pinned()) for piece in built.pieces),
+            micro_batches=tuple(
+                replace(micro_batch, batch=micro_batch.batch.pinned())
+                for micro_batch in built.micro_batches
+            ),
         )

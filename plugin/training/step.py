@@ -41,7 +41,7 @@ class StepRules:
 
 
 @dataclass(frozen=True)
-class Piece:
+class MicroBatch:
     """A micro-batch of noised documents."""
 
     batch: Batch
@@ -51,7 +51,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Step:
-    pieces: tuple[Piece, ...]  # this rank's
+    micro_batches: tuple[MicroBatch, ...]  # this rank's
     count: float  # what the loss of the step is divided by, all ranks together
     masked: int  # masked tokens of the step, all ranks together
     lengths: tuple[int, ...]  # tokens of each document of the step, end fill included
@@ -96,9 +96,9 @@ def build_step(
         if even
         else 1
     )
-    pieces = [_piece([noised[place] for place in group]) for group in groups]
-    idle = [_idle_piece(items[0])] * (most - len(pieces))
-    return _counted([*pieces, *idle], noised, sum(item.cut for item in items), rules)
+    laid_out = [_micro_batch([noised[place] for place in group]) for group in groups]
+    idle = [_idle_micro_batch(items[0])] * (most - len(laid_out))
+    return _counted([*laid_out, *idle], noised, sum(item.cut for item in items), rules)
 
 
 def build_streamed_step(packs: Sequence[Sequence[tuple[Document, Slot]]], rules: StepRules) -> Step:
@@ -106,7 +106,7 @@ def build_streamed_step(packs: Sequence[Sequence[tuple[Document, Slot]]], rules:
 
     Counts are this rank's alone.
     """
-    pieces: list[Piece] = []
+    laid_out: list[MicroBatch] = []
     noised: list[tuple[Item, Corruption]] = []
     for pack in packs:
         items = step_items([document for document, _ in pack], [slot for _, slot in pack], rules)
@@ -116,9 +116,9 @@ def build_streamed_step(packs: Sequence[Sequence[tuple[Document, Slot]]], rules:
         ]
         for copies in zip(*drawn, strict=True):
             together = list(zip(items, copies, strict=True))
-            pieces.append(_piece(together))
+            laid_out.append(_micro_batch(together))
             noised += together
-    return _counted(pieces, noised, 0, rules)
+    return _counted(laid_out, noised, 0, rules)
 
 
 def step_items(chosen: Sequence[Document], slots: Sequence[Slot], rules: StepRules) -> list[Item]:
@@ -155,9 +155,9 @@ def _levels(items: Sequence[Item], noise: Noise) -> list[Levels]:
     ]
 
 
-def _piece(noised: Sequence[tuple[Item, Corruption]]) -> Piece:
+def _micro_batch(noised: Sequence[tuple[Item, Corruption]]) -> MicroBatch:
     corrupted = tuple(corruption for _, corruption in noised)
-    return Piece(
+    return MicroBatch(
         lay_out([item.ids for item, _ in noised], corrupted),
         tuple(item.index for item, _ in noised),
         corrupted,
@@ -165,10 +165,13 @@ def _piece(noised: Sequence[tuple[Item, Corruption]]) -> Piece:
 
 
 def _counted(
-    pieces: Sequence[Piece], noised: Sequence[tuple[Item, Corruption]], cut: int, rules: StepRules
+    laid_out: Sequence[MicroBatch],
+    noised: Sequence[tuple[Item, Corruption]],
+    cut: int,
+    rules: StepRules,
 ) -> Step:
     return Step(
-        pieces=tuple(pieces),
+        micro_batches=tuple(laid_out),
         count=sum(corruption.count for _, corruption in noised),
         masked=sum(corruption.masked.size for _, corruption in noised),
         lengths=tuple(item.ids.size for item, _ in noised),
@@ -179,7 +182,7 @@ def _counted(
     )
 
 
-def _idle_piece(item: Item) -> Piece:
+def _idle_micro_batch(item: Item) -> MicroBatch:
     """Return a micro-batch of one document with nothing masked, so without a loss.
 
     A rank without documents still takes part in what all ranks exchange.
@@ -191,4 +194,4 @@ def _idle_piece(item: Item) -> Piece:
         count=0.0,
         levels=Levels.of("linear", [0.0], [item.ids.size]),
     )
-    return Piece(lay_out([item.ids], [nothing]), (), ())
+    return MicroBatch(lay_out([item.ids], [nothing]), (), ())

@@ -153,9 +153,9 @@ def _try_step(model: nn.Module, step: Step, pad_id: int, *, packed: bool) -> flo
 
     Return its loss per masked token in nats. Raises JobError (exit 6) if that is not finite.
     """
-    sums = DiffusionModel(model, pad_id, "loop" if packed else None)(step.pieces[0].batch)
+    sums = DiffusionModel(model, pad_id, "loop" if packed else None)(step.micro_batches[0].batch)
     sums.weighted.sum().backward()
-    loss = float(sums.nll.sum()) / max(1, step.pieces[0].batch.masked.numel())
+    loss = float(sums.nll.sum()) / max(1, step.micro_batches[0].batch.masked.numel())
     if not math.isfinite(loss):
         expected, fix = "a finite loss on the first batch", "Look at the model's weights."
         raise JobError(Problem("loss", expected, f"{loss}", fix, Code.NON_FINITE))

@@ -42,8 +42,8 @@ def write_bundle(
         remove(final)
     with whole_folder(final) as part:
         told: list[dict[str, Any]] = []
-        for number, piece in enumerate(error.pieces):
-            batch = piece.batch.to(torch.device("cpu"))
+        for number, micro_batch in enumerate(error.micro_batches):
+            batch = micro_batch.batch.to(torch.device("cpu"))
             tensors = {
                 one.name: getattr(batch, one.name).contiguous()
                 for one in fields(batch)
@@ -52,7 +52,7 @@ def write_bundle(
             save_file(tensors, part / f"batch-{number}.safetensors")
             losses = error.losses[number] if number < len(error.losses) else []
             for place, (index, one) in enumerate(
-                zip(piece.documents, piece.corruptions, strict=True)
+                zip(micro_batch.documents, micro_batch.corruptions, strict=True)
             ):
                 told.append(
                     {

@@ -57,7 +57,11 @@ def bound_holds(
     clock = make_clock(how, len(documents), 0, ranks)
     make = step_maker(how, documents, answers, clock, layout, 0, ranks)
     batch, _ = heaviest_batch(how, documents, answers, clock, layout, ranks, make)
-    every = [piece.batch for step in range(clock.cadence.steps) for piece in make(step).pieces]
+    every = [
+        micro_batch.batch
+        for step in range(clock.cadence.steps)
+        for micro_batch in make(step).micro_batches
+    ]
     if layout.packed:
         heaviest, found = max(one.ids.shape[0] for one in every), batch.ids.shape[0]
     else:

@@ -132,8 +132,8 @@ def content(parts: list[Step]) -> list[object]:
     return sorted(
         (index, one.levels.mean_t, one.noisy.tolist(), one.masked.tolist(), one.weight.tolist())
         for part in parts
-        for piece in part.pieces
-        for index, one in zip(piece.documents, piece.corruptions, strict=True)
+        for micro_batch in part.micro_batches
+        for index, one in zip(micro_batch.documents, micro_batch.corruptions, strict=True)
     )
 
 
@@ -151,7 +151,9 @@ def test_layout_never_changes_the_step(ranks: int, eos_policy: str) -> None:
         ]
         if layout.tokens and layout.packed:
             assert all(
-                piece.batch.ids.numel() <= layout.tokens for part in parts for piece in part.pieces
+                micro_batch.batch.ids.numel() <= layout.tokens
+                for part in parts
+                for micro_batch in part.micro_batches
             )
         first = parts[0]
         found.append((first.count, first.masked, first.tokens, first.supervised, content(parts)))

@@ -104,8 +104,8 @@ def trained_rows(params: Params, one: Prepared, steps: int) -> set[int]:
     return {
         index // 1_000_000
         for step in range(steps)
-        for piece in make(step).pieces
-        for index in piece.documents
+        for micro_batch in make(step).micro_batches
+        for index in micro_batch.documents
     }
 
 
@@ -262,22 +262,26 @@ def pack(*lengths: int, pass_: int = 0) -> Pack:
 
 def test_each_pack_is_a_micro_batch_and_its_documents_stay_apart() -> None:
     step = build_streamed_step([pack(9, 5, 20), pack(12, 7)], rules(t_min=0.5))
-    assert [piece.documents for piece in step.pieces] == [(49, 45, 60), (52, 47)]
-    assert [piece.batch.ids.numel() for piece in step.pieces] == [34, 19]
+    assert [micro_batch.documents for micro_batch in step.micro_batches] == [(49, 45, 60), (52, 47)]
+    assert [micro_batch.batch.ids.numel() for micro_batch in step.micro_batches] == [34, 19]
     assert (step.tokens, step.supervised, step.lengths) == (53, 48, (9, 5, 20, 12, 7))
     assert step.count == 48, "the norm is by token"
-    assert step.masked == sum(piece.batch.masked.numel() for piece in step.pieces) > 10
+    assert (
+        step.masked
+        == sum(micro_batch.batch.masked.numel() for micro_batch in step.micro_batches)
+        > 10
+    )
     model = tiny_model("modernbert")
-    for piece in step.pieces:
-        weighted = DiffusionModel(model, PAD, "loop")(piece.batch).weighted
+    for micro_batch in step.micro_batches:
+        weighted = DiffusionModel(model, PAD, "loop")(micro_batch.batch).weighted
         torch.testing.assert_close(
-            weighted, torch.stack(alone_in(model, piece.batch)), rtol=1e-5, atol=1e-5
+            weighted, torch.stack(alone_in(model, micro_batch.batch)), rtol=1e-5, atol=1e-5
         )
 
 
 def test_noise_follows_seed_document_and_pass() -> None:
     def masked(step: Step) -> list[int]:
-        return step.pieces[0].batch.masked.tolist()
+        return step.micro_batches[0].batch.masked.tolist()
 
     plain = masked(build_streamed_step([pack(20, 20)], rules(t_min=0.5)))
     assert masked(build_streamed_step([pack(20, 20)], rules(t_min=0.5))) == plain
@@ -287,8 +291,13 @@ def test_noise_follows_seed_document_and_pass() -> None:
 
 def test_complementary_copies_are_two_micro_batches_with_disjoint_masks() -> None:
     step = build_streamed_step([pack(9, 5), pack(12)], rules(complementary=True))
-    assert [piece.documents for piece in step.pieces] == [(49, 45), (49, 45), (52,), (52,)]
-    for first, second in (step.pieces[:2], step.pieces[2:]):
+    assert [micro_batch.documents for micro_batch in step.micro_batches] == [
+        (49, 45),
+        (49, 45),
+        (52,),
+        (52,),
+    ]
+    for first, second in (step.micro_batches[:2], step.micro_batches[2:]):
         places = sorted([*first.batch.masked.tolist(), *second.batch.masked.tolist()])
         assert places == np.flatnonzero(first.batch.position.numpy()).tolist(), (
             "every token but the first of a document"
@@ -302,20 +311,20 @@ def test_texts_cut_in_two_still_fit(job: Callable[..., Params], batch_size: int)
     one, _ = prepared(params)
     make = streamed(params, one)
     steps = [make(number) for number in range(20)]
-    sizes = [piece.batch.ids.numel() for step in steps for piece in step.pieces]
+    sizes = [micro_batch.batch.ids.numel() for step in steps for micro_batch in step.micro_batches]
     assert len(sizes) == 40
     assert max(sizes) <= batch_size * 64
     assert np.mean(sizes) > 0.9 * batch_size * 64
-    pieces = [piece for step in steps for piece in step.pieces]
-    assert sum(len(piece.documents) for piece in pieces) > 1.8 * sum(
-        len(set(piece.documents)) for piece in pieces
+    micro_batches = [micro_batch for step in steps for micro_batch in step.micro_batches]
+    assert sum(len(micro_batch.documents) for micro_batch in micro_batches) > 1.8 * sum(
+        len(set(micro_batch.documents)) for micro_batch in micro_batches
     )
 
 
 def same(ours: Step, theirs: Step) -> bool:
     batches = zip(
-        [piece.batch for piece in ours.pieces],
-        [piece.batch for piece in theirs.pieces],
+        [micro_batch.batch for micro_batch in ours.micro_batches],
+        [micro_batch.batch for micro_batch in theirs.micro_batches],
         strict=True,
     )
     return all(
@@ -413,7 +422,9 @@ def test_two_ranks_divide_by_what_they_have_together(run_of: Callable[[str], Sce
     assert len({step.count for step in steps}) == 2, "else nothing is proved"
     with torch.no_grad():
         weighted = sum(
-            float(module(piece.batch).weighted.sum()) for step in steps for piece in step.pieces
+            float(module(micro_batch.batch).weighted.sum())
+            for step in steps
+            for micro_batch in step.micro_batches
         )
     first = run.trace()[1]
     assert first["step"] == 1

@@ -161,8 +161,8 @@ def _poison(args: tuple[Any, ...]) -> None:
     with torch.no_grad():
         if isinstance(args[3], torch.Tensor):  # the gradient norm that the step is about to read
             args[3].fill_(float("nan"))
-        elif hasattr(args[2], "pieces"):
-            args[2].pieces[0].batch.weight[0] = float("nan")
+        elif hasattr(args[2], "micro_batches"):
+            args[2].micro_batches[0].batch.weight[0] = float("nan")
         else:
             next(args[1].parameters()).fill_(float("nan"))
 

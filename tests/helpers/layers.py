@@ -26,10 +26,10 @@ DOCUMENTS = random_documents(60, longest=26)
 
 def batch_of(count: int, step: int, *, packed: bool) -> Batch:
     chosen = slots(count, 60, step=step)
-    (piece,) = build_step(
+    (micro_batch,) = build_step(
         chosen, DOCUMENTS, rules(), batch_size=count, layout=Layout(packed)
-    ).pieces
-    return piece.batch
+    ).micro_batches
+    return micro_batch.batch
 
 
 def trained(

@@ -42,7 +42,7 @@ from plugin.objectives.noise import Levels, Noise
 from plugin.training.loop import Cadence, Hooks, Meters, Progress, Requests, Totals, Trainer, train
 from plugin.training.lr_schedule import Schedule
 from plugin.training.meters import Stopwatch
-from plugin.training.step import Piece, Step, StepRules, build_step
+from plugin.training.step import MicroBatch, Step, StepRules, build_step
 
 torch.set_num_threads(1)
 
@@ -231,14 +231,16 @@ def slots(count: int, documents: int, seed: int = 7, step: int = 0) -> list[Slot
     return step_slots(documents, count, step, seed)
 
 
-def alone(model: torch.nn.Module, documents: Documents, piece: Piece) -> list[torch.Tensor]:
-    """The reference: weighted loss of each of a piece's documents, alone and unpadded, from the
+def alone(
+    model: torch.nn.Module, documents: Documents, micro_batch: MicroBatch
+) -> list[torch.Tensor]:
+    """The reference: weighted loss of each of a micro-batch's documents, alone and unpadded, from the
     model's own full logits.
 
     For documents that no end tokens were added to.
     """
     losses = []
-    for index, one in zip(piece.documents, piece.corruptions, strict=True):
+    for index, one in zip(micro_batch.documents, micro_batch.corruptions, strict=True):
         logits = model(input_ids=torch.tensor(one.noisy[None].astype(np.int64))).logits[0]
         target = torch.tensor(documents[index].ids.astype(np.int64))
         nll = F.cross_entropy(logits, target, reduction="none")[torch.tensor(one.masked)]

@@ -43,8 +43,8 @@ def train(
     module: DiffusionModel, optimizer: torch.optim.Optimizer, own: Step, ranks: int, updates: int
 ) -> None:
     for _ in range(updates):
-        for piece in own.pieces:
-            (module(piece.batch).weighted.sum() * (ranks / own.count)).backward()
+        for micro_batch in own.micro_batches:
+            (module(micro_batch.batch).weighted.sum() * (ranks / own.count)).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -127,7 +127,7 @@ def main() -> int:
         parallel: together(rank, parallel, reference) for parallel in ("zero2", "zero3")
     }
     found["pieces"] = [
-        [len(step(one, RANKS, even=even).pieces) for one in (0, 1)] for even in (False, True)
+        [len(step(one, RANKS, even=even).micro_batches) for one in (0, 1)] for even in (False, True)
     ]
     dist.barrier()
     dist.destroy_process_group()

@@ -29,14 +29,14 @@ from plugin.config.families import FAMILIES as KNOWN
 from plugin.data.collate import lay_out
 from plugin.models.diffusion import BACKBONES, DiffusionModel, predictor
 from plugin.models.load import load_model
-from plugin.training.step import Piece, build_step
+from plugin.training.step import MicroBatch, build_step
 
 DOCUMENTS = random_documents(12)
 
 
-def one_piece(size: int = 12) -> Piece:
-    (piece,) = build_step(slots(size, 12), DOCUMENTS, rules(), batch_size=size).pieces
-    return piece
+def one_micro_batch(size: int = 12) -> MicroBatch:
+    (micro_batch,) = build_step(slots(size, 12), DOCUMENTS, rules(), batch_size=size).micro_batches
+    return micro_batch
 
 
 def test_every_supported_family_has_a_backbone() -> None:
@@ -47,20 +47,20 @@ def test_every_supported_family_has_a_backbone() -> None:
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sums_equal_those_of_each_document_alone(family: str, kernel: str, lora: bool) -> None:
-    model, piece = tiny_model(family), one_piece()
+    model, micro_batch = tiny_model(family), one_micro_batch()
     model.set_attn_implementation(kernel)
     model = adapted(model, family) if lora else model
-    assert len({one.noisy.size for one in piece.corruptions}) > 5, (
+    assert len({one.noisy.size for one in micro_batch.corruptions}) > 5, (
         "lengths differ, or nothing is padded"
     )
-    assert piece.batch.longest > 3 * 4, "longer than ModernBERT's window of 4"
-    wanted = torch.stack(alone(model, DOCUMENTS, piece))
-    got = DiffusionModel(model, PAD)(piece.batch)
+    assert micro_batch.batch.longest > 3 * 4, "longer than ModernBERT's window of 4"
+    wanted = torch.stack(alone(model, DOCUMENTS, micro_batch))
+    got = DiffusionModel(model, PAD)(micro_batch.batch)
     assert wanted.max() > 10
     torch.testing.assert_close(got.weighted, wanted, rtol=1e-5, atol=1e-5)
     unweighted = [
         loss / one.weight[0] if one.weight.size else loss
-        for loss, one in zip(wanted, piece.corruptions, strict=True)
+        for loss, one in zip(wanted, micro_batch.corruptions, strict=True)
     ]
     torch.testing.assert_close(got.nll, torch.stack(unweighted).detach(), rtol=1e-5, atol=1e-5)
 
@@ -68,34 +68,34 @@ def test_sums_equal_those_of_each_document_alone(family: str, kernel: str, lora:
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_equal_those_of_each_document_alone(family: str, lora: bool) -> None:
-    model, piece = tiny_model(family), one_piece()
+    model, micro_batch = tiny_model(family), one_micro_batch()
     model = adapted(model, family) if lora else model
-    torch.stack(alone(model, DOCUMENTS, piece)).sum().backward()
+    torch.stack(alone(model, DOCUMENTS, micro_batch)).sum().backward()
     wanted = gradient(model)
     model.zero_grad()
-    DiffusionModel(model, PAD)(piece.batch).weighted.sum().backward()
+    DiffusionModel(model, PAD)(micro_batch.batch).weighted.sum().backward()
     assert_same_vector(gradient(model), wanted, 1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_documents_of_equal_length_need_no_mask(family: str) -> None:
-    model, (piece, *_) = (
+    model, (micro_batch, *_) = (
         tiny_model(family),
-        build_step(slots(12, 12), DOCUMENTS, rules(), batch_size=1).pieces,
+        build_step(slots(12, 12), DOCUMENTS, rules(), batch_size=1).micro_batches,
     )
-    assert piece.batch.documents == 1
-    (wanted,) = alone(model, DOCUMENTS, piece)
+    assert micro_batch.batch.documents == 1
+    (wanted,) = alone(model, DOCUMENTS, micro_batch)
     torch.testing.assert_close(
-        DiffusionModel(model, PAD)(piece.batch).weighted[0], wanted, rtol=1e-5, atol=1e-5
+        DiffusionModel(model, PAD)(micro_batch.batch).weighted[0], wanted, rtol=1e-5, atol=1e-5
     )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_has_no_effect(family: str) -> None:
     """A much longer neighbour makes three quarters of a row padding, of any token."""
-    model, piece = tiny_model(family), one_piece(1)
-    (short,) = piece.corruptions
-    (index,) = piece.documents
+    model, micro_batch = tiny_model(family), one_micro_batch(1)
+    (short,) = micro_batch.corruptions
+    (index,) = micro_batch.documents
     long = replace(
         short, noisy=np.full(60, 9, np.int32), masked=np.arange(0), weight=np.zeros(0, np.float32)
     )
@@ -105,26 +105,28 @@ def test_padding_has_no_effect(family: str) -> None:
     ):  # RoBERTa derives positions from the pad token
         got = DiffusionModel(model, pad_id)(batch).weighted
         torch.testing.assert_close(
-            got[0], DiffusionModel(model, PAD)(piece.batch).weighted[0], rtol=1e-5, atol=1e-5
+            got[0], DiffusionModel(model, PAD)(micro_batch.batch).weighted[0], rtol=1e-5, atol=1e-5
         )
         assert got[1] == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_document_sums_ignore_a_neighbours_text(family: str) -> None:
-    module, piece = DiffusionModel(tiny_model(family), PAD), one_piece(6)
-    before = module(piece.batch)
-    first = piece.batch.document == 0
+    module, micro_batch = DiffusionModel(tiny_model(family), PAD), one_micro_batch(6)
+    before = module(micro_batch.batch)
+    first = micro_batch.batch.document == 0
     edited = torch.where(
-        first & (piece.batch.ids != MASK), (piece.batch.ids + 7) % 30 + 5, piece.batch.ids
+        first & (micro_batch.batch.ids != MASK),
+        (micro_batch.batch.ids + 7) % 30 + 5,
+        micro_batch.batch.ids,
     )
     target = torch.where(
-        piece.batch.document[piece.batch.masked] == 0,
-        (piece.batch.target + 3) % 30 + 5,
-        piece.batch.target,
+        micro_batch.batch.document[micro_batch.batch.masked] == 0,
+        (micro_batch.batch.target + 3) % 30 + 5,
+        micro_batch.batch.target,
     )
-    after = module(replace(piece.batch, ids=edited, target=target))
-    assert piece.batch.masked.numel() > 6
+    after = module(replace(micro_batch.batch, ids=edited, target=target))
+    assert micro_batch.batch.masked.numel() > 6
     assert before.weighted[0] != after.weighted[0]
     assert torch.equal(before.weighted[1:], after.weighted[1:])
     assert torch.equal(before.nll[1:], after.nll[1:])
@@ -132,7 +134,7 @@ def test_document_sums_ignore_a_neighbours_text(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_document_gradient_never_reaches_neighbours(family: str) -> None:
-    model, piece = tiny_model(family), one_piece(6)
+    model, micro_batch = tiny_model(family), one_micro_batch(6)
     embedded: list[torch.Tensor] = []
 
     def keep(module: object, inputs: object, output: torch.Tensor) -> None:
@@ -140,8 +142,8 @@ def test_document_gradient_never_reaches_neighbours(family: str) -> None:
         embedded.append(output)
 
     model.get_input_embeddings().register_forward_hook(keep)
-    sums = DiffusionModel(model, PAD)(piece.batch)
-    lengths = piece.batch.cu_seqlens.diff().tolist()
+    sums = DiffusionModel(model, PAD)(micro_batch.batch)
+    lengths = micro_batch.batch.cu_seqlens.diff().tolist()
     assert len(set(lengths)) > 3
     for row, length in enumerate(lengths):
         embedded[0].grad = None
@@ -159,7 +161,7 @@ def test_document_gradient_never_reaches_neighbours(family: str) -> None:
 def test_idle_rank_has_no_loss_and_zero_gradients(family: str) -> None:
     model = tiny_model(family)
     step = build_step(slots(1, 12), DOCUMENTS, rules(), batch_size=4, rank=1, ranks=2)
-    (idle,) = step.pieces
+    (idle,) = step.micro_batches
     assert step.masked > 0, "the other rank has something to do"
     assert idle.documents == ()
     sums = DiffusionModel(model, PAD)(idle.batch)
@@ -178,8 +180,11 @@ def test_loaded_model_has_no_dropout_in_train_mode(family: str, tmp_path: object
     assert config.hidden_dropout_prob > 0
     AutoModelForMaskedLM.from_config(config).save_pretrained(str(tmp_path))
     module = DiffusionModel(load_model(str(tmp_path)), PAD)
-    piece = one_piece()
-    training, still = module.train()(piece.batch).weighted, module.eval()(piece.batch).weighted
+    micro_batch = one_micro_batch()
+    training, still = (
+        module.train()(micro_batch.batch).weighted,
+        module.eval()(micro_batch.batch).weighted,
+    )
     assert torch.equal(training, still)
 
 

@@ -245,9 +245,11 @@ def test_new_tokens_train_in_float32_on_bfloat16_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["llada", "Dream"])
 def test_adapter_gradients_equal_those_of_documents_alone(family: str) -> None:
     documents, live = random_documents(8), adapted(tiny_model(family), family)
-    (piece,) = build_step(slots(8, 8), documents, rules(eos_policy="batch"), batch_size=8).pieces
-    torch.stack(alone_in(live, piece.batch)).sum().backward()
+    (micro_batch,) = build_step(
+        slots(8, 8), documents, rules(eos_policy="batch"), batch_size=8
+    ).micro_batches
+    torch.stack(alone_in(live, micro_batch.batch)).sum().backward()
     wanted = gradient(live)
     live.zero_grad()
-    DiffusionModel(live, PAD)(piece.batch).weighted.sum().backward()
+    DiffusionModel(live, PAD)(micro_batch.batch).weighted.sum().backward()
     assert_same_vector(gradient(live), wanted, 1e-5)

@@ -49,11 +49,11 @@ quiet_peft = pytest.mark.filterwarnings(
 
 
 def packed_batch(count: int = 12) -> Batch:
-    (piece,) = build_step(
+    (micro_batch,) = build_step(
         slots(count, 12), DOCUMENTS, rules(), batch_size=count, layout=Layout(True)
-    ).pieces
-    assert piece.batch.documents == count
-    return piece.batch
+    ).micro_batches
+    assert micro_batch.batch.documents == count
+    return micro_batch.batch
 
 
 def edited(batch: Batch, document: int) -> Batch:
@@ -224,8 +224,8 @@ def test_packing_on_and_off_give_one_loss_trace(family: str, lora: bool) -> None
                 slots(8, 12, step=number), DOCUMENTS, rules(), batch_size=3, layout=layout
             )
             total = 0.0
-            for piece in step.pieces:
-                loss = module(piece.batch).weighted.sum() / step.count
+            for micro_batch in step.micro_batches:
+                loss = module(micro_batch.batch).weighted.sum() / step.count
                 loss.backward()
                 total += loss.item()
             optimizer.step()

@@ -24,10 +24,10 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def packed_batch() -> Batch:
-    (piece,) = build_step(
+    (micro_batch,) = build_step(
         slots(12, 12), DOCUMENTS, rules(), batch_size=12, layout=Layout(True)
-    ).pieces
-    return piece.batch
+    ).micro_batches
+    return micro_batch.batch
 
 
 def fake_varlen(seen: list[dict[str, Any]], *, grouped: bool) -> Callable[..., Tensor]:

@@ -117,19 +117,19 @@ def test_the_loss_and_its_buckets_are_those_of_every_document_alone(norm: str) -
     step = build_step(
         [Slot(0, index, index) for index in range(COUNT)], DOCUMENTS, frozen, batch_size=COUNT
     )
-    (piece,) = step.pieces
-    losses = torch.stack(alone(model, DOCUMENTS, piece)).detach().numpy()
+    (micro_batch,) = step.micro_batches
+    losses = torch.stack(alone(model, DOCUMENTS, micro_batch)).detach().numpy()
     assert metrics["eval/loss"] == pytest.approx(losses.sum() / step.count, rel=1e-5)
     assert metrics["eval/documents"] == COUNT
     for bucket in range(BUCKETS):
         inside = [
             place
-            for place, one in enumerate(piece.corruptions)
+            for place, one in enumerate(micro_batch.corruptions)
             if int(one.levels.mean_t * 10) == bucket and one.masked.size
         ]
         assert inside, "stratified times reach every bucket"
-        nll = sum(losses[place] / piece.corruptions[place].weight[0] for place in inside)
-        masked = sum(piece.corruptions[place].masked.size for place in inside)
+        nll = sum(losses[place] / micro_batch.corruptions[place].weight[0] for place in inside)
+        masked = sum(micro_batch.corruptions[place].masked.size for place in inside)
         assert metrics[f"eval/loss_t{bucket * 10:02d}_{bucket * 10 + 10:02d}"] == pytest.approx(
             nll / masked, rel=1e-5
         )

@@ -85,12 +85,14 @@ def test_an_update_is_the_one_written_in_plain_torch(norm: str, limit: float) ->
     """
     how, model = rules(norm=norm), tiny_model("bert")
     start, chosen = weights(model), slots(8, 20)
-    (piece,) = build_step(chosen, DOCUMENTS, how, batch_size=8).pieces
-    rows, columns = 8, piece.batch.longest
+    (micro_batch,) = build_step(chosen, DOCUMENTS, how, batch_size=8).micro_batches
+    rows, columns = 8, micro_batch.batch.longest
     ids, true = torch.full((rows, columns), PAD), torch.full((rows, columns), PAD)
     real, weight = torch.zeros(rows, columns, dtype=torch.long), torch.zeros(rows, columns)
     divisor = 0.0
-    for row, (index, one) in enumerate(zip(piece.documents, piece.corruptions, strict=True)):
+    for row, (index, one) in enumerate(
+        zip(micro_batch.documents, micro_batch.corruptions, strict=True)
+    ):
         document, size = DOCUMENTS[index], one.noisy.size
         ids[row, :size], true[row, :size] = torch.tensor(one.noisy), torch.tensor(document.ids)
         real[row, :size] = 1
@@ -198,7 +200,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_update_and_names_the_
     step = steps_of(documents, how, step_size=5, batch_size=5)(0)
     (one,) = [
         one
-        for index, one in zip(step.pieces[0].documents, step.pieces[0].corruptions, strict=True)
+        for index, one in zip(
+            step.micro_batches[0].documents, step.micro_batches[0].corruptions, strict=True
+        )
         if index == 2
     ]
     assert one.masked.size > 0

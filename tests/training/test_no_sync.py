@@ -144,17 +144,17 @@ def test_step_reads_once_for_any_number_of_micro_batches(
     how: str,
     reads: Callable[[Callable[[], object]], Counter[str]],
 ) -> None:
-    found, pieces = [], []
+    found, micro_batches = [], []
     for batch_size in (STEP_SIZE, 2):
         model: Any = tiny_model(family)
         if how != "full":
             model = adapted(model, family, dropout=0.1)
             set_activation_checkpointing(model, "full")
         steps = make_steps(batch_size, backend is not None)
-        pieces.append(sum(len(step.pieces) for step in steps))
+        micro_batches.append(sum(len(step.micro_batches) for step in steps))
         found.append(reads(trainer(model, steps, backend)))
-    assert pieces[0] == STEPS
-    assert pieces[1] >= 3 * STEPS
+    assert micro_batches[0] == STEPS
+    assert micro_batches[1] >= 3 * STEPS
     assert found[0] == found[1] == {"tolist": STEPS}, "the one of loop._read"
 
 
@@ -163,8 +163,8 @@ def test_reads_of_the_device_are_counted(
 ) -> None:
     """The loop over documents, used on a CPU, reads their lengths: once more a micro-batch."""
     steps = make_steps(2, True)
-    pieces = sum(len(step.pieces) for step in steps)
-    assert reads(trainer(tiny_model("llada"), steps, "loop")) == {"tolist": STEPS + pieces}
+    micro_batches = sum(len(step.micro_batches) for step in steps)
+    assert reads(trainer(tiny_model("llada"), steps, "loop")) == {"tolist": STEPS + micro_batches}
     ones = torch.ones(3)
     assert reads(lambda: ones[ones > 0].sum().item()) == {
         "a boolean index": 1,
@@ -184,7 +184,9 @@ def test_forward_and_backward_never_synchronise(family: str, backend: str | None
     device, half = torch.device("cuda"), backend == "varlen"
     model = tiny_model(family).to(device, torch.bfloat16 if half else torch.float32)
     module = DiffusionModel(model, PAD, backend).train()
-    batches = [step.pieces[0].batch.pinned() for step in make_steps(STEP_SIZE, backend is not None)]
+    batches = [
+        step.micro_batches[0].batch.pinned() for step in make_steps(STEP_SIZE, backend is not None)
+    ]
     module(batches[0].to(device)).weighted.sum().backward()  # kernels are loaded, workspaces made
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

@@ -23,11 +23,12 @@ def test_prefetched_steps_equal_those_built_on_demand() -> None:
     for number in (*range(4), 1, 2, 5):  # a jump, as after a resume, is built on demand
         ours, plain = ahead(number), make(number)
         assert ours.count == plain.count
-        assert [piece.documents for piece in ours.pieces] == [
-            piece.documents for piece in plain.pieces
+        assert [micro_batch.documents for micro_batch in ours.micro_batches] == [
+            micro_batch.documents for micro_batch in plain.micro_batches
         ]
         assert all(
-            a.batch.ids.equal(b.batch.ids) for a, b in zip(ours.pieces, plain.pieces, strict=True)
+            a.batch.ids.equal(b.batch.ids)
+            for a, b in zip(ours.micro_batches, plain.micro_batches, strict=True)
         )
     ahead.close()
 

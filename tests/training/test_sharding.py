@@ -70,7 +70,7 @@ def batch(packed: bool = True) -> Batch:
     layout = PACKED if packed else Layout()
     return (
         build_step(slots(6, 20), random_documents(20), rules(), batch_size=6, layout=layout)
-        .pieces[0]
+        .micro_batches[0]
         .batch
     )
 
@@ -261,14 +261,14 @@ def test_idle_micro_batches_even_out_the_ranks_and_change_no_count() -> None:
         )
         for rank in (0, 1)
     ]
-    assert [len(step.pieces) for step in ranks] == [1, 3]
-    assert [len(step.pieces) for step in evened] == [3, 3]
+    assert [len(step.micro_batches) for step in ranks] == [1, 3]
+    assert [len(step.micro_batches) for step in evened] == [3, 3]
     assert [(step.count, step.masked, step.lengths) for step in evened] == [
         (s.count, s.masked, s.lengths) for s in ranks
     ]
-    idle = evened[0].pieces[1:]
-    assert [piece.documents for piece in idle] == [(), ()]
-    assert all(piece.batch.masked.numel() == 0 for piece in idle)
+    idle = evened[0].micro_batches[1:]
+    assert [micro_batch.documents for micro_batch in idle] == [(), ()]
+    assert all(micro_batch.batch.masked.numel() == 0 for micro_batch in idle)
 
 
 def test_an_idle_micro_batch_gives_every_weight_a_gradient_of_zero() -> None:
@@ -279,7 +279,7 @@ def test_an_idle_micro_batch_gives_every_weight_a_gradient_of_zero() -> None:
     )
     for model in (tiny_model("bert"), adapted(tiny_model("llada"), "llada")):
         module = module_of(model)
-        sums = module(step.pieces[-1].batch)
+        sums = module(step.micro_batches[-1].batch)
         sums.weighted.sum().backward()
         learned = [weight for weight in module.parameters() if weight.requires_grad]
         assert learned

@@ -46,8 +46,8 @@ def loss_and_gradient(parts: list[Step]) -> tuple[float, torch.Tensor]:
     module = DiffusionModel(tiny_model("modernbert"), PAD).double()
     total = 0.0
     for part in parts:
-        for piece in part.pieces:
-            loss = module(piece.batch).weighted.sum() / part.count
+        for micro_batch in part.micro_batches:
+            loss = module(micro_batch.batch).weighted.sum() / part.count
             loss.backward()
             total += loss.item()
     return total, gradient(module)
@@ -80,15 +80,26 @@ def test_step_figures_are_the_same_on_every_rank(ranks: int, batch_size: int) ->
             whole.tokens,
             whole.supervised,
         )
-        assert all(piece.batch.documents <= batch_size for piece in part.pieces)
-    held = [index for part in parts for piece in part.pieces for index in piece.documents]
+        assert all(micro_batch.batch.documents <= batch_size for micro_batch in part.micro_batches)
+    held = [
+        index
+        for part in parts
+        for micro_batch in part.micro_batches
+        for index in micro_batch.documents
+    ]
     assert sorted(held) == sorted(slot.index for slot in chosen)
     laid = [
-        int(piece.batch.ids.numel()) for part in parts for piece in part.pieces if piece.documents
+        int(micro_batch.batch.ids.numel())
+        for part in parts
+        for micro_batch in part.micro_batches
+        if micro_batch.documents
     ]
     assert sum(laid) == whole.tokens
     assert (
-        sum(piece.batch.masked.numel() for part in parts for piece in part.pieces) == whole.masked
+        sum(
+            micro_batch.batch.masked.numel() for part in parts for micro_batch in part.micro_batches
+        )
+        == whole.masked
     )
 
 
@@ -123,10 +134,10 @@ def test_noise_depends_on_the_document_not_its_place() -> None:
     ):
         seen = {
             index: (one.levels.mean_t, one.masked.tolist())
-            for piece in part.pieces
-            for index, one in zip(piece.documents, piece.corruptions, strict=True)
+            for micro_batch in part.micro_batches
+            for index, one in zip(micro_batch.documents, micro_batch.corruptions, strict=True)
         }
-        if part.pieces[0].batch.documents == 8:
+        if part.micro_batches[0].batch.documents == 8:
             wanted = seen
     assert seen == wanted
 
@@ -136,20 +147,22 @@ def test_step_across_two_passes_draws_times_of_each() -> None:
     noises.
     """
     both = [Slot(0, 29, 5), Slot(1, 0, 5)]
-    together = build_step(both, DOCUMENTS, rules(), batch_size=1).pieces
-    singles = [build_step([slot], DOCUMENTS, rules(), batch_size=1).pieces[0] for slot in both]
-    assert [piece.corruptions[0].levels.mean_t for piece in together] == [
-        piece.corruptions[0].levels.mean_t for piece in singles
+    together = build_step(both, DOCUMENTS, rules(), batch_size=1).micro_batches
+    singles = [
+        build_step([slot], DOCUMENTS, rules(), batch_size=1).micro_batches[0] for slot in both
+    ]
+    assert [micro_batch.corruptions[0].levels.mean_t for micro_batch in together] == [
+        micro_batch.corruptions[0].levels.mean_t for micro_batch in singles
     ]
     assert together[0].corruptions[0].levels.mean_t != together[1].corruptions[0].levels.mean_t
 
 
 def test_targets_are_true_tokens_inputs_are_masked() -> None:
-    for piece in build_step(slots(8, 30), DOCUMENTS, rules(), batch_size=3).pieces:
-        true = np.concatenate([DOCUMENTS[index].ids for index in piece.documents])
-        assert (piece.batch.ids[piece.batch.masked] == MASK).all()
-        assert piece.batch.target.tolist() == true[piece.batch.masked.numpy()].tolist()
-        assert (piece.batch.target != MASK).all()
+    for micro_batch in build_step(slots(8, 30), DOCUMENTS, rules(), batch_size=3).micro_batches:
+        true = np.concatenate([DOCUMENTS[index].ids for index in micro_batch.documents])
+        assert (micro_batch.batch.ids[micro_batch.batch.masked] == MASK).all()
+        assert micro_batch.batch.target.tolist() == true[micro_batch.batch.masked.numpy()].tolist()
+        assert (micro_batch.batch.target != MASK).all()
 
 
 @pytest.mark.parametrize(
@@ -189,8 +202,8 @@ def test_uniform_logits_cost_ln_v_through_the_model() -> None:
         )
         loss = (
             sum(
-                DiffusionModel(model, PAD)(piece.batch).weighted.sum().item()
-                for piece in step.pieces
+                DiffusionModel(model, PAD)(micro_batch.batch).weighted.sum().item()
+                for micro_batch in step.micro_batches
             )
             / step.count
         )
@@ -200,8 +213,8 @@ def test_uniform_logits_cost_ln_v_through_the_model() -> None:
 def test_rank_without_documents_has_an_idle_micro_batch() -> None:
     parts = ranks_of(rules(), ranks=3, batch_size=2, chosen=slots(2, 30))
     idle = parts[2]
-    assert len(idle.pieces) == 1
-    assert idle.pieces[0].documents == ()
-    assert idle.pieces[0].batch.masked.numel() == 0
+    assert len(idle.micro_batches) == 1
+    assert idle.micro_batches[0].documents == ()
+    assert idle.micro_batches[0].batch.masked.numel() == 0
     assert idle.count == parts[0].count > 0
-    assert replace(idle, pieces=()) == replace(parts[0], pieces=())
+    assert replace(idle, micro_batches=()) == replace(parts[0], micro_batches=())

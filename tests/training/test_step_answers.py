@@ -56,7 +56,11 @@ def test_block_borders_every_token_has_equal_weight(norm: str, count: str) -> No
     )  # tame weights: 1/t within [1, 2]
     summed, divisor = np.zeros(27), 0.0
     for pass_ in range(passes):
-        (one,) = build_step([Slot(pass_, 0, 0)], documents, how, batch_size=1).pieces[0].corruptions
+        (one,) = (
+            build_step([Slot(pass_, 0, 0)], documents, how, batch_size=1)
+            .micro_batches[0]
+            .corruptions
+        )
         summed[one.masked] += one.weight
         divisor += one.count
     expected = (
@@ -147,7 +151,11 @@ def test_eos_batch_fill_reaches_the_longest_of_all_ranks() -> None:
             step = build_step(
                 in_order(documents), documents, how, batch_size=batch_size, rank=rank, ranks=ranks
             )
-            assert {one.noisy.size for piece in step.pieces for one in piece.corruptions} == {15}
+            assert {
+                one.noisy.size
+                for micro_batch in step.micro_batches
+                for one in micro_batch.corruptions
+            } == {15}
             assert (sum(step.lengths), step.tokens) == (60, 34)
 
 
@@ -223,8 +231,8 @@ def test_cutoffs_are_the_same_for_any_rank_and_batch_size() -> None:
         lengths[ranks, batch_size] = {
             index: one.noisy.size
             for part in parts
-            for piece in part.pieces
-            for index, one in zip(piece.documents, piece.corruptions, strict=True)
+            for micro_batch in part.micro_batches
+            for index, one in zip(micro_batch.documents, micro_batch.corruptions, strict=True)
         }
         steps[ranks, batch_size] = {
             (part.count, part.masked, part.tokens, part.supervised, part.cut) for part in parts

@@ -41,8 +41,8 @@ UNIFORM = math.log(40)  # nats of a masked token under a model of zero weights
 def drawn(step: Step) -> list[tuple[int, Corruption]]:
     return [
         each
-        for piece in step.pieces
-        for each in zip(piece.documents, piece.corruptions, strict=True)
+        for micro_batch in step.micro_batches
+        for each in zip(micro_batch.documents, micro_batch.corruptions, strict=True)
     ]
 
 
@@ -69,9 +69,9 @@ def test_cart_weights_of_the_oracle_reach_the_batch(p: float, weights: list[floa
         rules(weight=by_context(Cart(p), "linear"), norm="masked", **ALL),
         batch_size=1,
     )
-    (piece,) = step.pieces
-    assert piece.batch.masked.tolist() == [2, 3, 4, 6]
-    assert piece.batch.weight.tolist() == pytest.approx(weights, rel=1e-6)
+    (micro_batch,) = step.micro_batches
+    assert micro_batch.batch.masked.tolist() == [2, 3, 4, 6]
+    assert micro_batch.batch.weight.tolist() == pytest.approx(weights, rel=1e-6)
     assert step.count == 4
 
 
@@ -83,10 +83,10 @@ def test_cart_sees_no_neighbour_of_the_batch() -> None:
         one = forced(mask)[0]
         builder.add(one.ids, one.supervised, one.prompt, "r")
     documents = builder.build()
-    (piece,) = build_step(in_order(documents), documents, how, batch_size=3).pieces
-    place = piece.documents.index(1)
-    of_it = piece.batch.document[piece.batch.masked] == place
-    assert piece.batch.weight[of_it].tolist() == pytest.approx(
+    (micro_batch,) = build_step(in_order(documents), documents, how, batch_size=3).micro_batches
+    place = micro_batch.documents.index(1)
+    of_it = micro_batch.batch.document[micro_batch.batch.masked] == place
+    assert micro_batch.batch.weight[of_it].tolist() == pytest.approx(
         [0.364515, 0.33495, 0.34845, 0.3612255], rel=1e-6
     )
 
@@ -126,7 +126,9 @@ def test_dream_uniform_logits_cost_mean_weight_times_ln_v(kind: Any, price: floa
     model = tiny_model("Dream")
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
-    loss = DiffusionModel(model, PAD)(step.pieces[0].batch).weighted.sum().item() / step.count
+    loss = (
+        DiffusionModel(model, PAD)(step.micro_batches[0].batch).weighted.sum().item() / step.count
+    )
     assert loss == pytest.approx(price * UNIFORM, rel=1e-6)
 
 

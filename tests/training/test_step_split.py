@@ -94,7 +94,10 @@ def test_length_split_step_counts_heads_and_tails() -> None:
             assert step.tokens == 30 * 13 + tails
             assert step.supervised == step.count == 30 * 12
         held = Counter(
-            index for step in parts for piece in step.pieces for index in piece.documents
+            index
+            for step in parts
+            for micro_batch in step.micro_batches
+            for index in micro_batch.documents
         )
         assert sorted(held.values()) == sorted([1] * (30 - tails) + [2] * tails)
 
@@ -108,7 +111,11 @@ def test_length_split_head_and_tail_have_their_own_times() -> None:
             rules(stochastic_length=1.0, t_sampling=t_sampling),
             batch_size=80,
         )
-        times = [one.levels.mean_t for piece in step.pieces for one in piece.corruptions]
+        times = [
+            one.levels.mean_t
+            for micro_batch in step.micro_batches
+            for one in micro_batch.corruptions
+        ]
         assert len(set(times)) == 80
 
 
@@ -138,18 +145,18 @@ def test_length_split_without_start_token_masks_no_first_word() -> None:
         assert not head.supervised[0]
         assert not tail.supervised[0]
     step = build_step(in_order(documents), documents, how, batch_size=8)
-    for piece in step.pieces:
-        assert all((one.masked > 0).all() for one in piece.corruptions)
+    for micro_batch in step.micro_batches:
+        assert all((one.masked > 0).all() for one in micro_batch.corruptions)
 
 
 def test_length_split_dream_learns_head_and_tail_apart() -> None:
     documents, model = random_documents(12), tiny_model("Dream")
-    (piece,) = build_step(
+    (micro_batch,) = build_step(
         in_order(documents), documents, rules(stochastic_length=1.0, t_min=0.5), batch_size=24
-    ).pieces
-    assert piece.batch.documents > 18
-    wanted = torch.stack(alone_in(model, piece.batch))
+    ).micro_batches
+    assert micro_batch.batch.documents > 18
+    wanted = torch.stack(alone_in(model, micro_batch.batch))
     assert wanted.max() > 10
     torch.testing.assert_close(
-        DiffusionModel(model, PAD)(piece.batch).weighted, wanted, rtol=1e-5, atol=1e-5
+        DiffusionModel(model, PAD)(micro_batch.batch).weighted, wanted, rtol=1e-5, atol=1e-5
     )
