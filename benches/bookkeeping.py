@@ -99,7 +99,7 @@ def measure(steps: int, logging_steps: int) -> dict[str, float]:
         ).params
         rank = this_rank(params, folder)
         try:
-            program.train(rank)
+            program.train_rank(rank)
         finally:
             rank.reporter.close()
             loop.train, loop._account = train, account

@@ -23,7 +23,7 @@ class Clock:
 
     cadence: Cadence
     step_size: int  # documents
-    total: int | None  # documents of the whole run, when it is counted in epochs
+    total: int | None  # documents of the full run, when it is counted in epochs
     eval_batch_size: int
     behind: int = 0  # documents, see step_slots
 

@@ -72,8 +72,8 @@ class Fused:
 
 
 def publish(model: PreTrainedModel, target: Target) -> Reloaded:
-    """Write `model` to the target's folder, whole or not at all; returns what a fresh process found
-    there.
+    """Write `model` to the target's folder, completely or not at all. Return what a fresh process
+    found there.
     """
     with whole_folder(target.folder, replaces=target.replaces) as part:
         return _write_and_compare(part, model, target)

@@ -57,7 +57,7 @@ def make_model(
     )
     dtype = weight_dtype(params, compute)
     torch.manual_seed(params.seed)
-    if checkpoint and not params.lora:  # a whole model folder
+    if checkpoint and not params.lora:  # a complete model folder
         return load_model(str(checkpoint), dtype=dtype, attn_implementation=attention)
     if params.model_config_file:
         model = new_model(params.model_config_file, tokenizer, attn_implementation=attention)

@@ -37,7 +37,7 @@ from ..models.diffusion import logits_of
 from ..models.load import load_model
 from ..models.tokenizer import load_tokenizer
 
-TOKENS = 64  # of a document, compared over the whole vocabulary
+TOKENS = 64  # of a document, compared over the full vocabulary
 PROMPT, MOMENT = (
     "What is the capital of France?",
     datetime(2026, 1, 1),

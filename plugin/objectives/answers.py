@@ -40,7 +40,7 @@ class Item:
 
     @property
     def learned(self) -> NDArray[np.bool_]:
-        """[T] the supervised tokens outside a dropped prompt."""
+        """Return [T] bool: the supervised tokens outside a dropped prompt."""
         if not self.dropped:
             return self.supervised
         return np.where(np.arange(self.ids.size) < self.dropped, False, self.supervised)

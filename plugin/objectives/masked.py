@@ -47,7 +47,7 @@ def summed(sums: DocumentSums) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """How masked tokens become a step's loss: settings of a run."""
+    """Settings that turn masked tokens into a step's loss."""
 
     weight: WeightFunction
     norm: str
@@ -63,7 +63,7 @@ class Scheduled(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What a method learns: its weight function, from the job's parameters, and its loss."""
+    """Objective of a method: its weight function, made from the job's parameters, and its loss."""
 
     method: str
     weight: Callable[[Any], WeightFunction]

@@ -26,7 +26,7 @@ _IID_TIMES = 1 << 63
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """How documents are noised: settings of a run, never its state."""
+    """Settings of the noise of documents, without any state."""
 
     seed: int
     mask_id: int  # what a masked token becomes
@@ -57,7 +57,7 @@ class Levels:
 
     @property
     def blocks(self) -> list[slice]:
-        """The place of each block among the tokens."""
+        """Return the place of each block among the tokens."""
         ends = list(accumulate(self.tokens))
         return [slice(start, end) for start, end in pairwise((0, *ends))]
 
@@ -71,7 +71,9 @@ class Levels:
 
     @property
     def mean_probability(self) -> float:
-        """The mask probability, averaged over the blocks, by which an evaluation groups losses."""
+        """Return the mask probability, averaged over the blocks, by which an evaluation groups
+        losses.
+        """
         return sum(self.probability) / len(self.probability)
 
 

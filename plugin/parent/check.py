@@ -21,7 +21,7 @@ from .check_report import print_check
 from .last_words import LastWords
 from .launch import make_plan
 from .paths import inputs_inside, run_dir_of, with_full_paths
-from .resume import Target, find_start, resume_problems, resume_target
+from .resume import ResumeTarget, find_start, resume_problems, resume_target
 from .wandb import key_problem
 
 CHECK_S = 300.0  # a check without an answer for this long hangs
@@ -83,7 +83,7 @@ def train_command(params: Params) -> list[str]:
 
 
 def _folder_problems(
-    params: Params, folder: RunFolder, target: Target, ranks: int
+    params: Params, folder: RunFolder, target: ResumeTarget, ranks: int
 ) -> list[Problem]:
     """List the reasons against starting, or resuming, a run in this folder."""
     if target.run_dir is None:

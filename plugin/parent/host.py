@@ -22,7 +22,7 @@ class Host(Protocol):
         ...
 
     def started(self, folder: RunFolder, plan: LaunchPlan) -> None:
-        """The run folder exists; the workers start next."""
+        """Receive the plan: the run folder exists, the workers start next."""
         ...
 
     def line(self, text: str) -> None:
@@ -38,7 +38,7 @@ class Host(Protocol):
         ...
 
     def finished(self, folder: RunFolder, outcome: Outcome) -> None:
-        """The workers have ended and run.json is complete; called once."""
+        """Receive the outcome, once: the workers have ended and run.json is complete."""
         ...
 
 

@@ -16,7 +16,7 @@ from ..data.mixture import absolute_mixture
 from ..data.sources import local_paths
 from ..run.folder import RunFolder, local_path
 from .launch import machine_dir
-from .resume import Target
+from .resume import ResumeTarget
 
 
 def with_full_paths(params: Params) -> Params:
@@ -44,7 +44,7 @@ def with_full_paths(params: Params) -> Params:
     )
 
 
-def run_dir_of(params: Params, target: Target) -> Path:
+def run_dir_of(params: Params, target: ResumeTarget) -> Path:
     """Return this machine's run folder: that of a resumed run, the chosen one, or a new name."""
     chosen = params.run_dir or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}-{params.adaptor_name}"
     return machine_dir(params, target.run_dir or Path(chosen).expanduser().absolute())

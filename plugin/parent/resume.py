@@ -21,17 +21,17 @@ from ..run.state import STATE, read_state
 
 
 @dataclass(frozen=True)
-class Target:
+class ResumeTarget:
     """The run and the checkpoint that `resume` names."""
 
     run_dir: Path | None  # None: a new run
     checkpoint: Path | None  # None: the run's last one
 
 
-def resume_target(params: Params) -> Target:
+def resume_target(params: Params) -> ResumeTarget:
     """Return the run that `resume` names. Raises JobError (exit 2) naming resume."""
     if params.resume == "false":
-        return Target(None, None)
+        return ResumeTarget(None, None)
     given = Path(params.run_dir).expanduser().absolute() if params.run_dir else None
     if params.resume == "true":
         if given is None:
@@ -43,7 +43,7 @@ def resume_target(params: Params) -> Target:
                     "Name the run folder in run_dir.",
                 )
             )
-        return Target(given, None)
+        return ResumeTarget(given, None)
     path = Path(params.resume).expanduser().absolute()
     if not path.is_dir():
         raise JobError(
@@ -59,7 +59,7 @@ def resume_target(params: Params) -> Target:
         raise JobError(
             Problem("resume", f"a folder of run_dir ({given})", str(path), "Leave run_dir empty.")
         )
-    return Target(run_dir, path if is_checkpoint else None)
+    return ResumeTarget(run_dir, path if is_checkpoint else None)
 
 
 @dataclass(frozen=True)

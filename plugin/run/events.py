@@ -38,7 +38,7 @@ class LogEvent(_Event):
 
 
 class Standing(Record):
-    """How far a run is."""
+    """Position of a run in its steps."""
 
     phase: str  # load, train, eval, save or fuse
     step: int  # finished steps
@@ -57,7 +57,7 @@ class _Progress(_Event):
 
 
 class ProgressEvent(Standing, _Progress):  # time and type first, as in every event
-    """How far a run is, at most once a second."""
+    """Position of a run in its steps, at most once a second."""
 
 
 class ProgressFile(Standing):

@@ -36,7 +36,7 @@ class AdapterBase(Record):
 
 
 class ModelFacts(Record):
-    """How a model was trained and is sampled. A model of another tool has no facts."""
+    """Training and sampling of a model. A model of another tool has no facts."""
 
     method: str | None = None
     noise_schedule: str | None = None

@@ -21,7 +21,7 @@ class Truncation(Record):
 
 
 class Throughput(Record):
-    """Speed of the steps alone, over the whole run."""
+    """Speed of the steps alone, over the full run."""
 
     tokens_per_s: Number
     supervised_tokens_per_s: Number
@@ -97,9 +97,10 @@ class Result(Record):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """End of a run.
 
-    `done` means the worker exited 0 *and* wrote its final event; nothing else counts as success.
+    `done` means that the worker exited 0 *and* wrote its final event; nothing else counts as
+    success.
     """
 
     outcome: Ending

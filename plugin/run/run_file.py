@@ -11,7 +11,7 @@ from .record import Record
 
 
 class Environment(Record):
-    """What a run ran on."""
+    """Versions, devices, commit and data of a run."""
 
     versions: dict[str, str] = {}
     devices: list[str] = []  # GPUs, or cpu

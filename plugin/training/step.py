@@ -25,7 +25,7 @@ from ..objectives.noise import Levels, Noise, draw_times
 
 @dataclass(frozen=True, kw_only=True)
 class StepRules:
-    """How documents become noised micro-batches and a loss: settings of the run."""
+    """Settings that turn documents into noised micro-batches and a loss."""
 
     noise: Noise
     answers: Answers

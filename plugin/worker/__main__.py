@@ -42,7 +42,7 @@ from .rank import Rank, this_rank
 from .reporter import report_failure
 from .stop import StopRequested
 from .tensorboard import hush_writer_thread
-from .train import train
+from .train import train_rank
 
 
 def main() -> int:
@@ -57,7 +57,7 @@ def main() -> int:
     rank = this_rank(params, folder, checkpoint)
     try:
         with explain_out_of_memory(params, None):
-            result = train(rank)
+            result = train_rank(rank)
     except StopRequested:
         report_result(rank, Result(outcome="stopped", steps=0))
         return 0

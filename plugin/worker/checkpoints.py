@@ -46,7 +46,7 @@ def save_checkpoint(
 ) -> Path:
     """Write checkpoint-<step>; keep the last `keep` and the best one.
 
-    A kill at any moment leaves those before it whole.
+    A kill at any moment leaves earlier checkpoints complete.
     """
     final = folder / f"checkpoint-{state.step}"
     with whole_folder(final) as part:

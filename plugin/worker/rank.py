@@ -17,7 +17,7 @@ from ..run.state import CheckpointState, read_state
 from ..training.meters import resident_bytes
 from .accelerate_env import take_launchers_choice
 from .reporter import Reporter
-from .stop import Requests
+from .stop import RequestListener
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Rank:
     moment: str  # of the run's first start, which a chat template may write
     heartbeat: Heartbeat
     reporter: Reporter
-    requests: Requests
+    requests: RequestListener
     started: float  # time.perf_counter, seconds
     resident: int  # bytes of this process before it loads anything; 0 on a GPU
 
@@ -78,7 +78,7 @@ def this_rank(params: Params, folder: RunFolder, checkpoint: Path | None = None)
         reporter=Reporter(
             folder, heartbeat, speaks=leads, first_step=resumed.step if resumed else 0
         ),
-        requests=Requests(folder, reads_files=leads),
+        requests=RequestListener(folder, reads_files=leads),
         started=time.perf_counter(),
         resident=0 if torch.cuda.is_available() else resident_bytes(),
     )

@@ -31,7 +31,7 @@ from ..base.process import LISTEN_FD, MEETING, PARENT_PID
 # accelerate_env.py reads what a launcher asks for.
 REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
-# Ranks may wait for hours while rank 0 reads the data. The parent's watchdog tells that from a
+# Ranks may wait for hours while rank 0 reads the data. The parent's watchdog knows that from a
 # hang; torch's time-out of ten minutes does not.
 PATIENCE = timedelta(days=7)
 

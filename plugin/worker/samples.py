@@ -34,7 +34,7 @@ class SampleWatch:
         self._model, self._chat = model, chat
         self._predict = predict or predictor(model)
         longest = min(sampler.max_new_tokens, 2 * sampler.block_length)
-        # An answer must end within the model's positions: prompts that leave room for a whole one,
+        # An answer must end within the model's positions: prompts that leave room for a full one,
         # else the shortest alone.
         limit = positions(model)
         roomy = np.flatnonzero(documents.prompts + longest <= limit)

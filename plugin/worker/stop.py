@@ -20,7 +20,7 @@ class StopRequested(Exception):
     """Raised between rows and phases before the first step, where there is nothing to save."""
 
 
-class Requests:
+class RequestListener:
     """Requests to this worker. One instance a process."""
 
     def __init__(self, folder: RunFolder, *, reads_files: bool):

@@ -1,7 +1,7 @@
-"""TensorBoard's files, which a run may lose: when they cannot be written it says so once and goes
-on; metrics.jsonl has the curves.
+"""TensorBoard's files, which a run can do without: if they cannot be written it logs that once, and
+metrics.jsonl has the curves.
 
-The library opens files with names of its own (time, host, process) inside of `tb/`, which was seen
+The library opens files with names of its own (time, host, process) inside `tb/`, which was checked
 to be no link.
 """
 
@@ -33,9 +33,9 @@ class Board:
         )
 
     def draw(self, draw: Draw) -> None:
-        """`draw` on the writer.
+        """Call `draw` with the writer.
 
-        What fails on its way to the disk, in a thread of the library, is raised by a later call.
+        An error on the way to the disk, in a thread of the library, is raised by a later call.
         """
         if writer := self._writer:
             self._try(lambda: draw(writer))

@@ -35,7 +35,7 @@ from .rank import Rank
 from .rendezvous import join_ranks, serve_store
 
 
-def train(rank: Rank) -> Result:
+def train_rank(rank: Rank) -> Result:
     """Train as run.json asks, then publish. Return the `result` of run.json.
 
     Raises JobError; StopRequested before the first step.
