@@ -19,9 +19,9 @@ demo: setup
 test: setup
 	@$(PYTHON) -m pytest -n 2 --dist worksteal
 
-# All but the tests of complete runs: under two minutes of CPU.
+# All but the tests that start the programs or compute for seconds: under two minutes of CPU.
 quick: setup
-	@$(PYTHON) -m pytest -n 2 --dist worksteal -m "not end_to_end and not contract and not fuzz"
+	@$(PYTHON) -m pytest -n 2 --dist worksteal -m "not end_to_end and not slow and not contract and not fuzz"
 
 # Every host against one suite, with the real parts there are; prints host x scenario. The SDK stays out of $(VENV): see the file.
 contract: setup .contract/lab .contract/form/node_modules/.package-lock.json

@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test of a full run: those of end_to_end/, and those that use a run's fixtures."""
     for item in items:
         runs = RUNS & set(getattr(item, "fixturenames", ()))
-        if runs or "end_to_end" in item.path.parts:
+        if runs or {"end_to_end", "contract"} & set(item.path.parts):
             item.add_marker("end_to_end")
 
 

@@ -107,6 +107,7 @@ def test_grouped_documents_are_neighbours_in_length() -> None:
     assert lengths.mean() > 92, "half of the tokens are in longer documents"
 
 
+@pytest.mark.end_to_end
 def test_throughput_rehearsal(tmp_path: Path) -> None:
     saved = tmp_path / "results" / "cpu.json"
     found = run_bench("throughput.py", "--rounds", 1, "--save", saved)
@@ -135,6 +136,7 @@ def test_throughput_rehearsal(tmp_path: Path) -> None:
     assert kept == found
 
 
+@pytest.mark.end_to_end
 def test_scaling_rehearsal(tmp_path: Path) -> None:
     picture = tmp_path / "scaling.png"
     found = run_bench("scaling.py", "--picture", picture)

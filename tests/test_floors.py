@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import resource
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
+@lru_cache(maxsize=1)
 def uses() -> dict[str, set[str]]:
     """Module below plugin/ -> modules below plugin/ that it imports, itself left out."""
     return {
@@ -194,6 +196,7 @@ def test_tests_of_the_parent_import_no_torch() -> None:
             assert not {word.split(".")[0] for word in found} & HEAVY, path
 
 
+@pytest.mark.end_to_end
 def test_a_worker_that_adapts_nothing_starts_without_peft_and_bitsandbytes() -> None:
     """They take a third of its start; transformers imports them in places."""
     program = (

@@ -39,6 +39,7 @@ def test_the_installers_of_this_project_require_hashes() -> None:
     assert all("--require-hashes" in call for call in calls)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("installer", ["pip", "uv"])
 def test_setup_with_another_digit_in_a_hash_installs_nothing(
     tmp_path: Path, installer: str

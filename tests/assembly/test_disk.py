@@ -119,6 +119,7 @@ def runs(
     return {**json.loads(done.stdout.splitlines()[-1]), "folder": root / "kept"}
 
 
+@pytest.mark.end_to_end
 def test_train_foresees_a_full_disk_before_its_first_step(runs: dict[str, Any]) -> None:
     code, err = runs["foreseen"]
     (line,) = [line for line in err.splitlines() if ERROR.match(line)]
@@ -184,6 +185,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.end_to_end
 def test_a_limit_of_the_disk_is_known_when_safetensors_meets_it(tmp_path: Path) -> None:
     """Its errors are no OSErrors.
 

@@ -344,6 +344,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
 
 
+@pytest.mark.end_to_end
 def test_a_run_that_runs_out_of_memory_says_what_was_biggest_and_what_to_do(tmp_path: Path) -> None:
     """One document of 3,500 tokens among short ones; eager attention holds all its pairs."""
     (tmp_path / "config.json").write_text(

@@ -42,6 +42,7 @@ def test_make_setup_is_named_where_it_has_not_run(
     assert "make setup" not in environment.problem(tmp_path)
 
 
+@pytest.mark.end_to_end
 def test_old_transformers_is_named_by_every_program(tmp_path: Path) -> None:
     """Metadata of another version lies first on the path."""
     info = tmp_path / "transformers-5.17.0.dist-info"

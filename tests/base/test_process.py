@@ -134,6 +134,7 @@ def test_a_run_in_a_launchers_shell_trains_alone(
     assert f"environment: {', '.join(list(foreign)[:4])}" in done.err
 
 
+@pytest.mark.end_to_end
 def test_ranks_meet_where_only_their_user_may(job: tuple[object, ...], tmp_path: Path) -> None:
     """Audit 11: any user of the machine could list their store and write into it."""
     (tmp_path / "tmp").mkdir()

@@ -77,6 +77,7 @@ def target(folder: Path, base: Path, live: torch.nn.Module) -> Target:
     )
 
 
+@pytest.mark.end_to_end
 def test_a_fused_qlora_model_reloads_as_it_was_trained(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -230,6 +231,7 @@ def earlier(*words: object) -> int:
     return fuse.main([str(word) for word in words])
 
 
+@pytest.mark.end_to_end
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("four_bit", [False, True], ids=["lora", "qlora"])
 @pytest.mark.parametrize("method", ["bert", "llada", "dream"])

@@ -207,6 +207,7 @@ def test_templates_without_columns_yield_to_the_detected_format() -> None:
     assert templated(["question", "answer"], "")[0].name == "templates"
 
 
+@pytest.mark.slow
 def test_template_over_its_limits_is_no_row_error() -> None:
     loop = "{% for a in range(9999) %}" * 2 + "{% endfor %}" * 2
     found, _ = detect_format(["a"], compile_templates(loop, "", "{{ a }}"), "text", "sft")

@@ -131,6 +131,7 @@ def test_pack_worked_by_hand(
     assert choose_pack(costs, np.array(order), budget) == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "mean"), [(8, 4.0), (1, 4.0), (4, 5.0), (16, 3.0)])
 def test_packs_are_full(chat: ChatFormat, batch_size: int, mean: float) -> None:
     max_length = 256

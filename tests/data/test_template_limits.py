@@ -41,6 +41,7 @@ def tokenizer(template: str) -> PreTrainedTokenizerBase:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bomb", "limit"), [(LOOPS, TIME), (DOUBLING, MEMORY), (LONG, MEMORY)])
 def test_endless_chat_template_is_refused_soon(bomb: str, limit: str) -> None:
     """Audit 4: nested loops ran for minutes, doubling needed 8 GB."""
@@ -55,6 +56,7 @@ def test_endless_chat_template_is_refused_soon(bomb: str, limit: str) -> None:
     assert ChatFormat(tokenizer(WRITES)).encode([QUESTION]), "the next template has a fresh process"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bomb", [LOOPS, DOUBLING])
 def test_template_bomb_for_one_question_is_refused_in_verify(bomb: str) -> None:
     """Audit 4: the prompt for comparing published models is rendered under the same limits."""
@@ -63,6 +65,7 @@ def test_template_bomb_for_one_question_is_refused_in_verify(bomb: str) -> None:
         rendered_prompt(tokenizer(only + WRITES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bomb",
     [

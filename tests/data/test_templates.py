@@ -86,6 +86,7 @@ def test_bad_template_is_a_configuration_error_of_its_field(source: str, message
     assert message in str(problem)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -200,6 +200,7 @@ def test_recomputed_layers_see_the_same_documents(family: str) -> None:
     assert_same_vector(found[1], found[0], 1e-6)
 
 
+@pytest.mark.slow
 @quiet_peft
 @every_family
 @pytest.mark.parametrize("lora", [False, True])

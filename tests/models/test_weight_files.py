@@ -222,6 +222,7 @@ def test_links_within_a_hub_cache_are_accepted(model_copy: Path) -> None:
     assert logits(snapshot).isfinite().all()
 
 
+@pytest.mark.end_to_end
 def test_check_refuses_pickle_named_by_index(model_copy: Path, pairs_file: Path) -> None:
     keys = load_file(model_copy / WHOLE)
     (model_copy / WHOLE).rename(model_copy / "decoy.safetensors")

@@ -26,6 +26,7 @@ print(train(Path({base!r}), Path({folder!r}), {pairs!r}))
 """
 
 
+@pytest.mark.end_to_end
 def test_fourth_method_of_a_row_and_an_objective_trains(tmp_path: Path) -> None:
     """Under uniform logits a document of L masked tokens costs L ln V, here squared."""
     base = write_checkpoint(tmp_path / "base", "bert", [text for pair in PAIRS for text in pair])

@@ -125,6 +125,7 @@ def expected(schedule: str, norm: str, mean_length: float) -> float:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "norm"),
     [

@@ -98,6 +98,7 @@ def test_the_accelerate_command_has_valid_options() -> None:
     assert plan(("0", "2")).accelerate == two
 
 
+@pytest.mark.end_to_end
 def test_the_accelerate_command_starts_every_process(tmp_path: Path) -> None:
     """Run by accelerate, with a program in the worker's place that writes its rank."""
     words = shlex.split(plan(num_processes=2).accelerate)

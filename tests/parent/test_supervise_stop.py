@@ -53,6 +53,7 @@ def step(*steps: int) -> str:
     return "".join(f"event(type='progress', step={number}, {rest})\n" for number in steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("told", ["", step(7)], ids=["importing", "resumed at 7"])
 @pytest.mark.parametrize(("asks", "code"), [("signal", 130), ("host", 0), ("file", 0)])
 def test_a_stop_before_the_first_step_has_a_deadline(

@@ -66,6 +66,7 @@ def test_a_key_in_netrc_counts(tmp_path: Path) -> None:
     assert key_problem(ASKED, {"HOME": str(tmp_path)}) is None
 
 
+@pytest.mark.end_to_end
 def test_offline_the_real_library_writes_the_run(tmp_path: Path, short: list[Any]) -> None:
     env = {"WANDB_MODE": "offline", "WANDB_API_KEY": KEY, "HOME": str(tmp_path)}
     done = run_main(
@@ -82,6 +83,7 @@ def test_offline_the_real_library_writes_the_run(tmp_path: Path, short: list[Any
     assert not [text for text in everything if KEY.encode() in text]
 
 
+@pytest.mark.end_to_end
 def test_a_service_out_of_reach_is_one_warning(tmp_path: Path, short: list[Any]) -> None:
     env = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": str(tmp_path)}
     done = run_main(*short, "--run_dir", tmp_path / "run", env=env, timeout_s=120)
@@ -95,6 +97,7 @@ def test_a_service_out_of_reach_is_one_warning(tmp_path: Path, short: list[Any])
         assert time.monotonic() < end, "something was left running"
 
 
+@pytest.mark.end_to_end
 def test_without_a_key_check_refuses_and_train_warns(tmp_path: Path, short: list[Any]) -> None:
     env = {"HOME": str(tmp_path)}
     checked = run_main("check", *short[1:], env=env, timeout_s=120)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from helpers.support import is_running
 
 from plugin.base.errors import Code
@@ -73,6 +74,7 @@ def test_a_hang_ends_every_rank_with_exit_9_and_stacks(folder: RunFolder) -> Non
     assert not list(folder.path.glob(".heartbeat-*"))
 
 
+@pytest.mark.slow
 def test_a_rank_that_waits_for_a_busy_one_is_no_hang(folder: RunFolder) -> None:
     """Rank 0 reads its rows one by one for longer than the timeout; then both end well."""
     program = """
@@ -89,6 +91,7 @@ if rank == 0:
     assert (outcome.outcome, outcome.code, outcome.error) == ("done", 0, None)
 
 
+@pytest.mark.slow
 def test_a_rank_that_cannot_answer_is_said_to_be_stopped(folder: RunFolder) -> None:
     outcome, _ = run(folder, "os.kill(os.getpid(), signal.SIGSTOP)", 0.5, ranks=1)
     assert outcome.code == Code.HANG

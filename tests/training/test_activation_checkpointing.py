@@ -61,6 +61,7 @@ def kept_after_forward(family: str, mode: str, attention: str | None) -> int:
     return kept
 
 
+@pytest.mark.slow
 @every_family
 @every_layout
 def test_selective_memory_lies_between_full_and_none(family: str, attention: str | None) -> None:

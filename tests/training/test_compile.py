@@ -54,6 +54,7 @@ def graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.slow
 @quiet_compiler
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize(("family", "mode"), [("bert", "none"), ("llada", "full")])
@@ -76,6 +77,7 @@ def test_compiled_layers_are_equal_and_compiled_once(family: str, mode: str) -> 
     assert 0 < counted[0] == counted[-1] <= 6
 
 
+@pytest.mark.slow
 @quiet_compiler
 @pytest.mark.usefixtures("compiler")
 def test_padded_masks_compile_each_layer_once() -> None:
@@ -105,6 +107,7 @@ def test_segments_hold_no_cache_that_is_guarded() -> None:
     assert not [name for name, value in before.items() if isinstance(value, dict)]
 
 
+@pytest.mark.slow
 @quiet_compiler
 @pytest.mark.usefixtures("compiler")
 def test_attention_is_not_compiled() -> None:

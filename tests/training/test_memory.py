@@ -116,6 +116,7 @@ def test_estimate_of_adapter_trains_the_adapter_alone() -> None:
     assert whole.optimizer < 0.2 * base.optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["loop", None], ids=["packed", "padded"])
 def test_estimate_grows_with_tokens(backend: str | None) -> None:
     setting = replace(PLAIN, backend=backend)
@@ -307,6 +308,7 @@ linux_counts = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @linux_counts
 def test_tensor_estimate_is_within_five_percent(
     tmp_path: Path,
@@ -317,6 +319,7 @@ def test_tensor_estimate_is_within_five_percent(
         assert found.peak - found.heap == pytest.approx(taken, rel=0.05)
 
 
+@pytest.mark.slow
 @linux_counts
 def test_process_estimate_is_within_a_quarter(
     tmp_path: Path,

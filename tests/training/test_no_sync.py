@@ -135,6 +135,7 @@ def trainer(model: Any, steps: list[Step], backend: str | None) -> Callable[[], 
     return lambda: train(moved, steps.__getitem__, cadence, hooks, meters(accelerator), Progress())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("backend", [None, "dense"], ids=["padded", "packed"])
 @pytest.mark.parametrize("how", ["full", "lora and recompute"])

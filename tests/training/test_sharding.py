@@ -222,6 +222,7 @@ def test_a_gathered_adapter_is_the_adapter(tmp_path: Path) -> None:
     assert any(weight.abs().sum() > 0 for name, weight in saved[0].items() if "lora_B" in name)
 
 
+@pytest.mark.end_to_end
 def test_two_ranks_gather_what_one_process_would_have_and_go_on_from_it(tmp_path: Path) -> None:
     """tests/helpers/two_ranks.py: three updates on unequal hands, gathered and scattered anew, then two
     more.

@@ -44,6 +44,7 @@ def test_block_borders_long_answer_is_full_half_of_the_time() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["token", "sequence", "masked", "batch"])
 @pytest.mark.parametrize("count", ["bernoulli", "exact"])
 def test_block_borders_every_token_has_equal_weight(norm: str, count: str) -> None:

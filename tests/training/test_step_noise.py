@@ -198,6 +198,7 @@ def test_complementary_masks_are_disjoint_and_cover_all(mask_count: str) -> None
 EXPECTED = {"linear": 1.0, "cosine": (1 - math.sin(math.pi * EPSILON / 2)) / (1 - EPSILON)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("mask_count", ["bernoulli", "exact"])
 def test_complementary_pairs_keep_the_expected_loss(schedule: str, mask_count: str) -> None:

@@ -29,7 +29,7 @@ from plugin.worker import stop
 from plugin.run.folder import RunFolder
 folder = Path(sys.argv[1])
 stop.ORPHAN_LIMIT_S = {limit}
-requests = stop.Requests(RunFolder(folder), reads_files=True)
+requests = stop.RequestListener(RunFolder(folder), reads_files=True)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 (folder / "pids.part").write_text(f"{{os.getpid()}} {{child.pid}}")
 (folder / "pids.part").rename(folder / "pids")
