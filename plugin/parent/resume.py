@@ -17,7 +17,7 @@ from ..config.rules import MAY_CHANGE, NOT_OF_A_STREAM
 from ..run.folder import RunFolder, to_json
 from ..run.owned import half_written
 from ..run.record import NotARecord
-from ..run.state import STATE, read_state
+from ..run.state import DRAWS, STATE, read_state
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,14 @@ def parameter_problems(old: Mapping[str, Any], params: Params) -> tuple[list[Pro
 
 
 def state_problems(start: Start, params: Params, ranks: int) -> list[Problem]:
-    """List what is wrong with the size of a step, or with the number of steps left."""
+    """List what keeps a checkpoint from being resumed: its draws, its step size, the steps left."""
     state = read_state(start.checkpoint)
     documents = params.batch_size * params.gradient_accumulation_steps * ranks
     problems: list[Problem] = []
+    if state.draws != DRAWS and (params.lora_dropout > 0 or params.optim == "adamw_8bit"):
+        expected = "a run whose dropout and rounding this version can repeat"
+        fix = "Start a new run from the checkpoint as its model_name."
+        problems.append(Problem("resume", expected, "one of version 0.4 or earlier", fix))
     if documents != state.step_size:
         got = f"{params.batch_size} x {params.gradient_accumulation_steps} x {ranks} processes = {documents}"
         fix = "Change batch_size or gradient_accumulation_steps so that a step stays what it was."

@@ -11,6 +11,7 @@ from pydantic import Field
 from .record import Number, Record
 
 STATE = "state.json"
+DRAWS = 2  # of this program; 1 was Python's hash of a tuple
 
 
 class CheckpointState(Record):
@@ -30,6 +31,7 @@ class CheckpointState(Record):
     overflows: int = 0
     # The time of the run's first start, which its chat template writes; empty where it writes none.
     moment: str = ""
+    draws: int = 1  # version of the rule that seeds dropout and rounding, see DRAWS
 
 
 def read_state(checkpoint: Path) -> CheckpointState:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from bitsandbytes.optim import AdamW8bit
 
+from .seeds import seed_of
+
 
 class StochasticAdamW8bit(AdamW8bit):
     """bitsandbytes' 8-bit AdamW: bfloat16 weights are updated in float32 and rounded at random.
@@ -33,9 +35,8 @@ class StochasticAdamW8bit(AdamW8bit):
         p.grad = gradient.float()
         super().update_step(group, p, gindex, pindex)
         # Seeded by parameter and step, so that a resumed run rounds as an uninterrupted one.
-        generator = torch.Generator(p.device).manual_seed(
-            hash((self._seed, gindex, pindex, self.state[p]["step"])) & (2**63 - 1)
-        )
+        seed = seed_of(self._seed, gindex, pindex, int(self.state[p]["step"]))
+        generator = torch.Generator(p.device).manual_seed(seed)
         weight.copy_(round_stochastically(p.data, generator))
         p.data, p.grad = weight, gradient
 

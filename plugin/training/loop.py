@@ -24,6 +24,7 @@ from ..base.errors import Code, JobError, Problem
 from ..models.flops import FlopCount
 from ..models.head import Sums
 from .meters import Stopwatch
+from .seeds import seed_of
 from .step import MicroBatch, Step
 
 MOST_SKIPS = 20  # fp16 overflows in a row before the run is called broken
@@ -199,7 +200,7 @@ def train(
         watch.start()
         step = make_step(at.done)
         watch.lap("load")
-        torch.manual_seed(hash((trainer.seed, at.done, accelerator.process_index)) & (2**63 - 1))
+        torch.manual_seed(seed_of(trainer.seed, at.done, accelerator.process_index))
         losses, weighted, correct = _forward_backward(accelerator, module, step, hooks, watch)
         norm = (
             accelerator.clip_grad_norm_(module.parameters(), trainer.max_grad_norm or math.inf)

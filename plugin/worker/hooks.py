@@ -13,7 +13,7 @@ from ..assembly.training_data import Data
 from ..base.errors import Code, JobError, Problem
 from ..data.documents import Documents
 from ..run.events import CheckpointEvent
-from ..run.state import CheckpointState
+from ..run.state import DRAWS, CheckpointState
 from ..training.evaluate import evaluate
 from ..training.exchange import gather_bytes
 from ..training.loop import Hooks, Progress, Requests
@@ -131,6 +131,7 @@ class RunHooks:
             totals=asdict(at.totals),
             overflows=at.overflows,
             moment=self._rank.moment if self._data.chat.moment else "",
+            draws=DRAWS,
             first_eval=self.first_eval,
             last_eval=self.last_eval,
             eval_loss=self.last_eval["eval/loss"] if at.evaluated else None,

@@ -20,7 +20,7 @@ from helpers.support import ERROR, MAIN, pairs, read_lines, run_main, write_rows
 from plugin.base.digests import why_broken
 from plugin.cli import _config_file
 from plugin.config.parse import parse
-from plugin.parent.resume import find_start
+from plugin.parent.resume import Start, find_start, state_problems
 from plugin.run.folder import RunFolder
 
 
@@ -354,3 +354,24 @@ def test_no_in_any_spelling_does_not_resume(value: object) -> None:
 def test_a_file_may_say_it_in_yaml(text: str, value: str, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(f"model_name: x\ndataset_name: y\n{text}\n")
     assert parse(_config_file(str(tmp_path / "job.yaml"))).params.resume == value
+
+
+@pytest.mark.parametrize(
+    ("values", "refused"),
+    [
+        ({}, False),
+        ({"optim": "adamw_8bit"}, True),
+        ({"lora": True, "lora_dropout": 0.1}, True),
+    ],
+)
+def test_draws_of_an_earlier_version_are_refused(
+    values: dict[str, Any], refused: bool, tmp_path: Path
+) -> None:
+    """Versions before 0.5 seeded dropout and rounding with Python's hash of a tuple."""
+    checkpoint = tmp_path / "checkpoint-2"
+    checkpoint.mkdir()
+    old = {"step": 2, "pass_": 0, "position": 8, "seed": 1, "step_size": 4}
+    (checkpoint / "state.json").write_text(json.dumps(old), encoding="utf-8")
+    params = Params.model_validate({"batch_size": 4, "train_steps": 4, **values})
+    found = state_problems(Start(checkpoint, 2), params, 1)
+    assert [problem.field for problem in found] == (["resume"] if refused else [])
