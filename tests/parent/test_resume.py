@@ -19,6 +19,7 @@ from helpers.support import ERROR, MAIN, pairs, read_lines, run_main, write_rows
 
 from plugin.base.digests import why_broken
 from plugin.cli import _config_file
+from plugin.config.params import Params
 from plugin.config.parse import parse
 from plugin.parent.resume import Start, find_start, state_problems
 from plugin.run.folder import RunFolder
