@@ -174,7 +174,7 @@ print(sorted({heavy!r} & set(sys.modules)), file=sys.stderr)
 """
 
 
-def test_the_parent_starts_without_torch_and_in_less_than_a_second_of_cpu(tmp_path: Path) -> None:
+def test_parent_starts_without_torch_in_a_second_of_cpu(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = run_python(START.format(root=str(ROOT), heavy=HEAVY - {"pyarrow"}), cwd=tmp_path)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -197,7 +197,7 @@ def test_tests_of_the_parent_import_no_torch() -> None:
 
 
 @pytest.mark.end_to_end
-def test_a_worker_that_adapts_nothing_starts_without_peft_and_bitsandbytes() -> None:
+def test_full_training_imports_no_peft_or_bitsandbytes() -> None:
     """They take a third of its start; transformers imports them in places."""
     program = (
         "import sys, plugin.worker.__main__\nprint({'peft', 'bitsandbytes'} & set(sys.modules))"

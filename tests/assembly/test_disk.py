@@ -129,9 +129,7 @@ def test_train_foresees_a_full_disk_before_its_first_step(runs: dict[str, Any]) 
     assert "step 1" not in err
 
 
-def test_a_disk_that_fills_up_is_exit_7_and_older_checkpoints_are_untouched(
-    runs: dict[str, Any],
-) -> None:
+def test_full_disk_is_exit_7_and_keeps_older_checkpoints(runs: dict[str, Any]) -> None:
     code, err = runs["run"]
     (line,) = [line for line in err.splitlines() if ERROR.match(line)]
     assert code == 7, err
@@ -195,7 +193,9 @@ def test_a_limit_of_the_disk_is_known_when_safetensors_meets_it(tmp_path: Path) 
     assert done.stdout.split() == ["SafetensorError", str(int(Code.DISK))], done.stderr
 
 
-def test_a_run_json_that_cannot_be_written_does_not_hide_the_outcome(tmp_path: Path) -> None:
+def test_outcome_is_reported_without_a_writable_run_json(tmp_path: Path) -> None:
+    """Report the outcome where run.json cannot be written."""
+
     class Listening:
         def __init__(self) -> None:
             self.lines: list[str] = []

@@ -86,7 +86,7 @@ def test_what_is_asked_for_is_done_whatever_the_room() -> None:
 
 
 @pytest.mark.parametrize("ways", [{"compile": "on"}, {"compile": "on", "recompute": "auto"}])
-def test_layers_that_are_compiled_are_never_recomputed_selectively(
+def test_compiled_layers_are_never_recomputed_selectively(
     ways: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, ...]] = []
@@ -107,9 +107,8 @@ def test_layers_that_are_compiled_are_never_recomputed_selectively(
     assert caught.value.code == Code.CONFIGURATION
 
 
-def test_auto_leaves_layers_uncompiled_where_single_operations_are_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_auto_compiles_no_layers_checkpointed_selectively(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Selective checkpointing keeps single operations, which a compiled layer does not show."""
     monkeypatch.setattr("plugin.assembly.attention._why_no_compile", lambda device: "")
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert [choose_compile(Params(), cuda, mode)[0] for mode in ALL] == [True, False, True]
@@ -132,9 +131,10 @@ def test_compile_on_without_a_compiler_is_refused_by_name(monkeypatch: pytest.Mo
 # --- how much there is
 
 
-def test_a_containers_limit_counts_and_pages_of_files_it_read_are_free(
+def test_container_limit_counts_and_cached_pages_are_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Pages of files that the container has read can be given back."""
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=50 * GB))
     cpu = torch.device("cpu")
@@ -195,9 +195,7 @@ PLANS = (
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=["unknown", "activations", "states"])
-def test_advice_is_a_job_that_can_be_given_with_the_same_effective_batch(
-    plan: MemoryPlan | None,
-) -> None:
+def test_advice_is_a_valid_job_with_equal_effective_batch(plan: MemoryPlan | None) -> None:
     for params in jobs():
         if plan and params.recompute not in ("auto", plan.recompute):
             continue  # no plan of that job
@@ -345,7 +343,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 
 
 @pytest.mark.end_to_end
-def test_a_run_that_runs_out_of_memory_says_what_was_biggest_and_what_to_do(tmp_path: Path) -> None:
+def test_out_of_memory_names_the_biggest_part_and_a_remedy(tmp_path: Path) -> None:
     """One document of 3,500 tokens among short ones; eager attention holds all its pairs."""
     (tmp_path / "config.json").write_text(
         json.dumps(TINY_CONFIG | {"max_position_embeddings": 4096})

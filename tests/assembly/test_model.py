@@ -147,9 +147,10 @@ def test_what_a_model_remembers_of_its_training() -> None:
         ({"lora": True}, torch.float32, torch.float32),
     ],
 )
-def test_full_training_keeps_float32_weights_unless_the_optimizer_rounds_stochastically(
+def test_full_training_keeps_float32_without_stochastic_rounding(
     values: dict[str, Any], compute: torch.dtype, kept: torch.dtype
 ) -> None:
+    """In full training, weights are bfloat16 only where the optimizer rounds stochastically."""
     assert weight_dtype(Params.model_validate(values), compute) == kept
 
 

@@ -111,9 +111,10 @@ def test_an_attention_that_the_device_lacks_is_refused(check: Callable[..., Any]
     assert "varlen; its kernels need CUDA, and this is a CPU" in line
 
 
-def test_a_model_that_nobody_proved_to_keep_documents_apart_is_not_packed(
+def test_unproved_model_is_not_packed(
     check: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Only a family proved to keep packed documents apart is packed."""
     from plugin.models.diffusion import BACKBONES
 
     monkeypatch.setitem(BACKBONES, "modernbert", replace(BACKBONES["modernbert"], encode_flat=None))
@@ -129,9 +130,8 @@ def test_layers_cannot_be_compiled_and_recomputed_in_parts(check: Callable[..., 
 # --- data
 
 
-def test_max_length_below_the_shortest_prompt_says_that_prompts_length(
-    check: Callable[..., Any],
-) -> None:
+def test_max_length_below_every_prompt_names_the_shortest(check: Callable[..., Any]) -> None:
+    """The error gives the length of the shortest prompt."""
     code, field, line = refusal(check(max_length=3))
     assert (code, field) == (3, "max_length")
     assert re.search(r"more than the shortest prompt's \d+ tokens", line)
@@ -173,7 +173,7 @@ def test_rows_without_usable_columns_name_the_columns_seen(
     assert "'right'" in line
 
 
-def test_an_empty_response_column_says_how_many_rows_were_dropped_and_why(
+def test_empty_response_column_reports_dropped_rows_and_cause(
     check: Callable[..., Any], tmp_path: Path
 ) -> None:
     file = write_rows(tmp_path / "empty.jsonl", [{**row, "response": " "} for row in pairs()])
@@ -233,9 +233,8 @@ def test_an_encoder_without_its_masked_lm_head_is_refused(
     assert "ModernBertModel" in line
 
 
-def test_a_head_whose_weights_are_missing_is_refused_though_the_config_promises_one(
-    check: Callable[..., Any], model_copy: Path
-) -> None:
+def test_missing_head_weights_are_refused(check: Callable[..., Any], model_copy: Path) -> None:
+    """Refuse the model though its config.json promises a head."""
     from safetensors.torch import load_file, save_file
 
     file = model_copy / "model.safetensors"

@@ -117,17 +117,13 @@ def test_before_the_time_limit_the_run_stops_and_is_queued_again(
     assert job.words("scontrol") == ["requeue 123456"]
 
 
-def test_a_run_that_fails_keeps_its_exit_code_and_is_not_queued_again(
-    sbatch: Callable[..., Batch],
-) -> None:
+def test_failed_run_keeps_its_exit_code_and_is_not_requeued(sbatch: Callable[..., Batch]) -> None:
     job = sbatch("exit 6")
     assert job.program.wait(timeout=30) == 6
     assert not (job.seen / "scontrol").exists()
 
 
-def test_a_run_that_is_done_while_it_is_asked_to_stop_is_not_queued_again(
-    sbatch: Callable[..., Batch],
-) -> None:
+def test_run_done_during_a_stop_request_is_not_requeued(sbatch: Callable[..., Batch]) -> None:
     job = sbatch(OBEDIENT.replace("stopped", "done"))
     wait_until((job.seen / "python").exists, "the training to begin", deadline_s=30)
     job.program.send_signal(signal.SIGUSR1)
@@ -221,9 +217,10 @@ def example(name: str) -> tuple[str, str]:
         ((*DEEPSPEED, "--gradient_accumulation_steps", "1", "--gradient_clipping", "1.0"), "zero2"),
     ],
 )
-def test_what_the_launcher_was_told_becomes_parallel_and_leaves_the_environment(
+def test_launcher_choice_becomes_parallel_and_leaves_environment(
     words: tuple[str, ...], parallel: str
 ) -> None:
+    """The launcher's variables become `parallel` and are removed from the environment."""
     environ = told(*words)
     params, line = take_launchers_choice(Params(), environ)
     assert params == Params(parallel=parallel)
@@ -354,7 +351,8 @@ def test_what_cannot_be_done_is_refused_by_name_all_at_once(
     assert environ == before
 
 
-def test_a_worker_that_somebody_else_launched_says_itself_why_it_ends(tmp_path: Path) -> None:
+def test_worker_of_another_launcher_reports_why_it_ends(tmp_path: Path) -> None:
+    """Without our parent the worker itself reports the error."""
     (tmp_path / "run.json").write_text(
         json.dumps({"params": Params(dataset_name="d", model_name="m").as_json()})
     )
@@ -405,9 +403,7 @@ def test_a_launchers_choice_is_recorded_and_repeated(
     assert parse({**again}).params == Params.model_validate({**values, "dtype": "bfloat16"})
 
 
-def test_a_way_of_sharing_that_is_accelerates_own_is_refused_by_name(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_strategy_of_accelerate_alone_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """No CPU has one, so what is allowed is taken away instead: this process's own kind is then the
     one refused.
     """

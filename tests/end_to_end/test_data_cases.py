@@ -373,7 +373,7 @@ ON_ITS_OWN_LINE = (
 )
 
 
-def test_the_end_of_an_answer_is_the_marker_behind_its_line_break(make: Make) -> None:
+def test_answer_ends_with_the_marker_behind_its_line_break(make: Make) -> None:
     made = make(
         chats(message("assistant", "one\n{}")),
         tokens("[Ask]", "[/Ask]", "[Reply]", "[/Reply]", template=ON_ITS_OWN_LINE),

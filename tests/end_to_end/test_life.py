@@ -241,9 +241,7 @@ def test_two_machines_train_as_two_processes_of_one_do(scene: Callable[[str], An
     assert second.trace() == first.trace(), "every machine reports, in its own folder"
 
 
-def test_the_first_machine_owns_the_run_and_the_others_keep_a_record(
-    scene: Callable[[str], Any],
-) -> None:
+def test_first_machine_owns_the_run_and_others_keep_a_record(scene: Callable[[str], Any]) -> None:
     first, second = scene("two machines")
     assert first.result["outcome"] == second.result["outcome"] == "done"
     assert [path.name for path in first.folder.glob("checkpoint-*")] == ["checkpoint-4"]

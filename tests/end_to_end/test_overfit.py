@@ -48,9 +48,10 @@ LONG = (
 @pytest.mark.parametrize(
     ("replies", "most_blocks", "steps"), [(SHORT, 1, 350), (LONG, 2, 600)], ids=["short", "long"]
 )
-def test_eight_pairs_come_back_word_for_word_and_stop_where_they_should(
+def test_eight_pairs_are_answered_word_for_word(
     replies: tuple[str, ...], most_blocks: int, steps: int
 ) -> None:
+    """Each answer stops where the training answer does."""
     tokenizer = train_tokenizer([*QUESTIONS, *replies], 400)
     chat = ChatFormat(tokenizer)
     assert (chat.pad_id, chat.start_id, chat.end_ids, chat.fill_id, chat.mask_id) == (

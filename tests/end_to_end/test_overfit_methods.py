@@ -77,9 +77,10 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("method", METHODS)
-def test_eight_pairs_come_back_word_for_word_with_the_stop_in_the_right_place(
+def test_eight_pairs_are_answered_word_for_word(
     method: str, cell: str, bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
+    """Each answer stops where the training answer does."""
     base, steps = bases(method), STEPS[cell].get(method, USUAL_STEPS[cell])
     began = time.process_time()
     learned = run(tmp_path, method, base, PAIRS, train_steps=steps, **CELLS[cell])

@@ -43,9 +43,7 @@ def job(tiny_config: Path, pairs_file: Path) -> list[object]:
 
 
 @pytest.mark.parametrize("verb", ["check", "train"])
-def test_every_wrong_value_is_on_stderr_at_once_and_nothing_is_started(
-    verb: str, tmp_path: Path
-) -> None:
+def test_wrong_values_are_reported_together_and_nothing_starts(verb: str, tmp_path: Path) -> None:
     done = run_main(
         verb, "--batch_size", 0, "--learning_rate", "fast", "--training_metod", "bert", cwd=tmp_path
     )
@@ -286,9 +284,7 @@ def test_a_corrected_second_try_may_have_the_same_folder(
     assert "or resume that run with --resume true." in third.err
 
 
-def test_a_model_and_templates_that_can_be_seen_wrong_leave_no_folder(
-    tmp_path: Path, pairs_file: Path
-) -> None:
+def test_visibly_wrong_model_or_template_leaves_no_folder(tmp_path: Path, pairs_file: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")

@@ -194,9 +194,7 @@ def test_the_programs_of_a_user_go_on_with_what_a_fork_began(
     assert differences(Scene(again, 0, done.stdout, done.stderr), begun) == []
 
 
-def test_another_number_of_devices_sees_the_same_documents_and_noise(
-    unbroken_and_resumed: Go,
-) -> None:
+def test_resume_on_other_devices_keeps_documents_and_noise(unbroken_and_resumed: Go) -> None:
     two, one = (
         ("--num_processes", 2, "--batch_size", 2),
         ("--num_processes", 1, "--gradient_accumulation_steps", 2),

@@ -146,7 +146,7 @@ def test_what_is_saved_and_published_is_what_one_process_saves(
     }
 
 
-def test_accelerates_launcher_with_its_fsdp_configuration_gives_that_trace_too(
+def test_accelerate_launch_with_fsdp_gives_an_equal_trace(
     scene: Callable[[str], Scene], tmp_path: Path
 ) -> None:
     """The example as it is, on one machine: what a cluster starts, without our parent."""

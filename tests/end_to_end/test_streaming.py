@@ -147,9 +147,10 @@ def test_a_smaller_eval_share_holds_out_fewer_texts(job: Callable[..., Params]) 
     assert not held or any("one text in 250 is held out" in line for line in lines)
 
 
-def test_an_eval_split_of_its_own_is_used_and_its_texts_leave_training(
+def test_separate_eval_split_is_used_and_kept_from_training(
     job: Callable[..., Params], tmp_path: Path
 ) -> None:
+    """Texts of the evaluation split are not trained on."""
     folder = tmp_path / "data"
     folder.mkdir()
     rows = [{"text": text} for text in texts(100)]
@@ -289,7 +290,8 @@ def test_noise_follows_seed_document_and_pass() -> None:
     assert masked(build_streamed_step([pack(20, 20)], rules(t_min=0.5, seed=8))) != plain
 
 
-def test_complementary_copies_are_two_micro_batches_with_disjoint_masks() -> None:
+def test_complementary_copies_have_disjoint_micro_batches() -> None:
+    """The two micro-batches of a pack mask disjoint tokens."""
     step = build_streamed_step([pack(9, 5), pack(12)], rules(complementary=True))
     assert [micro_batch.documents for micro_batch in step.micro_batches] == [
         (49, 45),

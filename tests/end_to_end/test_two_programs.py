@@ -197,7 +197,8 @@ def test_samples_show_an_answer_and_its_states(one: Scene) -> None:
         assert {"step", "prompt", "expected", "text", "frames"} == set(sample)
 
 
-def test_the_result_is_one_json_line_on_stdout_and_the_rest_is_on_stderr(one: Scene) -> None:
+def test_result_is_one_json_line_on_stdout(one: Scene) -> None:
+    """Everything else is on stderr."""
     (line,) = one.out.splitlines()
     shown = json.loads(line)
     assert (shown["outcome"], shown["run_dir"]) == ("done", str(one.folder))
@@ -205,7 +206,7 @@ def test_the_result_is_one_json_line_on_stdout_and_the_rest_is_on_stderr(one: Sc
     assert "\x1b" not in one.err
 
 
-def test_the_fused_model_and_the_checkpoints_load_with_transformers_alone(one: Scene) -> None:
+def test_fused_model_and_checkpoints_load_with_transformers(one: Scene) -> None:
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -303,7 +304,7 @@ def test_workers_outlive_a_killed_parent_only_to_save(scene: Callable[[str], Sce
     assert read_lines(orphaned.folder / "events.jsonl")[-1]["type"] == "finished"
 
 
-def test_the_folder_of_a_killed_parent_is_locked_until_its_workers_have_gone(
+def test_folder_of_killed_parent_is_locked_until_workers_exit(
     scene: Callable[[str], Scene],
 ) -> None:
     seen = scene("parent killed").seen

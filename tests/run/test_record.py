@@ -82,7 +82,7 @@ def test_other_lines_are_no_events(line: str) -> None:
         read_event(line)
 
 
-def test_unknown_keys_are_refused_when_written_and_ignored_when_read(tmp_path: Path) -> None:
+def test_unknown_keys_are_refused_on_write_and_ignored_on_read(tmp_path: Path) -> None:
     with pytest.raises(pydantic.ValidationError):
         Result(outcome="done", other=1)  # pyright: ignore[reportCallIssue]
     line = json.dumps({**LogEvent(line="l").content(), "colour": "red"})

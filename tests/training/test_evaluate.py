@@ -37,7 +37,7 @@ def scores(
     )
 
 
-def test_noise_is_frozen_over_evaluations_seeds_and_time_sampling() -> None:
+def test_noise_is_fixed_over_evaluations_seeds_and_sampling() -> None:
     first = scores()
     assert scores() == first
     assert scores(rules(seed=99)) == first
@@ -110,7 +110,7 @@ def test_what_belongs_to_training_alone_is_off(off: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("norm", ["token", "sequence"])
-def test_the_loss_and_its_buckets_are_those_of_every_document_alone(norm: str) -> None:
+def test_loss_and_buckets_equal_those_of_single_documents(norm: str) -> None:
     model = tiny_model("bert")
     metrics = scores(rules(norm=norm), module=DiffusionModel(model, PAD))
     frozen = rules(norm=norm, seed=EVAL_SEED)

@@ -187,9 +187,8 @@ def poisoned() -> tuple[torch.nn.Module, Documents]:
 
 
 @pytest.mark.parametrize("batch_size", [5, 2])
-def test_a_loss_that_is_not_finite_ends_the_run_before_the_update_and_names_the_document(
-    batch_size: int,
-) -> None:
+def test_non_finite_loss_ends_the_run_and_names_the_document(batch_size: int) -> None:
+    """The run ends before the update."""
     model, documents = poisoned()
     before, how = weights(model), rules(t_min=0.6)
     make = steps_of(documents, how, step_size=5, batch_size=batch_size)
@@ -215,7 +214,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_update_and_names_the_
     assert torch.equal(weights(model).nan_to_num(9), before.nan_to_num(9))
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run_though_the_loss_is() -> None:
+def test_non_finite_gradient_of_a_finite_loss_ends_the_run() -> None:
     model = tiny_model("bert")
     before = weights(model)
     model.get_input_embeddings().weight.register_hook(lambda grad: grad * math.inf)
@@ -226,7 +225,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_though_the_loss_is() -> None
     assert torch.equal(weights(model), before)
 
 
-def test_a_stop_ends_the_run_after_the_step_with_a_log_and_a_checkpoint() -> None:
+def test_stop_ends_the_run_after_the_step_logged_and_saved() -> None:
     make = steps_of(DOCUMENTS, rules(), step_size=4, batch_size=4)
     run = train_tiny(
         cpu(),
@@ -251,7 +250,9 @@ def test_a_stop_in_the_last_step_is_a_finished_run() -> None:
     assert run.saved == [2]
 
 
-def test_saving_sampling_and_evaluating_come_when_they_are_due_or_asked_for() -> None:
+def test_hooks_run_when_due_or_requested() -> None:
+    """The hooks save, sample and evaluate."""
+
     def asked(step: int) -> Requests:
         return Requests(save=step == 2, sample=step == 5)
 

@@ -127,7 +127,7 @@ def test_recomputed_layers_are_gathered_again(mode: str) -> None:
     assert_same_vector(whole_gradient(sharded), gradient(plain), 1e-6)
 
 
-def test_a_frozen_base_with_an_adapter_has_the_adapters_gradients() -> None:
+def test_frozen_base_with_adapter_has_adapter_gradients() -> None:
     plain, sharded = (adapted(tiny_model("llada"), "llada") for _ in range(2))
     theirs, ours = module_of(plain), cut(sharded)
     for module in (theirs, ours):
@@ -184,7 +184,7 @@ def test_a_model_that_is_cut_up_is_sampled_from_as_if_whole(family: str) -> None
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", ["bert", "llada"])
-def test_a_gathered_model_is_the_model_its_tied_weights_still_tied(
+def test_gathered_model_is_equal_and_keeps_tied_weights(
     family: str, tied: bool, tmp_path: Path
 ) -> None:
     plain, model = (tiny_model(family, tie_word_embeddings=tied) for _ in range(2))
@@ -223,7 +223,7 @@ def test_a_gathered_adapter_is_the_adapter(tmp_path: Path) -> None:
 
 
 @pytest.mark.end_to_end
-def test_two_ranks_gather_what_one_process_would_have_and_go_on_from_it(tmp_path: Path) -> None:
+def test_two_ranks_gather_and_resume_as_one_process_would(tmp_path: Path) -> None:
     """tests/helpers/two_ranks.py: three updates on unequal hands, gathered and scattered anew, then two
     more.
     """
@@ -250,7 +250,7 @@ def test_two_ranks_gather_what_one_process_would_have_and_go_on_from_it(tmp_path
 # --- as many micro-batches on every rank
 
 
-def test_idle_micro_batches_even_out_the_ranks_and_change_no_count() -> None:
+def test_idle_micro_batches_even_out_ranks_and_keep_counts() -> None:
     documents = pairs((4, 40), *[(2, 4)] * 7)
     ranks = [
         build_step(in_order(documents), documents, rules(), batch_size=3, rank=rank, ranks=2)
@@ -272,7 +272,7 @@ def test_idle_micro_batches_even_out_the_ranks_and_change_no_count() -> None:
     assert all(micro_batch.batch.masked.numel() == 0 for micro_batch in idle)
 
 
-def test_an_idle_micro_batch_gives_every_weight_a_gradient_of_zero() -> None:
+def test_idle_micro_batch_gives_every_weight_a_zero_gradient() -> None:
     """Or ranks would average different lists of gradients."""
     documents = pairs((4, 40), *[(2, 4)] * 7)
     step = build_step(

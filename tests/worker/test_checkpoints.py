@@ -62,9 +62,7 @@ def save(
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
-def test_a_run_that_goes_on_from_a_checkpoint_is_the_run_that_never_stopped(
-    family: str, fused: bool, tmp_path: Path
-) -> None:
+def test_resumed_run_equals_the_uninterrupted_run(family: str, fused: bool, tmp_path: Path) -> None:
     model = tiny_model(family)
     optimizer = adam(model, fused=fused)
     train(model, optimizer, 0, 3)
@@ -137,7 +135,7 @@ def test_a_scaler_of_fp16_comes_back_with_its_scale(tmp_path: Path) -> None:
     assert (fresh.state_dict()["scale"], fresh.get_growth_interval()) == (3 * 2.0**20, 17)
 
 
-def test_a_broken_checkpoint_does_not_end_the_run_that_saves_the_next(tmp_path: Path) -> None:
+def test_broken_checkpoint_does_not_end_the_saving_run(tmp_path: Path) -> None:
     model = tiny_model("bert")
     for step in (2, 4):
         save(tmp_path, step, model, adam(model))

@@ -52,9 +52,8 @@ def end_session(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def test_a_worker_notices_its_parents_death_within_two_seconds_and_then_ends_with_all_it_started(
-    tmp_path: Path,
-) -> None:
+def test_worker_notices_parent_death_and_ends_its_children(tmp_path: Path) -> None:
+    """The worker notices within two seconds, then ends with all processes that it started."""
     with start(tmp_path, limit=0.5) as parent:
         try:
             wait_until((tmp_path / "pids").exists, "the worker")
@@ -71,7 +70,7 @@ def test_a_worker_notices_its_parents_death_within_two_seconds_and_then_ends_wit
         end_session(worker)
 
 
-def test_a_parent_that_died_while_the_worker_was_still_importing_is_noticed(tmp_path: Path) -> None:
+def test_parent_death_during_worker_imports_is_noticed(tmp_path: Path) -> None:
     late = "(Path(sys.argv[1]) / 'importing').touch()\nwhile os.getppid() == int(os.environ['TRAINER_PARENT_PID']): time.sleep(0.01)"
     with start(tmp_path, limit=60, before=late) as parent:
         wait_until((tmp_path / "importing").exists, "the worker to begin")
