@@ -1,4 +1,4 @@
-"""Imports go down the floors only. Read from the sources, lazy imports included."""
+"""Imports down the floors only, as the sources have them, lazy imports included."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from helpers.support import ROOT, run_python
 
-# Folder below plugin/ -> the folders that it may import; what stands above another is below it in
-# the table.
+# Folder of plugin/ -> the folders that it may import. A folder on a higher floor stands lower in the
+# table.
 FLOORS = {
     "base": "",
     "config": "base",
@@ -30,7 +30,7 @@ FLOORS = {
     "hosts": "base config run parent data",
     "cli": "base config run parent commands hosts",
 }
-# Of config and run, what models and sampling may know: no parameters, and of a run no more than the
+# Parts of config and run that models and sampling may import: no parameters, and of a run only the
 # facts in a model's folder.
 OF_CONFIG_FOR_MODELS = {"families", "methods", "model_files"}
 OF_RUN_FOR_MODELS = {"facts"}
@@ -50,7 +50,7 @@ MOST_FILES = 18  # in one folder
 
 
 def module_files() -> dict[str, list[Path]]:
-    """Module or package directly below plugin/ -> its files."""
+    """Return the files of each module or package directly below plugin/."""
     found: dict[str, list[Path]] = {}
     for path in sorted((ROOT / "plugin").rglob("*.py")):
         name = path.relative_to(ROOT / "plugin").parts[0].removesuffix(".py")
@@ -60,7 +60,7 @@ def module_files() -> dict[str, list[Path]]:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Absolute dotted names of everything a file imports."""
+    """Yield the absolute dotted name of everything that a file imports."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -73,7 +73,7 @@ def imports(path: Path) -> Iterator[str]:
 
 @lru_cache(maxsize=1)
 def uses() -> dict[str, set[str]]:
-    """Module below plugin/ -> modules below plugin/ that it imports, itself left out."""
+    """Return the modules that each module below plugin/ imports from there, itself left out."""
     return {
         name: {
             word.split(".")[1]
@@ -145,7 +145,7 @@ def test_models_know_of_a_run_the_facts_alone() -> None:
 def test_what_the_parent_needs_imports_no_torch(folder: str) -> None:
     files = [
         path for path in module_files()[folder] if path.name != "quiet.py"
-    ]  # of the programs that do import it
+    ]  # of the programs that import it
     found = {word.split(".")[0] for path in files for word in imports(path)}
     assert found & {"torch", "transformers", "accelerate", "numpy"} == set()
 
@@ -185,7 +185,7 @@ def test_parent_starts_without_torch_in_a_second_of_cpu(tmp_path: Path) -> None:
 
 
 def test_tests_of_the_parent_import_no_torch() -> None:
-    """So that they stay quick, and prove that the code they test needs none."""
+    """The tests stay quick, and prove that the code under test needs no torch."""
     for folder in ("base", "config", "run", "parent"):
         for path in (ROOT / "tests" / folder).glob("test_*.py"):
             tree = ast.parse(path.read_text(encoding="utf-8")).body
@@ -198,7 +198,7 @@ def test_tests_of_the_parent_import_no_torch() -> None:
 
 @pytest.mark.end_to_end
 def test_full_training_imports_no_peft_or_bitsandbytes() -> None:
-    """They take a third of its start; transformers imports them in places."""
+    """Both take a third of the worker's start; transformers imports them in places."""
     program = (
         "import sys, plugin.worker.__main__\nprint({'peft', 'bitsandbytes'} & set(sys.modules))"
     )

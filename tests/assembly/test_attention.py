@@ -1,4 +1,4 @@
-"""The run's choice between packed and padded: by device, dtype, model and what was asked for."""
+"""Choice between packed and padded layouts: by device, dtype, model and parameters."""
 
 from __future__ import annotations
 

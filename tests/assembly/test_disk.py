@@ -1,4 +1,4 @@
-"""A full disk: foreseen before the first step, and survived when it fills up during a run."""
+"""A full disk: foreseen before the first step, survived during a run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from plugin.run.outcome import Outcome
 from plugin.run.run_file import RunFile
 from plugin.worker.__main__ import as_problem
 
-# In a mount namespace of its own: a small disk that only this program and its children see. Prints
-# what became of two runs.
+# Runs in its own mount namespace, with a small disk that only it and its children see. Prints the
+# outcome of two runs.
 DRIVER = """\
 import json, os, shutil, subprocess, sys, time
 from pathlib import Path
@@ -151,8 +151,8 @@ def loads(checkpoint: Path) -> bool:
 
 
 def test_the_room_a_run_needs_is_worked_by_hand(tmp_path: Path) -> None:
-    """3 checkpoints at a time (2 kept, 1 written) of 4 + 8 bytes a trained weight, and 4 a weight
-    of the fused model.
+    """A run needs 3 checkpoints at a time (2 kept, 1 being written) of 4 + 8 bytes a trained
+    weight, and a fused model of 4 bytes a weight.
     """
     params = Params(run_dir=str(tmp_path / "not" / "there"), save_total_limit=2)
     assert disk_space(params, 1000, 100).needed_bytes == 3 * 12 * 100 + 4 * 1000
@@ -185,9 +185,9 @@ except Exception as error:
 
 @pytest.mark.end_to_end
 def test_a_limit_of_the_disk_is_known_when_safetensors_meets_it(tmp_path: Path) -> None:
-    """Its errors are no OSErrors.
+    """The errors of safetensors are no OSErrors.
 
-    (Real files only: it renames over its target, devices included.)
+    Real files only: it renames over its target, devices included.
     """
     done = run_python(LIMITED.format(root=str(ROOT)), cwd=tmp_path)
     assert done.stdout.split() == ["SafetensorError", str(int(Code.DISK))], done.stderr

@@ -15,7 +15,7 @@ from plugin.data.documents import Documents
 from plugin.data.packing import Layout
 from plugin.training.step import StepRules
 
-# 200 short documents and one long, which a run of 50 steps meets once: not among the first steps.
+# 200 short documents and a long one, which a run of 50 steps meets once, after its first steps.
 SIZES = [(3, 4 + number % 5) for number in range(200)]
 
 
@@ -53,7 +53,7 @@ def test_heaviest_batch_is_found_late_in_the_run(packed: bool) -> None:
 def bound_holds(
     documents: Documents, how: Params, answers: StepRules, layout: Layout, ranks: int
 ) -> None:
-    """The batch found is as heavy as the heaviest of all steps, each built."""
+    """Assert that the batch found is as heavy as the heaviest of all steps, each built."""
     clock = make_clock(how, len(documents), 0, ranks)
     make = step_maker(how, documents, answers, clock, layout, 0, ranks)
     batch, _ = heaviest_batch(how, documents, answers, clock, layout, ranks, make)

@@ -1,6 +1,4 @@
-"""What a run does about memory: recompute as little as fits, refuse what cannot fit, and say what
-helps when none is left.
-"""
+"""Memory of a run: the least recomputation that fits, refusal of what cannot fit, and advice."""
 
 from __future__ import annotations
 
@@ -55,7 +53,7 @@ def need(peak: int, **kinds: int) -> Memory:
     return Memory(**{**dict.fromkeys(KINDS, 0), **kinds}, heap=0, peak=peak)
 
 
-# --- what is recomputed
+# --- recomputation
 
 
 @pytest.mark.parametrize(
@@ -128,7 +126,7 @@ def test_compile_on_without_a_compiler_is_refused_by_name(monkeypatch: pytest.Mo
     assert choose_compile(Params(), torch.device("cpu"), "none")[0] is False
 
 
-# --- how much there is
+# --- free memory
 
 
 def test_container_limit_counts_and_cached_pages_are_free(
@@ -155,7 +153,7 @@ def test_this_machine_has_some() -> None:
 
 
 def applied(params: Params, setting: str) -> Params:
-    """The job with one piece of advice followed, through the door."""
+    """Return the job, parsed with one piece of advice followed."""
     words = setting.replace(" with ", " ").split()
     values = {name: value for name, value in params.as_json().items() if value != ""}
     return parse({**values, **dict(zip(words[::2], words[1::2], strict=True))}).params
@@ -181,7 +179,7 @@ def jobs() -> list[Params]:
 
 
 def effective_batch(params: Params) -> int:
-    """Documents of a step, or its tokens where it is made of tokens."""
+    """Return the documents of a step, or its tokens where tokens set its size."""
     return params.gradient_accumulation_steps * (
         pack_tokens(params) if params.streaming else params.batch_size
     )
@@ -223,7 +221,7 @@ def test_advice_fits_what_is_biggest() -> None:
 def test_far_too_little_room_is_exit_5_and_names_the_biggest() -> None:
     params = parse({"dataset_name": "d", "model_name": "m", "batch_size": 8}).params
     plan = MemoryPlan("none", need(10 * GB, weights=2 * GB, activations=7 * GB), "")
-    check_memory(params, plan, 9 * GB)  # a close case may go well
+    check_memory(params, plan, 9 * GB)  # a close case may succeed
     with pytest.raises(JobError) as caught:
         check_memory(params, plan, 7 * GB)
     (problem,) = caught.value.problems
@@ -330,8 +328,7 @@ def test_check_packs_a_model_published_with_dropout(
 
 # --- a run
 
-# The limit holds for every program that follows; what importing takes is known only after it was
-# done.
+# The limit holds for every later program. The memory of imports is known only after them.
 LIMITED = """\
 import os, resource, sys
 sys.path.insert(0, sys.argv[1])
@@ -344,7 +341,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 
 @pytest.mark.end_to_end
 def test_out_of_memory_names_the_biggest_part_and_a_remedy(tmp_path: Path) -> None:
-    """One document of 3,500 tokens among short ones; eager attention holds all its pairs."""
+    """One document has 3,500 tokens; eager attention holds all its pairs."""
     (tmp_path / "config.json").write_text(
         json.dumps(TINY_CONFIG | {"max_position_embeddings": 4096})
     )

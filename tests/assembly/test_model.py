@@ -1,6 +1,4 @@
-"""What a run is put together from: each method's defaults, and what belongs to a stage or a method
-alone.
-"""
+"""Parts of a run: each method's defaults, and the settings of one stage or method alone."""
 
 from __future__ import annotations
 
@@ -41,7 +39,7 @@ def transforms(how: StepRules) -> tuple[Transform, ...]:
 
 
 def weights(how: StepRules, t: float = 0.25) -> list[float]:
-    """Of a document 0 1 1 0 (1 = hidden) at time t."""
+    """Return the loss weights of a document 0 1 1 0 (1 = hidden) at time t."""
     hidden = np.array([False, True, True, False])
     levels = Levels.of(how.noise.schedule, [t], [4])
     return how.loss.weight(hidden, levels, [1.0])[hidden].tolist()
@@ -57,7 +55,7 @@ def test_each_method_has_its_authors_norm_unless_one_is_chosen(method: str, norm
 
 def test_bert_and_llada_weigh_by_time_and_dream_by_context() -> None:
     assert weights(made("bert")) == weights(made("llada")) == [4, 4]
-    # Either token has one neighbour it sees directly, and one behind the other: .15 (1 + .7)
+    # Each token sees one neighbour directly, and one behind the other token: .15 (1 + .7)
     assert weights(made("dream")) == pytest.approx([0.255, 0.255])
     assert weights(made("dream", loss_weight_type="cart[geo_p:1.0]")) == [0.5, 0.5]
     assert weights(made("dream", loss_weight_type="scheduler")) == [4, 4]

@@ -1,4 +1,4 @@
-"""Deterministic algorithms, asked for as on a GPU: what has no fixed order is named, once."""
+"""Deterministic algorithms as on a GPU: each operation without a fixed order is named once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plugin.assembly.precision import make_deterministic
 
 @pytest.fixture
 def undone() -> Iterator[None]:
-    """Global switches as they were before the test."""
+    """Restore the global switches after the test."""
     fill, benchmark = (
         torch.utils.deterministic.fill_uninitialized_memory,
         torch.backends.cudnn.benchmark,
@@ -27,7 +27,7 @@ def undone() -> Iterator[None]:
 
 
 def scatter() -> None:
-    """An operation without a deterministic form on any device."""
+    """Run an operation that has a deterministic form on no device."""
     torch.zeros(4).put_(torch.tensor([0, 1]), torch.ones(2))
 
 
@@ -51,7 +51,7 @@ def test_flash_attention_is_named_and_other_warnings_shown() -> None:
         stacklevel=1,
     )
     assert lines[0].startswith("determinism: Flash Attention adds in no fixed order")
-    with pytest.raises(UserWarning, match="something else"):  # an error, as every warning here
+    with pytest.raises(UserWarning, match="something else"):  # an error, like every warning here
         warnings.warn("something else", stacklevel=1)
     assert len(lines) == 1
 

@@ -1,6 +1,4 @@
-"""A training run in one process, from parameters to answers: what the worker does, without its
-files and events.
-"""
+"""Training in one process, from parameters to answers, without the worker's files and events."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ class Result:
     losses: list[float]
 
     def answers(self) -> list[np.ndarray]:
-        """The ids that the model answers each training prompt with."""
+        """Return the ids with which the model answers each training prompt."""
         documents, chat = self.prepared.train, self.prepared.chat
         prompts = [
             documents[index].ids[: documents[index].prompt] for index in range(len(documents))

@@ -1,6 +1,4 @@
-"""Tiny checkpoints in the published layouts, with tokenizers that hold the published special
-tokens, for end-to-end tests.
-"""
+"""Tiny checkpoints in the published layouts, with tokenizers of the published special tokens."""
 
 from __future__ import annotations
 
@@ -18,8 +16,8 @@ from plugin.models.load import build_model, fit_config
 from plugin.models.publish import write_model
 from plugin.run.facts import ModelFacts
 
-# As in the published tokenizers: LLaDA's does not name its mask token, and neither has a padding
-# token of its own.
+# As in the published tokenizers: LLaDA's does not name its mask token, and neither has its own
+# padding token.
 LLADA_TOKENS = [
     "<|startoftext|>",
     "<|endoftext|>",
@@ -30,8 +28,8 @@ LLADA_TOKENS = [
 ]
 DREAM_TOKENS = ["<|beginoftext|>", "<|endoftext|>", "<|mask|>", "<|im_start|>", "<|im_end|>"]
 
-# Line breaks are words of their own, whatever follows them: what makes a header's ids independent
-# of the text behind it.
+# Line breaks are separate words, whatever follows them, so that a header's ids do not depend on the
+# text behind it.
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 CONFIGS: dict[str, dict[str, object]] = {
@@ -87,7 +85,7 @@ CONFIGS: dict[str, dict[str, object]] = {
 def published_tokenizer(
     method: str, texts: Iterable[str], vocab_size: int = 400
 ) -> PreTrainedTokenizerBase:
-    """A small tokenizer with the special tokens of the method's published family."""
+    """Return a small tokenizer with the special tokens of the method's published family."""
     if method in ("bert", "classic"):
         return train_tokenizer(texts, vocab_size)
     tokens = LLADA_TOKENS if method == "llada" else DREAM_TOKENS
@@ -114,9 +112,7 @@ def published_tokenizer(
 def write_checkpoint(
     folder: Path, method: str, texts: Iterable[str], seed: int = 0, **changes: object
 ) -> Path:
-    """A random model of the method's family with its tokenizer, as a folder in the published
-    layout.
-    """
+    """Write a random model of the method's family with its tokenizer, in the published layout."""
     tokenizer = published_tokenizer(method, list(texts))
     config_file = folder.with_suffix(".json")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ def refused(job: Callable[[], object], within_s: float = 5) -> Problem:
 
 @contextmanager
 def short_paths(folder: Path) -> Iterator[None]:
-    """Lines are measured without the long names of pytest's folders."""
+    """Measure lines without the long names of pytest's folders."""
     before = Path.cwd()
     os.chdir(folder)
     try:

@@ -1,6 +1,4 @@
-"""Whole runs of `main.py train` as scenes: undisturbed, or broken off in one of the ways a run can
-end.
-"""
+"""Full runs of `main.py train` as scenes: undisturbed, or ended early in each possible way."""
 
 from __future__ import annotations
 
@@ -60,7 +58,7 @@ class Scene:
         return self.json("run.json")["result"]
 
     def trace(self) -> list[dict[str, float]]:
-        """Every metric of the run but those of the clock."""
+        """Return every metric of the run except those of the clock."""
         return [
             {k: v for k, v in line.items() if not k.startswith(CLOCK)}
             for line in read_lines(self.folder / "metrics.jsonl")
@@ -81,7 +79,7 @@ def whole(folder: Path, *args: object) -> Scene:
 def broken_off(
     end: Callable[[subprocess.Popen[str], Path], dict[str, Any] | None], folder: Path, *args: object
 ) -> Scene:
-    """An endless run, ended by `end` once it trains."""
+    """Return an endless run that `end` has ended while it trained."""
     first: dict[str, Any] = {}
 
     def training() -> bool:
@@ -128,9 +126,7 @@ def signal_once(program: subprocess.Popen[str], folder: Path) -> None:
 
 
 def signal_twice(program: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
-    """After a save that was asked for, and with the workers unable to answer the first signal in
-    time.
-    """
+    """Signal twice after a requested save; no worker can answer the first signal in time."""
     (folder / "SAVE").touch()
     wait_until(lambda: list(folder.glob("checkpoint-*")), "the save", deadline_s=LONGEST_S)
     workers = [pid for pid in processes_naming(str(folder)) if pid != program.pid]
@@ -143,7 +139,7 @@ def signal_twice(program: subprocess.Popen[str], folder: Path) -> dict[str, Any]
 
 
 def kill_parent(program: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
-    """The parent alone; then a second starter asks for the folder at once."""
+    """Kill the parent alone; a second starter asks for the folder immediately."""
     program.kill()
     program.wait()
     left = processes_naming(str(folder))
@@ -172,7 +168,7 @@ def errors(scene: Scene) -> dict[str, str]:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Every entry, links as what they lead to by name."""
+    """Return every entry; a link as the path that it names."""
     return {
         str(path.relative_to(folder)): os.readlink(path)
         if path.is_symlink()

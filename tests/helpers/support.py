@@ -1,6 +1,4 @@
-"""Plain helpers of the suite: tiny inputs made in code, and the two programs as a user starts
-them.
-"""
+"""Helpers of the suite: tiny inputs made in code, and the two programs as a user starts them."""
 
 from __future__ import annotations
 
@@ -38,10 +36,10 @@ TINY_CONFIG = {
     "global_attn_every_n_layers": 1,
 }
 
-# The one line a failure prints: code, field, what was expected, what came.
+# The line that a failure prints: code, field, what was expected, what came.
 ERROR = re.compile(r"error\[(\d+)\]: (\w+): expected (.+), got (.+)\.")
 
-# What a pod of a PyTorchJob has in its environment.
+# Environment of a pod of a PyTorchJob.
 PYTORCHJOB = {
     "RANK": "1",
     "WORLD_SIZE": "2",
@@ -55,7 +53,7 @@ _COLOURS = ("blue", "green", "yellow", "white", "black", "red", "pink", "grey")
 
 
 def pairs() -> list[dict[str, str]]:
-    """24 distinct prompt/response rows of different lengths."""
+    """Return 24 distinct prompt/response rows of different lengths."""
     rows = [
         {"prompt": f"What colour is the {thing}?", "response": f"It is {colour}."}
         for thing, colour in zip(_THINGS, _COLOURS, strict=True)
@@ -70,7 +68,7 @@ def pairs() -> list[dict[str, str]]:
 
 
 class RunsWhenLoaded:
-    """A pickle of this makes a link named `mark` where it is loaded."""
+    """Value whose pickle makes a link named `mark` where it is loaded."""
 
     def __init__(self, mark: Path):
         self._mark = str(mark)
@@ -89,7 +87,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_record(folder: Path, outcome: Ending | None) -> None:
-    """A run.json as this program writes one; no outcome: of a run under way."""
+    """Write a run.json as this program does; without an outcome, that of a run under way."""
     params = {
         "model_name": "m",
         "dataset_name": "d",
@@ -102,9 +100,7 @@ def write_record(folder: Path, outcome: Ending | None) -> None:
 
 
 def child_env(env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment (conftest.py set it: one thread, no GPU, no hub) with some
-    more.
-    """
+    """Return this process's environment (one thread, no GPU, no hub: conftest.py) with additions."""
     return {**os.environ, **(env or {})}
 
 
@@ -116,8 +112,9 @@ def start(
     stderr: int = subprocess.PIPE,
     own_group: bool = False,
 ) -> subprocess.Popen[str]:
-    """A command, running, its output read by the caller, who ends it; `own_group`: as a terminal
-    starts it.
+    """Start a command; the caller reads its output and ends it.
+
+    `own_group`: start it as a terminal does.
     """
     return subprocess.Popen(
         [str(word) for word in command],
@@ -137,7 +134,7 @@ def start(
 def start_main(
     *args: object, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    """`python main.py ARGS`, running; the caller ends it."""
+    """Start `python main.py ARGS`; the caller ends it."""
     return start([sys.executable, MAIN, *args], cwd=cwd, env=env)
 
 
@@ -147,7 +144,7 @@ def run_main(
     env: Mapping[str, str] | None = None,
     timeout_s: float = 60,
 ) -> subprocess.CompletedProcess[str]:
-    """`python main.py ARGS` to its end."""
+    """Run `python main.py ARGS` to its end."""
     return subprocess.run(
         [sys.executable, str(MAIN), *map(str, args)],
         cwd=cwd,
@@ -163,7 +160,7 @@ def run_main(
 def run_python(
     code: str, *, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: float = 60
 ) -> subprocess.CompletedProcess[str]:
-    """A small program in a process of its own; it does not see the tests' import path."""
+    """Run a small program in its own process, which does not see the tests' import path."""
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=cwd,
@@ -186,7 +183,7 @@ def patience(seconds: float) -> float:
 
 
 def wait_until(holds: Callable[[], object], what: str, *, deadline_s: float = 60) -> None:
-    """Poll until `holds()`; fails after the deadline, naming what was waited for."""
+    """Poll until `holds()`; fail after the deadline, naming what was waited for."""
     deadline_s = patience(deadline_s)
     end = time.monotonic() + deadline_s
     while not holds():
@@ -195,7 +192,7 @@ def wait_until(holds: Callable[[], object], what: str, *, deadline_s: float = 60
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there and not merely waiting to be reaped."""
+    """Return True for a process that exists and does not merely wait to be reaped."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -204,7 +201,7 @@ def is_running(pid: int) -> bool:
 
 
 def processes_naming(text: str) -> list[int]:
-    """Ids of the living processes whose command line holds `text`."""
+    """Return the ids of the living processes whose command line holds `text`."""
     return list(_processes_naming(text.encode()))
 
 
@@ -220,9 +217,7 @@ def _processes_naming(text: bytes) -> Iterator[int]:
 
 
 def try_out_here(params: Params, ranks: int, *, download: bool = False) -> Mapping[str, Any]:
-    """What `plugin.worker --check` answers, without the seconds a new process takes to import
-    torch.
-    """
+    """Return the answer of `plugin.worker --check`, without a new process's import of torch."""
     from plugin.worker.__main__ import check
 
     answer = io.StringIO()
@@ -232,7 +227,7 @@ def try_out_here(params: Params, ranks: int, *, download: bool = False) -> Mappi
 
 
 def refusal(result: tuple[int, list[str], str]) -> tuple[int, str, str]:
-    """Exit code, field and text of the only error."""
+    """Return exit code, field and text of the only error."""
     code, lines, _ = result
     (line,) = lines
     match = ERROR.match(line)
@@ -242,7 +237,7 @@ def refusal(result: tuple[int, list[str], str]) -> tuple[int, str, str]:
 
 
 def make_wheel(folder: Path, name: str, version: str, code: str = "", requires: str = "") -> Path:
-    """A package of one module and its metadata."""
+    """Build a package of one module and its metadata."""
     path = folder / f"{name}-{version}-py3-none-any.whl"
     info = f"{name}-{version}.dist-info"
     needs = f"Requires-Dist: {requires}\n" if requires else ""

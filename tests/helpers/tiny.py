@@ -60,8 +60,9 @@ FAMILIES = tuple(_CONFIGS)
 
 
 def word_tokenizer(words: Sequence[str], **options: Any) -> BertTokenizer:
-    """BERT's own tokenizer over the five special tokens (0 to 4) and `words` (from 5): ids can be
-    worked by hand.
+    """Return BERT's own tokenizer over its five special tokens (0 to 4) and `words` (from 5).
+
+    Ids can be worked by hand.
     """
     return BertTokenizer(
         vocab={word: number for number, word in enumerate((*SPECIAL, *words))}, **options
@@ -69,11 +70,11 @@ def word_tokenizer(words: Sequence[str], **options: Any) -> BertTokenizer:
 
 
 def tiny_config(family: str, **changes: Any) -> Any:
-    """Two narrow layers (three in ModernBERT, two of them sliding windows of 4 tokens); dropout as
-    published.
+    """Return a config of two narrow layers, with dropout as published.
 
-    Names are transformers'; LLaDA's and Dream's key heads are grouped, and LLaDA has more embedding
-    rows than words.
+    ModernBERT has three layers, two of them with sliding windows of 4 tokens. Names are
+    transformers'; LLaDA's and Dream's key heads are grouped, and LLaDA has more embedding rows than
+    words.
     """
     shape: dict[str, Any] = {
         "vocab_size": VOCABULARY,
@@ -108,7 +109,7 @@ def tiny_config(family: str, **changes: Any) -> Any:
 
 
 def tiny_model(family: str = "bert", seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A random model without dropout, in eval mode."""
+    """Return a random model without dropout, in eval mode."""
     off = (
         {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         if family in ("bert", "roberta")
@@ -120,9 +121,7 @@ def tiny_model(family: str = "bert", seed: int = 0, **changes: Any) -> PreTraine
 
 
 def adapted(model: PreTrainedModel, family: str, **settings: Any) -> PeftModel:
-    """The model with an adapter that matters: both of its sides random, where a new adapter's
-    second side is zero.
-    """
+    """Return the model with an adapter of two random sides: a new one's second side is zero."""
     how = LoraSettings(**{"r": 4, "alpha": 8, "dropout": 0.0, "targets": "auto", **settings})
     rng = torch.Generator().manual_seed(5)
     with torch.random.fork_rng(devices=[]):
@@ -137,7 +136,10 @@ def adapted(model: PreTrainedModel, family: str, **settings: Any) -> PeftModel:
 def random_documents(
     count: int, seed: int = 0, longest: int = 20, vocabulary: int = VOCABULARY
 ) -> Documents:
-    """`[CLS] prompt [SEP] answer [SEP]` of random words and lengths; answers are supervised."""
+    """Return documents `[CLS] prompt [SEP] answer [SEP]` of random words and lengths.
+
+    Answers are supervised.
+    """
     rng, builder = np.random.default_rng(seed), Builder()
     for number in range(count):
         prompt, answer = rng.integers(1, (longest - 3) // 2 + 1, size=2)
@@ -164,7 +166,10 @@ def rules(
     weight: WeightFunction | None = None,
     **noise: Any,
 ) -> StepRules:
-    """Bernoulli masks at linear, stratified times, weighed by time; `noise` are fields of Noise."""
+    """Return rules of Bernoulli masks at linear, stratified times, weighed by time.
+
+    `noise` holds fields of Noise.
+    """
     how = Noise(**{"seed": 7, "mask_id": MASK, **noise})
     fill = EndFill(
         policy=eos_policy,
@@ -187,9 +192,7 @@ def rules(
 
 
 def pair(prompt: int, answer: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """(ids, supervised, prompt) of one document: so many tokens 9, then an answer of so many, its
-    end token included.
-    """
+    """Return (ids, supervised, prompt): `prompt` tokens 9, then `answer` tokens, the end included."""
     ids = np.array([CLS, *[9] * (prompt - 1), *[8] * (answer - 1), SEP], np.int32)
     return ids, np.arange(ids.size) >= prompt, prompt
 
@@ -208,7 +211,7 @@ def in_order(documents: Documents, pass_: int = 0) -> list[Slot]:
 def noised(
     ids: np.ndarray, supervised: np.ndarray, t: float, *, index: int = 0, pass_: int = 0, **how: Any
 ) -> Corruption:
-    """One document noised at time t as a step would; `how` as for rules()."""
+    """Return a document noised at time t as in a step; `how` as for rules()."""
     made = rules(**how)
     (one,) = corruptions(
         document_item(ids, supervised, int(np.argmax(supervised)), index=index, pass_=pass_),
@@ -234,10 +237,9 @@ def slots(count: int, documents: int, seed: int = 7, step: int = 0) -> list[Slot
 def alone(
     model: torch.nn.Module, documents: Documents, micro_batch: MicroBatch
 ) -> list[torch.Tensor]:
-    """The reference: weighted loss of each of a micro-batch's documents, alone and unpadded, from the
-    model's own full logits.
+    """Return the reference: each document's weighted loss, alone and unpadded, by full logits.
 
-    For documents that no end tokens were added to.
+    The documents of the micro-batch have no added end tokens.
     """
     losses = []
     for index, one in zip(micro_batch.documents, micro_batch.corruptions, strict=True):
@@ -249,8 +251,9 @@ def alone(
 
 
 def alone_in(model: torch.nn.Module, batch: Batch) -> list[torch.Tensor]:
-    """The reference again, for any batch: each document cut out of it, alone, by cross-entropy of
-    the model's full logits.
+    """Return the reference for any batch: each document cut out of it, alone.
+
+    Losses are the cross-entropy of the model's full logits.
     """
     losses, true = [], batch.ids.clone()
     true[batch.masked] = batch.target
@@ -267,7 +270,7 @@ def alone_in(model: torch.nn.Module, batch: Batch) -> list[torch.Tensor]:
 
 
 def gradient(module: torch.nn.Module) -> torch.Tensor:
-    """All gradients as one flat vector."""
+    """Return all gradients as one flat vector."""
     return torch.cat(
         [
             torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
@@ -286,19 +289,19 @@ def assert_same_vector(got: torch.Tensor, wanted: torch.Tensor, relative: float 
 
 
 def cpu() -> Accelerator:
-    """A fresh accelerator of one CPU process, whatever an earlier test set up."""
+    """Return a fresh accelerator of one CPU process, whatever an earlier test set up."""
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=True)
 
 
 def meters(accelerator: Accelerator) -> Meters:
-    """Of a loop whose speed nobody looks at: one operation a token."""
+    """Return meters of a loop whose speed is not read: one operation a token."""
     return Meters(Stopwatch(accelerator.device), FlopCount(1.0, 0.0, ()))
 
 
 @dataclass
 class Run:
-    """What a run of the loop told its hooks."""
+    """Calls of the hooks by a run of the loop."""
 
     losses: list[float] = field(default_factory=list)
     logs: list[dict[str, float]] = field(default_factory=list)
@@ -321,8 +324,9 @@ def train_tiny(
     save_every: int = 100,
     max_grad_norm: float = 1.0,
 ) -> Run:
-    """plugin.training.loop.train with recording hooks; `asked` gets the number of the step under
-    way, from 1.
+    """Run plugin.training.loop.train with recording hooks.
+
+    `asked` takes the number of the current step, from 1.
     """
     run, calls = Run(), iter(range(1, steps + 1))
     module, prepared = accelerator.prepare(
@@ -354,7 +358,7 @@ def train_tiny(
 def steps_of(
     documents: Documents, how: StepRules, *, step_size: int, batch_size: int
 ) -> Callable[[int], Step]:
-    """make_step for a run on one rank."""
+    """Return make_step for a run on one rank."""
 
     def make(step: int) -> Step:
         chosen = step_slots(len(documents), step_size, step, how.noise.seed)

@@ -1,8 +1,7 @@
-"""Two gloo ranks, forked from one process: train a model that is cut up, gather it, scatter it into
-new ones, train on.
+"""Two gloo ranks of one process: a sharded model, trained, gathered, scattered, trained on.
 
-Prints one JSON object; test_sharding.py starts it and says what it should be. A program of its own,
-since a process that has used torch's autograd cannot be forked.
+Prints one JSON object, which test_sharding.py reads. It is a separate program, since a process that
+has used torch's autograd cannot be forked.
 """
 
 from __future__ import annotations
@@ -27,8 +26,9 @@ torch.set_num_threads(1)
 
 
 def fresh_model() -> Any:
-    """With an odd number of rows: the ranks' parts differ in size. Without biases: one of a key has
-    no gradient but rounding errors, which Adam would blow up.
+    """Return a model with an odd number of rows, so that the ranks' parts differ in size.
+
+    It has no biases: the gradient of a key's bias is rounding errors, which Adam would amplify.
     """
     return tiny_model("llada", embedding_size=49)
 
@@ -59,8 +59,9 @@ def made(model: Any, parallel: str | None) -> tuple[DiffusionModel, torch.optim.
 
 
 def alone() -> tuple[Any, dict[str, torch.Tensor], torch.Tensor]:
-    """(model after the first updates, its optimizer's tensors, weights after the others) of one
-    process.
+    """Return the model after the first updates, its optimizer's tensors, and the final weights.
+
+    One process makes all updates.
     """
     model = fresh_model()
     module, optimizer = made(model, None)
@@ -118,7 +119,7 @@ def together(
 
 def main() -> int:
     rank = 1 if (child := os.fork()) == 0 else 0
-    # The folder is in the test's: both ranks stand in it.
+    # A relative path: both ranks run in the test's folder.
     dist.init_process_group(
         "gloo", store=dist.FileStore("meeting", RANKS), rank=rank, world_size=RANKS
     )

@@ -1,6 +1,4 @@
-"""Evaluation: frozen noise, buckets of mask probability, and a confidence interval worked by
-hand.
-"""
+"""Evaluation: fixed noise, mask-probability buckets, a confidence interval worked by hand."""
 
 from __future__ import annotations
 
@@ -63,9 +61,7 @@ def test_filling_is_not_up_to_the_batch_size_either(policy: str) -> None:
 
 
 class OneOfTwo:
-    """An accelerator of rank `rank` of two; what it sends is kept, and it receives `total`, or what
-    it sent.
-    """
+    """Accelerator of rank `rank` of two: keeps what it sends; receives `total`, or what it sent."""
 
     num_processes, device = 2, torch.device("cpu")
 
@@ -142,7 +138,7 @@ def test_a_bucket_is_of_the_mask_probability_not_of_the_time() -> None:
 
 
 class Priced(torch.nn.Module):
-    """Costs a fixed amount a document, told apart by their first token."""
+    """Model with a fixed loss for each document, known by its first token."""
 
     def __init__(self, prices: dict[int, float]):
         super().__init__()
@@ -155,8 +151,9 @@ class Priced(torch.nn.Module):
 
 
 def test_the_confidence_interval_of_two_documents_worked_by_hand() -> None:
-    """Losses 6 and 6 over 2 and 4 tokens: 12 / 6 = 2; residuals 6 - 2 x 2 = 2 and 6 - 2 x 4 = -2;
-    sqrt(8) / 6.
+    """Losses 6 and 6 over 2 and 4 tokens have the mean 12 / 6 = 2.
+
+    Residuals 6 - 2 x 2 = 2 and 6 - 2 x 4 = -2 give sqrt(8) / 6.
     """
     builder = Builder()
     for first, answer in ((10, 2), (11, 4)):

@@ -1,6 +1,4 @@
-"""The loop on a real tiny model: splits, a reference step in plain torch, skips, stops, and what is
-not finite.
-"""
+"""The loop on a tiny model: splits, a reference step in torch, skips, stops, non-finite values."""
 
 from __future__ import annotations
 
@@ -80,8 +78,8 @@ def test_a_run_repeats_itself_to_the_last_bit() -> None:
 @pytest.mark.parametrize("norm", ["token", "sequence"])
 @pytest.mark.parametrize("limit", [0.0, 0.5])
 def test_an_update_is_the_one_written_in_plain_torch(norm: str, limit: float) -> None:
-    """Padded rectangle, attention mask, full logits, one division by the global count, clipping by
-    hand, plain descent.
+    """The reference has a padded rectangle with its attention mask, full logits, one division by
+    the global count, clipping by hand and plain descent.
     """
     how, model = rules(norm=norm), tiny_model("bert")
     start, chosen = weights(model), slots(8, 20)
@@ -125,11 +123,11 @@ def test_an_update_is_the_one_written_in_plain_torch(norm: str, limit: float) ->
         assert run.logs[0]["grad_norm"] == pytest.approx(norm_before, rel=1e-5)
         assert_same_vector(
             start - weights(model), wanted, 1e-4
-        )  # a difference of weights has few digits
+        )  # a difference of weights has few exact digits
 
 
 def barely_masked(step_with_masks: int) -> object:
-    """Steps at a time so early that nothing is masked, except one."""
+    """Make steps at times so early that nothing is masked, except in one step."""
     builder = Builder()
     builder.add(np.array([CLS, 9, SEP, SEP], np.int32), np.arange(4) == 3, 3, "r:1")
     documents = builder.build()
@@ -168,9 +166,7 @@ def test_a_step_with_nothing_masked_is_skipped_and_counted(masked_step: int) -> 
 
 
 def poisoned() -> tuple[torch.nn.Module, Documents]:
-    """A model whose embedding of word 39 is broken, and documents of which one holds that word, in
-    its prompt.
-    """
+    """Return a model with a broken embedding of word 39, and documents, one with it in its prompt."""
     model = tiny_model("bert", tie_word_embeddings=False)
     with torch.no_grad():
         model.get_input_embeddings().weight[39] = math.nan

@@ -226,9 +226,9 @@ def test_four_bit_estimate_is_within_one_percent(tmp_path: Path, dtype: torch.dt
 # --- the promise
 
 
-# Bytes a process grows by at most in a few steps of training, read where the kernel counts them:
-# getrusage would begin with what the process that started this one held. In full, then with an
-# adapter: malloc has given everything back in between.
+# Prints the peak growth in bytes of a process in a few steps of training, in full, then with an
+# adapter; malloc returns everything in between. The kernel's count is read, since getrusage begins
+# with the memory of the process that started this one.
 MEASURED = """\
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
@@ -271,7 +271,7 @@ BATCHES = (
     (5760, 128),
     (5600, 90),
 )  # (tokens, those of a document): no two steps of a run are alike
-# malloc then gives every tensor back at once. Left alone it keeps 5 to 30 % more, another share in
+# malloc then returns every tensor immediately. By default it keeps 5 to 30 % more, another share in
 # every run: benches/LOG.md.
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
@@ -327,5 +327,5 @@ def test_process_estimate_is_within_a_quarter(
     (rank,) = plan_launch(Params(), tmp_path, (), 0, {}).ranks
     in_full, _ = grown(
         tmp_path, {"GLIBC_TUNABLES": rank["GLIBC_TUNABLES"]}
-    )  # the second begins among the holes of the first
+    )  # the second run begins among the holes of the first
     assert foretold(lora=False).peak == pytest.approx(in_full, rel=0.25)

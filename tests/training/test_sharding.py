@@ -1,6 +1,4 @@
-"""Models cut up by fully_shard: the same sums and gradients, put together again to the last bit;
-what is cut up when.
-"""
+"""Sharded models: sums and gradients of the full model, exact gathers, choices, refusals."""
 
 from __future__ import annotations
 
@@ -58,8 +56,9 @@ PACKED = Layout(packed=True)
 
 @pytest.fixture(scope="module", autouse=True)
 def one_rank() -> Iterator[None]:
-    """A group of one: every hook of FSDP2 runs, and nobody is waited for. test_sharded_runs.py has
-    two ranks.
+    """Open a group of one rank, which waits for nobody and runs every hook of FSDP2.
+
+    test_sharded_runs.py has two ranks.
     """
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
@@ -138,8 +137,9 @@ def test_frozen_base_with_adapter_has_adapter_gradients() -> None:
 
 
 def test_layers_gathered_in_bfloat16_compute_what_autocast_does() -> None:
-    """As on a GPU, for a family whose norms a CPU can run so: masters and gradients stay float32,
-    and only norm weights are rounded.
+    """Masters and gradients stay float32, and only norm weights are rounded, as on a GPU.
+
+    A CPU can run the norms of this family in bfloat16.
     """
     plain, sharded = module_of(tiny_model("llada")), cut(tiny_model("llada"), dtype=torch.bfloat16)
     seen: set[torch.dtype] = set()
@@ -179,7 +179,7 @@ def test_a_model_that_is_cut_up_is_sampled_from_as_if_whole(family: str) -> None
     assert all(isinstance(weight, DTensor) for weight in sharded.parameters())
 
 
-# --- put together again
+# --- gathered models
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -224,9 +224,7 @@ def test_a_gathered_adapter_is_the_adapter(tmp_path: Path) -> None:
 
 @pytest.mark.end_to_end
 def test_two_ranks_gather_and_resume_as_one_process_would(tmp_path: Path) -> None:
-    """tests/helpers/two_ranks.py: three updates on unequal hands, gathered and scattered anew, then two
-    more.
-    """
+    """Run helpers/two_ranks.py: three updates on unequal shares, gather, scatter, two updates."""
     tests = ROOT / "tests"
     start = f"import runpy, sys; sys.path[:0] = [{str(ROOT)!r}, {str(tests)!r}]; "
     done = run_python(
@@ -247,7 +245,7 @@ def test_two_ranks_gather_and_resume_as_one_process_would(tmp_path: Path) -> Non
         assert facts[parallel]["went on"] < 1e-6
 
 
-# --- as many micro-batches on every rank
+# --- equal numbers of micro-batches
 
 
 def test_idle_micro_batches_even_out_ranks_and_keep_counts() -> None:
@@ -273,7 +271,7 @@ def test_idle_micro_batches_even_out_ranks_and_keep_counts() -> None:
 
 
 def test_idle_micro_batch_gives_every_weight_a_zero_gradient() -> None:
-    """Or ranks would average different lists of gradients."""
+    """Otherwise ranks would average different lists of gradients."""
     documents = pairs((4, 40), *[(2, 4)] * 7)
     step = build_step(
         in_order(documents), documents, rules(), batch_size=3, rank=0, ranks=2, even=True
@@ -287,7 +285,7 @@ def test_idle_micro_batch_gives_every_weight_a_zero_gradient() -> None:
         assert all(weight.grad is not None and not weight.grad.any() for weight in learned)
 
 
-# --- what is chosen and what is refused
+# --- choices and refusals
 
 
 def chosen(ranks: int = 2, on_gpu: bool = True, fits: bool = True, **values: Any) -> str:

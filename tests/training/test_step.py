@@ -42,7 +42,7 @@ def ranks_of(
 
 
 def loss_and_gradient(parts: list[Step]) -> tuple[float, torch.Tensor]:
-    """Of the whole step, divided once by its count; a small model in double width."""
+    """Return loss and gradient of the full step, divided once by its count, of a float64 model."""
     module = DiffusionModel(tiny_model("modernbert"), PAD).double()
     total = 0.0
     for part in parts:
@@ -143,9 +143,7 @@ def test_noise_depends_on_the_document_not_its_place() -> None:
 
 
 def test_step_across_two_passes_draws_times_of_each() -> None:
-    """The same document in two passes of one step, and alone in each pass, gets the same two
-    noises.
-    """
+    """A document in two passes of one step has the noises that it has alone in each pass."""
     both = [Slot(0, 29, 5), Slot(1, 0, 5)]
     together = build_step(both, DOCUMENTS, rules(), batch_size=1).micro_batches
     singles = [
@@ -190,9 +188,7 @@ def test_end_tokens_are_filled_in_before_the_noise(policy: str, lengths: list[in
 
 
 def test_uniform_logits_cost_ln_v_through_the_model() -> None:
-    """The oracle of the objective, through every layer: a model of zero weights and exact mask
-    counts.
-    """
+    """The oracle goes through every layer: a model of zero weights, and exact mask counts."""
     model = tiny_model("bert")
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)

@@ -48,8 +48,9 @@ def test_block_borders_long_answer_is_full_half_of_the_time() -> None:
 @pytest.mark.parametrize("norm", ["token", "sequence", "masked", "batch"])
 @pytest.mark.parametrize("count", ["bernoulli", "exact"])
 def test_block_borders_every_token_has_equal_weight(norm: str, count: str) -> None:
-    """Over 20,000 passes each token of a long answer, its end and fill too, gets the mean loss
-    weight of the whole canvas.
+    """Each token of a long answer, end and fill included, has the canvas's mean loss weight.
+
+    The means are over 20,000 passes.
     """
     documents, passes = pairs((3, 20)), 20_000
     how = rules(
@@ -87,7 +88,7 @@ def test_block_borders_cut_tokens_are_counted() -> None:
 
 
 def test_undisturbed_rules_show_full_answers() -> None:
-    """As evaluation and the preview of check are promised."""
+    """Evaluation and the preview of `check` promise full answers."""
     how = rules(eos_policy="block").undisturbed()
     for pass_ in range(50):
         (item,) = items(pairs((3, 20)), [Slot(pass_, 0, 0)], how)
@@ -105,7 +106,7 @@ def test_eos_policies_single_and_batch_show_full_answers(policy: str, size: int)
 
 
 def test_block_borders_block_cut_by_max_length_counts() -> None:
-    # 14 answer tokens want 16; max_length leaves room for 14: borders after 8 only.
+    # 14 answer tokens need 16 places; max_length leaves 14: borders after 8 only.
     sizes = {
         one_item(3, 14, pass_, eos_policy="block", max_length=17).ids.size for pass_ in range(200)
     }
@@ -161,9 +162,7 @@ def test_eos_batch_fill_reaches_the_longest_of_all_ranks() -> None:
 
 
 def test_eos_fill_leaves_a_cut_answer_alone() -> None:
-    """It did not end there: end tokens behind it would teach stopping in the middle of a
-    sentence.
-    """
+    """End tokens behind it would teach the model to stop within a sentence."""
     documents = pairs((3, 2), (3, 12))
     how = rules(eos_policy="batch", perbatch_cutoff=True)
     seen = set()
@@ -198,7 +197,7 @@ def test_cutoffs_combine_and_keep_the_only_answer_token() -> None:
             rules(perbatch_cutoff=True, resp_cutoff_ratio=1.0),
         )
         kept.add(tuple(item.ids.size - 3 for item in found))
-    # perbatch keeps (4, 9) or (4, 4); then 1, 2 or 3 more go from every end
+    # perbatch keeps (4, 9) or (4, 4); then 1, 2 or 3 more are cut from every end
     assert kept == {(4 - cut, other - cut) for other in (4, 9) for cut in (1, 2, 3)}
 
 
@@ -212,9 +211,7 @@ def test_cutoffs_cut_tokens_are_counted() -> None:
 
 
 def test_cutoffs_are_the_same_for_any_rank_and_batch_size() -> None:
-    """A rank that drew by itself would cut its own documents to another length, and know another
-    divisor.
-    """
+    """A rank with its own draws would cut its documents to another length, with another divisor."""
     lengths: dict[tuple[int, int], dict[int, int]] = {}
     steps = {}
     for ranks, batch_size in ((1, 16), (1, 3), (2, 4), (4, 2)):

@@ -1,7 +1,4 @@
-"""The noise of a step:
-
-Dream's weights on forced masks, complementary pairs, exact counts, the time band, dropped prompts.
-"""
+"""Noise of a step: Dream's weights, complementary pairs, counts, time band, dropped prompts."""
 
 from __future__ import annotations
 
@@ -47,9 +44,7 @@ def drawn(step: Step) -> list[tuple[int, Corruption]]:
 
 
 def forced(mask: str) -> Documents:
-    """A document whose supervised tokens are the ones of `mask`; at the highest time, all of them
-    are masked.
-    """
+    """Return a document with the supervised tokens of `mask`, all masked at the highest time."""
     builder, supervised = Builder(), np.array([bit == "1" for bit in mask])
     builder.add(np.arange(10, 10 + supervised.size, dtype=np.int32), supervised, 2, "r")
     return builder.build()
@@ -76,7 +71,7 @@ def test_cart_weights_of_the_oracle_reach_the_batch(p: float, weights: list[floa
 
 
 def test_cart_sees_no_neighbour_of_the_batch() -> None:
-    """The same document between others, and first in its batch: the same weights."""
+    """A document has equal weights between others and first in its batch."""
     how = rules(weight=by_context(Cart(0.3), "linear"), **ALL)
     builder = Builder()
     for mask in ("0111", "00111010", "0000011"):

@@ -1,4 +1,4 @@
-"""Stochastic length: a text split at random becomes two documents, and nothing of it is lost."""
+"""Stochastic length: a text split at random becomes two documents without loss."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from plugin.training.step import StepRules, build_step, step_items
 
 
 def texts(count: int, length: int, opening: bool = True) -> Documents:
-    """Pretraining pieces: word n of a text is 10 + n; without a start token, the first word is
-    learned by nobody.
-    """
+    """Return pretraining pieces: word n of a text is 10 + n; without `opening`, none learns word 0."""
     builder = Builder()
     for number in range(count):
         ids = np.arange(10, 10 + length, dtype=np.int32)
@@ -135,9 +133,7 @@ def test_length_split_depends_on_seed_document_and_pass() -> None:
 
 
 def test_length_split_without_start_token_masks_no_first_word() -> None:
-    """No family predicts a document's first token, and Dream's place before it is another
-    document's.
-    """
+    """No family predicts a document's first token: Dream would do so in the document before it."""
     documents = texts(60, 9, opening=False)
     how = rules(stochastic_length=1.0, t_min=0.999, start_id=None)
     for head, tail in by_document(items(documents, how)).values():

@@ -1,6 +1,4 @@
-"""Checkpoints: what was saved goes on to the last bit, old ones go, and half of one is never
-seen.
-"""
+"""Checkpoints: resumed to the last bit, removed when old, never listed half-written."""
 
 from __future__ import annotations
 
@@ -36,7 +34,7 @@ FACTS = ModelFacts(method="bert", sampler=SamplerSettings(steps=8))
 
 
 def adam(model: PreTrainedModel, **options: Any) -> torch.optim.Optimizer:
-    """In two groups, as the worker builds it."""
+    """Return AdamW with two groups of weights, as the worker builds it."""
     wide = [weight for weight in model.parameters() if weight.ndim >= 2]
     narrow = [weight for weight in model.parameters() if weight.ndim < 2]
     groups = [{"params": wide, "weight_decay": 0.1}, {"params": narrow, "weight_decay": 0.0}]

@@ -1,6 +1,4 @@
-"""A step that is not finite leaves what it was made of: rows, times, mask ratios, losses and the
-batches themselves.
-"""
+"""Debug bundle of a step that is not finite: rows, times, mask ratios, losses and batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TensorBoard is given: curves that move, and parameters that can be compared."""
+"""Content of TensorBoard: curves that move, and parameters that can be compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples while training: within the model's positions, whatever the prompts."""
+"""Samples during training: within the model's positions for any prompts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def documents(*prompts: int) -> Documents:
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ChatFormat]:
-    """A BERT, whose 32 learned positions are a hard limit."""
+    """Return a BERT, whose 32 learned positions are a hard limit, and its chat format."""
     texts = ["What colour is the sky? It is blue."]
     folder = write_checkpoint(
         tmp_path_factory.mktemp("bert") / "classic",
@@ -45,7 +45,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ChatFormat]:
     ("prompts", "watched"),
     [
         ((5, 31, 6, 30), [5, 6]),  # those with room for two blocks
-        ((31, 25, 30), [25]),  # none has: the shortest, with a shorter answer
+        ((31, 25, 30), [25]),  # none has that room: the shortest, with a shorter answer
         ((31,), [31]),  # room for one token
         ((4, 5, 6, 7, 8, 9), [4, 5, 7, 9]),  # four of them, spread
     ],

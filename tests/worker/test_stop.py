@@ -1,6 +1,4 @@
-"""A worker learns that it should stop, in processes of their own: signals and parents are not
-mocked.
-"""
+"""Stops of a worker, in real processes: neither signals nor parents are mocked."""
 
 from __future__ import annotations
 
@@ -13,8 +11,8 @@ from pathlib import Path
 
 from helpers.support import ROOT, child_env, is_running, wait_until
 
-# Starts a worker (in a session of its own, as the launcher does), then sleeps; the worker starts a
-# child and waits for a stop.
+# Starts a worker (in its own session, as the launcher does), then sleeps; the worker starts a child
+# and waits for a stop.
 PARENT = """\
 import os, subprocess, sys, time
 env = {{**os.environ, "TRAINER_PARENT_PID": str(os.getpid()), "PYTHONPATH": {root!r}}}

@@ -1,4 +1,4 @@
-"""TensorBoard's folder cannot be written: one warning, and every curve in metrics.jsonl."""
+"""Unwritable TensorBoard folder: one warning, and every curve in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def spoil(folder: Path) -> None:
 
 
 def report(folder: Path, spoilt_before: int) -> None:
-    """Six steps reported by every way there is, the folder spoilt before one of them, or before
-    all.
-    """
+    """Report six steps in every way, with the folder spoilt before one of them, or before all."""
     if spoilt_before == 0:
         spoil(folder)
     reporter = Reporter(RunFolder(folder), Heartbeat(folder / ".heartbeat-0"), speaks=True)
@@ -51,7 +49,7 @@ def report(folder: Path, spoilt_before: int) -> None:
 def quiet_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         threading, "excepthook", threading.excepthook
-    )  # what it is set to below is undone
+    )  # the setting below is undone
     hush_writer_thread()
 
 

@@ -1,6 +1,4 @@
-"""`tlab_trainer`: arguments whose defaults beat the form, and a stop button that is told by raising
-KeyboardInterrupt.
-"""
+"""`tlab_trainer`: arguments whose defaults beat the form; a stop raises KeyboardInterrupt."""
 
 import argparse
 import asyncio
