@@ -36,7 +36,7 @@ def h200(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H200")
 
 
-def test_a_cpu_pads_short_documents_unless_told_to_pack() -> None:
+def test_cpu_pads_short_documents_unless_asked_to_pack() -> None:
     assert choose(mean_length=26).backend is None
     assert "too short" in choose(mean_length=26).why
     assert choose(mean_length=26, packing="on").backend == "loop"
@@ -61,7 +61,7 @@ def test_a_gpu_packs_with_varlen() -> None:
 
 
 @pytest.mark.usefixtures("h200")
-def test_without_varlen_a_gpu_packs_only_when_told_and_says_why() -> None:
+def test_gpu_without_varlen_packs_only_on_request_and_says_why() -> None:
     single = choose(CUDA, torch.float32)
     assert single.backend is None
     assert "float32" in single.why
@@ -94,7 +94,7 @@ def test_varlen_without_packing_is_a_contradiction() -> None:
         choose(CUDA, attn_implementation="varlen", packing="off")
 
 
-def test_eager_pads_and_cannot_be_told_to_pack() -> None:
+def test_eager_pads_and_refuses_to_pack() -> None:
     assert choose(attn_implementation="eager").backend is None
     with pytest.raises(JobError, match="eager"):
         choose(attn_implementation="eager", packing="on")

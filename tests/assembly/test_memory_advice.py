@@ -233,7 +233,7 @@ def test_far_too_little_room_is_exit_5_and_names_the_biggest() -> None:
     assert problem.fix.count("; or ") == 2
 
 
-def test_every_way_of_saying_that_memory_is_out_is_known() -> None:
+def test_out_of_memory_errors_are_known() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
     assert is_out_of_memory(caught.value)
@@ -272,7 +272,7 @@ def check(
     return call
 
 
-def test_check_tells_what_memory_is_needed_and_what_there_is(check: Callable[..., Any]) -> None:
+def test_check_reports_needed_and_free_memory(check: Callable[..., Any]) -> None:
     code, out, _ = check("--json", "--batch_size", 8)
     assert code == 0
     plan = json.loads(out)["plan"]

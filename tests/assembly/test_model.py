@@ -152,9 +152,7 @@ def test_full_training_keeps_float32_without_stochastic_rounding(
     assert weight_dtype(Params.model_validate(values), compute) == kept
 
 
-def test_what_a_mixture_holds_and_a_run_does_not_read_is_said(
-    tmp_path: Path, tiny_bert: Path
-) -> None:
+def test_unread_files_of_a_mixture_are_named(tmp_path: Path, tiny_bert: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     write_rows(folder / "a.jsonl", pairs())
@@ -170,7 +168,7 @@ def test_what_a_mixture_holds_and_a_run_does_not_read_is_said(
     assert any("test:N does nothing" in line for line in said)
 
 
-def test_a_wrong_pair_is_told_before_the_data_is_tokenised(
+def test_wrong_pair_is_reported_before_tokenisation(
     tmp_path: Path, tiny_bert: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: Any) -> Any:

@@ -1,8 +1,7 @@
-"""What a user gets wrong: one clear line that names the field, the right exit code, no traceback,
-nothing written.
+"""Mistakes of a user: one clear line that names the field, the right exit code, no files.
 
-The command line runs in this process, with the torch part of `check` called instead of spawned;
-test_refusals.py starts the true programs.
+No traceback is shown. The command line runs in this process, with the torch part of `check` called
+instead of spawned; test_refusals.py starts the real programs.
 """
 
 from __future__ import annotations
@@ -29,8 +28,9 @@ def check(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., tuple[int, list[str], str]]:
-    """check(field=value, ...) -> exit code, error lines, stdout; asserts that nothing was written
-    and no traceback shown.
+    """Return check(field=value, ...) -> exit code, error lines, stdout.
+
+    It asserts that nothing was written and no traceback shown.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(parent_check, "_try_out", try_out_here)

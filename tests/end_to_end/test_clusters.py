@@ -1,6 +1,4 @@
-"""What we offer to clusters: a SLURM script, tried with programs of ours in SLURM's place, and a
-configuration for accelerate.
-"""
+"""Support of clusters: a SLURM script, run by stand-ins for SLURM, and accelerate configurations."""
 
 from __future__ import annotations
 
@@ -162,8 +160,9 @@ def test_accelerate_reads_our_configurations(name: str) -> None:
 
 
 def told(*words: str) -> dict[str, str]:
-    """What accelerate's launcher, called with these words, would add to the environment of a
-    worker: its own code says it.
+    """Return what accelerate's launcher, called with these words, adds to a worker's environment.
+
+    It is read from the launcher's own code.
     """
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils import launch
@@ -235,7 +234,7 @@ def test_launcher_choice_becomes_parallel_and_leaves_environment(
     assert take_launchers_choice(same, told(*words)) == (same, ""), "as chosen"
 
 
-def test_a_launcher_that_shares_nothing_is_not_spoken_of() -> None:
+def test_launcher_that_shards_nothing_is_not_logged() -> None:
     for words in (example("ddp"), ("--multi_gpu",)):
         environ = told(*words)
         assert take_launchers_choice(Params(parallel="zero2"), environ) == (
@@ -336,7 +335,7 @@ NEEDS_CLASSES = ("--deepspeed_moe_layer_cls_names", "Experts")
         ),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name_all_at_once(
+def test_unsupported_launcher_options_are_refused_together(
     words: tuple[str, ...], values: dict[str, Any], named: tuple[str, ...]
 ) -> None:
     environ = told(*words)
@@ -404,9 +403,7 @@ def test_a_launchers_choice_is_recorded_and_repeated(
 
 
 def test_strategy_of_accelerate_alone_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No CPU has one, so what is allowed is taken away instead: this process's own kind is then the
-    one refused.
-    """
+    """A CPU has no such strategy: the test empties the allowed kinds, so that its own is refused."""
     from accelerate.state import AcceleratorState
 
     from plugin.worker import rendezvous

@@ -1,6 +1,4 @@
-"""Files and folders of the kind that users report, through everything that `check` and `train`
-prepare: what is trained, what is said.
-"""
+"""Datasets of the kinds that users report, through all that `check` and `train` prepare."""
 
 from __future__ import annotations
 
@@ -27,13 +25,13 @@ THINGS = ("cat", "dog", "bird", "tree", "house", "river", "stone", "cloud", "lam
 
 @dataclass
 class Made:
-    """What a dataset became."""
+    """Prepared documents of a dataset, and its log lines."""
 
     prepared: Prepared
     lines: list[str]
 
     def documents(self) -> list[str]:
-        """Every document as a person sees it, those of evaluation behind the others."""
+        """Return every document as a person sees it, those of evaluation behind the others."""
         parts = (self.prepared.train, self.prepared.evaluation)
         return [
             self.prepared.chat.shown(part[place].ids.tolist())
@@ -42,7 +40,7 @@ class Made:
         ]
 
     def learned(self) -> list[str]:
-        """What is learned of each document."""
+        """Return the learned tokens of each document as text."""
         parts = (self.prepared.train, self.prepared.evaluation)
         each = (part[place] for part in parts for place in range(len(part)))
         return [self.prepared.chat.shown(one.ids[one.supervised].tolist()) for one in each]
@@ -77,7 +75,7 @@ def make(tiny_config: Path, tmp_path: Path) -> Make:
 def tokens(
     *added: str, special: bool = True, template: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """A tokenizer of bytes with tokens that a user added."""
+    """Return a tokenizer of bytes with tokens that a user added."""
     made = train_tokenizer(["Name a thing like this, one after the other."], 320)
     made.add_tokens([AddedToken(token, special=special, normalized=not special) for token in added])
     made.chat_template = template
@@ -89,7 +87,7 @@ def message(role: str, content: object, **more: object) -> dict[str, object]:
 
 
 def chats(*answers: Mapping[str, object], asked: str = "Name {} {}") -> list[dict[str, object]]:
-    """Ten rows of one question and the messages given, {} standing for the row's thing."""
+    """Return ten rows of one question and these messages, {} replaced by the row's thing."""
     return [
         {
             "messages": [
@@ -267,7 +265,7 @@ def test_nan_is_an_empty_cell_and_infinity_no_text(make: Make) -> None:
     assert made.prepared.reports["train"].dropped == {"number is infinite": 3}
 
 
-def test_text_that_was_rendered_already_is_said(make: Make) -> None:
+def test_rendered_text_is_reported(make: Make) -> None:
     rows = [
         {"text": f"<|im_start|>user\n{n}<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>"}
         for n in range(12)
@@ -303,7 +301,7 @@ def test_a_txt_whose_rows_look_like_lines_gets_a_note(
     assert lines.prepared.reports["train"].rows == len([line for line in text.splitlines() if line])
 
 
-def test_what_the_hold_out_does_is_said(make: Make, tmp_path: Path) -> None:
+def test_hold_out_is_logged(make: Make, tmp_path: Path) -> None:
     folder = tmp_path / "own"
     folder.mkdir()
     write_rows(
@@ -332,7 +330,7 @@ def test_what_the_hold_out_does_is_said(make: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("special", [True, False])
-def test_added_tokens_stay_whole_in_data(special: bool, make: Make) -> None:
+def test_added_tokens_stay_undivided_in_data(special: bool, make: Make) -> None:
     rows = chats(message("assistant", "<think>\nit is {}\n</think>\n\n[MASK] {}"))
     made = make(rows, tokens("<think>", "</think>", special=special), eval_strategy="no")
     assert "⟦<think>⟧\nit is cat\n⟦</think>⟧\n\n[MASK] cat⟦[SEP]⟧" in made.learned()

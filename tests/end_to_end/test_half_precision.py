@@ -1,6 +1,7 @@
-"""The matrix of bfloat16: every method, in full, LoRA and QLoRA, packed and padded, recomputed and
-compiled; checked, trained, resumed. Small runs in forked children of one process; one run a method
-through both programs as a user starts them.
+"""Runs in bfloat16: every method, in full, LoRA and QLoRA, packed and padded.
+
+Recomputed and compiled, they are checked, trained and resumed as small runs in forked children of
+one process. One run a method goes through both programs as a user starts them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ KINDS: dict[str, dict[str, str]] = {
     "qlora": {"lora": "true", "load_in_4bit": "true"},
 }
 LAYOUTS = {"packed": {"packing": "on"}, "padded": {"packing": "off"}}
-# recompute x compile; `selective` beside compiled layers is refused by name.
+# recompute x compile; `selective` with compiled layers is refused by name.
 WAYS = {
     "plain": ("none", "off"),
     "selective": ("selective", "off"),
@@ -81,8 +82,7 @@ def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
     }
 
 
-# Compiled layers are the same whether documents are packed: they cost the most here, and run packed
-# alone.
+# Compiled layers do not depend on packing and take the most time here: they run packed only.
 CELLS = [
     cell
     for cell in product(METHODS, KINDS, LAYOUTS, WAYS)

@@ -100,7 +100,7 @@ def test_a_cell_beyond_a_lines_limit_is_named(
 
 
 def test_pages_that_unpack_a_thousandfold_are_refused(tmp_path: Path) -> None:
-    """Audit 13: one page of 640 MB, packed into 21 KB, would be unpacked whole."""
+    """Audit 13: one page of 640 MB, packed into 21 KB, would be unpacked in full."""
     file = tmp_path / "d.parquet"
     pq.write_table(pa.table(FORTY), file, compression="zstd", use_dictionary=False)
     assert (
@@ -129,7 +129,7 @@ def test_batches_that_unpack_a_thousandfold_are_refused(
 
 @pytest.mark.parametrize("length", [0, 1, 6, 7, 8, 9, 100, 500, 1500])
 def test_a_broken_arrow_file_is_refused(length: int, tmp_path: Path) -> None:
-    """Its own account of its batches may be cut off, or nonsense."""
+    """The file's account of its batches may be truncated or nonsense."""
     table, file = pa.table({"prompt": ["q"] * 9, "response": ["a"] * 9}), tmp_path / "d.arrow"
     for make in (pa.ipc.new_stream, pa.ipc.new_file):
         with pa.OSFile(str(file), "wb") as opened, make(opened, table.schema) as written:
@@ -149,7 +149,7 @@ def test_a_broken_arrow_file_is_refused(length: int, tmp_path: Path) -> None:
 
 
 def test_ordinary_columns_read_as_before(tmp_path: Path) -> None:
-    """Text is read as a dictionary of its words; what comes of it is what was written."""
+    """Text is read as a dictionary of its words, and equals what was written."""
     import datetime
     import decimal
 

@@ -1,5 +1,4 @@
-"""Files that somebody has put in the way: nothing outside a run folder is written, nothing that is
-not a run's is removed.
+"""Files in the way: nothing outside a run folder is written, no foreign file is removed.
 
 The numbers are those of the audit's findings.
 """
@@ -58,7 +57,7 @@ OURS = (
 
 @pytest.mark.parametrize("name", OURS)
 def test_every_name_of_ours_is_refused_as_a_link(name: str, tmp_path: Path, victim: Path) -> None:
-    """Audit 1, 2: of a new run and of one that goes on, also where the link leads nowhere."""
+    """Audit 1, 2: in a new run and a resumed one, also where the link leads nowhere."""
     folder = RunFolder(tmp_path / "run")
     folder.create()
     for target in (victim, tmp_path, tmp_path / "nowhere"):
@@ -138,7 +137,7 @@ def test_a_strangers_run_writes_nothing_outside(
 
 
 def test_a_run_folder_may_be_a_link_itself(forks: Forks, four_steps: Any, tmp_path: Path) -> None:
-    """Whoever names it has chosen where it leads: to a scratch disk."""
+    """A user chooses the target by naming the link: a scratch disk, for example."""
     (tmp_path / "scratch").mkdir()
     (tmp_path / "run").symlink_to("scratch")
     done = forks.run(tmp_path / "run", *four_steps, "--fuse_model", "false")
@@ -177,9 +176,7 @@ def test_truncating_looks_at_the_file_first(tmp_path: Path, victim: Path) -> Non
 def test_cutting_back_removes_links_and_not_their_targets(
     forks: Forks, four_steps: Any, run_copy: Path, victim: Path
 ) -> None:
-    """Audit 2: a half-written folder that holds links; a file of that ending that is not ours
-    stays.
-    """
+    """Audit 2: a half-written folder holds links; a foreign file of that ending stays."""
     part = run_copy / ".checkpoint-9.part"
     part.mkdir()
     (part / "file").symlink_to(victim)
@@ -196,9 +193,7 @@ def test_cutting_back_removes_links_and_not_their_targets(
 
 
 def test_a_shelf_takes_no_link_for_a_free_name(tmp_path: Path, victim: Path) -> None:
-    """Audit 1: of a host's models and adaptors; a folder that was being written by somebody else
-    stays.
-    """
+    """Audit 1: a host's models and adaptors; a folder that somebody else is writing stays."""
     made, said = tmp_path / "fused", list[str]()
     made.mkdir()
     (made / "weights").touch()
@@ -247,9 +242,7 @@ def test_fuse_refuses_a_link_as_its_folder(
 def test_another_jobs_checkpoint_brings_no_file_from_outside(
     run_copy: Path, tmp_path: Path, victim: Path
 ) -> None:
-    """Audit 2: today's app hands over a folder; a link in it stays one, and the checkpoint is
-    refused by name.
-    """
+    """Audit 2: today's app copies a folder with its links; such a checkpoint is refused by name."""
     checkpoint = run_copy / "checkpoint-4"
     shutil.copy(run_copy / "run.json", checkpoint)
     (checkpoint / "notes.txt").symlink_to(victim)
@@ -346,7 +339,7 @@ def test_an_error_is_one_line_whatever_a_file_is_called(
     assert not any(char in err for char in "\r\x1b\u202e")
 
 
-def test_a_run_tells_such_a_name_in_one_line(forks: Forks, four_steps: Any, tmp_path: Path) -> None:
+def test_run_logs_such_a_name_in_one_line(forks: Forks, four_steps: Any, tmp_path: Path) -> None:
     """Audit 16: in the log, in events and on a terminal."""
     folder = tmp_path / "data"
     folder.mkdir()

@@ -29,12 +29,12 @@ from plugin.models.load import check_builds
 from plugin.models.lora import LoraSettings, add_adapter, with_adapter
 from plugin.models.tokenizer import load_tokenizer
 
-# --- files that are none
+# --- pipes and endless files
 
 
 @pytest.mark.parametrize("suffix", READERS)
 def test_a_pipe_as_data_is_refused(suffix: str, tmp_path: Path) -> None:
-    """Opening one waits until somebody writes."""
+    """Opening a pipe waits until somebody writes."""
     os.mkfifo(tmp_path / f"d{suffix}")
     with short_paths(tmp_path):
         assert refused(lambda: parse_mixture(f"d{suffix}")).code == 3
@@ -286,7 +286,7 @@ def test_published_patterns_are_taken(pattern: str) -> None:
 
 
 def test_a_tokenizer_with_an_endless_pattern_is_refused(tmp_path: Path) -> None:
-    """It ran over thirty letters for minutes, in code that no signal reaches."""
+    """The pattern ran over thirty letters for minutes, in code that no signal reaches."""
     train_tokenizer(["one two"], 300).save_pretrained(tmp_path / "t")
     file = tmp_path / "t" / "tokenizer.json"
     fields = json.loads(file.read_text(encoding="utf-8"))

@@ -1,5 +1,4 @@
-"""Run folders that somebody else has had a hand in: what is not a run's stays, what is asked for in
-any way is done once.
+"""Run folders changed by others: foreign files stay, and each request counts once.
 
 The numbers are those of the audit's findings.
 """
@@ -28,7 +27,7 @@ from plugin.run.folder import RunFolder
 
 @pytest.fixture
 def endless(forks: Forks, four_steps: Any, tmp_path: Path) -> Iterator[Forked]:
-    """A run that trains and goes on until it is stopped."""
+    """Yield a run that trains until it is stopped."""
     running = forks.start(tmp_path / "endless" / "run", *four_steps, *ENDLESS)
     wait_until(lambda: steps_of(running.folder) >= 2, "two steps", deadline_s=LONGEST_S)
     yield running
@@ -45,7 +44,7 @@ def steps_of(folder: Path) -> int:
 
 @pytest.fixture
 def failed(forks: Forks, four_steps: Any, tmp_path: Path) -> Path:
-    """The folder of a run that broke before its first step and is kept."""
+    """Return the folder of a run that broke before its first step and is kept."""
     done = forks.run(tmp_path / "fd", *four_steps, fault="load:raise:0:0")
     assert done.code == 1
     assert (done.folder / "data" / "report.json").is_file()
@@ -115,16 +114,16 @@ def test_a_record_made_by_hand_frees_nothing(
     refused = forks.run(project, *four_steps, "--resume", resume)
     assert refused.code == 2
     assert contents(project) == before
-    write_record(project, "failed")  # and one that could be ours: what it stands beside still tells
+    write_record(project, "failed")  # and a record that could be ours, if not for its neighbours
     before = contents(project)
     assert forks.run(project, *four_steps, "--resume", resume).code == 2
     assert contents(project) == before
 
 
-# --- what is read lies outside
+# --- input lies outside the run folder
 
 
-def test_what_a_new_run_reads_lies_outside_of_it(
+def test_input_inside_a_new_run_folder_is_refused(
     four_steps: Any,
     pairs_file: Path,
     tiny_bert: Path,
@@ -162,8 +161,8 @@ def test_what_a_new_run_reads_lies_outside_of_it(
     assert contents(run) == before
 
 
-def test_a_run_that_goes_on_may_read_what_it_read(pairs_file: Path, tmp_path: Path) -> None:
-    """Audit 3: what another value names inside of the folder is refused of it too."""
+def test_resumed_run_may_read_its_old_input(pairs_file: Path, tmp_path: Path) -> None:
+    """Audit 3: in a resumed run too, another value may not name a file inside the folder."""
     folder = RunFolder(tmp_path / "run")
     (folder / "in").mkdir(parents=True)
     for name in ("d.jsonl", "e.jsonl"):
@@ -196,7 +195,7 @@ def test_a_resume_leaves_lines_that_are_no_metrics(line: str, run_copy: Path) ->
 
 @pytest.mark.parametrize("state", ["[]", "{}", '{"step": 4, "seed": 0, "step_size": "4"}', "\x00"])
 def test_a_state_of_any_content_is_skipped(state: str, run_copy: Path) -> None:
-    """Audit 21: digests that are right, made by somebody else."""
+    """Audit 21: the digests are right, made by somebody else."""
     checkpoint = run_copy / "checkpoint-4"
     (checkpoint / "state.json").write_text(state)
     (checkpoint / "digests.json").unlink()
@@ -208,18 +207,16 @@ def test_a_state_of_any_content_is_skipped(state: str, run_copy: Path) -> None:
     assert said[0].startswith("resume: checkpoint-4 is skipped: state.json ")
 
 
-def test_another_runs_results_are_gone_on_from(
+def test_results_of_another_run_are_trained_further(
     forks: Forks, four_steps: Any, run_copy: Path, tmp_path: Path
 ) -> None:
-    """A checkpoint or fused model of another run is outside; a run that goes on may name what it
-    named.
-    """
+    """A checkpoint or fused model of another run lies outside of the run folder."""
     options = ("--model_config", "", "--train_steps", 2, "--fuse_model", "false")
     done = forks.run(tmp_path / "next", *four_steps, *options, "--model_name", run_copy / "fused")
     assert done.code == 0, done.err
 
 
-# --- a finished run that goes on
+# --- a finished run, resumed
 
 
 def test_a_kill_before_the_new_fused_leaves_the_old(
@@ -251,7 +248,7 @@ def test_a_stop_does_not_show_the_fused_of_before(
 def test_a_run_that_fuses_no_more_sets_the_fused_aside(
     forks: Forks, four_steps: Any, run_copy: Path
 ) -> None:
-    """What lies there when a run is done is that run's."""
+    """The fused model of a finished run is always its own."""
     old = tensors_of(run_copy / "fused")
     done = forks.run(
         run_copy, *four_steps, "--resume", "true", "--train_steps", 6, "--fuse_model", "false"
@@ -323,12 +320,14 @@ def test_asking_writes_through_no_link(tmp_path: Path) -> None:
 # --- two starters
 
 
-def test_of_two_starters_at_once_one_trains(forks: Forks, four_steps: Any, tmp_path: Path) -> None:
-    """Five times: the other one waits or is refused by name, and the run is whole."""
+def test_of_two_simultaneous_starters_one_trains(
+    forks: Forks, four_steps: Any, tmp_path: Path
+) -> None:
+    """Five times, the other starter waits or is refused by name, and the run is complete."""
     for number in range(5):
         folder = tmp_path / str(number) / "run"
         first = forks.start(folder, *four_steps, "--fuse_model", "false")
-        other = folder.parent / "other"  # what it prints goes beside this name
+        other = folder.parent / "other"  # its output lies next to this name
         second = forks.start(other, *four_steps, "--fuse_model", "false", "--run_dir", folder)
         scenes = [first.wait(), second.wait()]
         assert sorted(scene.code for scene in scenes) == [0, 2], [scene.err for scene in scenes]

@@ -28,9 +28,7 @@ REQUIRED = {"dataset_name": "d.jsonl", "model_name": "m"}
 
 
 def bounds(name: str) -> tuple[str, float, bool] | None:
-    """Kind, upper bound, and whether the bound itself is allowed, of a number; None for another
-    kind.
-    """
+    """Return a number's kind, upper bound, and whether the bound is allowed; None for no number."""
     for kind in SCHEMA[name].get("anyOf", [SCHEMA[name]]):
         if kind.get("type") in ("integer", "number"):
             most = kind.get("maximum", kind.get("exclusiveMaximum"))
@@ -82,7 +80,7 @@ def test_processes_of_a_cpu_end_at_its_cores() -> None:
     assert count_processes(Params(num_processes=4), ()) == 4
 
 
-def test_a_check_of_many_processes_answers_at_once(
+def test_check_of_many_processes_answers_soon(
     tmp_path: Path, tiny_config: Path, pairs_file: Path
 ) -> None:
     """Audit 12: `check` had no answer within a minute."""
@@ -99,7 +97,7 @@ def test_gpu_ids_end_somewhere(value: str) -> None:
     assert refused(lambda: parse({**REQUIRED, "gpu_ids": value})).field == "gpu_ids"
 
 
-# --- values that are no value
+# --- values of a wrong kind
 
 
 def laughs(levels: int = 9) -> list[Any]:
@@ -119,7 +117,7 @@ def test_a_list_is_refused_before_it_is_quoted(name: str) -> None:
 
 
 def test_two_lists_for_one_parameter_are_not_compared() -> None:
-    """Audit 9: so would comparing them."""
+    """Audit 9: comparing them would take as long."""
     refused(lambda: parse({**REQUIRED, "train_steps": laughs(), "max_steps": laughs()}))
 
 
@@ -188,7 +186,7 @@ def test_what_is_quoted_of_a_text_is_cut(value: str) -> None:
 
 
 def test_a_mixture_of_thousands_is_refused() -> None:
-    """Which stretch of it is a path is asked of the disk, for every pair of separators."""
+    """The disk is asked about the text between every pair of separators: each may be a path."""
     assert refused(lambda: parse_mixture("|".join(["a"] * 20_000))).field == "dataset_name"
 
 
@@ -228,7 +226,7 @@ def test_the_time_for_a_check_grows_with_its_data(pairs_file: Path) -> None:
 def test_a_check_of_the_largest_numbers_answers(
     changes: dict[str, Any], tiny_config: Path, pairs_file: Path
 ) -> None:
-    """The bounds are such that what is computed of them ends."""
+    """The bounds are such that all computations with them end."""
     assert TINY_CONFIG["max_position_embeddings"] == 128
     job = {
         "model_config": str(tiny_config),

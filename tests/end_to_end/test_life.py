@@ -1,6 +1,4 @@
-"""Runs of several ranks and several machines, two at once; one that hangs, and one that meets a
-key.
-"""
+"""Runs of several ranks and machines: two simultaneous jobs, a hang, and keys in a failed run."""
 
 from __future__ import annotations
 
@@ -46,8 +44,10 @@ KEYS = {
 def hangs_beside_another(
     forks: Forks, root: Path, hang: tuple[object, ...], two: tuple[object, ...]
 ) -> tuple[Scene, Scene]:
-    """An endless run of two ranks, and once it trains another to its end. Then rank 1 of the first
-    stands still, as a process does that waits for a lost disk; rank 0 waits for it in a collective.
+    """Return an endless run of two ranks that hangs, and another that ended while it trained.
+
+    Rank 1 of the first stands still, like a process that waits for a lost disk; rank 0 waits for it
+    in a collective.
     """
 
     def steps() -> int:
@@ -77,8 +77,9 @@ def ip(*words: object) -> bool:
 
 @contextmanager
 def two_networks() -> Iterator[list[tuple[str, ...]]]:
-    """What starts a program on either end of a cable, between namespaces that share no other
-    network; nothing where it is forbidden.
+    """Yield the command prefixes of both ends of a cable, empty where it is forbidden.
+
+    The ends lie in namespaces that share no other network.
     """
     names = [f"trainer-{os.getpid()}-{number}" for number in range(2)]
     try:
@@ -111,11 +112,11 @@ def two_networks() -> Iterator[list[tuple[str, ...]]]:
 
 
 def two_machines(root: Path, *args: object) -> list[Scene]:
-    """Two parents that meet at one address, each with a run folder on a disk of its own."""
+    """Train with two parents that meet at one address, each with a run folder on its own disk."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    env = {"HOME": "/proc/nowhere"}  # a home nobody can write to, root neither
+    env = {"HOME": "/proc/nowhere"}  # a home that not even root can write to
     folders = [root / f"disk-{rank}" / "run" for rank in range(2)]
     with two_networks() as ends, ExitStack() as running:
         address = FIRST_MACHINE if ends[0] else "127.0.0.2"
@@ -151,9 +152,7 @@ def two_machines(root: Path, *args: object) -> list[Scene]:
 
 
 def meets_a_key(root: Path, model: Path) -> Scene:
-    """The data lies in files named by keys, and the message of a step that is not finite names its
-    rows.
-    """
+    """Run on files named by keys; the error of a step that is not finite names its rows."""
     from safetensors.torch import load_file, save_file
 
     data, spoilt, folder = root / "dump", root / "spoilt", root / "keys"
@@ -227,7 +226,7 @@ def scene(
     return cache(lambda name: played[name]())
 
 
-def test_two_jobs_of_two_processes_at_once_each_find_a_port(scene: Callable[[str], Any]) -> None:
+def test_two_simultaneous_jobs_each_find_a_port(scene: Callable[[str], Any]) -> None:
     _, beside = scene("hang and another")
     assert beside.code == 0, beside.err
     assert len(beside.losses()) == 4

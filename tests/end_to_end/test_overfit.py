@@ -1,6 +1,4 @@
-"""End to end in one process: a model from scratch learns eight answers, word for word, and where
-each of them stops.
-"""
+"""Training from scratch in one process: eight answers, learned word for word with their ends."""
 
 from __future__ import annotations
 
@@ -43,7 +41,7 @@ LONG = (
 )
 
 
-# Within one block, and over two: there the canvas of the first block must not tell that the answer
+# Within one block, and over two: there the canvas of the first block must not show that the answer
 # ends in it.
 @pytest.mark.parametrize(
     ("replies", "most_blocks", "steps"), [(SHORT, 1, 350), (LONG, 2, 600)], ids=["short", "long"]

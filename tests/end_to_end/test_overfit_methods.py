@@ -1,5 +1,4 @@
-"""Nine cells: each method, trained in full, with LoRA and with QLoRA, learns eight answers word for
-word and where they stop.
+"""Nine cells: each method in full, LoRA and QLoRA learns eight answers word for word.
 
 The bases know the language of the answers from other pairs, as a published model does: an adapter
 cannot move the frozen embeddings and head of a model that knows nothing.
@@ -30,12 +29,12 @@ CELLS: dict[str, dict[str, Any]] = {
 }
 STEPS = {"full": {"bert": 350}, "lora": {"bert": 800}, "qlora": {"bert": 800}}
 USUAL_STEPS = {"full": 500, "lora": 600, "qlora": 600}
-# each takes under 20 on a quiet machine; beside other work on its cores up to 22 were seen
+# each takes under 20 on a quiet machine; next to other work on its cores, up to 22 were seen
 CPU_SECONDS = 40.0
 
 
 def made_up(count: int) -> Pairs:
-    """Questions about two words, answered by one to four words that no rule gives."""
+    """Return questions about two words, answered by one to four words that follow no rule."""
     rng = random.Random(0)
     asked = [(one, two) for one in WORDS for two in WORDS if one != two]
     rng.shuffle(asked)
@@ -54,8 +53,9 @@ OTHERS, PAIRS = _ALL[:48], _ALL[48:]
 
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A method's base, made when first asked for: a few seconds of full training on the other
-    pairs.
+    """Return a function that makes a method's base on its first call.
+
+    A base takes a few seconds of full training on the other pairs.
     """
     made: dict[str, Path] = {}
 

@@ -1,6 +1,4 @@
-"""Refusals by the true programs: what reaches the terminal, the exit code, and the folder the
-command stood in.
-"""
+"""Refusals by the real programs: the terminal's lines, the exit code, the working folder."""
 
 from __future__ import annotations
 
@@ -105,7 +103,9 @@ def test_check_as_json_is_one_object_with_the_problem(tmp_path: Path, tiny_confi
 def test_a_refusal_of_the_worker_leaves_no_run_folder(
     tmp_path: Path, pairs_file: Path, model_copy: Path, made: bool
 ) -> None:
-    (model_copy / "model.safetensors").write_bytes(b"not safetensors")  # only loading it tells
+    (model_copy / "model.safetensors").write_bytes(
+        b"not safetensors"
+    )  # seen only when it is loaded
     out = tmp_path / "runs" / "out"
     if made:
         out.mkdir(parents=True)
@@ -213,8 +213,9 @@ def test_other_verbs_refuse_a_command_line_alike(tmp_path: Path, words: tuple[st
 def test_ctrl_c_before_a_run_shows_no_traceback(
     tmp_path: Path, tiny_config: Path, pairs_file: Path
 ) -> None:
-    """A terminal signals the whole group, so the torch part must not be in it; here that stands
-    still where it would import torch.
+    """A terminal signals the full group, so the torch part must not be in it.
+
+    Here that part stands still where it would import torch.
     """
     (tmp_path / "sitecustomize.py").write_text(
         "import os, pathlib, signal, sys\n"

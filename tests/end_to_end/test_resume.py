@@ -1,6 +1,4 @@
-"""A run that goes on from its checkpoint is the run that never stopped: curves, samples, weights
-and optimizer to the last bit.
-"""
+"""Resumed runs equal uninterrupted ones: curves, samples, weights, optimizer, to the last bit."""
 
 from __future__ import annotations
 
@@ -33,8 +31,9 @@ def texts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def job(tiny_config: Path, pairs_file: Path) -> tuple[object, ...]:
-    """Six steps a pass over 22 documents, a log every 7 steps, a checkpoint every 17: in mid-pass
-    and in mid-window.
+    """Return a job of 22 documents: 6 steps a pass, a log every 7 steps, a checkpoint every 17.
+
+    Checkpoints lie within a pass and between two logs.
     """
     model = (
         "--model_config",
@@ -73,9 +72,7 @@ def undisturbed(
 @pytest.fixture
 def unbroken_and_resumed(forks: Forks, tmp_path: Path, job: tuple[object, ...]) -> Go:
     def go(*args: object, step: int = 17, then: tuple[object, ...] = ()) -> tuple[Scene, Scene]:
-        """The run, and the same once more from its checkpoint of `step`, in a copy of its
-        folder.
-        """
+        """Return the run, and its copy resumed from the checkpoint of `step`."""
         whole = forks.run(tmp_path / "whole", *job, *args)
         assert whole.code == 0, whole.err
         again = shutil.copytree(whole.folder, tmp_path / "again")
@@ -116,12 +113,12 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_goes_on_to_the_last_bit(layout: str, unbroken_and_resumed: Go) -> None:
+def test_every_layout_resumes_to_the_last_bit(layout: str, unbroken_and_resumed: Go) -> None:
     whole, resumed = unbroken_and_resumed(*LAYOUTS[layout])
     assert differences(resumed, whole) == []
 
 
-def test_a_run_counted_in_passes_goes_on_to_the_last_bit(
+def test_run_counted_in_passes_resumes_to_the_last_bit(
     forks: Forks, tiny_config: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
     args = (
@@ -151,7 +148,7 @@ def test_a_run_counted_in_passes_goes_on_to_the_last_bit(
 
 
 @pytest.mark.parametrize("four_bit", ["false", "true"])
-def test_an_adapter_with_dropout_goes_on_to_the_last_bit(
+def test_adapter_with_dropout_resumes_to_the_last_bit(
     four_bit: str, unbroken_and_resumed: Go, tiny_bert: Path
 ) -> None:
     lora = ("--lora", "true", "--lora_dropout", 0.3, "--lora_r", 4, "--load_in_4bit", four_bit)
@@ -163,7 +160,7 @@ def test_an_adapter_with_dropout_goes_on_to_the_last_bit(
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_stream_goes_on_with_its_buffer(
+def test_stream_resumes_with_its_buffer(
     processes: int, unbroken_and_resumed: Go, texts_file: Path
 ) -> None:
     stream = (
@@ -181,10 +178,10 @@ def test_a_stream_goes_on_with_its_buffer(
     assert f"stream-{processes - 1}.safetensors" in tensors_of(whole.folder / "checkpoint-17")
 
 
-def test_the_programs_of_a_user_go_on_with_what_a_fork_began(
+def test_real_programs_resume_what_a_fork_began(
     forks: Forks, job: tuple[object, ...], tmp_path: Path
 ) -> None:
-    """Three programs for real, once: the other tests fork them."""
+    """Start three real programs once: the other tests fork them."""
     two = (*job, "--batch_size", 2, "--num_processes", 2)
     begun = forks.run(tmp_path / "begun", *two)
     assert begun.code == 0, begun.err
@@ -221,9 +218,7 @@ def test_resume_on_other_devices_keeps_documents_and_noise(unbroken_and_resumed:
 def test_a_stop_leaves_no_trace_in_the_curves(
     fault: str, undisturbed: Scene, forks: Forks, job: tuple[object, ...], tmp_path: Path
 ) -> None:
-    """In mid-window, right before an evaluation, in the very step of one, during one, and before
-    the first step.
-    """
+    """Stop between two logs, right before, in the step of and during an evaluation, and at step 0."""
     stopped = forks.run(tmp_path / "stopped", *job, fault=fault)
     assert (stopped.code, stopped.result["outcome"]) == (0, "stopped"), stopped.err
     resumed = forks.run(stopped.folder, *job, "--resume", "true")
@@ -261,7 +256,7 @@ def test_a_stop_in_the_last_step_ends_as_every_run_does(
     assert differences(late, undisturbed) == []
 
 
-def test_a_run_that_is_through_is_fused_again_and_nothing_else(
+def test_finished_run_is_only_fused_again(
     forks: Forks, job: tuple[object, ...], tmp_path: Path
 ) -> None:
     args = (*job, "--fuse_model", "true")
@@ -279,7 +274,7 @@ def test_a_run_that_is_through_is_fused_again_and_nothing_else(
 def test_curves_hold_every_step_once_after_a_kill(
     undisturbed: Scene, forks: Forks, job: tuple[object, ...], tmp_path: Path
 ) -> None:
-    """What was drawn after the checkpoint is drawn again, and shown once."""
+    """Steps after the checkpoint are drawn again and shown once."""
     killed = forks.run(tmp_path / "killed", *job, fault="step:kill:33:0")
     assert killed.code == 8, killed.err
     resumed = forks.run(killed.folder, *job, "--resume", "true")
@@ -306,7 +301,7 @@ CLOCK = (
 def test_a_chat_templates_clock_is_kept(
     forks: Forks, job: tuple[object, ...], tmp_path: Path
 ) -> None:
-    """Even where the tokenised data has to be made again."""
+    """Keep it even where the data has to be tokenised again."""
     words = train_tokenizer(["0123456789: a question and its answer"], 320)
     words.chat_template = CLOCK
     words.save_pretrained(tmp_path / "words")
@@ -338,10 +333,10 @@ def test_the_run_json_of_a_resumed_run_repeats_it(
     assert "resumed_from" not in repeated.json("run.json")["environment"]
 
 
-def test_the_best_checkpoint_is_kept_beside_the_last(
+def test_best_checkpoint_is_kept_with_the_last(
     forks: Forks, job: tuple[object, ...], tmp_path: Path
 ) -> None:
-    """A learning rate that breaks what the warm-up built: the first evaluations are the best."""
+    """The learning rate breaks what the warm-up built: the first evaluations are the best."""
     args = (
         "--learning_rate",
         1,
@@ -374,8 +369,9 @@ def test_the_best_checkpoint_is_kept_beside_the_last(
 
 
 def two_machines(forks: Forks, folders: tuple[Path, Path], *args: object) -> list[Scene]:
-    """Two parents that meet at one address; the second's own folder lies in the first's, or on a
-    disk of its own.
+    """Train with two parents that meet at one address.
+
+    The second's own folder lies in the first's, or on its own disk.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -405,7 +401,7 @@ def two_machines(forks: Forks, folders: tuple[Path, Path], *args: object) -> lis
     return [one.wait() for one in started]
 
 
-def test_two_machines_go_on_together_or_not_at_all(
+def test_two_machines_resume_together_or_not_at_all(
     forks: Forks, job: tuple[object, ...], undisturbed: Scene, tmp_path: Path
 ) -> None:
     shared = tmp_path / "shared"

@@ -1,6 +1,4 @@
-"""A result used a second time: by plain transformers that cannot see the plugin, as a base to train
-on, with its prompt layout.
-"""
+"""Second use of a result: by transformers without the plugin, as a base, with its prompt layout."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ from plugin.models.tokenizer import load_tokenizer
 METHODS = {"bert": "modernbert", "llada": "llada", "dream": "Dream"}
 PROMPT = "What colour is the sky?"
 
-# A stranger's program: plain transformers in an empty folder, the published code allowed to run.
+# A stranger's program: plain transformers in an empty folder, allowed to run the published code.
 STRANGER = """
 import sys, torch
 from safetensors.torch import save_file
@@ -55,7 +53,7 @@ save_file({"ids": ids, "logits": logits, "padded": padded[:, : ids.shape[1]].con
 
 
 def scratch_config(method: str, folder: Path) -> Path:
-    """A config.json of two narrow layers to train from scratch."""
+    """Write a config.json of two narrow layers to train from scratch."""
     fields: dict[str, Any] = TINY_CONFIG
     if method != "bert":
         config = tiny_config(METHODS[method], vocab_size=300, max_position_embeddings=128)
@@ -70,7 +68,7 @@ def scratch_config(method: str, folder: Path) -> Path:
 def fused(
     forks: Forks, tmp_path_factory: pytest.TempPathFactory, pairs_file: Path
 ) -> dict[str, Path]:
-    """The run folder of a short training from scratch, for each method."""
+    """Return the run folder of a short training from scratch, for each method."""
     folder = tmp_path_factory.mktemp("from scratch")  # a path with a space
     found: dict[str, Path] = {}
     for method in METHODS:
@@ -92,8 +90,9 @@ def fused(
 
 
 def by_a_stranger(model: Path, scratch: Path, *, code: bool) -> dict[str, torch.Tensor]:
-    """What a process without the plugin computes; HF_MODULES_CACHE keeps the copies of code that
-    transformers makes.
+    """Return the tensors that a process without the plugin computes.
+
+    HF_MODULES_CACHE holds the copies of code that transformers makes.
     """
     program, out = scratch / "stranger.py", scratch / "out.safetensors"
     program.write_text(STRANGER, encoding="utf-8")
@@ -130,9 +129,7 @@ def test_fused_loads_without_plugin_and_agrees(
 def test_published_files_name_no_place(
     method: str, fused: dict[str, Path], forks: Forks, tmp_path: Path, pairs_file: Path
 ) -> None:
-    """Neither a path of this machine nor the switches it was loaded with; of adapters and
-    checkpoints too.
-    """
+    """Name no path of this machine and no loading switches; in adapters and checkpoints too."""
     words = (
         "--model_name",
         fused[method] / "fused",
@@ -181,9 +178,7 @@ def test_published_files_name_no_place(
 def test_second_life_keeps_prompt_layout(
     method: str, fused: dict[str, Path], forks: Forks, tmp_path: Path, pairs_file: Path
 ) -> None:
-    """Trained on as LoRA, a model from scratch is asked and answers as it was the first time: no
-    published template comes in.
-    """
+    """A LoRA of a model from scratch keeps that model's layout: no published template is used."""
     words = (
         "--model_name",
         fused[method] / "fused",
@@ -270,9 +265,7 @@ def test_chat_and_fuse_take_a_second_life(
 
 
 def test_base_code_is_copied_and_never_run(tmp_path: Path) -> None:
-    """A base's own files go along, those they import included; a file that writes a sentinel stays
-    unread.
-    """
+    """Copy a base's own files with those that they import; never run one, which writes a sentinel."""
     base = write_checkpoint(tmp_path / "base", "llada", ["how are you", "fine, thanks"])
     fields = json.loads((base / "config.json").read_text())
     fields["auto_map"] = {"AutoConfig": "theirs.LLaDAConfig", "AutoModel": "theirs.LLaDAModelLM"}
@@ -321,9 +314,7 @@ def test_code_that_is_not_there_is_replaced_by_ours(auto_map: Any, tmp_path: Pat
 
 
 def test_llada_text_opens_with_bos_though_it_has_a_cls(tmp_path: Path) -> None:
-    """LLaDA's published tokenizer names a [CLS] that nothing writes; an encoder's stands around
-    every text.
-    """
+    """LLaDA's published tokenizer names a [CLS] that nothing writes; an encoder's opens every text."""
     folder = write_checkpoint(tmp_path / "llada", "llada", ["how are you", "fine, thanks"])
     tokenizer = load_tokenizer(str(folder), family=FAMILIES["llada"])
     tokenizer.add_special_tokens({"cls_token": "[CLS]"})

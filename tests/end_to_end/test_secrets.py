@@ -1,6 +1,4 @@
-"""Keys that a user has in the environment, in rows and in names of files: in nothing that a run, or
-a command after it, leaves.
-"""
+"""Keys in the environment, rows and file names: absent from all that a run or command leaves."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ def spellings(key: str) -> Iterator[bytes]:
 
 
 def leaks(folder: Path, *streams: str) -> list[str]:
-    """List where a key stands, in the name or in the content of a file."""
+    """Return each place of a key, in the name or in the content of a file."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     texts = {str(path.relative_to(folder)): path.read_bytes() for path in files}
     texts |= dict.fromkeys(map(str, texts), b"") | {
@@ -55,7 +53,7 @@ def leaks(folder: Path, *streams: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of rows that hold keys, in two files, one of them named by a key."""
+    """Return a folder of rows that hold keys, in two files, one of them named by a key."""
     folder = tmp_path_factory.mktemp("dump")
     for number, name in enumerate((IN_A_NAME, "eval")):
         keys = [*ENVIRONMENT.values(), *IN_ROWS]

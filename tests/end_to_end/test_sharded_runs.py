@@ -1,5 +1,4 @@
-"""`main.py train` with two processes that cut the model up: each run is compared with the same run
-of one process.
+"""Sharded runs of `main.py train` on two processes, compared with runs of one process.
 
 A rank with half of the weights computes in another order, so numbers agree to rounding: losses and
 gradient norms to 1e-5 relative (measured: 6e-7), weights to 1e-5 after six updates at a learning
@@ -54,7 +53,7 @@ def scene(
     ]
     rows = write_rows(
         root / "rows.jsonl", [*pairs(), *long]
-    )  # dealt by tokens: a hand with a long row has fewer
+    )  # dealt by tokens: a share with a long row has fewer
     clock = (
         "--train_steps",
         STEPS,
@@ -78,7 +77,7 @@ def scene(
         "4-bit ddp": (*four_bit, *TWO, "--parallel", "ddp"),
     }
 
-    @cache  # run when a test first asks: pytest-xdist may give this module's tests to two processes
+    @cache  # run at a test's first call: pytest-xdist may give this module's tests to two processes
     def ended(name: str) -> Scene:
         done = forks.run(root / name, *job, *kinds[name])
         assert done.code == 0, done.err
@@ -116,7 +115,7 @@ def test_two_ranks_give_the_trace_of_one(scene: Callable[[str], Scene], one: str
 
 
 @pytest.mark.parametrize(("one", "two"), SPLITS)
-def test_what_is_saved_and_published_is_what_one_process_saves(
+def test_saved_and_published_models_equal_those_of_one_process(
     scene: Callable[[str], Scene], one: str, two: str
 ) -> None:
     alone, split = scene(one), scene(two)
@@ -149,7 +148,7 @@ def test_what_is_saved_and_published_is_what_one_process_saves(
 def test_accelerate_launch_with_fsdp_gives_an_equal_trace(
     scene: Callable[[str], Scene], tmp_path: Path
 ) -> None:
-    """The example as it is, on one machine: what a cluster starts, without our parent."""
+    """Run the example unchanged on one machine, as a cluster does, without our parent."""
     alone = scene("one")
     folder = tmp_path / "run"
     folder.mkdir()
@@ -196,7 +195,7 @@ def test_accelerate_launch_with_fsdp_gives_an_equal_trace(
 
 
 def test_the_ranks_had_different_numbers_of_micro_batches(scene: Callable[[str], Scene]) -> None:
-    """Of one document each: so what is cut up was gathered by idle ones too."""
+    """Each has one document: idle micro-batches too gathered the sharded model."""
     documents = Documents.load(scene("fsdp2").folder / "data" / "train")
     lengths = documents.lengths.tolist()
     steps = [step_slots(len(documents), STEP, step, 42) for step in range(STEPS)]
@@ -206,8 +205,9 @@ def test_the_ranks_had_different_numbers_of_micro_batches(scene: Callable[[str],
 
 @pytest.mark.parametrize("two", ["fsdp2", "4-bit zero3"])
 def test_samples_are_those_of_one_process(scene: Callable[[str], Scene], two: str) -> None:
-    """Before the first step: from then on a last bit decides which of two equally likely words a
-    model of six steps says.
+    """Compare the samples before the first step.
+
+    Later, a last bit decides which of two equally likely words a model of six steps says.
     """
     alone, split = (
         read_lines(scene(name).folder / "samples.jsonl")

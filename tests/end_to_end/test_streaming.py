@@ -1,6 +1,4 @@
-"""Streaming pretraining: what is held out, what is prepared, steps built ahead and their states,
-and whole runs of it.
-"""
+"""Streaming pretraining: held-out texts, preparation, steps built ahead with states, full runs."""
 
 from __future__ import annotations
 
@@ -59,7 +57,7 @@ WORDS = (
 
 
 def texts(count: int, seed: int = 1) -> list[str]:
-    """Distinct texts of one to about a hundred words."""
+    """Return distinct texts of one to about a hundred words."""
     rng = random.Random(seed)
     return [
         f"{' '.join(rng.choices(WORDS, k=max(1, int(rng.lognormvariate(2.5, 1)))))} {seed}/{n}"
@@ -99,7 +97,7 @@ def streamed(params: Params, one: Prepared, rank: int = 0, ranks: int = 1) -> St
 
 
 def trained_rows(params: Params, one: Prepared, steps: int) -> set[int]:
-    """Rows of the file, from 0, that so many steps train on."""
+    """Return the rows of the file, from 0, that the first `steps` steps train on."""
     make = streamed(params, one)
     return {
         index // 1_000_000
@@ -117,7 +115,7 @@ def example(text: str) -> Example:
     return Example("", (Turn("text", text),))
 
 
-# --- what is held out
+# --- held-out texts
 
 
 def test_a_hundredth_of_the_texts_is_evaluated_and_never_trained(
@@ -164,9 +162,7 @@ def test_separate_eval_split_is_used_and_kept_from_training(
     assert one.reports["train"].dropped == {"prompt also in the eval split": 3}
 
 
-def test_at_most_so_many_documents_are_evaluated(
-    job: Callable[..., Params], tmp_path: Path
-) -> None:
+def test_at_most_512_documents_are_evaluated(job: Callable[..., Params], tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     write_rows(folder / "train.jsonl", [{"text": text} for text in texts(50)])
@@ -180,7 +176,7 @@ def test_at_most_so_many_documents_are_evaluated(
 
 
 @pytest.mark.parametrize(("strategy", "said"), [("steps", 1), ("no", 0)])
-def test_nothing_to_hold_out_is_said_and_everything_trained(
+def test_empty_hold_out_is_logged_and_all_texts_are_trained(
     job: Callable[..., Params], tmp_path: Path, strategy: str, said: int
 ) -> None:
     params = job(eval_strategy=strategy)
@@ -210,7 +206,7 @@ def test_a_new_tokenizer_sees_the_first_rows_alone(
     assert len(read) < 1500, "of 5,060 rows"
 
 
-# --- what is refused
+# --- refusals
 
 
 @pytest.mark.parametrize(
@@ -222,7 +218,7 @@ def test_a_new_tokenizer_sees_the_first_rows_alone(
         ({"eval_strategy": "epoch"}, "eval_strategy"),
     ],
 )
-def test_what_a_stream_cannot_do_is_refused_by_name(
+def test_unsupported_stream_option_is_refused_by_name(
     job: Callable[..., Params], values: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(JobError) as caught:
@@ -355,7 +351,7 @@ def test_a_state_belongs_to_its_step_though_the_next_is_built(
         again(3)
 
 
-# --- whole runs
+# --- full runs
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +380,7 @@ def run_of(
 
 
 @pytest.mark.parametrize("name", ["one", "two"])
-def test_a_streamed_run_learns_and_leaves_a_whole_model(
+def test_streamed_run_learns_and_leaves_a_full_model(
     run_of: Callable[[str], Scene], name: str
 ) -> None:
     run = run_of(name)
@@ -414,7 +410,7 @@ def test_rows_are_reported_over_all_processes(run_of: Callable[[str], Scene], na
 
 
 def test_two_ranks_divide_by_what_they_have_together(run_of: Callable[[str], Scene]) -> None:
-    """The first loss, from both ranks' steps built here and the model a run begins with."""
+    """Compute the first loss from both ranks' steps and the model that a run begins with."""
     run = run_of("two")
     params = parse({**run.json("run.json")["params"], "run_dir": ""}).params
     one, _ = prepared(params)

@@ -1,6 +1,4 @@
-"""What rows, answers and names may hold, and what of it reaches a terminal, TensorBoard or a
-card.
-"""
+"""Control characters and markup in rows, answers and names: on terminals, boards and cards."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ HOSTILE = "\x1b]0;title\x07\x1b[2J\x1b[8mhidden\r\x9b31m\u202edesrever\x00\x7f\u
 
 
 def steers(text: str) -> set[str]:
-    """List the characters of `text` that steer a terminal; line ends and tabs do not."""
+    """Return the characters of `text` that steer a terminal; line ends and tabs do not."""
     return {
         char
         for char in text
@@ -106,10 +104,7 @@ def test_json_is_valid_and_steers_nothing() -> None:
     "end", ["\r", "\r\n", "\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"]
 )
 def test_a_sample_stays_a_code_block_of_one_line(tmp_path: Path, end: str) -> None:
-    """Audit 17:
-
-    `\\r` left the code block, and TensorBoard's Markdown rendered an image of somebody's server.
-    """
+    """Audit 17: `\\r` left the code block, and TensorBoard rendered an image of somebody's server."""
     folder = RunFolder(tmp_path)
     reporter = Reporter(folder, Heartbeat(tmp_path / ".heartbeat-0"), speaks=True)
     text = f"hi{end}![x](http://evil.example/p.png)"
@@ -139,7 +134,7 @@ MARKUP = [
 
 @pytest.mark.parametrize("name", MARKUP, ids=range(len(MARKUP)))
 def test_a_name_in_a_card_is_a_name(tmp_path: Path, name: str) -> None:
-    """Not tried by the audit: markup in what a model, an adapter or a data set is called."""
+    """Not tried by the audit: markup in the name of a model, an adapter or a data set."""
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     facts: dict[str, Any] = {
         "name": name,

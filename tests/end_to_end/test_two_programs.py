@@ -1,6 +1,4 @@
-"""`main.py train` for real: parent, workers and the run folder between them, ended in every way a
-run can end.
-"""
+"""Real `main.py train`: parent, workers, the run folder, and every way in which a run can end."""
 
 from __future__ import annotations
 
@@ -57,7 +55,7 @@ def scene(
         assert processes_naming(str(ended.folder)) == []
         with RunFolder(ended.folder).locked(
             0, lambda line: None
-        ):  # whoever is left of the ranks holds the lock
+        ):  # a remaining rank holds the lock
             return ended
 
     return played
@@ -235,7 +233,7 @@ def test_chat_prints_one_object(one: Scene) -> None:
     assert answer["seconds"] > 0
 
 
-# --- the same run, otherwise laid out
+# --- the same run in other layouts
 
 
 def test_the_model_learns_in_six_steps(one: Scene) -> None:

@@ -73,7 +73,7 @@ def tiny_config(family: str, **changes: Any) -> Any:
     """Return a config of two narrow layers, with dropout as published.
 
     ModernBERT has three layers, two of them with sliding windows of 4 tokens. Names are
-    transformers'; LLaDA's and Dream's key heads are grouped, and LLaDA has more embedding rows than
+    transformers'; the key heads of LLaDA and Dream are grouped. LLaDA has more embedding rows than
     words.
     """
     shape: dict[str, Any] = {

@@ -32,7 +32,7 @@ DOCUMENTS = random_documents(20)
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
-def test_eight_documents_at_once_or_two_by_two_give_one_trace(family: str) -> None:
+def test_eight_documents_together_or_in_pairs_give_one_trace(family: str) -> None:
     runs = {}
     for batch_size in (8, 2, 3):
         model = tiny_model(family)

@@ -100,7 +100,7 @@ def whole_gradient(module: DiffusionModel) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("parallel", ["zero2", "zero3"])
-def test_sums_and_gradients_are_those_of_the_whole_model(family: str, parallel: str) -> None:
+def test_sums_and_gradients_are_those_of_the_full_model(family: str, parallel: str) -> None:
     plain, sharded = module_of(tiny_model(family)), cut(tiny_model(family), parallel)
     for module in (plain, sharded):
         for _ in range(2):  # gradients add up
@@ -165,7 +165,7 @@ def test_a_cpu_gathers_layers_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("family", ["bert", "llada"])
-def test_a_model_that_is_cut_up_is_sampled_from_as_if_whole(family: str) -> None:
+def test_sharded_model_samples_like_the_full_model(family: str) -> None:
     sharded = cut(tiny_model(family), packed=False)
     ids = torch.randint(5, 40, (3, 12), generator=torch.Generator().manual_seed(1))
     places = torch.tensor([[0, 3], [1, 1], [2, 11]])
@@ -293,7 +293,7 @@ def chosen(ranks: int = 2, on_gpu: bool = True, fits: bool = True, **values: Any
     return choose_parallel(params, ranks=ranks, on_gpu=on_gpu, fits=lambda: fits)[0]
 
 
-def test_auto_cuts_up_only_what_does_not_fit() -> None:
+def test_auto_shards_only_what_does_not_fit() -> None:
     assert chosen(fits=True) == "ddp"
     assert chosen(fits=False) == "zero3"
     assert chosen(fits=False, on_gpu=False) == "ddp"
@@ -322,7 +322,7 @@ def test_a_choice_is_kept() -> None:
         ({"dtype": "float16"}, "float16"),
     ],
 )
-def test_what_cannot_be_cut_up_is_refused_by_name(
+def test_option_without_sharding_is_refused_by_name(
     parallel: str, with_: dict[str, object], told: str
 ) -> None:
     job = {"dataset_name": "d", "model_name": "m", **with_}
@@ -336,7 +336,7 @@ def test_what_cannot_be_cut_up_is_refused_by_name(
 # --- memory
 
 
-def test_what_is_gathered_at_a_time_by_hand() -> None:
+def test_gathered_bytes_worked_by_hand() -> None:
     """Width 16, 48 rows: table and head 768 each, last norm 16.
 
     A layer: two norms 16, q and out 256, k and v 128, three of 384.

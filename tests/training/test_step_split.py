@@ -17,7 +17,10 @@ from plugin.training.step import StepRules, build_step, step_items
 
 
 def texts(count: int, length: int, opening: bool = True) -> Documents:
-    """Return pretraining pieces: word n of a text is 10 + n; without `opening`, none learns word 0."""
+    """Return pretraining pieces: word n of a text is 10 + n.
+
+    Without a start token, the first word is not learned.
+    """
     builder = Builder()
     for number in range(count):
         ids = np.arange(10, 10 + length, dtype=np.int32)

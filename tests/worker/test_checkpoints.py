@@ -92,7 +92,7 @@ def test_an_optimizers_tensors_come_back_bit_by_bit(tmp_path: Path) -> None:
     assert [group["weight_decay"] for group in fresh.param_groups] == [0.1, 0.0]
 
 
-def test_a_checkpoint_is_a_whole_model_folder_without_pickles(tmp_path: Path) -> None:
+def test_checkpoint_is_a_full_model_folder_without_pickles(tmp_path: Path) -> None:
     model = tiny_model("bert")
     path = save(tmp_path, 5, model, adam(model))
     assert path == tmp_path / "checkpoint-5"

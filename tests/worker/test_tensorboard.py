@@ -69,7 +69,7 @@ def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path: Path, spoilt_b
     ]
 
 
-def test_a_folder_that_can_be_written_is_not_spoken_of(tmp_path: Path) -> None:
+def test_writable_folder_gives_no_warning(tmp_path: Path) -> None:
     report(tmp_path, 99)
     assert warnings_of(tmp_path) == []
     assert list((tmp_path / "tb").glob("events.out.tfevents.*"))
