@@ -1,6 +1,4 @@
-"""What the CPU bench has to reach; `benches/throughput.py --bars` fails naming every bar that it
-misses.
-"""
+"""Bars of the CPU bench; `benches/throughput.py --bars` fails and names every missed bar."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ PACKING = 0.98
 
 
 def missed(summary: Mapping[str, Any]) -> list[str]:
-    """Every bar that the summary of throughput.py misses, in words.
+    """Return every bar that the summary of throughput.py misses, in words.
 
     A figure that is no number misses its bar.
     """

@@ -1,9 +1,8 @@
-"""What share of a step goes into telling: requests, heartbeat, counts, progress.json, metrics,
-TensorBoard?
+"""Share of reports in a step: requests, heartbeat, counts, progress.json, metrics, TensorBoard.
 
-A real run on this CPU, everything on but evaluation and saves, which are work and booked as such.
-Every call out of the loop is timed where it happens; the rest of the step is what a bare loop would
-take. The last line is one JSON object.
+A real run on this CPU has everything on except evaluation and saves, which are work and booked as
+such. Every call out of the loop is timed where it happens; the rest of the step is the time of a
+bare loop. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class Clock:
 
 
 def measure(steps: int, logging_steps: int) -> dict[str, float]:
-    """Milliseconds of a step, and of its telling, as means over all steps."""
+    """Return the milliseconds of a step, and of its reports, as means over all steps."""
     told, whole = Clock(), Clock()
     train, account = loop.train, loop._account
 

@@ -1,5 +1,4 @@
-"""The real shapes on one GPU: `python benches/throughput.py --device cuda`, under ten minutes in
-one call.
+"""Real shapes on one GPU: `python benches/throughput.py --device cuda`, under ten minutes a call.
 
 Random weights, packed steps of 8 x 1024 tokens (48 x 1024 for ModernBERT), half of them masked on
 average; forward, backward and optimizer. MFU is a share of a bfloat16 matrix product measured in
@@ -52,7 +51,7 @@ class Case:
 
 
 def build(case: Case, device: torch.device) -> nn.Module:
-    """The model as the worker would have it: masters, frozen bfloat16 base, or NF4 base."""
+    """Return the model as in the worker: masters, frozen bfloat16 base, or NF4 base."""
     with torch.device(device):
         model: Any = build_model(case.shape.config())
     family = FAMILIES[model.config.model_type]
@@ -70,9 +69,7 @@ def build(case: Case, device: torch.device) -> nn.Module:
 
 
 def quantise(model: nn.Module, head: tuple[str, ...], device: torch.device) -> None:
-    """Every linear layer below the head becomes NF4 with double quantisation, in place and one at a
-    time.
-    """
+    """Convert every linear layer below the head to NF4 with double quantisation, one at a time."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     for name, layer in list(model.named_modules()):

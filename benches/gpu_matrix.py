@@ -1,12 +1,12 @@
 """The product on a real GPU, as users start it: `make gpu`, at most eight minutes.
 
 Every method, in full, LoRA and QLoRA, packed and padded, with recomputation and compiled layers:
-trained for a few steps, resumed, and compared bit by bit with the unbroken run, several jobs at
-once. Then a run out of memory, a STOP, a kill -9 and a job of a real size. Foretold memory stands
-beside what was taken. One table, and one JSON file under benches/results/.
+trained for a few steps, resumed, and compared bit by bit with the unbroken run, several jobs in
+parallel. Then a run out of memory, a STOP, a kill -9 and a job of a real size. Predicted memory is
+listed next to the memory taken. One table, and one JSON file under benches/results/.
 
 `--rehearse` runs every path on a CPU with one cell a method: it proves the code, not a figure.
-Works from a tree without git, with the packages that are there; what is missing is named.
+Works from a tree without git, with the installed packages; missing ones are named.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ def play_cell(
 
 
 def play_out_of_memory(bench: Bench, base: Path, data: Path) -> dict[str, Any]:
-    """Ask for far more than there is: exit 5, and what to do about it."""
+    """Ask for far more than there is: exit 5, with advice."""
     many, limit = (1920, 1_000_000_000) if bench.rehearse else (60_000, 0)
     big = bench.root / "big.jsonl"
     big.write_text(data.read_text(encoding="utf-8") * (many // ROWS), encoding="utf-8")
@@ -304,9 +304,7 @@ def play_out_of_memory(bench: Bench, base: Path, data: Path) -> dict[str, Any]:
 
 
 def wait_for_step(folder: Path, step: int) -> None:
-    """Return once the run has made `step` steps; a run that ends first is seen by its own exit
-    code.
-    """
+    """Return once the run has made `step` steps; a run that ends first shows its own exit code."""
     deadline = time.monotonic() + LONGEST_S
     while time.monotonic() < deadline:
         try:
@@ -365,9 +363,9 @@ def play_kill(bench: Bench, base: Path, data: Path) -> dict[str, Any]:
 
 
 def play_real(bench: Bench, data: Path) -> dict[str, Any]:
-    """A job of a real size through both programs:
+    """Run a job of a real size through both programs.
 
-    ModernBERT-base from scratch, compiled, evaluated, fused.
+    ModernBERT-base is trained from scratch, compiled, evaluated and fused.
     """
     config = bench.root / "real.json"
     narrow = (
@@ -444,7 +442,7 @@ def main(argv: Sequence[str]) -> int:
     )
     options = parser.parse_args(argv)
     began = time.monotonic()
-    # Compiling takes a minute a job beside seven others: packed layers alone, which users compile.
+    # Compiling takes a minute a job next to seven others: packed layers alone, which users compile.
     cells = [
         cell
         for cell in product(METHODS, KINDS, LAYOUTS, WAYS)
@@ -487,7 +485,7 @@ def main(argv: Sequence[str]) -> int:
                 name: pool.submit(play) for name, play in events.items() if name != "out of memory"
             }
             played = {name: other.result() for name, other in others.items()}
-        # Alone on the device: one fills it, the other is timed.
+        # Alone on the device: one job fills it, the other is timed.
         played["out of memory"] = events["out of memory"]()
         played["real size"] = play_real(bench, data)
         for name, row in played.items():

@@ -1,4 +1,4 @@
-"""What a piece of work takes: wall time, CPU time and peak memory of this process, on Linux."""
+"""Cost of a piece of work: wall time, CPU time and peak memory of this process, on Linux."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def spent_by(work: Callable[[], object]) -> Spent:
 
 
 def resident() -> int:
-    """Bytes resident now."""
+    """Return the bytes resident now."""
     return _status("VmRSS")
 
 
 def reset_peak() -> None:
-    """From now on the peak is a new one; see proc(5), clear_refs."""
+    """Begin a new peak of resident memory; see proc(5), clear_refs."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def return_free_memory() -> None:
-    """Hand what the allocator keeps back to the system, so that the next growth is seen."""
+    """Return what the allocator keeps to the system, so that the next growth is seen."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
@@ -52,8 +52,9 @@ def _status(field: str) -> int:
 
 
 def matmul_peak() -> float:
-    """Operations a CPU second of a square float32 product, measured in this run: what one core can
-    do.
+    """Return the operations a CPU second of a square float32 product: what one core can do.
+
+    It is measured in this run.
     """
     size = 2048
     left, right = torch.randn(size, size), torch.randn(size, size)

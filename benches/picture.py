@@ -1,4 +1,4 @@
-"""The picture of scaling.py: one question a panel, answered by its title."""
+"""Picture of scaling.py: one question a panel, answered by its title."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Found = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def draw(found: Found, path: Path) -> None:
-    """Six panels, two rows, as a PNG."""
+    """Draw six panels in two rows as a PNG."""
     panels: tuple[Callable[[Axes, Found], None], ...] = (
         _step,
         _once,
@@ -60,8 +60,9 @@ def _line(area: Axes, x: Sequence[float], y: Sequence[float], color: str) -> Non
 
 
 def _name(area: Axes, name: str, at: tuple[float, float], color: str, right: bool) -> None:
-    """A line's name beside one of its points instead of in a legend: right below it, or left above
-    it.
+    """Write a line's name next to one of its points instead of in a legend.
+
+    It is right below the point, or left above it.
     """
     side, vertical = ("left", "top") if right else ("right", "bottom")
     offset = (8, -4) if right else (-8, 4)
@@ -79,7 +80,7 @@ def _ticks(area: Axes, places: Sequence[float], names: Sequence[str]) -> None:
 
 
 def _short(number: float) -> str:
-    """1000 as 1k, 1000000 as 1M."""
+    """Return 1000 as 1k, 1000000 as 1M."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.0f}{letter}"

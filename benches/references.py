@@ -1,4 +1,4 @@
-"""What throughput.py compares with: a padded rectangle, logits of every position.
+"""References of throughput.py: a padded rectangle, logits of every position.
 
 `dllm_loss` is the loss of dLLM's trainer (github.com/ZHZisZZ/dllm, dllm/core/trainers/mdlm.py):
 cross-entropy of every position over transposed logits, multiplied by zero where nothing was masked.
@@ -25,7 +25,7 @@ Noised = tuple[NDArray[np.int32], Corruption]  # true ids and what was masked
 def padded_loss(
     model: PreTrainedModel, documents: Sequence[Noised], pad_id: int, way: str
 ) -> Tensor:
-    """Sum of weight * nll over one padded micro-batch, by the reference of that name."""
+    """Return the sum of weight * nll over one padded micro-batch, by the reference of that name."""
     longest = max(ids.size for ids, _ in documents)
     shape = (len(documents), longest)
     inputs, targets = torch.full(shape, pad_id), torch.full(shape, pad_id)

@@ -1,13 +1,12 @@
-"""What does it cost the workers to be watched, and how long does a user of Transformer Lab wait for
-the first line of training?
+"""Cost of watching the workers, and a Transformer Lab user's wait for the first training line.
 
-Overhead: one job trains on this CPU while the parent, which relays it, is stopped (SIGSTOP) and let
-go on in turn, a few seconds each; neighbouring blocks make a pair, so what else the machine does
-falls on both. A stopped parent costs exactly nothing, and what it missed it catches up on
-afterwards, so the blocks in which it runs carry twice what is usual. Every call of the plugin-era
-host takes 50 ms. A step's time is the training thread's without what it waited for a core that
-others had (the kernel counts that), since machines are shared; what the parent may take from it
-there is the parent's own processor time. `clock_...` is the same by the clock.
+Overhead: one job trains on this CPU while the parent, which relays it, is stopped (SIGSTOP) and
+resumed in turn, a few seconds each. Neighbouring blocks make a pair, so that other work of the
+machine falls on both. A stopped parent costs exactly nothing, and what it missed it catches up on
+afterwards, so the blocks in which it runs carry twice the usual load. Every call of the plugin-era
+host takes 50 ms. A step's time is the training thread's, without its waits for a core that others
+had (the kernel counts them), since machines are shared; what the parent may take from it there is
+the parent's own processor time. `clock_...` is the same by the clock.
 
 First line: from the start of that host's harness to the first line with a loss. Its SDK imports
 torch, transformers' trainer and datasets, for the real one takes about ten seconds to import; for a
@@ -44,7 +43,7 @@ from helpers.support import processes_naming  # noqa: E402
 
 CALL_S = 0.05
 SDK_IMPORTS = "torch transformers.trainer datasets"
-ASKED = "rowsü"  # lies under a name that only the SDK can tell
+ASKED = "rowsü"  # lies under a name that only the SDK knows
 OVERHEAD_BAR, FIRST_LINE_BAR_S = 0.01, 40.0
 SETTLE_S = 3.0  # after the first line, before the first block
 CONFIG = {
@@ -98,7 +97,7 @@ class Log:
 
 
 def make_inputs(root: Path) -> tuple[dict[str, object], Path]:
-    """A job without an end whose documents are all as long, so that every step is the same work."""
+    """Return an endless job of documents of equal length, for equal steps, and its data file."""
     (root / "config.json").write_text(json.dumps(CONFIG))
     rows = [
         {"prompt": f"Count from {n}.", "response": " ".join(f"{n + k:03d}" for k in range(30))}
@@ -133,7 +132,7 @@ def processor_s(pid: int) -> float:
 
 
 def queued_s(pid: int) -> float:
-    """Seconds a process's first thread, which trains, was ready and got no core."""
+    """Return the seconds that a process's first thread, which trains, was ready and got no core."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
 
 
@@ -146,7 +145,7 @@ class Block:
 
 
 def told_steps(folder: Path) -> list[tuple[float, int]]:
-    """(time, finished steps) of every line of metrics, by the worker's clock."""
+    """Return (time, finished steps) of every line of metrics, by the worker's clock."""
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     return [
         (datetime.fromisoformat(event["time"]).timestamp(), event["step"])
@@ -156,17 +155,16 @@ def told_steps(folder: Path) -> list[tuple[float, int]]:
 
 
 def step_ms(told: list[tuple[float, int]], block: Block) -> tuple[float, float]:
-    """Milliseconds of a step in a block: by the clock, and without those in which others had the
-    cores.
-    """
+    """Return the milliseconds of a step in a block: by the clock, and without waits for a core."""
     done = np.interp([block.begin, block.end], [at for at, _ in told], [step for _, step in told])
     seconds, steps = block.end - block.begin, float(done[1] - done[0])
     return 1000 * seconds / steps, 1000 * (seconds - block.queued) / steps
 
 
 def compare(pairs: list[tuple[float, float]]) -> dict[str, float]:
-    """Of (relayed, not relayed) milliseconds: the median of what a step takes longer, and a 95 %
-    interval of that median.
+    """Return the median extra time of a step, and its 95 % interval.
+
+    `pairs` are (relayed, not relayed) milliseconds.
     """
     ratios = sorted(relayed / alone - 1 for relayed, alone in pairs)
     middle, reach = (
@@ -187,7 +185,10 @@ def compare(pairs: list[tuple[float, float]]) -> dict[str, float]:
 def alternate(parent: int, worker: int, pairs: int, block_s: float) -> list[Block]:
     blocks: list[Block] = []
     for number in range(2 * pairs):
-        relays = number % 4 in (0, 3)  # on off off on: a machine that grows slower does so for both
+        relays = number % 4 in (
+            0,
+            3,
+        )  # on off off on: a machine that becomes slower does so for both
         os.kill(parent, signal.SIGCONT if relays else signal.SIGSTOP)
         begin, queued = time.time(), queued_s(worker)
         time.sleep(block_s)
@@ -198,7 +199,10 @@ def alternate(parent: int, worker: int, pairs: int, block_s: float) -> list[Bloc
 def overhead(
     host: Host, job: str, values: dict[str, object], pairs: int, block_s: float
 ) -> dict[str, float]:
-    """`pairs` pairs of blocks of one job, and what its parent takes of a core."""
+    """Return the overhead over `pairs` pairs of blocks of one job, and its parent's share.
+
+    The share is of a core.
+    """
     running = host.start(job, values)
     log, parent = Log(running), running.program.pid
     log.wait_for("train")
@@ -280,8 +284,10 @@ def table(found: dict[str, Any]) -> str:
 
 
 def missed(found: dict[str, Any]) -> list[str]:
-    """A bar is missed when the whole interval of the overhead lies above it (a machine with other
-    work proves nothing else), or when what the parent takes from a core does.
+    """Return the missed bars.
+
+    A bar is missed when the full interval of the overhead lies above it (a machine with other work
+    proves nothing else), or when the parent's share of a core does.
     """
     rows = found["overhead"].items()
     over = [f"{name}: overhead" for name, row in rows if row["overhead_low"] > OVERHEAD_BAR]
@@ -306,7 +312,7 @@ def main() -> int:
     )
     parser.add_argument("--save", type=Path, help="write the JSON there too, with the command")
     options = parser.parse_args()
-    # As in the contract: one thread, so that a core is left for the parent, and no hub.
+    # As in the contract: one thread, which leaves a core for the parent, and no hub.
     os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     found = (
         measure(2, 2.0, 1)

@@ -1,5 +1,4 @@
-"""What grows with the number of documents, with their length, with how many are packed together,
-and with the vocabulary?
+"""Growth of cost with the number of documents, their length, their packing, the vocabulary.
 
 `make scaling` (under four minutes on two cores) draws benches/results/scaling.png. Tokens are
 random, lengths Alpaca's, weights random; times are CPU time, so that a busy machine changes them
@@ -50,15 +49,16 @@ from plugin.models.load import build_model  # noqa: E402
 from plugin.training.step import Step, build_step  # noqa: E402
 
 BATCH = 32  # documents of a step
-MASKED, WIDTH = 512, 256  # tokens that the head is asked about, and their width
+MASKED, WIDTH = 512, 256  # tokens that the head predicts, and their width
 MB = 1e6
 
 Records = list[dict[str, Any]]
 
 
 def by_documents(sizes: Sequence[int]) -> Records:
-    """Building and loading the store (once a run), the order of a pass (once a pass), and building
-    a step.
+    """Measure building and loading the store, the order of a pass, and building a step.
+
+    The store is built once a run, the order once a pass.
     """
     return [_of_documents(size) for size in sizes]
 
@@ -117,8 +117,9 @@ def _build_step(documents: Documents, step: int) -> None:
 
 
 def by_length(shapes: Sequence[Shape], lengths: Sequence[int]) -> Records:
-    """Forward and backward over as many tokens as the longest document has, cut into documents of
-    one length.
+    """Measure forward and backward over as many tokens as the longest document has.
+
+    They are cut into documents of one length.
     """
     return [_of_length(shape, length, max(lengths)) for shape in shapes for length in lengths]
 
@@ -145,9 +146,7 @@ def _train(module: DiffusionModel, step: Step) -> None:
 
 
 def _attention_seconds(config: PretrainedConfig, step: Step) -> float:
-    """CPU seconds of attention alone in all layers, forward and backward, over the same
-    documents.
-    """
+    """Return the CPU seconds of attention alone in all layers, forward and backward."""
     heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     kinds = (
         config.layer_types
@@ -176,7 +175,7 @@ def _attend(
 
 
 def by_packing(shape: Shape, counts: Sequence[int]) -> Records:
-    """Forward and backward over one micro-batch of so many packed documents of Alpaca's lengths."""
+    """Measure forward and backward of one micro-batch of n packed documents of Alpaca's lengths."""
     torch.manual_seed(0)
     module = DiffusionModel(build_model(shape.config()), PAD, "loop")
     records = []
@@ -194,10 +193,10 @@ def by_packing(shape: Shape, counts: Sequence[int]) -> Records:
 
 
 def by_vocabulary(sizes: Sequence[int]) -> Records:
-    """Head and loss of 512 masked tokens, forward and backward: fused as in training, and with
-    plain logits.
+    """Measure head and loss of 512 masked tokens, forward and backward.
 
-    Memory is the peak beyond weights and their gradient, which both ways have.
+    They are fused as in training, and with plain logits. Memory is the peak beyond weights and
+    their gradient, which both ways have.
     """
     return [_of_vocabulary(size) for size in sizes]
 
@@ -276,7 +275,7 @@ def main(argv: Sequence[str]) -> int:
     for title, records in zip(titles, found.values(), strict=True):
         console.print(table(title, records))
     if options.picture:
-        from picture import draw  # only who wants a picture needs matplotlib
+        from picture import draw  # only the picture needs matplotlib
 
         options.picture.parent.mkdir(parents=True, exist_ok=True)
         draw(found, options.picture)

@@ -1,6 +1,4 @@
-"""Model shapes and length histograms of the benches: random weights, real shapes, no data
-needed.
-"""
+"""Model shapes and length histograms of the benches: random weights, real shapes, no data."""
 
 from __future__ import annotations
 
@@ -47,20 +45,18 @@ class Shape:
         return int(config.max_position_embeddings)
 
     def narrow(self) -> Shape:
-        """The same family with two layers and few of everything: to try code on a CPU."""
+        """Return the family's shape with two layers and few of everything: to try code on a CPU."""
         small = {"vocab_size": 512} | {
             name: value for name, value in _NARROW.items() if name in self.fields
         }
         return replace(self, fields={**self.fields, **small}, batch_size=2)
 
     def few(self) -> Shape:
-        """The same with at most four documents in a micro-batch: enough to compare results."""
+        """Return the shape with at most four documents in a micro-batch: enough to compare results."""
         return replace(self, batch_size=min(4, self.batch_size))
 
     def without_head(self) -> Shape:
-        """The same body over a vocabulary so small that its head hardly counts, and positions
-        enough for long documents.
-        """
+        """Return the shape with a vocabulary too small for its head to count, and long contexts."""
         name = "max_sequence_length" if self.model_type == "llada" else "max_position_embeddings"
         return replace(self, fields={**self.fields, "vocab_size": 512, name: 8192})
 
@@ -97,7 +93,7 @@ _TINY_MODERNBERT = {
 def draw_lengths(
     kind: str, documents: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(tokens, prompt tokens) of each document, seeded."""
+    """Return (tokens, prompt tokens) of each document, seeded."""
     mean, sigma, shortest, longest, answer = LENGTHS[kind]
     rng = np.random.default_rng(seed)
     lengths = np.clip(
@@ -110,12 +106,11 @@ def draw_lengths(
 def draw_batch(
     kind: str, order: str, batch_size: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(tokens, prompt tokens) of one typical micro-batch of 50 that were drawn, so that a minute's
-    measure stands for a long run.
+    """Return (tokens, prompt tokens) of a typical micro-batch of 50, which stands for a long run.
 
-    It is the one whose share of padding is nearest to that of all 50. random: documents as they
-    come. grouped: neighbours in length, of which those stand for the rest that hold the longer half
-    of the tokens: the shortest documents are quick either way.
+    Its share of padding is nearest to that of all 50. random: documents in their own order.
+    grouped: neighbours in length, chosen among the micro-batches that hold the longer half of the
+    tokens, since the shortest documents are quick either way.
     """
     lengths, prompts = draw_lengths(kind, MEGA_BATCH * batch_size, seed)
     if order == "grouped":
@@ -175,7 +170,7 @@ _MODERNBERT_LARGE = {
     "num_attention_heads": 16,
     "vocab_size": 50_368,
 }
-# Batches of 16: what dLLM's BERT script trains Alpaca with (examples/bert/sft.py), for every shape.
+# Batches of 16 for every shape, as in dLLM's BERT script for Alpaca (examples/bert/sft.py).
 CPU = (
     Shape("tiny_modernbert", "modernbert", _TINY_MODERNBERT, 16),
     Shape("tiny_llada", "llada", _TINY_LLADA, 16),

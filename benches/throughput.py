@@ -1,12 +1,11 @@
-"""How many real tokens a second does forward + backward take, against dLLM's padded rectangle with
-logits of every position?
+"""Real tokens a second of forward and backward, against dLLM's padded rectangle of all logits.
 
 `make bench`. Ways: `random` (documents in random order) and `grouped` (neighbours in length, as
 transformers' group_by_length) with dLLM's loss, `careful` (grouped, the best loss without a fused
 head) and `ours` (packed, logits at masked tokens only). Each ratio has the same documents, masks
 and weights on both sides; agreement and leaks are checked before anything is timed; ways are
 interleaved, and ratios are medians of CPU time over rounds, so that a busy machine changes them
-little. `--bars` exits 1 naming every bar missed. The last line is one JSON object. A typical
+little. `--bars` exits 1 and names every missed bar. The last line is one JSON object. A typical
 micro-batch stands for a run: see shapes.py; the references' lines: references.py.
 """
 
@@ -49,7 +48,7 @@ from plugin.models.diffusion import DiffusionModel  # noqa: E402
 from plugin.models.flops import count_flops  # noqa: E402
 from plugin.models.load import build_model  # noqa: E402
 
-# (order of the documents, way); every reference has a run of ours on its own documents beside it.
+# (order of the documents, way); every reference has a run of ours on its own documents next to it.
 RUNS = (
     ("random", "random"),
     ("random", "ours"),
@@ -61,9 +60,7 @@ RUNS = (
 
 @dataclass(frozen=True)
 class Agreement:
-    """Relative difference of loss and gradient between ours and dLLM's, and the largest leak
-    between packed documents (nats).
-    """
+    """Relative difference of loss and gradient to dLLM's; largest leak between documents (nats)."""
 
     loss: float
     gradient: float
@@ -72,7 +69,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured of one shape. Rates are real tokens a CPU second, by order and way."""
+    """Figures of one shape. Rates are real tokens a CPU second, by order and way."""
 
     shape: Shape
     agreement: Agreement
@@ -96,7 +93,7 @@ class Found:
 
 
 def run_way(way: str, module: DiffusionModel, model: PreTrainedModel, work: Work) -> float:
-    """Forward and backward of one step; returns its loss."""
+    """Run forward and backward of one step. Returns its loss."""
     if way != "ours":
         total = padded_loss(model, work.noised, PAD, way) / work.step.count
         total.backward()
@@ -130,8 +127,9 @@ def check_agreement(module: DiffusionModel, model: PreTrainedModel, work: Work) 
 
 @torch.no_grad()
 def leak(module: DiffusionModel, work: Work) -> float:
-    """Change every visible token of the first document of a micro-batch: the largest change in
-    another document's sum.
+    """Return the largest change in another document's sum when one document changes.
+
+    Every visible token of the first document of a micro-batch is changed.
     """
     micro_batch = work.step.micro_batches[0]
     assert len(micro_batch.documents) > 1, "a document alone has nobody to leak to"
@@ -147,7 +145,7 @@ def leak(module: DiffusionModel, work: Work) -> float:
 
 
 def measure(shape: Shape, kind: str, rounds: int, empty: int) -> Found:
-    """`empty`: bytes resident before any model was built."""
+    """Measure one shape; `empty`: bytes resident before any model was built."""
     torch.manual_seed(0)
     model = build_model(shape.config())
     module, counter = DiffusionModel(model, PAD, "loop"), count_flops(model)
@@ -197,12 +195,12 @@ def measure(shape: Shape, kind: str, rounds: int, empty: int) -> Found:
 
 
 def real_share(work: Work) -> float:
-    """Real tokens among the positions of the padded rectangle."""
+    """Return the share of real tokens among the positions of the padded rectangle."""
     return work.step.tokens / (len(work.noised) * max(ids.size for ids, _ in work.noised))
 
 
 def packing_efficiency(kind: str, budget: int = 8192, documents: int = 1024) -> float:
-    """Share of the budget that is filled, over the micro-batches of one large step."""
+    """Return the filled share of the budget over the micro-batches of one large step."""
     lengths = draw_lengths(kind, documents, seed=0)[0].tolist()
     packs = best_fit(range(documents), lengths, budget)
     return sum(lengths) / (len(packs) * budget)

@@ -1,6 +1,4 @@
-"""Steps to measure with: documents of drawn lengths, or full rows, noised and packed as the worker
-does it.
-"""
+"""Steps of the benches: documents of drawn lengths or full rows, noised and packed as trained."""
 
 from __future__ import annotations
 
@@ -38,8 +36,9 @@ class Work:
 
 
 def make_work(shape: Shape, kind: str, order: str, seed: int) -> Work:
-    """One step: a typical micro-batch of answers of Alpaca-like (or other) lengths, in random order
-    or grouped by length.
+    """Return one step: a typical micro-batch of answers of Alpaca-like (or other) lengths.
+
+    Documents are in random order or grouped by length.
     """
     lengths, prompts = draw_batch(kind, order, shape.batch_size, seed)
     documents = make_documents(shape.vocabulary, lengths, prompts, seed)
@@ -55,7 +54,7 @@ def make_work(shape: Shape, kind: str, order: str, seed: int) -> Work:
 
 
 def make_rows(shape: Shape, seed: int, tokens: int = 1024) -> Step:
-    """One step of full rows of `tokens`, everything learned: pretraining's shape."""
+    """Return one step of full rows of `tokens`, everything learned: pretraining's shape."""
     rows = min(tokens, shape.longest)
     lengths = np.full(shape.batch_size, rows)
     return make_step(shape.vocabulary, lengths, np.ones_like(lengths), seed)
@@ -64,8 +63,9 @@ def make_rows(shape: Shape, seed: int, tokens: int = 1024) -> Step:
 def make_step(
     vocabulary: int, lengths: NDArray[np.int64], prompts: NDArray[np.int64], seed: int
 ) -> Step:
-    """One step of documents of these lengths, packed into as few micro-batches as the automatic
-    budget allows.
+    """Return one step of documents of these lengths, packed within the automatic token budget.
+
+    It has as few micro-batches as that budget allows.
     """
     return _step(make_documents(vocabulary, lengths, prompts, seed), len(lengths))
 
@@ -73,7 +73,7 @@ def make_step(
 def make_documents(
     vocabulary: int, lengths: NDArray[np.int64], prompts: NDArray[np.int64], seed: int
 ) -> Documents:
-    """Documents of uniformly drawn tokens, everything after the prompt supervised."""
+    """Return documents of uniformly drawn tokens, everything after the prompt supervised."""
     rng, builder = np.random.default_rng(1000 + seed), Builder()
     for length, prompt in zip(lengths, prompts, strict=True):
         ids = rng.integers(8, vocabulary - 8, length).astype(np.int32)

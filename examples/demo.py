@@ -1,5 +1,4 @@
-"""`make demo`: a small ModernBERT, trained from scratch until it knows English dialogues by heart,
-then talked to.
+"""`make demo`: a small ModernBERT learns English dialogues by heart from scratch, then chats.
 
 It is memorisation and is called that: some 550 question-answer pairs of the package
 chatterbot-corpus (BSD), a model of 0.9 M parameters, a few minutes on two CPU cores. Everything
@@ -47,8 +46,9 @@ TRAINING = {
 
 
 def dialogues() -> Iterator[tuple[str, str]]:
-    """The first question and answer of every English conversation, each distinct pair once, in the
-    corpus's order.
+    """Yield the first question and answer of every English conversation, in the corpus's order.
+
+    Each distinct pair comes once.
     """
     seen: set[tuple[str, str]] = set()
     folder = resources.files("chatterbot_corpus") / "data" / "english"
@@ -64,8 +64,9 @@ def dialogues() -> Iterator[tuple[str, str]]:
 
 
 def share_known(chatter: Chatter, known: dict[str, set[str]], trained: list[str]) -> float:
-    """Share of TESTED seeded training prompts answered, word for word, with an answer that the
-    corpus holds for them.
+    """Return the share of trained prompts answered word for word as in the corpus.
+
+    TESTED prompts are drawn with a seed.
     """
     prompts = random.Random(0).sample(trained, TESTED)
     answers = chatter.answer([[Turn("user", prompt)] for prompt in prompts])

@@ -1,10 +1,9 @@
-"""`make pictures`: the README's pictures, made by the project, and TensorBoard's other tabs in
-runs/pictures to look at.
+"""`make pictures`: the README's pictures, and TensorBoard's other tabs in runs/pictures.
 
 A small model learns from scratch to spell numbers, a few minutes on two CPU cores; a tenth of them
 are held out, so its curves show learning and not memory. TensorBoard serves the run to a headless
-Chromium. What `chat` draws while an answer denoises is drawn again, one frame below the other, as
-an SVG: for a number that the model has never seen. `--run RUN` takes such a run that is there.
+Chromium. The steps that `chat` shows while an answer denoises are drawn as an SVG, one frame below
+the other, for a number that the model has never seen. `--run RUN` takes an existing run.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ TESTED, SHOWN, FRAMES, WIDTH = 100, 2, 8, 72
 
 
 def spelled(number: int) -> str:
-    """A number below ten thousand in English."""
+    """Return a number below ten thousand in English."""
     small, tens = SMALL.split(), TENS.split()
     for size, name in ((1000, "thousand"), (100, "hundred")):
         if number >= size:
@@ -77,12 +76,12 @@ def spelled(number: int) -> str:
 
 
 def train(run_dir: Path) -> None:
-    """A run in `run_dir`, by the public command."""
+    """Train in `run_dir` by the public command."""
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     data, model = run_dir.parent / "numbers.jsonl", run_dir.parent / "model.json"
     rows = [{"prompt": f"Spell {number}.", "response": spelled(number)} for number in NUMBERS]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    # So few words that a number is seen digit by digit.
+    # Few words, so that a number is seen digit by digit.
     model.write_text(
         json.dumps(
             json.loads((ROOT / "examples" / "demo_model.json").read_text()) | {"vocab_size": 320}
@@ -95,7 +94,7 @@ def train(run_dir: Path) -> None:
 
 @contextmanager
 def board(run_dir: Path) -> Iterator[str]:
-    """The address of a TensorBoard that has read the run to its end."""
+    """Yield the address of a TensorBoard that has read the run to its end."""
     from tensorboard.program import (
         TensorBoard,
     )  # warns when it is imported, which the tests of this file take for a fault
@@ -133,7 +132,7 @@ def board(run_dir: Path) -> Iterator[str]:
 
 
 def photograph(browser: str, address: str, path: Path) -> None:
-    """A page as a PNG, once it has had DRAWN_MS of its own time to draw itself."""
+    """Save a page as a PNG, once it has had DRAWN_MS of its own time to draw itself."""
     unboxed = ["--no-sandbox"] if os.geteuid() == 0 else []  # root has no sandbox
     options = [
         "--headless=new",
@@ -149,8 +148,9 @@ def photograph(browser: str, address: str, path: Path) -> None:
 
 
 def denoising(chatter: Chatter, prompts: list[str]) -> str:
-    """Prompts and their answers as a terminal shows them, with frames on the way, as an SVG that
-    loads nothing from elsewhere.
+    """Return prompts and answers as a terminal shows them, with frames on the way, as an SVG.
+
+    The SVG loads nothing from elsewhere.
     """
     console = Console(
         record=True, width=WIDTH, file=StringIO(), force_terminal=True, highlight=False
@@ -174,7 +174,7 @@ def denoising(chatter: Chatter, prompts: list[str]) -> str:
 
 
 def held_out(run_dir: Path) -> list[int]:
-    """TESTED of the numbers that the run did not train on, seeded."""
+    """Return TESTED of the numbers that the run did not train on, seeded."""
     rows = Documents.load(run_dir / "data" / "eval").rows  # `<file>.jsonl:<line>`
     return random.Random(0).sample(
         [NUMBERS[int(row.rpartition(":")[2]) - 1] for row in rows], TESTED
@@ -182,9 +182,7 @@ def held_out(run_dir: Path) -> list[int]:
 
 
 def draw_chat(run_dir: Path, path: Path) -> float:
-    """The first SHOWN of the held-out numbers as an SVG; returns the share of all TESTED that is
-    spelled right.
-    """
+    """Draw the first SHOWN held-out numbers as an SVG. Returns the share of TESTED spelled right."""
     chatter, numbers = load_chatter(str(run_dir), {}), held_out(run_dir)
     path.write_text(
         denoising(chatter, [f"Spell {number}." for number in numbers[:SHOWN]]), encoding="utf-8"

@@ -46,8 +46,7 @@ def hangs_beside_another(
 ) -> tuple[Scene, Scene]:
     """Return an endless run of two ranks that hangs, and another that ended while it trained.
 
-    Rank 1 of the first stands still, like a process that waits for a lost disk; rank 0 waits for it
-    in a collective.
+    Rank 1 of the first stands still, as if it waited for a lost disk; rank 0 waits in a collective.
     """
 
     def steps() -> int:

@@ -1,4 +1,4 @@
-"""Whether two runs are one and the same, to the last bit, but for what the clock says."""
+"""Difference between two runs, to the last bit, except for clock times."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ def tensors_of(folder: Path) -> dict[str, bytes]:
 
 
 def differences(ours: Scene, theirs: Scene) -> list[str]:
-    """What is not the same: curves, samples, the last checkpoint's state, model and optimizer,
-    adapter, fused model.
+    """Return what differs: curves, samples, fused model, adapter, and the last checkpoint's parts.
+
+    These parts are state, model and optimizer.
     """
     found: list[str] = []
     if ours.trace() != theirs.trace():

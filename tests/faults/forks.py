@@ -1,5 +1,6 @@
-"""`main.py train` in a forked child of a process that has imported everything (server.py): a tiny
-run costs about a second.
+"""Forks of `main.py train` from a process with all imports done (server.py).
+
+A tiny run costs about a second.
 """
 
 from __future__ import annotations
@@ -29,9 +30,7 @@ ENVIRONMENT = {
 
 
 def ranks_of(pid: int) -> list[int]:
-    """Process ids of the ranks of a parent program, in the order they were started: sessions of
-    their own.
-    """
+    """Return the process ids of a parent's ranks, each its own session, in start order."""
     try:
         children = [
             int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -59,15 +58,13 @@ class Forked:
         return ranks_of(self.pid)
 
     def kill(self, *, parent: bool) -> None:
-        """kill -9 the first rank; or the parent, and the ranks with it, as when a machine goes
-        down.
-        """
+        """Send kill -9 to the first rank, or to parent and ranks, as when a machine goes down."""
         for pid in (self.pid, *self.ranks()) if parent else self.ranks()[:1]:
-            with contextlib.suppress(ProcessLookupError):  # it ended just now
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.kill(pid, signal.SIGKILL)
 
     def running(self, wait_s: float) -> bool:
-        """Whether it still runs after so long."""
+        """Return True if the run is still alive after `wait_s` seconds."""
         return self.forks.code(self.number, wait_s) is None
 
     def wait(self) -> Scene:
@@ -81,7 +78,7 @@ class Forked:
 
 
 class Forks:
-    """The server and the runs it forked; a context. Threads may share it."""
+    """The server and its forked runs, as a context that threads may share."""
 
     def __init__(self) -> None:
         self._server = subprocess.Popen(
@@ -115,9 +112,7 @@ class Forks:
     def start(
         self, folder: Path, *args: object, fault: str = "", env: Mapping[str, str] | None = None
     ) -> Forked:
-        """Train in `folder`, named by run_dir unless `resume` names it; what the program prints
-        goes into files beside it.
-        """
+        """Train in `folder`, named by run_dir unless `resume` names it; output lies next to it."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         words = ["train", *map(str, args)]
         if "--run_dir" not in words and not any(word.startswith(str(folder)) for word in words):
@@ -139,7 +134,7 @@ class Forks:
         return self.start(folder, *args, fault=fault).wait()
 
     def code(self, number: int, wait_s: float) -> int | None:
-        """The exit code of a run, or None when it has none after so long."""
+        """Return the exit code of a run, or None when it has none after `wait_s` seconds."""
         with self._told:
             self._told.wait_for(lambda: number in self._codes, wait_s)
             return self._codes.get(number)

@@ -1,4 +1,4 @@
-"""Rows of the fault table: what somebody has put into a run folder, or made of one."""
+"""Rows of the fault table: foreign entries of a run folder, and folders changed by others."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Rows of the fault table: a launcher's shell, a neighbour on the machine, a model from a
-stranger.
-"""
+"""Rows of the fault table: a launcher's shell, a neighbour on the machine, a stranger's model."""
 
 from __future__ import annotations
 

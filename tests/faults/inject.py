@@ -1,8 +1,7 @@
-"""Faults put into a rank's own code from outside: `arm("point:event:step:rank")` wraps the
-product's functions. Tests only.
+"""Faults for a rank's own code: `arm("point:event:step:rank")` wraps the product's functions.
 
-A fault strikes once, in the process it was armed in, right before the point's function would run,
-and leaves `RUN.struck` beside the run folder, whose time is the fault's.
+For tests only. A fault strikes once, in the process it was armed in, right before the point's
+function would run. It leaves `RUN.struck` next to the run folder, whose time is the fault's.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Event = Callable[[tuple[Any, ...]], None]  # gets the arguments of the function 
 
 
 def arm(text: str) -> None:
-    """Nothing for an empty text, and for a fault of another rank."""
+    """Arm a fault; do nothing for an empty text, or for a fault of another rank."""
     if not text:
         return
     point, event, step, rank = text.split(":")
@@ -34,7 +33,7 @@ def arm(text: str) -> None:
 
 
 class _Fault:
-    """Waits for its point in its step."""
+    """A fault that waits for its point in its step."""
 
     def __init__(self, point: str, event: Event, step: int):
         self._point, self._event, self._step = point, event, step
@@ -131,7 +130,7 @@ def _device_memory(args: tuple[Any, ...]) -> None:
 
 
 def _memory(args: tuple[Any, ...]) -> None:
-    """Nothing more to be had: the next tensor of any size fails for real."""
+    """Limit memory: the next tensor of any size fails for real."""
     import torch
 
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -144,7 +143,7 @@ def _disk(args: tuple[Any, ...]) -> None:
 
 
 def _quota(args: tuple[Any, ...]) -> None:
-    """No file may grow past 48 KiB from here: the next model file cannot be written."""
+    """Limit files to 48 KiB from here: the next model file cannot be written."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (48 << 10, resource.RLIM_INFINITY))
 
 
@@ -153,9 +152,7 @@ def _hang(args: tuple[Any, ...]) -> None:
 
 
 def _poison(args: tuple[Any, ...]) -> None:
-    """The loss weight of one masked token: of a step's first document, or all weights of a model
-    that is evaluated.
-    """
+    """Write NaN into a step's gradient norm, a first document's loss weight, or evaluated weights."""
     import torch
 
     with torch.no_grad():
@@ -172,7 +169,7 @@ def _stop(args: tuple[Any, ...]) -> None:
 
 
 def _board(args: tuple[Any, ...]) -> None:
-    """TensorBoard's folder becomes a file: nothing can be written there, even by root."""
+    """Replace TensorBoard's folder by a file: nothing can be written there, even by root."""
     board = Path(sys.argv[1]) / "tb"
     shutil.rmtree(board)
     board.touch()

@@ -1,6 +1,4 @@
-"""The rows of the fault table: what strikes where, what is promised, and a play that says what was
-lost, if anything.
-"""
+"""Rows of the fault table: the fault, its place, the promise, and a play that reports losses."""
 
 from __future__ import annotations
 
@@ -47,9 +45,9 @@ def all_rows() -> list[Row]:
     return rows
 
 
-# --- a fault at a point of a run, told, and gone on from
+# --- a fault at a point of a run, reported and resumed from
 
-# phase -> points of inject.py and the step they strike at
+# phase -> point of inject.py and the step at which it strikes
 POINTS = {
     "load": ("load", 0),
     "step": ("step", 7),
@@ -119,7 +117,7 @@ def _strike(fault: str, code: int, line: str, step: int, more: tuple[object, ...
 
 
 def _near(ours: Scene, theirs: Scene) -> str:
-    """Two processes add up in another order than one."""
+    """Compare losses within rounding: two processes add up in another order."""
     if ours.code:
         return f"resume: exit {ours.code}: {last_line(ours)}"
     return (
@@ -156,7 +154,7 @@ def _hang(fault: str, step: int) -> Play:
     return play
 
 
-# --- what a run does besides, and can do without
+# --- optional parts of a run
 
 NO_CURVES = r"warning: tb: .*; no more curves there, metrics.jsonl has them all"
 NOT_ALL = r"warning: log_to_wandb: not everything arrived there; see .*wandb.log. The run itself is complete."
@@ -164,7 +162,7 @@ SITE = str(ROOT / "tests" / "faults" / "site")
 KEY = "0123456789abcdef" * 2 + "01234567"
 RELAYS: dict[
     str, tuple[Mapping[str, str], str]
-] = {  # event -> what of the environment makes it so, the warning
+] = {  # event -> environment that causes it, the warning
     "W&B without a key": (
         {},
         "warning: log_to_wandb: expected a W&B key in the environment or in netrc, got none",
@@ -292,7 +290,7 @@ def _programs() -> Iterator[Row]:
     )
 
 
-# --- checkpoints that are not what was written
+# --- checkpoints that differ from what was written
 
 
 def _truncate(file: Path) -> None:
@@ -333,7 +331,7 @@ def _corrupt() -> Iterator[Row]:
 
 
 def _broken(name: str, gone_on_after: str) -> Play:
-    """Each damage is seen; one of them is gone on from."""
+    """Expect each damage to be seen; resume from one of them."""
 
     def play(stage: Stage) -> str:
         files = {file.name for file in stage.whole.last_checkpoint().iterdir()}
@@ -345,9 +343,7 @@ def _broken(name: str, gone_on_after: str) -> Play:
             harm(folder / stage.whole.last_checkpoint().name / name)
             said: list[str] = []
             start = find_start(RunFolder(folder), None, said.append)
-            named = (
-                name in said[0] or name == "digests.json"
-            )  # a digest that is wrong speaks of its file
+            named = name in said[0] or name == "digests.json"  # a wrong digest names its file
             if start is None or start.step != 8 or len(said) != 1 or not named:
                 return f"{damage}: {start}, {said}"
             if damage == gone_on_after and (lost := _goes_on_behind(stage, folder)):
@@ -373,9 +369,7 @@ def _kills() -> Iterator[Row]:
 
 
 def _rounds(stage: Stage) -> str:
-    """Runs killed again and again until they end: a rank, or every fifth time the parent and its
-    ranks with it.
-    """
+    """Kill runs until they end: a rank, or every fifth time the parent with its ranks."""
     length = ("--train_steps", ROUND_STEPS, "--save_total_limit", 1, "--fuse_model", "false")
     whole = stage.forks.run(stage.folder("rounds whole"), *stage.job, *length)
     moments, kills, runs = random.Random(11), 0, 0
@@ -393,7 +387,7 @@ def _rounds(stage: Stage) -> str:
                     8,
                     -9,
                     0,
-                ):  # 0: it ended just before
+                ):  # 0: the run ended just before
                     return f"kill {kills}: exit {killed.code}: {killed.err}"
             else:
                 ended = running.wait()

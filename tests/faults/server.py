@@ -1,13 +1,12 @@
-"""The process that has imported everything: forks a whole `main.py train` for each line on its
-stdin.
+"""Server with all imports done: forks a full `main.py train` for each line on its stdin.
 
 Imports take many times as long as a tiny run. A child is the parent program; the ranks that it
 starts are forks too, with the environment, the session and the descriptors that
-`plugin.parent.supervise` gives them. A fused model is reloaded in the rank itself instead of a
-fresh process. Everything else is the product's own code.
+`plugin.parent.supervise` gives them. A fused model is reloaded in the rank itself, not in a new
+process. Everything else is the product's own code.
 
-In: {"id", "args", "env", "out", "err"}; out: {"id", "pid"} at once and {"id", "code"} at the end,
-one JSON object a line.
+In: {"id", "args", "env", "out", "err"}; out: {"id", "pid"} immediately and {"id", "code"} at the
+end, one JSON object a line.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ POLL_S = 0.02
 
 
 class ForkedRank:
-    """What `subprocess.Popen` is to plugin.parent.supervise: this process again, as a rank."""
+    """Stand-in for `subprocess.Popen` in plugin.parent.supervise: a fork of this process."""
 
     def __init__(
         self,
@@ -85,7 +84,7 @@ def _rank() -> int:
     inject.arm(os.environ.get(inject.FAULT, ""))
     if backend := os.environ.get(
         "TEST_COMPILE_BACKEND"
-    ):  # one that takes milliseconds where inductor takes half a minute
+    ):  # a compiler that takes milliseconds; inductor takes half a minute
         load.compile_layers = partial(load.compile_layers, backend=backend)
     return plugin.worker.__main__.main()
 
@@ -97,9 +96,7 @@ def _reload_here(command: Sequence[str], **_: object) -> SimpleNamespace:
 
 
 def _become(stdin: int | None, stdout: int, stderr: int, keep: Sequence[int] = ()) -> None:
-    """Standard streams as a new process has them, and nothing else that was open here but
-    `keep`.
-    """
+    """Set the standard streams of a new process; close all other descriptors except `keep`."""
     os.dup2(os.open(os.devnull, os.O_RDONLY) if stdin is None else stdin, 0)
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
@@ -107,7 +104,7 @@ def _become(stdin: int | None, stdout: int, stderr: int, keep: Sequence[int] = (
         if int(name) > 2 and int(name) not in keep:
             try:
                 os.close(int(name))
-            except OSError:  # that of the listing itself
+            except OSError:  # the descriptor of the listing itself
                 continue
     sys.stdout, sys.stderr = (
         io.TextIOWrapper(io.FileIO(number, "w", closefd=False), "utf-8", line_buffering=True)
@@ -157,7 +154,7 @@ def main() -> None:
         "peft",
         "bitsandbytes",
         "torch._dynamo",
-    ):  # a worker imports them when it needs them
+    ):  # a worker imports them when needed
         importlib.import_module(late)
     (threads,) = (
         line.split()[1]

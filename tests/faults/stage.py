@@ -1,6 +1,4 @@
-"""Where the fault table plays: one small job, its undisturbed run, and what must hold after any
-fault.
-"""
+"""Stage of the fault table: one small job, its undisturbed run, and the checks after a fault."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from .forks import Forks
 from .inject import FAULT
 
 SAVE_STEPS = 4
-WITHIN_S = 10.0  # of the fault, the parent has told it
+WITHIN_S = 10.0  # of the fault, the parent has reported it
 
 
 @dataclass(frozen=True)
@@ -35,13 +33,12 @@ class Stage:
         return self.root / re.sub(r"[^a-z0-9]+", "-", name.lower()) / "run"
 
     def goes_on(self, folder: Path, struck_at: int) -> str:
-        """Whether all that a fault may leave behind lets the run go on to what it would have been;
-        else what does not.
+        """Return "" if the run resumes, whatever the fault left, to its undisturbed end.
+
+        Otherwise return the difference.
         """
         try:
-            with RunFolder(folder).locked(
-                0, lambda line: None
-            ):  # whoever is left of the ranks holds the lock
+            with RunFolder(folder).locked(0, lambda line: None):  # a remaining rank holds the lock
                 broken = [
                     f"{path.name}: {why_broken(path)}"
                     for path in RunFolder(folder).checkpoints()
@@ -58,7 +55,7 @@ class Stage:
         again = self.forks.run(folder, *self.job, "--resume", "true")
         if again.code:
             return f"resume: exit {again.code}: {last_line(again)}"
-        for part in parts if saved else ():  # without a checkpoint all of the run is begun anew
+        for part in parts if saved else ():  # without a checkpoint the run begins anew
             if (
                 f"resume: {part} was only half written; removed" not in again.err
                 or (folder / part).exists()
@@ -113,8 +110,9 @@ def open_stage(forks: Forks, root: Path) -> Stage:
 
 
 def told(scene: Scene, code: int, line: str) -> str:
-    """Whether the run ended with `code` and one line that has `line` in it, on stderr and in
-    run.json, soon after the fault.
+    """Return "" if the run ended with `code` and one line that holds `line`, else the difference.
+
+    The line is on stderr and in run.json, soon after the fault.
     """
     if not (struck := scene.folder.with_name(f"{scene.folder.name}.struck")).exists():
         return f"the fault did not strike: exit {scene.code}, {last_line(scene)}"
@@ -135,7 +133,7 @@ def told(scene: Scene, code: int, line: str) -> str:
 
 
 def run_programs(folder: Path, *args: object, fault: str = "") -> Scene:
-    """Both programs for real; a fault reaches the worker through sitecustomize.py."""
+    """Run both programs for real; a fault reaches the worker through sitecustomize.py."""
     env = {
         "TRAINER_TEST_PATH": str(ROOT / "tests"),
         "PYTHONPATH": str(ROOT / "tests/faults/site"),

@@ -1,4 +1,4 @@
-"""`make faults`: every fault of promises to users, injected for real, and what was lost.
+"""`make faults`: every fault of the promises to users, injected for real, and its losses.
 
 `make faults ROWS=kill` plays one group.
 """
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-# Before anything imports torch or a hub client, and inherited by every child.
+# Set before anything imports torch or a hub client, and inherited by every child.
 os.environ |= {
     **dict.fromkeys(
         (

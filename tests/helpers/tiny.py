@@ -73,8 +73,7 @@ def tiny_config(family: str, **changes: Any) -> Any:
     """Return a config of two narrow layers, with dropout as published.
 
     ModernBERT has three layers, two of them with sliding windows of 4 tokens. Names are
-    transformers'; the key heads of LLaDA and Dream are grouped. LLaDA has more embedding rows than
-    words.
+    transformers'. LLaDA's and Dream's key heads are grouped. LLaDA's embedding has spare rows.
     """
     shape: dict[str, Any] = {
         "vocab_size": VOCABULARY,
