@@ -1,6 +1,4 @@
-"""The benches: their bars and references by hand, and both programs at toy size through their real
-entry points.
-"""
+"""The benches: bars and references by hand, both programs at toy size by their entry points."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Every recipe parses and trains; the command lines of dLLM's BERT-Chat report parse through the
-aliases.
-"""
+"""Every recipe parses and trains; the commands of dLLM's BERT-Chat report parse by aliases."""
 
 from __future__ import annotations
 

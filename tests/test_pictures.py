@@ -1,4 +1,4 @@
-"""The README's pictures: small, whole in themselves, and drawn by examples/pictures.py."""
+"""The README's pictures: small, self-contained, and drawn by examples/pictures.py."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def hostile_limits() -> list[HostileRow]:
 
 
 def _refused(stage: Stage, name: str, code: int, says: str, *args: object) -> str:
-    """Run the job with `args` in place of its own; return what was not as promised."""
+    """Run the job with `args` in place of its options; return what was not as promised."""
     folder = stage.folder(f"hostile {name}")
     began_s = time.monotonic()
     done: Scene = stage.forks.run(folder, *_without(stage.job, args), *args)

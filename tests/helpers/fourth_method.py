@@ -1,4 +1,4 @@
-"""A fourth method, added and trained by a program of its own: a row, an objective, nothing else.
+"""A fourth method, added and trained by a separate program: a row, an objective, nothing else.
 
 Parameters are made of the rows when they are imported, so the row comes before those imports.
 """

@@ -91,9 +91,7 @@ def test_norms_of_four_answer_tokens_at_half_time(norm: str, weight: float, coun
 def epoch(
     schedule: str, norm: str, mask_count: str, t_sampling: str, documents: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Weighted loss [S] under uniform logits and count [S] of each document, and their mean
-    supervised length.
-    """
+    """Return weighted loss [S] under uniform logits, count [S], and the mean supervised length."""
     lengths = np.random.default_rng(1).integers(1, 40, size=documents)
     how = rules(seed=17, schedule=schedule, mask_count=mask_count, t_sampling=t_sampling, norm=norm)
     times = draw_times(how.noise, 0, range(documents), range(documents))
@@ -116,9 +114,7 @@ PROBABILITY = {
 
 
 def expected(schedule: str, norm: str, mean_length: float) -> float:
-    """Nats in closed form; linear: ln V by tokens and by documents' own tokens, about 2 ln V by
-    masked tokens.
-    """
+    """Return nats in closed form: linear is ln V by tokens, about 2 ln V by masked tokens."""
     per_token = WEIGHTED[schedule] * UNIFORM
     return {"batch": per_token * mean_length, "masked": per_token / PROBABILITY[schedule]}.get(
         norm, per_token

@@ -1,5 +1,6 @@
-"""The harness's start sequence: our folder last on the path, `import main`, `main.main()`, its
-answer unused.
+"""Start sequence of the harness: our folder last on the path, `import main`, `main.main()`.
+
+The answer of `main.main()` is unused.
 """
 
 import argparse

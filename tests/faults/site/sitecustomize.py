@@ -1,7 +1,7 @@
-"""Put first on PYTHONPATH: a real worker arms the fault that its environment names, once it has
-imported what the fault wraps.
+"""First entry of PYTHONPATH: a real worker arms the fault that its environment names.
 
-Or what logs to W&B, a process of its own, is struck where it begins.
+It does so once it has imported what the fault wraps; the process that logs to W&B may be struck
+where it begins.
 """
 
 import os

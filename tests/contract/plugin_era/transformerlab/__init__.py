@@ -1,3 +1,4 @@
-"""A stand-in for the plugin-era SDK: no line of it is the host's, only names and what was seen when
-the host ran (see hosts.md).
+"""A stand-in for the plugin-era SDK: none of the host's lines, only names and observed behaviour.
+
+The behaviour was seen when the host ran (see hosts.md).
 """
