@@ -146,7 +146,10 @@ def _train(module: DiffusionModel, step: Step) -> None:
 
 
 def _attention_seconds(config: PretrainedConfig, step: Step) -> float:
-    """Return the CPU seconds of attention alone in all layers, forward and backward."""
+    """Return the CPU seconds of attention alone in all layers, over the documents of the step.
+
+    They count forward and backward.
+    """
     heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     kinds = (
         config.layer_types

@@ -341,7 +341,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 
 @pytest.mark.end_to_end
 def test_out_of_memory_names_the_biggest_part_and_a_remedy(tmp_path: Path) -> None:
-    """One document has 3,500 tokens; eager attention holds all its pairs."""
+    """One document has 3,500 tokens, the others few; eager attention holds all its pairs."""
     (tmp_path / "config.json").write_text(
         json.dumps(TINY_CONFIG | {"max_position_embeddings": 4096})
     )

@@ -210,7 +210,7 @@ def test_a_state_of_any_content_is_skipped(state: str, run_copy: Path) -> None:
 def test_results_of_another_run_are_trained_further(
     forks: Forks, four_steps: Any, run_copy: Path, tmp_path: Path
 ) -> None:
-    """A checkpoint or fused model of another run lies outside of the run folder."""
+    """Another run's results lie outside of the run folder; a resumed run may name its old input."""
     options = ("--model_config", "", "--train_steps", 2, "--fuse_model", "false")
     done = forks.run(tmp_path / "next", *four_steps, *options, "--model_name", run_copy / "fused")
     assert done.code == 0, done.err

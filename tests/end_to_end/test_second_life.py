@@ -314,7 +314,7 @@ def test_code_that_is_not_there_is_replaced_by_ours(auto_map: Any, tmp_path: Pat
 
 
 def test_llada_text_opens_with_bos_though_it_has_a_cls(tmp_path: Path) -> None:
-    """LLaDA's published tokenizer names a [CLS] that nothing writes; an encoder's opens every text."""
+    """LLaDA's tokenizer names a [CLS] that nothing writes; an encoder writes it before every text."""
     folder = write_checkpoint(tmp_path / "llada", "llada", ["how are you", "fine, thanks"])
     tokenizer = load_tokenizer(str(folder), family=FAMILIES["llada"])
     tokenizer.add_special_tokens({"cls_token": "[CLS]"})

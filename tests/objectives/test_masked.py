@@ -114,7 +114,10 @@ PROBABILITY = {
 
 
 def expected(schedule: str, norm: str, mean_length: float) -> float:
-    """Return nats in closed form: linear is ln V by tokens, about 2 ln V by masked tokens."""
+    """Return nats in closed form.
+
+    Linear: ln V by tokens and by documents' own tokens, about 2 ln V by masked tokens.
+    """
     per_token = WEIGHTED[schedule] * UNIFORM
     return {"batch": per_token * mean_length, "masked": per_token / PROBABILITY[schedule]}.get(
         norm, per_token

@@ -162,7 +162,7 @@ def test_eos_batch_fill_reaches_the_longest_of_all_ranks() -> None:
 
 
 def test_eos_fill_leaves_a_cut_answer_alone() -> None:
-    """End tokens behind it would teach the model to stop within a sentence."""
+    """The answer did not end there: end tokens would teach the model to stop within a sentence."""
     documents = pairs((3, 2), (3, 12))
     how = rules(eos_policy="batch", perbatch_cutoff=True)
     seen = set()

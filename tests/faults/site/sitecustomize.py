@@ -1,7 +1,7 @@
 """First entry of PYTHONPATH: a real worker arms the fault that its environment names.
 
-It does so once it has imported what the fault wraps; the process that logs to W&B may be struck
-where it begins.
+It does so once it has imported what the fault wraps. The process that logs to W&B may be struck at
+its start.
 """
 
 import os
