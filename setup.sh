@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the lock into the ACTIVE environment (a venv, or the one Transformer Lab made for this plugin): files whose hashes are in it
-# and no others, from whatever index or folder pip or uv is told to use.
+# and no others, from whatever index or folder pip or uv is configured to use.
 # torch, and what torch itself asks for, is the exception: each machine has another build of it. It is named exactly, because a range on
 # an empty environment takes gigabytes of CUDA packages; one that is already there is kept when it is in our range. What was built against another torch is removed: it breaks every program that imports transformers.
 # Quick when repeated. `setup.sh --dev` adds what tests, checks and the demo need.

@@ -1,6 +1,6 @@
-"""THE training loop. One optimizer step, top to bottom:
+"""Training loop: one optimizer step, top to bottom.
 
-build the step (noised, counted) -> forward and backward each micro-batch, divided by the step's
+Build the step (noised, counted) -> forward and backward each micro-batch, divided by the step's
 global count, times the number of ranks because DDP and FSDP2 average -> clip -> finite? -> update
 -> report, evaluate, save, stop. Micro-batches never wait for the device; one small read an
 optimizer step carries loss, gradient norm and everybody's wish to stop.

@@ -73,7 +73,7 @@ def take_launchers_choice(params: Params, environ: MutableMapping[str, str]) -> 
             params = params.model_copy(update={"dtype": PRECISIONS[mixed]})
             taken.append(f"mixed_precision {mixed} is dtype {params.dtype} here")
         else:
-            refused.append(f"mixed_precision {mixed} beside dtype {params.dtype}")
+            refused.append(f"mixed_precision {mixed} with dtype {params.dtype}")
     parallel, said = _choice(environ)
     if said and not parallel:
         refused.append(said)
@@ -89,7 +89,7 @@ def take_launchers_choice(params: Params, environ: MutableMapping[str, str]) -> 
             )
             params = cut
         elif {"fsdp2": "zero3"}.get(params.parallel, params.parallel) != parallel:
-            refused.append(f"{said}, which is {parallel}, beside parallel {params.parallel}")
+            refused.append(f"{said}, which is {parallel}, with parallel {params.parallel}")
     if refused:
         expected = "what this program can do of accelerate's configuration"
         fix = "Take it out of that configuration; parallel auto and dtype auto follow the rest."
@@ -137,7 +137,7 @@ def _not_done(params: Params, environ: Mapping[str, str]) -> Iterator[str]:
     for name, ours in of_run.items() if deepspeed else ():
         value = environ.get(f"ACCELERATE_{name.upper()}", "auto")
         if value not in ("auto", "none") and _number(value) != ours:
-            yield f"{name} {value} beside {ours} in run.json"
+            yield f"{name} {value} with {ours} in run.json"
 
 
 def _is_on(environ: Mapping[str, str], name: str) -> bool:

@@ -74,5 +74,12 @@ def join_ranks(precision: str, *, on_cpu: bool) -> Accelerator:
     if accelerator.distributed_type not in REPLICATED:
         got = f"{accelerator.distributed_type.value} from accelerate's configuration"
         fix = "Leave that configuration at DDP and set parallel zero2 or zero3."
-        raise JobError(Problem("parallel", "a model that this program itself cuts up", got, fix))
+        raise JobError(
+            Problem(
+                "parallel",
+                "accelerate's plain DDP, because this program shards the model itself",
+                got,
+                fix,
+            )
+        )
     return accelerator

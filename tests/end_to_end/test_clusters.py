@@ -412,7 +412,8 @@ def test_strategy_of_accelerate_alone_is_refused_by_name(monkeypatch: pytest.Mon
     assert rendezvous.join_ranks("no", on_cpu=True).num_processes == 1
     monkeypatch.setattr(rendezvous, "REPLICATED", ())
     with pytest.raises(
-        JobError, match=r"parallel: expected a model that this program itself cuts up, got NO"
+        JobError,
+        match=r"parallel: expected accelerate's plain DDP, because this program shards the model itself, got NO",
     ) as caught:
         rendezvous.join_ranks("no", on_cpu=True)
     assert caught.value.code == 2
