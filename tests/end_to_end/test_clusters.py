@@ -266,12 +266,12 @@ NEEDS_CLASSES = ("--deepspeed_moe_layer_cls_names", "Experts")
         (
             FSDP,
             {"parallel": "ddp"},
-            ("fsdp_reshard_after_forward true", "zero3", "beside parallel ddp"),
+            ("fsdp_reshard_after_forward true", "zero3", "with parallel ddp"),
         ),
         (
             (*DEEPSPEED, "--zero_stage", "2"),
             {"parallel": "zero3"},
-            ("zero_stage 2", "zero2", "beside parallel zero3"),
+            ("zero_stage 2", "zero2", "with parallel zero3"),
         ),
         (
             (
@@ -286,7 +286,7 @@ NEEDS_CLASSES = ("--deepspeed_moe_layer_cls_names", "Experts")
                 "fsdp_offload_params true",
                 "fsdp_activation_checkpointing (recompute",
                 "dynamo_backend",
-                "beside parallel zero2",
+                "with parallel zero2",
             ),
         ),
         (
@@ -318,7 +318,7 @@ NEEDS_CLASSES = ("--deepspeed_moe_layer_cls_names", "Experts")
         (
             (*DEEPSPEED, "--gradient_accumulation_steps", "4", "--gradient_clipping", "0.5"),
             {"gradient_accumulation_steps": 2},
-            ("gradient_accumulation_steps 4 beside 2", "gradient_clipping 0.5 beside 1.0"),
+            ("gradient_accumulation_steps 4 with 2", "gradient_clipping 0.5 with 1.0"),
         ),
         (("--use_megatron_lm",), {}, ("use_megatron_lm true",)),
         ((*FSDP, "--use_parallelism_config"), {}, ("use_parallelism_config true",)),
@@ -326,12 +326,12 @@ NEEDS_CLASSES = ("--deepspeed_moe_layer_cls_names", "Experts")
         (
             ("--multi_gpu", "--mixed_precision", "bf16"),
             {"dtype": "float32"},
-            ("mixed_precision bf16 beside dtype float32",),
+            ("mixed_precision bf16 with dtype float32",),
         ),
         (
             ("--multi_gpu", "--mixed_precision", "fp16"),
             {"dtype": "bfloat16"},
-            ("mixed_precision fp16 beside dtype bfloat16",),
+            ("mixed_precision fp16 with dtype bfloat16",),
         ),
     ],
 )
