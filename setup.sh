@@ -124,9 +124,10 @@ else
 fi
 
 echo "setup: installing into $("$PYTHON" -c 'import sys; print(sys.prefix)')"
-rm -f "$stamp" # what was whole may be so no longer when this is cut short
+install --dry-run --require-hashes --no-deps "${locks[@]/#/-r}" >/dev/null # what cannot be had fails before torch is replaced
+rm -f "$stamp" # the environment may be incomplete when this is interrupted
 case "$(look differences || true)" in torch\ *) install "$TORCH" ;; esac # first: the lock goes over what it brings along
-install --require-hashes --no-deps "${locks[@]/#/-r}" # one call: what cannot be had fails before anything of it is replaced
+install --require-hashes --no-deps "${locks[@]/#/-r}"
 misfits=$(look misfits)
 if [ -n "$misfits" ]; then
     echo "setup: removing what was built for another torch: ${misfits//$'\n'/, }"

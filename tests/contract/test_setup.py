@@ -182,7 +182,7 @@ def test_a_set_up_that_cannot_succeed_changes_nothing(plugin: Plugin) -> None:
 
 def test_the_next_one_installs_the_lock_and_leaves_the_sdk(plugin: Plugin) -> None:
     before = plugin.versions()
-    sdk = plugin.base.files("lab", "transformerlab-*")
+    sdk = plugin.files("lab", "transformerlab-*")
     assert len(sdk) > 20
     done = plugin.set_up()
     assert done.returncode == 0, done.stderr
@@ -202,7 +202,7 @@ def test_the_next_one_installs_the_lock_and_leaves_the_sdk(plugin: Plugin) -> No
     assert after["tensorboardx"] == before["tensorboardx"], (
         "what the lock does not name stays the host's"
     )
-    assert plugin.base.files("lab", "transformerlab-*") == sdk
+    assert plugin.files("lab", "transformerlab-*") == sdk
 
 
 def test_again_is_nothing_to_do(plugin: Plugin) -> None:
