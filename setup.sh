@@ -124,10 +124,9 @@ else
 fi
 
 echo "setup: installing into $("$PYTHON" -c 'import sys; print(sys.prefix)')"
-install --dry-run --require-hashes --no-deps "${locks[@]/#/-r}" >/dev/null # what cannot be had fails before torch is replaced
 rm -f "$stamp" # the environment may be incomplete when this is interrupted
-case "$(look differences || true)" in torch\ *) install "$TORCH" ;; esac # first: the lock goes over what it brings along
-install --require-hashes --no-deps "${locks[@]/#/-r}"
+install --require-hashes --no-deps "${locks[@]/#/-r}" # one call, and first: what cannot be had fails before anything is replaced
+case "$(look differences || true)" in torch\ *) install "$TORCH" ;; esac # its own requirements that the lock holds are there already
 misfits=$(look misfits)
 if [ -n "$misfits" ]; then
     echo "setup: removing what was built for another torch: ${misfits//$'\n'/, }"
