@@ -22,9 +22,9 @@ from ..data.seen import Seen, with_noun
 from ..data.sources import Row, has_eval_split, read_rows, skipped_files
 from ..data.templates.form import compile_templates
 from ..data.tokenizer import train_tokenizer
-from ..models.configuration import load_config, new_config
+from ..models.configuration import new_config
 from ..models.tokenizer import load_tokenizer
-from .model import base_config
+from .model import base_config, named_config
 
 Log = Callable[[str], None]
 GROUP = 256  # rows that templates render together
@@ -197,11 +197,7 @@ def make_tokenizer(
     JobError (exit 3 or 4).
     """
     if name := params.tokenizer_name or params.model_name:
-        config = (
-            new_config(params.model_config_file)
-            if params.model_config_file
-            else load_config(params.model_name)
-        )
+        config = named_config(params)
         field = "tokenizer_name" if params.tokenizer_name else "model_name"
         return load_tokenizer(name, family=FAMILIES[config.model_type], field=field)
     texts = (

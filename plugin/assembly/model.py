@@ -19,16 +19,22 @@ from ..models.tokenizer import check_pair, new_tokens
 from .precision import weight_dtype
 
 
+def named_config(params: Params) -> PretrainedConfig:
+    """Return the configuration that a job names. Raises JobError (exit 4)."""
+    if params.model_config_file:
+        return new_config(params.model_config_file)
+    return load_config(params.model_name)
+
+
 def base_config(params: Params, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     """Return the configuration of the model to be trained, checked against method and tokenizer.
 
     Raises JobError (exit 2 or 4).
     """
+    config = named_config(params)
     if params.model_config_file:
-        config = new_config(params.model_config_file)
         fit_config(config, tokenizer)
     else:
-        config = load_config(params.model_name)
         check_builds(config, "model_name")
     check_family_method(config, params.training_method)
     check_pair(config, tokenizer, params.max_length)

@@ -202,16 +202,21 @@ class Stored:
     def steps(
         self, data: Data, layout: Layout, rank: int, ranks: int, log: Log, *, even: bool
     ) -> Steps:
-        make = step_maker(
-            self.params, data.train, data.rules, data.clock, layout, rank, ranks, even=even
-        )
+        make = self._maker(data, layout, rank, ranks, even=even)
         return StoredSteps(make, data.clock, len(data.train))
 
+    def _maker(
+        self, data: Data, layout: Layout, rank: int, ranks: int, *, even: bool = False
+    ) -> Callable[[int], Step]:
+        return step_maker(
+            self.params, data.train, data.rules, data.clock, layout, rank, ranks, even=even
+        )
+
     def first_step(self, data: Data, layout: Layout, ranks: int) -> Step:
-        return step_maker(self.params, data.train, data.rules, data.clock, layout, 0, 1)(0)
+        return self._maker(data, layout, 0, 1)(0)
 
     def heaviest(self, data: Data, layout: Layout, ranks: int) -> tuple[Batch, bool]:
-        first_rank = step_maker(self.params, data.train, data.rules, data.clock, layout, 0, ranks)
+        first_rank = self._maker(data, layout, 0, ranks)
         return heaviest_batch(
             self.params, data.train, data.rules, data.clock, layout, ranks, first_rank
         )

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ..assembly.corpus import Log, Prepared
-from ..assembly.model import base_config, make_model
+from ..assembly.model import base_config, make_model, named_config
 from ..assembly.resolve import Facts, resolve
 from ..assembly.rules import step_rules
 from ..assembly.training_data import Data, read_rows_alone, training_data
@@ -29,7 +29,7 @@ from ..config.params import Params
 from ..data.chat import ChatFormat
 from ..data.documents import Document
 from ..data.steps import Slot
-from ..models.configuration import check_family_method, load_config, new_config
+from ..models.configuration import check_family_method
 from ..models.diffusion import DiffusionModel
 from ..models.load import build_model
 from ..models.published import REGISTRY
@@ -41,7 +41,6 @@ from ..training.step import Step, StepRules, step_items
 
 PREVIEW_TIMES = (0.15, 0.5, 0.9)
 SMALL = 100_000_000  # parameters up to which a model is tried as it is
-_PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def try_out(params: Params, ranks: int, notes: list[str]) -> dict[str, Any]:
@@ -83,7 +82,7 @@ def try_out(params: Params, ranks: int, notes: list[str]) -> dict[str, Any]:
         "save_every": data.clock.cadence.save_every,
         "parameters": resolved.parameters,
         "trained_parameters": resolved.trained_parameters,
-        "precision": _PRECISIONS[resolved.precision.value],
+        "precision": str(resolved.compute).removeprefix("torch."),
         "first_loss": _try_step(model, step, data.chat.pad_id, packed=layout.packed),
         "tried": "the model itself" if small else "a narrow model of its family",
         "data": {split: report.as_json() for split, report in prepared.reports.items()},
@@ -106,11 +105,7 @@ def now(doing: str) -> None:
 def _prepare(params: Params, log: Log) -> Prepared:
     """Tokenise the data. When the model's configuration is wrong as well, raise both problems."""
     try:
-        config = (
-            new_config(params.model_config_file)
-            if params.model_config_file
-            else load_config(params.model_name)
-        )
+        config = named_config(params)
         check_family_method(config, params.training_method)
     except JobError as wrong_model:
         try:
