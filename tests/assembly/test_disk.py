@@ -129,6 +129,7 @@ def test_train_foresees_a_full_disk_before_its_first_step(runs: dict[str, Any]) 
     assert "step 1" not in err
 
 
+@pytest.mark.end_to_end
 def test_full_disk_is_exit_7_and_keeps_older_checkpoints(runs: dict[str, Any]) -> None:
     code, err = runs["run"]
     (line,) = [line for line in err.splitlines() if ERROR.match(line)]

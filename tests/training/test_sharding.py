@@ -348,6 +348,7 @@ def test_gathered_bytes_worked_by_hand() -> None:
     assert gathered_bytes(model, "zero3", torch.bfloat16) == (4 * root + 2 * 2 * layer, 4 * layer)
 
 
+@pytest.mark.slow
 def test_the_estimate_of_a_share() -> None:
     params = Params.model_validate({"dataset_name": "d", "model_config": "c", "parallel": "zero3"})
 
