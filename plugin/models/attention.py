@@ -26,6 +26,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # a torch without it: see why_no_varlen
+    varlen_attn = None
+
 from ..batch import Batch
 from .masks import DOCUMENTS as NAME
 
@@ -209,9 +214,11 @@ def dense(
 def varlen(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: int | None, scale: float
 ) -> Tensor:
-    """Compute torch's varlen_attn: flash attention over cumulative lengths, windows included."""
-    from torch.nn.attention.varlen import varlen_attn
+    """Compute torch's varlen_attn: flash attention over cumulative lengths, windows included.
 
+    A registered operator with its backward, so that it becomes part of a compiled layer.
+    """
+    assert varlen_attn is not None
     # The kernel accepts one half-precision dtype. Rotary tables promote queries and keys to
     # float32. bitsandbytes' 4-bit layers, which autocast does not reach, return the dtype of their
     # input: float32 behind a LayerNorm.
@@ -220,7 +227,7 @@ def varlen(
     dtype = torch.get_autocast_dtype(kind) if lifted else value.dtype
     q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))  # [N, H or G, E]
     options: dict[str, Any] = {}
-    if "enable_gqa" in _varlen_options():
+    if "enable_gqa" in VARLEN_OPTIONS:
         options["enable_gqa"] = True
     else:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
@@ -234,18 +241,11 @@ def varlen(
 
 Backend = Callable[[Tensor, Tensor, Tensor, Segments, "int | None", float], Tensor]
 BACKENDS: Mapping[str, Backend] = {"loop": loop, "dense": dense, "varlen": varlen}
-
-
-def _varlen_options() -> frozenset[str]:
-    """Return the keywords of this torch's varlen_attn.
-
-    2.10 has neither scale nor windows, 2.11 no grouped heads.
-    """
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return frozenset()
-    return frozenset(inspect.signature(varlen_attn).parameters)
+# The keywords of this torch's varlen_attn: 2.10 has neither scale nor windows, 2.11 no grouped
+# heads. Read once, because a compiler cannot trace the reading.
+VARLEN_OPTIONS = (
+    frozenset(inspect.signature(varlen_attn).parameters) if varlen_attn else frozenset()
+)
 
 
 def why_no_varlen(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> str:
@@ -258,7 +258,7 @@ def why_no_varlen(config: PretrainedConfig, device: torch.device, dtype: torch.d
     width = config.hidden_size // config.num_attention_heads
     if width % 8 or width > 256:
         return f"its kernels need a head width that is a multiple of 8 up to 256, not {width}"
-    if not {"scale", "window_size"} <= _varlen_options():
+    if not {"scale", "window_size"} <= VARLEN_OPTIONS:
         return f"torch {torch.__version__} has none with windows"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f"{torch.cuda.get_device_name(device)} is too old for its kernels"

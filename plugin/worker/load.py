@@ -128,7 +128,7 @@ def build_training(
     set_activation_checkpointing(model, resolved.memory.recompute)
     flops = count_flops(model)  # before anything is compiled: it looks into the layers
     if resolved.compile.value:
-        compile_layers(model, may_fail=params.compile == "auto")
+        compile_layers(model, resolved.attention.backend, may_fail=params.compile == "auto")
     module = DiffusionModel(model, data.chat.pad_id, resolved.attention.backend)
     strategy.place(module, device, ranks)
     optimizer = make_optimizer(

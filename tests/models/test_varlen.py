@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.attention.varlen as torch_varlen
 from helpers.tiny import FAMILIES, PAD, random_documents, rules, slots, tiny_config, tiny_model
 from torch import Tensor
 from torch.nn import functional as F
@@ -107,13 +107,19 @@ def fake_varlen(seen: list[dict[str, Any]], *, grouped: bool) -> Callable[..., T
     return new if grouped else old
 
 
+def replace_varlen(monkeypatch: pytest.MonkeyPatch, attend: Callable[..., Any]) -> None:
+    monkeypatch.setattr(attention, "varlen_attn", attend)
+    options = frozenset(inspect.signature(attend).parameters)
+    monkeypatch.setattr(attention, "VARLEN_OPTIONS", options)
+
+
 @every_family
 @pytest.mark.parametrize("grouped", [True, False])
 def test_varlen_arguments_match_its_documentation(
     family: str, grouped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(torch_varlen, "varlen_attn", fake_varlen(seen, grouped=grouped))
+    replace_varlen(monkeypatch, fake_varlen(seen, grouped=grouped))
     model, batch = tiny_model(family), packed_batch()
     wanted = DiffusionModel(tiny_model(family), PAD, "loop")(batch)
     got = DiffusionModel(model, PAD, "varlen")(batch)
@@ -138,7 +144,7 @@ def test_varlen_arguments_match_its_documentation(
 def test_varlen_computes_in_the_dtype_of_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dream's rotary tables promote queries and keys to float32; the kernel needs half precision."""
     seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(torch_varlen, "varlen_attn", fake_varlen(seen, grouped=True))
+    replace_varlen(monkeypatch, fake_varlen(seen, grouped=True))
     for family in FAMILIES:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             DiffusionModel(tiny_model(family), PAD, "varlen")(
@@ -150,7 +156,7 @@ def test_varlen_computes_in_the_dtype_of_values(monkeypatch: pytest.MonkeyPatch)
 def test_varlen_float32_values_compute_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA's autocast makes a LayerNorm float32, and 4-bit layers return the dtype of their input."""
     seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(torch_varlen, "varlen_attn", fake_varlen(seen, grouped=True))
+    replace_varlen(monkeypatch, fake_varlen(seen, grouped=True))
     batch = packed_batch()
     q, k, v = (
         torch.randn(1, heads, batch.ids.shape[0], 8, requires_grad=True) for heads in (4, 2, 2)
@@ -202,5 +208,5 @@ def test_unavailable_varlen_gives_its_reason(monkeypatch: pytest.MonkeyPatch) ->
         query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None
     ): ...
 
-    monkeypatch.setattr(torch_varlen, "varlen_attn", of_torch_2_10)
+    replace_varlen(monkeypatch, of_torch_2_10)
     assert "windows" in attention.why_no_varlen(wide, cuda, half)

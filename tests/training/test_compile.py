@@ -2,56 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from helpers.compiled import compiled, compiler, graphs, quiet_compiler  # noqa: F401  # a fixture
 from helpers.layers import batch_of, loss_and_gradient, trained
-from helpers.tiny import (
-    assert_same_vector,
-)
+from helpers.tiny import assert_same_vector
 from torch._dynamo.utils import counters
-from transformers import AttentionInterface
 
-from plugin.models.attention import NAME, Segments, document_attention
-from plugin.models.diffusion import DiffusionModel, unwrapped
-from plugin.training.compile import compile_layers
-
-# Its tracer reads every input's .grad, at which torch warns.
-quiet_compiler = pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf"
-)
-
-
-@pytest.fixture
-def compiler() -> Iterator[None]:
-    """Lend torch's compiler in its initial state, and leave no trace of it for other tests."""
-    import torch._dynamo as dynamo
-    import torch._dynamo.config
-
-    before = torch._dynamo.config.suppress_errors
-    dynamo.reset()
-    counters.clear()
-    yield
-    dynamo.reset()
-    counters.clear()
-    torch._dynamo.config.suppress_errors = before
-    AttentionInterface.register(NAME, document_attention)
-
-
-def compiled(module: DiffusionModel) -> DiffusionModel:
-    names = list(module.state_dict())
-    assert (
-        compile_layers(module.model, may_fail=False, backend="aot_eager")
-        == unwrapped(module.model).config.num_hidden_layers
-    )
-    assert list(module.state_dict()) == names
-    return module
-
-
-def graphs() -> int:
-    return counters["stats"]["unique_graphs"]
+from plugin.models.attention import Segments
 
 
 @pytest.mark.slow
