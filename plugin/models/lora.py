@@ -50,7 +50,8 @@ def add_adapter(
     predict them. Raises JobError (exit 2) naming lora_targets if a name matches no linear layer.
     """
     from peft import LoraConfig, get_peft_model
-    from peft.tuners.lora import LoraLayer
+
+    from .lean_lora import use_lean_forward
 
     trained: dict[str, Any] = {}
     if new_ids:
@@ -69,10 +70,7 @@ def add_adapter(
         **trained,
     )
     adapted = cast("PeftModel", get_peft_model(model, config))
-    for module in adapted.modules():
-        # autocast chooses the dtype; a float32 copy of every layer's input would only cost memory
-        if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = False
+    use_lean_forward(adapted)
     for weight in adapted.parameters():
         if weight.requires_grad:  # peft converts the adapter, but not a head that trains in full
             weight.data = weight.data.float()

@@ -33,11 +33,12 @@ def batch_of(count: int, step: int, *, packed: bool) -> Batch:
 
 
 def trained(
-    family: str, mode: str, attention: str | None, *, lora: bool = False, **shape: Any
+    family: str, mode: str, attention: str | None, *, dropout: float | None = None, **shape: Any
 ) -> DiffusionModel:
+    """Return a model that trains; `dropout`: of its adapter, None for a model without one."""
     model: Any = tiny_model(family, **shape)
-    if lora:
-        model = adapted(model, family, dropout=0.3)
+    if dropout is not None:
+        model = adapted(model, family, dropout=dropout)
     set_activation_checkpointing(model, mode)
     return DiffusionModel(model, PAD, attention).train()
 
