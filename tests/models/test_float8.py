@@ -263,7 +263,7 @@ def test_compiled_layers_are_equal_and_share_graphs(
     lora: bool, compiler: list[Counter[str]]
 ) -> None:
     """The product for a frozen weight's gradient, which torchao's layer has, is compiled away."""
-    plain = converted(module_of("bert", lora=lora, num_hidden_layers=3), "bert")
+    plain = converted(module_of("llada", lora=lora, num_hidden_layers=3), "llada")
     fast = copy.deepcopy(plain)
     assert compile_layers(fast.model, may_fail=False, backend=noting(compiler)) == 3  # pyright: ignore[reportArgumentType]
     counted = []
