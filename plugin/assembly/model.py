@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from ..config.families import FAMILIES
 from ..config.params import Params
 from ..models.configuration import check_family_method, load_config, new_config, switch_off_dropout
+from ..models.float8 import convert_linear_layers
 from ..models.load import build_model, check_builds, fit_config, load_model, new_model
 from ..models.lora import LoraSettings, MaybeAdapted, add_adapter, four_bit_saves, restore_adapter
 from ..models.tokenizer import check_pair, new_tokens
@@ -98,9 +99,11 @@ def model_shape(
         plain: Any = build_model(config)
         model = plain.to(weight_dtype(params, compute))
         saves = four_bit_saves(model, family) if params.load_in_4bit else 0
-        return (
-            add_adapter(model, family, lora_settings(params), []) if params.lora else model
-        ), saves
+        if params.lora:
+            model = add_adapter(model, family, lora_settings(params), [])
+        if params.float8:
+            convert_linear_layers(model, family)
+        return model, saves
 
 
 def lora_settings(params: Params) -> LoraSettings:

@@ -13,6 +13,7 @@ import torch.utils.deterministic
 
 from ..base.errors import Code, JobError, Problem
 from ..config.params import Params
+from ..models.float8 import check_torchao
 from .choice import Choice
 
 COMPUTE = {
@@ -20,6 +21,9 @@ COMPUTE = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }  # by accelerate's mixed_precision
+
+# Ada's tensor cores (8.9) were the first of NVIDIA with float8 products, with Hopper's (9.0).
+FLOAT8_CAPABILITY = (8, 9)
 
 
 def choose_precision(params: Params, device: torch.device) -> Choice[str]:
@@ -49,6 +53,31 @@ def choose_precision(params: Params, device: torch.device) -> Choice[str]:
     slow = "; a CPU does this many times slower than float32" if device.type == "cpu" else ""
     why = f"{params.dtype} compute with float32 master weights, as chosen{slow}"
     return Choice({"bfloat16": "bf16", "float16": "fp16"}[params.dtype], why)
+
+
+def choose_float8(params: Params, device: torch.device, compute: torch.dtype) -> Choice[bool]:
+    """Choose whether linear layers train with float8 products.
+
+    Raises JobError (exit 2) where they were asked for and cannot run.
+    """
+    if not params.float8:
+        return Choice(False, "not asked for")
+    if device.type != "cuda" or torch.version.hip:
+        got = "a CPU" if device.type == "cpu" else "an AMD GPU"
+        raise _no_float8("an NVIDIA GPU", got)
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FLOAT8_CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        got = f"{name}, {capability[0]}.{capability[1]}"
+        raise _no_float8("a GPU of compute capability 8.9 or newer", got)
+    if compute != torch.bfloat16:
+        raise _no_float8("bfloat16 for all other products", str(compute).removeprefix("torch."))
+    check_torchao()
+    return Choice(True, "products of linear layers below the head, with a scale for each tensor")
+
+
+def _no_float8(expected: str, got: str) -> JobError:
+    return JobError(Problem("float8", expected, got, "Set float8 false."))
 
 
 def weight_dtype(params: Params, compute: torch.dtype) -> torch.dtype:

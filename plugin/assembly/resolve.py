@@ -18,7 +18,7 @@ from .choice import Choice
 from .disk import Disk, check_room, count_parameters, disk_space
 from .memory import MemoryPlan, gb, plan_memory
 from .memory_advice import check_memory
-from .precision import COMPUTE, choose_precision
+from .precision import COMPUTE, choose_float8, choose_precision
 from .training_data import Data, training_data
 
 
@@ -40,6 +40,7 @@ class Resolved:
 
     ranks: int
     precision: Choice[str]  # accelerate's mixed_precision
+    float8: Choice[bool]
     attention: Attention
     parallel: Choice[str]  # ddp, zero2 or zero3
     memory: MemoryPlan  # the activations to recompute among it
@@ -59,6 +60,8 @@ class Resolved:
     def lines(self) -> Iterator[str]:
         """Yield the choices and their reasons as lines of a log."""
         yield f"dtype: {self.precision.why}"
+        if self.float8.value:
+            yield f"float8: {self.float8.why}"
         yield f"attention: {self.attention.why}"
         if self.ranks > 1:
             yield f"parallel: {self.parallel.value}; {self.parallel.why}"
@@ -66,6 +69,8 @@ class Resolved:
         yield f"recompute: {self.memory.recompute}; {self.memory.why}"
         if self.compile.value:
             yield f"compile: {self.compile.why}"
+        elif self.float8.value:
+            yield "compile: off; each cast to float8 is then a pass over memory, which may cost more than float8 saves"
 
 
 def resolve(facts: Facts, *, agree: Callable[[bool], bool] = lambda fits: fits) -> Resolved:
@@ -75,12 +80,13 @@ def resolve(facts: Facts, *, agree: Callable[[bool], bool] = lambda fits: fits) 
     differently would wait for one another forever. Raises JobError (exit 2, 5 or 7).
     """
     params, device, data = facts.params, facts.device, facts.data
+    precision = choose_precision(params, device)
+    compute = COMPUTE[precision.value]
+    float8 = choose_float8(params, device, compute)
     parameters, trained = count_parameters(facts.config, params)
     disk = disk_space(params, parameters, trained)
     if facts.saves:
         check_room(disk)
-    precision = choose_precision(params, device)
-    compute = COMPUTE[precision.value]
     way = training_data(params)
     attention = choose_attention(
         params,
@@ -112,6 +118,7 @@ def resolve(facts: Facts, *, agree: Callable[[bool], bool] = lambda fits: fits) 
     return Resolved(
         ranks=facts.ranks,
         precision=precision,
+        float8=float8,
         attention=attention,
         parallel=parallel,
         memory=memory,
@@ -136,8 +143,8 @@ def choose_parallel(
         return Choice("zero3" if params.parallel == "fsdp2" else params.parallel, "as chosen")
     if not on_gpu:
         return Choice("ddp", "ranks on CPUs share one memory as it is")
-    if params.optim != "adamw" or params.dtype == "float16":
-        return Choice("ddp", "8-bit optimizers and float16 are not sharded")
+    if params.optim != "adamw" or params.dtype == "float16" or params.float8:
+        return Choice("ddp", "8-bit optimizers, float16 and float8 are not sharded")
     if fits():
         return Choice("ddp", "a full copy fits on each device")
     return Choice("zero3", "a full copy does not fit on each device")

@@ -342,6 +342,11 @@ class Params(BaseModel):
     compile: Literal["auto", "on", "off"] = parameter(
         "auto", "Compile", "torch.compile of each layer; auto is on for GPUs."
     )
+    float8: bool = parameter(
+        False,
+        "Float8",
+        "Linear layers train with float8 products (torchao; GPUs of compute capability 8.9 or newer).",
+    )
     parallel: Literal["auto", "ddp", "fsdp2", "zero2", "zero3"] = parameter(
         "auto",
         "Parallel",

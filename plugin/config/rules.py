@@ -181,6 +181,7 @@ def cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
         "selective",
         "Or set compile auto.",
     )
+    _check_float8(params, require)
     if params.streaming:
         sft = params.training_stage == "sft"
         require(
@@ -251,6 +252,25 @@ def is_writable(text: str) -> bool:
     return "\0" not in text and text.encode("utf-8", "ignore").decode() == text
 
 
+def _check_float8(params: Params, require: Callable[..., None]) -> None:
+    if not params.float8:
+        return
+    require(
+        not params.load_in_4bit,
+        "float8",
+        "load_in_4bit false",
+        "true",
+        "A 4-bit base is stored in NF4, whose products are bfloat16.",
+    )
+    require(
+        params.dtype in ("auto", "bfloat16"),
+        "float8",
+        "dtype auto or bfloat16 as well",
+        params.dtype,
+        "What is not computed in float8 is computed in bfloat16.",
+    )
+
+
 def _check_machines(params: Params, require: Callable[..., None]) -> None:
     machines, rank = params.num_machines, params.machine_rank
     require(
@@ -283,8 +303,8 @@ def _check_machines(params: Params, require: Callable[..., None]) -> None:
 def sharding_problems(params: Params) -> list[Problem]:
     """List what cannot be sharded.
 
-    8-bit states come in blocks of a full tensor, and nobody has proved that all ranks skip the same
-    steps when float16 overflows.
+    8-bit states come in blocks of a full tensor, nobody has proved that all ranks skip the same
+    steps when float16 overflows, and no test has tried float8 products of sharded weights.
     """
     found: list[Problem] = []
     if params.parallel in SHARDED:
@@ -307,6 +327,9 @@ def sharding_problems(params: Params) -> list[Problem]:
                     fix,
                 )
             )
+        if params.float8:
+            got = f"{params.parallel} with float8"
+            found.append(Problem("parallel", "float8 false as well", got, fix))
     return found
 
 

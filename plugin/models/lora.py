@@ -87,7 +87,7 @@ def target_layers(model: PreTrainedModel, family: Family, targets: str) -> list[
     linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not _in_head(name, family)
+        if isinstance(module, nn.Linear) and not in_head(name, family)
     ]
     if targets == "auto":
         return linear
@@ -113,7 +113,8 @@ def restore_adapter(model: PeftModel, folder: Path) -> None:
     assert not loaded.unexpected_keys, loaded.unexpected_keys
 
 
-def _in_head(name: str, family: Family) -> bool:
+def in_head(name: str, family: Family) -> bool:
+    """Return True for the name of a module in the family's output head."""
     return any(name == head or name.startswith(f"{head}.") for head in family.head)
 
 
@@ -164,7 +165,7 @@ def four_bit_saves(model: nn.Module, family: Family) -> int:
     linear = (
         layer.weight
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and not _in_head(name, family)
+        if isinstance(layer, nn.Linear) and not in_head(name, family)
     )
     return sum(
         round(weight.numel() * (weight.element_size() - 0.5 - (1 + 4 / 256) / 64))

@@ -20,10 +20,12 @@ from ..assembly.resolve import Resolved
 from ..assembly.rules import step_rules
 from ..assembly.training_data import Data, Steps, training_data
 from ..base.files import whole_folder
+from ..config.families import FAMILIES
 from ..config.params import Params
 from ..data.chat import ChatFormat
 from ..data.documents import Documents
-from ..models.diffusion import DiffusionModel, Predict
+from ..models.diffusion import DiffusionModel, Predict, unwrapped
+from ..models.float8 import WIDTH, convert_linear_layers
 from ..models.flops import FlopCount, count_flops
 from ..models.lora import MaybeAdapted
 from ..models.tokenizer import load_tokenizer
@@ -122,6 +124,8 @@ def build_training(
     dtype, compute = weight_dtype(params, resolved.compute), resolved.compute
     model = make_model(params, data.tokenizer, compute, checkpoint=checkpoint)
     _log_model(params, model, dtype, log)
+    if resolved.float8.value:
+        _train_in_float8(model, log)
     strategy: Replicated[MaybeAdapted] | Sharded[MaybeAdapted] = (
         Sharded(model, resolved.parallel.value, compute) if resolved.sharded else Replicated(model)
     )
@@ -151,6 +155,14 @@ def build_training(
         weight_dtype=dtype,
         predict=strategy.predict(module),
     )
+
+
+def _train_in_float8(model: MaybeAdapted, log: Log) -> None:
+    converted = convert_linear_layers(model, FAMILIES[unwrapped(model).config.model_type])
+    line = f"float8: {converted.layers} linear layers train in float8"
+    if converted.left_out:
+        line += f"; {converted.left_out} train in bfloat16, for their widths are no multiples of {WIDTH}"
+    log(f"{line}; evaluation, samples and the saved model compute without it")
 
 
 def _log_model(params: Params, model: nn.Module, dtype: torch.dtype, log: Log) -> None:

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from ..assembly.model import base_config
-from ..assembly.precision import COMPUTE, choose_precision, make_deterministic
+from ..assembly.precision import COMPUTE, choose_float8, choose_precision, make_deterministic
 from ..assembly.resolve import Facts, Resolved, resolve
 from ..assembly.training_data import Data, training_data
 from ..base.errors import JobError, Problem
@@ -63,6 +63,7 @@ def _join(rank: Rank) -> Accelerator:
     on_cpu = wants_cpu or not torch.cuda.is_available()
     device = torch.device("cpu" if on_cpu else "cuda")
     mixed = choose_precision(rank.params, device).value
+    choose_float8(rank.params, device, COMPUTE[mixed])  # refused before data is read
     if flags := make_deterministic(device, rank.reporter.log):
         rank.reporter.log(f"determinism: {flags}")
     return join_ranks(mixed, on_cpu=on_cpu)

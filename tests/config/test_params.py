@@ -84,6 +84,7 @@ TABLE: dict[str, tuple[object, object]] = {
     "recompute": ("auto", ("auto", "none", "selective", "full")),
     "attn_implementation": ("auto", ("auto", "eager", "sdpa", "varlen")),
     "compile": ("auto", ("auto", "on", "off")),
+    "float8": (False, BOOL),
     "parallel": ("auto", ("auto", "ddp", "fsdp2", "zero2", "zero3")),
     "num_processes": ("auto", ("auto or int", 1, 1_024)),
     "num_machines": (1, ("int", 1, 4_096)),

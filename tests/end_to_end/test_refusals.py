@@ -99,6 +99,17 @@ def test_check_as_json_is_one_object_with_the_problem(tmp_path: Path, tiny_confi
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_float8_on_a_cpu_is_refused_by_name(
+    verb: str, tmp_path: Path, tiny_config: Path, pairs_file: Path
+) -> None:
+    done = run_main(verb, *job(tiny_config, pairs_file), "--float8", "true", cwd=tmp_path)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error[")]
+    assert line == "error[2]: float8: expected an NVIDIA GPU, got a CPU. Set float8 false."
+    assert done.returncode == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("made", [False, True])
 def test_a_refusal_of_the_worker_leaves_no_run_folder(
     tmp_path: Path, pairs_file: Path, model_copy: Path, made: bool

@@ -300,6 +300,7 @@ def test_auto_shards_only_what_does_not_fit() -> None:
     assert chosen(fits=False, ranks=1) == "ddp"
     assert chosen(fits=False, dtype="float16") == "ddp"
     assert chosen(fits=False, optim="adamw_8bit") == "ddp"
+    assert chosen(fits=False, float8=True) == "ddp"
 
 
 def test_a_choice_is_kept() -> None:
@@ -320,6 +321,7 @@ def test_a_choice_is_kept() -> None:
     [
         ({"optim": "adamw_8bit"}, "adamw_8bit"),
         ({"dtype": "float16"}, "float16"),
+        ({"float8": True}, "float8"),
     ],
 )
 def test_option_without_sharding_is_refused_by_name(
