@@ -49,6 +49,20 @@ class Case:
     def name(self) -> str:
         return f"{self.shape.name}_{self.kind}_{self.work}"
 
+    @property
+    def title(self) -> str:
+        """Return the case in the words of a table."""
+        shape, kind = self.shape.name.replace("_", " "), self.kind.replace("_", " ")
+        if self.work == "rows":
+            return f"{shape}, {kind}, {self.documents} x {ROW}"
+        return f"{shape}, {kind}, {self.documents} documents of {self.work} lengths"
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Return the tasks of gpu_measure.py that make up the case, in order."""
+        ways = ("cold", "warm", "reference") if self.reference else ("cold", "warm")
+        return tuple(f"{way}:{self.name}" for way in ways)
+
     def narrow(self) -> Case:
         """Return the case with a narrow shape and few documents: to try code on a CPU."""
         documents = min(4, self.documents)

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from plugin.base.environment import installed
+from plugin.config.params import Params
+from plugin.parent.gpus import list_gpus, resolve_gpus, visible_gpus
+from plugin.parent.launch import plan_launch
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_S = 240  # of one job
@@ -80,6 +83,19 @@ def finish(process: subprocess.Popen[str], folder: Path) -> Ended:
         _, err = process.communicate()
     errors = [line for line in err.splitlines() if line.startswith("error[")]
     return Ended(process.returncode, (errors or err.splitlines() or [""])[-1], folder)
+
+
+def first_device(device: str) -> dict[str, object]:
+    """Return the parameters of a job on the first GPU, or on the CPU."""
+    return {"train_device": device} | ({"gpu_ids": "0"} if device == "cuda" else {})
+
+
+def worker_environment(device: str) -> dict[str, str]:
+    """Return this environment with all that a parent sets for the worker of one device."""
+    params = Params.model_validate(first_device(device))
+    gpus = resolve_gpus(params, visible_gpus(os.environ, list_gpus)) if device == "cuda" else ()
+    plan = plan_launch(params, ROOT, gpus, 0, os.environ)
+    return {**os.environ, **plan.ranks[0], "HF_HUB_OFFLINE": "1"}
 
 
 def device_name(rehearse: bool) -> str:

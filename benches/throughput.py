@@ -276,15 +276,13 @@ def main(argv: Sequence[str]) -> int:
         action="store_true",
         help="every path with narrow models: proves the code, not a figure",
     )
-    options = parser.parse_args(argv)
+    options, others = parser.parse_known_args(argv)
     if options.device == "cuda":
-        if options.bars or options.save:
-            parser.error("--bars and --save are of the CPU bench")
-        from gpu import (
-            main as on_cuda,
-        )  # the real shapes need a GPU, and their own way of being built
+        from gpu import main as on_cuda  # the real shapes have a bench of their own
 
-        return on_cuda(["--rehearse"] if options.rehearse else [])
+        return on_cuda([word for word in argv if word not in ("--device", "cuda")])
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     began, peak, empty = time.perf_counter(), matmul_peak(), resident()
     results = []
     for shape in (shape for shape in CPU if shape.name in options.shapes):
