@@ -63,7 +63,7 @@ GPU_CASES = {
     "llada_8b_lora_rows": (Limit("mfu", least=0.60), *EVERY),
     "dream_7b_lora_rows": (Limit("mfu", least=0.60), *EVERY),
     "llada_8b_qlora_rows": (Limit("peak_gb", most=12), *EVERY),
-    "llada_8b_full_8bit_rows": (Limit("mfu", least=0.47), *EVERY),
+    "llada_8b_full_rows": (Limit("mfu", least=0.47), *EVERY),
     "worker": (Limit("worker_ratio", least=0.95, most=1.05), FIRST_STEP[1], ESTIMATE, LOGITS),
 }
 

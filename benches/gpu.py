@@ -32,7 +32,7 @@ from plugin.base import quiet  # noqa: E402, F401  # isort: skip  # before anyth
 
 import torch  # noqa: E402
 from bars import missed_on_gpu  # noqa: E402
-from gpu_cases import GROUPS, REFERENCE_STEPS, Case  # noqa: E402
+from gpu_cases import GROUPS, Case  # noqa: E402
 from gpu_report import markdown, results_file, save, table  # noqa: E402
 from gpu_worker import NAME, play_worker  # noqa: E402
 from job import LONGEST_S, Bench, device_name, versions, worker_environment  # noqa: E402
@@ -101,12 +101,13 @@ def compare(ours: Found, reference: Found) -> Found:
     """Return the reference, and how many times as fast and as large as it ours is."""
     if "error" in reference:
         return {"reference": reference}
-    pairs = zip(reference["steps_ms"], ours["steps_ms"][:REFERENCE_STEPS], strict=True)
-    theirs = reference["peak_minus_weights_gb"]
+    theirs = reference["steps_ms"]
+    ratios = [one / other for one, other in zip(theirs, ours["steps_ms"], strict=False)]
+    held = reference["peak_minus_weights_gb"]
     return {
         "reference": reference,
-        "vs_padded": round(statistics.median(one / other for one, other in pairs), 2),
-        "memory_vs_padded": round(ours["peak_minus_weights_gb"] / theirs, 3) if theirs else None,
+        "vs_padded": round(statistics.median(ratios), 2),
+        "memory_vs_padded": round(ours["peak_minus_weights_gb"] / held, 3) if held else None,
     }
 
 
@@ -114,15 +115,17 @@ def play_group(name: str, bench: Bench, measure_in: Callable[[Path], Measure]) -
     """Yield {name of a case: its figures}. `measure_in` takes the folder of the compile cache."""
     if name == NAME:
         cache = bench.root / NAME
-        own = Bench(
-            bench.root,
-            bench.rehearse,
-            {**bench.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache)},
-        )
+        environment = {**bench.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+        own = Bench(bench.root, bench.rehearse, environment)
         yield {NAME: play_worker(own, measure_in(cache))}
     for case in GROUPS[name]:
         chosen = case.narrow() if bench.rehearse else case
         yield {case.name: play_case(chosen, measure_in(bench.root / case.name))}
+
+
+def threads(rehearse: bool) -> dict[str, str]:
+    """Return one thread for a rehearsal: its models are too narrow for more."""
+    return {"OMP_NUM_THREADS": "1"} if rehearse else {}
 
 
 def measurer(groups: Sequence[str], *, rehearse: bool) -> Callable[[Path], Measure]:
@@ -131,9 +134,7 @@ def measurer(groups: Sequence[str], *, rehearse: bool) -> Callable[[Path], Measu
     Each task has a process of its own. In a rehearsal, where nothing is compiled, one process
     measures the tasks of all cases: importing takes longer than they do.
     """
-    environment = worker_environment("cpu" if rehearse else "cuda")
-    if rehearse:
-        environment["OMP_NUM_THREADS"] = "1"
+    environment = worker_environment("cpu" if rehearse else "cuda") | threads(rehearse)
     cases = [case for name in groups for case in GROUPS[name]] if rehearse else []
     tasks = [task for case in cases for task in case.tasks]
     done = run_tasks(tasks, environment, rehearse=rehearse) if tasks else {}
@@ -154,7 +155,8 @@ def measure_all(groups: Sequence[str], scratch: Path, path: Path, *, rehearse: b
         "groups": {},
         "cases": {},
     }
-    bench, measure_in = Bench(scratch, rehearse), measurer(groups, rehearse=rehearse)
+    bench = Bench(scratch, rehearse, threads(rehearse))
+    measure_in = measurer(groups, rehearse=rehearse)
     for name in groups:
         began = time.monotonic()
         for found in play_group(name, bench, measure_in):

@@ -20,14 +20,12 @@ from plugin.data.documents import Builder, Documents
 
 WARMUP, ROUNDS = 2, 6  # steps of a case: the first compiles
 SMALL_WARMUP, SMALL_ROUNDS = 10, 16  # of small steps, which vary more and cost little
-REFERENCE_STEPS = 6  # that count, after as many as WARMUP
+REFERENCE_STEPS = 6  # at most, after a warm-up of WARMUP
 ROW = 1024  # tokens of a full row
 START = 1
 _SHAPES = {shape.name: shape for shape in CUDA}
-# Optimizer, LoRA and 4-bit base by kind of training.
 _KINDS: dict[str, dict[str, object]] = {
     "full": {},
-    "full_8bit": {"optim": "adamw_8bit"},
     "lora": {"lora": True},
     "qlora": {"lora": True, "load_in_4bit": True},
 }
@@ -38,11 +36,12 @@ class Case:
     """A shape, how it is trained, and the documents of a step."""
 
     shape: Shape
-    kind: str  # a key of _KINDS
+    kind: str  # full, lora or qlora
     work: str  # rows, or a kind of LENGTHS
     documents: int  # of a step
     warmup: int = WARMUP
     rounds: int = ROUNDS
+    optim: str = "adamw"
     reference: bool = False  # also measured: the padded full-logit reference
 
     @property
@@ -52,10 +51,16 @@ class Case:
     @property
     def title(self) -> str:
         """Return the case in the words of a table."""
-        shape, kind = self.shape.name.replace("_", " "), self.kind.replace("_", " ")
+        kind = self.kind if self.optim == "adamw" else f"{self.kind} with {self.optim}"
+        trained = f"{self.shape.name}, {kind}"
         if self.work == "rows":
-            return f"{shape}, {kind}, {self.documents} x {ROW}"
-        return f"{shape}, {kind}, {self.documents} documents of {self.work} lengths"
+            return f"{trained}, {self.documents} x {ROW}"
+        return f"{trained}, {self.documents} documents of {self.work} lengths"
+
+    @property
+    def compared(self) -> int:
+        """Return the number of steps that the reference repeats, the first that count."""
+        return min(REFERENCE_STEPS, self.rounds)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -65,10 +70,7 @@ class Case:
 
     def narrow(self) -> Case:
         """Return the case with a narrow shape and few documents: to try code on a CPU."""
-        documents = min(4, self.documents)
-        return replace(
-            self, shape=self.shape.narrow(), documents=documents, warmup=WARMUP, rounds=ROUNDS
-        )
+        return replace(self, shape=self.shape.narrow(), documents=2, warmup=WARMUP, rounds=2)
 
     def params(self, device: str) -> Params:
         """Return the parameters of a job that trains this case.
@@ -90,6 +92,7 @@ class Case:
                 "logging_steps": 1,
                 "eval_strategy": "no",
                 "save_steps": self.warmup + self.rounds,
+                "optim": self.optim,
                 **_KINDS[self.kind],
             }
         )
@@ -148,7 +151,7 @@ GROUPS: dict[str, tuple[Case, ...]] = {
         Case(_SHAPES["dream_7b"], "lora", "rows", 8),
         Case(_SHAPES["llada_8b"], "qlora", "rows", 4),
     ),
-    "full": (Case(_SHAPES["llada_8b"], "full_8bit", "rows", 8),),
+    "full": (Case(_SHAPES["llada_8b"], "full", "rows", 8, optim="adamw_8bit"),),
     "worker": (),  # a job through main.py: see gpu_worker.py
 }
 CASES = {case.name: case for cases in GROUPS.values() for case in cases}

@@ -27,7 +27,7 @@ from plugin.base import quiet  # noqa: E402, F401  # isort: skip  # before anyth
 import torch  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
 from accelerate.state import AcceleratorState  # noqa: E402
-from gpu_cases import CASES, REFERENCE_STEPS, WARMUP, Case  # noqa: E402
+from gpu_cases import CASES, WARMUP, Case  # noqa: E402
 from meter import highest_resident, reset_peak, resident  # noqa: E402
 from random_models import random_model  # noqa: E402
 from references import padded_loss  # noqa: E402
@@ -186,17 +186,15 @@ def figures(
     seconds, steady = watch.seconds[warmup:], watch.metrics[warmup:]
     rates = [metrics["tokens_per_s"] for metrics in steady]
     tokens = [round(rate * spent) for rate, spent in zip(rates, seconds, strict=True)]
-    memory, foretold = (
-        gauge.figures(training.module, training.optimizer),
-        gb(resolved.memory.memory.peak),
-    )
+    memory = gauge.figures(training.module, training.optimizer)
+    foretold = gb(resolved.memory.memory.peak)
     return {
         "tokens_per_s": round(statistics.median(rates), 1),
         "mfu": round(statistics.median(metrics["mfu"] for metrics in steady), 4) if peak else None,
         "matmul_tflops": round(peak / 1e12, 1) if peak else None,
         "step_ms": round(1000 * statistics.median(seconds), 2),
         "steps_ms": [round(1000 * spent, 2) for spent in seconds],
-        "tokens_per_step": statistics.median(tokens),
+        "tokens_per_step": round(statistics.median(tokens)),
         "tokens": sum(tokens),
         "first_step_s": round(watch.seconds[0], 2),
         **memory,
@@ -231,7 +229,7 @@ def measure_reference(case: Case, device_name: str) -> dict[str, Any]:
     make_step = training_data(params).steps(data, PADDED, 0, 1, log, even=False)
     gauge.begin()
     seconds, rates = [], []
-    for number in range(case.warmup - WARMUP, case.warmup + REFERENCE_STEPS):
+    for number in range(case.warmup - WARMUP, case.warmup + case.compared):
         step = make_step(number)
         (micro_batch,) = step.micro_batches
         true = [data.train[index].ids for index in micro_batch.documents]
