@@ -167,15 +167,16 @@ def measure_all(groups: Sequence[str], scratch: Path, path: Path, *, rehearse: b
     return report
 
 
-def chosen_groups(words: str) -> list[str]:
-    """Return the groups of a comma-separated list. Ends the program for an unknown name."""
-    groups = [word.strip() for word in words.split(",") if word.strip()]
+def refusal(groups: Sequence[str], *, rehearse: bool) -> str:
+    """Return why these groups cannot be measured here, in one line; empty if they can."""
     unknown = [name for name in groups if name not in GROUPS]
     if unknown or not groups:
         known, got = ", ".join(GROUPS), ", ".join(unknown) or "none"
-        print(f"error[2]: cases: expected names among {known}, got {got}.", file=sys.stderr)
-        sys.exit(2)
-    return [name for name in GROUPS if name in groups]
+        return f"error[2]: cases: expected names among {known}, got {got}."
+    if not rehearse and not torch.cuda.is_available():
+        fix = "Use --rehearse to try the code on a CPU."
+        return f"error[2]: device: expected a CUDA GPU, got none. {fix}"
+    return ""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -191,10 +192,10 @@ def main(argv: Sequence[str]) -> int:
     if options.table:
         print(markdown(json.loads(options.table.read_text(encoding="utf-8"))))
         return 0
-    groups, rehearse = chosen_groups(options.cases), options.rehearse
-    if not rehearse and not torch.cuda.is_available():
-        expected = "expected a CUDA GPU, got none. Use --rehearse to try the code on a CPU."
-        print(f"error[2]: device: {expected}", file=sys.stderr)
+    groups = [word.strip() for word in options.cases.split(",") if word.strip()]
+    rehearse: bool = options.rehearse
+    if line := refusal(groups, rehearse=rehearse):
+        print(line, file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)

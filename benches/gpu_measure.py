@@ -131,7 +131,9 @@ def choose(params: Params, config: PretrainedConfig, data: Data, at: Accelerator
 def start(params: Params) -> Accelerator:
     """Join as a worker does; tasks of a rehearsal share a process, and accelerate its state."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    return join(params, log)
+    accelerator = join(params, log)
+    assert accelerator.device.type == params.train_device, "torch finds no GPU in this process"
+    return accelerator
 
 
 def measure_case(case: Case, device: str, *, only_first: bool) -> dict[str, Any]:
