@@ -2,8 +2,9 @@
 
 A task is `cold:CASE` (the first step alone), `warm:CASE` (all steps), `reference:CASE` (the same
 documents in a padded rectangle with all logits) or `run:N:FOLDER` (the steps of a finished run,
-those after the first N counted). Each task prints one JSON object. A model has random weights, made on the device. All that surrounds it
-is the worker's own code: its choices, its flags, its assembly and its loop.
+those after the first N counted). Each task prints one JSON object. A model has random weights, made
+on the device. All that surrounds it is the worker's own code: its choices, its flags, its assembly
+and its loop.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def results_file(folder: Path, device: str) -> Path:
 
 
 def save(report: Mapping[str, Any], path: Path) -> None:
-    """Write the report; cases that another call measured in the same environment stay in the file."""
+    """Write the report; cases that the file holds of the same environment stay in it."""
     kept: dict[str, Any] = {"cases": {}, "groups": {}}
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""One job through `main.py train` and the GPU bench on the same steps: what a worker adds to them."""
+"""One job through `main.py train`, and the GPU bench on the same steps: a worker's own cost."""
 
 from __future__ import annotations
 

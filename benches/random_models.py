@@ -1,4 +1,4 @@
-"""Models of the benches without files: random weights on the device, as loading would leave them."""
+"""Models without files for the benches: random weights, in the layers that loading leaves."""
 
 from __future__ import annotations
 
