@@ -80,10 +80,11 @@ manifest: setup
 	@$(PYTHON) docs/files.py
 	@$(PYTHON) -m plugin.run.schema --write
 
-# Real tokens a second against dLLM's padded rectangle; fails naming every bar missed. `make bench DEVICE=cuda` for the real shapes.
+# Real tokens a second against dLLM's padded rectangle; fails naming every bar missed. `make bench DEVICE=cuda` for the real shapes,
+# in groups of at most four minutes: CASES=small,encoder,lora,full,worker
 DEVICE ?= cpu
 bench: setup
-	@$(PYTHON) benches/throughput.py --device $(DEVICE) $(if $(filter cpu,$(DEVICE)),--bars --save benches/results/cpu-$$(date +%F).json)
+	@$(PYTHON) benches/throughput.py --device $(DEVICE) $(if $(filter cpu,$(DEVICE)),--bars --save benches/results/cpu-$$(date +%F).json,$(if $(CASES),--cases $(CASES)))
 
 # Every method on a real GPU as users start it, at most eight minutes: a table and benches/results/gpu-DATE.json. Without a GPU a
 # rehearsal of the same program. On a machine with packages of its own: make gpu PYTHON=python3

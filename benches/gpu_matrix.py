@@ -14,18 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
-import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import date
 from importlib.util import find_spec
 from itertools import product
@@ -33,11 +29,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(ROOT / "benches")]
 
-from plugin.base.environment import installed, require  # noqa: E402
+from plugin.base.environment import require  # noqa: E402
 
 require(ROOT)
+
+from job import LONGEST_S, Bench, Ended, device_name, finish, versions  # noqa: E402
 
 METHODS = ("bert", "llada", "dream")
 KINDS: dict[str, dict[str, object]] = {
@@ -51,7 +49,7 @@ WAYS: dict[str, dict[str, object]] = {
     "selective": {"recompute": "selective", "compile": "off"},
     "full-compiled": {"recompute": "full", "compile": "on"},
 }
-ROWS, STEPS, LONGEST_S = 96, 4, 240
+ROWS, STEPS = 96, 4
 WORDS = (
     "one",
     "two",
@@ -103,69 +101,6 @@ REAL = {
     "intermediate_size": 1152,
 }
 REAL |= {"num_hidden_layers": 22, "num_attention_heads": 12, "max_position_embeddings": 8192}
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A job's exit code, last line and run folder."""
-
-    code: int
-    line: str
-    folder: Path
-
-    def run(self) -> dict[str, Any]:
-        file = self.folder / "run.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-    def result(self) -> dict[str, Any]:
-        return self.run().get("result") or {}
-
-
-@dataclass(frozen=True)
-class Bench:
-    """The folder and the device of the jobs."""
-
-    root: Path
-    rehearse: bool
-    environ: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def device(self) -> str:
-        return "cpu" if self.rehearse else "cuda"
-
-    def start(
-        self, folder: Path, values: Mapping[str, object], limit: int = 0
-    ) -> subprocess.Popen[str]:
-        """Start `main.py train`; `limit`: bytes of data it may hold."""
-        words = [
-            word
-            for name, value in values.items()
-            for word in (f"--{name}", str(value).lower() if value is True else str(value))
-        ]
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "main.py"), "train", *words, "--run_dir", str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **self.environ, "HF_HUB_OFFLINE": "1"},
-            preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)))
-            if limit
-            else None,
-        )
-
-    def train(self, folder: Path, values: Mapping[str, object], limit: int = 0) -> Ended:
-        return finish(self.start(folder, values, limit), folder)
-
-
-def finish(process: subprocess.Popen[str], folder: Path) -> Ended:
-    try:
-        _, err = process.communicate(timeout=LONGEST_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        _, err = process.communicate()
-    errors = [line for line in err.splitlines() if line.startswith("error[")]
-    return Ended(process.returncode, (errors or err.splitlines() or [""])[-1], folder)
 
 
 def write_data(root: Path) -> Path:
@@ -397,25 +332,6 @@ def play_real(bench: Bench, data: Path) -> dict[str, Any]:
         "foretold": (result["memory"]["estimate"] or {}).get("peak"),
     }
     return {"code": 0, "as_promised": True, "seconds": result["seconds"], **kept, **memory}
-
-
-def device_name(rehearse: bool) -> str:
-    if rehearse:
-        return "rehearsal on a CPU"
-    listed = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return listed.stdout.strip().splitlines()[0] if listed.returncode == 0 else "a GPU"
-
-
-def versions() -> dict[str, str]:
-    names = ("torch", "transformers", "accelerate", "peft", "bitsandbytes", "triton", "datasets")
-    return {"python": platform.python_version()} | {
-        name: installed(name) or "missing" for name in names
-    }
 
 
 def print_cell(cell: Sequence[str], row: Mapping[str, Any]) -> None:

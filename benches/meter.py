@@ -23,12 +23,17 @@ def spent_by(work: Callable[[], object]) -> Spent:
     reset_peak()
     wall, cpu = time.perf_counter(), time.process_time()
     work()
-    return Spent(time.perf_counter() - wall, time.process_time() - cpu, _status("VmHWM"))
+    return Spent(time.perf_counter() - wall, time.process_time() - cpu, highest_resident())
 
 
 def resident() -> int:
     """Return the bytes resident now."""
     return _status("VmRSS")
+
+
+def highest_resident() -> int:
+    """Return the most bytes resident since `reset_peak`."""
+    return _status("VmHWM")
 
 
 def reset_peak() -> None:

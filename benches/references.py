@@ -1,4 +1,4 @@
-"""References of throughput.py: a padded rectangle, logits of every position.
+"""References of throughput.py and gpu.py: a padded rectangle, logits of every position.
 
 `dllm_loss` is the loss of dLLM's trainer (github.com/ZHZisZZ/dllm, dllm/core/trainers/mdlm.py):
 cross-entropy of every position over transposed logits, multiplied by zero where nothing was masked.
@@ -40,6 +40,9 @@ def padded_loss(
         weights[row, one.masked] = torch.from_numpy(one.weight)
         masked[row, one.masked] = True
         real[row, : ids.size] = 1
+    inputs, targets, weights, masked, real = (
+        tensor.to(model.device) for tensor in (inputs, targets, weights, masked, real)
+    )
     logits = model(input_ids=inputs, attention_mask=real).logits  # [S, T, V]
     return _LOSSES[way](logits, targets, weights, masked)
 

@@ -255,8 +255,15 @@ def summarise(results: Sequence[Found], peak: float, kind: str, seconds: float) 
 
 
 def main(argv: Sequence[str]) -> int:
+    where = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    where.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    device, others = where.parse_known_args(argv)
+    if device.device == "cuda":
+        from gpu import main as on_cuda  # the real shapes have a bench and options of their own
+
+        return on_cuda(others)
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[where]
     )
     parser.add_argument(
         "--shapes",
@@ -266,7 +273,6 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--lengths", choices=("alpaca", "tulu", "long"), default="alpaca")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
         "--bars", action="store_true", help="exit 1 naming every bar that is missed"
     )
@@ -277,14 +283,6 @@ def main(argv: Sequence[str]) -> int:
         help="every path with narrow models: proves the code, not a figure",
     )
     options = parser.parse_args(argv)
-    if options.device == "cuda":
-        if options.bars or options.save:
-            parser.error("--bars and --save are of the CPU bench")
-        from gpu import (
-            main as on_cuda,
-        )  # the real shapes need a GPU, and their own way of being built
-
-        return on_cuda(["--rehearse"] if options.rehearse else [])
     began, peak, empty = time.perf_counter(), matmul_peak(), resident()
     results = []
     for shape in (shape for shape in CPU if shape.name in options.shapes):

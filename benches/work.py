@@ -53,13 +53,6 @@ def make_work(shape: Shape, kind: str, order: str, seed: int) -> Work:
     )
 
 
-def make_rows(shape: Shape, seed: int, tokens: int = 1024) -> Step:
-    """Return one step of full rows of `tokens`, everything learned: pretraining's shape."""
-    rows = min(tokens, shape.longest)
-    lengths = np.full(shape.batch_size, rows)
-    return make_step(shape.vocabulary, lengths, np.ones_like(lengths), seed)
-
-
 def make_step(
     vocabulary: int, lengths: NDArray[np.int64], prompts: NDArray[np.int64], seed: int
 ) -> Step:

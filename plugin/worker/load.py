@@ -116,13 +116,25 @@ def build_training(
     log: Log,
     checkpoint: Path | None = None,
 ) -> Training:
-    """Load or make the model, with the checkpoint's weights if there is one, and a new optimizer.
+    """Load or make the model, with the checkpoint's weights if there is one, and assemble it.
 
     Raises JobError (exit 2 or 4).
     """
+    model = make_model(params, data.tokenizer, resolved.compute, checkpoint=checkpoint)
+    return assemble_training(params, model, data, resolved, accelerator, log)
+
+
+def assemble_training(
+    params: Params,
+    model: MaybeAdapted,
+    data: Data,
+    resolved: Resolved,
+    accelerator: Accelerator,
+    log: Log,
+) -> Training:
+    """Prepare `model` for training, with a new optimizer."""
     rank, ranks, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     dtype, compute = weight_dtype(params, resolved.compute), resolved.compute
-    model = make_model(params, data.tokenizer, compute, checkpoint=checkpoint)
     _log_model(params, model, dtype, log)
     if resolved.float8.value:
         _train_in_float8(model, log)

@@ -18,6 +18,7 @@ from ..assembly.precision import COMPUTE, choose_float8, choose_precision, make_
 from ..assembly.resolve import Facts, Resolved, resolve
 from ..assembly.training_data import Data, training_data
 from ..base.errors import JobError, Problem
+from ..config.params import Params
 from ..run.events import ResumedEvent
 from ..run.outcome import BestCheckpoint, MemoryEstimate, MemoryUse, Result, Throughput
 from ..run.state import read_state
@@ -28,7 +29,7 @@ from ..training.prefetch import Prefetcher
 from .checkpoints import best_checkpoint, restore_training
 from .debug_bundle import write_bundle
 from .hooks import RunHooks
-from .load import Training, build_training, load_data, load_truncation, prepare_data
+from .load import Log, Training, build_training, load_data, load_truncation, prepare_data
 from .out_of_memory import explain_out_of_memory
 from .publish import finish
 from .rank import Rank
@@ -43,7 +44,7 @@ def train_rank(rank: Rank) -> Result:
     rank.reporter.phase("load")
     asked, rank = rank.params, rank.with_launchers_choice()
     store = serve_store()  # it serves until this function returns
-    accelerator = _join(rank)
+    accelerator = join(rank.params, rank.reporter.log)
     _agree_on_checkpoint(rank, accelerator)
     rank = _agree_on_moment(rank, accelerator)
     data = _load_data(rank, accelerator)
@@ -55,17 +56,17 @@ def train_rank(rank: Rank) -> Result:
     return result.model_copy(update={"effective": rank.params.differences(asked)})
 
 
-def _join(rank: Rank) -> Accelerator:
+def join(params: Params, log: Log) -> Accelerator:
     """Choose device and precision, and meet the other ranks."""
     # Another launcher may not say that it runs on CPUs: accelerate then joins no ranks on a machine
     # without a GPU.
-    wants_cpu = rank.params.train_device == "cpu" or os.environ.get("ACCELERATE_USE_CPU") == "true"
+    wants_cpu = params.train_device == "cpu" or os.environ.get("ACCELERATE_USE_CPU") == "true"
     on_cpu = wants_cpu or not torch.cuda.is_available()
     device = torch.device("cpu" if on_cpu else "cuda")
-    mixed = choose_precision(rank.params, device).value
-    choose_float8(rank.params, device, COMPUTE[mixed])  # refused before data is read
-    if flags := make_deterministic(device, rank.reporter.log):
-        rank.reporter.log(f"determinism: {flags}")
+    mixed = choose_precision(params, device).value
+    choose_float8(params, device, COMPUTE[mixed])  # refused before data is read
+    if flags := make_deterministic(device, log):
+        log(f"determinism: {flags}")
     return join_ranks(mixed, on_cpu=on_cpu)
 
 
@@ -138,7 +139,7 @@ def _train_and_publish(
     hooks = RunHooks(rank, accelerator, data, resolved, training, progress)
     reporter.phase("train", data.clock.cadence.steps)
     rank.requests.raise_if_stopped()
-    peak = _measure_peak(accelerator)
+    peak = measure_devices(accelerator)
     stopped = _run_loop(rank, accelerator, data, training, hooks, progress, peak)
     truncation = load_truncation(rank.folder)
     if report := training.steps.report(accelerator, progress.done):
@@ -205,7 +206,7 @@ def _resume(rank: Rank, accelerator: Accelerator, training: Training) -> loop.Pr
     )
 
 
-def _measure_peak(accelerator: Accelerator) -> float:
+def measure_devices(accelerator: Accelerator) -> float:
     """Return the operations a second that all GPUs together reach; 0 on CPUs."""
     if accelerator.device.type != "cuda":
         return 0.0
@@ -223,26 +224,45 @@ def _run_loop(
     peak: float,
 ) -> bool:
     """Train. Return whether the run stopped early. Raises NonFinite, its debug bundle written."""
-    cadence, device = data.clock.cadence, accelerator.device
-    trainer = loop.Trainer(
-        accelerator=accelerator,
-        module=training.module,
-        optimizer=training.optimizer,
-        scheduler=training.scheduler,
-        max_grad_norm=rank.params.max_grad_norm,
-        seed=rank.params.seed,
-    )
-    meters = loop.Meters(Stopwatch(device), training.flops, peak)
-    ahead = Prefetcher(training.steps, cadence.steps, pin=device.type == "cuda")
-    make_step = training.steps.count_together(accelerator, ahead)
     try:
-        return loop.train(trainer, make_step, cadence, hooks.hooks(), meters, progress)
+        return run_steps(
+            rank.params, accelerator, training, data.clock.cadence, hooks.hooks(), progress, peak
+        )
     except loop.NonFinite as error:
         documents = data.train if training_data(rank.params).indexed else None
         bundle, rows = write_bundle(rank.folder, error, documents, accelerator.process_index)
         named = f"; not finite: row {', '.join(rows[:5])}" if rows else ""
         rank.reporter.log(f"what step {error.step} was made of: {bundle}{named}")
         raise
+
+
+def run_steps(
+    params: Params,
+    accelerator: Accelerator,
+    training: Training,
+    cadence: loop.Cadence,
+    hooks: loop.Hooks,
+    progress: loop.Progress,
+    peak: float,
+) -> bool:
+    """Train from `progress`, the next step built ahead. Return whether the run stopped early.
+
+    `peak`: operations a second of all devices together. Raises NonFinite.
+    """
+    device = accelerator.device
+    trainer = loop.Trainer(
+        accelerator=accelerator,
+        module=training.module,
+        optimizer=training.optimizer,
+        scheduler=training.scheduler,
+        max_grad_norm=params.max_grad_norm,
+        seed=params.seed,
+    )
+    meters = loop.Meters(Stopwatch(device), training.flops, peak)
+    ahead = Prefetcher(training.steps, cadence.steps, pin=device.type == "cuda")
+    make_step = training.steps.count_together(accelerator, ahead)
+    try:
+        return loop.train(trainer, make_step, cadence, hooks, meters, progress)
     finally:
         ahead.close()
 
