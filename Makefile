@@ -39,7 +39,7 @@ endef
 
 # float8 training on a CPU, with the real torchao.
 float8: setup .float8/torchao
-	@PYTHONPATH=$(CURDIR)/.float8 $(PYTHON) -m pytest tests/models/test_float8.py tests/end_to_end/test_float8.py -m float8
+	@PYTHONPATH=$(CURDIR)/.float8 $(PYTHON) -m pytest tests/models/linear/test_float8.py tests/end_to_end/test_float8.py -m float8
 
 .float8/torchao: requirements-float8.txt
 	$(INSTALL_ASIDE)

@@ -136,6 +136,20 @@ def choose_compile(params: Params, device: torch.device, recompute: str) -> Choi
     return Choice(not lacks, why)
 
 
+def check_graphs(params: Params, device: torch.device, ranks: int, backend: str | None) -> None:
+    """Refuse CUDA graphs where nothing can be captured. Raises JobError (exit 2)."""
+    if not params.cuda_graphs:
+        return
+    fix = "Set cuda_graphs false."
+    if device.type != "cuda":
+        raise JobError(Problem("cuda_graphs", "a GPU", "a CPU", fix))
+    if ranks > 1:
+        raise JobError(Problem("cuda_graphs", "one GPU", f"{ranks} processes", fix))
+    if backend != "varlen":
+        got = f"{backend or 'padded rows'}"
+        raise JobError(Problem("cuda_graphs", "packed documents with varlen attention", got, fix))
+
+
 def _why_no_compile(device: torch.device) -> str:
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "triton is not installed"

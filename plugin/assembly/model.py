@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from ..config.families import FAMILIES
 from ..config.params import Params
 from ..models.configuration import check_family_method, load_config, new_config, switch_off_dropout
-from ..models.float8 import convert_linear_layers
+from ..models.linear.float8 import convert_linear_layers
 from ..models.load import build_model, check_builds, fit_config, load_model, new_model
 from ..models.lora import LoraSettings, MaybeAdapted, add_adapter, four_bit_saves, restore_adapter
 from ..models.tokenizer import check_pair, new_tokens

@@ -13,7 +13,7 @@ import torch.utils.deterministic
 
 from ..base.errors import Code, JobError, Problem
 from ..config.params import Params
-from ..models.float8 import check_torchao
+from ..models.linear.float8 import check_torchao
 from .choice import Choice
 
 COMPUTE = {

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from ..config.params import SHARDED, Params
 from ..training.memory import ROOM, Setting, free_bytes
-from .attention import Attention, check_fits, choose_attention, choose_compile
+from .attention import Attention, check_fits, check_graphs, choose_attention, choose_compile
 from .choice import Choice
 from .disk import Disk, check_room, count_parameters, disk_space
 from .memory import MemoryPlan, gb, plan_memory
@@ -44,6 +44,7 @@ class Resolved:
     attention: Attention
     parallel: Choice[str]  # ddp, zero2 or zero3
     memory: MemoryPlan  # the activations to recompute among it
+    spare: int  # bytes of a device that a plan may use and this one leaves free
     compile: Choice[bool]
     disk: Disk
     parameters: int
@@ -96,6 +97,7 @@ def resolve(facts: Facts, *, agree: Callable[[bool], bool] = lambda fits: fits) 
         float(data.train.lengths.mean()),
         always_packed=way.always_packed,
     )
+    check_graphs(params, device, facts.ranks, attention.backend)
     for documents in (data.train, data.evaluation):
         check_fits(documents, data.rules, attention.layout)
 
@@ -122,6 +124,7 @@ def resolve(facts: Facts, *, agree: Callable[[bool], bool] = lambda fits: fits) 
         attention=attention,
         parallel=parallel,
         memory=memory,
+        spare=max(0, int(ROOM * room) - memory.memory.peak),
         compile=choose_compile(params, device, memory.recompute),
         disk=disk,
         parameters=parameters,

@@ -342,6 +342,11 @@ class Params(BaseModel):
     compile: Literal["auto", "on", "off"] = parameter(
         "auto", "Compile", "torch.compile of each layer; auto is on for GPUs."
     )
+    cuda_graphs: bool = parameter(
+        False,
+        "CUDA graphs",
+        "Capture the encoder for a few sizes of step: for small steps, whose launches take longest.",
+    )
     float8: bool = parameter(
         False,
         "Float8",

@@ -67,6 +67,7 @@ SPEED = {
     "recompute",
     "attn_implementation",
     "compile",
+    "cuda_graphs",
     "hang_timeout_s",
 }
 LENGTH = {
@@ -182,6 +183,7 @@ def cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
         "Or set compile auto.",
     )
     _check_float8(params, require)
+    _check_graphs(params, require)
     if params.streaming:
         sft = params.training_stage == "sft"
         require(
@@ -269,6 +271,33 @@ def _check_float8(params: Params, require: Callable[..., None]) -> None:
         params.dtype,
         "What is not computed in float8 is computed in bfloat16.",
     )
+
+
+def _check_graphs(params: Params, require: Callable[..., None]) -> None:
+    """Refuse what a captured encoder cannot do, and what no test has tried."""
+    if not params.cuda_graphs:
+        return
+    fixed = {
+        "train_device": (params.train_device != "cpu", "auto or cuda", "cpu"),
+        "streaming": (not params.streaming, "false", "true"),
+        "packing": (params.packing != "off", "auto or on", "off"),
+        "recompute": (params.recompute in ("auto", "none"), "auto or none", params.recompute),
+        "lora_dropout": (
+            not (params.lora and params.lora_dropout),
+            "0",
+            f"{params.lora_dropout:g}",
+        ),
+        "load_in_4bit": (not params.load_in_4bit, "false", "true"),
+        "float8": (not params.float8, "false", "true"),
+    }
+    for name, (fits, wanted, got) in fixed.items():
+        require(
+            fits,
+            "cuda_graphs",
+            f"{name} {wanted} as well",
+            f"{name} {got}",
+            "Or set cuda_graphs false.",
+        )
 
 
 def _check_machines(params: Params, require: Callable[..., None]) -> None:

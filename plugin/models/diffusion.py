@@ -149,6 +149,9 @@ class DiffusionModel(nn.Module):
         self.model = model
         self.pad_id = pad_id
         self.attention = attention
+        # The encoder as graphs of fixed sizes, see training/cuda_graphs.py: hidden states [>= N, D]
+        # of training micro-batches, None for one that must run as it is.
+        self.captured: Callable[[Batch], Tensor | None] | None = None
         if attention:
             plain = unwrapped(model)
             check_packable(plain.config.model_type)
@@ -157,11 +160,7 @@ class DiffusionModel(nn.Module):
     def forward(self, batch: Batch) -> Sums:
         model = unwrapped(self.model)
         backbone, family = BACKBONES[model.config.model_type], FAMILIES[model.config.model_type]
-        hidden, place = (
-            self._flat(backbone, model, batch)
-            if self.attention
-            else self._padded(backbone, model, batch)
-        )
+        hidden, place = self._encoded(backbone, model, batch)
         # A document's first token is never masked, so the shifted place stays in the document.
         gathered = hidden[place[batch.masked - family.shift]]  # [M, D]
         rows = Rows(batch.target, batch.weight, batch.document[batch.masked], batch.documents)
@@ -171,15 +170,34 @@ class DiffusionModel(nn.Module):
         """Predict as `predictor` does; FSDP2 gathers weights for methods only."""
         return predictor(self.model)(ids, real, places)
 
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """Return the encoder's hidden states of a flat batch, [>= N, D], its tokens first."""
+        assert self.attention, "padded rows have no flat states"
+        model = unwrapped(self.model)
+        return self._encoded(BACKBONES[model.config.model_type], model, batch)[0]
+
+    def _encoded(
+        self, backbone: Backbone, model: PreTrainedModel, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        return (
+            self._flat(backbone, model, batch)
+            if self.attention
+            else self._padded(backbone, model, batch)
+        )
+
     def _flat(
         self, backbone: Backbone, model: PreTrainedModel, batch: Batch
     ) -> tuple[Tensor, Tensor]:
-        """Return hidden states [N, D] and the place of each token in them, [N]."""
-        assert self.attention
-        assert backbone.encode_flat
-        segments = Segments.of(batch, self.attention)
-        hidden = backbone.encode_flat(model, batch.ids[None], batch.position[None], segments)
-        return hidden[0], torch.arange(batch.ids.shape[0], device=hidden.device)
+        """Return hidden states [>= N, D] and the place of each token in them, [N]."""
+        hidden = None
+        if self.captured and self.training and torch.is_grad_enabled():
+            hidden = self.captured(batch)
+        if hidden is None:
+            assert self.attention
+            assert backbone.encode_flat
+            segments = Segments.of(batch, self.attention)
+            hidden = backbone.encode_flat(model, batch.ids[None], batch.position[None], segments)[0]
+        return hidden, torch.arange(batch.ids.shape[0], device=hidden.device)
 
     def _padded(
         self, backbone: Backbone, model: PreTrainedModel, batch: Batch

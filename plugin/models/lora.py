@@ -51,7 +51,7 @@ def add_adapter(
     """
     from peft import LoraConfig, get_peft_model
 
-    from .lean_lora import use_lean_forward
+    from .linear.lean_lora import use_lean_forward
 
     trained: dict[str, Any] = {}
     if new_ids:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,11 @@ class Memory:
 
     def as_json(self) -> dict[str, int]:
         return asdict(self)
+
+    def holding(self, gradients: int) -> Memory:
+        """Return this memory with more bytes of gradients, which CUDA graphs hold."""
+        more = {"gradients": self.gradients + gradients, "peak": self.peak + gradients}
+        return replace(self, **more)
 
     @property
     def biggest(self) -> str:

@@ -25,8 +25,8 @@ from ..config.params import Params
 from ..data.chat import ChatFormat
 from ..data.documents import Documents
 from ..models.diffusion import DiffusionModel, Predict, unwrapped
-from ..models.float8 import WIDTH, convert_linear_layers
 from ..models.flops import FlopCount, count_flops
+from ..models.linear.float8 import WIDTH, convert_linear_layers
 from ..models.lora import MaybeAdapted
 from ..models.tokenizer import load_tokenizer
 from ..run.folder import RunFolder, to_json
@@ -34,6 +34,7 @@ from ..run.outcome import Truncation
 from ..run.state import CheckpointState
 from ..training.activation_checkpointing import set_activation_checkpointing
 from ..training.compile import compile_layers
+from ..training.cuda_graphs import capture_encoder
 from ..training.lr_schedule import Schedule
 from ..training.optimizer import make_optimizer
 from ..training.strategy import Replicated, Sharded
@@ -103,6 +104,7 @@ class Training:
     scheduler: Schedule
     strategy: Replicated[MaybeAdapted] | Sharded[MaybeAdapted]
     steps: Steps
+    graph_bytes: int  # that CUDA graphs hold, beside what was foretold
     flops: FlopCount
     weight_dtype: torch.dtype
     predict: Predict
@@ -156,17 +158,31 @@ def assemble_training(
     )
     wrapped, wrapped_optimizer = strategy.wrap(accelerator, module, optimizer)
     layout = resolved.attention.layout
+    steps = training_data(params).steps(data, layout, rank, ranks, log, even=strategy.even)
+    graph_bytes = 0
+    if params.cuda_graphs:
+        last = data.clock.cadence.steps
+        graph_bytes = _capture(module, steps, last, resolved, log)
     return Training(
         model=model,
         module=wrapped,
         optimizer=wrapped_optimizer,
         scheduler=make_run_schedule(params, optimizer, data.clock.cadence.steps, log),
         strategy=strategy,
-        steps=training_data(params).steps(data, layout, rank, ranks, log, even=strategy.even),
+        steps=steps,
+        graph_bytes=graph_bytes,
         flops=flops,
         weight_dtype=dtype,
         predict=strategy.predict(module),
     )
+
+
+def _capture(module: DiffusionModel, steps: Steps, last: int, resolved: Resolved, log: Log) -> int:
+    """Capture the encoder where nothing recomputes. Return the bytes that graphs hold."""
+    if resolved.memory.recompute != "none":
+        log("cuda_graphs: off; a captured encoder keeps all activations, and they do not fit")
+        return 0
+    return capture_encoder(module, steps, last, resolved.compute, resolved.spare, log)
 
 
 def _train_in_float8(model: MaybeAdapted, log: Log) -> None:

@@ -283,5 +283,5 @@ def _memory(
 ) -> MemoryUse:
     peak = peak_bytes(accelerator.device)
     held = memory_by_category(training.module, training.optimizer, peak, rank.resident)
-    estimate = MemoryEstimate(**resolved.memory.memory.as_json())
+    estimate = MemoryEstimate(**resolved.memory.memory.holding(training.graph_bytes).as_json())
     return MemoryUse(**held, estimate=estimate)

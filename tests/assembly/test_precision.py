@@ -125,6 +125,6 @@ def test_float8_needs_bfloat16_compute() -> None:
 def test_torchao_pins_are_one_release() -> None:
     from helpers.support import ROOT
 
-    from plugin.models.float8 import TORCHAO
+    from plugin.models.linear.float8 import TORCHAO
 
     assert TORCHAO in (ROOT / "requirements-float8.txt").read_text().split()

@@ -84,6 +84,7 @@ TABLE: dict[str, tuple[object, object]] = {
     "recompute": ("auto", ("auto", "none", "selective", "full")),
     "attn_implementation": ("auto", ("auto", "eager", "sdpa", "varlen")),
     "compile": ("auto", ("auto", "on", "off")),
+    "cuda_graphs": (False, BOOL),
     "float8": (False, BOOL),
     "parallel": ("auto", ("auto", "ddp", "fsdp2", "zero2", "zero3")),
     "num_processes": ("auto", ("auto or int", 1, 1_024)),

@@ -16,7 +16,7 @@ import torch
 from helpers.support import run_main
 from safetensors.torch import load_file
 
-from plugin.models.float8 import check_torchao
+from plugin.models.linear.float8 import check_torchao
 
 pytestmark = pytest.mark.float8
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from plugin.data.packing import Layout
 from plugin.models.diffusion import DiffusionModel
-from plugin.models.lean_lora import use_lean_forward
+from plugin.models.linear.lean_lora import use_lean_forward
 from plugin.training.step import build_step
 
 DOCUMENTS = random_documents(12, longest=26)

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base.errors import JobError, Problem
-from ..config.families import Family
-from .diffusion import unwrapped
-from .lora import in_head
+from ...base.errors import JobError, Problem
+from ...config.families import Family
+from ..diffusion import unwrapped
+from ..lora import in_head
 
 TORCHAO = "torchao==0.18.0"  # as in requirements-float8.txt
 WIDTH = 16  # float8 products take multiples of it only

@@ -1,0 +1,1 @@
+"""Other ways to compute linear layers: lean adapters, float8."""
