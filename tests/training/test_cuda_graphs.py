@@ -129,9 +129,10 @@ def test_padded_sizes_with_adapters_give_equal_gradients(capture: Capture) -> No
 def test_padded_sizes_add_up_micro_batches_of_one_step() -> None:
     """Autograd leaves a graph's gradients at fixed addresses, which the next replay overwrites."""
     plain, padded = trained("bert", "none", "varlen"), captured("bert", Replayed)
-    found = []
+    found, both = [], (batch_of(6, 0, packed=True), batch_of(6, 1, packed=True))
+    assert len({SIZES.fitting(batch) for batch in both}) == 1, "one graph for two batches"
     for module in (plain, padded):
-        for batch in (batch_of(6, 0, packed=True), batch_of(6, 0, packed=True)):
+        for batch in both:
             module(batch).weighted.sum().backward()
         found.append(
             torch.cat(
