@@ -81,7 +81,7 @@ manifest: setup
 	@$(PYTHON) -m plugin.run.schema --write
 
 # Real tokens a second against dLLM's padded rectangle; fails naming every bar missed. `make bench DEVICE=cuda` for the real shapes,
-# in groups of at most four minutes: CASES=small,encoder,lora,full,worker
+# in groups of at most four minutes: CASES=small,encoder,lora,full,float8,worker
 DEVICE ?= cpu
 bench: setup
 	@$(PYTHON) benches/throughput.py --device $(DEVICE) $(if $(filter cpu,$(DEVICE)),--bars --save benches/results/cpu-$$(date +%F).json,$(if $(CASES),--cases $(CASES)))

@@ -43,15 +43,18 @@ class Case:
     rounds: int = ROUNDS
     optim: str = "adamw"
     reference: bool = False  # also measured: the padded full-logit reference
+    option: str = ""  # a parameter that is switched on, where the device has it
 
     @property
     def name(self) -> str:
-        return f"{self.shape.name}_{self.kind}_{self.work}"
+        plain = f"{self.shape.name}_{self.kind}_{self.work}"
+        return f"{plain}_{self.option}" if self.option else plain
 
     @property
     def title(self) -> str:
         """Return the case in the words of a table."""
         kind = self.kind if self.optim == "adamw" else f"{self.kind} with {self.optim}"
+        kind += f" and {self.option}" if self.option else ""
         trained = f"{self.shape.name}, {kind}"
         if self.work == "rows":
             return f"{trained}, {self.documents} x {ROW}"
@@ -94,6 +97,7 @@ class Case:
                 "save_steps": self.warmup + self.rounds,
                 "optim": self.optim,
                 **_KINDS[self.kind],
+                **({self.option: True} if self.option and device == "cuda" else {}),
             }
         )
 
@@ -132,13 +136,23 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _small(shape: str, kind: str, work: str, documents: int) -> Case:
-    return Case(_SHAPES[shape], kind, work, documents, SMALL_WARMUP, SMALL_ROUNDS, reference=True)
+def _small(shape: str, kind: str, work: str, documents: int, option: str = "") -> Case:
+    return Case(
+        _SHAPES[shape],
+        kind,
+        work,
+        documents,
+        SMALL_WARMUP,
+        SMALL_ROUNDS,
+        reference=True,
+        option=option,
+    )
 
 
 GROUPS: dict[str, tuple[Case, ...]] = {
     "small": (
         _small("modernbert_base", "full", "alpaca", 32),
+        _small("modernbert_base", "full", "alpaca", 32, "cuda_graphs"),
         _small("modernbert_base", "full", "tulu", 32),
         _small("llada_8b", "lora", "alpaca", 16),
     ),
@@ -152,6 +166,7 @@ GROUPS: dict[str, tuple[Case, ...]] = {
         Case(_SHAPES["llada_8b"], "qlora", "rows", 4),
     ),
     "full": (Case(_SHAPES["llada_8b"], "full", "rows", 8, optim="adamw_8bit"),),
+    "float8": (Case(_SHAPES["llada_8b"], "lora", "rows", 8, option="float8"),),
     "worker": (),  # a job through main.py: see gpu_worker.py
 }
 CASES = {case.name: case for cases in GROUPS.values() for case in cases}

@@ -190,7 +190,7 @@ def figures(
     rates = [metrics["tokens_per_s"] for metrics in steady]
     tokens = [round(rate * spent) for rate, spent in zip(rates, seconds, strict=True)]
     memory = gauge.figures(training.module, training.optimizer)
-    foretold = gb(resolved.memory.memory.peak)
+    foretold = gb(resolved.memory.memory.holding(training.graph_bytes).peak)
     return {
         "tokens_per_s": round(statistics.median(rates), 1),
         "mfu": round(statistics.median(metrics["mfu"] for metrics in steady), 4) if peak else None,
@@ -206,6 +206,7 @@ def figures(
         "foretold_logits_gb": gb(resolved.memory.memory.logits),
         "recompute": str(resolved.memory.recompute),
         "compile": resolved.compile.value,
+        "captured": training.graph_bytes > 0,
         "chosen": list(resolved.lines()),
         "parameters": resolved.parameters,
     }

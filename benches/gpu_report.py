@@ -19,7 +19,7 @@ COLUMNS = (
     "first step, s: cold, warm",
     "peak, GB (without weights)",
     "foretold / taken",
-    "recompute, compiled",
+    "recompute, compiled, captured",
     "against padded: speed, memory",
     "through main.py",
 )
@@ -80,7 +80,13 @@ def _rows(report: Mapping[str, Any]) -> Iterator[list[str]]:
             f"{_shown(cold, '.1f')}, {_shown(warm, '.1f')}",
             f"{case['peak_gb']:.2f} ({case['peak_minus_weights_gb']:.2f})",
             _shown(case["foretold_of_taken"], ".2f"),
-            f"{case['recompute']}, {'yes' if case['compile'] else 'no'}",
+            ", ".join(
+                [
+                    case["recompute"],
+                    "yes" if case["compile"] else "no",
+                    "yes" if case.get("captured") else "no",
+                ]
+            ),
             _against(case),
             _shown(case.get("worker_ratio"), ".2f"),
         ]

@@ -25,7 +25,7 @@ from plugin.models.lora import add_adapter
 ON_THE_BARS = {
     "step_ms": 20.0,
     "tokens_per_s": 155_000.0,
-    "mfu": 0.60,
+    "mfu": 0.78,
     "vs_padded": 17.0,
     "memory_vs_padded": 0.35,
     "first_step_cold_s": 25.0,
@@ -58,8 +58,8 @@ def test_gpu_figures_on_the_bars_miss_none() -> None:
 @pytest.mark.parametrize(
     ("name", "figure", "value"),
     [
-        ("modernbert_base_full_alpaca", "step_ms", 20.1),
-        ("modernbert_base_full_alpaca", "vs_padded", 16.9),
+        ("modernbert_base_full_alpaca_cuda_graphs", "step_ms", 20.1),
+        ("modernbert_base_full_alpaca_cuda_graphs", "vs_padded", 16.9),
         ("llada_8b_lora_alpaca", "vs_padded", 3.9),
         ("modernbert_base_full_rows", "mfu", 0.39),
         ("dream_7b_lora_rows", "mfu", None),
@@ -127,7 +127,7 @@ def test_the_readme_table_has_a_row_a_case(
     assert gpu.main(["--table", str(file)]) == 0
     *_, head, _, case, failed = capsys.readouterr().out.splitlines()
     assert {head.count("|"), case.count("|"), failed.count("|")} == {len(gpu_report.COLUMNS) + 1}
-    for figure in ("155,000", "60.0%", "20.0", "25.0, 8.0", "12.00 (3.00)", "17.0x, 0.35"):
+    for figure in ("155,000", "78.0%", "20.0", "25.0, 8.0", "12.00 (3.00)", "17.0x, 0.35"):
         assert f"| {figure} |" in case
     assert failed.startswith("| a job | failed: CUDA out of memory |")
 
@@ -137,7 +137,7 @@ def test_the_readme_table_has_a_row_a_case(
     [
         (
             ["--cases", "small,big"],
-            "error[2]: cases: expected names among small, encoder, lora, full, worker, got big.",
+            "error[2]: cases: expected names among small, encoder, lora, full, float8, worker, got big.",
         ),
         (
             ["--cases", "small"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -147,6 +148,8 @@ def assemble_training(
     flops = count_flops(model)  # before anything is compiled: it looks into the layers
     if resolved.compile.value:
         compile_layers(model, resolved.attention.backend, may_fail=params.compile == "auto")
+        if cache := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+            log(f"compile: compiled code is kept in {cache}, from which later runs start sooner")
     module = DiffusionModel(model, data.chat.pad_id, resolved.attention.backend)
     strategy.place(module, device, ranks)
     optimizer = make_optimizer(
