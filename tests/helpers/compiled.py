@@ -12,9 +12,10 @@ from plugin.models.attention import NAME, document_attention
 from plugin.models.diffusion import DiffusionModel, unwrapped
 from plugin.training.compile import compile_layers
 
-# Its tracer reads every input's .grad, at which torch warns.
+# Its tracer reads every input's .grad and makes an instance of an autograd function; torch warns.
 quiet_compiler = pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf"
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
+    "ignore:.*Function.* should not be instantiated",
 )
 
 

@@ -31,7 +31,6 @@ from plugin.training.activation_checkpointing import set_activation_checkpointin
 pytestmark = [
     pytest.mark.slow,
     quiet_compiler,
-    pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated"),  # the tracer does
     pytest.mark.usefixtures("compiler"),
 ]
 
@@ -73,18 +72,15 @@ def test_no_graph_breaks_at_attention(family: str) -> None:
     assert_one_piece(compiled(trained(family, "none", "varlen", **shape)), family, plain)
 
 
-@pytest.mark.parametrize(
-    ("family", "mode"), [("bert", "full"), ("modernbert", "full"), ("llada", "none")]
-)
+@pytest.mark.parametrize(("family", "mode"), [("modernbert", "full"), ("llada", "none")])
 def test_no_graph_breaks_with_adapters(family: str, mode: str) -> None:
     shape: dict[str, Any] = {"num_hidden_layers": 4, "dropout": 0.0}
     plain = trained(family, "none", "loop", **shape)
     assert_one_piece(compiled(trained(family, mode, "varlen", **shape)), family, plain)
 
 
-@pytest.mark.parametrize("method", ["llada", "dream"])
-def test_no_graph_breaks_in_four_bit_layers(method: str, tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / method, method, ["how are you", "fine, thanks"])
+def test_no_graph_breaks_in_four_bit_layers(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "base", "dream", ["how are you", "fine, thanks"])
     model: Any = load_model(str(folder), dtype=torch.bfloat16, four_bit=True)
     family = model.config.model_type
     model = add_adapter(model, KNOWN[family], LoraSettings(4, 8, 0.0, "auto"), [])
