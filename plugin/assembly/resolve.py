@@ -104,7 +104,8 @@ def resolve(facts: Facts, *, agree: Callable[[bool], bool] = lambda fits: fits) 
     sharers = max(1, facts.ranks // params.num_machines) if device.type == "cpu" else 1
     setting = Setting(device, compute, attention.backend, params.optim, several)
     room = free_bytes(device) // sharers
-    memory = plan_memory(params, facts.config, batch, setting, room)
+    compiled = choose_compile(params, device)
+    memory = plan_memory(params, facts.config, batch, setting, room, compiles=compiled.value)
     parallel = choose_parallel(
         params,
         ranks=facts.ranks,
@@ -113,7 +114,7 @@ def resolve(facts: Facts, *, agree: Callable[[bool], bool] = lambda fits: fits) 
     )
     if parallel.value in SHARDED:
         sharded = replace(setting, ranks=facts.ranks, parallel=parallel.value)
-        memory = plan_memory(params, facts.config, batch, sharded, room)
+        memory = plan_memory(params, facts.config, batch, sharded, room, compiles=compiled.value)
     check_memory(params, memory, room)
     return Resolved(
         ranks=facts.ranks,
@@ -122,7 +123,7 @@ def resolve(facts: Facts, *, agree: Callable[[bool], bool] = lambda fits: fits) 
         attention=attention,
         parallel=parallel,
         memory=memory,
-        compile=choose_compile(params, device, memory.recompute),
+        compile=compiled,
         disk=disk,
         parameters=parameters,
         trained_parameters=trained,
