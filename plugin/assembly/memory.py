@@ -86,13 +86,15 @@ def _fewest_layers(
     """Return `full` in as few layers as fit into `limit` bytes, and its memory.
 
     `ends` are the estimates for none of the `layers`, which does not fit, and for all, which fits.
-    The memory is nearly linear in the number of layers: a guess between the bounds is off by few
-    layers, and replaces one of them. Two or three estimates suffice, of 0.1 to several seconds each.
+    The memory is nearly linear in the number of layers, so that each guess lies close to the result
+    and replaces a bound. Two more estimates suffice as a rule, of 0.1 to several seconds each.
     """
     (below, more), (number, found) = (0, ends[0]), (layers, ends[1])
     while number - below > 1:
+        # The backward pass begins with the last layer: to recompute it frees next to nothing.
+        end = min(number, layers - 1)
         share = (more.peak - limit) / (more.peak - found.peak)
-        guess = below + math.ceil(share * (number - below))
+        guess = below + math.ceil(share * (end - below))
         tried = min(max(guess, below + 1), number - 1)
         memory = make_estimate(Recompute("full", tried))
         if memory.peak <= limit:

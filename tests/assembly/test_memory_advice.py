@@ -36,7 +36,7 @@ from plugin.assembly.memory import MemoryPlan, choose_recompute
 from plugin.assembly.memory_advice import cheaper_settings, check_memory
 from plugin.assembly.model import model_shape
 from plugin.assembly.stream import pack_tokens
-from plugin.base.errors import Code, JobError
+from plugin.base.errors import Code, JobError, Problem
 from plugin.config.params import Params
 from plugin.config.parse import parse
 from plugin.models.load import load_model
@@ -60,7 +60,7 @@ def need(peak: int, **kinds: int) -> Memory:
 
 
 class Estimates:
-    """Estimates of a model of LAYERS layers, and those that were asked for.
+    """Estimates of a model of LAYERS layers, the last of which frees little, and those asked for.
 
     `bend`: by how much the curve of `full` in the first layers sags (or rises, where it is negative)
     below the line between none and full, as a share of their difference.
@@ -72,7 +72,7 @@ class Estimates:
     def peak(self, recompute: Recompute) -> int:
         if recompute.layers is None:
             return NEEDS[recompute.mode]
-        share = recompute.layers / LAYERS
+        share = recompute.layers / (LAYERS - 0.5)
         share += 4 * self.bend * share * (1 - share)
         return round(NEEDS["none"] + share * (NEEDS["full"] - NEEDS["none"]))
 
@@ -350,6 +350,21 @@ def test_check_reports_needed_and_free_memory(check: Callable[..., Any]) -> None
         needs["weights"] + needs["gradients"] + needs["optimizer"] < needs["peak"] < needs["free"]
     )
     assert any(note.startswith("recompute: none; none needs about") for note in plan["notes"])
+
+
+@pytest.mark.parametrize("compile", ["on", "off"])
+def test_memory_is_planned_with_the_choice_of_compile(
+    compile: str, check: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def plan(*_: Any, compiles: bool) -> MemoryPlan:
+        seen.append(compiles)
+        raise JobError(Problem("memory", "a plan", "none", "This ends the check."))
+
+    monkeypatch.setattr(resolving, "plan_memory", plan)
+    assert "This ends the check." in check("--compile", compile)[2]
+    assert seen == [compile == "on"]
 
 
 def test_check_shows_it_in_one_line(check: Callable[..., Any]) -> None:
