@@ -112,8 +112,8 @@ def choose_attention(
     return packed("dense", f"a mask of all pairs ({lacks})") if packing == "on" else padded(lacks)
 
 
-def choose_compile(params: Params, device: torch.device, recompute: str) -> Choice[bool]:
-    """Choose whether the layers are compiled, given the recompute mode that was chosen.
+def choose_compile(params: Params, device: torch.device) -> Choice[bool]:
+    """Choose whether the layers are compiled.
 
     Raises JobError (exit 2) for `on` where nothing can compile.
     """
@@ -128,7 +128,7 @@ def choose_compile(params: Params, device: torch.device, recompute: str) -> Choi
         return Choice(params.compile == "on", "as chosen")
     if device.type != "cuda":
         return Choice(False, "a CPU compiles for half a minute and gains little")
-    if recompute == "selective":
+    if params.recompute == "selective":
         return Choice(
             False, "recompute selective keeps single operations, and compiled layers have none"
         )

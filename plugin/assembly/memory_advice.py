@@ -15,7 +15,7 @@ from .training_data import training_data
 def cheaper_settings(params: Params, plan: MemoryPlan | None) -> list[str]:
     """Return settings that need less memory and keep the effective batch, the most effective first."""
     rows = training_data(params).smaller_batches()
-    if (plan.recompute if plan else params.recompute) != "full":
+    if (str(plan.recompute) if plan else params.recompute) != "full":
         rows.append("recompute full")
     if params.attn_implementation == "eager":
         rows.insert(0, "attn_implementation sdpa")

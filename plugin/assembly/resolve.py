@@ -106,7 +106,8 @@ def resolve(facts: Facts, *, agree: Callable[[bool], bool] = lambda fits: fits) 
     sharers = max(1, facts.ranks // params.num_machines) if device.type == "cpu" else 1
     setting = Setting(device, compute, attention.backend, params.optim, several)
     room = free_bytes(device) // sharers
-    memory = plan_memory(params, facts.config, batch, setting, room)
+    compiled = choose_compile(params, device)
+    memory = plan_memory(params, facts.config, batch, setting, room, compiles=compiled.value)
     parallel = choose_parallel(
         params,
         ranks=facts.ranks,
@@ -115,7 +116,7 @@ def resolve(facts: Facts, *, agree: Callable[[bool], bool] = lambda fits: fits) 
     )
     if parallel.value in SHARDED:
         sharded = replace(setting, ranks=facts.ranks, parallel=parallel.value)
-        memory = plan_memory(params, facts.config, batch, sharded, room)
+        memory = plan_memory(params, facts.config, batch, sharded, room, compiles=compiled.value)
     check_memory(params, memory, room)
     return Resolved(
         ranks=facts.ranks,
@@ -125,7 +126,7 @@ def resolve(facts: Facts, *, agree: Callable[[bool], bool] = lambda fits: fits) 
         parallel=parallel,
         memory=memory,
         spare=max(0, int(ROOM * room) - memory.memory.peak),
-        compile=choose_compile(params, device, memory.recompute),
+        compile=compiled,
         disk=disk,
         parameters=parameters,
         trained_parameters=trained,

@@ -334,7 +334,9 @@ class Params(BaseModel):
 
     # --- speed and memory
     recompute: Literal["auto", "none", "selective", "full"] = parameter(
-        "auto", "Recompute", "Recompute activations to save memory; auto: as little as fits."
+        "auto",
+        "Recompute",
+        "Recompute activations to save memory; auto: in as few layers as fit.",
     )
     attn_implementation: Literal["auto", "eager", "sdpa", "varlen"] = parameter(
         "auto", "Attention", "Attention kernel."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from ..models.diffusion import unwrapped
+from ..models.diffusion import layers_of, unwrapped
 
 _aten = torch.ops.aten
 
@@ -27,6 +28,31 @@ _ATTENTION = {
 }
 
 
+@dataclass(frozen=True)
+class Recompute:
+    """Activations that the backward pass recomputes.
+
+    `none` keeps all of them, `full` only the input of each layer, `selective` also attention and
+    thick products.
+    """
+
+    mode: str  # none, selective or full
+    # The number of the model's first layers that are recomputed, None for all. The backward pass
+    # reaches the first layers last. What the other layers kept is freed by then, and makes room for
+    # what is recomputed.
+    layers: int | None = None
+
+    def __str__(self) -> str:
+        if self.layers is None:
+            return self.mode
+        return (
+            f"{self.mode} in the first {f'{self.layers} layers' if self.layers != 1 else 'layer'}"
+        )
+
+
+NONE, SELECTIVE, FULL = Recompute("none"), Recompute("selective"), Recompute("full")
+
+
 def _policy(
     attention: set[Any], context: Any, operation: Any, *args: Any, **named: Any
 ) -> CheckpointPolicy:
@@ -38,22 +64,27 @@ def _policy(
     )
 
 
-def set_activation_checkpointing(model: nn.Module, mode: str, *, draws: bool = True) -> None:
+def set_activation_checkpointing(
+    model: nn.Module, recompute: Recompute, *, draws: bool = True
+) -> None:
     """Choose the activations that the model's layers keep for the backward pass, in place.
 
-    `none` keeps all of them, `full` only the input of each layer, `selective` also attention and
-    thick products. With `draws` a recomputed layer repeats its random numbers (LoRA's dropout).
+    With `draws` a recomputed layer repeats its random numbers (LoRA's dropout).
     """
     plain: Any = unwrapped(model)
-    if mode == "none":
+    if recompute.mode == "none":
         plain.activation_checkpointing_disable()
         return
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": draws}
-    if mode == "selective":
+    if recompute.mode == "selective":
         options["context_fn"] = partial(
             create_selective_checkpoint_contexts, partial(_policy, _ATTENTION | _varlen())
         )
     plain.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    if recompute.layers is not None:
+        kept: list[Any] = list(layers_of(model)[recompute.layers :])
+        for layer in kept:
+            layer.gradient_checkpointing = False
 
 
 def _varlen() -> set[Any]:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_iter
 
 from ..batch import Batch
 from ..models.diffusion import DiffusionModel, unwrapped
-from .activation_checkpointing import set_activation_checkpointing
+from .activation_checkpointing import Recompute, set_activation_checkpointing
 from .optimizer import state_bytes, update_bytes
 from .sharding import gathered_bytes, gathered_dtype
 
@@ -122,7 +122,12 @@ class Tracker(TorchDispatchMode):
 
 
 def estimate(
-    model: nn.Module, batch: Batch, setting: Setting, recompute: str, *, four_bit_saves: int = 0
+    model: nn.Module,
+    batch: Batch,
+    setting: Setting,
+    recompute: Recompute,
+    *,
+    four_bit_saves: int = 0,
 ) -> Memory:
     """Return the memory of training `model` on micro-batches like `batch`.
 

@@ -33,7 +33,7 @@ from ..models.tokenizer import load_tokenizer
 from ..run.folder import RunFolder, to_json
 from ..run.outcome import Truncation
 from ..run.state import CheckpointState
-from ..training.activation_checkpointing import set_activation_checkpointing
+from ..training.activation_checkpointing import NONE, set_activation_checkpointing
 from ..training.compile import compile_layers
 from ..training.cuda_graphs import capture_encoder
 from ..training.lr_schedule import Schedule
@@ -182,7 +182,7 @@ def assemble_training(
 
 def _capture(module: DiffusionModel, steps: Steps, last: int, resolved: Resolved, log: Log) -> int:
     """Capture the encoder where nothing recomputes. Return the bytes that graphs hold."""
-    if resolved.memory.recompute != "none":
+    if resolved.memory.recompute != NONE:
         log("cuda_graphs: off; a captured encoder keeps all activations, and they do not fit")
         return 0
     return capture_encoder(module, steps, last, resolved.compute, resolved.spare, log)

@@ -26,6 +26,7 @@ from helpers.support import (
     try_out_here,
     write_rows,
 )
+from helpers.tiny import tiny_config as tiny_shape
 
 from plugin import cli
 from plugin.assembly import memory as planning
@@ -33,19 +34,21 @@ from plugin.assembly import resolve as resolving
 from plugin.assembly.attention import choose_compile
 from plugin.assembly.memory import MemoryPlan, choose_recompute
 from plugin.assembly.memory_advice import cheaper_settings, check_memory
+from plugin.assembly.model import model_shape
 from plugin.assembly.stream import pack_tokens
-from plugin.base.errors import Code, JobError
+from plugin.base.errors import Code, JobError, Problem
 from plugin.config.params import Params
 from plugin.config.parse import parse
 from plugin.models.load import load_model
 from plugin.parent import check as parent_check
 from plugin.training import memory
+from plugin.training.activation_checkpointing import FULL, NONE, Recompute
 from plugin.training.memory import KINDS, Memory, free_bytes
 from plugin.worker import check as trial
 from plugin.worker.out_of_memory import is_out_of_memory
 
 GB = 10**9
-ALL = ("none", "selective", "full")
+LAYERS = 32
 NEEDS = {"none": 10 * GB, "selective": 6 * GB, "full": 3 * GB}
 
 
@@ -56,50 +59,106 @@ def need(peak: int, **kinds: int) -> Memory:
 # --- recomputation
 
 
+class Estimates:
+    """Estimates of a model of LAYERS layers, the last of which frees little, and those asked for.
+
+    `bend`: by how much the curve of `full` in the first layers sags (or rises, where it is negative)
+    below the line between none and full, as a share of their difference.
+    """
+
+    def __init__(self, bend: float = 0.0):
+        self.bend, self.asked = bend, list[Recompute]()
+
+    def peak(self, recompute: Recompute) -> int:
+        if recompute.layers is None:
+            return NEEDS[recompute.mode]
+        share = recompute.layers / (LAYERS - 0.5)
+        share += 4 * self.bend * share * (1 - share)
+        return round(NEEDS["none"] + share * (NEEDS["full"] - NEEDS["none"]))
+
+    def __call__(self, recompute: Recompute) -> Memory:
+        self.asked.append(recompute)
+        return need(self.peak(recompute))
+
+    def plan(self, room: float, *, compiles: bool) -> MemoryPlan:
+        return choose_recompute(self, int(room * GB), LAYERS, compiles=compiles)
+
+
 @pytest.mark.parametrize(
-    ("room", "modes", "chosen"),
+    ("room", "compiles", "chosen"),
     [
-        (20, ALL, "none"),
-        (10 / memory.ROOM + 0.01, ALL, "none"),
-        (10, ALL, "selective"),
-        (5, ALL, "full"),
-        (1, ALL, "full"),
-        (10, ("none", "full"), "full"),
+        (20, False, "none"),
+        (10 / memory.ROOM + 0.01, True, "none"),
+        (10, False, "selective"),
+        (10, True, "full in the first 4 layers"),
+        (5, False, "full in the first 25 layers"),
+        (3.1 / memory.ROOM, True, "full"),
+        (1, False, "full"),
+        (1, True, "full"),
     ],
 )
-def test_auto_recomputes_as_little_as_fits(
-    room: float, modes: tuple[str, ...], chosen: str
-) -> None:
-    plan = choose_recompute("auto", lambda mode: need(NEEDS[mode]), int(room * GB), modes)
-    assert (plan.recompute, plan.memory.peak) == (chosen, NEEDS[chosen])
-    assert f"none needs about {NEEDS['none'] / GB:.2f} GB" in plan.why
+def test_auto_recomputes_as_little_as_fits(room: float, compiles: bool, chosen: str) -> None:
+    estimates = Estimates()
+    plan = estimates.plan(room, compiles=compiles)
+    assert str(plan.recompute) == chosen
+    assert plan.memory.peak == estimates.peak(plan.recompute)
+    tried = ["none"] if compiles or chosen == "none" else ["none", "selective"]
+    figures = [f"{mode} needs about {NEEDS[mode] / GB:.2f} GB" for mode in tried]
+    if chosen not in tried:
+        figures.append(f"{chosen} needs about {plan.memory.peak / GB:.2f} GB")
+    assert plan.why == f"{', '.join(figures)}; {int(room * GB) / GB:.2f} GB are free"
+
+
+@pytest.mark.parametrize("bend", [0.0, 0.06, -0.06])
+def test_fewest_layers_are_found_in_few_estimates(bend: float) -> None:
+    counts = list[int]()
+    for tenths in range(31, 100):
+        estimates = Estimates(bend)
+        limit = tenths * GB / 10
+        plan = estimates.plan(limit / memory.ROOM / GB + 1e-6, compiles=True)
+        fitting = (
+            number
+            for number in range(1, LAYERS)
+            if estimates.peak(Recompute("full", number)) <= limit
+        )
+        assert plan.recompute.layers == next(fitting, None), limit
+        assert len(set(estimates.asked)) == len(estimates.asked)
+        counts.append(len(estimates.asked))
+    assert max(counts) <= 6
+    assert sum(counts) / len(counts) < 5
 
 
 def test_what_is_asked_for_is_done_whatever_the_room() -> None:
-    asked: list[str] = []
-    plan = choose_recompute(
-        "selective", lambda mode: asked.append(mode) or need(NEEDS[mode]), 1, ALL
-    )
-    assert (plan.recompute, asked) == ("selective", ["selective"])
+    config = tiny_shape("llada")
+    setting = memory.Setting(torch.device("cpu"), torch.float32, "loop", "adamw", False)
+    for mode in NEEDS:
+        params, batch = Params(recompute=mode), memory.documents_of(40, 20)
+        plan = planning.plan_memory(params, config, batch, setting, 1, compiles=False)
+        assert (plan.recompute, plan.why) == (Recompute(mode), "as chosen")
 
 
-@pytest.mark.parametrize("ways", [{"compile": "on"}, {"compile": "on", "recompute": "auto"}])
-def test_compiled_layers_are_never_recomputed_selectively(
-    ways: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[str, ...]] = []
-    monkeypatch.setattr(
-        planning, "choose_recompute", lambda asked, make, room, modes: seen.append(tuple(modes))
-    )
-    for params in (Params(**ways), Params()):
-        planning.plan_memory(
-            params,
-            None,
-            None,
-            memory.Setting(torch.device("cpu"), torch.float32, None, "adamw", False),
-            GB,
-        )
-    assert seen == [("none", "full"), ALL]
+@pytest.mark.parametrize("compiles", [True, False])
+def test_estimate_of_a_model_chooses_the_fewest_layers(compiles: bool) -> None:
+    """The room lies between what selective (or none) and full need."""
+    config = tiny_shape("llada", num_hidden_layers=6, hidden_size=32, intermediate_size=64)
+    setting = memory.Setting(torch.device("cpu"), torch.float32, "loop", "adamw", False)
+    batch = memory.documents_of(600, 20)
+
+    def peak(recompute: Recompute) -> int:
+        model, _ = model_shape(Params(), config, torch.float32)
+        return memory.estimate(model, batch, setting, recompute).peak
+
+    before = peak(Recompute("none" if compiles else "selective"))
+    room = round((0.4 * before + 0.6 * peak(Recompute("full"))) / memory.ROOM)
+    plan = planning.plan_memory(Params(), config, batch, setting, room, compiles=compiles)
+    number = plan.recompute.layers
+    assert number
+    assert 1 < number < 6
+    assert plan.memory.peak == peak(plan.recompute) <= memory.ROOM * room
+    assert peak(Recompute("full", number - 1)) > memory.ROOM * room
+
+
+def test_compiled_layers_are_refused_selective_recomputation() -> None:
     with pytest.raises(JobError, match="recompute") as caught:
         parse({"dataset_name": "d", "model_name": "m", "compile": "on", "recompute": "selective"})
     assert caught.value.code == Code.CONFIGURATION
@@ -109,21 +168,22 @@ def test_auto_compiles_no_layers_checkpointed_selectively(monkeypatch: pytest.Mo
     """Selective checkpointing keeps single operations, which a compiled layer does not show."""
     monkeypatch.setattr("plugin.assembly.attention._why_no_compile", lambda device: "")
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    assert [choose_compile(Params(), cuda, mode)[0] for mode in ALL] == [True, False, True]
-    assert "selective" in choose_compile(Params(), cuda, "selective")[1]
-    assert choose_compile(Params(), cpu, "none")[0] is False
-    assert choose_compile(Params(compile="on"), cpu, "none")[0] is True
-    assert choose_compile(Params(compile="off"), cuda, "none")[0] is False
+    chosen = {mode: choose_compile(Params(recompute=mode), cuda) for mode in ("auto", *NEEDS)}
+    assert [mode for mode, choice in chosen.items() if not choice.value] == ["selective"]
+    assert "selective" in chosen["selective"].why
+    assert choose_compile(Params(), cpu).value is False
+    assert choose_compile(Params(compile="on"), cpu).value is True
+    assert choose_compile(Params(compile="off"), cuda).value is False
 
 
 def test_compile_on_without_a_compiler_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(JobError) as caught:
-        choose_compile(Params(compile="on"), torch.device("cpu"), "none")
+        choose_compile(Params(compile="on"), torch.device("cpu"))
     (problem,) = caught.value.problems
     assert (problem.field, problem.code) == ("compile", 2)
     assert "g++" in problem.got
-    assert choose_compile(Params(), torch.device("cpu"), "none")[0] is False
+    assert choose_compile(Params(), torch.device("cpu"))[0] is False
 
 
 # --- free memory
@@ -187,15 +247,16 @@ def effective_batch(params: Params) -> int:
 
 PLANS = (
     None,
-    MemoryPlan("none", need(9 * GB, activations=8 * GB, weights=GB), ""),
-    MemoryPlan("full", need(9 * GB, optimizer=6 * GB, weights=3 * GB), ""),
+    MemoryPlan(NONE, need(9 * GB, activations=8 * GB, weights=GB), ""),
+    MemoryPlan(Recompute("full", 4), need(9 * GB, activations=8 * GB, weights=GB), ""),
+    MemoryPlan(FULL, need(9 * GB, optimizer=6 * GB, weights=3 * GB), ""),
 )
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=["unknown", "activations", "states"])
+@pytest.mark.parametrize("plan", PLANS, ids=["unknown", "activations", "some layers", "states"])
 def test_advice_is_a_valid_job_with_equal_effective_batch(plan: MemoryPlan | None) -> None:
     for params in jobs():
-        if plan and params.recompute not in ("auto", plan.recompute):
+        if plan and params.recompute not in ("auto", str(plan.recompute)):
             continue  # no plan of that job
         settings = cheaper_settings(params, plan)
         assert len(settings) == len(set(settings)) <= 3
@@ -203,24 +264,25 @@ def test_advice_is_a_valid_job_with_equal_effective_batch(plan: MemoryPlan | Non
             other = applied(params, setting)
             assert other != params, setting
             assert effective_batch(other) == effective_batch(params), (setting, params)
-            if plan and plan.recompute == "full":
+            if plan and plan.recompute == FULL:
                 assert "recompute" not in setting, "it is what did not fit"
 
 
 def test_advice_fits_what_is_biggest() -> None:
     params = parse({"dataset_name": "d", "model_name": "m", "batch_size": 8}).params
-    _, grown, heavy = PLANS
+    _, grown, partly, heavy = PLANS
     assert cheaper_settings(params, grown) == [
         "batch_size 4 with gradient_accumulation_steps 2",
         "tokens_per_batch 2048",
         "recompute full",
     ]
+    assert "recompute full" in cheaper_settings(params, partly)
     assert cheaper_settings(params, heavy)[:2] == ["optim adamw_8bit", "lora true"]
 
 
 def test_far_too_little_room_is_exit_5_and_names_the_biggest() -> None:
     params = parse({"dataset_name": "d", "model_name": "m", "batch_size": 8}).params
-    plan = MemoryPlan("none", need(10 * GB, weights=2 * GB, activations=7 * GB), "")
+    plan = MemoryPlan(NONE, need(10 * GB, weights=2 * GB, activations=7 * GB), "")
     check_memory(params, plan, 9 * GB)  # a close case may succeed
     with pytest.raises(JobError) as caught:
         check_memory(params, plan, 7 * GB)
@@ -288,6 +350,21 @@ def test_check_reports_needed_and_free_memory(check: Callable[..., Any]) -> None
         needs["weights"] + needs["gradients"] + needs["optimizer"] < needs["peak"] < needs["free"]
     )
     assert any(note.startswith("recompute: none; none needs about") for note in plan["notes"])
+
+
+@pytest.mark.parametrize("compile", ["on", "off"])
+def test_memory_is_planned_with_the_choice_of_compile(
+    compile: str, check: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def plan(*_: Any, compiles: bool) -> MemoryPlan:
+        seen.append(compiles)
+        raise JobError(Problem("memory", "a plan", "none", "This ends the check."))
+
+    monkeypatch.setattr(resolving, "plan_memory", plan)
+    assert "This ends the check." in check("--compile", compile)[2]
+    assert seen == [compile == "on"]
 
 
 def test_check_shows_it_in_one_line(check: Callable[..., Any]) -> None:

@@ -18,7 +18,7 @@ from helpers.tiny import (
 from plugin.batch import Batch
 from plugin.data.packing import Layout
 from plugin.models.diffusion import DiffusionModel
-from plugin.training.activation_checkpointing import set_activation_checkpointing
+from plugin.training.activation_checkpointing import Recompute, set_activation_checkpointing
 from plugin.training.step import build_step
 
 DOCUMENTS = random_documents(60, longest=26)
@@ -33,13 +33,23 @@ def batch_of(count: int, step: int, *, packed: bool) -> Batch:
 
 
 def trained(
-    family: str, mode: str, attention: str | None, *, dropout: float | None = None, **shape: Any
+    family: str,
+    mode: str,
+    attention: str | None,
+    *,
+    dropout: float | None = None,
+    recomputed: int | None = None,
+    **shape: Any,
 ) -> DiffusionModel:
-    """Return a model that trains; `dropout`: of its adapter, None for a model without one."""
+    """Return a model that trains.
+
+    `dropout`: of its adapter, None for a model without one. `recomputed`: the number of its first
+    layers that `mode` holds for, None for all.
+    """
     model: Any = tiny_model(family, **shape)
     if dropout is not None:
         model = adapted(model, family, dropout=dropout)
-    set_activation_checkpointing(model, mode)
+    set_activation_checkpointing(model, Recompute(mode, recomputed))
     return DiffusionModel(model, PAD, attention).train()
 
 

@@ -23,10 +23,10 @@ from helpers.layers import batch_of, loss_and_gradient, trained
 from helpers.published_checkpoints import write_checkpoint
 from helpers.tiny import FAMILIES, KNOWN, PAD, assert_same_vector
 
-from plugin.models.diffusion import DiffusionModel
+from plugin.models.diffusion import DiffusionModel, layers_of
 from plugin.models.load import load_model
 from plugin.models.lora import LoraSettings, add_adapter
-from plugin.training.activation_checkpointing import set_activation_checkpointing
+from plugin.training.activation_checkpointing import NONE, set_activation_checkpointing
 
 pytestmark = [
     pytest.mark.slow,
@@ -79,12 +79,22 @@ def test_no_graph_breaks_with_adapters(family: str, mode: str) -> None:
     assert_one_piece(compiled(trained(family, mode, "varlen", **shape)), family, plain)
 
 
+def test_no_graph_breaks_between_recomputed_and_other_layers() -> None:
+    """They share the graph of their kind."""
+    shape: dict[str, Any] = {"num_hidden_layers": 4}
+    plain = trained("llada", "none", "loop", **shape)
+    fast = compiled(trained("llada", "full", "varlen", recomputed=2, **shape))
+    recomputed = [layer.gradient_checkpointing for layer in layers_of(fast.model)]
+    assert recomputed == [True, True, False, False]
+    assert_one_piece(fast, "llada", plain)
+
+
 def test_no_graph_breaks_in_four_bit_layers(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "base", "dream", ["how are you", "fine, thanks"])
     model: Any = load_model(str(folder), dtype=torch.bfloat16, four_bit=True)
     family = model.config.model_type
     model = add_adapter(model, KNOWN[family], LoraSettings(4, 8, 0.0, "auto"), [])
-    set_activation_checkpointing(model, "none")
+    set_activation_checkpointing(model, NONE)
     fast = compiled(DiffusionModel(model, PAD, "varlen").train())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert_one_piece(fast, family, None)

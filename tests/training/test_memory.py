@@ -20,6 +20,7 @@ from plugin.models.configuration import load_config, switch_off_dropout
 from plugin.models.load import build_model, load_model
 from plugin.models.lora import LoraSettings, add_adapter, four_bit_saves
 from plugin.parent.launch import plan_launch
+from plugin.training.activation_checkpointing import NONE, Recompute
 from plugin.training.memory import Memory, Setting, documents_of, estimate, stand_in
 from plugin.training.meters import memory_by_category
 from plugin.training.optimizer import make_optimizer, state_bytes, update_bytes
@@ -45,9 +46,9 @@ def shape(
 
 
 def estimated(
-    tokens: int = 400, setting: Setting = PLAIN, recompute: str = "none", **how: Any
+    tokens: int = 400, setting: Setting = PLAIN, mode: str = "none", **how: Any
 ) -> Memory:
-    return estimate(shape(**how), documents_of(tokens, 40), setting, recompute)
+    return estimate(shape(**how), documents_of(tokens, 40), setting, Recompute(mode))
 
 
 @pytest.fixture
@@ -157,7 +158,7 @@ def test_estimate_holds_gradients_across_micro_batches() -> None:
 
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize(
-    ("family", "backend", "recompute"),
+    ("family", "backend", "mode"),
     [
         ("bert", "varlen", "selective"),
         ("roberta", None, "full"),
@@ -168,11 +169,11 @@ def test_estimate_holds_gradients_across_micro_batches() -> None:
     ],
 )
 def test_estimate_on_another_device_than_the_batch(
-    family: str, backend: str | None, recompute: str
+    family: str, backend: str | None, mode: str
 ) -> None:
     setting = Setting(ELSEWHERE, torch.float32, backend, "adamw", accumulates=False)
-    half = {"dtype": torch.bfloat16, "lora": recompute == "full"}  # as varlen's kernels need
-    found = estimate(shape(family, **half), documents_of(200, 40), setting, recompute)
+    half = {"dtype": torch.bfloat16, "lora": mode == "full"}  # as varlen's kernels need
+    found = estimate(shape(family, **half), documents_of(200, 40), setting, Recompute(mode))
     assert found.peak > found.weights > 0
     assert found.activations > 0
 
@@ -300,7 +301,7 @@ def grown(where: Path, env: dict[str, str]) -> list[int]:
 def foretold(lora: bool) -> Memory:
     with torch.device("meta"):
         model = build(lora)
-    return estimate(model, documents_of(*BATCHES[0]), PLAIN, "none")
+    return estimate(model, documents_of(*BATCHES[0]), PLAIN, NONE)
 
 
 linux_counts = pytest.mark.skipif(

@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from plugin.data.packing import Layout
 from plugin.models.diffusion import DiffusionModel
-from plugin.training.activation_checkpointing import set_activation_checkpointing
+from plugin.training.activation_checkpointing import FULL, set_activation_checkpointing
 from plugin.training.loop import Cadence, Hooks, Progress, Requests, Trainer, train
 from plugin.training.lr_schedule import Schedule
 from plugin.training.step import Step, build_step
@@ -150,7 +150,7 @@ def test_step_reads_once_for_any_number_of_micro_batches(
         model: Any = tiny_model(family)
         if how != "full":
             model = adapted(model, family, dropout=0.1)
-            set_activation_checkpointing(model, "full")
+            set_activation_checkpointing(model, FULL)
         steps = make_steps(batch_size, backend is not None)
         micro_batches.append(sum(len(step.micro_batches) for step in steps))
         found.append(reads(trainer(model, steps, backend)))

@@ -37,7 +37,13 @@ from plugin.config.params import SHARDED, Params
 from plugin.config.parse import parse
 from plugin.data.packing import Layout
 from plugin.models.diffusion import DiffusionModel, layers_of, logits_of, predictor
-from plugin.training.activation_checkpointing import set_activation_checkpointing
+from plugin.training.activation_checkpointing import (
+    FULL,
+    NONE,
+    SELECTIVE,
+    Recompute,
+    set_activation_checkpointing,
+)
 from plugin.training.memory import Memory, Setting, estimate
 from plugin.training.sharding import (
     gathered_bytes,
@@ -116,10 +122,10 @@ def test_sums_and_gradients_are_those_of_the_full_model(family: str, parallel: s
     assert_same_vector(whole_gradient(sharded), gradient(plain), 1e-6)
 
 
-@pytest.mark.parametrize("mode", ["full", "selective"])
-def test_recomputed_layers_are_gathered_again(mode: str) -> None:
+@pytest.mark.parametrize("recompute", [FULL, SELECTIVE, Recompute("full", 1)], ids=str)
+def test_recomputed_layers_are_gathered_again(recompute: Recompute) -> None:
     plain, model = module_of(tiny_model("modernbert")), tiny_model("modernbert")
-    set_activation_checkpointing(model, mode)
+    set_activation_checkpointing(model, recompute)
     sharded = cut(model)
     for module in (plain, sharded):
         module(batch()).weighted.sum().backward()
@@ -359,7 +365,7 @@ def test_the_estimate_of_a_share() -> None:
         setting = Setting(
             CPU, torch.float32, "loop", "adamw", accumulates=False, ranks=ranks, parallel="zero3"
         )
-        return estimate(model, batch(), setting, "none")
+        return estimate(model, batch(), setting, NONE)
 
     alone, shared = estimated(1), estimated(4)
     layer, root = 4 * 1952, 4 * 1552
