@@ -23,9 +23,9 @@ def compile_layers(
     """Compile each layer in place and return the number of layers.
 
     `attention`: the run's backend of models/attention.py, None for padded rows. It becomes part of
-    the layer's graph, but for `loop` and `dense`, which split the layer in two. The names of
-    weights stay. Layers share their code, so that each kind of layer is compiled once, for any
-    sizes. With `may_fail` a layer that does not compile runs uncompiled, and torch warns.
+    the layer's graph; `loop` and `dense` split that in two. The names of weights stay. Layers share
+    their code, so that each kind of layer is compiled once, for any sizes. With `may_fail` a layer
+    that does not compile runs uncompiled, and torch warns.
     """
     import torch._dynamo.config  # takes a second, so only a run that compiles pays for it
 
@@ -50,7 +50,7 @@ def compile_layers(
 def _run_compiled(layer: Any, compiled: Any, *inputs: Any, **options: Any) -> Any:
     """Run a compiled layer inside its activation checkpoint.
 
-    In the other order, a call that cannot be compiled (attention) inside the checkpoint silently
+    In the other order, a call that is not traced (untraced attention) inside the checkpoint silently
     leaves the layer uncompiled.
     """
     learns = torch.is_grad_enabled()

@@ -173,7 +173,7 @@ def capture_encoder(
     """Capture the module's encoder for the sizes of its run. Return the bytes that graphs hold.
 
     `make_step`: builds step i of `steps`, without side effects. `room`: bytes that graphs may hold
-    beside the run. Where they cannot be used, one line says why, and the module stays as it is.
+    in addition to the run. Where they cannot be used, one line says why, and the module stays as it is.
     """
     sample = [make_step(number) for number in _spread(steps, SAMPLED)]
     batches = [step.micro_batches[0].batch for step in sample if step.micro_batches]
@@ -202,8 +202,8 @@ def capture_encoder(
     module.captured = graphs
     padded = sum(min(size for size in sizes.tokens if size >= number) for number in tokens)
     log(
-        f"cuda_graphs: steps of up to {', '.join(map(str, sizes.tokens))} tokens in at most"
-        f" {sizes.documents - 1} documents; {1 - sum(tokens) / padded:.1%} of them is filler"
+        f"cuda_graphs: sizes of {', '.join(map(str, sizes.tokens))} tokens and at most"
+        f" {sizes.documents - 1} documents; {1 - sum(tokens) / padded:.1%} of the tokens is filler"
     )
     return len(sizes.tokens) * gradients
 

@@ -105,7 +105,7 @@ class Training:
     scheduler: Schedule
     strategy: Replicated[MaybeAdapted] | Sharded[MaybeAdapted]
     steps: Steps
-    graph_bytes: int  # that CUDA graphs hold, beside what was foretold
+    graph_bytes: int  # that CUDA graphs hold, in addition to what was foretold
     flops: FlopCount
     weight_dtype: torch.dtype
     predict: Predict

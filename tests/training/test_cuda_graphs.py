@@ -225,9 +225,9 @@ def test_capture_chooses_sizes_from_the_steps() -> None:
     assert isinstance(module.captured, EncoderGraphs)
     gradients = sum(weight.numel() * 4 for weight in module.parameters())
     (line,) = said
-    sizes = line.split("up to ")[1].split(" tokens")[0].split(", ")
+    sizes = line.split("sizes of ")[1].split(" tokens")[0].split(", ")
     assert held == len(sizes) * gradients
-    assert "of them is filler" in line
+    assert "of the tokens is filler" in line
     wanted = trained("bert", "none", "varlen")
     batch = steps_of(5)(3).micro_batches[0].batch
     torch.testing.assert_close(module(batch).weighted, wanted(batch).weighted, rtol=1e-5, atol=1e-5)
