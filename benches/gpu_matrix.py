@@ -207,6 +207,8 @@ def play_cell(
     row["warnings"] = sorted({line for line in log.splitlines() if "Warning" in line})
     for choice in ("attention", "cuda_graphs"):
         row[choice] = next((line for line in log.splitlines() if line.startswith(f"{choice}:")), "")
+    if "cuda_graphs" in WAYS[way] and "off;" in row["cuda_graphs"]:
+        return row | {"error": row["cuda_graphs"]}
     broken = Path(shutil.copytree(folder, folder.with_name(f"{folder.name}-resumed")))
     for number in range(3, STEPS + 1):
         shutil.rmtree(broken / f"checkpoint-{number}", ignore_errors=True)

@@ -48,12 +48,12 @@ from plugin.training.meters import (  # noqa: E402
     memory_by_category,
     peak_bytes,
 )
-from plugin.training.optimizer import make_optimizer  # noqa: E402
 from plugin.worker.load import (  # noqa: E402
     Training,
     assemble_training,
     build_training,
     load_data,
+    new_optimizer,
 )
 from plugin.worker.train import join, measure_devices, run_steps  # noqa: E402
 
@@ -229,13 +229,7 @@ def measure_reference(case: Case, device_name: str) -> dict[str, Any]:
     data = case.data(params)
     model: Any = random_model(case.shape.config(), params, compute, device).train()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = make_optimizer(
-        model,
-        kind=params.optim,
-        learning_rate=params.learning_rate,
-        weight_decay=params.weight_decay,
-        seed=params.seed,
-    )
+    optimizer = new_optimizer(params, model)
     make_step = training_data(params).steps(data, PADDED, 0, 1, log, even=False)
     gauge.begin()
     seconds, rates = [], []

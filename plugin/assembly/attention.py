@@ -146,7 +146,7 @@ def check_graphs(params: Params, device: torch.device, ranks: int, backend: str 
     if ranks > 1:
         raise JobError(Problem("cuda_graphs", "one GPU", f"{ranks} processes", fix))
     if backend != "varlen":
-        got = f"{backend or 'padded rows'}"
+        got = backend or "padded rows"
         raise JobError(Problem("cuda_graphs", "packed documents with varlen attention", got, fix))
 
 

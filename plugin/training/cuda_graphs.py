@@ -47,9 +47,11 @@ class Sizes:
 
     def fitting(self, batch: Batch) -> int | None:
         """Return the smallest number of tokens that holds `batch`, None if none does."""
-        if batch.documents >= self.documents:
-            return None
-        return next((size for size in self.tokens if size >= batch.ids.shape[0]), None)
+        return None if batch.documents >= self.documents else self.above(batch.ids.shape[0])
+
+    def above(self, tokens: int) -> int | None:
+        """Return the smallest number of tokens that is not below `tokens`, None if all are."""
+        return next((size for size in self.tokens if size >= tokens), None)
 
 
 def choose_sizes(tokens: Sequence[int], documents: int, most: int) -> Sizes:
@@ -139,7 +141,7 @@ class EncoderGraphs:
         Weights are on their device. No other thread may use it meanwhile: a capture forbids that.
         """
         self._sizes, self._pad_id = sizes, module.pad_id
-        self._trained = [weight for weight in module.parameters() if weight.requires_grad]
+        self._trained = _trained(module)
         device = self._trained[0].device
         self._encoders: dict[int, Encode] = {}
         for tokens in reversed(sizes.tokens):
@@ -180,7 +182,7 @@ def capture_encoder(
     if not batches or any(len(step.micro_batches) > 1 for step in sample):
         log("cuda_graphs: off; a step has several micro-batches: raise tokens_per_batch")
         return 0
-    trained = [weight for weight in module.parameters() if weight.requires_grad]
+    trained = _trained(module)
     gradients = sum(weight.numel() * weight.element_size() for weight in trained)
     most = min(MOST_SIZES, int(room // gradients))
     if most < 1:
@@ -200,12 +202,16 @@ def capture_encoder(
         log(f"cuda_graphs: off; captured, the encoder's gradients differ by {error:.2g}")
         return 0
     module.captured = graphs
-    padded = sum(min(size for size in sizes.tokens if size >= number) for number in tokens)
+    padded = sum(size for number in tokens if (size := sizes.above(number)))
     log(
         f"cuda_graphs: sizes of {', '.join(map(str, sizes.tokens))} tokens and at most"
         f" {sizes.documents - 1} documents; {1 - sum(tokens) / padded:.1%} of the tokens is filler"
     )
     return len(sizes.tokens) * gradients
+
+
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [weight for weight in module.parameters() if weight.requires_grad]
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -238,8 +244,7 @@ def _played(
         hidden = module.hidden_states(batch)[: batch.ids.shape[0]]
         generator = torch.Generator().manual_seed(0)
         slope = torch.randn(hidden.shape, generator=generator).to(hidden)
-        weights = [weight for weight in module.parameters() if weight.requires_grad]
-        gradients = torch.autograd.grad(hidden, weights, slope, allow_unused=True)
+        gradients = torch.autograd.grad(hidden, _trained(module), slope, allow_unused=True)
     finally:
         module.captured = None
     flat = [gradient.flatten().float() for gradient in gradients if gradient is not None]

@@ -152,13 +152,7 @@ def assemble_training(
             log(f"compile: compiled code is kept in {cache}, from which later runs start sooner")
     module = DiffusionModel(model, data.chat.pad_id, resolved.attention.backend)
     strategy.place(module, device, ranks)
-    optimizer = make_optimizer(
-        module,
-        kind=params.optim,
-        learning_rate=params.learning_rate,
-        weight_decay=params.weight_decay,
-        seed=params.seed,
-    )
+    optimizer = new_optimizer(params, module)
     wrapped, wrapped_optimizer = strategy.wrap(accelerator, module, optimizer)
     layout = resolved.attention.layout
     steps = training_data(params).steps(data, layout, rank, ranks, log, even=strategy.even)
@@ -177,6 +171,17 @@ def assemble_training(
         flops=flops,
         weight_dtype=dtype,
         predict=strategy.predict(module),
+    )
+
+
+def new_optimizer(params: Params, module: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer that the parameters ask for, over the trainable weights of `module`."""
+    return make_optimizer(
+        module,
+        kind=params.optim,
+        learning_rate=params.learning_rate,
+        weight_decay=params.weight_decay,
+        seed=params.seed,
     )
 
 

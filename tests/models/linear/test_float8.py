@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.compiled import quiet_compiler
+from helpers.compiled import compiler, quiet_compiler  # noqa: F401  # a fixture
 from helpers.layers import DOCUMENTS, batch_of, trained
 from helpers.tiny import VOCABULARY, adapted, rules, slots, tiny_config, word_tokenizer
 from torch import nn
@@ -220,25 +220,6 @@ def test_real_products_take_any_number_of_tokens(
     assert distance(real[1], emulated[1]) < 0.01
 
 
-@pytest.fixture
-def compiler() -> Iterator[list[Counter[str]]]:
-    """Lend torch's compiler. Return the operations of each backward graph that it will compile."""
-    import torch._dynamo.config
-    from torch._dynamo.utils import counters
-    from transformers import AttentionInterface
-
-    from plugin.models.attention import NAME, document_attention
-
-    before = torch._dynamo.config.suppress_errors
-    torch._dynamo.reset()
-    counters.clear()
-    yield []
-    torch._dynamo.reset()
-    counters.clear()
-    torch._dynamo.config.suppress_errors = before
-    AttentionInterface.register(NAME, document_attention)
-
-
 def noting(graphs: list[Counter[str]]) -> Backend:
     """Return a backend that runs graphs as they are and notes the operations of backward ones."""
     from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
@@ -259,29 +240,28 @@ def noting(graphs: list[Counter[str]]) -> Backend:
 
 
 @quiet_compiler
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_compiled_layers_are_equal_and_share_graphs(
-    lora: bool, compiler: list[Counter[str]]
-) -> None:
+def test_compiled_layers_are_equal_and_share_graphs(lora: bool) -> None:
     """The product for a frozen weight's gradient, which torchao's layer has, is compiled away.
 
     Padded, so that attention is part of the layer's graph, as it is with varlen.
     """
     plain = module_of("llada", lora=lora, attention=None, num_hidden_layers=3)
     plain = converted(plain, "llada")
-    fast = copy.deepcopy(plain)
-    assert compile_layers(fast.model, None, may_fail=False, backend=noting(compiler)) == 3  # pyright: ignore[reportArgumentType]
+    fast, graphs = copy.deepcopy(plain), list[Counter[str]]()
+    assert compile_layers(fast.model, None, may_fail=False, backend=noting(graphs)) == 3  # pyright: ignore[reportArgumentType]
     counted = []
     for step in range(3):
         batch = batch_of(6 + step, step, packed=False)
         (loss, wanted), (got, found) = loss_and_slopes(plain, batch), loss_and_slopes(fast, batch)
         assert got == pytest.approx(loss, rel=1e-6)
         assert distance(found, wanted) < 1e-6
-        counted.append(len(compiler))
+        counted.append(len(graphs))
     assert counted == [1, 1, 1]
     # Of each of 7 layers in full: gradients of input and weight; of an adapted one: of its input,
     # and four of its two matrices.
-    most = max(graph["aten.mm.default"] + graph["aten.addmm.default"] for graph in compiler)
+    most = max(graph["aten.mm.default"] + graph["aten.addmm.default"] for graph in graphs)
     assert most == (7 * 5 if lora else 7 * 2)
 
 
