@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..base.errors import Code, JobError, Problem
 from .files.columns import FIELD
+from .files.compressed import data_suffix
 from .files.folder import COMPRESSED, Split, path_problem
 from .files.readers import READERS
 
@@ -37,14 +38,15 @@ class Part:
     config: str | None = None
     train_limit: int | None = None
     eval_limit: int | None = None
+    weight: float = 1.0  # how often a pass reads each document
 
     def limit(self, split: Split) -> int | None:
         """Return the number of rows to read of a split; None for all."""
         return self.train_limit if split == "train" else self.eval_limit
 
 
-def parse_mixture(spec: str) -> tuple[Part, ...]:
-    """Parse `NAME[train:5_000,test:100,name:cfg] | NAME + NAME`.
+def parse_mixture(spec: str, *, weights: bool = False) -> tuple[Part, ...]:
+    """Parse `NAME[train:5_000,test:100,name:cfg] | NAME + NAME`; `weight:2` if there are weights.
 
     Both separators concatenate, in the order given. A stretch of the text that exists as a path is
     that path, even if it holds `+`, `|` or brackets: with a file `a+b.csv` on the disk, `a+b.csv`
@@ -55,7 +57,7 @@ def parse_mixture(spec: str) -> tuple[Part, ...]:
     problems: list[Problem] = []
     for text in _split(spec):
         try:
-            parts.append(_parse_part(text))
+            parts.append(_parse_part(text, weights))
         except JobError as error:
             problems.extend(error.problems)
     if problems:
@@ -113,23 +115,26 @@ def _is_path(text: str) -> bool:
     return _exists(text.strip()) or _exists(_bracketed(text.strip())[0])
 
 
-def _parse_part(text: str) -> Part:
+def _parse_part(text: str, weights: bool) -> Part:
     name, options = (text, None) if _exists(text) else _bracketed(text)
     if not name:
         expected, fix = "a file, a folder or a hub id", "Write NAME or NAME|NAME."
         raise JobError(Problem(FIELD, expected, repr(text), fix))
     path = Path(name).expanduser() if _exists(name) else None
-    found, problems = _parse_options(name, options, path) if options is not None else ({}, [])
+    found, problems = (
+        _parse_options(name, options, path, weights) if options is not None else ({}, [])
+    )
     if problem := path_problem(path) if path else _hub_problem(name):
         problems.append(problem)
     if problems:
         raise JobError(*problems)
-    limits = {key: int(value) for key, value in found.items() if key != "name"}
-    return Part(name, path, found.get("name"), limits.get("train"), limits.get("eval"))
+    limits = {key: int(value) for key, value in found.items() if key in ("train", "eval")}
+    weight = float(found.get("weight", 1))
+    return Part(name, path, found.get("name"), limits.get("train"), limits.get("eval"), weight)
 
 
 def _parse_options(
-    name: str, options: str, path: Path | None
+    name: str, options: str, path: Path | None, weights: bool
 ) -> tuple[dict[str, str], list[Problem]]:
     found: dict[str, str] = {}
     problems: list[Problem] = []
@@ -139,10 +144,14 @@ def _parse_options(
         got = repr(option)
         if word in _LIMITS and not re.fullmatch(r"[1-9](_?[0-9]){0,17}", value):
             expected, got = f"a whole number from 1 after '{word}:' in {name}", repr(value)
-        elif key not in ("train", "eval", "name") or not value:
+        elif key == "weight" and not weights:
+            expected = f"no weight for {name}: `main.py prepare` weighs the parts of a mixture"
+        elif key == "weight" and not _is_weight(value):
+            expected, got = f"a number from 0.001 to 1000 after 'weight:' in {name}", repr(value)
+        elif key not in ("train", "eval", "name", "weight") or not value:
             expected = f"train:N, test:N or name:CONFIG in the brackets of {name}"
         elif key in found:
-            expected, got = f"one limit for the {key} split of {name}", f"another one, {option!r}"
+            expected, got = f"a single {key} in the brackets of {name}", f"another one, {option!r}"
         elif key == "name" and path:
             expected = f"no 'name:' for {name}, which is on this machine"
         else:
@@ -152,9 +161,15 @@ def _parse_options(
     return found, problems
 
 
+def _is_weight(text: str) -> bool:
+    return (
+        bool(re.fullmatch(r"\d{1,4}(\.\d{1,6})?|\.\d{1,6}", text)) and 0.001 <= float(text) <= 1000
+    )
+
+
 def _hub_problem(name: str) -> Problem | None:
     """Return the problem of a name that is no path here and no hub id either."""
-    suffix = Path(name).suffix.lower()
+    suffix = data_suffix(Path(name))
     if name[0] in "./~" or suffix in READERS or suffix in COMPRESSED or suffix == ".py":
         expected, got = "an existing file or folder", f"the missing file {name}"
         return Problem(FIELD, expected, got, "Check the path.", Code.DATA)

@@ -46,7 +46,7 @@ def test_existing_paths_are_taken_literally(tmp_path: Path) -> None:
         ("a[train:99999999999999999999]", ["a whole number"]),
         ("a[lines:3]", ["train:N, test:N or name:CONFIG in the brackets of a, got 'lines:3'"]),
         ("a[]", ["in the brackets of a"]),
-        ("a[test:1,eval:2]", ["one limit for the eval split of a, got another one, 'eval:2'"]),
+        ("a[test:1,eval:2]", ["a single eval in the brackets of a, got another one, 'eval:2'"]),
         ("a[train:1", ["NAME or NAME[train:N,test:N,name:CONFIG], got 'a[train:1'"]),
         ("no.jsonl", ["the missing file no.jsonl"]),
         ("./no", ["the missing file ./no"]),
@@ -80,7 +80,7 @@ def test_files_of_one_name_get_different_row_ids(tmp_path: Path) -> None:
 
 def test_unknown_file_kind_is_refused(tmp_path: Path) -> None:
     for name, message in [
-        ("a.jsonl.gz", "an uncompressed"),
+        ("a.jsonl.xz", ".json, .csv, .txt may be packed as .gz or .zst"),
         ("a.py", "Dataset scripts are never run"),
         ("a.tsv", "expected a .jsonl, .json, .csv, .parquet, .arrow, .txt file or a folder"),
     ]:
@@ -114,3 +114,14 @@ def test_absolute_mixture_is_the_same_from_any_folder(
         renamed_mixture("a set[train:5]|org/b + c", "/of/{}".format)
         == "/of/a set[train:5]|/of/org/b|/of/c"
     )
+
+
+def test_weight_is_read_where_parts_are_weighed(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", {"n": 1})
+    parts = parse_mixture(f"{file}[train:5,weight:2.5]|{file}[weight:.5]|{file}", weights=True)
+    assert [(part.train_limit, part.weight) for part in parts] == [(5, 2.5), (None, 0.5), (None, 1)]
+    with pytest.raises(JobError, match="prepare"):
+        parse_mixture(f"{file}[weight:2]")
+    for wrong in ("0", "-1", "1e3", "x", "", "1001", "nan"):
+        with pytest.raises(JobError, match=r"0\.001 to 1000|in the brackets"):
+            parse_mixture(f"{file}[weight:{wrong}]", weights=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from pathlib import Path
@@ -13,6 +14,7 @@ from helpers.data_rows import fault, rows, write
 
 from plugin.base.errors import JobError
 from plugin.data.files import readers
+from plugin.data.files.readers import read_file, read_jsonl
 from plugin.data.sources import Row, read_rows
 
 
@@ -136,7 +138,7 @@ def test_text_rows_chooses_the_row_of_a_txt(
 def test_txt_read_as_one_row_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "MAX_LINE", 20)
     (tmp_path / "a.txt").write_text("0123456789\n" * 3)
-    with pytest.raises(JobError, match=r"at most 20 bytes with text_rows file, got a.txt"):
+    with pytest.raises(JobError, match=r"a .txt file of at most 20 bytes, got a.txt"):
         list(read_rows(str(tmp_path / "a.txt"), "train", text_rows="file"))
 
 
@@ -209,3 +211,73 @@ def test_file_of_any_name_is_read_with_printable_row_ids(
         with path.open("wb") as file:
             pq.write_table(pa.table({"n": [1]}), file)
     assert [row.id for row in read_rows(str(tmp_path), "train")] == [f"{shown}{suffix}:1"]
+
+
+def packed(path: Path, text: bytes) -> Path:
+    """Write a file compressed as its suffix says, in two members as concatenated archives have."""
+    half = len(text) // 2
+    parts = text[:half], text[half:]
+    if path.suffix == ".gz":
+        path.write_bytes(b"".join(map(gzip.compress, parts)))
+    else:
+        codec = pa.Codec("zstd")
+        path.write_bytes(b"".join(codec.compress(part, asbytes=True) for part in parts))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_rows_equal_plain_ones(suffix: str, tmp_path: Path) -> None:
+    lines = b"".join(b'{"n": %d, "s": "%s"}\n' % (n, b"x" * (n % 97)) for n in range(3000))
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    file = packed(tmp_path / f"b.jsonl{suffix}", lines)
+    assert list(read_file(file, "line")) == list(read_file(tmp_path / "a.jsonl", "line"))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_file_cut_short_is_a_bad_row(suffix: str, tmp_path: Path) -> None:
+    lines = b"".join(b'{"n": %d, "s": "%d"}\n' % (n, n * n) for n in range(30_000))
+    file = packed(tmp_path / f"a.jsonl{suffix}", lines)
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(JobError, match="a complete compressed file"):
+        list(read_file(file, "line"))
+    bad: dict[int, JobError] = {}
+    rows = list(read_file(file, "line", bad.__setitem__))
+    assert 0 < len(rows) < 30_000
+    assert "a complete compressed file" in str(bad[max(bad)])
+
+
+def test_bad_rows_are_handed_over_and_the_rest_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"n": 1}\n\xff\n[1]\n{"n"\n{"n": 5}\n')
+    (tmp_path / "a.csv").write_bytes(b'n\n1\n2,3\n"x"y\n5\n')
+    (tmp_path / "a.txt").write_bytes(b"one\n\n\xff\n\nfive\n")
+    for name, wanted, lost in (
+        ("a.jsonl", [1, 5], [2, 3, 4]),
+        ("a.csv", ["1", "5"], [3, 4]),
+        ("a.txt", ["one", "five"], [3]),
+    ):
+        bad: dict[int, JobError] = {}
+        rows = list(read_file(tmp_path / name, "line", bad.__setitem__))
+        assert [next(iter(values.values())) for _, values in rows] == wanted
+        assert list(bad) == lost
+        with pytest.raises(JobError):
+            list(read_file(tmp_path / name, "line"))
+
+
+def test_line_beyond_the_limit_is_skipped_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "MAX_LINE", 20)
+    (tmp_path / "a.jsonl").write_text('{"n": 1}\n{"n": "' + "x" * 70 + '"}\n{"n": 3}\n')
+    bad: dict[int, JobError] = {}
+    rows = list(read_file(tmp_path / "a.jsonl", "line", bad.__setitem__))
+    assert ([values["n"] for _, values in rows], [*bad]) == ([1, 3], [2])
+
+
+def test_spans_of_a_file_hold_every_line_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"n": {n}, "s": "{"x" * (7 * n % 31)}"}}\n' for n in range(40)))
+    size = path.stat().st_size
+    for step in (1, 7, 20, 33, 100, size, 2 * size):
+        spans = [(start, min(start + step, size)) for start in range(0, size, step)]
+        found = [values["n"] for span in spans for _, values in read_jsonl(path, span=span)]
+        assert found == list(range(40))

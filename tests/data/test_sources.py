@@ -26,10 +26,14 @@ def test_folder_is_split_by_file_name(tmp_path: Path) -> None:
         write(tmp_path / name, {"from": name})
     for name in (".hidden.jsonl", "README.md", "index.json", "script.py"):
         (tmp_path / name).write_text("{}")
-    (tmp_path / "deeper").mkdir()
-    write(tmp_path / "deeper" / "more.jsonl", {"from": "deeper"})
-    assert [values["from"] for _, values in rows(tmp_path)] == sorted(train_names)
-    assert [values["from"] for _, values in rows(tmp_path, "eval")] == sorted(eval_names)
+    for folder in ("deeper", ".hidden", "validation"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "more.jsonl", {"from": folder})
+    (tmp_path / "linked").symlink_to(tmp_path / "deeper")
+    found = [values["from"] for _, values in rows(tmp_path)]
+    assert sorted(found) == sorted([*train_names, "deeper"])
+    found = [values["from"] for _, values in rows(tmp_path, "eval")]
+    assert sorted(found) == sorted([*eval_names, "validation"])
     assert has_eval_split(str(tmp_path))
     assert [Path(name).name for name in skipped_files(str(tmp_path))] == [
         ".hidden.jsonl",
@@ -50,9 +54,9 @@ def test_eval_names_alone_are_read_as_train(tmp_path: Path) -> None:
 def test_folder_without_data_or_with_archives_is_refused(tmp_path: Path) -> None:
     assert "a folder with .jsonl" in fault(tmp_path)
     write(tmp_path / "a.jsonl", {})
-    (tmp_path / "b.jsonl.gz").write_bytes(b"")
-    assert "uncompressed files in" in fault(tmp_path)
-    assert "b.jsonl.gz" in fault(tmp_path)
+    (tmp_path / "b.jsonl.xz").write_bytes(b"")
+    assert ".json, .csv, .txt may be packed as .gz or .zst" in fault(tmp_path)
+    assert "b.jsonl.xz" in fault(tmp_path)
 
 
 def test_fingerprint_depends_on_the_content(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from ...base.errors import Code, Problem, data_error
 from .columns import FIELD
+from .compressed import TEXTS, data_suffix
 from .readers import READERS
 from .saved import saved_files
 
@@ -15,6 +18,7 @@ Split = Literal["train", "eval"]
 
 COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z"}
 _KNOWN = ", ".join(READERS)
+_UNPACK = f"Unpack it; {', '.join(TEXTS)} may be packed as .gz or .zst."
 _EVAL_WORD = "(?:eval|valid|validation|val|test|dev)"
 _EVAL_STEM = re.compile(rf"{_EVAL_WORD}(?![a-z0-9])|.*(?<![a-z0-9]){_EVAL_WORD}$", re.IGNORECASE)
 _SHARD = re.compile(r"-\d+-of-\d+$")
@@ -33,19 +37,15 @@ _METADATA = {
 def folder_files(folder: Path) -> dict[str, list[Path]]:
     """Sort the files of a folder by use: train, eval, skipped.
 
-    Sub-folders are not searched. In a folder that `datasets` saved, only the files it names are
-    data. If every file has an eval name, the user chose that folder to train on: all are train.
-    Raises JobError (exit 3).
+    Sub-folders are searched too, except hidden and linked ones. In a folder that `datasets` saved,
+    only the files it names are data. If every file has an eval name, the user chose that folder to
+    train on: all are train. Raises JobError (exit 3).
     """
     if (saved := saved_files(folder)) is not None:
         return {**saved}
-    try:
-        files = sorted(child for child in folder.iterdir() if child.is_file())
-    except OSError as error:
-        got = f"{folder}: {error.strerror or error}"
-        raise data_error(FIELD, "a folder that can be read", got) from error
+    files = sorted(_files(folder))
     data = [file for file in files if _is_data(file)]
-    held_out = [file for file in data if is_eval(file)]
+    held_out = [file for file in data if _is_eval_in(folder, file)]
     if len(held_out) == len(data):
         held_out = []
     return {
@@ -55,23 +55,45 @@ def folder_files(folder: Path) -> dict[str, list[Path]]:
     }
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    def unreadable(error: OSError) -> None:
+        got = f"{error.filename}: {error.strerror or error}"
+        raise data_error(FIELD, "a folder that can be read", got) from error
+
+    for parent, folders, names in os.walk(folder, onerror=unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (path for name in names if (path := Path(parent, name)).is_file())
+
+
+def _is_eval_in(folder: Path, file: Path) -> bool:
+    """Tell an eval file by its own name or by that of a sub-folder."""
+    parents = file.relative_to(folder).parts[:-1]
+    return is_eval(file) or any(_EVAL_STEM.fullmatch(name) for name in parents)
+
+
 def is_eval(path: Path) -> bool:
     """Tell an eval file by its name.
 
     Its name begins or ends with eval, valid, validation, val, test or dev as a separate word.
     """
-    return bool(_EVAL_STEM.match(_SHARD.sub("", path.stem)))
+    stem = path.name.removesuffix("".join(path.suffixes[-2:])) if is_packed(path) else path.stem
+    return bool(_EVAL_STEM.match(_SHARD.sub("", stem)))
+
+
+def is_packed(path: Path) -> bool:
+    """Tell a compressed text file, which is read as it is."""
+    return data_suffix(path) != path.suffix.lower()
 
 
 def path_problem(path: Path) -> Problem | None:
     """Return the problem (exit 3) of an existing path without data; None if it has data."""
     if path.is_dir():
         return _folder_problem(path)
-    suffix = path.suffix.lower()
+    suffix = data_suffix(path)
     if path.is_file() and suffix in READERS:
         return None
     if suffix in COMPRESSED:
-        return Problem(FIELD, f"an uncompressed {_KNOWN} file", str(path), "Unpack it.", Code.DATA)
+        return Problem(FIELD, f"a {_KNOWN} file", str(path), _UNPACK, Code.DATA)
     fix = "Dataset scripts are never run; save the rows to a file." if suffix == ".py" else ""
     return Problem(FIELD, f"a {_KNOWN} file or a folder", str(path), fix, Code.DATA)
 
@@ -80,16 +102,15 @@ def _folder_problem(folder: Path) -> Problem | None:
     files = folder_files(folder)
     packed = [file.name for file in files["skipped"] if file.suffix.lower() in COMPRESSED]
     if packed:
-        expected = f"uncompressed files in {folder}"
-        return Problem(FIELD, expected, ", ".join(packed), "Unpack them.", Code.DATA)
+        expected = f"{_KNOWN} files in {folder}"
+        return Problem(FIELD, expected, ", ".join(packed), _UNPACK, Code.DATA)
     if not files["train"]:
-        fix = "Sub-folders are not read; name the one that holds the files."
         return Problem(
-            FIELD, f"a folder with {_KNOWN} files", f"{folder} with none", fix, Code.DATA
+            FIELD, f"a folder with {_KNOWN} files", f"{folder} with none", code=Code.DATA
         )
     return None
 
 
 def _is_data(file: Path) -> bool:
-    known = file.suffix.lower() in READERS and file.name not in _METADATA
+    known = data_suffix(file) in READERS and file.name not in _METADATA
     return known and not file.name.startswith(".") and not _CACHE.fullmatch(file.name)

@@ -1,0 +1,1 @@
+"""Raw text as a corpus: deduplicated, with its tokenizer, stored as tokens."""
