@@ -43,7 +43,7 @@ class SourceFile(_Part):
     blake2b: str = ""
 
 
-class StoredSource(_Part):
+class SourceFacts(_Part):
     """A part of the mixture that was prepared."""
 
     spec: str
@@ -99,7 +99,7 @@ class Manifest(_Part):
 
     format: int
     key: str  # digest of everything that shaped the folder
-    sources: tuple[StoredSource, ...]
+    sources: tuple[SourceFacts, ...]
     tokenizer: TokenizerFacts
     dtype: Literal["uint16", "uint32"]
     split: SplitFacts
