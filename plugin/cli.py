@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from .base.errors import JobError, Problem, first_line, guarded, json_line, print_problems
+from .base.errors import JobError, Problem, guarded, json_line, print_problems
 from .base.process import torch_program
 from .base.redact import guard_streams
 from .commands.arguments import chat_options, fuse_options
 from .config.command_line import CommandLine
+from .config.config_file import read_config
 from .config.manifest import VERSION, add_arguments
-from .config.model_files import read_small
 from .config.parse import Parsed, parse
 from .config.rules import ALIAS_VALUES, ALIASES
 from .config.wording import cut
@@ -36,7 +32,6 @@ PROGRAMS: dict[str, tuple[str, Callable[[Sequence[str]], object]]] = {
     "chat": ("plugin.commands.chat", chat_options),
     "fuse": ("plugin.commands.fuse", fuse_options),
 }
-MOST_CONFIG = 1 << 18  # bytes of a --config
 
 
 def main(argv: Sequence[str]) -> int:
@@ -165,59 +160,14 @@ def _unknown(extra: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _json_or_yaml(text: str) -> Any:
-    """Read JSON or YAML, with every scalar left as text.
-
-    To YAML `no` and `off` are booleans and 007 is 7; parse() knows what each field accepts.
-    """
-    try:  # first, since YAML refuses characters that JSON may hold
-        return json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
-    except (ValueError, RecursionError):
-        return yaml.load(text, Loader=_PlainLoader)
-
-
-class _PlainLoader(yaml.BaseLoader):
-    """YAML without aliases: nine lines of them expand to a billion words."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.YAMLError(
-                f"an alias in line {mark.line + 1}, where every value must be written out"
-            )
-        return super().compose_node(parent, index)
-
-
 def _config_file(path: str | None) -> Mapping[str, Any]:
     if path is None:
         return {}
-    if Path(path).expanduser().is_dir():
-        record = Path(path) / "run.json"
-        fix = (
-            f"Give {record}, which repeats that run."
-            if record.expanduser().is_file()
-            else "Give the file in it."
-        )
-        raise JobError(Problem("config", "a YAML or JSON file", f"{path}, which is a folder", fix))
-    try:
-        content = _json_or_yaml(read_small(Path(path).expanduser(), MOST_CONFIG))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
-        got = f"{path}: {cut(first_line(error))}"
-        raise JobError(Problem("config", "a readable YAML or JSON file", got)) from error
-    if isinstance(content, dict) and isinstance(
-        content.get("params"), dict
-    ):  # a run.json repeats its run, in a new folder
+    content = read_config(path)
+    if isinstance(content.get("params"), dict):  # a run.json repeats its run, in a new folder
         try:
             params = RunFile.read(content).trained_with
         except NotARecord as error:
             raise JobError(Problem("config", "a run.json", f"{path}: {cut(str(error))}")) from error
         content = {name: value for name, value in params.items() if name != "run_dir"}
-    if not isinstance(content, dict):
-        raise JobError(
-            Problem(
-                "config",
-                "parameters as `name: value`",
-                f"{path}, which holds a {type(content).__name__}",
-            )
-        )
     return {name: None if value in ("null", "~") else value for name, value in content.items()}

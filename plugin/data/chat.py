@@ -148,6 +148,14 @@ class ChatFormat:
         pieces = [next(tokens) if isinstance(item, str) else item for item in items]
         return np.array([token for piece in pieces for token in piece], np.int32)
 
+    def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of texts alone: nothing opens or ends them, a spelled token is text."""
+        return self._escapes.tokenize([self._escapes.hide(text) for text in texts])
+
+    def spells_token(self, text: str) -> bool:
+        """Tell whether a text spells a token that has a function, or a character that hides one."""
+        return self._escapes.hides(text)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Decode an answer up to its first end token."""
         stops = [place for place, token in enumerate(ids) if token in self.end_ids]

@@ -46,6 +46,10 @@ class Escapes:
         """Replace every token that the text spells by a private character."""
         return self._spelled.sub(lambda found: chr(_FIRST + self._place(found[0])), text)
 
+    def hides(self, text: str) -> bool:
+        """Tell whether `hide` changes a text."""
+        return self._spelled.search(text) is not None
+
     def spelled(self, text: str) -> set[str]:
         """Find the tokens that a text spells."""
         return set(self._spelled.findall(text)) & self.tokens
