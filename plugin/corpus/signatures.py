@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -124,7 +125,8 @@ def band_keys(signatures: NDArray[np.uint32], scheme: Scheme) -> NDArray[np.uint
 
 def _word_hashes(texts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """Return a hash of every word, and the place after each text's last word, [D]."""
-    words = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(pa.array(texts, pa.large_string())))
+    trimmed = pc.call_function("utf8_trim_whitespace", [pa.array(texts, pa.large_string())])
+    words: Any = pc.call_function("utf8_split_whitespace", [trimmed])
     ends = words.offsets.to_numpy()[1:].astype(np.int64)
     coded = words.values.dictionary_encode()
     known = [xxhash.xxh64_intdigest(word.encode()) for word in coded.dictionary.to_pylist()]

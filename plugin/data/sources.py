@@ -43,7 +43,7 @@ def read_rows(spec: str, split: Split, *, text_rows: str = "paragraph") -> Itera
     a bad spec, during the iteration for bad data (exit 3).
     """
     parts = parse_mixture(spec)
-    files = _files(parts, split)
+    files = split_files(parts, split)
     names = Counter(path.name for paths in files for path in paths)
     pairs = zip(parts, files, strict=True)
     streams = (_part_rows(part, paths, split, names, text_rows) for part, paths in pairs)
@@ -79,7 +79,7 @@ def has_eval_split(spec: str) -> bool:
     Asks the hub about hub ids. Raises JobError as `read_rows` does.
     """
     parts = parse_mixture(spec)
-    return any(_files(parts, "eval")) or any(
+    return any(split_files(parts, "eval")) or any(
         hub_split(part.name, part.config, "eval") for part in parts if part.path is None
     )
 
@@ -100,7 +100,7 @@ def local_paths(spec: str) -> list[Path]:
     except JobError:  # reported where the rows are read
         return []
     files = [
-        path for split in ("train", "eval") for paths in _files(parts, split) for path in paths
+        path for split in ("train", "eval") for paths in split_files(parts, split) for path in paths
     ]
     return [*(part.path for part in parts if part.path), *files]
 
@@ -114,7 +114,7 @@ def fingerprint(spec: str) -> str:
     digest = hashlib.blake2b(digest_size=16)
     parts = parse_mixture(spec)
     for part, train, held_out in zip(
-        parts, _files(parts, "train"), _files(parts, "eval"), strict=True
+        parts, split_files(parts, "train"), split_files(parts, "eval"), strict=True
     ):
         name = None if part.path else part.name
         facts: list[object] = [name, part.config, part.train_limit, part.eval_limit]
@@ -131,7 +131,7 @@ def fingerprint(spec: str) -> str:
     return digest.hexdigest()
 
 
-def _files(parts: Sequence[Part], split: Split) -> list[list[Path]]:
+def split_files(parts: Sequence[Part], split: Split) -> list[list[Path]]:
     """List the local files of one split, part by part.
 
     File names decide the split, in a folder and in a mixture alike. If that left nothing to train
