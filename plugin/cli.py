@@ -13,6 +13,7 @@ from .base.errors import JobError, Problem, guarded, json_line, print_problems
 from .base.process import torch_program
 from .base.redact import guard_streams
 from .commands.arguments import chat_options, fuse_options
+from .commands.prepare_arguments import prepare_options
 from .config.command_line import CommandLine
 from .config.config_file import read_config
 from .config.manifest import VERSION, add_arguments
@@ -31,6 +32,7 @@ from .run.run_file import RunFile
 PROGRAMS: dict[str, tuple[str, Callable[[Sequence[str]], object]]] = {
     "chat": ("plugin.commands.chat", chat_options),
     "fuse": ("plugin.commands.fuse", fuse_options),
+    "prepare": ("plugin.commands.prepare", prepare_options),
 }
 
 
@@ -91,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="main.py", description="Train text-diffusion language models.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"diffusion-llm-trainer {VERSION}")
-    commands = parser.add_subparsers(dest="command", metavar="train|check|chat|fuse")
+    commands = parser.add_subparsers(dest="command", metavar="train|check|prepare|chat|fuse")
     for name, text in (
         ("train", "train a model into a run folder"),
         ("check", "check a job without training; writes nothing"),
@@ -115,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
                 nargs="?" if bare else None,
                 const=bare,
             )
+    commands.add_parser(
+        "prepare", help="turn raw text into a corpus of stored tokens", add_help=False
+    )
     commands.add_parser("chat", help="talk to a trained model", add_help=False)
     commands.add_parser(
         "fuse", help="merge an adapter that was trained earlier into its base", add_help=False

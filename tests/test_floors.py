@@ -19,6 +19,7 @@ FLOORS = {
     "run": "base config",
     "batch": "",
     "data": "base batch",
+    "corpus": "base config data",
     "objectives": "base",
     "models": "base config run batch",
     "sampling": "base run batch models",
@@ -26,7 +27,7 @@ FLOORS = {
     "assembly": "base config run batch data objectives models sampling training",
     "worker": "base config run batch data objectives models sampling training assembly",
     "parent": "base config run data",
-    "commands": "base config run batch data objectives models sampling assembly",
+    "commands": "base config run batch data corpus objectives models sampling assembly",
     "hosts": "base config run parent data",
     "cli": "base config run parent commands hosts",
 }

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,22 +16,33 @@ DIGESTS = "digests.json"  # file name -> BLAKE2b of its content, 32 hex digits
 _MOST_BYTES = 1 << 24  # of that file: a hundred thousand names
 
 
-def write_digests(folder: Path) -> None:
-    """Write the digest of every file. Call it last: a folder without digests was never finished."""
+def write_digests(folder: Path, *, ignored: Collection[str] = ()) -> None:
+    """Write the digest of every file. Call it last: a folder without digests was never finished.
+
+    `ignored`: entries of the folder that are not looked at, here and later.
+    """
     found = {
         name: _digest(folder / name)
-        for name, entry in walk(folder)
+        for name, entry in _entries(folder, ignored)
         if entry.is_file(follow_symlinks=False)
     }
     with open(folder / DIGESTS, "w", encoding="utf-8", opener=open_plain) as file:
         file.write(json.dumps(found, indent=1) + "\n")
 
 
-def why_broken(folder: Path) -> str:
+def _entries(folder: Path, ignored: Collection[str]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    return (
+        (name, entry)
+        for name, entry in walk(folder)
+        if name.partition("/")[0] not in ignored and name != DIGESTS
+    )
+
+
+def why_broken(folder: Path, *, ignored: Collection[str] = ()) -> str:
     """Describe what is wrong with the files; empty if exactly those that were written are there."""
     try:
         expected = _listed(folder)
-        there = dict(walk(folder))
+        there = dict(_entries(folder, ignored))
     except FileNotFoundError:
         return f"it has no {DIGESTS}, so this program did not finish it"
     except (OSError, ValueError, RecursionError) as error:

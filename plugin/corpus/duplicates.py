@@ -8,7 +8,8 @@ key: the number of edges is linear in D, whatever the size of a cluster.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +115,9 @@ class Clusters:
     count: int
     sizes: dict[int, int]  # size -> clusters of it
     largest: tuple[tuple[int, int, float], ...]  # (smallest member, size, least similar edge)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 def describe_clusters(

@@ -109,7 +109,7 @@ def _row(
     elif text is None:
         return RawRow(place, number, "", EMPTY)
     else:
-        kind = "half a surrogate pair" if isinstance(text, str) else f"a {type(text).__name__}"
+        kind = "half a surrogate pair" if isinstance(text, str) else type(text).__name__
         reason, got = f"{kind} in column {column!r}", kind
     if params.bad_rows == "stop":
         fix = "Name the column in text_field, or set bad_rows skip."

@@ -28,6 +28,7 @@ from ..base.errors import Code, JobError, Problem
 from ..base.files import whole_folder
 
 FACTS = "facts.json"  # of a task: what it counted
+SMALL = 32 << 20  # bytes of a step that other processes would begin more slowly than this one ends
 Log = Callable[[str], None]
 
 
@@ -47,7 +48,7 @@ class Step:
 
     name: str
     key: str
-    sizes: tuple[int, ...]  # of the tasks: bytes to read, or 1 each
+    sizes: tuple[int, ...]  # of the tasks, in bytes
     run: Callable[[int, Path], dict[str, Any]]
     work: Path
 
@@ -75,33 +76,59 @@ class Share:
         return task % self.of == self.number
 
 
-def run_step(step: Step, share: Share, processes: int, log: Log) -> list[int]:
+class Workers:
+    """Processes that do tasks; they start when the first large step needs them."""
+
+    def __init__(self, processes: int):
+        self._most = processes
+        self._pool: ProcessPoolExecutor | None = None
+
+    def of(self, step: Step, todo: Sequence[int]) -> ProcessPoolExecutor | None:
+        """Return the processes for these tasks; None where this one is done sooner alone."""
+        size = sum(step.sizes[task] for task in todo)
+        if min(self._most, len(todo)) <= 1 or size < SMALL:
+            return None
+        if self._pool is None:
+            # spawned: a fork copies the threads' locks of pyarrow and tokenizers
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(
+                self._most, context, initializer=_begin, initargs=(os.getpid(),)
+            )
+        return self._pool
+
+    def close(self) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def run_step(step: Step, share: Share, workers: Workers, log: Log) -> list[int]:
     """Do the missing tasks of this share. Returns the tasks that are missing afterwards.
 
     Raises the JobError of the first task that fails; tasks that are done stay done.
     """
     todo = [task for task in step.missing() if share.takes(task)]
     progress = _Progress(step, todo, log)
-    if min(processes, len(todo)) <= 1:
+    pool = workers.of(step, todo)
+    if pool is None:
         for task in todo:
-            progress.done(task, _do(step, task))
-    else:
-        with _pool(processes) as pool:
-            futures = {pool.submit(_do, step, task): task for task in todo}
-            try:
-                for future in as_completed(futures):
-                    progress.done(futures[future], _result(step, future))
-            except BaseException:
-                for future in futures:
-                    future.cancel()
-                raise
+            _do(step, task)
+            progress.done(task)
+        return step.missing()
+    futures = {pool.submit(_do, step, task): task for task in todo}
+    try:
+        for future in as_completed(futures):
+            _wait(step, future)
+            progress.done(futures[future])
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
     return step.missing()
 
 
-def _do(step: Step, task: int) -> dict[str, Any]:
+def _do(step: Step, task: int) -> None:
     """Do a task into its folder."""
-    final, began = step.folder(task), time.perf_counter()
-    cpu = time.process_time()
+    final, began, cpu = step.folder(task), time.perf_counter(), time.process_time()
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with whole_folder(final) as folder:
@@ -110,10 +137,8 @@ def _do(step: Step, task: int) -> dict[str, Any]:
             facts["cpu_seconds"] = round(time.process_time() - cpu, 3)
             (folder / FACTS).write_text(json.dumps(facts) + "\n", encoding="utf-8")
     except OSError as error:
-        if final.is_dir():  # another machine was faster; its folder is the same
-            return step.facts(task)
-        raise disk_error(step.work, error) from error
-    return facts
+        if not final.is_dir():  # else another machine was faster, and its folder is the same
+            raise disk_error(step.work, error) from error
 
 
 def disk_error(folder: Path, error: OSError) -> JobError:
@@ -125,26 +150,15 @@ def disk_error(folder: Path, error: OSError) -> JobError:
     return JobError(Problem("out", "a folder that can be written", got, fix, Code.DISK))
 
 
-def _result(step: Step, future: Future[dict[str, Any]]) -> dict[str, Any]:
+def _wait(step: Step, future: Future[None]) -> None:
     try:
-        return future.result()
+        future.result()
     except BrokenProcessPool as error:
         got = f"a process of step {step.name} that was killed"
         fix = "Run it again: what is done is kept. With little memory, lower num_proc."
         raise JobError(
             Problem("num_proc", "processes that end by themselves", got, fix, Code.WORKER_DIED)
         ) from error
-
-
-@contextmanager
-def _pool(processes: int) -> Generator[ProcessPoolExecutor]:
-    # spawned: a fork copies the threads' locks of pyarrow and tokenizers
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(os.getpid(),))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _begin(parent: int) -> None:
@@ -175,7 +189,7 @@ class _Progress:
         if earlier and todo:
             log(f"{step.name}: {earlier} of {len(step.sizes)} tasks are done already")
 
-    def done(self, task: int, facts: dict[str, Any]) -> None:
+    def done(self, task: int) -> None:
         self._done += 1
         self._left -= self._step.sizes[task]
         now = time.monotonic()

@@ -25,11 +25,18 @@ Flat = tuple[NDArray[np.uint32], NDArray[np.int64]]  # ids [N] of D texts, offse
 class BulkTokenizer:
     """Encoder of many texts together; it gives the ids that `ChatFormat.plain_ids` gives.
 
-    `engine` is fastokens or tokenizers; `log` takes the reason for the slower one.
+    `engine` is fastokens or tokenizers; `log` takes the reason for the slower one. The ids of the
+    first `checks` documents are compared.
     """
 
-    def __init__(self, chat: ChatFormat, log: Callable[[str], None] = lambda line: None):
-        self._chat, self._log = chat, log
+    def __init__(
+        self,
+        chat: ChatFormat,
+        log: Callable[[str], None] = lambda line: None,
+        *,
+        checks: int = CHECKED,
+    ):
+        self._chat, self._log, self._checks = chat, log, checks
         self.checked = 0
         self._fast, why = _fast_tokenizer(chat.tokenizer)
         self.engine = "fastokens" if self._fast is not None else "tokenizers"
@@ -48,8 +55,8 @@ class BulkTokenizer:
         return found if self._agrees(texts, found) else self.encode(texts)
 
     def _agrees(self, texts: Sequence[str], found: Flat) -> bool:
-        """Compare the first CHECKED documents of this run; a difference switches the engine."""
-        some = texts[: CHECKED - self.checked]
+        """Compare the first documents of this run; a difference switches the engine."""
+        some = texts[: self._checks - self.checked]
         if not some:
             return True
         ids, offsets = _flat(self._chat.plain_ids(some))
