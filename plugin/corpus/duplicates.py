@@ -124,7 +124,7 @@ def describe_clusters(
     labels: NDArray[np.int64],
     edges: NDArray[np.int64],
     alike: NDArray[np.float64],
-    most: int = 20,
+    most: int = 10,
 ) -> Clusters:
     """Count the clusters that `edges` [E, 2] of similarity `alike` [E] link into `labels` [D]."""
     members = np.unique(edges)

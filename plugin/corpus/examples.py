@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from .facts import RowNames, Work
-from .keep import FATES, first_documents
+from .keep import CLUSTERS, FATES, first_documents
 from .rows import read_task
 
 PAIRS = 20
 READ_TASKS = 4  # that are read again for the texts of pairs
 SHOWN = 1200  # characters of a text
+
+
+def clusters_of(work: Work) -> dict[str, Any]:
+    """Return the clusters of near-duplicates: their sizes, and the first row of the largest."""
+    found = json.loads((work.keep.folder(0) / CLUSTERS).read_text(encoding="utf-8"))
+    names = RowNames(work)
+    return found | {"largest": [[names(first), *rest] for first, *rest in found["largest"]]}
 
 
 def duplicate_examples(work: Work) -> list[dict[str, Any]]:
@@ -66,6 +73,8 @@ def _texts(work: Work, documents: set[int], tasks: set[int]) -> dict[int, str]:
 
 def first_documents_decoded(out: Path, shards: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Decode the first stored document of each split: what training will see."""
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
     found: dict[str, str] = {}
     for shard in shards:

@@ -29,7 +29,7 @@ from .steps import Step
 
 TRAIN, EVAL, EXACT, NEAR = range(4)  # fates
 FATES = ("train", "eval", "exact duplicate", "near duplicate")
-PAIRS = 20  # examples of duplicates
+CLUSTERS = "clusters.json"
 
 
 @lru_cache(maxsize=64)
@@ -103,7 +103,7 @@ def run_keep(
     np.save(folder / "fate.npy", fate)
     np.save(folder / "dropped.npy", np.stack([dropped, twins[dropped]], 1))
     clusters = describe_clusters(smallest_members(count, near), near, alike)
-    (folder / "clusters.json").write_text(json.dumps(clusters.as_json()), encoding="utf-8")
+    (folder / CLUSTERS).write_text(json.dumps(clusters.as_json()), encoding="utf-8")
     return {name: int((fate == place).sum()) for place, name in enumerate(FATES)}
 
 

@@ -17,7 +17,6 @@ from ..base.errors import JobError, Problem, data_error
 from ..base.files import remove
 from ..config.prepare_params import PrepareParams
 from ..data.stored.manifest import WORK
-from ..data.tokenizer_digest import tokenizer_digest
 from .facts import Work
 from .keep import run_bands, run_keep
 from .listing import TASK_BYTES, list_sources
@@ -140,6 +139,8 @@ def make_plan(params: PrepareParams, work: Path, options: Options, load: Load) -
     )
     of_tokenizer: list[Any] = [params.vocab_size, [s.part.weight for s in listing.sources]]
     if params.tokenizer_name:
+        from ..data.tokenizer_digest import tokenizer_digest
+
         of_tokenizer = [tokenizer_digest(load(params.tokenizer_name, "tokenizer_name"))]
     tokenizer = step(
         "tokenizer",

@@ -119,7 +119,8 @@ def _sources(report: Mapping[str, Any]) -> str:
 
 
 def _lengths(totals: Mapping[str, Any]) -> str:
-    edges, counts = totals["length_edges"], totals["length_counts"]
+    first = next((place for place, count in enumerate(totals["length_counts"]) if count), 0)
+    edges, counts = totals["length_edges"][first:], totals["length_counts"][first:]
     names = [
         f"{low:,}" if high - low == 1 else f"{low:,} to {high - 1:,}"
         for low, high in pairwise(edges)

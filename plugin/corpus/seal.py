@@ -21,7 +21,7 @@ import numpy as np
 from ..base.digests import why_broken, write_digests
 from ..base.files import whole_folder, write_whole
 from ..data.stored.manifest import MANIFEST, WORK
-from .examples import duplicate_examples, first_documents_decoded
+from .examples import clusters_of, duplicate_examples, first_documents_decoded
 from .facts import RowNames, Work, manifest_of, tokens_by_source
 from .keep import FATES, first_documents, rows_before
 from .report import page
@@ -60,7 +60,7 @@ def seal(out: Path, key: str, work: Work) -> dict[str, Any]:
         "manifest": manifest,
         "dropped": dropped,
         "tokens_by_source": tokens_by_source(work, shards),
-        "clusters": json.loads((work.keep.folder(0) / "clusters.json").read_text("utf-8")),
+        "clusters": clusters_of(work),
         "duplicates": duplicate_examples(work),
         "first_documents": first_documents_decoded(out, shards),
     }

@@ -1,6 +1,7 @@
 """Step `tokenizer`: the tokenizer of a corpus, trained on a sample of it or named.
 
-The folder of its only task is a tokenizer's, as save_pretrained writes it.
+The folder of its only task holds the tokenizer as save_pretrained writes it. transformers, which
+takes seconds and 250 MB, is imported where it is needed: the steps before do without.
 """
 
 from __future__ import annotations
@@ -9,18 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from ..base.errors import Code, JobError, Problem
 from ..config.prepare_params import PrepareParams
-from ..data.bulk_tokenizer import CHECKED, BulkTokenizer
-from ..data.chat import ChatFormat
-from ..data.tokenizer import train_tokenizer
-from ..data.tokenizer_digest import tokenizer_digest
 from .keep import EVAL, TRAIN, first_documents
 from .listing import Listing
 from .rows import read_task
@@ -32,7 +28,10 @@ HELD = 2 << 20  # bytes of held-out text on which tokenizers are compared
 MULTIPLE = 64  # of a vocabulary
 LONGEST = 20  # tokens that the report shows
 
-Load = Callable[[str, str], PreTrainedTokenizerBase]  # (name, field) -> tokenizer
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Load = Callable[[str, str], "PreTrainedTokenizerBase"]  # (name, field) -> tokenizer
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,11 @@ def run_tokenizer(
     folder: Path,
 ) -> dict[str, Any]:
     """Train or load the tokenizer. Returns its facts for the manifest and the report."""
+    from ..data.bulk_tokenizer import CHECKED, BulkTokenizer
+    from ..data.chat import ChatFormat
+    from ..data.tokenizer import train_tokenizer
+    from ..data.tokenizer_digest import tokenizer_digest
+
     fate = np.load(keep.folder(0) / "fate.npy", mmap_mode="r")
     if params.tokenizer_name:
         tokenizer = load(params.tokenizer_name, "tokenizer_name")
@@ -198,6 +202,9 @@ def _compared(
     params: PrepareParams, tokenizer: PreTrainedTokenizerBase, texts: list[str], load: Load
 ) -> list[dict[str, Any]]:
     """Measure the trained tokenizer, and the one to compare with, on held-out texts."""
+    from ..data.bulk_tokenizer import BulkTokenizer
+    from ..data.chat import ChatFormat
+
     named = {"trained here": tokenizer}
     if params.compare_tokenizer:
         named[params.compare_tokenizer] = load(params.compare_tokenizer, "compare_tokenizer")

@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config.prepare_params import PrepareParams
-from ..data.bulk_tokenizer import BulkTokenizer
-from ..data.chat import ChatFormat
 from .keep import EVAL, TRAIN, first_documents, rows_before
 from .listing import Listing
 from .rows import read_task
@@ -42,6 +40,9 @@ def run_tokens(
     folder: Path,
 ) -> dict[str, Any]:
     """Encode the documents of reading task `number`."""
+    from ..data.bulk_tokenizer import BulkTokenizer
+    from ..data.chat import ChatFormat
+
     facts = tokenizer.facts(0)
     chat = ChatFormat(load(str(tokenizer.folder(0) / "tokenizer"), "tokenizer_name"))
     bulk = BulkTokenizer(chat, checks=CHECKED)

@@ -24,6 +24,7 @@ from helpers.corpora import (
 from plugin.base.errors import JobError
 from plugin.corpus import tokenizer
 from plugin.corpus.prepare import STEPS
+from plugin.data import tokenizer as training
 from plugin.data.chat import ChatFormat
 from plugin.data.stored.manifest import read_manifest
 from plugin.data.stored.split import StoredSplit
@@ -118,7 +119,7 @@ def test_share_waits_for_tasks_of_others(data: Path, tmp_path: Path) -> None:
 def test_rerun_after_a_failure_gives_the_same_bytes(
     step: str, data: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, train = np.save, tokenizer.train_tokenizer
+    save, train = np.save, training.train_tokenizer
 
     def fail(here: bool, path: Any) -> None:
         if here:
@@ -133,7 +134,7 @@ def test_rerun_after_a_failure_gives_the_same_bytes(
         return train(*given, **options)
 
     monkeypatch.setattr(np, "save", full)
-    monkeypatch.setattr(tokenizer, "train_tokenizer", untrained)
+    monkeypatch.setattr(training, "train_tokenizer", untrained)
     with pytest.raises(JobError, match="Free space and run it again") as caught:
         run_prepare(data, tmp_path / "out")
     assert caught.value.code == 7
