@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config.command_line import CommandLine
-from ..config.prepare_params import PrepareParams
-
-STEPS = ("list", "sign", "bands", "keep", "tokenizer", "tokens", "seal")
+from ..config.prepare_params import STEPS, PrepareParams
 
 
 def prepare_options(argv: Sequence[str]) -> argparse.Namespace:

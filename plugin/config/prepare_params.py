@@ -11,6 +11,7 @@ from ..base.errors import JobError, Problem
 from .fields import Float, Int, yes_or_no
 from .wording import did_you_mean, quoted
 
+STEPS = ("list", "sign", "bands", "keep", "tokenizer", "tokens", "seal")
 MOST_VOCABULARY = 2**20
 LEAST_VOCABULARY = 320  # the 256 bytes and the special tokens, rounded up
 YesNo = Annotated[bool, BeforeValidator(yes_or_no)]

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..base.errors import JobError, Problem, data_error
 from ..base.files import remove
-from ..config.prepare_params import PrepareParams
+from ..config.prepare_params import STEPS, PrepareParams
 from ..data.stored.manifest import WORK
 from .facts import Work
 from .keep import run_bands, run_keep
@@ -26,7 +26,6 @@ from .steps import Log, Share, Step, Workers, disk_error, held, key_of, run_step
 from .tokenizer import Load, run_tokenizer
 from .tokens import run_tokens
 
-STEPS = ("list", "sign", "bands", "keep", "tokenizer", "tokens", "seal")
 # The version of each step's code: a change that shapes its output raises it.
 VERSIONS = {"sign": 1, "bands": 1, "keep": 1, "tokenizer": 1, "tokens": 1, "seal": 1}
 LONG_WORD = 20  # characters: the mean word of a language without spaces has more

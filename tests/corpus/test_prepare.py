@@ -22,8 +22,8 @@ from helpers.corpora import (
 )
 
 from plugin.base.errors import JobError
+from plugin.config.prepare_params import STEPS
 from plugin.corpus import tokenizer
-from plugin.corpus.prepare import STEPS
 from plugin.data import tokenizer as training
 from plugin.data.chat import ChatFormat
 from plugin.data.stored.manifest import read_manifest
