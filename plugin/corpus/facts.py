@@ -113,7 +113,7 @@ def manifest_of(key: str, work: Work, shards: Sequence[dict[str, Any]]) -> dict[
     }
 
 
-_OF_A_TASK = ("seconds", "cpu_seconds")
+_OF_A_TASK = ("seconds", "cpu_seconds", "load_cpu_seconds")
 
 
 def _stage(step: Step) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _stage(step: Step) -> dict[str, Any]:
     return {
         "key": step.key,
         "tasks": len(facts),
-        **{name: round(sum(one[name] for one in facts), 3) for name in _OF_A_TASK},
+        **{name: round(sum(one.get(name, 0) for one in facts), 3) for name in _OF_A_TASK},
     }
 
 

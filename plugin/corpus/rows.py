@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..base.errors import JobError, data_error
 from ..config.prepare_params import PrepareParams
@@ -18,8 +17,7 @@ from .listing import FIELD, Listing, ReadTask, Source, SourceFile, unreadable
 EMPTY = "empty"
 
 
-@dataclass(frozen=True)
-class RawRow:
+class RawRow(NamedTuple):
     """A row: its file (number in the source), its number there, and its text or why it has none.
 
     In a task that reads bytes of a file, rows are numbered from the first line of these bytes.
@@ -103,7 +101,7 @@ def _row(
     column = params.text_field
     text = values.get(column)
     if isinstance(text, str) and _encodable(text):
-        return RawRow(place, number, text, "" if text.strip() else EMPTY)
+        return RawRow(place, number, text, EMPTY if not text or text.isspace() else "")
     if column not in values:
         reason, got = f"no column {column!r}", f"the columns {', '.join(map(str, values))}"
     elif text is None:

@@ -6,6 +6,7 @@ int64 [S + 1], <split>.source.npy int64 [S, 2] (file of the source, row of it fr
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +41,21 @@ def run_tokens(
     folder: Path,
 ) -> dict[str, Any]:
     """Encode the documents of reading task `number`."""
+    began = time.process_time()
     from ..data.bulk_tokenizer import BulkTokenizer
     from ..data.chat import ChatFormat
 
     facts = tokenizer.facts(0)
     chat = ChatFormat(load(str(tokenizer.folder(0) / "tokenizer"), "tokenizer_name"))
     bulk = BulkTokenizer(chat, checks=CHECKED)
+    loading = time.process_time() - began
     dtype = np.dtype(dtype_of(facts["vocab_size"]))
     fate = np.load(keep.folder(0) / "fate.npy", mmap_mode="r")
     document, before = int(first_documents(sign)[number]), rows_before(listing, sign)[number]
     written = {split: _Written(dtype) for split in SPLITS}
     for chunk in row_chunks(read_task(listing, listing.tasks[number], params)):
         kept = [row for row in chunk if not row.reason]
-        fates = fate[document : document + len(kept)]
+        fates = fate[document : document + len(kept)].tolist()
         document += len(kept)
         for split, kind in SPLITS.items():
             rows = [row for row, one in zip(kept, fates, strict=True) if one == kind]
@@ -62,6 +65,7 @@ def run_tokens(
     counts = {split: one.save(folder, split) for split, one in written.items()}
     return {
         "engine": bulk.engine,
+        "load_cpu_seconds": round(loading, 3),  # once a process, whatever it encodes
         "documents": {split: documents for split, (documents, _, _) in counts.items()},
         "tokens": {split: tokens for split, (_, tokens, _) in counts.items()},
         "longest": max(longest for _, _, longest in counts.values()),

@@ -102,7 +102,7 @@ def _parse_json(path: Path, line: int, text: str) -> Any:
 def read_jsonl(path: Path, bad: Bad = stop, span: Span | None = None) -> Numbered:
     """Read the lines of a .jsonl that begin in `span`, numbered from 1 there; all without one."""
     for number, line in _lines(path, bad, span):
-        if line.strip():
+        if not line.isspace():
             try:
                 values = _parse_json(path, number, line)
                 if not isinstance(values, dict):

@@ -47,8 +47,10 @@ class Escapes:
         return self._spelled.sub(lambda found: chr(_FIRST + self._place(found[0])), text)
 
     def hides(self, text: str) -> bool:
-        """Tell whether `hide` changes a text."""
-        return self._spelled.search(text) is not None
+        """Tell whether `hide` changes a text; many times faster than the pattern."""
+        if any(token in text for token in self.tokens):
+            return True
+        return not text.isascii() and self._hidden.search(text) is not None
 
     def spelled(self, text: str) -> set[str]:
         """Find the tokens that a text spells."""
