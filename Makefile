@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 BASE ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo yes),$(name))))
 
-.PHONY: setup demo test quick contract float8 faults fuzz check lock manifest bench gpu scaling pictures
+.PHONY: setup demo test quick contract float8 datatrove faults fuzz check lock manifest bench gpu scaling pictures
 
 $(PYTHON):
 	@test -n "$(BASE)" || { echo "Python 3.11 or 3.12 is needed" >&2; exit 1; }
@@ -21,7 +21,7 @@ test: setup
 
 # All but the tests that start the programs or compute for seconds: under two minutes of CPU.
 quick: setup
-	@$(PYTHON) -m pytest -n 2 --dist worksteal -m "not end_to_end and not slow and not contract and not fuzz and not float8"
+	@$(PYTHON) -m pytest -n 2 --dist worksteal -m "not end_to_end and not slow and not contract and not fuzz and not float8 and not datatrove"
 
 # Every host against one suite, with the real parts there are; prints host x scenario. The SDK stays out of $(VENV): see the file.
 contract: setup .contract/lab .contract/form/node_modules/.package-lock.json
@@ -42,6 +42,13 @@ float8: setup .float8/torchao
 	@PYTHONPATH=$(CURDIR)/.float8 $(PYTHON) -m pytest tests/models/linear/test_float8.py tests/end_to_end/test_float8.py -m float8
 
 .float8/torchao: requirements-float8.txt
+	$(INSTALL_ASIDE)
+
+# prepare's steps by datatrove's local executor, with a task that crashes.
+datatrove: setup .datatrove/datatrove
+	@PYTHONPATH=$(CURDIR)/.datatrove $(PYTHON) -m pytest tests/end_to_end/test_datatrove.py -m datatrove
+
+.datatrove/datatrove: requirements-datatrove.txt
 	$(INSTALL_ASIDE)
 
 # The form library of the app's plugin era. Without npm the table says that its form was not tried.

@@ -17,8 +17,11 @@ HERE = Path(__file__).resolve().parent
 STORIES = 6000
 SEED = 1
 
-FIRST = "An Bo Ca Da El Fi Ga Ha Il Jo Ka Lu Ma No Ol Pe Qui Ro Sa Ta Ul Vi Wi Za".split()
-LAST = "bel dric fen lin mir nor rick sander vin wen".split()
+FIRST = [
+    *("An", "Bo", "Ca", "Da", "El", "Fi", "Ga", "Ha", "Il", "Jo", "Ka", "Lu"),
+    *("Ma", "No", "Ol", "Pe", "Qui", "Ro", "Sa", "Ta", "Ul", "Vi", "Wi", "Za"),
+]
+LAST = ["bel", "dric", "fen", "lin", "mir", "nor", "rick", "sander", "vin", "wen"]
 TRADES = {
     "fisher": (
         "nets boats tide harbour herring oars cod hooks",
@@ -52,10 +55,13 @@ TRADES = {
     ),
 }
 PLAIN = (
-    "{n} came home late.|It rained when {n} left the house.|{n} said good morning to the neighbours.|"
-    "Nobody had seen {n} since Monday.|{n} sat down and was silent for a while.|"
-    "On the bridge {n} met an old friend."
-).split("|")
+    "{n} came home late.",
+    "It rained when {n} left the house.",
+    "{n} said good morning to the neighbours.",
+    "Nobody had seen {n} since Monday.",
+    "{n} sat down and was silent for a while.",
+    "On the bridge {n} met an old friend.",
+)
 NOTICE = (
     "This page is part of the town's archive. Reading is free for everybody. Copies may be made for "
     "private use, as long as the name of the archive and the year are given. Questions are answered at "
@@ -94,7 +100,11 @@ def write_stories(folder: Path, trade_of: dict[str, str]) -> None:
     rows = [*stories, *copies, *nearly, *notices]
     draw.shuffle(rows)
     lines = [json.dumps({"text": text}) for text in rows]
-    lines[100:100] = ['{"text": "a line without an end', '{"text": ["not", "a", "text"]}', '{"text": ""}']
+    lines[100:100] = [
+        '{"text": "a line without an end',
+        '{"text": ["not", "a", "text"]}',
+        '{"text": ""}',
+    ]
     content = "".join(f"{line}\n" for line in lines).encode()
     with gzip.GzipFile(folder / "stories.jsonl.gz", "wb", mtime=0) as file:
         file.write(content)
