@@ -56,7 +56,7 @@ def prepare_stream(
     held = f"one text in {one_in(params)}" if data.wants_eval else ""
     for note in unread(params.dataset_name, data.wants_eval, data.own_files, held):
         log(f"dataset_name: {note}")
-    tokenizer = make_tokenizer(params, lambda _: islice(data.training(0, 1), TOKENIZER_ROWS))
+    tokenizer = make_tokenizer(params, lambda _: islice(data.training(0, 0, 1), TOKENIZER_ROWS))
     base_config(params, tokenizer)
     chat = ChatFormat(tokenizer)
     evaluation, eval_report = _encode_some(data.evaluation(), chat, encoding(params))
@@ -104,8 +104,8 @@ class StreamedData:
     def without_evaluation(self) -> StreamedData:
         return replace(self, wants_eval=False, own_files=False, keys=frozenset())
 
-    def training(self, first: int, every: int) -> Rows:
-        """Yield a pass's rows `first`, `first + every`, ...; rows of evaluation are dropped."""
+    def training(self, pass_: int, first: int, every: int) -> Rows:
+        """Yield the rows `first`, `first + every`, ... of any pass; rows of evaluation are dropped."""
         reason = PROMPT_IN_EVAL if self.own_files else HELD_OUT
         for example in self.examples("train", first, every):
             held = isinstance(example, Example) and self._is_held(example)

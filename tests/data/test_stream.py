@@ -69,7 +69,7 @@ def texts(count: int, *, mean: float = 3.5, spread: float = 1.0, seed: int = 0) 
 
 
 def source(rows: Rows) -> Source:
-    def read(first: int, every: int) -> Iterator[RowResult]:
+    def read(pass_: int, first: int, every: int) -> Iterator[RowResult]:
         yield from rows[first::every]
 
     return read
@@ -383,7 +383,7 @@ def test_stream_of_a_large_file_needs_little_memory(chat: ChatFormat, tmp_path: 
     )
     examples = Examples(params, lambda _: None, between_rows=lambda: None)
 
-    def rows(first: int, every: int) -> Iterator[RowResult]:
+    def rows(pass_: int, first: int, every: int) -> Iterator[RowResult]:
         return examples("train", first, every)
 
     plan = StreamPlan(tokens=2048, packs=4, seed=1, rank=7, ranks=50)

@@ -32,6 +32,7 @@ class StoredSplit:
         self._folder, self._manifest = folder, manifest
         self.shards = tuple(shard for shard in manifest.shards if shard.split == split)
         self._ends = np.cumsum([shard.documents for shard in self.shards], dtype=np.int64)
+        self._spans = [self._span(source) for source in range(len(manifest.sources))]
         self._opened = lru_cache(OPEN_SHARDS)(self._open)
 
     def __len__(self) -> int:
@@ -57,12 +58,33 @@ class StoredSplit:
         for shard in self.shards:
             yield np.diff(_mapped(shard.file(self._folder, "offsets")))
 
-    def sources(self) -> list[NDArray[np.int64]]:
-        """Return, for each source, the (first document, documents) of its shards, [shards, 2]."""
-        found: list[list[tuple[int, int]]] = [[] for _ in self._manifest.sources]
-        for shard, end in zip(self.shards, self._ends.tolist(), strict=True):
-            found[shard.source].append((end - shard.documents, shard.documents))
-        return [np.array(spans, dtype=np.int64).reshape(-1, 2) for spans in found]
+    @property
+    def sizes(self) -> list[int]:
+        """Return the documents of each source."""
+        sizes = [0] * len(self._manifest.sources)
+        for shard in self.shards:
+            sizes[shard.source] += shard.documents
+        return sizes
+
+    def numbers(
+        self, sources: NDArray[np.int64], documents: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Return the numbers of documents that are counted within their sources, [documents]."""
+        found = np.empty_like(documents)
+        for source in np.unique(sources).tolist():
+            first, ends = self._spans[source]
+            own = sources == source
+            shard = np.searchsorted(ends, documents[own], side="right")
+            found[own] = documents[own] + first[shard]
+        return found
+
+    def _span(self, source: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return, for each shard of a source, (its documents' numbers less those within the source,
+        the source's documents up to its end), [shards].
+        """
+        own = [place for place, shard in enumerate(self.shards) if shard.source == source]
+        ends = np.cumsum([self.shards[place].documents for place in own], dtype=np.int64)
+        return self._ends[own] - ends, ends
 
     def _place(self, document: int) -> tuple[int, int]:
         """Return (shard, document of it)."""
