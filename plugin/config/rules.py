@@ -89,14 +89,20 @@ REPORTS = {
     "fuse_base",
 }
 MAY_CHANGE = WHERE | LAYOUT | SPEED | LENGTH | REPORTS
-# Not of a stream: its steps are packs, which these would change.
-NOT_OF_A_STREAM = {
+# Not of pretraining in packs: these would change the packs.
+NOT_OF_PACKS = {
     "batch_size",
     "gradient_accumulation_steps",
     "tokens_per_batch",
     "num_processes",
     "num_machines",
 }
+
+
+def makes_packs(params: Params) -> bool:
+    """Return whether the steps of a model that can be packed are packs of tokens."""
+    padded = params.packing == "off" or params.attn_implementation == "eager"
+    return params.training_stage == "pretrain" and not padded
 
 
 def cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:

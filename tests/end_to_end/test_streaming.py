@@ -449,7 +449,7 @@ def test_counts_are_not_exchanged_by_a_single_process(job: Callable[..., Params]
 
 def test_evaluation_is_off_for_a_stream_that_holds_nothing_out(job: Callable[..., Params]) -> None:
     data = StreamedData.of(job(), print, between_rows=lambda: None)
-    held = [row.row for row in data.training(0, 1) if is_held(row)]
+    held = [row.row for row in data.training(0, 0, 1) if is_held(row)]
     assert held
     assert held == [row.row for row in data.evaluation()]
     everything = data.without_evaluation()

@@ -121,6 +121,11 @@ def is_unfinished(path: Path) -> bool:
     return (path / WORK).is_dir() and not (path / MANIFEST).exists()
 
 
+def is_prepared(path: Path) -> bool:
+    """Tell a folder of `prepare`, finished or not."""
+    return is_unfinished(path) or is_stored(path)
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a prepared folder and look for the files that it names.
 
