@@ -285,7 +285,8 @@ def _check_graphs(params: Params, require: Callable[..., None]) -> None:
         return
     fixed = {
         "train_device": (params.train_device != "cpu", "auto or cuda", "cpu"),
-        "streaming": (not params.streaming, "false", "true"),
+        # Steps of packs are built once and in order: none can be looked at ahead for their sizes.
+        "training_stage": (params.training_stage == "sft", "sft", "pretrain"),
         "packing": (params.packing != "off", "auto or on", "off"),
         "recompute": (params.recompute in ("auto", "none"), "auto or none", params.recompute),
         "lora_dropout": (
