@@ -455,5 +455,5 @@ def test_evaluation_is_off_for_a_stream_that_holds_nothing_out(job: Callable[...
     assert held
     assert held == [row.row for row in data.evaluation()]
     everything = data.without_evaluation()
-    assert not list(filter(is_held, everything.training(0, 1)))
+    assert not list(filter(is_held, everything.training(0, 0, 1)))
     assert not list(everything.evaluation())
