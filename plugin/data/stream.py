@@ -249,7 +249,7 @@ class Stream:
     ) -> Iterator[tuple[int, Document]]:
         """Yield (pass of its noise, document with its index in the data)."""
         rows = [item for item in items if isinstance(item, Example | Dropped)]
-        encoded = iter(encode_rows(rows, self._chat, self._how, report))
+        encoded = iter(encode_rows(rows, self._chat, self._how, report) if rows else ())
         for place, item in zip(numbers, items, strict=True):
             if isinstance(item, StoredDocument):
                 report.rows += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +118,13 @@ def test_cut_file_is_refused(folder: Path) -> None:
     path = folder / "train" / "00000.ids.npy"
     path.write_bytes(path.read_bytes()[:-2])
     assert "00000.ids.npy" in refusal(folder)
+
+
+def test_file_cut_during_a_run_is_named(folder: Path) -> None:
+    one = opened(folder)
+    one.tokens(0)
+    path = folder / "train" / "00000.ids.npy"
+    os.truncate(path, path.stat().st_size - 2 * len(TRAIN[3]))
+    assert one.tokens(2).tolist() == TRAIN[2]
+    with pytest.raises(JobError, match=r"00000.ids.npy: it ends before item"):
+        one.tokens(3)
