@@ -95,8 +95,8 @@ class StreamSteps:
         return full_report(accelerator, self._built.state_after(finished).report)
 
 
-class Reading(Protocol):
-    """Where the packs of a run come from."""
+class PackReading(Protocol):
+    """Origin of the packs of a run."""
 
     rows_read: ClassVar[int | None]
     indexed: ClassVar[bool]
@@ -135,7 +135,7 @@ class Packed:
     """Steps of packs, each of batch_size x max_length tokens."""
 
     params: Params
-    reading: Reading
+    reading: PackReading
     always_packed = True
 
     @property

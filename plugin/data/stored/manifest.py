@@ -85,7 +85,7 @@ class Shard(_Part):
         return folder / self.split / f"{self.name}.{part}.npy"
 
 
-class Totals(_Part):
+class StoredTotals(_Part):
     """Sums over all shards."""
 
     documents: int
@@ -104,7 +104,7 @@ class Manifest(_Part):
     dtype: Literal["uint16", "uint32"]
     split: SplitFacts
     shards: tuple[Shard, ...]
-    totals: Totals
+    totals: StoredTotals
 
 
 def is_stored(path: Path) -> bool:
