@@ -61,17 +61,22 @@ def parse_mixture(spec: str, *, weights: bool = False) -> tuple[Part, ...]:
             parts.append(_parse_part(text, weights))
         except JobError as error:
             problems.extend(error.problems)
-    if problem := _prepared_problem(parts):
+    if problem := _prepared_problem(parts, weights):
         problems.append(problem)
     if problems:
         raise JobError(*problems)
     return tuple(parts)
 
 
-def _prepared_problem(parts: Sequence[Part]) -> Problem | None:
-    """Return the problem of a prepared folder with other parts or with limits."""
+def _prepared_problem(parts: Sequence[Part], weights: bool) -> Problem | None:
+    """Return the problem of a prepared folder with other parts, with limits or prepared again."""
     one = next((part for part in parts if part.path and is_prepared(part.path)), None)
-    if one is None or (len(parts) == 1 and one == Part(one.name, one.path)):
+    if one is None:
+        return None
+    if weights:
+        got, fix = f"{one.name}, which prepare wrote", "Name the texts that it was prepared from."
+        return Problem(FIELD, "texts to prepare", got, fix)
+    if len(parts) == 1 and one == Part(one.name, one.path):
         return None
     got = f"{one.name} with {'other parts' if len(parts) > 1 else 'limits'}"
     fix = "Mix and limit the texts when you prepare them."

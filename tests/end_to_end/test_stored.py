@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 from faults.compare import differences
 from faults.forks import Forks
+from helpers.corpora import run_prepare, sentences, write_texts
 from helpers.scenes import Scene
 from helpers.stored_folder import StoredPart, write_stored
 from helpers.support import TINY_CONFIG, pairs, run_main, write_rows
 
+from plugin.base.errors import JobError
 from plugin.data.tokenizer import train_tokenizer
 from plugin.data.tokenizer_digest import tokenizer_digest
+from plugin.models.tokenizer import load_tokenizer
 
 WORDS = [
     "sky",
@@ -280,6 +283,37 @@ def test_check_tries_a_prepared_folder(job: Any, tmp_path: Path) -> None:
     assert plan["passes"] > 1
     assert plan["data"]["eval"]["rows"] == 6
     assert plan["preview_row"].startswith("text ")
+
+
+# --- what prepare itself writes
+
+
+@pytest.fixture(scope="module")
+def by_prepare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("by prepare")
+    data = write_texts(where / "raw.jsonl", sentences(120, words=60))
+    run_prepare(data, where / "out")
+    return where / "out"
+
+
+def test_folder_of_prepare_is_trained_on(
+    forks: Forks, job: Any, by_prepare: Path, tmp_path: Path
+) -> None:
+    """Its tokenizer has more tokens than the configuration's vocabulary, which is fitted to it."""
+    manifest = json.loads((by_prepare / "manifest.json").read_text())
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(TINY_CONFIG | {"vocab_size": manifest["tokenizer"]["vocab_size"]}))
+    how = ("--dataset_name", by_prepare, "--model_config", config, "--train_steps", 15)
+    done = forks.run(tmp_path / "run", *job, *how, "--fuse_model", "true")
+    assert done.code == 0, done.err
+    again = load_tokenizer(str(done.folder / "fused"))
+    assert tokenizer_digest(again) == manifest["tokenizer"]["digest"]
+
+
+def test_prepared_folder_is_no_source_of_prepare(by_prepare: Path, tmp_path: Path) -> None:
+    with pytest.raises(JobError) as caught:
+        run_prepare(by_prepare, tmp_path / "out")
+    assert "dataset_name: expected texts to prepare" in str(caught.value)
 
 
 # --- plain data in packs

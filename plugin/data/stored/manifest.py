@@ -35,7 +35,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-class SourceFile(_Part):
+class StoredFile(_Part):
     """A file that documents come from."""
 
     name: str
@@ -48,7 +48,7 @@ class SourceFacts(_Part):
 
     spec: str
     weight: float = Field(default=1.0, gt=0)
-    files: tuple[SourceFile, ...]
+    files: tuple[StoredFile, ...]
     rows: int = 0
     documents: int = 0
     tokens: int = 0
