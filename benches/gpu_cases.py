@@ -11,8 +11,9 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 from work import END, MASK, PAD, make_documents
 
+from plugin.assembly.data import Data
 from plugin.assembly.rules import step_rules
-from plugin.assembly.training_data import Data, training_data
+from plugin.assembly.training_data import training_data
 from plugin.config.methods import methods_of
 from plugin.config.params import Params
 from plugin.data.chat import ChatFormat
@@ -111,7 +112,7 @@ class Case:
             tokenizer=chat.tokenizer,
             chat=chat,
             rules=step_rules(params, chat),
-            clock=training_data(params).clock(len(train), 0, 1),
+            clock=training_data(params).clock(train, chat, 0, 1),
         )
 
     def _documents(self, count: int) -> Documents:

@@ -35,10 +35,11 @@ from references import padded_loss  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers import PretrainedConfig  # noqa: E402
 
+from plugin.assembly.data import Data  # noqa: E402
 from plugin.assembly.model import base_config  # noqa: E402
 from plugin.assembly.precision import COMPUTE, choose_precision  # noqa: E402
 from plugin.assembly.resolve import Facts, Resolved, resolve  # noqa: E402
-from plugin.assembly.training_data import Data, training_data  # noqa: E402
+from plugin.assembly.training_data import training_data  # noqa: E402
 from plugin.base.errors import first_line  # noqa: E402
 from plugin.config.params import Params  # noqa: E402
 from plugin.data.packing import PADDED  # noqa: E402

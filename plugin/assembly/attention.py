@@ -46,7 +46,7 @@ def choose_attention(
     """Choose packed or padded rows, and the attention, for documents of `mean_length` tokens.
 
     `packing auto` packs where documents stay apart and it was measured to be faster: on a CPU
-    unless they are short, and with varlen on a GPU. `always_packed`: as a stream's documents are.
+    unless they are short, and with varlen on a GPU. `always_packed`: steps are packs.
     Raises JobError (exit 2) for what this device or model cannot do.
     """
     tokens = None if params.tokens_per_batch == "auto" else params.tokens_per_batch
@@ -58,14 +58,10 @@ def choose_attention(
             if params.packing == "off"
             else f"{config.model_type} with {asked} attention"
         )
-        raise JobError(
-            Problem(
-                "streaming",
-                "documents that can be packed",
-                got,
-                "Set streaming false, or let it pack.",
-            )
-        )
+        field, fix = "streaming", "Set streaming false, or let it pack."
+        if not params.streaming:
+            field, fix = "dataset_name", "A prepared folder is trained on in packs: let it pack."
+        raise JobError(Problem(field, "documents that can be packed", got, fix))
     packing = "on" if always_packed else params.packing
     if packing == "on":
         check_packable(config.model_type)

@@ -111,9 +111,11 @@ def prepare_corpus(
     *,
     between_rows: Callable[[], None] = lambda: None,
     moment: datetime | None = None,
+    train_encoding: Callable[[ChatFormat], Encoding] | None = None,
 ) -> Prepared:
     """Read, split and tokenise the data; `moment` is what a chat template takes for now.
 
+    `train_encoding` replaces the encoding of the training split.
     Raises JobError (exit 3 or 4).
     """
     examples = Examples(params, log, between_rows=between_rows)
@@ -140,7 +142,8 @@ def prepare_corpus(
         log(
             f"tokenizer_name: the chat template writes the time; for this run it is {chat.moment:%Y-%m-%d %H:%M:%S}"
         )
-    train, train_report = encode_split(of_split("train"), chat, encoding(params))
+    how = train_encoding(chat) if train_encoding else encoding(params)
+    train, train_report = encode_split(of_split("train"), chat, how)
     evaluation, eval_report = encode_split(
         of_split("eval") if wants_eval else (), chat, encoding(params)
     )

@@ -15,11 +15,12 @@ from ..config.params import SHARDED, Params
 from ..training.memory import ROOM, Setting, free_bytes
 from .attention import Attention, check_fits, check_graphs, choose_attention, choose_compile
 from .choice import Choice
+from .data import Data
 from .disk import Disk, check_room, count_parameters, disk_space
 from .memory import MemoryPlan, gb, plan_memory
 from .memory_advice import check_memory
 from .precision import COMPUTE, choose_float8, choose_precision
-from .training_data import Data, training_data
+from .training_data import training_data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Training data of a run: stored documents or a stream, behind one protocol."""
+"""Choice of the way from rows to steps; steps of documents that are tokenised before the first."""
 
 from __future__ import annotations
 
@@ -7,136 +7,55 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 from accelerate import Accelerator
-from transformers import PreTrainedTokenizerBase
 
+from ..base.errors import JobError, Problem
 from ..batch import Batch
 from ..config.params import Params
+from ..config.rules import makes_packs
 from ..data.chat import ChatFormat
 from ..data.documents import Documents
 from ..data.packing import Layout
-from ..data.stream import StreamState
+from ..data.sources import prepared_folder
+from ..models.diffusion import is_packable
 from ..run.outcome import Truncation
-from ..training.memory import documents_of
-from ..training.step import Step, StepRules
+from ..training.step import Step
 from .clock import Clock, make_clock, step_maker
 from .corpus import Examples, Log, Prepared, prepare_corpus
+from .data import Data, Steps, TrainingData, halved_batch, other_steps
 from .heaviest import heaviest_batch
-from .stream import (
-    EVAL_ROWS,
-    StreamedSteps,
-    add_up,
-    first_step,
-    full_report,
-    pack_tokens,
-    prepare_stream,
-    start_streaming,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """Tokenised documents and the rules that turn them into steps, the same on every rank."""
-
-    train: Documents  # of a stream, only those that it begins with
-    evaluation: Documents
-    tokenizer: PreTrainedTokenizerBase
-    chat: ChatFormat
-    rules: StepRules
-    clock: Clock
-
-
-class Steps(Protocol):
-    """One rank's share of a run's steps."""
-
-    def __call__(self, step: int) -> Step:
-        """Build step `step`, counted from 0."""
-        ...
-
-    def position(self, finished: int) -> tuple[int, int]:
-        """Return (pass, documents of it seen; rows of a stream) after `finished` steps."""
-        ...
-
-    def state(self, finished: int) -> bytes:
-        """Return what a checkpoint must keep of this rank; empty if nothing."""
-        ...
-
-    def restore(self, finished: int, state: Path) -> None:
-        """Continue after `finished` steps. Raises JobError (exit 2) for another rank's state."""
-        ...
-
-    def count_together(
-        self, accelerator: Accelerator, make_step: Callable[[int], Step]
-    ) -> Callable[[int], Step]:
-        """Return `make_step` with the counts of all ranks. Collective."""
-        ...
-
-    def report(self, accelerator: Accelerator, finished: int) -> Truncation | None:
-        """Return {rows, documents, truncated, dropped} of what was read, None if known before the
-        first step. Collective.
-        """
-        ...
-
-
-class TrainingData(Protocol):
-    """The way from rows to steps."""
-
-    always_packed: ClassVar[bool]
-    rows_read: ClassVar[int | None]  # before the first step; None reads all
-    indexed: ClassVar[bool]  # a step's documents can be looked up in Data.train
-    note: ClassVar[str]  # for the report of `check`
-
-    def prepare(
-        self,
-        log: Log,
-        *,
-        between_rows: Callable[[], None] = lambda: None,
-        moment: datetime | None = None,
-    ) -> Prepared:
-        """Tokenise what is needed before the first step.
-
-        `moment`: what a chat template takes for now. Raises JobError (exit 2, 3 or 4).
-        """
-        ...
-
-    def clock(
-        self, documents: int, evaluated: int, ranks: int, *, done: int = 0, seen: int = 0
-    ) -> Clock:
-        """Return the run's clock; a resumed run has made `done` steps over `seen` documents."""
-        ...
-
-    def steps(
-        self, data: Data, layout: Layout, rank: int, ranks: int, log: Log, *, even: bool
-    ) -> Steps:
-        """Return the steps of one rank; `even` as in build_step."""
-        ...
-
-    def first_step(self, data: Data, layout: Layout, ranks: int) -> Step:
-        """Return the first step of all ranks together, for a dry run."""
-        ...
-
-    def heaviest(self, data: Data, layout: Layout, ranks: int) -> tuple[Batch, bool]:
-        """Return (the run's largest micro-batch, whether a step has several)."""
-        ...
-
-    def extent(self, data: Data, first: Step) -> dict[str, Any]:
-        """Return {documents_per_step, tokens, passes} of the run, given its first step."""
-        ...
-
-    def smaller_batches(self) -> list[str]:
-        """Return settings that cut a step into more, smaller micro-batches."""
-        ...
-
-    def step_size(self, clock: Clock, ranks: int) -> str:
-        """Return the size of a step in words."""
-        ...
+from .model import named_config
+from .packed.documents import DocumentsReading
+from .packed.folder import FolderReading
+from .packed.rows import RowsReading
+from .packed.steps import Packed
 
 
 def training_data(params: Params) -> TrainingData:
-    """Return how this run reads its data. The only place that knows of both ways."""
-    return Streamed(params) if params.streaming else Stored(params)
+    """Return how this run reads its data. The only place that knows of all ways.
+
+    Raises JobError (exit 2) for a prepared folder in another stage than pretraining.
+    """
+    if folder := prepared_folder(params.dataset_name):
+        if params.training_stage != "pretrain":
+            got = f"training_stage {params.training_stage} on {folder}"
+            expected = "training_stage pretrain for a folder of prepare, which holds texts"
+            raise JobError(Problem("dataset_name", expected, got, "Or name files of dialogues."))
+        return Packed(params, FolderReading(params, folder))
+    if params.streaming:
+        return Packed(params, RowsReading(params))
+    if makes_packs(params) and _model_packs(params):
+        return Packed(params, DocumentsReading(params))
+    return Stored(params)
+
+
+def _model_packs(params: Params) -> bool:
+    try:
+        return is_packable(named_config(params).model_type)
+    except JobError:  # reported where the model is loaded
+        return False
 
 
 def read_rows_alone(params: Params, log: Log) -> None:
@@ -164,7 +83,8 @@ class StoredSteps:
         return b""
 
     def restore(self, finished: int, state: Path) -> None:
-        pass
+        if state.is_file():
+            raise other_steps("documents", "packs")
 
     def count_together(
         self, accelerator: Accelerator, make_step: Callable[[int], Step]
@@ -180,10 +100,10 @@ class Stored:
     """Data that is tokenised before the first step."""
 
     params: Params
-    always_packed: ClassVar[bool] = False
-    rows_read: ClassVar[int | None] = None
-    indexed: ClassVar[bool] = True
-    note: ClassVar[str] = ""
+    always_packed = False
+    rows_read = None
+    indexed = True
+    note = ""
 
     def prepare(
         self,
@@ -195,9 +115,16 @@ class Stored:
         return prepare_corpus(self.params, log, between_rows=between_rows, moment=moment)
 
     def clock(
-        self, documents: int, evaluated: int, ranks: int, *, done: int = 0, seen: int = 0
+        self,
+        train: Documents,
+        chat: ChatFormat,
+        evaluated: int,
+        ranks: int,
+        *,
+        done: int = 0,
+        seen: int = 0,
     ) -> Clock:
-        return make_clock(self.params, documents, evaluated, ranks, done=done, seen=seen)
+        return make_clock(self.params, len(train), evaluated, ranks, done=done, seen=seen)
 
     def steps(
         self, data: Data, layout: Layout, rank: int, ranks: int, log: Log, *, even: bool
@@ -231,7 +158,7 @@ class Stored:
 
     def smaller_batches(self) -> list[str]:
         size, tokens = self.params.batch_size, self.params.tokens_per_batch
-        rows = _halved_batch(self.params)
+        rows = halved_batch(self.params)
         if isinstance(tokens, int):
             if tokens >= 2 * self.params.max_length:
                 rows.append(f"tokens_per_batch {tokens // 2}")
@@ -242,103 +169,3 @@ class Stored:
 
     def step_size(self, clock: Clock, ranks: int) -> str:
         return f"{clock.step_size} documents"
-
-
-class StreamSteps:
-    """Steps out of one rank's stream: built once and in order."""
-
-    def __init__(self, built: StreamedSteps, longest: int):
-        self._built, self._longest = built, longest
-
-    def __call__(self, step: int) -> Step:
-        return self._built(step)
-
-    def position(self, finished: int) -> tuple[int, int]:
-        state = self._built.state_after(finished)
-        return state.pass_, state.row
-
-    def state(self, finished: int) -> bytes:
-        return self._built.state_after(finished).as_bytes()
-
-    def restore(self, finished: int, state: Path) -> None:
-        self._built.restore(finished, StreamState.load(state))
-
-    def count_together(
-        self, accelerator: Accelerator, make_step: Callable[[int], Step]
-    ) -> Callable[[int], Step]:
-        return add_up(accelerator, make_step, self._longest)
-
-    def report(self, accelerator: Accelerator, finished: int) -> Truncation | None:
-        return full_report(accelerator, self._built.state_after(finished).report)
-
-
-@dataclass(frozen=True)
-class Streamed:
-    """Data that is read while it is trained on."""
-
-    params: Params
-    always_packed: ClassVar[bool] = True
-    rows_read: ClassVar[int | None] = EVAL_ROWS
-    indexed: ClassVar[bool] = False
-    note: ClassVar[str] = (
-        "streaming: the data reported is what a run begins with; the rest is read while it trains"
-    )
-
-    def prepare(
-        self,
-        log: Log,
-        *,
-        between_rows: Callable[[], None] = lambda: None,
-        moment: datetime | None = None,
-    ) -> Prepared:
-        return prepare_stream(self.params, log, between_rows=between_rows, moment=moment)
-
-    def clock(
-        self, documents: int, evaluated: int, ranks: int, *, done: int = 0, seen: int = 0
-    ) -> Clock:
-        return make_clock(self.params, documents, evaluated, ranks)
-
-    def steps(
-        self, data: Data, layout: Layout, rank: int, ranks: int, log: Log, *, even: bool
-    ) -> Steps:
-        evaluated = len(data.evaluation) > 0
-        built = start_streaming(
-            self.params, data.chat, data.rules, log, evaluated=evaluated, rank=rank, ranks=ranks
-        )
-        return StreamSteps(built, self.params.max_length)
-
-    def first_step(self, data: Data, layout: Layout, ranks: int) -> Step:
-        evaluated = len(data.evaluation) > 0
-        return first_step(self.params, data.chat, data.rules, evaluated=evaluated, ranks=ranks)
-
-    def heaviest(self, data: Data, layout: Layout, ranks: int) -> tuple[Batch, bool]:
-        """Return a stand-in: steps are built once and in order, each pack has one size."""
-        batch = documents_of(pack_tokens(self.params), self.params.max_length)
-        return batch, self.params.gradient_accumulation_steps > 1
-
-    def extent(self, data: Data, first: Step) -> dict[str, Any]:
-        return {
-            "documents_per_step": len(first.lengths),
-            "tokens": data.clock.cadence.steps * first.tokens,
-            "passes": None,
-        }
-
-    def smaller_batches(self) -> list[str]:
-        tokens, packs = self.params.tokens_per_batch, self.params.gradient_accumulation_steps
-        if not isinstance(tokens, int):
-            return _halved_batch(self.params)
-        if tokens % 2 or tokens < 2 * self.params.max_length:
-            return []
-        return [f"tokens_per_batch {tokens // 2} with gradient_accumulation_steps {2 * packs}"]
-
-    def step_size(self, clock: Clock, ranks: int) -> str:
-        packs = self.params.gradient_accumulation_steps * ranks
-        return f"{packs * pack_tokens(self.params)} tokens"
-
-
-def _halved_batch(params: Params) -> list[str]:
-    size, steps = params.batch_size, params.gradient_accumulation_steps
-    if size == 1:
-        return []
-    half = next(part for part in range(size // 2, 0, -1) if size % part == 0)
-    return [f"batch_size {half} with gradient_accumulation_steps {steps * size // half}"]

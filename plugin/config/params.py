@@ -147,7 +147,7 @@ class Params(BaseModel):
     streaming: bool = parameter(
         False,
         "Streaming",
-        "pretrain: read the data while training; a micro-batch is batch_size x max_length tokens.",
+        "pretrain: read the data while training.",
     )
 
     # --- length and size of the run
@@ -160,7 +160,7 @@ class Params(BaseModel):
     batch_size: Int = parameter(
         4,
         "Batch size",
-        "Documents of a micro-batch on each device.",
+        "Documents of a micro-batch on each device; pretrain: batch_size x max_length tokens.",
         form=True,
         ge=1,
         le=MOST_DOCUMENTS,
@@ -179,7 +179,7 @@ class Params(BaseModel):
     tokens_per_batch: AutoTokens = parameter(
         "auto",
         "Tokens a micro-batch",
-        "Caps a micro-batch and never changes a step; with streaming, its size.",
+        "Caps a micro-batch and never changes a step; pretrain: its size.",
     )
     packing: Literal["auto", "on", "off"] = parameter(
         "auto", "Packing", "Lay documents end to end instead of padding them."

@@ -89,14 +89,20 @@ REPORTS = {
     "fuse_base",
 }
 MAY_CHANGE = WHERE | LAYOUT | SPEED | LENGTH | REPORTS
-# Not of a stream: its steps are packs, which these would change.
-NOT_OF_A_STREAM = {
+# Not of pretraining in packs: these would change the packs.
+NOT_OF_PACKS = {
     "batch_size",
     "gradient_accumulation_steps",
     "tokens_per_batch",
     "num_processes",
     "num_machines",
 }
+
+
+def makes_packs(params: Params) -> bool:
+    """Return whether the steps of a model that can be packed are packs of tokens."""
+    padded = params.packing == "off" or params.attn_implementation == "eager"
+    return params.training_stage == "pretrain" and not padded
 
 
 def cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
@@ -279,7 +285,8 @@ def _check_graphs(params: Params, require: Callable[..., None]) -> None:
         return
     fixed = {
         "train_device": (params.train_device != "cpu", "auto or cuda", "cpu"),
-        "streaming": (not params.streaming, "false", "true"),
+        # Steps of packs are built once and in order: none can be looked at ahead for their sizes.
+        "training_stage": (params.training_stage == "sft", "sft", "pretrain"),
         "packing": (params.packing != "off", "auto or on", "off"),
         "recompute": (params.recompute in ("auto", "none"), "auto or none", params.recompute),
         "lora_dropout": (

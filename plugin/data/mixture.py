@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from .files.columns import FIELD
 from .files.compressed import data_suffix
 from .files.folder import COMPRESSED, Split, path_problem
 from .files.readers import READERS
+from .stored.manifest import is_prepared
 
 _LIMITS: dict[str, Split] = {
     "train": "train",
@@ -60,9 +61,26 @@ def parse_mixture(spec: str, *, weights: bool = False) -> tuple[Part, ...]:
             parts.append(_parse_part(text, weights))
         except JobError as error:
             problems.extend(error.problems)
+    if problem := _prepared_problem(parts, weights):
+        problems.append(problem)
     if problems:
         raise JobError(*problems)
     return tuple(parts)
+
+
+def _prepared_problem(parts: Sequence[Part], weights: bool) -> Problem | None:
+    """Return the problem of a prepared folder with other parts, with limits or prepared again."""
+    one = next((part for part in parts if part.path and is_prepared(part.path)), None)
+    if one is None:
+        return None
+    if weights:
+        got, fix = f"{one.name}, which prepare wrote", "Name the texts that it was prepared from."
+        return Problem(FIELD, "texts to prepare", got, fix)
+    if len(parts) == 1 and one == Part(one.name, one.path):
+        return None
+    got = f"{one.name} with {'other parts' if len(parts) > 1 else 'limits'}"
+    fix = "Mix and limit the texts when you prepare them."
+    return Problem(FIELD, "a folder of prepare by itself, without limits", got, fix)
 
 
 def absolute_mixture(spec: str) -> str:

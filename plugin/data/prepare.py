@@ -189,7 +189,8 @@ def _documents(
         prompt = encoded.answers[-1][0]
         report.shortest_prompt = min(prompt, report.shortest_prompt or prompt)
     if how.stage == "pretrain":
-        return _split_text(ids, row, chat, how, report)
+        start = 0 if chat.start_id is None else 1
+        return split_text(ids[start:-1], row, chat, how, report)
     learned = supervision(encoded, answers_only=how.answers_only, turns=how.turns)
     if length > how.max_length:
         if how.truncation == "filter":
@@ -205,17 +206,16 @@ def _documents(
     return [Document(ids, learned, min(prompt, ids.size - 1), 0)]
 
 
-def _split_text(
-    ids: np.ndarray, row: str, chat: ChatFormat, how: Encoding, report: SplitReport
+def split_text(
+    tokens: np.ndarray, row: str, chat: ChatFormat, how: Encoding, report: SplitReport
 ) -> list[Document]:
-    """Split a long text into documents, each opened by the start token; no token is dropped."""
-    body = ids[:-1] if not how.insert_eos else ids
-    opening = body[:1] if chat.start_id is not None else body[:0]
-    body = body[opening.size :]
-    size = how.max_length - opening.size
-    if size < 1:
-        got, fix = str(how.max_length), "Raise max_length."
-        raise data_error("max_length", "at least 2 tokens", got, fix)
+    """Split the tokens of a text, without start and end token, into documents of `max_length`.
+
+    Each is opened by the start token, the last is ended if `insert_eos`; no token is dropped.
+    """
+    opening = np.array([] if chat.start_id is None else [chat.start_id], dtype=np.int32)
+    body = np.append(tokens, chat.fill_id) if how.insert_eos else tokens
+    body, size = body.astype(np.int32), text_room(chat, how)
     if not body.size:
         report.drop("nothing left after tokenising", row)
     documents: list[Document] = []
@@ -225,6 +225,15 @@ def _split_text(
         learned[: max(1, opening.size)] = False  # a document's first token is never masked
         documents.append(Document(tokens, learned, opening.size, number))
     return documents
+
+
+def text_room(chat: ChatFormat, how: Encoding) -> int:
+    """Return the tokens of a document behind its start token. Raises JobError (exit 3) if none."""
+    size = how.max_length - (chat.start_id is not None)
+    if size < 1:
+        got, fix = str(how.max_length), "Raise max_length."
+        raise data_error("max_length", "at least 2 tokens", got, fix)
+    return size
 
 
 def check_trainable(

@@ -23,6 +23,7 @@ from .files.folder import Split, folder_files, is_eval
 from .files.readers import read_file, without_nan
 from .hub import hub_rows, hub_split
 from .mixture import Part, parse_mixture
+from .stored.manifest import is_prepared, manifest_digest
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ def read_rows(spec: str, split: Split, *, text_rows: str = "paragraph") -> Itera
     a bad spec, during the iteration for bad data (exit 3).
     """
     parts = parse_mixture(spec)
+    if folder := prepared_folder(spec):
+        raise data_error(FIELD, "rows", f"{folder}, a folder of prepare, which holds tokens")
     files = split_files(parts, split)
     names = Counter(path.name for paths in files for path in paths)
     pairs = zip(parts, files, strict=True)
@@ -73,6 +76,12 @@ def _part_rows(
             raise _unreadable(path, error) from error
 
 
+def prepared_folder(spec: str) -> Path | None:
+    """Return the folder of `prepare` that a mixture names, finished or not; None for rows."""
+    path = Path(spec.strip()).expanduser()
+    return path if is_prepared(path) else None
+
+
 def has_eval_split(spec: str) -> bool:
     """Return whether any part has its own eval split.
 
@@ -89,6 +98,8 @@ def skipped_files(spec: str) -> tuple[str, ...]:
 
     They are hidden files, metadata and files of unknown suffixes.
     """
+    if prepared_folder(spec):
+        return ()
     folders = [part.path for part in parse_mixture(spec) if part.path and part.path.is_dir()]
     return tuple(str(file) for folder in folders for file in folder_files(folder)["skipped"])
 
@@ -109,10 +120,12 @@ def fingerprint(spec: str) -> str:
     """Hash a mixture to 32 hex digits.
 
     The hash covers limits, splits, and the names and content of files. Of a hub id, it covers only
-    the name. Raises JobError.
+    the name; of a prepared folder, the manifest. Raises JobError.
     """
     digest = hashlib.blake2b(digest_size=16)
     parts = parse_mixture(spec)
+    if folder := prepared_folder(spec):
+        return manifest_digest(folder)
     for part, train, held_out in zip(
         parts, split_files(parts, "train"), split_files(parts, "eval"), strict=True
     ):
@@ -143,7 +156,7 @@ def split_files(parts: Sequence[Part], split: Split) -> list[list[Path]]:
     )
 
     def of(part: Part) -> list[Path]:
-        if part.path is None:
+        if part.path is None or is_prepared(part.path):
             return []
         if part.path.is_dir():
             return folder_files(part.path)[split]

@@ -1,6 +1,7 @@
-"""Streamed pretraining data: an endless sequence of documents, packed by best fit from a buffer.
+"""Packs of pretraining: an endless sequence of documents, packed by best fit from a buffer.
 
-Every pass reads the same rows; rank r of R ranks reads rows r, r + R, ... A pack starts with the
+A source gives the rows of a pass, or texts and documents whose tokens are stored. Every pass holds
+the same of them; rank r of R ranks reads places r, r + R, ... A pack starts with the
 buffer's oldest document, so that no document waits forever. It continues in a seeded random order,
 which mixes neighbouring rows, and ends with the documents that fit best. The buffer, the next row
 and three counters are the full state.
@@ -22,7 +23,7 @@ from safetensors.numpy import save
 from ..base.errors import JobError, Problem, data_error
 from .chat import ChatFormat
 from .documents import Document
-from .formats import RowResult
+from .formats import Dropped, Example, RowResult
 from .prepare import (
     CHUNK,
     Encoding,
@@ -30,9 +31,12 @@ from .prepare import (
     character_count,
     check_trainable,
     encode_rows,
+    split_text,
 )
 from .steps import Slot
+from .stored.source import StoredDocument, StoredText
 
+CHARACTERS_A_TOKEN = 4  # of a stored token, where characters are counted
 # Document n of row r has the index r * ROW_INDEX + n: decimal, so that a person can read it.
 ROW_INDEX = 1_000_000
 BUFFERED = 16  # packs whose tokens the buffer holds at least
@@ -40,8 +44,10 @@ CHARACTERS = 1 << 18  # a tokenizer call ends with the row that passes it; small
 LENGTHS = 10_000  # rows whose lengths the report keeps
 _SHUFFLE = 1 << 60  # keeps this random stream apart from those of masks, times and pass orders
 
-# Reads the rows `first`, `first + every`, ... of a pass and only counts the others.
-Source = Callable[[int, int], Iterator[RowResult]]
+Item = RowResult | StoredText | StoredDocument
+# (pass, first, every): reads the places `first`, `first + every`, ... of a pass and only counts the
+# others.
+Source = Callable[[int, int, int], Iterator[Item]]
 Pack = tuple[tuple[Document, Slot], ...]
 
 
@@ -72,7 +78,7 @@ class StreamState:
     rank: int
     ranks: int
     report: SplitReport  # of the first pass
-    buffer: tuple[tuple[int, Document], ...]  # (pass, document), oldest first
+    buffer: tuple[tuple[int, Document], ...]  # (pass of its noise, document), oldest first
 
     def as_bytes(self) -> bytes:
         """Return a safetensors file: counters in its metadata, the buffer as flat arrays."""
@@ -149,7 +155,7 @@ class Stream:
         """
         if (state.rank, state.ranks) != (self._plan.rank, self._plan.ranks):
             expected, got = (f"process {one.rank} of {one.ranks}" for one in (state, self._plan))
-            fix = "A streamed run resumes with its previous number of processes."
+            fix = "A run in packs resumes with its previous number of processes."
             raise JobError(Problem("resume", expected, got, fix))
         self._move_to(state)
 
@@ -159,7 +165,7 @@ class Stream:
         self._report = _copy(state.report)
         self._buffer = list(state.buffer)
         self._tokens = sum(map(self._cost, self._buffer))
-        self._rows = self._source(self._row, self._plan.ranks)
+        self._items = self._source(self._pass, self._row, self._plan.ranks)
 
     def state(self) -> StreamState:
         """Return the position after the last step."""
@@ -206,39 +212,60 @@ class Stream:
         return pack
 
     def _read(self) -> None:
-        """Tokenise the next rows into the buffer; begin the next pass where one ends."""
-        rows: list[RowResult] = []
+        """Read the next places of the pass into the buffer; begin the next pass where it ends."""
+        items: list[Item] = []
         numbers: list[int] = []
-        characters, enough = 0, min(CHARACTERS, 4 * BUFFERED * self._plan.tokens)
-        for example in self._rows:
-            rows.append(example)
+        characters = 0
+        enough = min(CHARACTERS, CHARACTERS_A_TOKEN * BUFFERED * self._plan.tokens)
+        for item in self._items:
+            items.append(item)
             numbers.append(self._row)
             self._row += self._plan.ranks
-            characters += character_count(example)
-            if len(rows) == CHUNK or characters >= enough:
+            characters += _characters(item)
+            if len(items) == CHUNK or characters >= enough:
                 break
         else:
-            self._add(rows, numbers)
+            self._add(items, numbers)
             self._end_pass()
             return
-        self._add(rows, numbers)
+        self._add(items, numbers)
 
-    def _add(self, rows: Sequence[RowResult], numbers: Sequence[int]) -> None:
+    def _add(self, items: Sequence[Item], numbers: Sequence[int]) -> None:
         # Later passes would only repeat the report of the first.
         report = self._report if self._pass == 0 else SplitReport()
-        encoded = encode_rows(rows, self._chat, self._how, report)
-        for number, documents in zip(numbers, encoded, strict=True):
-            for document in documents:
-                index = number * ROW_INDEX + document.index
-                entry = (self._pass, replace(document, index=index))
-                self._buffer.append(entry)
-                self._tokens += self._cost(entry)
-                learned = int(np.count_nonzero(document.supervised))
-                self._learned += learned
-                report.documents += 1
-                report.tokens += document.ids.size
-                report.supervised += learned
+        for entry in self._entries(items, numbers, report):
+            self._buffer.append(entry)
+            self._tokens += self._cost(entry)
+            document = entry[1]
+            learned = int(np.count_nonzero(document.supervised))
+            self._learned += learned
+            report.documents += 1
+            report.tokens += document.ids.size
+            report.supervised += learned
         del report.lengths[LENGTHS:]
+
+    def _entries(
+        self, items: Sequence[Item], numbers: Sequence[int], report: SplitReport
+    ) -> Iterator[tuple[int, Document]]:
+        """Yield (pass of its noise, document with its index in the data)."""
+        rows = [item for item in items if isinstance(item, Example | Dropped)]
+        encoded = iter(encode_rows(rows, self._chat, self._how, report) if rows else ())
+        for place, item in zip(numbers, items, strict=True):
+            if isinstance(item, StoredDocument):
+                report.rows += 1
+                yield item.visit, item.document
+            elif isinstance(item, StoredText):
+                for document in self._of_text(item, report):
+                    yield item.visit, _of_row(item.number, document)
+            else:
+                for document in next(encoded):
+                    yield self._pass, _of_row(place, document)
+
+    def _of_text(self, text: StoredText, report: SplitReport) -> list[Document]:
+        chat, how = self._chat, self._how
+        report.rows += 1
+        report.lengths.append(text.ids.size + (chat.start_id is not None) + how.insert_eos)
+        return split_text(text.ids, f"document {text.number + 1}", chat, how, report)
 
     def _end_pass(self) -> None:
         plan = self._plan
@@ -252,7 +279,20 @@ class Stream:
         rows = f"{self._row // plan.ranks} rows{' of this process' if plan.ranks > 1 else ''}"
         self._log(f"data: pass {self._pass + 1} ended after {rows}; the next begins")
         self._pass, self._row, self._learned = self._pass + 1, plan.rank, 0
-        self._rows = self._source(self._row, plan.ranks)
+        self._items = self._source(self._pass, self._row, plan.ranks)
+
+
+def _characters(item: Item) -> int:
+    """Return the size of an item in characters, by which a reading ends."""
+    if isinstance(item, StoredText):
+        return CHARACTERS_A_TOKEN * item.ids.size
+    if isinstance(item, StoredDocument):
+        return CHARACTERS_A_TOKEN * item.document.ids.size
+    return character_count(item)
+
+
+def _of_row(number: int, document: Document) -> Document:
+    return replace(document, index=number * ROW_INDEX + document.index)
 
 
 def choose_pack(costs: Sequence[int], order: NDArray[np.int64], budget: int) -> list[int]:

@@ -13,7 +13,7 @@ from ..base.digests import unlisted, why_broken
 from ..base.errors import JobError, Problem
 from ..base.files import open_plain, recover, remove, set_aside, write_whole
 from ..config.params import Params
-from ..config.rules import MAY_CHANGE, NOT_OF_A_STREAM
+from ..config.rules import MAY_CHANGE, NOT_OF_PACKS
 from ..run.folder import RunFolder, to_json
 from ..run.owned import half_written
 from ..run.record import NotARecord
@@ -106,13 +106,15 @@ def _why_stateless(checkpoint: Path) -> str:
     return ""
 
 
-def parameter_problems(old: Mapping[str, Any], params: Params) -> tuple[list[Problem], list[str]]:
-    """Compare a run's parameters with those to resume it with.
+def parameter_problems(
+    old: Mapping[str, Any], params: Params, *, packs: bool
+) -> tuple[list[Problem], list[str]]:
+    """Compare a run's parameters with those to resume it with; `packs`: its steps are packs.
 
     Returns (problems, log lines on what changes).
     """
     new, problems, changes = params.as_json(), [], []
-    forbidden_here = NOT_OF_A_STREAM if params.streaming else set[str]()
+    forbidden_here = NOT_OF_PACKS if packs else set[str]()
     for name, value in new.items():
         if name not in old or old[name] == value or name in ("run_dir", "resume", "machine_rank"):
             continue
@@ -158,7 +160,8 @@ def resume_problems(
     """Return (reasons against resuming with these parameters, log lines on what changes)."""
     try:
         before = folder.read_run()
-        problems, changes = parameter_problems(before.params, params)
+        packs = any(start.checkpoint.glob("stream-*.safetensors"))
+        problems, changes = parameter_problems(before.params, params, packs=packs)
     except (OSError, ValueError) as error:
         return [Problem("resume", "a run folder with its run.json", f"{folder.path}: {error}")], []
     if before.environment.data != data:

@@ -3,7 +3,7 @@
 Everything up to the count is a function of the step's list of documents alone, computed alike on
 every rank. So no rank has to ask another what the loss is divided by, and any split of a step gives
 the same loss. Streamed packs are the exception: each rank knows only its own, and
-`assembly.stream.add_up` sums the counts. T tokens of a document.
+`assembly.packed.counts.add_up` sums the counts. T tokens of a document.
 """
 
 from __future__ import annotations

@@ -20,10 +20,11 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ..assembly.corpus import Log, Prepared
+from ..assembly.data import Data
 from ..assembly.model import base_config, make_model, named_config
 from ..assembly.resolve import Facts, resolve
 from ..assembly.rules import step_rules
-from ..assembly.training_data import Data, read_rows_alone, training_data
+from ..assembly.training_data import read_rows_alone, training_data
 from ..base.errors import Code, JobError, Problem
 from ..config.params import Params
 from ..data.chat import ChatFormat
@@ -58,7 +59,7 @@ def try_out(params: Params, ranks: int, notes: list[str]) -> dict[str, Any]:
         tokenizer=prepared.tokenizer,
         chat=prepared.chat,
         rules=step_rules(params, prepared.chat),
-        clock=way.clock(len(prepared.train), len(prepared.evaluation), ranks),
+        clock=way.clock(prepared.train, prepared.chat, len(prepared.evaluation), ranks),
     )
     config = base_config(params, data.tokenizer)
     on_gpu = torch.cuda.is_available() and params.train_device != "cpu"

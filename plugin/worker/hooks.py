@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 from accelerate import Accelerator
 
+from ..assembly.data import Data
 from ..assembly.resolve import Resolved
 from ..assembly.rules import diffusion_facts
-from ..assembly.training_data import Data
 from ..base.errors import Code, JobError, Problem
 from ..data.documents import Documents
 from ..run.events import CheckpointEvent

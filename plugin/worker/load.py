@@ -15,11 +15,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..assembly.clock import make_run_schedule
+from ..assembly.data import Data, Steps
 from ..assembly.model import make_model
 from ..assembly.precision import weight_dtype
 from ..assembly.resolve import Resolved
 from ..assembly.rules import step_rules
-from ..assembly.training_data import Data, Steps, training_data
+from ..assembly.training_data import training_data
 from ..base.files import whole_folder
 from ..config.families import FAMILIES
 from ..config.params import Params
@@ -91,7 +92,7 @@ def load_data(
         tokenizer=tokenizer,
         chat=chat,
         rules=step_rules(params, chat),
-        clock=way.clock(len(train), len(evaluation), ranks, done=done, seen=seen),
+        clock=way.clock(train, chat, len(evaluation), ranks, done=done, seen=seen),
     )
 
 

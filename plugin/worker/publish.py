@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
+from ..assembly.data import Data
 from ..assembly.fuse import Card, Fused, Target, adapter_base, fuse_adapter, publish
 from ..assembly.rules import diffusion_facts
-from ..assembly.training_data import Data, training_data
+from ..assembly.training_data import training_data
 from ..assembly.verify import TOKENS
 from ..base.files import set_aside, whole_folder
 from ..config.params import Params

@@ -13,10 +13,11 @@ from datetime import datetime
 import torch
 from accelerate import Accelerator
 
+from ..assembly.data import Data
 from ..assembly.model import base_config
 from ..assembly.precision import COMPUTE, choose_float8, choose_precision, make_deterministic
 from ..assembly.resolve import Facts, Resolved, resolve
-from ..assembly.training_data import Data, training_data
+from ..assembly.training_data import training_data
 from ..base.errors import JobError, Problem
 from ..config.params import Params
 from ..run.events import ResumedEvent

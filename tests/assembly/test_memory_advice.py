@@ -35,7 +35,7 @@ from plugin.assembly.attention import choose_compile
 from plugin.assembly.memory import MemoryPlan, choose_recompute
 from plugin.assembly.memory_advice import cheaper_settings, check_memory
 from plugin.assembly.model import model_shape
-from plugin.assembly.stream import pack_tokens
+from plugin.assembly.packed.packs import pack_tokens
 from plugin.base.errors import Code, JobError, Problem
 from plugin.config.params import Params
 from plugin.config.parse import parse

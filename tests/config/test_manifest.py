@@ -222,7 +222,7 @@ def test_a_row_says_default_values_and_meaning() -> None:
     assert rows["`batch_size`"] == [
         "`4`",
         "an integer >= 1 and <= 16384",
-        "Documents of a micro-batch on each device.",
+        "Documents of a micro-batch on each device; pretrain: batch_size x max_length tokens.",
     ]
     assert rows["`mask_prompt_loss`"][:2] == ["`true`", "true or false"]
     assert rows["`num_proc`"][:2] == ["`auto`", "'auto' or an integer >= 1 and <= 1024"]

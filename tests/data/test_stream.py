@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
-from helpers.tiny import CLS, SEP, word_tokenizer
+from helpers.tiny import CLS, SEP, random_documents, word_tokenizer
 
 from plugin.assembly.corpus import Examples
 from plugin.base.errors import JobError
@@ -20,6 +20,8 @@ from plugin.config.params import Params
 from plugin.data.chat import ChatFormat, Encoded, Find
 from plugin.data.formats import Dropped, Example, RowResult
 from plugin.data.prepare import Encoding
+from plugin.data.stored.order import Order
+from plugin.data.stored.source import StoredText, stored_documents
 from plugin.data.stream import (
     BUFFERED,
     ROW_INDEX,
@@ -69,7 +71,7 @@ def texts(count: int, *, mean: float = 3.5, spread: float = 1.0, seed: int = 0) 
 
 
 def source(rows: Rows) -> Source:
-    def read(first: int, every: int) -> Iterator[RowResult]:
+    def read(pass_: int, first: int, every: int) -> Iterator[RowResult]:
         yield from rows[first::every]
 
     return read
@@ -143,6 +145,72 @@ def test_packs_are_full(chat: ChatFormat, batch_size: int, mean: float) -> None:
     ]
     assert max(used) <= batch_size * max_length
     assert sum(used) / (len(used) * batch_size * max_length) >= 0.98
+
+
+class Opened:
+    """The parts of a chat format that stored texts need."""
+
+    start_id, fill_id = CLS, SEP
+
+
+@pytest.mark.parametrize(("rows", "length", "least"), [(8, 1024, 0.98), (6, 8192, 0.998)])
+def test_packs_of_stored_texts_are_full(rows: int, length: int, least: float) -> None:
+    """Lognormal lengths, mean 255, sigma 0.8, clipped to [1, length]; the mean of 50 packs."""
+    drawn = np.random.default_rng(0).lognormal(np.log(255) - 0.32, 0.8, 40_000)
+    sizes = np.clip(drawn, 1, length).astype(int) - 2  # without start and end token
+    sizes = np.maximum(sizes, 1).tolist()
+
+    def read(pass_: int, first: int, every: int) -> Iterator[StoredText]:
+        for number in range(first, len(sizes), every):
+            yield StoredText(number, pass_, np.zeros(sizes[number], np.uint16))
+
+    plan = StreamPlan(tokens=rows * length, packs=1, seed=1)
+    how = Encoding(max_length=length, stage="pretrain")
+    one = Stream(read, cast("ChatFormat", Opened()), how, plan, dataset="d")
+    used = [sum(document.ids.size for document, _ in flat(take(one, 1))) for _ in range(50)]
+    assert max(used) <= rows * length
+    assert np.mean(used) / (rows * length) >= least
+
+
+@pytest.mark.parametrize("insert_eos", [True, False])
+def test_stored_text_equals_the_text_read_as_a_row(chat: ChatFormat, insert_eos: bool) -> None:
+    """Ids, splits and supervision are the same; the index names the stored text."""
+    rows = texts(40, mean=4.0)
+    how = Encoding(max_length=32, stage="pretrain", insert_eos=insert_eos)
+    stored = [
+        chat.tokenizer(one.turns[0].text, add_special_tokens=False)["input_ids"]
+        for one in rows
+        if isinstance(one, Example)
+    ]
+
+    def read(pass_: int, first: int, every: int) -> Iterator[StoredText]:
+        for number in range(first, 40, every):
+            yield StoredText(number, 2 * pass_, np.array(stored[number], np.uint16))
+
+    plan = StreamPlan(tokens=128, packs=1, seed=3)
+    by_row = flat(take(Stream(source(rows), chat, how, plan, dataset="d"), 15))
+    by_text = flat(take(Stream(read, chat, how, plan, dataset="d"), 15))
+    by_index = {slot.index: document for document, slot in by_row if slot.pass_ == 0}
+    again = {slot.index: document for document, slot in by_text if slot.pass_ == 0}
+    assert len(again) > 40
+    for index in by_index.keys() & again.keys():
+        assert by_index[index].ids.tolist() == again[index].ids.tolist()
+        assert by_index[index].ids.dtype == again[index].ids.dtype
+        assert by_index[index].supervised.tolist() == again[index].supervised.tolist()
+    assert {slot.pass_ for _, slot in by_text} <= {0, 2, 4}, "noise follows the visit"
+
+
+def test_stored_documents_come_once_a_pass_unchanged() -> None:
+    documents = random_documents(30)
+    read = stored_documents(documents, Order([30], [1.0], 5))
+    how = Encoding(max_length=20, stage="pretrain")
+    plan = StreamPlan(tokens=60, packs=2, seed=3, rank=1, ranks=2)
+    one = Stream(read, cast("ChatFormat", Opened()), how, plan, dataset="d")
+    found = [entry for entry in flat(take(one, 30)) if entry[1].pass_ == 0]
+    indices = [slot.index for _, slot in found]
+    assert len(indices) == len(set(indices)) == 15, "half of them, for one of two ranks"
+    for document, slot in found:
+        assert document.ids.tolist() == documents[slot.index].ids.tolist()
 
 
 def test_no_document_waits_for_long(chat: ChatFormat) -> None:
@@ -383,7 +451,7 @@ def test_stream_of_a_large_file_needs_little_memory(chat: ChatFormat, tmp_path: 
     )
     examples = Examples(params, lambda _: None, between_rows=lambda: None)
 
-    def rows(first: int, every: int) -> Iterator[RowResult]:
+    def rows(pass_: int, first: int, every: int) -> Iterator[RowResult]:
         return examples("train", first, every)
 
     plan = StreamPlan(tokens=2048, packs=4, seed=1, rank=7, ranks=50)

@@ -17,12 +17,14 @@ from helpers.scenes import Scene
 from helpers.support import write_rows
 from helpers.tiny import CLS, PAD, alone_in, cpu, rules, tiny_model
 
-from plugin.assembly import stream
 from plugin.assembly.attention import choose_attention
 from plugin.assembly.corpus import Prepared
 from plugin.assembly.model import make_model
+from plugin.assembly.packed import rows as stream
+from plugin.assembly.packed.counts import add_up
+from plugin.assembly.packed.rows import RowsReading, StreamedData
+from plugin.assembly.packed.steps import StreamedSteps
 from plugin.assembly.rules import step_rules
-from plugin.assembly.stream import StreamedData, StreamedSteps
 from plugin.base.errors import JobError
 from plugin.config.params import Params
 from plugin.config.parse import parse
@@ -89,11 +91,11 @@ def prepared(params: Params) -> tuple[Prepared, list[str]]:
 
 
 def streamed(params: Params, one: Prepared, rank: int = 0, ranks: int = 1) -> StreamedSteps:
-    how = step_rules(params, one.chat)
     evaluated = len(one.evaluation) > 0
-    return stream.start_streaming(
-        params, one.chat, how, print, evaluated=evaluated, rank=rank, ranks=ranks
+    opened = RowsReading(params).open(
+        one.train, one.chat, evaluated=evaluated, rank=rank, ranks=ranks
     )
+    return StreamedSteps(opened, step_rules(params, one.chat))
 
 
 def trained_rows(params: Params, one: Prepared, steps: int) -> set[int]:
@@ -444,14 +446,14 @@ def test_counts_are_not_exchanged_by_a_single_process(job: Callable[..., Params]
     params = job()
     one, _ = prepared(params)
     steps = streamed(params, one)
-    assert stream.add_up(cpu(), steps, 64) is steps
+    assert add_up(cpu(), steps, 64) is steps
 
 
 def test_evaluation_is_off_for_a_stream_that_holds_nothing_out(job: Callable[..., Params]) -> None:
     data = StreamedData.of(job(), print, between_rows=lambda: None)
-    held = [row.row for row in data.training(0, 1) if is_held(row)]
+    held = [row.row for row in data.training(0, 0, 1) if is_held(row)]
     assert held
     assert held == [row.row for row in data.evaluation()]
     everything = data.without_evaluation()
-    assert not list(filter(is_held, everything.training(0, 1)))
+    assert not list(filter(is_held, everything.training(0, 0, 1)))
     assert not list(everything.evaluation())

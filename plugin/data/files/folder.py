@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...base.errors import Code, Problem, data_error
+from ..stored.manifest import is_prepared
 from .columns import FIELD
 from .compressed import TEXTS, data_suffix
 from .readers import READERS
@@ -87,6 +88,8 @@ def is_packed(path: Path) -> bool:
 
 def path_problem(path: Path) -> Problem | None:
     """Return the problem (exit 3) of an existing path without data; None if it has data."""
+    if is_prepared(path):
+        return None
     if path.is_dir():
         return _folder_problem(path)
     suffix = data_suffix(path)

@@ -35,7 +35,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-class SourceFile(_Part):
+class StoredFile(_Part):
     """A file that documents come from."""
 
     name: str
@@ -48,7 +48,7 @@ class SourceFacts(_Part):
 
     spec: str
     weight: float = Field(default=1.0, gt=0)
-    files: tuple[SourceFile, ...]
+    files: tuple[StoredFile, ...]
     rows: int = 0
     documents: int = 0
     tokens: int = 0
@@ -85,7 +85,7 @@ class Shard(_Part):
         return folder / self.split / f"{self.name}.{part}.npy"
 
 
-class Totals(_Part):
+class StoredTotals(_Part):
     """Sums over all shards."""
 
     documents: int
@@ -104,7 +104,7 @@ class Manifest(_Part):
     dtype: Literal["uint16", "uint32"]
     split: SplitFacts
     shards: tuple[Shard, ...]
-    totals: Totals
+    totals: StoredTotals
 
 
 def is_stored(path: Path) -> bool:
@@ -119,6 +119,11 @@ def is_stored(path: Path) -> bool:
 def is_unfinished(path: Path) -> bool:
     """Tell a folder in which `prepare` began and did not finish."""
     return (path / WORK).is_dir() and not (path / MANIFEST).exists()
+
+
+def is_prepared(path: Path) -> bool:
+    """Tell a folder of `prepare`, finished or not."""
+    return is_unfinished(path) or is_stored(path)
 
 
 def read_manifest(folder: Path) -> Manifest:

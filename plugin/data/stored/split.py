@@ -1,11 +1,14 @@
-"""Documents of a prepared folder, memory-mapped: whole, and without special tokens.
+"""Documents of a prepared folder, read where they lie: whole, and without special tokens.
 
-N tokens of a shard, S documents of it. Nothing is kept in memory for a document.
+S documents of a shard. Nothing is kept in memory for a document. Documents are read, not mapped: in
+random order every page of a mapping would soon count as memory of the process.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import weakref
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +24,7 @@ from ..files.columns import FIELD
 from .manifest import Manifest, Shard, Split
 
 VERIFIED = 4 << 30  # bytes of ids whose digests are compared at the start of a run
-OPEN_SHARDS = 128  # mapped at a time; each holds two file descriptors
+OPEN_SHARDS = 128  # at a time; each holds two file descriptors
 _AGAIN = "Restore the file, or prepare the folder again into another one."
 
 
@@ -32,16 +35,18 @@ class StoredSplit:
         self._folder, self._manifest = folder, manifest
         self.shards = tuple(shard for shard in manifest.shards if shard.split == split)
         self._ends = np.cumsum([shard.documents for shard in self.shards], dtype=np.int64)
+        self._spans = [self._span(source) for source in range(len(manifest.sources))]
         self._opened = lru_cache(OPEN_SHARDS)(self._open)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._ends.size else 0
 
     def tokens(self, document: int) -> NDArray[Any]:
-        """Return the ids of a document, [T], as a view of its mapped shard."""
+        """Return the ids of a document, [T]. Raises JobError (exit 3) if they are gone."""
         shard, place = self._place(document)
         ids, offsets = self._opened(shard)
-        return ids[offsets[place] : offsets[place + 1]]
+        start, end = offsets.read(place, 2).tolist()
+        return ids.read(start, end - start)
 
     def row(self, document: int) -> str:
         """Return the row that a document comes from, such as `a.jsonl:7`."""
@@ -57,12 +62,33 @@ class StoredSplit:
         for shard in self.shards:
             yield np.diff(_mapped(shard.file(self._folder, "offsets")))
 
-    def sources(self) -> list[NDArray[np.int64]]:
-        """Return, for each source, the (first document, documents) of its shards, [shards, 2]."""
-        found: list[list[tuple[int, int]]] = [[] for _ in self._manifest.sources]
-        for shard, end in zip(self.shards, self._ends.tolist(), strict=True):
-            found[shard.source].append((end - shard.documents, shard.documents))
-        return [np.array(spans, dtype=np.int64).reshape(-1, 2) for spans in found]
+    @property
+    def sizes(self) -> list[int]:
+        """Return the documents of each source."""
+        sizes = [0] * len(self._manifest.sources)
+        for shard in self.shards:
+            sizes[shard.source] += shard.documents
+        return sizes
+
+    def numbers(
+        self, sources: NDArray[np.int64], documents: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Return the numbers of documents that are counted within their sources, [documents]."""
+        found = np.empty_like(documents)
+        for source in np.unique(sources).tolist():
+            first, ends = self._spans[source]
+            own = sources == source
+            shard = np.searchsorted(ends, documents[own], side="right")
+            found[own] = documents[own] + first[shard]
+        return found
+
+    def _span(self, source: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return, for each shard of a source, (its documents' numbers less those within the source,
+        the source's documents up to its end), [shards].
+        """
+        own = [place for place, shard in enumerate(self.shards) if shard.source == source]
+        ends = np.cumsum([self.shards[place].documents for place in own], dtype=np.int64)
+        return self._ends[own] - ends, ends
 
     def _place(self, document: int) -> tuple[int, int]:
         """Return (shard, document of it)."""
@@ -71,10 +97,28 @@ class StoredSplit:
         shard = int(np.searchsorted(self._ends, document, side="right"))
         return shard, document - int(self._ends[shard]) + self.shards[shard].documents
 
-    def _open(self, number: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    def _open(self, number: int) -> tuple[_Array, _Array]:
         shard = self.shards[number]
-        ids, offsets = (_mapped(shard.file(self._folder, part)) for part in ("ids", "offsets"))
-        return ids, offsets
+        return _Array(shard.file(self._folder, "ids")), _Array(shard.file(self._folder, "offsets"))
+
+
+class _Array:
+    """An open file of one array [items], of which a few items are read at a time."""
+
+    def __init__(self, path: Path):
+        mapped = _mapped(path)
+        self._path, self._dtype = path, mapped.dtype
+        self._start = path.stat().st_size - mapped.nbytes  # the header's bytes
+        self._descriptor = open_plain(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, first: int, items: int) -> NDArray[Any]:
+        """Return `items` items, read-only."""
+        size = self._dtype.itemsize
+        content = os.pread(self._descriptor, items * size, self._start + first * size)
+        if len(content) != items * size:
+            raise _foreign(self._path, f"it ends before item {first + items}")
+        return np.frombuffer(content, self._dtype)
 
 
 def check_shards(folder: Path, manifest: Manifest) -> str:
@@ -135,8 +179,7 @@ def _mapped(path: Path) -> NDArray[Any]:
         raise _foreign(path, first_line(error)) from error
     if not isinstance(loaded, np.ndarray):
         raise _foreign(path, "it holds no array")
-    # A plain view: memmap's own slicing costs several microseconds.
-    return cast("NDArray[Any]", np.asarray(loaded))
+    return cast("NDArray[Any]", loaded)
 
 
 def _foreign(path: Path, why: str) -> JobError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +60,19 @@ def test_row_of_a_document_names_its_file_and_line(folder: Path) -> None:
     assert rows == ["a.jsonl:1", "a.jsonl:11", "b.jsonl:1", "b.jsonl:5"]
 
 
-def test_sources_list_the_documents_of_their_shards(folder: Path) -> None:
-    first, second = opened(folder).sources()
-    assert first.tolist() == [[0, 4], [4, 4], [8, 3]]
-    assert second.tolist() == [[11, 4], [15, 1]]
-    assert [spans.tolist() for spans in opened(folder, "eval").sources()] == [[[0, 3]], []]
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_documents_of_a_source_are_found_in_its_shards(folder: Path, interleaved: bool) -> None:
+    if interleaved:
+        path = folder / "manifest.json"
+        values = json.loads(path.read_text())
+        values["shards"] = [values["shards"][place] for place in (3, 0, 4, 1, 2, 5)]
+        path.write_text(json.dumps(values))
+    one = opened(folder)
+    assert one.sizes == [11, 5]
+    sources = np.array([0] * 11 + [1] * 5)
+    numbers = one.numbers(sources, np.array([*range(11), *range(5)]))
+    assert [one.tokens(number).tolist() for number in numbers.tolist()] == [*TRAIN, *OTHER]
+    assert opened(folder, "eval").sizes == [3, 0]
 
 
 def test_intact_shards_pass_without_a_note(folder: Path) -> None:
@@ -108,3 +118,13 @@ def test_cut_file_is_refused(folder: Path) -> None:
     path = folder / "train" / "00000.ids.npy"
     path.write_bytes(path.read_bytes()[:-2])
     assert "00000.ids.npy" in refusal(folder)
+
+
+def test_file_cut_during_a_run_is_named(folder: Path) -> None:
+    one = opened(folder)
+    one.tokens(0)
+    path = folder / "train" / "00000.ids.npy"
+    os.truncate(path, path.stat().st_size - 2 * len(TRAIN[3]))
+    assert one.tokens(2).tolist() == TRAIN[2]
+    with pytest.raises(JobError, match=r"00000.ids.npy: it ends before item"):
+        one.tokens(3)

@@ -1,0 +1,1 @@
+"""Readings of pretraining whose tokens are stored: a prepared folder, documents of this run."""

@@ -1,0 +1,59 @@
+"""Packs of a run: their size, their encoding, and the stream that fills them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ...config.params import Params
+from ...data.chat import ChatFormat
+from ...data.documents import Builder, Documents
+from ...data.prepare import Encoding, SplitReport
+from ...data.stream import ROW_INDEX, Source, Stream, StreamPlan
+from ..corpus import Log, encoding
+
+EVAL_DOCUMENTS = 512  # most that are evaluated
+
+
+def pack_tokens(params: Params) -> int:
+    """Return the tokens of a pack, which is a micro-batch."""
+    return (
+        params.batch_size * params.max_length
+        if params.tokens_per_batch == "auto"
+        else params.tokens_per_batch
+    )
+
+
+def pack_encoding(params: Params, chat: ChatFormat) -> tuple[Encoding, int]:
+    """Return the encoding of documents that fit into a pack, and the tokens they may still grow by.
+
+    They grow where a text is cut in two: its tail opens anew.
+    """
+    how, spare = encoding(params), params.stochastic_length > 0 and chat.start_id is not None
+    most = min(how.max_length, pack_tokens(params) - int(spare))
+    return replace(how, max_length=most), int(spare)
+
+
+def open_packs(
+    params: Params,
+    source: Source,
+    chat: ChatFormat,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    log: Log = lambda line: None,
+) -> Stream:
+    """Return this rank's packs of a source, at their beginning."""
+    how, spare = pack_encoding(params, chat)
+    packs = params.gradient_accumulation_steps
+    plan = StreamPlan(pack_tokens(params), packs, params.seed, rank, ranks, spare)
+    return Stream(source, chat, how, plan, dataset=params.dataset_name, log=log)
+
+
+def stored_beginning(stream: Stream, noun: str) -> tuple[Documents, SplitReport]:
+    """Return the documents that a stream begins with, named by their row or text."""
+    stream.fill()
+    begun, builder = stream.state(), Builder()
+    for _, document in begun.buffer:
+        row = f"{noun} {document.index // ROW_INDEX + 1}"
+        builder.add(document.ids, document.supervised, document.prompt, row)
+    return builder.build(), begun.report
