@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from ..base.errors import JobError
 from ..config.families import FAMILIES
 from ..config.params import Params
 from ..models.configuration import check_family_method, load_config, new_config, switch_off_dropout
@@ -24,7 +28,24 @@ def named_config(params: Params) -> PretrainedConfig:
     """Return the configuration that a job names. Raises JobError (exit 4)."""
     if params.model_config_file:
         return new_config(params.model_config_file)
-    return load_config(params.model_name)
+    with _named_as_given(params):
+        return load_config(params.base)
+
+
+@contextmanager
+def _named_as_given(params: Params) -> Generator[None]:
+    """Name start_from in problems of a model folder that it has named."""
+    try:
+        yield
+    except JobError as error:
+        if not params.start_from:
+            raise
+        raise JobError(
+            *(
+                replace(problem, field="start_from") if problem.field == "model_name" else problem
+                for problem in error.problems
+            )
+        ) from error
 
 
 def base_config(params: Params, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
@@ -52,7 +73,8 @@ def make_model(
     """Build the model to be trained: the base, or a new model seeded by the run's seed, with an
     adapter if one is asked for.
 
-    A resumed run loads the weights of its own `checkpoint`.
+    A resumed run loads the weights of its own `checkpoint`, a run that starts from a checkpoint of
+    another run those of that one.
 
     Full fine-tuning keeps float32 master weights, except under adamw_8bit with bfloat16 compute:
     then the weights are bfloat16 and the optimizer rounds stochastically. A frozen base is kept in
@@ -70,12 +92,13 @@ def make_model(
         model = new_model(params.model_config_file, tokenizer, attn_implementation=attention)
     else:
         four_bit = params.load_in_4bit
-        model = load_model(
-            params.model_name,
-            dtype=dtype,
-            attn_implementation=attention,
-            four_bit=four_bit,
-        )
+        with _named_as_given(params):
+            model = load_model(
+                params.base,
+                dtype=dtype,
+                attn_implementation=attention,
+                four_bit=four_bit,
+            )
     added = new_tokens(config, tokenizer)
     if added:
         model.resize_token_embeddings(len(tokenizer))

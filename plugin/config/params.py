@@ -81,6 +81,11 @@ class Params(BaseModel):
         "A config.json to train from scratch instead of model_name.",
         alias="model_config",
     )
+    start_from: str = parameter(
+        "",
+        "Start from",
+        "A run folder or checkpoint, instead of model_name: its weights and its optimizer; steps, schedule and data begin anew.",
+    )
     tokenizer_name: str = parameter(
         "",
         "Tokenizer",
@@ -429,6 +434,13 @@ class Params(BaseModel):
         ge=10,
         le=10**7,
     )
+
+    @property
+    def base(self) -> str:
+        """Return the folder or hub id of the weights that the run begins with; empty for a new
+        model.
+        """
+        return self.model_name or self.start_from
 
     def as_json(self) -> dict[str, Any]:
         """Return {public name: value} of every parameter, as run.json holds them."""

@@ -124,13 +124,7 @@ def cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
         "nothing",
         "Give --dataset_name.",
     )
-    require(
-        bool(params.model_name) != bool(params.model_config_file),
-        "model_name",
-        "either model_name or model_config",
-        "both" if params.model_name else "neither",
-        "model_name continues a model; model_config (a config.json) starts a new one.",
-    )
+    _check_beginning(params, require)
     require(
         params.t_min < params.t_max,
         "t_min",
@@ -247,6 +241,39 @@ def cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
                 quoted(value),
             )
     return found
+
+
+def _check_beginning(params: Params, require: Callable[..., None]) -> None:
+    """Require one beginning, and refuse what an optimizer's states would not fit."""
+    given = {
+        "model_name": params.model_name,
+        "model_config": params.model_config_file,
+        "start_from": params.start_from,
+    }
+    require(
+        len(named := [name for name, value in given.items() if value]) == 1,
+        "model_name",
+        "one of model_name, model_config and start_from",
+        " and ".join(named) or "none",
+        "model_name continues a model; model_config (a config.json) starts a new one;"
+        " start_from continues a checkpoint with its optimizer.",
+    )
+    if not params.start_from:
+        return
+    require(
+        not params.lora,
+        "lora",
+        "a model_name",
+        "start_from",
+        "The optimizer of a checkpoint holds states of all weights, not of an adapter.",
+    )
+    require(
+        not params.tokenizer_name,
+        "tokenizer_name",
+        "nothing with start_from",
+        quoted(params.tokenizer_name),
+        "A checkpoint has its own tokenizer.",
+    )
 
 
 def is_writable(text: str) -> bool:

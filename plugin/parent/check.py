@@ -22,6 +22,7 @@ from .last_words import LastWords
 from .launch import make_plan
 from .paths import inputs_inside, run_dir_of, with_full_paths
 from .resume import ResumeTarget, find_start, resume_problems, resume_target
+from .start_from import with_checkpoint
 from .wandb import key_problem
 
 CHECK_S = 300.0  # a check without an answer for this long hangs
@@ -33,8 +34,9 @@ def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
 
     Returns the exit code of the first problem.
     """
-    params = with_full_paths(parsed.params)
-    problems: list[Problem] = []
+    notes: list[str] = []
+    params, problems = with_checkpoint(with_full_paths(parsed.params), notes.append)
+    broken_start = bool(problems)
     plan: dict[str, Any] = {}
     ranks = 1
     target = resume_target(params)
@@ -51,11 +53,15 @@ def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
     if problem := key_problem(params, os.environ):
         problems.append(problem)
     answer = _try_out(params.model_copy(update={"run_dir": str(run_dir)}), ranks, download=download)
-    problems += [Problem(**problem) for problem in answer["problems"]]
+    problems += [
+        Problem(**problem)
+        for problem in answer["problems"]
+        if not (broken_start and problem["field"] == "start_from")  # one mistake, one line
+    ]
     plan["command"] = train_command(parsed.params)
     plan |= {
         "params": params.as_json(),
-        "notes": [*parsed.notes, *answer["notes"]],
+        "notes": [*parsed.notes, *notes, *answer["notes"]],
         **(answer["report"] or {}),
     }
     if as_json:

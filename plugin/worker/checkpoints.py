@@ -22,11 +22,9 @@ from ..models.lora import MaybeAdapted
 from ..models.publish import write_model
 from ..run.facts import ModelFacts
 from ..run.folder import RunFolder, to_json
-from ..run.state import STATE, CheckpointState, read_state
+from ..run.state import OPTIMIZER, STATE, CheckpointState, read_state
 from ..training.lr_schedule import Schedule
 from ..training.optimizer import restore_optimizer
-
-OPTIMIZER = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ class RunHooks:
             if rank.first:
                 assert model is not None
                 facts = model_facts(rank.params, self._data, training.weight_dtype)
-                tokenizer, base = self._data.tokenizer, rank.params.model_name
+                tokenizer, base = self._data.tokenizer, rank.params.base
                 contents = Contents(model, tokenizer, facts, optimizer, states, base)
                 reporter.flush()  # a run resumed from here finds the curves up to it
                 limit = rank.params.save_total_limit

@@ -63,7 +63,7 @@ def finish(
     longest = data.train[int(data.train.lengths.argmax())].ids[:TOKENS]
     target = Target(
         folder=folder / "fused",
-        base=params.model_name,
+        base=params.base,
         tokenizer=data.tokenizer,
         facts=facts.model_copy(update={"fuse_base": params.fuse_base}),
         card=_card(params, data, metrics, ranks),
@@ -95,12 +95,20 @@ def _fuse(
     )
 
 
+def _beginning(params: Params) -> str:
+    """Return in words what the weights were before the run, without private paths."""
+    if params.model_config_file:
+        return f"from scratch ({Path(params.model_config_file).name})"
+    if not params.start_from:
+        return public_name(params.model_name)
+    checkpoint = Path(params.start_from)
+    return f"{checkpoint.name} of run {checkpoint.parent.name}, with its optimizer"
+
+
 def _card(params: Params, data: Data, metrics: dict[str, float], ranks: int) -> Card:
     step = training_data(params).step_size(data.clock, ranks)
     table = {
-        "base model": public_name(params.model_name)
-        if params.model_name
-        else f"from scratch ({Path(params.model_config_file).name})",
+        "base model": _beginning(params),
         "trained": f"LoRA, rank {params.lora_r}, alpha {params.lora_alpha}"
         if params.lora
         else "all weights",

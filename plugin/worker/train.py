@@ -9,6 +9,7 @@ import os
 import time
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -189,7 +190,7 @@ def _resume(rank: Rank, accelerator: Accelerator, training: Training) -> loop.Pr
     """Return where the run begins: at step 0, or as the checkpoint left it."""
     state, checkpoint = rank.resumed, rank.checkpoint
     if state is None or checkpoint is None:
-        return loop.Progress()
+        return begin(rank.params, training, rank.reporter.log)
     restore_training(checkpoint, training.optimizer, training.scheduler, state.step)
     stream = checkpoint / f"stream-{accelerator.process_index}.safetensors"
     training.steps.restore(state.step, stream)
@@ -204,6 +205,18 @@ def _resume(rank: Rank, accelerator: Accelerator, training: Training) -> loop.Pr
         state.overflows,
         evaluated=state.eval_loss is not None,
     )
+
+
+def begin(params: Params, training: Training, log: Log) -> loop.Progress:
+    """Return step 0, with the optimizer of the checkpoint that `start_from` names, if any."""
+    if params.start_from:
+        start = Path(params.start_from)
+        restore_training(start, training.optimizer, training.scheduler, 0)
+        log(
+            f"start_from: weights and optimizer of {start.name} of run {start.parent.name};"
+            " steps, schedule and order of the data are new"
+        )
+    return loop.Progress()
 
 
 def measure_devices(accelerator: Accelerator) -> float:

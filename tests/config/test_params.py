@@ -23,6 +23,7 @@ TABLE: dict[str, tuple[object, object]] = {
     "training_stage": ("sft", ("sft", "pretrain")),
     "model_name": ("", TEXT),
     "model_config": ("", TEXT),
+    "start_from": ("", TEXT),
     "tokenizer_name": ("", TEXT),
     "dataset_name": ("", TEXT),
     "text_field": ("text", TEXT),
