@@ -34,6 +34,7 @@ PROGRAMS: dict[str, tuple[str, Callable[[Sequence[str]], object]]] = {
     "fuse": ("plugin.commands.fuse", fuse_options),
     "prepare": ("plugin.commands.prepare", prepare_options),
 }
+OTHER_LENGTHS = ("num_train_epochs", "train_tokens")  # that win over train_steps
 
 
 def main(argv: Sequence[str]) -> int:
@@ -143,7 +144,10 @@ def _parameters(options: argparse.Namespace, extra: Sequence[str]) -> Parsed:
         if ALIASES.get(name, name) not in canonical
     }
     if "train_steps" in canonical:
-        values.pop("num_train_epochs", None)  # steps typed over a file's epochs
+        # steps typed over a file's epochs or tokens
+        values = {name: value for name, value in values.items() if name not in OTHER_LENGTHS}
+    if "train_tokens" in canonical:
+        values.pop("num_train_epochs", None)
     return parse({**values, **typed}, typed=canonical)
 
 

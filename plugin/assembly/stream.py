@@ -23,6 +23,7 @@ from ..data.packing import Layout, check_budget
 from ..data.prepare import Encoding, SplitReport, encode_rows
 from ..data.sources import has_eval_split
 from ..data.stream import ROW_INDEX, Pack, Stream, StreamPlan, StreamState
+from ..data.token_clock import TokenClock, token_clock
 from ..run.outcome import Truncation
 from ..training.exchange import gather_values
 from ..training.step import Step, StepRules, build_streamed_step
@@ -153,6 +154,18 @@ def pack_tokens(params: Params) -> int:
     )
 
 
+def tokens_of_steps(params: Params, ranks: int) -> TokenClock | None:
+    """Return the token clock of a run whose length or step size is counted in tokens."""
+    if not (params.train_tokens or params.batch_warmup_tokens):
+        return None
+    return token_clock(
+        pack=pack_tokens(params),
+        largest=params.gradient_accumulation_steps,
+        devices=ranks,
+        warmup=params.batch_warmup_tokens,
+    )
+
+
 def open_stream(
     data: StreamedData,
     chat: ChatFormat,
@@ -180,8 +193,8 @@ class StreamedSteps:
     documents with the stream.
     """
 
-    def __init__(self, stream: Stream, rules: StepRules):
-        self._stream, self._rules = stream, rules
+    def __init__(self, stream: Stream, rules: StepRules, tokens: TokenClock | None = None):
+        self._stream, self._rules, self._tokens = stream, rules, tokens
         self._next, self._states = 0, {0: stream.state()}
 
     def restore(self, finished: int, state: StreamState) -> None:
@@ -193,7 +206,8 @@ class StreamedSteps:
 
     def __call__(self, step: int) -> Step:
         assert step == self._next, f"a stream gives step {self._next} now, not {step}"
-        built = build_streamed_step(self._stream.next_step(), self._rules)
+        packs = self._tokens.micro_batches(step) if self._tokens else None
+        built = build_streamed_step(self._stream.next_step(packs), self._rules)
         self._next = step + 1
         self._states = {
             number: state for number, state in self._states.items() if number >= step - 1
@@ -221,7 +235,8 @@ def start_streaming(
     # Steps are built in a thread of their own, and a tokenizer that two threads use may fail with
     # "Already borrowed".
     own = ChatFormat(deepcopy(chat.tokenizer))
-    return StreamedSteps(open_stream(data, own, rank=rank, ranks=ranks, log=log), rules)
+    stream = open_stream(data, own, rank=rank, ranks=ranks, log=log)
+    return StreamedSteps(stream, rules, tokens_of_steps(params, ranks))
 
 
 def first_step(
@@ -235,7 +250,9 @@ def first_step(
     """Return the first step of all ranks together, out of one stream, for a dry run."""
     data = StreamedData.of(params, lambda note: None, between_rows=lambda: None)
     stream = open_stream(data if evaluated else data.without_evaluation(), chat)
-    packs: list[Pack] = [pack for _ in range(ranks) for pack in stream.next_step()]
+    tokens = tokens_of_steps(params, ranks)
+    each = tokens.micro_batches(0) if tokens else None
+    packs: list[Pack] = [pack for _ in range(ranks) for pack in stream.next_step(each)]
     return build_streamed_step(packs, rules)
 
 

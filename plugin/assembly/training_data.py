@@ -33,6 +33,7 @@ from .stream import (
     pack_tokens,
     prepare_stream,
     start_streaming,
+    tokens_of_steps,
 )
 
 
@@ -296,7 +297,8 @@ class Streamed:
     def clock(
         self, documents: int, evaluated: int, ranks: int, *, done: int = 0, seen: int = 0
     ) -> Clock:
-        return make_clock(self.params, documents, evaluated, ranks)
+        tokens = tokens_of_steps(self.params, ranks)
+        return make_clock(self.params, documents, evaluated, ranks, tokens=tokens)
 
     def steps(
         self, data: Data, layout: Layout, rank: int, ranks: int, log: Log, *, even: bool
@@ -317,9 +319,10 @@ class Streamed:
         return batch, self.params.gradient_accumulation_steps > 1
 
     def extent(self, data: Data, first: Step) -> dict[str, Any]:
+        steps, tokens = data.clock.cadence.steps, data.clock.tokens
         return {
             "documents_per_step": len(first.lengths),
-            "tokens": data.clock.cadence.steps * first.tokens,
+            "tokens": tokens.after(steps) if tokens else steps * first.tokens,
             "passes": None,
         }
 
@@ -333,7 +336,8 @@ class Streamed:
 
     def step_size(self, clock: Clock, ranks: int) -> str:
         packs = self.params.gradient_accumulation_steps * ranks
-        return f"{packs * pack_tokens(self.params)} tokens"
+        grows = "up to " if clock.tokens and clock.tokens.ends else ""
+        return f"{grows}{packs * pack_tokens(self.params)} tokens"
 
 
 def _halved_batch(params: Params) -> list[str]:

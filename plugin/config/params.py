@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from .fields import (
     LOSS_WEIGHT,
     MOST_DOCUMENTS,
+    MOST_RUN_TOKENS,
     MOST_STEPS,
     MOST_TOKENS,
     NAME_PATTERN,
@@ -162,6 +163,13 @@ class Params(BaseModel):
     train_steps: Int = parameter(
         1000, "Steps", "Optimizer steps, when epochs is 0.", form=True, ge=1, le=MOST_STEPS
     )
+    train_tokens: Int = parameter(
+        0,
+        "Tokens",
+        "pretrain: tokens of the run, all devices together; above 0 it wins over steps, and the schedule follows tokens.",
+        ge=0,
+        le=MOST_RUN_TOKENS,
+    )
     batch_size: Int = parameter(
         4,
         "Batch size",
@@ -177,6 +185,13 @@ class Params(BaseModel):
         form=True,
         ge=1,
         le=MOST_DOCUMENTS,
+    )
+    batch_warmup_tokens: Int = parameter(
+        0,
+        "Batch warm-up (tokens)",
+        "pretrain: micro-batches of a step rise from 1 to gradient_accumulation_steps over these tokens, equal steps a size.",
+        ge=0,
+        le=MOST_RUN_TOKENS,
     )
     per_device_eval_batch_size: AutoDocuments = parameter(
         "auto", "Evaluation batch size", "auto is batch_size."
@@ -195,12 +210,21 @@ class Params(BaseModel):
         2e-5, "Learning rate", "Peak learning rate.", form={"minimum": 1e-6}, gt=0, le=1
     )
     learning_rate_schedule: Literal[
-        "constant", "linear", "cosine", "constant_with_warmup", "wsd", "one_minus_sqrt"
+        "constant",
+        "linear",
+        "cosine",
+        "constant_with_warmup",
+        "wsd",
+        "wsd_one_minus_sqrt",
+        "one_minus_sqrt",
     ] = parameter(
         "cosine",
         "Schedule",
-        "Course of the learning rate. wsd is constant, then falls linearly over the last tenth.",
+        "Course of the learning rate. wsd is constant, then falls over the last decay_ratio: linearly, or as 1 - sqrt.",
         form=True,
+    )
+    decay_ratio: Float = parameter(
+        0.1, "Decay share", "Share of the run over which wsd falls.", gt=0, le=1
     )
     warmup_ratio: Float = parameter(
         0.1,

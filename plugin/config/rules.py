@@ -10,6 +10,7 @@ from ..base.redact import MARK, redact
 from .fields import MOST_DOCUMENTS
 from .methods import methods_with
 from .params import SCHEMA, SHARDED, Params
+from .stage_rules import check_stage, without_effect
 from .wording import quoted
 
 MOST_TEXT = 100_000  # characters of a text
@@ -72,6 +73,7 @@ SPEED = {
 }
 LENGTH = {
     "train_steps",
+    "train_tokens",
     "num_train_epochs",
     "eval_steps",
     "eval_on_start",
@@ -124,7 +126,7 @@ def cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
         "nothing",
         "Give --dataset_name.",
     )
-    _check_beginning(params, require)
+    check_stage(params, typed, require)
     require(
         params.t_min < params.t_max,
         "t_min",
@@ -192,7 +194,7 @@ def cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
         require(
             params.num_train_epochs == 0,
             "num_train_epochs",
-            "train_steps with streaming",
+            "train_steps or train_tokens with streaming",
             f"{params.num_train_epochs:g}",
             no_end,
         )
@@ -241,39 +243,6 @@ def cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
                 quoted(value),
             )
     return found
-
-
-def _check_beginning(params: Params, require: Callable[..., None]) -> None:
-    """Require one beginning, and refuse what an optimizer's states would not fit."""
-    given = {
-        "model_name": params.model_name,
-        "model_config": params.model_config_file,
-        "start_from": params.start_from,
-    }
-    require(
-        len(named := [name for name, value in given.items() if value]) == 1,
-        "model_name",
-        "one of model_name, model_config and start_from",
-        " and ".join(named) or "none",
-        "model_name continues a model; model_config (a config.json) starts a new one;"
-        " start_from continues a checkpoint with its optimizer.",
-    )
-    if not params.start_from:
-        return
-    require(
-        not params.lora,
-        "lora",
-        "a model_name",
-        "start_from",
-        "The optimizer of a checkpoint holds states of all weights, not of an adapter.",
-    )
-    require(
-        not params.tokenizer_name,
-        "tokenizer_name",
-        "nothing with start_from",
-        quoted(params.tokenizer_name),
-        "A checkpoint has its own tokenizer.",
-    )
 
 
 def is_writable(text: str) -> bool:
@@ -412,4 +381,4 @@ def inapplicable(params: Params) -> list[str]:
         notes.append(
             f"train_steps: ignored, because num_train_epochs is {params.num_train_epochs:g}."
         )
-    return notes
+    return notes + without_effect(params)

@@ -82,7 +82,8 @@ def train_command(params: Params) -> list[str]:
     """Return the command line that trains the checked job from any folder; defaults are left out."""
     words = [sys.executable, str(ROOT / "main.py"), "train"]
     for name, value in with_full_paths(params).as_json().items():
-        ignored = name == "train_steps" and params.num_train_epochs > 0
+        longer = params.num_train_epochs > 0 or params.train_tokens > 0
+        ignored = name == "train_steps" and longer
         if value != SCHEMA[name]["default"] and not ignored:
             words.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
     return words

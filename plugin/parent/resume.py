@@ -142,7 +142,8 @@ def state_problems(start: Start, params: Params, ranks: int) -> list[Problem]:
         problems.append(
             Problem("batch_size", f"{state.step_size} documents a step, as before", got, fix)
         )
-    if params.num_train_epochs == 0 and params.train_steps < start.step:
+    in_steps = params.num_train_epochs == 0 and params.train_tokens == 0
+    if in_steps and params.train_steps < start.step:
         problems.append(
             Problem(
                 "train_steps",

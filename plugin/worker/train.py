@@ -111,7 +111,9 @@ def _check_length(rank: Rank, data: Data) -> None:
     """Raise JobError (exit 2) when the run would end before the checkpoint it resumes from."""
     done, steps = rank.resumed.step if rank.resumed else 0, data.clock.cadence.steps
     if done > steps:
-        name = "num_train_epochs" if rank.params.num_train_epochs else "train_steps"
+        params = rank.params
+        name = "train_tokens" if params.train_tokens else "train_steps"
+        name = "num_train_epochs" if params.num_train_epochs else name
         got = f"{steps} steps in all"
         raise JobError(Problem(name, f"at least the {done} steps already done", got))
 

@@ -131,7 +131,9 @@ def test_decay_starts_from_a_stable_point(
     card = (done.folder / "fused" / "README.md").read_text()
     assert f"checkpoint-{STEP} of run stable, with its optimizer" in card
     rates = [line["learning_rate"] for line in done.trace() if "loss" in line]
-    wanted = [3e-3 * rate("one_minus_sqrt", k, steps=2 * STEP, warmup=0) for k in range(2 * STEP)]
+    wanted = [
+        3e-3 * rate("one_minus_sqrt", k, total=2 * STEP, warmup=0, decay=1) for k in range(2 * STEP)
+    ]
     assert rates == pytest.approx(wanted)
     saved, first = (
         load_file(folder / "optimizer.safetensors")["0.step"].item()
