@@ -16,20 +16,37 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from ..base.errors import JobError
 from ..config.families import FAMILIES
 from ..config.params import Params
-from ..models.configuration import check_family_method, load_config, new_config, switch_off_dropout
+from ..models.configuration import (
+    check_family_method,
+    extend_context,
+    load_config,
+    new_config,
+    switch_off_dropout,
+)
 from ..models.linear.float8 import convert_linear_layers
-from ..models.load import build_model, check_builds, fit_config, load_model, new_model
+from ..models.load import build_model, check_builds, fit_config, load_model
 from ..models.lora import LoraSettings, MaybeAdapted, add_adapter, four_bit_saves, restore_adapter
 from ..models.tokenizer import check_pair, new_tokens
 from .precision import weight_dtype
 
 
 def named_config(params: Params) -> PretrainedConfig:
-    """Return the configuration that a job names. Raises JobError (exit 4)."""
+    """Return the configuration that a job names, with the context that it asks for.
+
+    Raises JobError (exit 2 or 4).
+    """
     if params.model_config_file:
-        return new_config(params.model_config_file)
-    with _named_as_given(params):
-        return load_config(params.base)
+        config = new_config(params.model_config_file)
+    else:
+        with _named_as_given(params):
+            config = load_config(params.base)
+    if _extends(params):
+        extend_context(config, params.rope_theta, params.max_length)
+    return config
+
+
+def _extends(params: Params) -> bool:
+    return bool(params.rope_theta or params.start_from)
 
 
 @contextmanager
@@ -89,7 +106,7 @@ def make_model(
     if checkpoint and not params.lora:  # a complete model folder
         return load_model(str(checkpoint), dtype=dtype, attn_implementation=attention)
     if params.model_config_file:
-        model = new_model(params.model_config_file, tokenizer, attn_implementation=attention)
+        model = build_model(copy.deepcopy(config), attention)
     else:
         four_bit = params.load_in_4bit
         with _named_as_given(params):
@@ -98,6 +115,7 @@ def make_model(
                 dtype=dtype,
                 attn_implementation=attention,
                 four_bit=four_bit,
+                config=copy.deepcopy(config) if _extends(params) else None,
             )
     added = new_tokens(config, tokenizer)
     if added:

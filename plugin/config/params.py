@@ -120,6 +120,13 @@ class Params(BaseModel):
         ge=1,
         le=MOST_TOKENS,
     )
+    rope_theta: Float = parameter(
+        0,
+        "RoPE theta",
+        "Base of the rotary positions, of ModernBERT's global layers; the model then takes texts of max_length. 0 keeps the model's.",
+        ge=0,
+        le=10**12,
+    )
     truncation: Literal["right", "filter"] = parameter(
         "right",
         "Too long",

@@ -1,4 +1,4 @@
-"""Rules of a stage of training: its beginning, its token clock and its schedule."""
+"""Rules of a stage of training: its beginning, its context, its token clock and its schedule."""
 
 from __future__ import annotations
 
@@ -14,6 +14,20 @@ def check_stage(params: Params, typed: Collection[str], require: Require) -> Non
     """Check parameters of a stage against one another; `require` as in rules.cross_checks."""
     _check_beginning(params, require)
     _check_tokens(params, typed, require)
+    require(
+        params.rope_theta == 0 or params.rope_theta > 1,
+        "rope_theta",
+        "0, or a base above 1",
+        f"{params.rope_theta:g}",
+        "0 keeps the model's.",
+    )
+    require(
+        not (params.rope_theta and params.lora),
+        "rope_theta",
+        "lora false as well",
+        "lora true",
+        "An adapter fits its base as it is.",
+    )
 
 
 def _check_beginning(params: Params, require: Require) -> None:
