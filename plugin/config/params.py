@@ -440,6 +440,18 @@ class Params(BaseModel):
     save_total_limit: Int = parameter(
         2, "Checkpoints kept", "Older ones are removed.", ge=1, le=10**6
     )
+    publish: Literal["last", "best", "average"] = parameter(
+        "last",
+        "Publish",
+        "Weights of the fused model: the last, those of the best evaluated checkpoint, or the mean of the keep_best best.",
+    )
+    keep_best: Int = parameter(
+        3,
+        "Best kept",
+        "Best checkpoints held beyond save_total_limit, for publish best and average; publish last holds one.",
+        ge=1,
+        le=1000,
+    )
     resume: Annotated[str, BeforeValidator(yes_or_no)] = parameter(
         "false",
         "Resume",
@@ -472,6 +484,11 @@ class Params(BaseModel):
         model.
         """
         return self.model_name or self.start_from
+
+    @property
+    def held_best(self) -> int:
+        """Return the number of best checkpoints that outlive save_total_limit."""
+        return 1 if self.publish == "last" else self.keep_best
 
     def as_json(self) -> dict[str, Any]:
         """Return {public name: value} of every parameter, as run.json holds them."""

@@ -89,6 +89,8 @@ REPORTS = {
     "adaptor_name",
     "fuse_model",
     "fuse_base",
+    "publish",
+    "keep_best",
 }
 MAY_CHANGE = WHERE | LAYOUT | SPEED | LENGTH | REPORTS
 # Not of a stream: its steps are packs, which these would change.

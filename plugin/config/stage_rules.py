@@ -1,4 +1,4 @@
-"""Rules of a stage of training: its beginning, its context, its token clock and its schedule."""
+"""Rules of a stage of training: its beginning, its context, its token clock, its schedule, and its result."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ def check_stage(params: Params, typed: Collection[str], require: Require) -> Non
         "lora true",
         "An adapter fits its base as it is.",
     )
+    if params.publish != "last":
+        _check_published(params, require)
 
 
 def _check_beginning(params: Params, require: Require) -> None:
@@ -60,6 +62,23 @@ def _check_beginning(params: Params, require: Require) -> None:
         "nothing with start_from",
         quoted(params.tokenizer_name),
         "A checkpoint has its own tokenizer.",
+    )
+
+
+def _check_published(params: Params, require: Require) -> None:
+    require(
+        params.eval_strategy != "no",
+        "publish",
+        "eval_strategy steps or epoch as well",
+        f"{params.publish} with eval_strategy no",
+        "Checkpoints are ranked by their evaluation.",
+    )
+    require(
+        not (params.lora and params.publish == "average"),
+        "publish",
+        "last or best with lora",
+        "average",
+        "The mean of two adapters' factors is not the mean of their products.",
     )
 
 
@@ -101,4 +120,8 @@ def without_effect(params: Params) -> list[str]:
     falls = params.learning_rate_schedule.startswith("wsd")
     if params.decay_ratio != SCHEMA["decay_ratio"]["default"] and not falls:
         notes.append("decay_ratio: has no effect without learning_rate_schedule wsd.")
+    if params.publish != "last" and not (params.fuse_model or params.lora):
+        notes.append(f"publish: {params.publish} has no effect without fuse_model.")
+    if params.publish == "last" and params.keep_best != SCHEMA["keep_best"]["default"]:
+        notes.append("keep_best: has no effect with publish last.")
     return notes

@@ -27,12 +27,12 @@ from ..training import loop
 from ..training.exchange import gather_values
 from ..training.meters import Stopwatch, measure_peak, memory_by_category, peak_bytes
 from ..training.prefetch import Prefetcher
-from .checkpoints import best_checkpoint, restore_training
+from .checkpoints import best_checkpoints, restore_training
 from .debug_bundle import write_bundle
 from .hooks import RunHooks
 from .load import Log, Training, build_training, load_data, load_truncation, prepare_data
 from .out_of_memory import explain_out_of_memory
-from .publish import finish
+from .publish import final_weights, finish
 from .rank import Rank
 from .rendezvous import join_ranks, serve_store
 
@@ -148,8 +148,8 @@ def _train_and_publish(
     if report := training.steps.report(accelerator, progress.done):
         truncation["train"] = report
         reporter.data("train", report)
-    totals, best = progress.totals, best_checkpoint(rank.folder)
-    best_loss = read_state(best).eval_loss if best else None
+    totals, best = progress.totals, best_checkpoints(rank.folder, 1)
+    best_loss = read_state(best[0]).eval_loss if best else None
     result = Result(
         outcome="stopped" if stopped else "done",
         steps=progress.done,
@@ -162,27 +162,22 @@ def _train_and_publish(
         memory=_memory(rank, accelerator, training, resolved),
         best_checkpoint=None
         if best_loss is None
-        else BestCheckpoint(path=str(best), eval_loss=best_loss),
+        else BestCheckpoint(path=str(best[0]), eval_loss=best_loss),
         skipped_steps=totals.skipped,
         cut_answer_tokens=totals.cut,
         fill_tokens=totals.fill,
     )
     reporter.hparams(params.as_json(), {"eval_loss": result.eval_loss, "loss": result.loss})
     if not stopped:
-        model = training.strategy.full_model()
+        final = final_weights(rank, training, hooks.last_eval, lambda: hooks.measure(progress.done))
         if rank.first:
-            assert model is not None
             fused = finish(
-                params,
-                rank.folder,
-                data,
-                training,
-                model,
-                reporter,
-                hooks.last_eval,
-                accelerator.num_processes,
+                params, rank.folder, data, training, final, reporter, accelerator.num_processes
             )
-            result = result.model_copy(update={"fuse": fused} if fused else {})
+            found = {"fuse": fused, "published": final.record}
+            result = result.model_copy(
+                update={name: value for name, value in found.items() if value}
+            )
         accelerator.wait_for_everyone()
     seconds = round(time.perf_counter() - rank.started, 2)
     return result.model_copy(update={"seconds": seconds})

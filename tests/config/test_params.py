@@ -50,6 +50,8 @@ TABLE: dict[str, tuple[object, object]] = {
     ),
     "learning_rate": (2e-5, ("float", 1e-12, 1.0)),
     "num_train_epochs": (0, ("float", 0.0, 1_000_000)),
+    "publish": ("last", ("last", "best", "average")),
+    "keep_best": (3, ("int", 1, 1000)),
     "rope_theta": (0, ("float", 0.0, 10**12)),
     "train_tokens": (0, ("int", 0, 10**15)),
     "batch_warmup_tokens": (0, ("int", 0, 10**15)),

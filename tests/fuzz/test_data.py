@@ -137,7 +137,7 @@ def try_data(given: Mapping[str, Any], run: RunFolder) -> None:
 
 def look_first(given: Mapping[str, Any], run: RunFolder) -> Params:
     params = with_full_paths(parse(given).params)
-    digest = _check_inputs(params, run)
+    digest = _check_inputs(params, run, ())
     run.create()
     environment = Environment(data=digest)
     run.write_run(RunFile(params=params.as_json(), environment=environment))
