@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from ..base.errors import Code, JobError, Problem, json_line, print_problems, shown
@@ -29,10 +30,31 @@ CHECK_S = 300.0  # a check without an answer for this long hangs
 CHECK_S_PER_MB = 10.0  # and this much more for its data
 
 
-def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
-    """Check a job without training: its plan here, its model and data in a torch program.
+@dataclass(frozen=True)
+class Examined:
+    """Result of a check."""
 
-    Returns the exit code of the first problem.
+    problems: Sequence[Problem]
+    plan: Mapping[str, Any]
+
+
+def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
+    """Check a job without training and print the report. Returns the exit code of the first
+    problem.
+    """
+    found = examine(parsed, download=download)
+    if as_json:
+        print_json(found.problems, found.plan)
+    print_problems(found.problems)
+    if not as_json:
+        print_check(found.plan, ok=not found.problems)
+    return int(found.problems[0].code) if found.problems else 0
+
+
+def examine(parsed: Parsed, *, download: bool, begun: bool = False) -> Examined:
+    """Check a job: its plan here, its model and data in a torch program.
+
+    `begun`: its run folder may hold a run already.
     """
     notes: list[str] = []
     params, problems = with_checkpoint(with_full_paths(parsed.params), notes.append)
@@ -48,7 +70,7 @@ def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
     except JobError as error:
         problems += error.problems
     folder = RunFolder(run_dir)
-    problems += _folder_problems(params, folder, target, ranks)
+    problems += [] if begun else _folder_problems(params, folder, target, ranks)
     problems += inputs_inside(params, folder)
     if problem := key_problem(params, os.environ):
         problems.append(problem)
@@ -64,18 +86,15 @@ def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
         "notes": [*parsed.notes, *notes, *answer["notes"]],
         **(answer["report"] or {}),
     }
-    if as_json:
-        print_json(problems, plan)
-    print_problems(problems)
-    if not as_json:
-        print_check(plan, ok=not problems)
-    return int(problems[0].code) if problems else 0
+    return Examined(problems, plan)
 
 
-def print_json(problems: Sequence[Problem], plan: Mapping[str, Any] | None) -> None:
-    """Print the one object of `check --json`; `plan` is None for a job that could not be read."""
+def print_json(problems: Sequence[Problem], plan: Mapping[str, Any] | None, **more: object) -> None:
+    """Print the one object of `check --json`; `plan` is None for a job that could not be read, and
+    for one of several stages, which are `more`.
+    """
     found = [problem.as_json() for problem in problems]
-    print(json_line({"ok": not problems, "problems": found, "plan": plan}))
+    print(json_line({"ok": not problems, "problems": found, "plan": plan, **more}))
 
 
 def train_command(params: Params) -> list[str]:

@@ -11,6 +11,7 @@ from ..base.errors import JobError, Problem
 from ..base.files import open_plain
 from ..config.params import Params
 from ..run.folder import RunFolder
+from ..run.stages_file import newest_stage
 from ..run.state import OPTIMIZER, STATE
 from .resume import why_stateless
 
@@ -37,6 +38,7 @@ def _checkpoint(given: Path, say: Callable[[str], None]) -> Path:
     """Return the intact checkpoint of a full model that a path names. Raises JobError (exit 2)."""
     if not given.is_dir():
         raise _refused("a run folder or a checkpoint of one", f"{given}, which is no folder")
+    given = newest_stage(given) or given
     of_run = not (given / STATE).is_file() and (given / "run.json").is_file()
     candidates = RunFolder(given).checkpoints()[::-1] if of_run else [given]
     reason = "it has no checkpoint"

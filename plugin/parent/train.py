@@ -68,7 +68,7 @@ def train_job(parsed: Parsed, host: Host) -> int:
     with ExitStack() as opened:
         plan, listener = make_plan(params, run_dir, opened)
         folder = RunFolder(run_dir)
-        data = _check_inputs(params, folder, problems)
+        data = check_inputs(params, folder, problems)
         new = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
         folder.create(goes_on=resumes)
         lock = opened.enter_context(folder.locked(LOCK_WAIT_S, host.line))
@@ -108,7 +108,7 @@ def train_job(parsed: Parsed, host: Host) -> int:
     return int(outcome.code)
 
 
-def _check_inputs(params: Params, folder: RunFolder, found: Sequence[Problem]) -> str:
+def check_inputs(params: Params, folder: RunFolder, found: Sequence[Problem]) -> str:
     """Check what can be checked without torch. Returns the digest of the data.
 
     Raises JobError with every problem, those `found` so far first.
