@@ -19,7 +19,7 @@ from .config.command_line import CommandLine
 from .config.config_file import read_config
 from .config.manifest import VERSION, add_arguments
 from .config.params import SCHEMA
-from .config.parse import parse
+from .config.parse import Parsed, parse
 from .config.rules import ALIAS_VALUES, ALIASES
 from .config.stages import STAGES, canonical, lay_over, of_the_run, parse_stages
 from .config.wording import cut
@@ -79,7 +79,7 @@ def _run_command(argv: Sequence[str]) -> int:
     content, typed = _values(options, extra)
     if STAGES in content:
         return _run_stages(options, content, typed)
-    parsed = parse(lay_over(content, typed), typed=canonical(typed))
+    parsed = _parameters(content, typed)
     if options.command == "check":
         return check_job(parsed, as_json=options.json, download=options.download)
     return train_job(parsed, ShellHost(as_json=options.json))
@@ -175,6 +175,11 @@ def _values(
         extra
     )
     return _config_file(options.config), typed
+
+
+def _parameters(content: Mapping[str, Any], typed: Mapping[str, Any]) -> Parsed:
+    """Merge typed values over those of --config. Raises JobError (exit 2) with every problem."""
+    return parse(lay_over(content, typed), typed=canonical(typed))
 
 
 def _unknown(extra: Sequence[str]) -> dict[str, str]:

@@ -51,7 +51,7 @@ def test_rooted_parameters_name_the_model_of_the_chain() -> None:
     assert [one.model_name for one in rooted] == ["", "", "m", "m"]
 
 
-def test_each_stage_lies_over_the_file_and_typed_values_over_both() -> None:
+def test_stage_lies_over_the_file_and_typed_values_over_both() -> None:
     own = ({"batch_size": 2, "max_length": 8}, {"max_length": 16})
     found = stages(*own, batch_size=3, typed={"max_length": "32", "model_config": "n.json"})
     first, second = (stage.parsed.params for stage in found)

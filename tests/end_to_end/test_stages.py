@@ -179,10 +179,7 @@ def test_kill_between_two_stages_loses_nothing(
         f"stages[{number}]: {NAMES[number - 1][2:]} is done" for number in range(1, kept + 1)
     ]
     assert (again / "fused").is_dir()
-    last = sorted((again / NAMES[2]).glob("checkpoint-*"))[0].name  # checkpoint-12 before -6
-    ours, theirs = (tensors_of(one / NAMES[2] / last) for one in (again, whole.folder))
-    assert last == "checkpoint-12"
-    assert ours["model.safetensors"] == theirs["model.safetensors"] if kept == 2 else ours
+    assert weights(again) == weights(whole.folder)
 
 
 @pytest.mark.parametrize("where", ["run", "stage"])
@@ -259,8 +256,8 @@ def test_problems_of_all_stages_are_reported_before_the_first(
         for name in ("batch_size", "max_lenght", "resume"):
             stage.pop(name, None)
     content["learning_rate"] = 1e-3
-    code, _, (line,) = call("train", content)
-    assert (code, line.split(": ")[1]) == (2, "stages[2].optim")
+    code, _, lines = call("train", content)
+    assert [line.split(": ")[1] for line in lines] == ["stages[2].optim", "stages[3].optim"]
     del content["stages"][1]["optim"]
     code, _, (line,) = call("train", content)
     assert (code, line.split(": ")[1]) == (3, "stages[3].dataset_name")
