@@ -13,10 +13,10 @@ from ..config.params import Params
 from ..data.documents import Documents
 from ..data.packing import Layout
 from ..data.steps import run_length, step_slots
-from ..data.token_clock import TokenClock
 from ..training.loop import Cadence
 from ..training.lr_schedule import Schedule, make_schedule, rate, warmup_steps
 from ..training.step import Step, StepRules, build_step
+from ..training.token_clock import TokenClock
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from ..data.packing import Layout, check_budget
 from ..data.prepare import Encoding, SplitReport, encode_rows
 from ..data.sources import has_eval_split
 from ..data.stream import ROW_INDEX, Pack, Stream, StreamPlan, StreamState
-from ..data.token_clock import TokenClock, token_clock
 from ..run.outcome import Truncation
 from ..training.exchange import gather_values
 from ..training.step import Step, StepRules, build_streamed_step
+from ..training.token_clock import TokenClock, token_clock
 from .corpus import Examples, Log, Prepared, encoding, make_tokenizer, remarks, unread
 from .model import base_config
 

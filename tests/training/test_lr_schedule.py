@@ -10,8 +10,8 @@ from transformers import get_scheduler
 
 from plugin.assembly.clock import make_run_schedule
 from plugin.config.params import Params
-from plugin.data.token_clock import TokenClock, token_clock
 from plugin.training.lr_schedule import make_schedule, rate, warmup_steps
+from plugin.training.token_clock import TokenClock, token_clock
 
 STEPS, WARMUP = 40, 6
 NAMES = get_args(Params.model_fields["learning_rate_schedule"].annotation)

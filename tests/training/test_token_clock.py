@@ -6,7 +6,7 @@ from itertools import accumulate
 
 import pytest
 
-from plugin.data.token_clock import TokenClock, thresholds, token_clock
+from plugin.training.token_clock import TokenClock, thresholds, token_clock
 
 
 def test_thresholds_equal_those_of_the_published_recipe() -> None:
