@@ -23,6 +23,7 @@ ORDER = [
     "sampling",
     "models",
     "objectives",
+    "corpus",
     "data",
     "batch.py",
     "run",

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from .base.errors import JobError, Problem, guarded, json_line, print_problems
@@ -17,11 +18,15 @@ from .commands.prepare_arguments import prepare_options
 from .config.command_line import CommandLine
 from .config.config_file import read_config
 from .config.manifest import VERSION, add_arguments
+from .config.params import SCHEMA
 from .config.parse import Parsed, parse
 from .config.rules import ALIAS_VALUES, ALIASES
+from .config.stages import STAGES, canonical, lay_over, of_the_run, parse_stages
 from .config.wording import cut
-from .hosts.shell import ShellHost
+from .hosts.shell import ShellHost, print_stages
 from .parent.check import check_job, print_json
+from .parent.check_report import print_check
+from .parent.stages import check_stages, run_dir_of_stages, train_stages
 from .parent.train import train_job
 from .run.outcome import Outcome
 from .run.record import NotARecord
@@ -71,10 +76,44 @@ def _run_command(argv: Sequence[str]) -> int:
     if options.command is None:
         _parser().print_help(sys.stderr)
         return 2
-    parsed = _parameters(options, extra)
+    content, typed = _values(options, extra)
+    if STAGES in content:
+        return _run_stages(options, content, typed)
+    parsed = _parameters(content, typed)
     if options.command == "check":
         return check_job(parsed, as_json=options.json, download=options.download)
     return train_job(parsed, ShellHost(as_json=options.json))
+
+
+def _run_stages(
+    options: argparse.Namespace, content: Mapping[str, Any], typed: Mapping[str, Any]
+) -> int:
+    """Train or check the stages of a --config file."""
+    beside = Path(options.config).expanduser().absolute().parent
+    name = str(lay_over(content, typed).get("adaptor_name", SCHEMA["adaptor_name"]["default"]))
+    run_dir, resumes = run_dir_of_stages(of_the_run(content, typed), name)
+    stages = parse_stages(
+        content, typed, run_dir, lambda path: _config_file(str(beside / Path(path).expanduser()))
+    )
+    if options.command == "train":
+        ended = train_stages(
+            stages, run_dir, resumes=resumes, make_host=lambda: ShellHost(of_stage=True)
+        )
+        print_stages(ended, options.config, as_json=options.json)
+        return int(ended.outcome.code)
+    problems, found = check_stages(stages, run_dir, resumes=resumes, download=options.download)
+    if options.json:
+        listed = [
+            {"name": stage.name, "ok": not one.problems, "plan": one.plan}
+            for stage, one in zip(stages, found, strict=True)
+        ]
+        print_json(problems, None, stages=listed)
+    else:
+        for stage, one in zip(stages, found, strict=True):
+            print(f"--- {stage.field}: {stage.name}")
+            print_check(one.plan, ok=not one.problems)
+    print_problems(problems)
+    return int(problems[0].code) if problems else 0
 
 
 def _report(error: JobError, *, json_of: str) -> int:
@@ -127,24 +166,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _parameters(options: argparse.Namespace, extra: Sequence[str]) -> Parsed:
-    """Merge typed values over those of --config.
-
-    Raises JobError (exit 2) with every problem.
-    """
+def _values(
+    options: argparse.Namespace, extra: Sequence[str]
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Return the values of --config and those that were typed. Raises JobError (exit 2)."""
     own = {"command", "config", "json", "download"}
     typed = {name: value for name, value in vars(options).items() if name not in own} | _unknown(
         extra
     )
-    canonical = {ALIASES.get(name, name) for name in typed}
-    values = {
-        name: value
-        for name, value in _config_file(options.config).items()
-        if ALIASES.get(name, name) not in canonical
-    }
-    if "train_steps" in canonical:
-        values.pop("num_train_epochs", None)  # steps typed over a file's epochs
-    return parse({**values, **typed}, typed=canonical)
+    return _config_file(options.config), typed
+
+
+def _parameters(content: Mapping[str, Any], typed: Mapping[str, Any]) -> Parsed:
+    """Merge typed values over those of --config. Raises JobError (exit 2) with every problem."""
+    return parse(lay_over(content, typed), typed=canonical(typed))
 
 
 def _unknown(extra: Sequence[str]) -> dict[str, str]:

@@ -103,9 +103,9 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
     """Save a seeded tiny ModernBertForMaskedLM and a tokenizer trained on the pairs."""
     import torch
+    from helpers.tiny import new_model
 
     from plugin.data.tokenizer import train_tokenizer
-    from plugin.models.load import new_model
 
     folder = tmp_path_factory.mktemp("models") / "tiny_bert"
     tokenizer = train_tokenizer(

@@ -17,7 +17,7 @@ from plugin.assembly.clock import make_clock
 from plugin.assembly.corpus import prepare_corpus
 from plugin.assembly.model import make_model
 from plugin.assembly.rules import step_rules
-from plugin.cli import _parameters, _parser
+from plugin.cli import _parameters, _parser, _values
 from plugin.config.parse import parse
 from plugin.data.steps import step_slots
 from plugin.models.diffusion import DiffusionModel
@@ -162,7 +162,7 @@ BERT_CHAT = (
 @pytest.mark.parametrize("command", BERT_CHAT)
 def test_a_command_line_of_the_bert_chat_report_parses(command: str) -> None:
     options, extra = _parser().parse_known_args(["train", *shlex.split(command)])
-    params = _parameters(options, extra).params
+    params = _parameters(*_values(options, extra)).params
     words = dict(zip(*[iter(shlex.split(command))] * 2, strict=True))
     assert params.model_name == words["--model_name_or_path"]
     assert params.dataset_name == words["--dataset_args"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -13,8 +14,9 @@ from ..data.documents import Documents
 from ..data.packing import Layout
 from ..data.steps import run_length, step_slots
 from ..training.loop import Cadence
-from ..training.lr_schedule import Schedule, make_schedule, warmup_steps
+from ..training.lr_schedule import Schedule, make_schedule, rate, warmup_steps
 from ..training.step import Step, StepRules, build_step
+from ..training.token_clock import TokenClock
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Clock:
     total: int | None  # documents of the full run, when it is counted in epochs
     eval_batch_size: int
     behind: int = 0  # documents, see step_slots
+    tokens: TokenClock | None = None  # of a run whose length or schedule is counted in tokens
 
     def seen(self, step: int) -> int:
         """Documents that the first `step` steps hold."""
@@ -34,7 +37,14 @@ class Clock:
 
 
 def make_clock(
-    params: Params, documents: int, evaluated: int, ranks: int, *, done: int = 0, seen: int = 0
+    params: Params,
+    documents: int,
+    evaluated: int,
+    ranks: int,
+    *,
+    done: int = 0,
+    seen: int = 0,
+    tokens: TokenClock | None = None,
 ) -> Clock:
     """Return the number of steps, and when to log, evaluate and save; shares of the run become
     steps here.
@@ -47,6 +57,8 @@ def make_clock(
     steps, total = run_length(
         documents, step_size, params.num_train_epochs, params.train_steps, behind
     )
+    if tokens and params.train_tokens:
+        steps = tokens.steps(params.train_tokens)
     every = {
         "no": 0,
         "steps": _every(params.eval_steps, steps),
@@ -66,6 +78,7 @@ def make_clock(
         total,
         per_device if isinstance(per_device, int) else params.batch_size,
         behind,
+        tokens,
     )
 
 
@@ -109,9 +122,14 @@ def _every(value: float, steps: int) -> int:
 
 
 def make_run_schedule(
-    params: Params, optimizer: torch.optim.Optimizer, steps: int, log: Callable[[str], None]
+    params: Params,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    log: Callable[[str], None],
+    tokens: TokenClock | None = None,
 ) -> Schedule:
-    """Return the learning rate of a run of `steps` updates.
+    """Return the learning rate of a run of `steps` updates, by the share of tokens that they hold if
+    there is a token clock.
 
     A warm-up that is not shorter than the run is shortened, and logged.
     """
@@ -120,4 +138,10 @@ def make_run_schedule(
         log(
             f"warmup_steps: {params.warmup_steps} is not shorter than the run of {steps}; {warmup} are used"
         )
-    return make_schedule(optimizer, params.learning_rate_schedule, steps, warmup)
+    name, ratio = params.learning_rate_schedule, params.decay_ratio
+    if tokens is None:
+        return make_schedule(optimizer, name, steps, warmup, ratio)
+    total, longest = tokens.after(steps), tokens.after(steps - 1)
+    rising = tokens.after(warmup) if params.warmup_steps else params.warmup_ratio * total
+    in_tokens = partial(rate, name, total=total, warmup=min(rising, longest), decay=ratio * total)
+    return Schedule(optimizer, lambda done: in_tokens(tokens.after(done)))

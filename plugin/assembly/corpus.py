@@ -199,7 +199,7 @@ def make_tokenizer(
     """Return the named tokenizer, else the model's, else one trained on the training texts. Raises
     JobError (exit 3 or 4).
     """
-    if name := params.tokenizer_name or params.model_name:
+    if name := params.tokenizer_name or params.base:
         config = named_config(params)
         field = "tokenizer_name" if params.tokenizer_name else "model_name"
         return load_tokenizer(name, family=FAMILIES[config.model_type], field=field)

@@ -35,7 +35,8 @@ def count_parameters(config: PretrainedConfig, params: Params) -> tuple[int, int
 def disk_space(params: Params, parameters: int, trained: int) -> Disk:
     """Return the disk space that a run needs and has, given its number of parameters."""
     states = 8 * trained
-    needed = (params.save_total_limit + 1) * (4 * trained + states) + (
+    best = 0 if params.publish == "last" else params.keep_best
+    needed = (params.save_total_limit + best + 1) * (4 * trained + states) + (
         4 * parameters if params.fuse_model else 0
     )
     existing = Path(params.run_dir).expanduser().absolute()

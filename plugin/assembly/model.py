@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +13,56 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from ..base.errors import JobError
 from ..config.families import FAMILIES
 from ..config.params import Params
-from ..models.configuration import check_family_method, load_config, new_config, switch_off_dropout
+from ..models.configuration import (
+    check_family_method,
+    extend_context,
+    load_config,
+    new_config,
+    switch_off_dropout,
+)
 from ..models.linear.float8 import convert_linear_layers
-from ..models.load import build_model, check_builds, fit_config, load_model, new_model
+from ..models.load import build_model, check_builds, fit_config, load_model
 from ..models.lora import LoraSettings, MaybeAdapted, add_adapter, four_bit_saves, restore_adapter
 from ..models.tokenizer import check_pair, new_tokens
 from .precision import weight_dtype
 
 
 def named_config(params: Params) -> PretrainedConfig:
-    """Return the configuration that a job names. Raises JobError (exit 4)."""
+    """Return the configuration that a job names, with the context that it asks for.
+
+    Raises JobError (exit 2 or 4).
+    """
     if params.model_config_file:
-        return new_config(params.model_config_file)
-    return load_config(params.model_name)
+        config = new_config(params.model_config_file)
+    else:
+        with _named_as_given(params):
+            config = load_config(params.base)
+    if _extends(params):
+        extend_context(config, params.rope_theta, params.max_length)
+    return config
+
+
+def _extends(params: Params) -> bool:
+    return bool(params.rope_theta or params.start_from)
+
+
+@contextmanager
+def _named_as_given(params: Params) -> Generator[None]:
+    """Name start_from in problems of a model folder that it has named."""
+    try:
+        yield
+    except JobError as error:
+        if not params.start_from:
+            raise
+        raise JobError(
+            *(
+                replace(problem, field="start_from") if problem.field == "model_name" else problem
+                for problem in error.problems
+            )
+        ) from error
 
 
 def base_config(params: Params, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
@@ -52,7 +90,8 @@ def make_model(
     """Build the model to be trained: the base, or a new model seeded by the run's seed, with an
     adapter if one is asked for.
 
-    A resumed run loads the weights of its own `checkpoint`.
+    A resumed run loads the weights of its own `checkpoint`, a run that starts from a checkpoint of
+    another run those of that one.
 
     Full fine-tuning keeps float32 master weights, except under adamw_8bit with bfloat16 compute:
     then the weights are bfloat16 and the optimizer rounds stochastically. A frozen base is kept in
@@ -67,15 +106,17 @@ def make_model(
     if checkpoint and not params.lora:  # a complete model folder
         return load_model(str(checkpoint), dtype=dtype, attn_implementation=attention)
     if params.model_config_file:
-        model = new_model(params.model_config_file, tokenizer, attn_implementation=attention)
+        model = build_model(copy.deepcopy(config), attention)
     else:
         four_bit = params.load_in_4bit
-        model = load_model(
-            params.model_name,
-            dtype=dtype,
-            attn_implementation=attention,
-            four_bit=four_bit,
-        )
+        with _named_as_given(params):
+            model = load_model(
+                params.base,
+                dtype=dtype,
+                attn_implementation=attention,
+                four_bit=four_bit,
+                config=copy.deepcopy(config) if _extends(params) else None,
+            )
     added = new_tokens(config, tokenizer)
     if added:
         model.resize_token_embeddings(len(tokenizer))

@@ -6,12 +6,14 @@ import os
 import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.utils.deterministic
 
 from ..base.errors import Code, JobError, Problem
+from ..config.model_files import read_json
 from ..config.params import Params
 from ..models.linear.float8 import check_torchao
 from .choice import Choice
@@ -84,6 +86,9 @@ def weight_dtype(params: Params, compute: torch.dtype) -> torch.dtype:
     """Return the dtype that weights are kept in; see make_model."""
     if params.model_config_file:
         return torch.float32  # a new model learns all it knows in small steps
+    if params.start_from:  # as it was trained so far, for which the optimizer's states stand
+        saved = read_json(Path(params.start_from) / "config.json").get("dtype")
+        return torch.bfloat16 if saved == "bfloat16" else torch.float32
     if params.lora or (params.optim == "adamw_8bit" and compute == torch.bfloat16):
         return compute
     return torch.float32

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PretrainedConfig
 
+from ..base.errors import JobError, Problem
 from ..config.params import SHARDED, Params
 from ..training.memory import ROOM, Setting, free_bytes
 from .attention import Attention, check_fits, check_graphs, choose_attention, choose_compile
@@ -98,6 +99,7 @@ def resolve(facts: Facts, *, agree: Callable[[bool], bool] = lambda fits: fits) 
         float(data.train.lengths.mean()),
         always_packed=way.always_packed,
     )
+    _check_published(params, data)
     check_graphs(params, device, facts.ranks, attention.backend)
     for documents in (data.train, data.evaluation):
         check_fits(documents, data.rules, attention.layout)
@@ -132,6 +134,15 @@ def resolve(facts: Facts, *, agree: Callable[[bool], bool] = lambda fits: fits) 
         parameters=parameters,
         trained_parameters=trained,
     )
+
+
+def _check_published(params: Params, data: Data) -> None:
+    """Raise JobError (exit 2) if checkpoints are to be ranked and nothing evaluates them."""
+    if params.publish != "last" and not len(data.evaluation):
+        expected = f"data to evaluate on for {params.publish}"
+        raise JobError(
+            Problem("publish", expected, "nothing that is held out", "Set publish last.")
+        )
 
 
 def choose_parallel(

@@ -48,6 +48,11 @@ def training_data(params: Params) -> TrainingData:
         return Packed(params, RowsReading(params))
     if makes_packs(params) and _model_packs(params):
         return Packed(params, DocumentsReading(params))
+    for name in ("train_tokens", "batch_warmup_tokens"):
+        if value := params.as_json()[name]:
+            fix = "Only a step of packs has a fixed number of tokens."
+            expected = "a model and a setting whose documents can be packed"
+            raise JobError(Problem(name, expected, f"{value} with steps of documents", fix))
     return Stored(params)
 
 

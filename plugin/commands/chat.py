@@ -35,6 +35,7 @@ from ..models.lora import ADAPTER_CONFIG, merged_model
 from ..models.tokenizer import load_tokenizer
 from ..run.facts import SamplerSettings, read_facts
 from ..run.folder import RunFolder, local_path
+from ..run.stages_file import newest_stage
 from ..sampling.blockwise import OnStep, Vocabulary, generate
 from .arguments import SAMPLER_OPTIONS, chat_options
 
@@ -90,9 +91,11 @@ class Chatter:
 def find_model(name: str) -> str:
     """Return the model folder or hub id that `name` means.
 
-    A run folder means its fused model, or its last checkpoint.
+    A run folder means its fused model, or its last checkpoint; that of a run of stages, the newest
+    stage's.
     """
     folder = Path(name).expanduser()
+    folder = newest_stage(folder) or folder
     if not (folder / "run.json").exists():
         refuse_missing_path("model", name)
         return local_path(name)

@@ -41,6 +41,7 @@ Float = Annotated[float, BeforeValidator(_no_bool)]
 MOST_STEPS = 10**9
 MOST_DOCUMENTS = 2**14  # of a step, on each device
 MOST_TOKENS = 2**20  # of one document
+MOST_RUN_TOKENS = 10**15
 MOST_PROCESSES = 2**10  # of one machine; also threads
 # Bounds come before the validator; otherwise they are missing from the schema and from `expected`.
 AutoThreads = (

@@ -90,7 +90,7 @@ def check_method(params: Params) -> None:
     named = (
         Path(params.model_config_file)
         if params.model_config_file
-        else Path(params.model_name) / "config.json"
+        else Path(params.base) / "config.json"
     )
     try:
         family = FAMILIES.get(json.loads(read_small(named.expanduser()))["model_type"])

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from .fields import (
     LOSS_WEIGHT,
     MOST_DOCUMENTS,
+    MOST_RUN_TOKENS,
     MOST_STEPS,
     MOST_TOKENS,
     NAME_PATTERN,
@@ -81,6 +82,11 @@ class Params(BaseModel):
         "A config.json to train from scratch instead of model_name.",
         alias="model_config",
     )
+    start_from: str = parameter(
+        "",
+        "Start from",
+        "A run folder or checkpoint, instead of model_name: its weights and its optimizer; steps, schedule and data begin anew.",
+    )
     tokenizer_name: str = parameter(
         "",
         "Tokenizer",
@@ -113,6 +119,13 @@ class Params(BaseModel):
         form=True,
         ge=1,
         le=MOST_TOKENS,
+    )
+    rope_theta: Float = parameter(
+        0,
+        "RoPE theta",
+        "Base of the rotary positions, of ModernBERT's global layers; the model then takes texts of max_length. 0 keeps the model's.",
+        ge=0,
+        le=10**12,
     )
     truncation: Literal["right", "filter"] = parameter(
         "right",
@@ -157,6 +170,13 @@ class Params(BaseModel):
     train_steps: Int = parameter(
         1000, "Steps", "Optimizer steps, when epochs is 0.", form=True, ge=1, le=MOST_STEPS
     )
+    train_tokens: Int = parameter(
+        0,
+        "Tokens",
+        "pretrain: tokens of the run, all devices together; above 0 it wins over steps, and the schedule follows tokens.",
+        ge=0,
+        le=MOST_RUN_TOKENS,
+    )
     batch_size: Int = parameter(
         4,
         "Batch size",
@@ -172,6 +192,13 @@ class Params(BaseModel):
         form=True,
         ge=1,
         le=MOST_DOCUMENTS,
+    )
+    batch_warmup_tokens: Int = parameter(
+        0,
+        "Batch warm-up (tokens)",
+        "pretrain: micro-batches of a step rise from 1 to gradient_accumulation_steps over these tokens, equal steps a size.",
+        ge=0,
+        le=MOST_RUN_TOKENS,
     )
     per_device_eval_batch_size: AutoDocuments = parameter(
         "auto", "Evaluation batch size", "auto is batch_size."
@@ -190,12 +217,21 @@ class Params(BaseModel):
         2e-5, "Learning rate", "Peak learning rate.", form={"minimum": 1e-6}, gt=0, le=1
     )
     learning_rate_schedule: Literal[
-        "constant", "linear", "cosine", "constant_with_warmup", "wsd", "one_minus_sqrt"
+        "constant",
+        "linear",
+        "cosine",
+        "constant_with_warmup",
+        "wsd",
+        "wsd_one_minus_sqrt",
+        "one_minus_sqrt",
     ] = parameter(
         "cosine",
         "Schedule",
-        "Course of the learning rate. wsd is constant, then falls linearly over the last tenth.",
+        "Course of the learning rate. wsd is constant, then falls over the last decay_ratio: linearly, or as 1 - sqrt.",
         form=True,
+    )
+    decay_ratio: Float = parameter(
+        0.1, "Decay share", "Share of the run over which wsd falls.", gt=0, le=1
     )
     warmup_ratio: Float = parameter(
         0.1,
@@ -404,6 +440,18 @@ class Params(BaseModel):
     save_total_limit: Int = parameter(
         2, "Checkpoints kept", "Older ones are removed.", ge=1, le=10**6
     )
+    publish: Literal["last", "best", "average"] = parameter(
+        "last",
+        "Publish",
+        "Weights of the fused model: the last, those of the best evaluated checkpoint, or the mean of the keep_best best.",
+    )
+    keep_best: Int = parameter(
+        3,
+        "Best kept",
+        "Best checkpoints held beyond save_total_limit, for publish best and average; publish last holds one.",
+        ge=1,
+        le=1000,
+    )
     resume: Annotated[str, BeforeValidator(yes_or_no)] = parameter(
         "false",
         "Resume",
@@ -429,6 +477,18 @@ class Params(BaseModel):
         ge=10,
         le=10**7,
     )
+
+    @property
+    def base(self) -> str:
+        """Return the folder or hub id of the weights that the run begins with; empty for a new
+        model.
+        """
+        return self.model_name or self.start_from
+
+    @property
+    def held_best(self) -> int:
+        """Return the number of best checkpoints that outlive save_total_limit."""
+        return 1 if self.publish == "last" else self.keep_best
 
     def as_json(self) -> dict[str, Any]:
         """Return {public name: value} of every parameter, as run.json holds them."""

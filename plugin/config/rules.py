@@ -10,6 +10,7 @@ from ..base.redact import MARK, redact
 from .fields import MOST_DOCUMENTS
 from .methods import methods_with
 from .params import SCHEMA, SHARDED, Params
+from .stage_rules import check_stage, without_effect
 from .wording import quoted
 
 MOST_TEXT = 100_000  # characters of a text
@@ -72,6 +73,7 @@ SPEED = {
 }
 LENGTH = {
     "train_steps",
+    "train_tokens",
     "num_train_epochs",
     "eval_steps",
     "eval_on_start",
@@ -87,6 +89,8 @@ REPORTS = {
     "adaptor_name",
     "fuse_model",
     "fuse_base",
+    "publish",
+    "keep_best",
 }
 MAY_CHANGE = WHERE | LAYOUT | SPEED | LENGTH | REPORTS
 # Not of pretraining in packs: these would change the packs.
@@ -130,13 +134,7 @@ def cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
         "nothing",
         "Give --dataset_name.",
     )
-    require(
-        bool(params.model_name) != bool(params.model_config_file),
-        "model_name",
-        "either model_name or model_config",
-        "both" if params.model_name else "neither",
-        "model_name continues a model; model_config (a config.json) starts a new one.",
-    )
+    check_stage(params, typed, require)
     require(
         params.t_min < params.t_max,
         "t_min",
@@ -204,7 +202,7 @@ def cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
         require(
             params.num_train_epochs == 0,
             "num_train_epochs",
-            "train_steps with streaming",
+            "train_steps or train_tokens with streaming",
             f"{params.num_train_epochs:g}",
             no_end,
         )
@@ -392,4 +390,4 @@ def inapplicable(params: Params) -> list[str]:
         notes.append(
             f"train_steps: ignored, because num_train_epochs is {params.num_train_epochs:g}."
         )
-    return notes
+    return notes + without_effect(params)

@@ -173,9 +173,12 @@ class Stream:
         counters = (self._pass, self._row, self._learned, self._packs, self._documents)
         return StreamState(*counters, plan.rank, plan.ranks, report, tuple(self._buffer))
 
-    def next_step(self) -> list[Pack]:
-        """Return the packs of this rank's next step, each of at most `tokens` tokens."""
-        return [self._take() for _ in range(self._plan.packs)]
+    def next_step(self, packs: int | None = None) -> list[Pack]:
+        """Return the packs of this rank's next step, each of at most `tokens` tokens.
+
+        `packs`: of this step, if it is not the plan's number.
+        """
+        return [self._take() for _ in range(packs or self._plan.packs)]
 
     def fill(self) -> None:
         """Read rows until the buffer holds BUFFERED packs."""

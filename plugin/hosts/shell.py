@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from ..base.errors import json_line, one_line
 from ..parent.launch import LaunchPlan
+from ..parent.stages import StagesOutcome
 from ..run.events import CheckpointEvent, Event, MetricsEvent, ProgressEvent
 from ..run.folder import RunFolder
 from ..run.lines import metrics_line, outcome_line
@@ -27,13 +28,35 @@ def _quoted(path: object) -> str:
     return one_line(shlex.quote(str(path)))
 
 
+def print_stages(ended: StagesOutcome, config: str, *, as_json: bool) -> None:
+    """Print the end of a run of stages on stdout; as JSON, one object with all stages."""
+    run_dir, outcome = ended.run_dir, ended.outcome
+    if as_json:
+        result = {"run_dir": str(run_dir), **outcome.record.content()}
+        print(json_line({**result, **ended.record.content()}))
+        return
+    print(f"run folder   {one_line(str(run_dir))}")
+    for stage in ended.record.stages:
+        print(f"stage {stage.number:<6} {one_line(stage.name)}: {stage.state}")
+    program = f"python {_quoted(os.path.relpath(sys.argv[0]))}"
+    if outcome.outcome == "done" and (run_dir / "fused").is_dir():
+        print(f"chat         {program} chat {_quoted(run_dir)}")
+    elif outcome.outcome != "done":
+        resume = f"train --config {_quoted(config)} --resume true --run_dir {_quoted(run_dir)}"
+        print(f"resume       {program} {resume}")
+    print(f"curves       tensorboard --logdir {_quoted(run_dir)}")
+
+
 class ShellHost:
-    """A host that prints on stderr, and the result on stdout, as JSON if requested."""
+    """A host that prints on stderr, and the result on stdout, as JSON if requested.
+
+    `of_stage`: one of several, whose result is not printed; see print_stages.
+    """
 
     stop_grace_s = math.inf
 
-    def __init__(self, *, as_json: bool = False):
-        self._as_json = as_json
+    def __init__(self, *, as_json: bool = False, of_stage: bool = False):
+        self._as_json, self._of_stage = as_json, of_stage
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -77,6 +100,8 @@ class ShellHost:
             self._bar.stop()
             self._bar = None
         self.line(outcome_line(outcome, folder))
+        if self._of_stage:
+            return
         if self._as_json:
             print(
                 json_line(

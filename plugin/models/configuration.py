@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
 
-from ..base.errors import JobError, first_line, model_error
+from ..base.errors import JobError, Problem, first_line, model_error
 from ..config.families import ARCHITECTURES, FAMILIES, Family
 from ..config.model_files import (
     check_model_files,
@@ -117,6 +118,28 @@ def check_family_method(config: PretrainedConfig, method: str) -> None:
 def embedding_rows(config: PretrainedConfig) -> int:
     """Return the rows of the embedding table, which may be longer than LLaDA's vocabulary."""
     return getattr(config, "embedding_size", None) or config.vocab_size
+
+
+def extend_context(config: PretrainedConfig, rope_theta: float, length: int) -> None:
+    """Give rotary positions another base, unless it is 0, and room for `length` tokens, in place.
+
+    In ModernBERT only the global layers see a full text, so that the base is theirs; its local ones
+    keep theirs (arXiv 2412.13663, section 2.2). Raises JobError (exit 2) if the model has learned
+    positions, which cannot be extended.
+    """
+    if FAMILIES[config.model_type].max_positions:
+        if rope_theta:
+            able = ", ".join(one.name for one in FAMILIES.values() if not one.max_positions)
+            expected = f"a model with rotary positions ({able})"
+            raise JobError(Problem("rope_theta", expected, config.model_type, "Set rope_theta 0."))
+        return
+    if rope_theta and config.model_type in REGISTRY:
+        setattr(config, "rope_theta", rope_theta)  # noqa: B010
+    elif rope_theta:
+        bases = copy.deepcopy(config.rope_parameters)
+        bases["full_attention"]["rope_theta"] = rope_theta
+        config.rope_parameters = bases
+    config.max_position_embeddings = max(config.max_position_embeddings, length)
 
 
 def switch_off_dropout(config: PretrainedConfig) -> None:

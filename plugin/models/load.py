@@ -24,7 +24,7 @@ from ..base.errors import JobError, Problem, first_line, model_error
 from ..config.families import FAMILIES, Family
 from .checks import BROKEN_FILE
 from .checks.weight_files import weights_alone
-from .configuration import load_config, new_config, switch_off_dropout
+from .configuration import load_config, switch_off_dropout
 from .published import REGISTRY
 
 
@@ -34,14 +34,16 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     attn_implementation: str | None = None,
     four_bit: bool = False,
+    config: PretrainedConfig | None = None,
 ) -> PreTrainedModel:
     """Return the masked LM of a folder or hub id, in eval mode and without dropout.
 
+    `config`: that of the model, with changes that leave the shapes of its weights as they are.
     `four_bit` loads NF4 with double quantisation and leaves head and norms in `dtype`. Raises
     JobError (exit 4): the model is missing, has no safetensors, no masked-LM head, is of an unknown
     family, or has missing or unexpected weights.
     """
-    config = load_config(name)
+    config = config or load_config(name)
     switch_off_dropout(config)
     options: dict[str, Any] = (
         {"attn_implementation": attn_implementation} if attn_implementation else {}
@@ -129,19 +131,6 @@ def nf4(family: Family, dtype: torch.dtype) -> BitsAndBytesConfig:
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=list(family.head),  # despite its name, 4-bit layers honour it
     )
-
-
-def new_model(
-    config_file: str, tokenizer: PreTrainedTokenizerBase, *, attn_implementation: str | None = None
-) -> PreTrainedModel:
-    """Return a new model from a config.json, with the special-token ids of the tokenizer.
-
-    Draws from torch's global generator. Raises JobError (exit 4) naming model_config if the file is
-    no configuration of a known family, or too small for the tokenizer.
-    """
-    config = new_config(config_file)
-    fit_config(config, tokenizer)
-    return build_model(config, attn_implementation)
 
 
 def build_model(

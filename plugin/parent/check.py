@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from ..base.errors import Code, JobError, Problem, json_line, print_problems, shown
@@ -22,19 +23,42 @@ from .last_words import LastWords
 from .launch import make_plan
 from .paths import inputs_inside, run_dir_of, with_full_paths
 from .resume import ResumeTarget, find_start, resume_problems, resume_target
+from .start_from import with_checkpoint
 from .wandb import key_problem
 
 CHECK_S = 300.0  # a check without an answer for this long hangs
 CHECK_S_PER_MB = 10.0  # and this much more for its data
 
 
-def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
-    """Check a job without training: its plan here, its model and data in a torch program.
+@dataclass(frozen=True)
+class Examined:
+    """Result of a check."""
 
-    Returns the exit code of the first problem.
+    problems: Sequence[Problem]
+    plan: Mapping[str, Any]
+
+
+def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
+    """Check a job without training and print the report. Returns the exit code of the first
+    problem.
     """
-    params = with_full_paths(parsed.params)
-    problems: list[Problem] = []
+    found = examine(parsed, download=download)
+    if as_json:
+        print_json(found.problems, found.plan)
+    print_problems(found.problems)
+    if not as_json:
+        print_check(found.plan, ok=not found.problems)
+    return int(found.problems[0].code) if found.problems else 0
+
+
+def examine(parsed: Parsed, *, download: bool, begun: bool = False) -> Examined:
+    """Check a job: its plan here, its model and data in a torch program.
+
+    `begun`: its run folder may hold a run already.
+    """
+    notes: list[str] = []
+    params, problems = with_checkpoint(with_full_paths(parsed.params), notes.append)
+    broken_start = bool(problems)
     plan: dict[str, Any] = {}
     ranks = 1
     target = resume_target(params)
@@ -46,37 +70,39 @@ def check_job(parsed: Parsed, *, as_json: bool, download: bool) -> int:
     except JobError as error:
         problems += error.problems
     folder = RunFolder(run_dir)
-    problems += _folder_problems(params, folder, target, ranks)
+    problems += [] if begun else _folder_problems(params, folder, target, ranks)
     problems += inputs_inside(params, folder)
     if problem := key_problem(params, os.environ):
         problems.append(problem)
     answer = _try_out(params.model_copy(update={"run_dir": str(run_dir)}), ranks, download=download)
-    problems += [Problem(**problem) for problem in answer["problems"]]
+    problems += [
+        Problem(**problem)
+        for problem in answer["problems"]
+        if not (broken_start and problem["field"] == "start_from")  # one mistake, one line
+    ]
     plan["command"] = train_command(parsed.params)
     plan |= {
         "params": params.as_json(),
-        "notes": [*parsed.notes, *answer["notes"]],
+        "notes": [*parsed.notes, *notes, *answer["notes"]],
         **(answer["report"] or {}),
     }
-    if as_json:
-        print_json(problems, plan)
-    print_problems(problems)
-    if not as_json:
-        print_check(plan, ok=not problems)
-    return int(problems[0].code) if problems else 0
+    return Examined(problems, plan)
 
 
-def print_json(problems: Sequence[Problem], plan: Mapping[str, Any] | None) -> None:
-    """Print the one object of `check --json`; `plan` is None for a job that could not be read."""
+def print_json(problems: Sequence[Problem], plan: Mapping[str, Any] | None, **more: object) -> None:
+    """Print the one object of `check --json`; `plan` is None for a job that could not be read, and
+    for one of several stages, which are `more`.
+    """
     found = [problem.as_json() for problem in problems]
-    print(json_line({"ok": not problems, "problems": found, "plan": plan}))
+    print(json_line({"ok": not problems, "problems": found, "plan": plan, **more}))
 
 
 def train_command(params: Params) -> list[str]:
     """Return the command line that trains the checked job from any folder; defaults are left out."""
     words = [sys.executable, str(ROOT / "main.py"), "train"]
     for name, value in with_full_paths(params).as_json().items():
-        ignored = name == "train_steps" and params.num_train_epochs > 0
+        longer = params.num_train_epochs > 0 or params.train_tokens > 0
+        ignored = name == "train_steps" and longer
         if value != SCHEMA[name]["default"] and not ignored:
             words.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
     return words

@@ -77,7 +77,7 @@ def find_start(folder: RunFolder, named: Path | None, say: Callable[[str], None]
     """
     candidates = [named] if named else folder.checkpoints()[::-1]
     for path in candidates:
-        reason = why_broken(path) or _why_stateless(path)
+        reason = why_broken(path) or why_stateless(path)
         if not reason:
             return Start(path, int(path.name.removeprefix("checkpoint-")))
         say(f"resume: {path.name} is skipped: {reason}")
@@ -94,7 +94,8 @@ def find_start(folder: RunFolder, named: Path | None, say: Callable[[str], None]
     )
 
 
-def _why_stateless(checkpoint: Path) -> str:
+def why_stateless(checkpoint: Path) -> str:
+    """Describe what is wrong with the state in a checkpoint; empty if nothing is."""
     if not (checkpoint / STATE).is_file():
         return f"it has no {STATE}"
     try:
@@ -143,7 +144,8 @@ def state_problems(start: Start, params: Params, ranks: int) -> list[Problem]:
         problems.append(
             Problem("batch_size", f"{state.step_size} documents a step, as before", got, fix)
         )
-    if params.num_train_epochs == 0 and params.train_steps < start.step:
+    in_steps = params.num_train_epochs == 0 and params.train_tokens == 0
+    if in_steps and params.train_steps < start.step:
         problems.append(
             Problem(
                 "train_steps",

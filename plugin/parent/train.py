@@ -28,6 +28,7 @@ from .host import Host
 from .launch import LaunchPlan, devices_line, make_plan
 from .paths import inputs_inside, run_dir_of, with_full_paths
 from .resume import resume, resume_target
+from .start_from import with_checkpoint
 from .supervise import Inherited, Relay, run_workers
 from .wandb import relayed
 
@@ -59,7 +60,7 @@ def train_job(parsed: Parsed, host: Host) -> int:
 
     Returns the exit code. Raises JobError before anything is written.
     """
-    params = with_full_paths(parsed.params)
+    params, problems = with_checkpoint(with_full_paths(parsed.params), host.line)
     target = resume_target(params)
     run_dir = run_dir_of(params, target)
     resumes = target.run_dir is not None
@@ -67,7 +68,7 @@ def train_job(parsed: Parsed, host: Host) -> int:
     with ExitStack() as opened:
         plan, listener = make_plan(params, run_dir, opened)
         folder = RunFolder(run_dir)
-        data = _check_inputs(params, folder)
+        data = check_inputs(params, folder, problems)
         new = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
         folder.create(goes_on=resumes)
         lock = opened.enter_context(folder.locked(LOCK_WAIT_S, host.line))
@@ -107,12 +108,12 @@ def train_job(parsed: Parsed, host: Host) -> int:
     return int(outcome.code)
 
 
-def _check_inputs(params: Params, folder: RunFolder) -> str:
+def check_inputs(params: Params, folder: RunFolder, found: Sequence[Problem]) -> str:
     """Check what can be checked without torch. Returns the digest of the data.
 
-    Raises JobError with every problem.
+    Raises JobError with every problem, those `found` so far first.
     """
-    problems: list[Problem] = []
+    problems = list(found)
     digest = ""
     templates = (params.instruction_template, params.input_template, params.output_template)
     try:

@@ -60,6 +60,15 @@ class BestCheckpoint(Record):
     eval_loss: Number
 
 
+class PublishedWeights(Record):
+    """Weights that were published in place of the last ones."""
+
+    weights: Literal["best", "average"]
+    checkpoints: list[Text]  # the best first
+    eval_loss: Number
+    eval_loss_last: Number  # of the last step's weights
+
+
 class FuseResult(Record):
     """The fused model, as a fresh process reloaded it."""
 
@@ -93,6 +102,7 @@ class Result(Record):
     fill_tokens: Number | None = None
     effective: dict[str, Any] | None = None  # parameters that trained otherwise than `params` says
     fuse: FuseResult | None = None
+    published: PublishedWeights | None = None
 
 
 @dataclass(frozen=True)

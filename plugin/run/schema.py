@@ -20,6 +20,7 @@ from .events import EVENT, ProgressFile
 from .facts import DIFFUSION_FILE, ModelFacts
 from .outcome import Result
 from .run_file import RunFile
+from .stages_file import STAGES_FILE, StagesFile
 from .state import STATE, CheckpointState
 
 FILE = ROOT / "docs" / "schema.json"
@@ -34,6 +35,7 @@ VALUES: dict[str, tuple[TypeAdapter[Any], str]] = {
     "event": (EVENT, "a line of events.jsonl"),
     "progress": (TypeAdapter(ProgressFile), "progress.json"),
     "run": (TypeAdapter(RunFile), "run.json"),
+    "stages": (TypeAdapter(StagesFile), STAGES_FILE),
     "result": (TypeAdapter(Result), "result in run.json and in the event finished"),
     "state": (TypeAdapter(CheckpointState), f"checkpoint-N/{STATE}"),
     "facts": (TypeAdapter(ModelFacts), f"{DIFFUSION_FILE} of a model, checkpoint or adapter"),

@@ -11,6 +11,7 @@ from pydantic import Field
 from .record import Number, Record
 
 STATE = "state.json"
+OPTIMIZER = "optimizer.safetensors"  # next to it: the states of the optimizer
 DRAWS = 2  # of this program; 1 was Python's hash of a tuple
 
 

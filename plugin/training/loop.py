@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -105,7 +105,10 @@ class Window:
     seconds: float = 0.0
     skipped: int = 0
 
-    def metrics(self, learning_rate: float, grad_norm: float, meters: Meters) -> dict[str, float]:
+    def metrics(
+        self, learning_rate: float, grad_norm: float, meters: Meters, size: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Return the metrics of these steps; `size`: of the run and of its last step."""
         seconds = max(self.seconds, 1e-9)
         mfu = {"mfu": self.flops / seconds / meters.peak} if meters.peak else {}
         return {
@@ -120,6 +123,7 @@ class Window:
             "fill_share": self.fill
             / max(1, self.fill + self.tokens),  # end tokens added, as a share of all tokens
             "skipped_steps": float(self.skipped),
+            **size,
             **mfu,
             # time/<kind>: to TensorBoard and progress.json, which nobody compares
             **meters.watch.take(),
@@ -234,12 +238,16 @@ def train(
             at, step, loss, right, seconds, overflow, meters.flops.step(step.lengths, step.masked)
         )
         hooks.tick(at.done, loss, seconds)
+        size = {
+            "tokens": float(at.totals.tokens),  # seen so far, of all devices
+            "micro_batches": float(len(step.micro_batches)),  # of this device
+        }
         if cadence.logs(at.done):
-            at.totals.last_metrics = at.window.metrics(learning_rate, grad_norm, meters)
+            at.totals.last_metrics = at.window.metrics(learning_rate, grad_norm, meters, size)
             hooks.log(at.done, at.totals.last_metrics)
             at.window = Window()
         elif stop:  # no log line: a run resumed here logs what the unbroken one would
-            at.totals.last_metrics = at.window.metrics(learning_rate, grad_norm, meters)
+            at.totals.last_metrics = at.window.metrics(learning_rate, grad_norm, meters, size)
         if cadence.evaluates(at.done) and not stop:
             watch.start()
             hooks.evaluate(at.done)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, as a share of the peak rate at each step.
+"""Learning-rate schedules, as a share of the peak rate at each update.
 
 A test holds the numbers to those of transformers' get_scheduler, whose module imports peft and
 bitsandbytes: a third of a worker's start. torch's LambdaLR is not used: it warns if float16's
@@ -13,8 +13,8 @@ from functools import partial
 
 import torch
 
-WSD_DECAY = 10  # wsd decays over the last tenth of the run
-LEAST = {"one_minus_sqrt": 0.001}  # first and last share of a schedule, if not 0
+# First and last share of a schedule, if not 0.
+LEAST = {"one_minus_sqrt": 0.001, "wsd_one_minus_sqrt": 0.001}
 
 
 class Schedule:
@@ -40,12 +40,16 @@ class Schedule:
             group["lr"] = peak * self._share(done)
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, name: str, steps: int, warmup: int) -> Schedule:
+def make_schedule(
+    optimizer: torch.optim.Optimizer, name: str, steps: int, warmup: int, decay_ratio: float = 0.1
+) -> Schedule:
     """Return the schedule `name` (of learning_rate_schedule) over `steps` updates.
 
-    The rate rises during the first `warmup` of them.
+    The rate rises during the first `warmup` of them; wsd falls over the last `decay_ratio`.
     """
-    return Schedule(optimizer, partial(rate, name, steps=steps, warmup=warmup))
+    # 0.29 * 100 is 28.999999999999996
+    decay = max(1, math.floor(decay_ratio * steps + 1e-9))
+    return Schedule(optimizer, partial(rate, name, total=steps, warmup=warmup, decay=decay))
 
 
 def warmup_steps(steps: int, *, share: float, number: int) -> int:
@@ -57,8 +61,11 @@ def warmup_steps(steps: int, *, share: float, number: int) -> int:
     return min(number or math.ceil(share * steps), steps - 1)
 
 
-def rate(name: str, step: int, *, steps: int, warmup: int) -> float:
-    """Return the share of the peak learning rate for update `step`, counted from 0.
+def rate(name: str, done: float, *, total: float, warmup: float, decay: float) -> float:
+    """Return the share of the peak learning rate for the update that follows `done` of `total`.
+
+    All are updates, or tokens of a token clock. The rate rises up to `warmup`; wsd is constant up
+    to the last `decay`, and then falls linearly or as 1 - sqrt.
 
     Sources: cosine, Loshchilov and Hutter 2017 (arXiv 1608.03983); wsd, Hu et al. 2024 (arXiv
     2404.06395); one_minus_sqrt, Haegele et al. 2024 (arXiv 2405.18392).
@@ -66,14 +73,18 @@ def rate(name: str, step: int, *, steps: int, warmup: int) -> float:
     least = LEAST.get(name, 0.0)
     if name == "constant":
         return 1.0
-    if step < warmup:
-        return least + (1 - least) * step / warmup
+    if done < warmup:
+        return least + (1 - least) * done / warmup
     if name == "constant_with_warmup":
         return 1.0
-    falling = max(1, steps // WSD_DECAY if name == "wsd" else steps - warmup)
-    gone = min(1.0, max(0.0, (step - steps + falling) / falling))
-    left = {
-        "cosine": 0.5 * (1 + math.cos(math.pi * gone)),
-        "one_minus_sqrt": 1 - math.sqrt(gone),
-    }.get(name, 1 - gone)
+    falling = max(1, total - warmup)
+    if name.startswith("wsd"):
+        falling = min(decay, falling)
+    gone = min(1.0, max(0.0, (done - total + falling) / falling))
+    if name == "cosine":
+        left = 0.5 * (1 + math.cos(math.pi * gone))
+    elif name.endswith("one_minus_sqrt"):
+        left = 1 - math.sqrt(gone)
+    else:
+        left = 1 - gone
     return least + (1 - least) * left

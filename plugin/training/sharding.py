@@ -24,7 +24,7 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..models.diffusion import DiffusionModel, Predict, layers_of
 from ..models.load import keep_exact
@@ -133,6 +133,19 @@ def gathered_model(model: nn.Module, empty: Model) -> Model | None:
             )
     assert not keeps or len(whole) == len(empty_weights)
     return copy.deepcopy(empty, dict(whole)) if keeps else None
+
+
+def shard_again(model: nn.Module, full: nn.Module | None) -> None:
+    """Put the weights of `full`, a plain model on rank 0, into the shards of `model`. Collective."""
+    reshard(model)
+    given = dict(full.named_parameters()) if full else {}
+    for name, weight in model.named_parameters():
+        assert isinstance(weight, DTensor), f"{name} is not sharded"
+        own = weight.to_local()
+        whole = given[name].detach() if given else torch.empty(weight.shape, dtype=weight.dtype)
+        shards = distribute_tensor(whole.to(own.device), weight.device_mesh, weight.placements)
+        with torch.no_grad():
+            own.copy_(shards.to_local())
 
 
 def gathered_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

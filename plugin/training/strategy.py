@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Generic, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
 
@@ -16,6 +17,7 @@ from .sharding import (
     gathered_optimizer,
     meta_copy,
     shard,
+    shard_again,
     shared_predictor,
 )
 
@@ -41,6 +43,12 @@ class Replicated(Generic[Model]):
     def full_model(self) -> Model | None:
         """Return the model with all its weights, for rank 0."""
         return self._model
+
+    def spread(self, full: Model | None) -> None:
+        """Give every rank the weights of `full`, rank 0's result of full_model. Collective."""
+        if dist.is_initialized():
+            for weight in self._model.parameters():
+                dist.broadcast(weight.data, 0)
 
     def full_optimizer(self, optimizer: Any) -> dict[str, torch.Tensor]:
         """Return `optimizer_tensors` of the full optimizer, for rank 0."""
@@ -73,6 +81,10 @@ class Sharded(Generic[Model]):
     def full_model(self) -> Model | None:
         """Return the model with all its weights on rank 0, None on the others."""
         return gathered_model(self._model, self._empty)
+
+    def spread(self, full: Model | None) -> None:
+        """Give every rank its shard of the weights of `full`, rank 0's result of full_model."""
+        shard_again(self._model, full)
 
     def full_optimizer(self, optimizer: Any) -> dict[str, torch.Tensor]:
         """Return `optimizer_tensors` of the full optimizer on rank 0, nothing on the others."""

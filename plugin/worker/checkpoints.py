@@ -18,15 +18,14 @@ from transformers import PreTrainedTokenizerBase
 
 from ..base.digests import DIGESTS, write_digests
 from ..base.files import remove_whole, set_aside, whole_folder
+from ..models.load import load_model
 from ..models.lora import MaybeAdapted
 from ..models.publish import write_model
 from ..run.facts import ModelFacts
 from ..run.folder import RunFolder, to_json
-from ..run.state import STATE, CheckpointState, read_state
+from ..run.state import OPTIMIZER, STATE, CheckpointState, read_state
 from ..training.lr_schedule import Schedule
 from ..training.optimizer import restore_optimizer
-
-OPTIMIZER = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,9 @@ class Contents:
 
 
 def save_checkpoint(
-    folder: RunFolder, state: CheckpointState, contents: Contents, keep: int
+    folder: RunFolder, state: CheckpointState, contents: Contents, keep: int, keep_best: int = 1
 ) -> Path:
-    """Write checkpoint-<step>; keep the last `keep` and the best one.
+    """Write checkpoint-<step>; keep the last `keep` and the best `keep_best`.
 
     A kill at any moment leaves earlier checkpoints complete.
     """
@@ -59,16 +58,17 @@ def save_checkpoint(
         if final.exists():  # of this step, but incomplete: a run resumes from complete ones
             set_aside(final)
     saved = folder.checkpoints()
-    best = best_checkpoint(folder)
+    best = best_checkpoints(folder, keep_best)
     for old in saved[:-keep]:
-        if old != best and (old / DIGESTS).is_file():  # the mark of ours
+        if old not in best and (old / DIGESTS).is_file():  # the mark of ours
             remove_whole(old)
     return final
 
 
-def best_checkpoint(folder: RunFolder) -> Path | None:
-    """Return the checkpoint with the lowest evaluation loss among those evaluated at their own
-    step.
+def best_checkpoints(folder: RunFolder, number: int) -> list[Path]:
+    """Return the `number` checkpoints with the lowest evaluation loss, the lowest first.
+
+    Only checkpoints that were evaluated at their own step count; of equals, the earlier.
     """
     known: dict[Path, float] = {}
     for path in folder.checkpoints():
@@ -78,7 +78,17 @@ def best_checkpoint(folder: RunFolder) -> Path | None:
             continue
         if loss is not None:
             known[path] = loss
-    return min(known, key=lambda path: known[path]) if known else None
+    return sorted(known, key=lambda path: known[path])[:number]
+
+
+def mean_weights(checkpoints: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """Return the mean of full models' weights by name, in float32. Raises JobError (exit 4)."""
+    sums: dict[str, torch.Tensor] = {}
+    for checkpoint in checkpoints:
+        for name, weight in load_model(str(checkpoint)).named_parameters():
+            found = weight.detach()
+            sums[name] = sums[name] + found if name in sums else found
+    return {name: total / len(checkpoints) for name, total in sums.items()}
 
 
 def restore_training(

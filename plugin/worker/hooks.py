@@ -65,8 +65,19 @@ class RunHooks:
         """Evaluate after `step`, and sample. Raises JobError (exit 6) for a loss that is not
         finite.
         """
-        reporter, data = self._rank.reporter, self._data
-        reporter.phase("eval")
+        metrics = self.measure(step)
+        self.first_eval = self.first_eval or metrics
+        self.last_eval = metrics
+        self._rank.reporter.metrics(step, metrics)
+        self.sample(step)
+        self._rank.reporter.phase("train")
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Return the evaluation of the weights as they stand, and report nothing. Raises JobError
+        (exit 6) for a loss that is not finite.
+        """
+        data = self._data
+        self._rank.reporter.phase("eval")
         metrics = evaluate(
             self._accelerator,
             self._training.module,
@@ -82,11 +93,7 @@ class RunHooks:
             fix = "Lower learning_rate, or look at the model's weights."
             expected = "a finite evaluation loss"
             raise JobError(Problem("loss", expected, got, fix, Code.NON_FINITE))
-        self.first_eval = self.first_eval or metrics
-        self.last_eval = metrics
-        reporter.metrics(step, metrics)
-        self.sample(step)
-        reporter.phase("train")
+        return metrics
 
     def sample(self, step: int) -> None:
         """Answer the watched prompts."""
@@ -109,11 +116,11 @@ class RunHooks:
             if rank.first:
                 assert model is not None
                 facts = model_facts(rank.params, self._data, training.weight_dtype)
-                tokenizer, base = self._data.tokenizer, rank.params.model_name
+                tokenizer, base = self._data.tokenizer, rank.params.base
                 contents = Contents(model, tokenizer, facts, optimizer, states, base)
                 reporter.flush()  # a run resumed from here finds the curves up to it
-                limit = rank.params.save_total_limit
-                path = save_checkpoint(rank.folder, self._state(step), contents, limit)
+                limit, best = rank.params.save_total_limit, rank.params.held_best
+                path = save_checkpoint(rank.folder, self._state(step), contents, limit, best)
                 reporter.event(CheckpointEvent(step=step, path=str(path)))
         self._accelerator.wait_for_everyone()
         reporter.phase("train")

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..assembly.clock import make_run_schedule
+from ..assembly.clock import Clock, make_run_schedule
 from ..assembly.data import Data, Steps
 from ..assembly.model import make_model
 from ..assembly.precision import weight_dtype
@@ -139,6 +139,7 @@ def assemble_training(
     """Prepare `model` for training, with a new optimizer."""
     rank, ranks, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     dtype, compute = weight_dtype(params, resolved.compute), resolved.compute
+    _log_tokens(data.clock, log)
     _log_model(params, model, dtype, log)
     if resolved.float8.value:
         _train_in_float8(model, log)
@@ -165,7 +166,9 @@ def assemble_training(
         model=model,
         module=wrapped,
         optimizer=wrapped_optimizer,
-        scheduler=make_run_schedule(params, optimizer, data.clock.cadence.steps, log),
+        scheduler=make_run_schedule(
+            params, optimizer, data.clock.cadence.steps, log, data.clock.tokens
+        ),
         strategy=strategy,
         steps=steps,
         graph_bytes=graph_bytes,
@@ -200,6 +203,19 @@ def _train_in_float8(model: MaybeAdapted, log: Log) -> None:
     if converted.left_out:
         line += f"; {converted.left_out} train in bfloat16, for their widths are no multiples of {WIDTH}"
     log(f"{line}; evaluation, samples and the saved model compute without it")
+
+
+def _log_tokens(clock: Clock, log: Log) -> None:
+    if not (tokens := clock.tokens):
+        return
+    steps = clock.cadence.steps
+    log(f"train_tokens: {steps} steps with room for {tokens.after(steps):,} tokens")
+    if tokens.ends:
+        full = min(tokens.ends[-1], steps)
+        log(
+            f"batch_warmup_tokens: {tokens.micro_batches(0)} to {tokens.micro_batches(full)}"
+            f" micro-batches a step over the first {full} steps"
+        )
 
 
 def _log_model(params: Params, model: nn.Module, dtype: torch.dtype, log: Log) -> None:

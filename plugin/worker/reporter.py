@@ -36,6 +36,7 @@ NOT_COMPARED = MAY_CHANGE - {
     "batch_size",
     "gradient_accumulation_steps",
     "train_steps",
+    "train_tokens",
     "num_train_epochs",
 }
 

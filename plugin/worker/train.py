@@ -9,6 +9,7 @@ import os
 import time
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -27,12 +28,12 @@ from ..training import loop
 from ..training.exchange import gather_values
 from ..training.meters import Stopwatch, measure_peak, memory_by_category, peak_bytes
 from ..training.prefetch import Prefetcher
-from .checkpoints import best_checkpoint, restore_training
+from .checkpoints import best_checkpoints, restore_training
 from .debug_bundle import write_bundle
 from .hooks import RunHooks
 from .load import Log, Training, build_training, load_data, load_truncation, prepare_data
 from .out_of_memory import explain_out_of_memory
-from .publish import finish
+from .publish import final_weights, finish
 from .rank import Rank
 from .rendezvous import join_ranks, serve_store
 
@@ -111,7 +112,9 @@ def _check_length(rank: Rank, data: Data) -> None:
     """Raise JobError (exit 2) when the run would end before the checkpoint it resumes from."""
     done, steps = rank.resumed.step if rank.resumed else 0, data.clock.cadence.steps
     if done > steps:
-        name = "num_train_epochs" if rank.params.num_train_epochs else "train_steps"
+        params = rank.params
+        name = "train_tokens" if params.train_tokens else "train_steps"
+        name = "num_train_epochs" if params.num_train_epochs else name
         got = f"{steps} steps in all"
         raise JobError(Problem(name, f"at least the {done} steps already done", got))
 
@@ -146,8 +149,8 @@ def _train_and_publish(
     if report := training.steps.report(accelerator, progress.done):
         truncation["train"] = report
         reporter.data("train", report)
-    totals, best = progress.totals, best_checkpoint(rank.folder)
-    best_loss = read_state(best).eval_loss if best else None
+    totals, best = progress.totals, best_checkpoints(rank.folder, 1)
+    best_loss = read_state(best[0]).eval_loss if best else None
     result = Result(
         outcome="stopped" if stopped else "done",
         steps=progress.done,
@@ -160,27 +163,22 @@ def _train_and_publish(
         memory=_memory(rank, accelerator, training, resolved),
         best_checkpoint=None
         if best_loss is None
-        else BestCheckpoint(path=str(best), eval_loss=best_loss),
+        else BestCheckpoint(path=str(best[0]), eval_loss=best_loss),
         skipped_steps=totals.skipped,
         cut_answer_tokens=totals.cut,
         fill_tokens=totals.fill,
     )
     reporter.hparams(params.as_json(), {"eval_loss": result.eval_loss, "loss": result.loss})
     if not stopped:
-        model = training.strategy.full_model()
+        final = final_weights(rank, training, hooks.last_eval, lambda: hooks.measure(progress.done))
         if rank.first:
-            assert model is not None
             fused = finish(
-                params,
-                rank.folder,
-                data,
-                training,
-                model,
-                reporter,
-                hooks.last_eval,
-                accelerator.num_processes,
+                params, rank.folder, data, training, final, reporter, accelerator.num_processes
             )
-            result = result.model_copy(update={"fuse": fused} if fused else {})
+            found = {"fuse": fused, "published": final.record}
+            result = result.model_copy(
+                update={name: value for name, value in found.items() if value}
+            )
         accelerator.wait_for_everyone()
     seconds = round(time.perf_counter() - rank.started, 2)
     return result.model_copy(update={"seconds": seconds})
@@ -190,7 +188,7 @@ def _resume(rank: Rank, accelerator: Accelerator, training: Training) -> loop.Pr
     """Return where the run begins: at step 0, or as the checkpoint left it."""
     state, checkpoint = rank.resumed, rank.checkpoint
     if state is None or checkpoint is None:
-        return loop.Progress()
+        return begin(rank.params, training, rank.reporter.log)
     restore_training(checkpoint, training.optimizer, training.scheduler, state.step)
     stream = checkpoint / f"stream-{accelerator.process_index}.safetensors"
     training.steps.restore(state.step, stream)
@@ -205,6 +203,18 @@ def _resume(rank: Rank, accelerator: Accelerator, training: Training) -> loop.Pr
         state.overflows,
         evaluated=state.eval_loss is not None,
     )
+
+
+def begin(params: Params, training: Training, log: Log) -> loop.Progress:
+    """Return step 0, with the optimizer of the checkpoint that `start_from` names, if any."""
+    if params.start_from:
+        start = Path(params.start_from)
+        restore_training(start, training.optimizer, training.scheduler, 0)
+        log(
+            f"start_from: weights and optimizer of {start.name} of run {start.parent.name};"
+            " steps, schedule and order of the data are new"
+        )
+    return loop.Progress()
 
 
 def measure_devices(accelerator: Accelerator) -> float:

@@ -23,6 +23,7 @@ TABLE: dict[str, tuple[object, object]] = {
     "training_stage": ("sft", ("sft", "pretrain")),
     "model_name": ("", TEXT),
     "model_config": ("", TEXT),
+    "start_from": ("", TEXT),
     "tokenizer_name": ("", TEXT),
     "dataset_name": ("", TEXT),
     "text_field": ("text", TEXT),
@@ -37,10 +38,24 @@ TABLE: dict[str, tuple[object, object]] = {
     "packing": ("auto", ("auto", "on", "off")),
     "learning_rate_schedule": (
         "cosine",
-        ("constant", "linear", "cosine", "constant_with_warmup", "wsd", "one_minus_sqrt"),
+        (
+            "constant",
+            "linear",
+            "cosine",
+            "constant_with_warmup",
+            "wsd",
+            "wsd_one_minus_sqrt",
+            "one_minus_sqrt",
+        ),
     ),
     "learning_rate": (2e-5, ("float", 1e-12, 1.0)),
     "num_train_epochs": (0, ("float", 0.0, 1_000_000)),
+    "publish": ("last", ("last", "best", "average")),
+    "keep_best": (3, ("int", 1, 1000)),
+    "rope_theta": (0, ("float", 0.0, 10**12)),
+    "train_tokens": (0, ("int", 0, 10**15)),
+    "batch_warmup_tokens": (0, ("int", 0, 10**15)),
+    "decay_ratio": (0.1, ("float", 1e-9, 1.0)),
     "train_steps": (1000, ("int", 1, 1_000_000_000)),
     "max_length": (1024, ("int", 1, 1_048_576)),
     "mask_prompt_loss": (True, BOOL),
@@ -227,6 +242,8 @@ def test_common_fields_are_on_the_form_and_keys_are_not() -> None:
     } - {
         "tokenizer_name",
         "tokens_per_batch",
+        "train_tokens",
+        "batch_warmup_tokens",
     }
 
 

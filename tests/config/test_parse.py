@@ -400,3 +400,29 @@ def test_defaults_say_nothing() -> None:
 def test_parsing_its_own_result_changes_nothing() -> None:
     once = parse({**REQUIRED, "learning_rate": "3e-4", "num_proc": "2", "fuse_model": "off"}).params
     assert parse(once.as_json()).params == once
+
+
+@pytest.mark.parametrize(
+    ("values", "typed", "field"),
+    [
+        ({"train_tokens": 9, "num_train_epochs": 1}, (), "train_tokens"),
+        ({"train_tokens": 9, "train_steps": 5}, ("train_tokens", "train_steps"), "train_tokens"),
+        ({"train_tokens": 9, "streaming": "false"}, (), "train_tokens"),
+        ({"batch_warmup_tokens": 9, "streaming": "false"}, (), "batch_warmup_tokens"),
+    ],
+)
+def test_token_clock_conflicts_name_their_field(
+    values: dict[str, object], typed: tuple[str, ...], field: str
+) -> None:
+    base = {"model_name": "m", "dataset_name": "d", "training_stage": "pretrain"}
+    with pytest.raises(JobError) as refused:
+        parse({**base, "streaming": "true", **values}, typed=typed)
+    assert field in {problem.field for problem in refused.value.problems}
+
+
+def test_options_of_a_token_clock_without_effect_are_noted() -> None:
+    base = {"model_name": "m", "dataset_name": "d", "training_stage": "pretrain"}
+    clock = {"streaming": "true", "train_tokens": 9, "batch_warmup_tokens": 5, "decay_ratio": 0.2}
+    notes = parse({**base, **clock}).notes
+    for name in ("train_steps: ignored", "batch_warmup_tokens: has no", "decay_ratio: has no"):
+        assert [note for note in notes if note.startswith(name)], name

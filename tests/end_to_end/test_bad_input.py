@@ -77,7 +77,7 @@ def test_a_good_job_passes(check: Callable[..., Any]) -> None:
         ("adaptor_name", "../evil", "a name of letters"),
         ("adaptor_name", "..", "a name of letters"),
         ("train_device", "cuda", "none is visible"),
-        ("model_config", "", "either model_name or model_config"),
+        ("model_config", "", "one of model_name, model_config and start_from"),
     ],
 )
 def test_a_wrong_value_exits_2_and_names_its_field(

@@ -16,6 +16,7 @@ from helpers.support import read_lines, run_main, wait_until, write_rows
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from plugin.data.tokenizer import train_tokenizer
+from plugin.training.lr_schedule import rate
 
 Go = Callable[..., tuple[Scene, Scene]]
 
@@ -176,6 +177,40 @@ def test_stream_resumes_with_its_buffer(
     whole, resumed = unbroken_and_resumed(*stream, "--num_processes", processes)
     assert differences(resumed, whole) == []
     assert f"stream-{processes - 1}.safetensors" in tensors_of(whole.folder / "checkpoint-17")
+
+
+def test_token_clock_resumes_within_its_batch_warmup(
+    forks: Forks, job: tuple[object, ...], texts_file: Path, tmp_path: Path
+) -> None:
+    """A micro-batch has 4 x 32 tokens: sizes 1 and 2 take 12 and 12 steps, 3 the rest."""
+    clock = ("--train_tokens", 8000, "--batch_warmup_tokens", 4600, "--learning_rate_schedule")
+    clock = (*clock, "wsd_one_minus_sqrt", "--decay_ratio", 0.25, "--logging_steps", 1)
+    clock = (*clock, "--gradient_accumulation_steps", 3, "--max_length", 32, "--warmup_ratio", 0)
+    stream = ("--training_stage", "pretrain", "--streaming", "true", "--dataset_name", texts_file)
+    at = job.index("--train_steps")
+    args = (*job[:at], *job[at + 2 :], *stream, *clock)
+    whole = forks.run(tmp_path / "whole", *args)
+    assert whole.code == 0, whole.err
+    again = Path(shutil.copytree(whole.folder, tmp_path / "again"))
+    resumed = forks.run(again, *args, "--resume", again / "checkpoint-17")
+    assert differences(resumed, whole) == []
+    steps = [line for line in whole.trace() if "loss" in line]
+    sizes = [line["micro_batches"] for line in steps]
+    assert sizes == [1.0] * 12 + [2.0] * 12 + [3.0] * 9
+    room = [128 * sum(sizes[:done]) for done in range(len(sizes) + 1)]
+    assert room[-2] < 8000 <= room[-1]
+    assert all(
+        0.9 * most < line["tokens"] <= most for line, most in zip(steps, room[1:], strict=True)
+    )
+    wanted = [
+        3e-3 * rate("wsd_one_minus_sqrt", done, total=room[-1], warmup=0, decay=room[-1] / 4)
+        for done in room[:-1]
+    ]
+    assert [line["learning_rate"] for line in steps] == pytest.approx(wanted)
+    assert wanted[0] == 3e-3 > wanted[-1], "the schedule falls within the run"
+    curves = EventAccumulator(str(whole.folder / "tb"))
+    curves.Reload()
+    assert {"train/tokens", "train/micro_batches"} <= set(curves.Tags()["scalars"])
 
 
 def test_real_programs_resume_what_a_fork_began(

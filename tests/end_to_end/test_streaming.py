@@ -442,6 +442,14 @@ def test_a_dry_run_says_how_little_it_read(job: Callable[..., Params]) -> None:
     assert any(note.startswith("streaming: ") for note in notes)
 
 
+def test_dry_run_counts_the_tokens_of_a_growing_step(job: Callable[..., Params]) -> None:
+    """Packs of 256 tokens on two devices: sizes 1 and 2 take 2 steps each, before size 3."""
+    more = {"gradient_accumulation_steps": 3, "batch_warmup_tokens": 2 * 1536}
+    report = try_out(job(**more, train_tokens=10_000), 2, [])
+    assert (report["steps"], report["tokens"]) == (9, 512 * (2 * 1 + 2 * 2 + 5 * 3))
+    assert 0.95 * 512 < report["tokens_first_step"] <= 512
+
+
 def test_counts_are_not_exchanged_by_a_single_process(job: Callable[..., Params]) -> None:
     params = job()
     one, _ = prepared(params)

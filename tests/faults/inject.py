@@ -57,7 +57,7 @@ class _Fault:
             "save.optimizer": (checkpoints, "save_file", self._step),
             "save.digests": (checkpoints, "write_digests", self._step),
             "save.rename": (files, "_fsync_all", self._step),
-            "save.renamed": (checkpoints, "best_checkpoint", self._step),
+            "save.renamed": (checkpoints, "best_checkpoints", self._step),
             "fuse": (fuse, "write_model", self._step),
             "fuse.adapter": (publish, "fuse_adapter", self._step),
         }

@@ -13,6 +13,7 @@ import torch
 from fuzz.configs import SMALL, configs
 from fuzz.promise import check_problems, kept, limited
 from helpers.support import try_out_here
+from helpers.tiny import new_model
 from hypothesis import event, given
 from hypothesis import strategies as st
 
@@ -22,9 +23,9 @@ from plugin.base.errors import Problem
 from plugin.config.methods import methods_of
 from plugin.config.params import Params
 from plugin.data.tokenizer import train_tokenizer
-from plugin.models.load import load_model, new_model
+from plugin.models.load import load_model
 from plugin.models.tokenizer import load_tokenizer
-from plugin.parent.train import _check_inputs
+from plugin.parent.train import check_inputs
 from plugin.run.folder import RunFolder
 
 pytestmark = [
@@ -83,7 +84,7 @@ def test_configuration_is_refused_or_trains_and_loads(
 
 def try_config(params: Params, saved: Path) -> None:
     """Look at the job as the parent does, check it, and make the model if both accept it."""
-    if kept(lambda: _check_inputs(params, RunFolder(Path(params.run_dir)))) is None:
+    if kept(lambda: check_inputs(params, RunFolder(Path(params.run_dir)), ())) is None:
         return
     with limited():
         answer = try_out_here(params, 1)

@@ -25,7 +25,7 @@ from plugin.data.documents import Documents
 from plugin.data.formats import Example
 from plugin.data.tokenizer import train_tokenizer
 from plugin.parent.paths import with_full_paths
-from plugin.parent.train import _check_inputs
+from plugin.parent.train import check_inputs
 from plugin.run.folder import RunFolder
 from plugin.run.run_file import Environment, RunFile
 from plugin.worker.check import _preview
@@ -137,7 +137,7 @@ def try_data(given: Mapping[str, Any], run: RunFolder) -> None:
 
 def look_first(given: Mapping[str, Any], run: RunFolder) -> Params:
     params = with_full_paths(parse(given).params)
-    digest = _check_inputs(params, run)
+    digest = check_inputs(params, run, ())
     run.create()
     environment = Environment(data=digest)
     run.write_run(RunFile(params=params.as_json(), environment=environment))

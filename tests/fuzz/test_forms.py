@@ -145,7 +145,7 @@ def check_command(params: Params) -> None:
     """Assert that the command printed by `check` starts the job that was checked."""
     _, _, *words = check.train_command(params)
     options, extra = cli._parser().parse_known_args(words)
-    printed = cli._parameters(options, extra).params
+    printed = cli._parameters(*cli._values(options, extra)).params
     wanted = paths.with_full_paths(params)
     if params.num_train_epochs > 0:
         wanted = wanted.model_copy(update={"train_steps": printed.train_steps})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,25 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from peft import PeftModel
 from torch.nn import functional as F
-from transformers import BertConfig, BertTokenizer, ModernBertConfig, PreTrainedModel, RobertaConfig
+from transformers import (
+    BertConfig,
+    BertTokenizer,
+    ModernBertConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RobertaConfig,
+)
 
 from plugin.batch import Batch
 from plugin.config.families import FAMILIES as KNOWN
 from plugin.data.documents import Builder, Documents
 from plugin.data.steps import Slot, step_slots
+from plugin.models.configuration import new_config
 from plugin.models.diffusion import DiffusionModel
 from plugin.models.dream import DreamConfig
 from plugin.models.flops import FlopCount
 from plugin.models.llada import LLaDAConfig
-from plugin.models.load import build_model
+from plugin.models.load import build_model, fit_config
 from plugin.models.lora import LoraSettings, add_adapter
 from plugin.objectives.answers import (
     Answers,
@@ -105,6 +114,13 @@ def tiny_config(family: str, **changes: Any) -> Any:
     else:
         shape |= {"bos_token_id": CLS, "eos_token_id": SEP}
     return _CONFIGS[family](**{**shape, **changes})
+
+
+def new_model(config_file: Path | str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Return a new model from a config.json, as a run from scratch builds it."""
+    config = new_config(str(config_file))
+    fit_config(config, tokenizer)
+    return build_model(config)
 
 
 def tiny_model(family: str = "bert", seed: int = 0, **changes: Any) -> PreTrainedModel:

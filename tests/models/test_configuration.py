@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny import FAMILIES, tiny_config, tiny_model, word_tokenizer
+from helpers.tiny import FAMILIES, new_model, tiny_config, tiny_model, word_tokenizer
 from transformers import BertModel, GPT2Config, GPT2LMHeadModel
 
 from plugin.assembly.model import base_config
@@ -15,7 +15,7 @@ from plugin.base.errors import JobError
 from plugin.config.methods import methods_of
 from plugin.config.params import Params
 from plugin.models.configuration import check_family_method
-from plugin.models.load import load_model, new_model
+from plugin.models.load import load_model
 from tests.models.refusals import edit_config, refusal
 
 IDS = torch.tensor([[2, 9, 4, 4, 3]])

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny import FAMILIES, tiny_config, tiny_model, word_tokenizer
+from helpers.tiny import FAMILIES, new_model, tiny_config, tiny_model, word_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
 from plugin.base.errors import JobError
 from plugin.data.tokenizer import train_tokenizer
-from plugin.models.load import load_model, new_model
+from plugin.models.load import load_model
 from plugin.models.tokenizer import load_tokenizer
 from tests.models.refusals import edit_config, refusal
 

@@ -9,6 +9,7 @@ from ...data.chat import ChatFormat
 from ...data.documents import Builder, Documents
 from ...data.prepare import Encoding, SplitReport
 from ...data.stream import ROW_INDEX, Source, Stream, StreamPlan
+from ...training.token_clock import TokenClock, token_clock
 from ..corpus import Log, encoding
 
 EVAL_DOCUMENTS = 512  # most that are evaluated
@@ -20,6 +21,18 @@ def pack_tokens(params: Params) -> int:
         params.batch_size * params.max_length
         if params.tokens_per_batch == "auto"
         else params.tokens_per_batch
+    )
+
+
+def tokens_of_steps(params: Params, ranks: int) -> TokenClock | None:
+    """Return the token clock of a run whose length or step size is counted in tokens."""
+    if not (params.train_tokens or params.batch_warmup_tokens):
+        return None
+    return token_clock(
+        pack=pack_tokens(params),
+        largest=params.gradient_accumulation_steps,
+        devices=ranks,
+        warmup=params.batch_warmup_tokens,
     )
 
 

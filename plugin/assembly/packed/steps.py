@@ -20,11 +20,12 @@ from ...data.stream import Stream, StreamState
 from ...run.outcome import Truncation
 from ...training.memory import documents_of
 from ...training.step import Step, StepRules, build_streamed_step
+from ...training.token_clock import TokenClock
 from ..clock import Clock, make_clock
 from ..corpus import Log, Prepared
 from ..data import Data, Steps, halved_batch, other_steps
 from .counts import add_up, full_report
-from .packs import pack_tokens
+from .packs import pack_tokens, tokens_of_steps
 
 
 class StreamedSteps:
@@ -35,8 +36,8 @@ class StreamedSteps:
     documents with the stream.
     """
 
-    def __init__(self, stream: Stream, rules: StepRules):
-        self._stream, self._rules = stream, rules
+    def __init__(self, stream: Stream, rules: StepRules, tokens: TokenClock | None = None):
+        self._stream, self._rules, self._tokens = stream, rules, tokens
         self._next, self._states = 0, {0: stream.state()}
 
     def restore(self, finished: int, state: StreamState) -> None:
@@ -48,7 +49,8 @@ class StreamedSteps:
 
     def __call__(self, step: int) -> Step:
         assert step == self._next, f"a stream gives step {self._next} now, not {step}"
-        built = build_streamed_step(self._stream.next_step(), self._rules)
+        packs = self._tokens.micro_batches(step) if self._tokens else None
+        built = build_streamed_step(self._stream.next_step(packs), self._rules)
         self._next = step + 1
         self._states = {
             number: state for number, state in self._states.items() if number >= step - 1
@@ -177,7 +179,8 @@ class Packed:
         if params.num_train_epochs > 0:
             steps = max(1, math.ceil(params.num_train_epochs * of_pass / tokens))
             params = params.model_copy(update={"num_train_epochs": 0.0, "train_steps": steps})
-        return make_clock(params, math.ceil(of_pass / tokens) * size, evaluated, ranks)
+        documents, of_steps = math.ceil(of_pass / tokens) * size, tokens_of_steps(params, ranks)
+        return make_clock(params, documents, evaluated, ranks, tokens=of_steps)
 
     def _packs(self, ranks: int) -> int:
         return self.params.gradient_accumulation_steps * ranks
@@ -186,7 +189,8 @@ class Packed:
         self, data: Data, layout: Layout, rank: int, ranks: int, log: Log, *, even: bool
     ) -> Steps:
         stream = self._open(data, rank=rank, ranks=ranks, log=log)
-        return StreamSteps(StreamedSteps(stream, data.rules), self.params, self.indexed)
+        steps = StreamedSteps(stream, data.rules, tokens_of_steps(self.params, ranks))
+        return StreamSteps(steps, self.params, self.indexed)
 
     def _open(
         self, data: Data, *, rank: int = 0, ranks: int = 1, log: Log = lambda line: None
@@ -199,7 +203,9 @@ class Packed:
     def first_step(self, data: Data, layout: Layout, ranks: int) -> Step:
         """Return the first step of all ranks together, out of one stream."""
         stream = self._open(data)
-        packs = [pack for _ in range(ranks) for pack in stream.next_step()]
+        tokens = tokens_of_steps(self.params, ranks)
+        each = tokens.micro_batches(0) if tokens else None
+        packs = [pack for _ in range(ranks) for pack in stream.next_step(each)]
         return build_streamed_step(packs, data.rules)
 
     def heaviest(self, data: Data, layout: Layout, ranks: int) -> tuple[Batch, bool]:
@@ -208,7 +214,8 @@ class Packed:
         return batch, self.params.gradient_accumulation_steps > 1
 
     def extent(self, data: Data, first: Step) -> dict[str, Any]:
-        tokens = data.clock.cadence.steps * first.tokens
+        steps, clock = data.clock.cadence.steps, data.clock.tokens
+        tokens = clock.after(steps) if clock else steps * first.tokens
         of_pass = self.reading.pass_tokens(data.train, data.chat)
         return {
             "documents_per_step": len(first.lengths),
@@ -225,5 +232,5 @@ class Packed:
         return [f"tokens_per_batch {tokens // 2} with gradient_accumulation_steps {2 * packs}"]
 
     def step_size(self, clock: Clock, ranks: int) -> str:
-        packs = self.params.gradient_accumulation_steps * ranks
-        return f"{packs * pack_tokens(self.params)} tokens"
+        grows = "up to " if clock.tokens and clock.tokens.ends else ""
+        return f"{grows}{self._packs(ranks) * pack_tokens(self.params)} tokens"

@@ -1,0 +1,142 @@
+"""Published weights: the last, those of the best checkpoint, or the mean of the best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from faults.forks import Forks
+from helpers.scenes import Scene
+from safetensors.torch import load_file
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def job(tiny_config: Path, pairs_file: Path) -> tuple[object, ...]:
+    """Return a job whose rate rises to where it breaks what it built: the last is not the best."""
+    model = ("--model_config", tiny_config, "--dataset_name", pairs_file, "--max_length", 64)
+    rate = ("--learning_rate", 1, "--learning_rate_schedule", "linear", "--warmup_ratio", 0.9)
+    length = ("--train_steps", STEPS, "--save_steps", 4, "--eval_steps", 4, "--max_grad_norm", 0)
+    return (*model, *rate, *length, "--save_total_limit", 1, "--train_device", "cpu")
+
+
+def losses(run: Scene) -> dict[int, float]:
+    return {
+        int(line["step"]): line["eval/loss"]
+        for line in run.trace()
+        if "eval/loss" in line and line["step"]
+    }
+
+
+def best_of(run: Scene, number: int) -> list[str]:
+    found = losses(run)
+    return [f"checkpoint-{step}" for step in sorted(found, key=lambda step: found[step])[:number]]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_best_publishes_the_weights_of_the_best_checkpoint(
+    forks: Forks, job: tuple[object, ...], tmp_path: Path
+) -> None:
+    run = forks.run(tmp_path / "run", *job, "--publish", "best", "--keep_best", 2)
+    assert run.code == 0, run.err
+    first, second = best_of(run, 2)
+    assert f"checkpoint-{STEPS}" not in (first, second), "else nothing is proved"
+    assert sorted(path.name for path in run.folder.glob("checkpoint-*")) == sorted(
+        [first, second, f"checkpoint-{STEPS}"]
+    )
+    fused, best = weights(run.folder / "fused"), weights(run.folder / first)
+    assert all(torch.equal(fused[name], best[name]) for name in best)
+    step = int(first.removeprefix("checkpoint-"))
+    assert run.result["published"] == {
+        "weights": "best",
+        "checkpoints": [str(run.folder / first)],
+        "eval_loss": losses(run)[step],
+        "eval_loss_last": losses(run)[STEPS],
+    }
+    card = (run.folder / "fused" / "README.md").read_text()
+    assert f"| published | weights of {first} |" in card
+    assert f"| eval/loss | {losses(run)[step]:.4f} |" in card
+    assert run.result["fuse"]["max_logit_difference"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        ("--num_processes", 1),
+        ("--num_processes", 2, "--batch_size", 2),
+        ("--num_processes", 2, "--batch_size", 2, "--parallel", "zero3"),
+    ],
+    ids=["one", "ddp", "zero3"],
+)
+def test_average_publishes_the_mean_of_the_best(
+    devices: tuple[object, ...], forks: Forks, job: tuple[object, ...], tmp_path: Path
+) -> None:
+    """Started from the published model, a run finds the same evaluation loss."""
+    args = (*job, *devices, "--publish", "average", "--keep_best", 3)
+    run = forks.run(tmp_path / "run", *args)
+    assert run.code == 0, run.err
+    chosen = [run.folder / name for name in best_of(run, 3)]
+    assert run.result["published"]["checkpoints"] == [str(path) for path in chosen]
+    parts = [weights(path) for path in chosen]
+    fused = weights(run.folder / "fused")
+    for name, weight in fused.items():
+        mean = sum(part[name].double() for part in parts) / 3
+        assert torch.allclose(weight.double(), mean, rtol=1e-6, atol=1e-8)
+        assert weight.dtype == torch.float32
+    begin = ("--model_config", "", "--model_name", run.folder / "fused", "--train_steps", 1)
+    again = forks.run(tmp_path / "again", *job, *begin, "--fuse_model", "false")
+    assert again.code == 0, again.err
+    wanted = pytest.approx(again.result["eval_loss_first"], rel=1e-5)
+    assert run.result["published"]["eval_loss"] == wanted
+    assert run.result["published"]["eval_loss_last"] == run.result["eval_loss"]
+
+
+def test_best_adapter_is_published(forks: Forks, job: tuple[object, ...], tmp_path: Path) -> None:
+    """An adapter that learns much too fast breaks a trained base: its last state is not the best."""
+    better = ("--learning_rate", 3e-3, "--train_steps", 100, "--save_steps", 100)
+    base = forks.run(tmp_path / "base", *job, *better)
+    assert base.code == 0, base.err
+    model = ("--model_config", "", "--model_name", base.folder / "fused")
+    run = forks.run(tmp_path / "run", *job, *model, "--lora", "true", "--publish", "best")
+    assert run.code == 0, run.err
+    (first,) = best_of(run, 1)
+    assert first != f"checkpoint-{STEPS}", "else nothing is proved"
+    saved, best = (
+        load_file(folder / "adapter_model.safetensors")
+        for folder in (run.folder / "adapter", run.folder / first)
+    )
+    assert saved.keys() == best.keys()
+    assert all(torch.equal(saved[name], best[name]) for name in best)
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (
+            ("--publish", "best", "--eval_strategy", "no"),
+            "publish: expected eval_strategy steps or epoch as well, got best with eval_strategy no",
+        ),
+        (("--publish", "average", "--lora", "true"), "publish: expected last or best with lora"),
+    ],
+)
+def test_unrankable_checkpoints_are_refused(
+    args: tuple[object, ...], error: str, forks: Forks, job: tuple[object, ...], tmp_path: Path
+) -> None:
+    run = forks.run(tmp_path / "run", *job, *args)
+    assert run.code == 2
+    assert error in run.err
+
+
+def test_publish_best_needs_rows_to_evaluate_on(
+    forks: Forks, job: tuple[object, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "one.jsonl").write_text('{"prompt": "Hi?", "response": "Hi."}\n')
+    data = ("--dataset_name", tmp_path / "one.jsonl")
+    run = forks.run(tmp_path / "run", *job, *data, "--publish", "best")
+    assert run.code == 2
+    assert "publish: expected data to evaluate on for best" in run.err
