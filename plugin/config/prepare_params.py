@@ -48,7 +48,7 @@ def _dedup(value: object) -> object:
 
 
 class PrepareParams(_Group):
-    """What `prepare` reads, drops and writes."""
+    """Parameters of a corpus: its data, what is dropped of it, its tokenizer."""
 
     dataset_name: str = Field(
         description="Files, folders or hub ids, joined with |; [train:N,test:N,weight:W,name:CONFIG] limits and weighs a part."

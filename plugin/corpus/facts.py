@@ -14,7 +14,7 @@ from ..config.prepare_params import PrepareParams
 from ..data.stored.manifest import FORMAT
 from .keep import first_documents, rows_before
 from .listing import Listing
-from .steps import Step
+from .steps import CorpusStep
 from .tokens import SPLITS, dtype_of
 
 LIBRARIES = ("tokenizers", "fastokens", "transformers", "numpy", "pyarrow")
@@ -27,16 +27,16 @@ class Work:
 
     params: PrepareParams
     listing: Listing
-    sign: Step
-    bands: Step
-    keep: Step
-    tokenizer: Step
-    tokens: Step
+    sign: CorpusStep
+    bands: CorpusStep
+    keep: CorpusStep
+    tokenizer: CorpusStep
+    tokens: CorpusStep
     version: str  # of this program
     command: Sequence[str]
 
     @property
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[CorpusStep, ...]:
         return self.sign, self.bands, self.keep, self.tokenizer, self.tokens
 
     def label(self, source: int, file: int) -> str:
@@ -116,7 +116,7 @@ def manifest_of(key: str, work: Work, shards: Sequence[dict[str, Any]]) -> dict[
 _OF_A_TASK = ("seconds", "cpu_seconds", "load_cpu_seconds")
 
 
-def _stage(step: Step) -> dict[str, Any]:
+def _stage(step: CorpusStep) -> dict[str, Any]:
     facts = [step.facts(task) for task in range(len(step.sizes))]
     return {
         "key": step.key,

@@ -25,7 +25,7 @@ from .duplicates import (
     verified_edges,
 )
 from .listing import Listing
-from .steps import Step
+from .steps import CorpusStep
 
 TRAIN, EVAL, EXACT, NEAR = range(4)  # fates
 FATES = ("train", "eval", "exact duplicate", "near duplicate")
@@ -38,13 +38,13 @@ def mapped(path: Path) -> NDArray[Any]:
     return np.load(path, mmap_mode="r")
 
 
-def first_documents(sign: Step) -> NDArray[np.int64]:
+def first_documents(sign: CorpusStep) -> NDArray[np.int64]:
     """Return the number of each task's first document, and behind them that of all documents."""
     counts = [sign.facts(task)["documents"] for task in range(len(sign.sizes))]
     return np.cumsum([0, *counts], dtype=np.int64)
 
 
-def run_bands(params: PrepareParams, sign: Step, band: int, folder: Path) -> dict[str, Any]:
+def run_bands(params: PrepareParams, sign: CorpusStep, band: int, folder: Path) -> dict[str, Any]:
     """Find the verified pairs of one band: edges.npy int64 [E, 2], alike.npy float32 [E]."""
     firsts = first_documents(sign)
     tasks = range(len(sign.sizes))
@@ -62,7 +62,7 @@ def run_bands(params: PrepareParams, sign: Step, band: int, folder: Path) -> dic
 
 
 def _low_bytes(
-    sign: Step, firsts: NDArray[np.int64]
+    sign: CorpusStep, firsts: NDArray[np.int64]
 ) -> Callable[[NDArray[np.int64]], NDArray[np.uint8]]:
     def rows(documents: NDArray[np.int64]) -> NDArray[np.uint8]:
         tasks = np.searchsorted(firsts, documents, side="right") - 1
@@ -79,7 +79,12 @@ def _low_bytes(
 
 
 def run_keep(
-    params: PrepareParams, listing: Listing, sign: Step, bands: Step, number: int, folder: Path
+    params: PrepareParams,
+    listing: Listing,
+    sign: CorpusStep,
+    bands: CorpusStep,
+    number: int,
+    folder: Path,
 ) -> dict[str, Any]:
     """Decide the fate of every document."""
     firsts = first_documents(sign)
@@ -107,7 +112,7 @@ def run_keep(
     return {name: int((fate == place).sum()) for place, name in enumerate(FATES)}
 
 
-def _edges_of(bands: Step) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _edges_of(bands: CorpusStep) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the pairs of all bands once each, [E, 2], and their similarities, [E]."""
     tasks = range(len(bands.sizes))
     edges = np.concatenate(
@@ -134,7 +139,7 @@ def _held_out(
     return (mixed >> np.uint64(11)) < np.uint64(round(params.eval_share * 2**53))
 
 
-def rows_before(listing: Listing, sign: Step) -> list[int]:
+def rows_before(listing: Listing, sign: CorpusStep) -> list[int]:
     """Return, for each task, the rows of its file that lie before its bytes."""
     read: dict[tuple[int, tuple[int, ...]], int] = {}
     found: list[int] = []

@@ -22,7 +22,7 @@ from .keep import run_bands, run_keep
 from .listing import TASK_BYTES, list_sources
 from .seal import seal, sealed_with, why_changed
 from .sign import run_sign, scheme_of
-from .steps import Log, Share, Step, Workers, disk_error, held, key_of, run_step
+from .steps import CorpusStep, Log, Share, Workers, disk_error, held, key_of, run_step
 from .tokenizer import Load, run_tokenizer
 from .tokens import run_tokens
 
@@ -33,7 +33,7 @@ LONG_WORD = 20  # characters: the mean word of a language without spaces has mor
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a run of `prepare` works, which does not shape its result."""
+    """Settings of a run of `prepare` that do not shape its result."""
 
     processes: int
     share: Share
@@ -85,7 +85,7 @@ def _prepare(
     if options.share.of == 1:
         for part in work.glob("*/.*.part"):  # of a run that was killed
             remove(part)
-    plan = make_plan(params, work, options, load)
+    plan = lay_out(params, work, options, load)
     log(_listed(plan))
     key = key_of("seal", VERSIONS["seal"], [step.key for step in plan.steps], params.model_dump())
     if sealed := _finished(out, key, options, log):
@@ -103,7 +103,7 @@ def _prepare(
     return seal(out, key, plan)
 
 
-def make_plan(params: PrepareParams, work: Path, options: Options, load: Load) -> Work:
+def lay_out(params: PrepareParams, work: Path, options: Options, load: Load) -> Work:
     """List the data and lay out the steps. Raises JobError."""
     listing = list_sources(
         params.dataset_name, work, verify=options.verify, task_bytes=options.task_bytes
@@ -114,8 +114,8 @@ def make_plan(params: PrepareParams, work: Path, options: Options, load: Load) -
 
     def step(
         name: str, sizes: tuple[int, ...], run: Callable[[int, Path], dict[str, Any]], *shape: Any
-    ) -> Step:
-        return Step(name, key_of(name, VERSIONS[name], *shape), sizes, run, work)
+    ) -> CorpusStep:
+        return CorpusStep(name, key_of(name, VERSIONS[name], *shape), sizes, run, work)
 
     # Without near duplicates, the signatures are not computed.
     scheme = vars(scheme_of(params)) if dedup.near else None
@@ -189,7 +189,7 @@ def _listed(plan: Work) -> str:
     return f"list: {names} in {len(listing.tasks)} tasks"
 
 
-def _notes(step: Step, plan: Work) -> list[str]:
+def _notes(step: CorpusStep, plan: Work) -> list[str]:
     """Return what a person should know of a step that is done."""
     facts = [step.facts(task) for task in range(len(step.sizes))]
     if step.name == "sign":

@@ -1,4 +1,4 @@
-"""Step `sign`: what each document is, so that duplicates can be found without its text.
+"""CorpusStep `sign`: what each document is, so that duplicates can be found without its text.
 
 D documents of a task, P values of a signature, B bands. Files of a task: digest.npy uint64 [D, 2],
 row.npy int64 [D, 2] (file of the source, row of the task), bytes.npy int64 [D] and, for near
@@ -50,7 +50,7 @@ def normaliser(params: PrepareParams) -> Any:
 
 @dataclass
 class _Documents:
-    """What was written of a task's documents so far."""
+    """Documents of a task so far."""
 
     digests: list[NDArray[np.uint64]] = field(default_factory=list)
     rows: list[NDArray[np.int64]] = field(default_factory=list)

@@ -39,7 +39,7 @@ def key_of(*parts: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Step:
+class CorpusStep:
     """Tasks of one kind.
 
     `run(number, folder)` does a task into a new folder and returns what it counted. It crosses to
@@ -83,7 +83,7 @@ class Workers:
         self._most = processes
         self._pool: ProcessPoolExecutor | None = None
 
-    def of(self, step: Step, todo: Sequence[int]) -> ProcessPoolExecutor | None:
+    def of(self, step: CorpusStep, todo: Sequence[int]) -> ProcessPoolExecutor | None:
         """Return the processes for these tasks; None where this one is done sooner alone."""
         size = sum(step.sizes[task] for task in todo)
         if min(self._most, len(todo)) <= 1 or size < SMALL:
@@ -101,7 +101,7 @@ class Workers:
             self._pool.shutdown(cancel_futures=True)
 
 
-def run_step(step: Step, share: Share, workers: Workers, log: Log) -> list[int]:
+def run_step(step: CorpusStep, share: Share, workers: Workers, log: Log) -> list[int]:
     """Do the missing tasks of this share. Returns the tasks that are missing afterwards.
 
     Raises the JobError of the first task that fails; tasks that are done stay done.
@@ -126,7 +126,7 @@ def run_step(step: Step, share: Share, workers: Workers, log: Log) -> list[int]:
     return step.missing()
 
 
-def _do(step: Step, task: int) -> None:
+def _do(step: CorpusStep, task: int) -> None:
     """Do a task into its folder."""
     final, began, cpu = step.folder(task), time.perf_counter(), time.process_time()
     try:
@@ -150,7 +150,7 @@ def disk_error(folder: Path, error: OSError) -> JobError:
     return JobError(Problem("out", "a folder that can be written", got, fix, Code.DISK))
 
 
-def _wait(step: Step, future: Future[None]) -> None:
+def _wait(step: CorpusStep, future: Future[None]) -> None:
     try:
         future.result()
     except BrokenProcessPool as error:
@@ -180,7 +180,7 @@ class _Progress:
 
     EVERY_S = 5.0
 
-    def __init__(self, step: Step, todo: Sequence[int], log: Log):
+    def __init__(self, step: CorpusStep, todo: Sequence[int], log: Log):
         self._step, self._log = step, log
         self._left = sum(step.sizes[task] for task in todo)
         self._total, self._tasks, self._done = self._left, len(todo), 0

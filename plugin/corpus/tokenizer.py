@@ -1,4 +1,4 @@
-"""Step `tokenizer`: the tokenizer of a corpus, trained on a sample of it or named.
+"""CorpusStep `tokenizer`: the tokenizer of a corpus, trained on a sample of it or named.
 
 The folder of its only task holds the tokenizer as save_pretrained writes it. transformers, which
 takes seconds and 250 MB, is imported where it is needed: the steps before do without.
@@ -20,7 +20,7 @@ from ..config.prepare_params import PrepareParams
 from .keep import EVAL, TRAIN, first_documents
 from .listing import Listing
 from .rows import read_task
-from .steps import Step
+from .steps import CorpusStep
 
 SAMPLE = 200 << 20  # bytes: more barely changes a vocabulary, and takes its memory many times over
 READ = 4  # times the sample's bytes are read to draw it
@@ -35,7 +35,7 @@ Load = Callable[[str, str], "PreTrainedTokenizerBase"]  # (name, field) -> token
 
 
 @dataclass(frozen=True)
-class Sample:
+class TextSample:
     """Texts for a tokenizer."""
 
     texts: list[str]
@@ -46,8 +46,8 @@ class Sample:
 def run_tokenizer(
     params: PrepareParams,
     listing: Listing,
-    sign: Step,
-    keep: Step,
+    sign: CorpusStep,
+    keep: CorpusStep,
     load: Load,
     number: int,
     folder: Path,
@@ -108,8 +108,8 @@ def _rounded(size: int) -> int:
 
 
 def draw_sample(
-    params: PrepareParams, listing: Listing, sign: Step, fate: NDArray[np.uint8]
-) -> Sample:
+    params: PrepareParams, listing: Listing, sign: CorpusStep, fate: NDArray[np.uint8]
+) -> TextSample:
     """Draw about SAMPLE bytes of training documents, from each source by its weight.
 
     Only some tasks of a large source are read, chosen by the seed. Documents held out serve the
@@ -136,7 +136,7 @@ def draw_sample(
                 size += len(text.encode())
     if not held:
         held, texts = texts[99::100], [text for n, text in enumerate(texts) if n % 100 != 99]
-    return Sample(texts, held, size)
+    return TextSample(texts, held, size)
 
 
 def _shares(listing: Listing, sizes: list[int], draws: NDArray[np.float64]) -> dict[int, float]:
@@ -175,7 +175,7 @@ def _drawn(document: int, seed: int) -> float:
 def _documents(
     params: PrepareParams,
     listing: Listing,
-    sign: Step,
+    sign: CorpusStep,
     fate: NDArray[np.uint8],
     tasks: range | list[int],
 ) -> Iterator[tuple[int, str, int]]:

@@ -1,4 +1,4 @@
-"""Step `tokens`: the ids of every document that stays, without special tokens and not cut.
+"""CorpusStep `tokens`: the ids of every document that stays, without special tokens and not cut.
 
 Files of a task, for each split that it has documents of: <split>.ids.npy [N], <split>.offsets.npy
 int64 [S + 1], <split>.source.npy int64 [S, 2] (file of the source, row of it from 1).
@@ -18,7 +18,7 @@ from .keep import EVAL, TRAIN, first_documents, rows_before
 from .listing import Listing
 from .rows import read_task
 from .sign import row_chunks
-from .steps import Step
+from .steps import CorpusStep
 from .tokenizer import Load
 
 SPLITS = {"train": TRAIN, "eval": EVAL}
@@ -33,9 +33,9 @@ def dtype_of(vocab_size: int) -> str:
 def run_tokens(
     params: PrepareParams,
     listing: Listing,
-    sign: Step,
-    keep: Step,
-    tokenizer: Step,
+    sign: CorpusStep,
+    keep: CorpusStep,
+    tokenizer: CorpusStep,
     load: Load,
     number: int,
     folder: Path,

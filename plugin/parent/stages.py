@@ -18,6 +18,7 @@ from ..base.errors import Code, JobError, Problem, print_problems
 from ..base.redact import redact
 from ..config.params import Params
 from ..config.parse import Parsed
+from ..config.rules import makes_packs
 from ..config.stages import Stage, field_of, prefixed
 from ..run.events import Event
 from ..run.folder import STOP, RunFolder

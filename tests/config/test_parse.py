@@ -407,8 +407,12 @@ def test_parsing_its_own_result_changes_nothing() -> None:
     [
         ({"train_tokens": 9, "num_train_epochs": 1}, (), "train_tokens"),
         ({"train_tokens": 9, "train_steps": 5}, ("train_tokens", "train_steps"), "train_tokens"),
-        ({"train_tokens": 9, "streaming": "false"}, (), "train_tokens"),
-        ({"batch_warmup_tokens": 9, "streaming": "false"}, (), "batch_warmup_tokens"),
+        ({"train_tokens": 9, "streaming": "false", "training_stage": "sft"}, (), "train_tokens"),
+        (
+            {"batch_warmup_tokens": 9, "streaming": "false", "training_stage": "sft"},
+            (),
+            "batch_warmup_tokens",
+        ),
     ],
 )
 def test_token_clock_conflicts_name_their_field(

@@ -323,7 +323,7 @@ def test_sample_of_the_tokenizer_follows_the_weights(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokenizer, "SAMPLE", 12_000)
-    drawn: list[tokenizer.Sample] = []
+    drawn: list[tokenizer.TextSample] = []
     real = tokenizer.draw_sample
     monkeypatch.setattr(
         tokenizer, "draw_sample", lambda *given: drawn.append(real(*given)) or drawn[-1]
@@ -350,7 +350,7 @@ def test_words_without_spaces_are_noticed(tmp_path: Path) -> None:
     assert dropped_rows(tmp_path / "characters")
 
 
-def test_named_tokenizer_is_taken_and_its_digest_shapes_the_tokens(
+def test_named_tokenizer_gives_the_tokens_of_its_own_corpus(
     data: Path, prepared: Path, tmp_path: Path
 ) -> None:
     named = {"vocab_size": 0, "tokenizer_name": str(prepared / "tokenizer")}

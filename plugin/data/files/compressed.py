@@ -42,7 +42,7 @@ def open_bytes(path: Path) -> IO[bytes]:
 BROKEN = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
-def why_broken(error: Exception) -> str:
+def unpacking_failure(error: Exception) -> str:
     """Describe the failure of unpacking; empty for an error that has another cause."""
     if isinstance(error, BROKEN) or (isinstance(error, OSError) and error.errno is None):
         return str(error) or type(error).__name__

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from ...base.errors import JobError, data_error
 from .columns import FIELD, read_columns
-from .compressed import data_suffix, is_compressed, open_bytes, why_broken
+from .compressed import data_suffix, is_compressed, open_bytes, unpacking_failure
 
 MAX_LINE = 64 << 20  # bytes of one line, one csv cell or one paragraph
 MAX_JSON = 1 << 30  # bytes of a .json file, which is read in full
@@ -64,7 +64,7 @@ def _lines(path: Path, bad: Bad, span: Span | None = None) -> Iterator[tuple[int
                     got = f"byte 0x{line[error.start]:02x} at byte {error.start + 1}"
                     bad(number, _bad(path, number, "utf-8 text", got))
     except (EOFError, OSError, zlib.error) as error:
-        if not (is_compressed(path) and (why := why_broken(error))):
+        if not (is_compressed(path) and (why := unpacking_failure(error))):
             raise
         bad(number + 1, _bad(path, number + 1, "a complete compressed file", why))
 
