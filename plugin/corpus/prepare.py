@@ -85,7 +85,7 @@ def _prepare(
     if options.share.of == 1:
         for part in work.glob("*/.*.part"):  # of a run that was killed
             remove(part)
-    plan = lay_out(params, work, options, load)
+    plan = plan_steps(params, work, options, load)
     log(_listed(plan))
     key = key_of("seal", VERSIONS["seal"], [step.key for step in plan.steps], params.model_dump())
     if sealed := _finished(out, key, options, log):
@@ -103,7 +103,7 @@ def _prepare(
     return seal(out, key, plan)
 
 
-def lay_out(params: PrepareParams, work: Path, options: Options, load: Load) -> Work:
+def plan_steps(params: PrepareParams, work: Path, options: Options, load: Load) -> Work:
     """List the data and lay out the steps. Raises JobError."""
     listing = list_sources(
         params.dataset_name, work, verify=options.verify, task_bytes=options.task_bytes
