@@ -67,7 +67,9 @@ class FolderReading:
         evaluation, eval_report = Builder().build(), SplitReport()
         if params.eval_strategy != "no":
             held = StoredSplit(self.folder, manifest, "eval")
-            evaluation, eval_report = evaluated(held, chat, encoding(params), params.seed)
+            # the corpus's seed: runs and stages of other seeds are evaluated on the same texts
+            of_corpus = manifest.split.seed
+            evaluation, eval_report = evaluated(held, chat, encoding(params), of_corpus)
             _log_evaluation(len(evaluation), len(held), log)
         train = StoredSplit(self.folder, manifest, "train")
         if not len(train):
