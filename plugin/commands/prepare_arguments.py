@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config.command_line import CommandLine
-from ..config.prepare_params import STEPS, PrepareParams
+from ..config.prepare_params import STEPS, Dedup, PrepareParams
 
 
 def prepare_options(argv: Sequence[str]) -> argparse.Namespace:
@@ -17,7 +17,13 @@ def prepare_options(argv: Sequence[str]) -> argparse.Namespace:
     Raises JobError (exit 2).
     """
     about = "Turn raw text into a deduplicated corpus with its tokenizer, stored as tokens."
-    parser = CommandLine(prog="main.py prepare", description=about)
+    keys = (f"{name}: {field.description}" for name, field in Dedup.model_fields.items())
+    parser = CommandLine(
+        prog="main.py prepare",
+        description=about,
+        epilog="\n".join(("dedup, in the file alone, or `dedup: false`:", *keys)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--config", required=True, metavar="FILE", help="parameters from a YAML or JSON file"
     )
