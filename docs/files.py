@@ -16,6 +16,7 @@ ORDER = [
     "cli.py",
     "hosts",
     "commands",
+    "planning",
     "parent",
     "worker",
     "assembly",

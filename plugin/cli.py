@@ -14,6 +14,7 @@ from .base.errors import JobError, Problem, guarded, json_line, print_problems
 from .base.process import torch_program
 from .base.redact import guard_streams
 from .commands.arguments import chat_options, fuse_options
+from .commands.plan_arguments import plan_options
 from .commands.prepare_arguments import prepare_options
 from .config.command_line import CommandLine
 from .config.config_file import read_config
@@ -32,12 +33,13 @@ from .run.outcome import Outcome
 from .run.record import NotARecord
 from .run.run_file import RunFile
 
-# Commands that are programs of their own, and the reader of their arguments: they import torch,
-# this program does not.
+# Commands that are programs of their own, and the reader of their arguments: they import torch (or
+# numpy), this program does not.
 PROGRAMS: dict[str, tuple[str, Callable[[Sequence[str]], object]]] = {
     "chat": ("plugin.commands.chat", chat_options),
     "fuse": ("plugin.commands.fuse", fuse_options),
     "prepare": ("plugin.commands.prepare", prepare_options),
+    "plan": ("plugin.commands.plan", plan_options),
 }
 
 
@@ -132,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="main.py", description="Train text-diffusion language models.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"diffusion-llm-trainer {VERSION}")
-    commands = parser.add_subparsers(dest="command", metavar="train|check|prepare|chat|fuse")
+    commands = parser.add_subparsers(dest="command", metavar="train|check|prepare|plan|chat|fuse")
     for name, text in (
         ("train", "train a model into a run folder"),
         ("check", "check a job without training; writes nothing"),
@@ -159,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "prepare", help="turn raw text into a corpus of stored tokens", add_help=False
     )
+    commands.add_parser("plan", help="plan a run, or fit scaling laws to runs", add_help=False)
     commands.add_parser("chat", help="talk to a trained model", add_help=False)
     commands.add_parser(
         "fuse", help="merge an adapter that was trained earlier into its base", add_help=False

@@ -27,7 +27,9 @@ FLOORS = {
     "assembly": "base config run batch data objectives models sampling training",
     "worker": "base config run batch data objectives models sampling training assembly",
     "parent": "base config run data",
-    "commands": "base config run batch data corpus objectives models sampling assembly",
+    "planning": "base config run",
+    "commands": "base config run batch data corpus objectives models sampling training assembly "
+    "planning",
     "hosts": "base config run parent data",
     "cli": "base config run parent commands hosts",
 }

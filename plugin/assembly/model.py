@@ -21,6 +21,7 @@ from ..models.configuration import (
     extend_context,
     load_config,
     new_config,
+    set_causal,
     switch_off_dropout,
 )
 from ..models.linear.float8 import convert_linear_layers
@@ -71,6 +72,7 @@ def base_config(params: Params, tokenizer: PreTrainedTokenizerBase) -> Pretraine
     Raises JobError (exit 2 or 4).
     """
     config = named_config(params)
+    set_causal(config, params.training_method)
     if params.model_config_file:
         fit_config(config, tokenizer)
     else:
@@ -117,6 +119,7 @@ def make_model(
                 four_bit=four_bit,
                 config=copy.deepcopy(config) if _extends(params) else None,
             )
+    set_causal(model.config, params.training_method)
     added = new_tokens(config, tokenizer)
     if added:
         model.resize_token_embeddings(len(tokenizer))

@@ -17,7 +17,7 @@ from ..objectives.answers import (
 )
 from ..objectives.masked import Loss
 from ..objectives.noise import Noise
-from ..run.facts import ModelFacts, SamplerSettings
+from ..run.facts import ModelFacts, SamplerSettings, token_by_token
 from ..training.step import StepRules
 
 
@@ -40,14 +40,16 @@ def step_rules(params: Params, chat: ChatFormat) -> StepRules:
             norm=method.norm if params.loss_norm == "auto" else params.loss_norm,
             of_sums=objective.loss,
         ),
+        corrupt=objective.corrupt,
     )
 
 
 def _transforms(params: Params, chat: ChatFormat) -> tuple[Transform, ...]:
     """Choose what is done to a step's documents before the noise, in this order."""
     answers = params.training_stage == "sft"
+    causal = METHODS[params.training_method].causal
     fill = EndFill(
-        policy=params.eos_policy if answers else "single",
+        policy=params.eos_policy if answers and not causal else "single",
         block=params.eos_block_length,
         max_length=params.max_length,
         end_ids=chat.end_ids,
@@ -56,6 +58,8 @@ def _transforms(params: Params, chat: ChatFormat) -> tuple[Transform, ...]:
     if not answers:
         split = LengthSplit(share=params.stochastic_length, start_id=chat.start_id)
         return (fill, split) if params.stochastic_length else (fill,)
+    if causal:  # the answer's own end token follows it; nothing is cut or hidden
+        return (fill,)
     cutoffs = _cutoffs(params)
     return (
         *((cutoffs,) if cutoffs.perbatch or cutoffs.ratio else ()),
@@ -78,8 +82,10 @@ def sampler_settings(params: Params) -> SamplerSettings:
     """Return how the result should be sampled: on a canvas like those it was trained on.
 
     block: block by block. batch: the full canvas from the start. single: small blocks, because no
-    canvas extended past an answer.
+    canvas extended past an answer. A causal model writes token by token.
     """
+    if METHODS[params.training_method].causal:
+        return token_by_token(max(1, min(256, params.max_length // 2)))
     lengths = {"block": params.eos_block_length, "batch": 32, "single": 8}
     block = min(lengths[params.eos_policy], params.max_length)
     longest = max(block, min(256, params.max_length // 2) // block * block)
@@ -90,13 +96,21 @@ def sampler_settings(params: Params) -> SamplerSettings:
 
 def diffusion_facts(params: Params, rules: StepRules) -> ModelFacts:
     """Return what a model's folder records: method, noise, loss, answers, sampler."""
-    own, cutoffs = METHODS[params.training_method].options, _cutoffs(params)
+    method, cutoffs = METHODS[params.training_method], _cutoffs(params)
+    if method.causal:  # no noise
+        return ModelFacts(
+            method=method.name,
+            loss_norm=rules.loss.norm,
+            eos_policy=rules.answers.fill.policy,
+            sampler=sampler_settings(params),
+        )
+    weighed = "loss_weight_type" in method.options
     return ModelFacts(
-        method=params.training_method,
+        method=method.name,
         noise_schedule=params.noise_schedule,
         time_range=[params.t_min, params.t_max],
         loss_norm=rules.loss.norm,
-        loss_weight=params.loss_weight_type if "loss_weight_type" in own else "time",
+        loss_weight=params.loss_weight_type if weighed else "time",
         perbatch_cutoff=cutoffs.perbatch,
         resp_cutoff_ratio=cutoffs.ratio,
         prompt_drop=params.prompt_drop if params.training_stage == "sft" else 0.0,

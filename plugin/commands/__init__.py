@@ -1,1 +1,1 @@
-"""Commands that are torch programs of their own: chat and fuse."""
+"""Commands that are programs of their own: chat, fuse and plan."""

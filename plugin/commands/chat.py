@@ -32,8 +32,9 @@ from ..models.diffusion import positions, predictor
 from ..models.digest import find_base
 from ..models.load import load_model
 from ..models.lora import ADAPTER_CONFIG, merged_model
+from ..models.masks import is_causal
 from ..models.tokenizer import load_tokenizer
-from ..run.facts import SamplerSettings, read_facts
+from ..run.facts import SamplerSettings, read_facts, token_by_token
 from ..run.folder import RunFolder, local_path
 from ..run.stages_file import newest_stage
 from ..sampling.blockwise import OnStep, Vocabulary, generate
@@ -115,7 +116,6 @@ def load_chatter(name: str, overrides: dict[str, int], given_base: str = "") -> 
     """Load a model, or an adapter on its base, see find_base. Raises JobError (exit 4)."""
     path = Path(find_model(name))
     facts = read_facts(path)
-    settings = replace(facts.sampler, **overrides)
     if (path / ADAPTER_CONFIG).is_file() and (base := facts.base):
         folder = find_base(path, base, given_base)
         tokenizer = load_tokenizer(str(path))
@@ -126,7 +126,7 @@ def load_chatter(name: str, overrides: dict[str, int], given_base: str = "") -> 
             dtype=getattr(torch, base.dtype),
             embedding_rows=len(tokenizer),
         )
-        return Chatter(model, ChatFormat(tokenizer), settings)
+        return Chatter(model, ChatFormat(tokenizer), _settings(model, facts.sampler, overrides))
     model = load_model(str(path) if path.exists() else name)
     return Chatter(
         model,
@@ -135,8 +135,28 @@ def load_chatter(name: str, overrides: dict[str, int], given_base: str = "") -> 
                 str(path) if path.exists() else name, family=FAMILIES[model.config.model_type]
             )
         ),
-        settings,
+        _settings(model, facts.sampler, overrides),
     )
+
+
+def _settings(
+    model: PreTrainedModel, saved: SamplerSettings, overrides: dict[str, int]
+) -> SamplerSettings:
+    """Return the settings that a model was saved with, and those that were asked for.
+
+    A causal model writes token by token. Raises JobError (exit 2) for blocks or steps of one.
+    """
+    if not is_causal(model.config):
+        return replace(saved, **overrides)
+    if asked := [name for name in overrides if name != "max_new_tokens"]:
+        fix = "It writes from left to right, one token a step."
+        raise JobError(
+            *(
+                Problem(name, f"no {name} with a causal model", str(overrides[name]), fix)
+                for name in asked
+            )
+        )
+    return token_by_token(overrides.get("max_new_tokens", saved.max_new_tokens))
 
 
 def main(argv: Sequence[str]) -> int:

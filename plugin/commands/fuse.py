@@ -17,7 +17,7 @@ from ..base.errors import Code, JobError, Problem, guarded, json_line, model_err
 from ..base.redact import guard_streams
 from ..config.families import FAMILIES
 from ..config.model_files import refuse_missing_path
-from ..models.configuration import load_config
+from ..models.configuration import load_config, set_causal
 from ..models.digest import find_base
 from ..models.load import load_model, table_rows
 from ..models.lora import merged_model, with_adapter
@@ -79,6 +79,7 @@ def _fuse_earlier(adapter: Path, base: str, out: Path, fuse_base: str) -> Fused:
     # merged_model checks names and shapes before the adapter is put on the base as it was trained.
     merged_model(base, adapter, four_bit=False, dtype=dtype, embedding_rows=len(tokenizer))
     trained = load_model(base, dtype=dtype, four_bit=recorded.four_bit)
+    set_causal(trained.config, facts.method)
     if len(tokenizer) > table_rows(trained):
         trained.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     live = with_adapter(trained, adapter)

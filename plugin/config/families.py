@@ -64,4 +64,6 @@ FAMILIES = {
         ),
     )
 }
+# The family whose layers are those of the published sizes: gated, full heads, no biases.
+SIZED_FAMILY = "llada"
 ARCHITECTURES = tuple(family.architecture for family in FAMILIES.values())

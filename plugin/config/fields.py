@@ -55,11 +55,11 @@ AutoPort = Literal["auto"] | Annotated[int, Field(ge=1, le=65535), BeforeValidat
 
 
 def parameter(
-    default: Any, title: str, help: str, *, form: Mapping[str, float] | bool = False, **bounds: Any
+    default: Any, title: str, help: str, *, form: Mapping[str, Any] | bool = False, **bounds: Any
 ) -> Any:
     """Declare a parameter.
 
-    `form`: it is on the GUI form; a mapping holds the form's own tighter bounds.
+    `form`: it is on the GUI form; a mapping holds the form's own tighter bounds or fewer choices.
     """
     return Field(
         default,

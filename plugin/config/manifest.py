@@ -71,7 +71,7 @@ def _form_property(name: str) -> dict[str, Any]:
     declared = SCHEMA[name]
     keys = ("type", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "pattern")
     bounds = {key: declared[key] for key in keys if key in declared}
-    tighter: dict[str, float] = {} if declared["form"] is True else declared["form"]
+    tighter: dict[str, Any] = {} if declared["form"] is True else declared["form"]
     if "minimum" in tighter:
         bounds.pop("exclusiveMinimum", None)
     text = {

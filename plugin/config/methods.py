@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -14,9 +15,19 @@ class Method:
     families: tuple[str, ...]  # model_type of the models that it trains, see families.py
     norm: str  # what its authors divide the loss by; `loss_norm: auto` reads it
     options: tuple[str, ...] = ()  # parameters that belong to it alone
+    ignored: tuple[str, ...] = ()  # parameters of every other method that it has no use for
+    causal: bool = False  # each token sees those before it, and is predicted from them
+    on_form: bool = True  # forms offer it
+
+    @property
+    def predicted(self) -> float:
+        """Return the share of supervised tokens in a step's loss: times are even over 0 to 1."""
+        return 1.0 if self.causal else 0.5
+
     pipeline_tag: str = "text-generation"  # the task by which hubs and hosts list its models
 
 
+BASELINE = "causal"  # next-token prediction, with whose compute that of other methods is compared
 METHODS = {
     method.name: method
     for method in (
@@ -40,9 +51,35 @@ METHODS = {
             families=("llada",),
             norm="sequence",
         ),
+        Method(
+            name=BASELINE,
+            summary="next-token prediction, the baseline for LLaDA- and Dream-shaped models",
+            families=("llada", "Dream"),
+            norm="token",
+            ignored=(
+                "noise_schedule",
+                "t_sampling",
+                "mask_count",
+                "t_min",
+                "t_max",
+                "complementary",
+                "prompt_drop",
+                "eos_policy",
+                "eos_block_length",
+            ),
+            causal=True,
+            on_form=False,
+        ),
     )
 }
 DEFAULT_METHOD = "bert"
+
+ON_FORM = tuple(method.name for method in METHODS.values() if method.on_form)
+
+
+def summaries(names: Iterable[str]) -> str:
+    """Return a sentence on each of these methods."""
+    return " ".join(f"{name}: {METHODS[name].summary}." for name in names)
 
 
 def methods_of(family: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..base.errors import JobError, Problem, model_error
 from .families import FAMILIES, Family
-from .methods import methods_of
+from .methods import ON_FORM, methods_of
 from .params import Params
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -111,7 +111,7 @@ def check_architecture(params: Params, architecture: str) -> None:
 def refuse_other_methods(family: Family, method: str) -> None:
     """Raise JobError (exit 2) if `method` does not train this family."""
     if method not in (able := methods_of(family.name)):
-        named = " or ".join(able)
+        named = " or ".join(name for name in able if name in ON_FORM)
         fix = f"Set training_method {named}, or choose another model."
         raise JobError(
             Problem("training_method", f"{named} for a {family.architecture}", method, fix)

@@ -27,7 +27,7 @@ from .fields import (
     parameter,
     yes_or_no,
 )
-from .methods import DEFAULT_METHOD, METHODS
+from .methods import DEFAULT_METHOD, METHODS, ON_FORM, summaries
 
 if TYPE_CHECKING:
     MethodName = str
@@ -64,8 +64,8 @@ class Params(BaseModel):
     training_method: MethodName = parameter(
         DEFAULT_METHOD,
         "Method",
-        " ".join(f"{method.name}: {method.summary}." for method in METHODS.values()),
-        form=True,
+        summaries(METHODS),
+        form={"enum": list(ON_FORM), "description": summaries(ON_FORM)},
     )
     training_stage: Literal["sft", "pretrain"] = parameter(
         "sft",

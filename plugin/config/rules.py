@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from ..base.errors import Problem
 from ..base.redact import MARK, redact
 from .fields import MOST_DOCUMENTS
-from .methods import methods_with
+from .methods import METHODS, methods_with
 from .params import SCHEMA, SHARDED, Params
 from .stage_rules import check_stage, without_effect
 from .wording import quoted
@@ -375,6 +375,11 @@ def inapplicable(params: Params) -> list[str]:
         f"it has no effect with {params.training_method}."
         for name in values
         if (able := methods_with(name)) and params.training_method not in able
+        if values[name] != SCHEMA[name]["default"]
+    ]
+    notes += [
+        f"{name}: has no effect with {params.training_method}."
+        for name in METHODS[params.training_method].ignored
         if values[name] != SCHEMA[name]["default"]
     ]
     notes += [

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from .params import SCHEMA
-from .wording import choices
+from .wording import form_choices
 
 NAME = "diffusion-llm-trainer"
 # of the repository on GitHub. The publisher puts the name here, and nowhere else
@@ -59,7 +59,7 @@ def _parameter(name: str) -> dict[str, Any]:
     declared = SCHEMA[name]
     default = declared["default"]
     shown: dict[str, Any]
-    if words := choices(name):
+    if words := form_choices(name):
         shown = {"type": "enum", "options": words, "ui_widget": "select"}
     elif declared.get("type") == "boolean":
         shown = {"type": "bool", "ui_widget": "switch"}

@@ -97,6 +97,12 @@ def _bound(number: float) -> str:
     )
 
 
+def form_choices(name: str) -> list[str]:
+    """Return the words that a form offers for a parameter; empty for numbers and free text."""
+    form = SCHEMA[name]["form"]
+    return form["enum"] if isinstance(form, dict) and "enum" in form else choices(name)
+
+
 def choices(name: str) -> list[str]:
     """Return the words that a parameter accepts; empty for numbers and free text."""
     kinds = SCHEMA[name].get("anyOf", [SCHEMA[name]])

@@ -47,9 +47,10 @@ class Segments:
     longest: int
     # loop alone, since reading lengths waits for the device: (documents, T) of equal neighbours
     runs: tuple[tuple[int, int], ...]
+    causal: bool = False  # a token sees those before it and itself
 
     @staticmethod
-    def of(batch: Batch, backend: str) -> Segments:
+    def of(batch: Batch, backend: str, *, causal: bool = False) -> Segments:
         """Return the segments of a batch for a backend."""
         ends = batch.cu_seqlens.tolist() if backend == "loop" else []
         lengths = [end - start for start, end in pairwise(ends)]
@@ -60,6 +61,7 @@ class Segments:
             document=batch.document,
             longest=batch.longest,
             runs=runs,
+            causal=causal,
         )
 
     @property
@@ -92,10 +94,12 @@ class Segments:
         return self._masks[tokens, reach]
 
     def together(self, reach: int | None) -> Tensor:
-        """Return bool [N, N], True for pairs of one document at most `reach` apart."""
+        """Return bool [N, N], True for pairs (query, key) of one document at most `reach` apart."""
         N = self.document.shape[0]
         if (N, reach) not in self._masks:
             same = self.document[:, None] == self.document
+            # documents lie in order, so that what is before in the batch is before in the document
+            same = same.tril() if self.causal else same
             self._masks[N, reach] = (
                 same if reach is None else same & within(torch.arange(N, device=same.device), reach)
             )
@@ -133,6 +137,7 @@ def document_attention(
     # transformers passes `sliding_window` to windowed layers only. Its size is read from the config,
     # because the meaning of the argument has changed between releases.
     reach = None if others.get("sliding_window") is None else module.config.sliding_window
+    assert not (segments.causal and reach), "no family has windows and is causal"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return BACKENDS[segments.backend](query, key, value, segments, reach, scale), None
 
@@ -163,7 +168,12 @@ def loop(
             mixed = _windowed(q, k, v, segments.band(T, reach), reach, scale)
         else:
             mixed = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=segments.near(T, reach), scale=scale
+                q,
+                k,
+                v,
+                attn_mask=segments.near(T, reach),
+                is_causal=segments.causal,
+                scale=scale,
             )
         parts.append(mixed.transpose(1, 2).flatten(0, 1))  # [documents * T, H, E]
     return torch.cat(parts)[None]
@@ -232,7 +242,7 @@ def varlen(
     else:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     cu, longest = segments.cu_seqlens, segments.longest
-    window = (-1, -1) if reach is None else (reach, reach)
+    window = (-1, 0 if segments.causal else -1) if reach is None else (reach, reach)
     mixed = varlen_attn(
         q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, **options
     )  # [N, H, E]

@@ -34,12 +34,14 @@ _SHARED = ("masks.py", "rotary.py")
 def write_code_files(folder: Path, base: Path | None) -> None:
     """Copy the code files of the model in `folder` there, and make its `auto_map` match them.
 
-    They are those of `base` if it has them all, else this project's, else none.
+    They are those of `base` if it has them all, else this project's, else none. A causal model's
+    are always this project's.
     """
     config_file = folder / "config.json"
     config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
     model_type = config["model_type"]
-    if files := _files_of(config.get("auto_map"), base):
+    causal = config.get("causal", False)  # a field of ours, which published code does not read
+    if not causal and (files := _files_of(config.get("auto_map"), base)):
         for file in files:
             shutil.copy(file, folder / file.name)
         return

@@ -10,6 +10,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from ..base.errors import JobError, Problem, first_line, model_error
 from ..config.families import ARCHITECTURES, FAMILIES, Family
+from ..config.methods import METHODS
 from ..config.model_files import (
     check_model_files,
     check_quantisation,
@@ -18,6 +19,7 @@ from ..config.model_files import (
 )
 from .checks import BROKEN_FILE
 from .checks.config_fields import check_sizes, settle
+from .masks import is_causal
 from .published import REGISTRY, field_problems
 
 
@@ -113,6 +115,20 @@ def family_of(config: PretrainedConfig, name: str, field: str = "model_name") ->
 def check_family_method(config: PretrainedConfig, method: str) -> None:
     """Refuse a method other than that of the model's family. Raises JobError (exit 2)."""
     refuse_other_methods(FAMILIES[config.model_type], method)
+
+
+def set_causal(config: PretrainedConfig, method: str | None) -> None:
+    """Make a configuration causal, or not, as a method trains its model; in place.
+
+    Only families of this project can be causal. A model of unknown method stays as it is.
+    """
+    if config.model_type in REGISTRY and method in METHODS:
+        config.causal = METHODS[method].causal
+
+
+def logit_shift(config: PretrainedConfig) -> int:
+    """Return by how many places a hidden state lies before the token that it predicts."""
+    return 1 if is_causal(config) else FAMILIES[config.model_type].shift
 
 
 def embedding_rows(config: PretrainedConfig) -> int:

@@ -22,9 +22,10 @@ from ..base.errors import JobError, Problem
 from ..batch import Batch
 from ..config.families import FAMILIES
 from .attention import NAME, Segments, within
+from .configuration import logit_shift
 from .head import Rows, Sums, masked_sums
 from .lora import has_adapter
-from .masks import attention_bias
+from .masks import attention_bias, is_causal
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # see predictor
 
@@ -159,10 +160,10 @@ class DiffusionModel(nn.Module):
 
     def forward(self, batch: Batch) -> Sums:
         model = unwrapped(self.model)
-        backbone, family = BACKBONES[model.config.model_type], FAMILIES[model.config.model_type]
+        backbone = BACKBONES[model.config.model_type]
         hidden, place = self._encoded(backbone, model, batch)
         # A document's first token is never masked, so the shifted place stays in the document.
-        gathered = hidden[place[batch.masked - family.shift]]  # [M, D]
+        gathered = hidden[place[batch.masked - logit_shift(model.config)]]  # [M, D]
         rows = Rows(batch.target, batch.weight, batch.document[batch.masked], batch.documents)
         return masked_sums(backbone.transform(model, gathered), output_projection(model), rows)
 
@@ -195,7 +196,7 @@ class DiffusionModel(nn.Module):
         if hidden is None:
             assert self.attention
             assert backbone.encode_flat
-            segments = Segments.of(batch, self.attention)
+            segments = Segments.of(batch, self.attention, causal=is_causal(model.config))
             hidden = backbone.encode_flat(model, batch.ids[None], batch.position[None], segments)[0]
         return hidden, torch.arange(batch.ids.shape[0], device=hidden.device)
 
@@ -269,7 +270,7 @@ def predictor(model: nn.Module) -> Predict:
     predicts token i.
     """
     plain = unwrapped(model)
-    backbone, family = BACKBONES[plain.config.model_type], FAMILIES[plain.config.model_type]
+    backbone, shift = BACKBONES[plain.config.model_type], logit_shift(plain.config)
 
     @torch.no_grad()
     def predict(ids: Tensor, real: Tensor, places: Tensor) -> Tensor:
@@ -278,7 +279,7 @@ def predictor(model: nn.Module) -> Predict:
         with own_dtype(plain):
             hidden = backbone.encode(plain, ids.to(device), mask)
             rows, columns = places.to(device).unbind(1)
-            gathered = hidden[rows, (columns - family.shift).clamp(min=0)]
+            gathered = hidden[rows, (columns - shift).clamp(min=0)]
             return output_projection(plain)(backbone.transform(plain, gathered))
 
     return predict

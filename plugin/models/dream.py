@@ -69,6 +69,7 @@ class DreamConfig(PretrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
+    causal: bool = False  # the autoregressive baseline
 
     def __post_init__(self, **unnamed: object) -> None:
         if self.num_key_value_heads is None:
@@ -76,6 +77,13 @@ class DreamConfig(PretrainedConfig):
         if unnamed.get("head_dim") is None:  # Qwen2's attention would use a null too
             unnamed.pop("head_dim", None)
         super().__post_init__(**unnamed)
+
+    def to_diff_dict(self) -> dict[str, object]:
+        """Return the fields of config.json."""
+        fields = super().to_diff_dict()
+        if not self.causal:  # no published file has this field
+            fields.pop("causal", None)
+        return fields
 
 
 def check_dream(config: DreamConfig) -> None:
@@ -149,7 +157,11 @@ class DreamModel(PreTrainedModel):
         bias = attention_bias(config, hidden, attention_mask)
         for layer in self.model.layers:
             hidden = layer(
-                hidden, attention_mask=bias, position_embeddings=rotary, segments=segments
+                hidden,
+                attention_mask=bias,
+                position_embeddings=rotary,
+                segments=segments,
+                is_causal=config.causal,
             )
         return self.model.norm(hidden)
 

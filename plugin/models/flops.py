@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..config.families import FAMILIES
 from .diffusion import BACKBONES, output_projection, own_dtype, unwrapped
+from .masks import is_causal
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class FlopCount:
     body: float  # operations per token: all linear layers below the head, forward and backward
     head: float  # operations per masked token
     attention: tuple[tuple[int, int | None], ...]  # per layer: width of all heads, window or None
+    causal: bool = False  # a token attends to those before it and to itself alone
 
     def step(self, lengths: Sequence[int], masked: int) -> float:
         """Return the operations of forward and backward over documents of these lengths.
@@ -34,13 +36,16 @@ class FlopCount:
         """
         pairs = 0.0
         for width, window in self.attention:
-            seen = sum(
-                length * length if window is None else _windowed(length, window)
-                for length in lengths
-            )
+            seen = sum(self._seen(length, window) for length in lengths)
             # scores and values, two operations each; backward costs twice as much as forward
             pairs += 3 * 4 * width * seen
         return self.body * sum(lengths) + self.head * masked + pairs
+
+    def _seen(self, length: int, window: int | None) -> int:
+        """Return the pairs of tokens of a document that attend."""
+        if self.causal:
+            return length * (length + 1) // 2
+        return length * length if window is None else _windowed(length, window)
 
 
 def _windowed(length: int, window: int) -> int:
@@ -67,7 +72,7 @@ def count_flops(model: nn.Module) -> FlopCount:
             head += cost
         else:
             body += cost
-    return FlopCount(body, head, _attention(plain.config))
+    return FlopCount(body, head, _attention(plain.config), is_causal(plain.config))
 
 
 def _without_input_gradient(model: PreTrainedModel) -> set[nn.Module]:

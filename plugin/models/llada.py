@@ -1,5 +1,8 @@
 """LLaDA: Llama's layers with full attention, parameters named as in the published checkpoints.
 
+With `causal` in its configuration, which no published file has, it is the autoregressive baseline:
+a token sees those before it, and state i - 1 predicts token i.
+
 Saving and loading need no key map, because modules have the published names:
 `model.transformer.blocks.N.ff_proj` is the gate, a block's `ff_out` the down projection,
 `model.transformer.ff_out` the output head.
@@ -27,7 +30,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
-from .masks import attention_bias
+from .masks import attention_bias, first_tokens, shift_right
 from .rotary import positions_or_default, rotary_tables, rotate
 
 # Fields that change the arithmetic, with the values that this file supports; () refuses any. Fields
@@ -89,6 +92,7 @@ class LLaDAConfig(PretrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
+    causal: bool = False
 
     def __post_init__(self, **unnamed: object) -> None:
         self.n_kv_heads = self.n_heads if self.n_kv_heads is None else self.n_kv_heads
@@ -108,6 +112,8 @@ class LLaDAConfig(PretrainedConfig):
         """Return the fields of config.json, published names only."""
         fields = super().to_diff_dict()
         del fields["tie_word_embeddings"]
+        if not self.causal:  # no published file has this field
+            fields.pop("causal", None)
         return fields
 
 
@@ -157,7 +163,7 @@ class LLaDABlock(GradientCheckpointingLayer):
     def attend(
         self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor | None, segments: object | None
     ) -> Tensor:
-        """Return the full attention of x [S, T, D], which `bias` or `segments` restricts.
+        """Return the attention of x [S, T, D], which `bias` or `segments` restricts.
 
         `bias` is made by attention_bias; `segments` are the documents of a flat batch.
         """
@@ -178,6 +184,7 @@ class LLaDABlock(GradientCheckpointingLayer):
             dropout=self.config.attention_dropout if self.training else 0.0,
             scaling=self.head_dim**-0.5,
             segments=segments,
+            is_causal=self.config.causal,
         )  # [S, T, H, E]
         return self.attn_out(mixed.reshape(S, T, D))
 
@@ -233,7 +240,7 @@ class LLaDAModelLM(PreTrainedModel):
     ) -> Tensor:
         """Return hidden states [S, T, D] after the last norm; state i belongs to token i.
 
-        Args: input_ids [S, T]; attention_mask [S, T] (1 = real) or [S, 1, T, T]; position_ids
+        That of a causal model predicts token i + 1. Args: input_ids [S, T]; attention_mask [S, T] (1 = real) or [S, 1, T, T]; position_ids
         [S, T], default 0..T-1; segments: instead of a mask, the documents of a single flat row.
         """
         parts = self.model.transformer
@@ -258,10 +265,14 @@ class LLaDAModelLM(PreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
     ) -> MaskedLMOutput:
-        """Return logits [S, T, V]; arguments as in `encode`."""
-        return MaskedLMOutput(
-            logits=self.head(self.encode(input_ids, attention_mask, position_ids))
-        )
+        """Return logits [S, T, V]; arguments as in `encode`.
+
+        A causal model predicts a document's first token from its own state, which means nothing.
+        """
+        hidden = self.encode(input_ids, attention_mask, position_ids)
+        if self.config.causal:
+            hidden = shift_right(hidden, first_tokens(input_ids, attention_mask))
+        return MaskedLMOutput(logits=self.head(hidden))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.transformer.wte

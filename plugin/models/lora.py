@@ -18,7 +18,9 @@ from typing_extensions import TypeIs
 from ..base.errors import JobError, Problem, model_error
 from ..config.families import Family
 from ..config.model_files import read_json
+from ..run.facts import read_facts
 from .checks.adapter_config import check_adapter_config
+from .configuration import set_causal
 from .load import load_model, table_rows
 
 # importing peft, and bitsandbytes with it, takes two of a worker's six seconds, so only functions
@@ -144,6 +146,7 @@ def merged_model(
         model = dequantized(model, dtype)
     if embedding_rows and embedding_rows > table_rows(model):
         model.resize_token_embeddings(embedding_rows, mean_resizing=False)
+    set_causal(model.config, read_facts(adapter).method)
     _check_fits(model, base, adapter)
     return cast("PreTrainedModel", with_adapter(model, adapter).merge_and_unload()).eval()
 

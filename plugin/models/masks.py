@@ -1,4 +1,4 @@
-"""Attention masks of padded rows, and Dream's one-token shift across document borders.
+"""Attention masks of padded rows, full or causal, and the one-token shift of logits.
 
 This file is copied into the folder of a published model (code_files.py), so that it imports torch
 and transformers alone. S documents (rows), T tokens of a row, D width.
@@ -14,6 +14,14 @@ from transformers.masking_utils import create_bidirectional_mask
 # name of the attention over packed documents, which attention.py registers inside the plugin
 DOCUMENTS = "documents"
 _BY_MASK = ("eager", "sdpa", DOCUMENTS)
+
+
+def is_causal(config: PretrainedConfig) -> bool:
+    """Return True for a model whose tokens see only those before them and themselves.
+
+    Its configuration says `causal: true`; published ones have no such field.
+    """
+    return bool(getattr(config, "causal", False))
 
 
 def visible(attention_mask: Tensor) -> Tensor:
@@ -40,11 +48,16 @@ def attention_bias(
     Args: hidden [S, T, D]; attention_mask [S, T] (1 = real) or [S, 1, T, T] (boolean or additive),
     None = no padding. Returns: None, or [S, 1, T, T], boolean for sdpa and `documents`, additive
     for eager; other functions get transformers' own form. Raises: ValueError for a 4-D mask if the
-    attention function accepts none. Every query sees at least one key: a softmax over an empty row
-    is NaN or, with finite minima, sees everything. No value is read back from the device, so a
-    training step does not wait here.
+    attention function accepts none, and for a causal model with such a function. Every query sees
+    at least one key: a softmax over an empty row is NaN or, with finite minima, sees everything. No
+    value is read back from the device, so a training step does not wait here. Without a mask, sdpa
+    and `documents` are causal by their own argument.
     """
-    implementation = config._attn_implementation
+    implementation, causal = config._attn_implementation, is_causal(config)
+    if causal and implementation not in _BY_MASK:
+        raise ValueError(
+            f"attn_implementation: expected eager or sdpa for a causal model, got {implementation}."
+        )
     if attention_mask is not None and implementation not in _BY_MASK:
         if attention_mask.dim() == 4:
             raise ValueError(
@@ -52,14 +65,18 @@ def attention_bias(
             )
         return create_bidirectional_mask(config, hidden, attention_mask)
     if attention_mask is None:
-        return (
-            None if implementation in _BY_MASK else create_bidirectional_mask(config, hidden, None)
-        )
+        if implementation not in _BY_MASK:
+            return create_bidirectional_mask(config, hidden, None)
+        if not (causal and implementation == "eager"):
+            return None
+        attention_mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
     T = hidden.shape[1]
     sees = visible(attention_mask)
     if sees.dim() == 2:  # a row without a real token sees all its padding
         sees = (sees | ~sees.any(-1, keepdim=True))[:, None, None].expand(-1, 1, T, T)
-    else:  # a query that sees nothing sees itself
+    if causal:
+        sees = sees & torch.ones(T, T, dtype=torch.bool, device=sees.device).tril()
+    if causal or attention_mask.dim() == 4:  # a query that sees nothing sees itself
         itself = torch.eye(T, dtype=torch.bool, device=sees.device)
         sees = sees | (itself & ~sees.any(-1, keepdim=True))
     if implementation != "eager":

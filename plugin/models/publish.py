@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..base.errors import one_line
 from ..base.redact import redact
-from ..config.methods import pipeline_tag
+from ..config.methods import METHODS, pipeline_tag
 from ..run.facts import DIFFUSION_FILE, ModelFacts
 from .code_files import write_code_files
 from .digest import local_folder
@@ -27,7 +27,6 @@ _OF_THIS_MACHINE = (
     "use_fast",
     "_commit_hash",
 )
-_TAGS = ["masked-diffusion", "text-diffusion"]
 # folders of a run, whose names mean little without the run's
 _INSIDE_RUN = re.compile(r"fused|adapter|checkpoint-\d+")
 _LICENCES = (
@@ -108,11 +107,14 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
     method, base = facts["method"], facts["table"].get("base model", "")
     lines = [
         *_front_matter(
-            base, library_name="transformers", pipeline_tag=pipeline_tag(method), tags=_TAGS
+            base,
+            library_name="transformers",
+            pipeline_tag=pipeline_tag(method),
+            tags=_tags(method),
         ),
         f"# {_as_text(facts['name'])}",
         "",
-        f"A text-diffusion language model, trained by masked diffusion (method `{method}`).",
+        f"{_kind(method)} language model, trained by {_training(method)} (method `{method}`).",
         "",
         "| | |",
         "|---|---|",
@@ -133,6 +135,22 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
     (folder / "README.md").write_text(redact("\n".join(lines)), encoding="utf-8")
 
 
+def _is_causal(method: str) -> bool:
+    return method in METHODS and METHODS[method].causal
+
+
+def _kind(method: str) -> str:
+    return "A causal" if _is_causal(method) else "A text-diffusion"
+
+
+def _training(method: str) -> str:
+    return "next-token prediction" if _is_causal(method) else "masked diffusion"
+
+
+def _tags(method: str) -> list[str]:
+    return [] if _is_causal(method) else ["masked-diffusion", "text-diffusion"]
+
+
 def write_adapter_card(folder: Path, facts: ModelFacts) -> None:
     """Write an adapter's README.md, which names its base."""
     base, method = facts.base, facts.method
@@ -141,10 +159,12 @@ def write_adapter_card(folder: Path, facts: ModelFacts) -> None:
     bits = ", as 4-bit weights" if base.four_bit else ""
     tag = pipeline_tag(method)
     lines = [
-        *_front_matter(base.name, library_name="peft", pipeline_tag=tag, tags=[*_TAGS, "lora"]),
+        *_front_matter(
+            base.name, library_name="peft", pipeline_tag=tag, tags=[*_tags(method), "lora"]
+        ),
         "# LoRA adapter",
         "",
-        f"Trained by masked diffusion (method `{method}`) on {_as_code(base.name)}{bits}.",
+        f"Trained by {_training(method)} (method `{method}`) on {_as_code(base.name)}{bits}.",
         "It is not a model by itself. It fits exactly these weights, whose digest is in "
         "`diffusion.json`.",
         "",

@@ -8,9 +8,10 @@ A method's objective is in the file of its name and in OBJECTIVES; see config/me
 
 from __future__ import annotations
 
-from . import bert, dream, llada
+from . import bert, causal, dream, llada
 from .masked import Objective
 
 OBJECTIVES: dict[str, Objective] = {
-    objective.method: objective for objective in (bert.OBJECTIVE, dream.OBJECTIVE, llada.OBJECTIVE)
+    objective.method: objective
+    for objective in (bert.OBJECTIVE, causal.OBJECTIVE, dream.OBJECTIVE, llada.OBJECTIVE)
 }

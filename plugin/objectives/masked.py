@@ -61,15 +61,6 @@ class Scheduled(Protocol):
     def noise_schedule(self) -> str: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    """Objective of a method: its weight function, made from the job's parameters, and its loss."""
-
-    method: str
-    weight: Callable[[Any], WeightFunction]
-    loss: LossFunction = summed
-
-
 def weight_by_time(params: Scheduled) -> WeightFunction:
     """Return the weight function of a job whose tokens weigh w(t)."""
     return by_time(params.noise_schedule)
@@ -164,3 +155,17 @@ def corrupt(
 def document_count(norm: str, supervised: int, masked: float) -> float:
     """Return what one document adds to the step's divisor."""
     return {"token": supervised, "masked": masked, "sequence": 1, "batch": 1}[norm]
+
+
+# (a document, its levels, the noise, the loss) -> what a step computes of it
+Corrupt = Callable[[Item, Levels, Noise, Loss], list[Corruption]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Objective of a method: its weight function, made from the job's parameters, and its loss."""
+
+    method: str
+    weight: Callable[[Any], WeightFunction]
+    loss: LossFunction = summed
+    corrupt: Corrupt = corruptions

@@ -26,6 +26,11 @@ class SamplerSettings:
     grow: bool = True
 
 
+def token_by_token(longest: int) -> SamplerSettings:
+    """Return the settings of a causal model: each block is the next token."""
+    return SamplerSettings(max_new_tokens=longest, block_length=1, steps=1, grow=True)
+
+
 class AdapterBase(Record):
     """The base of an adapter, so that it is never merged into another one."""
 

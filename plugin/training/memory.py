@@ -188,13 +188,14 @@ def estimate(
     )
 
 
-def documents_of(tokens: int, longest: int) -> Batch:
-    """Return a packed batch of `tokens` tokens, half of them masked, in documents of <= `longest`.
+def documents_of(tokens: int, longest: int, *, predicted: float = 0.5) -> Batch:
+    """Return a packed batch of `tokens` tokens in documents of <= `longest`.
 
-    Only its sizes mean something.
+    `predicted`: share of the tokens that are masked, or predicted without. Only sizes mean
+    something.
     """
     documents = -(-tokens // longest)
-    return _alike(documents, -(-tokens // documents), tokens // 2)
+    return _alike(documents, -(-tokens // documents), int(predicted * tokens))
 
 
 def stand_in(batch: Batch) -> Batch:

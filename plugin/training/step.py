@@ -19,7 +19,7 @@ from ..data.documents import Document, Documents
 from ..data.packing import PADDED, Layout, micro_batches, partition
 from ..data.steps import Slot
 from ..objectives.answers import Answers, EndFill, Item
-from ..objectives.masked import Corruption, Loss, LossFunction, corruptions, summed
+from ..objectives.masked import Corrupt, Corruption, Loss, LossFunction, corruptions, summed
 from ..objectives.noise import Levels, Noise, draw_times
 
 
@@ -30,6 +30,7 @@ class StepRules:
     noise: Noise
     answers: Answers
     loss: Loss
+    corrupt: Corrupt = corruptions
 
     def undisturbed(self, *kept: type) -> StepRules:
         """Show every document in full and once: of the transforms, only the end fill and `kept`."""
@@ -86,7 +87,7 @@ def build_step(
     noised = [
         (item, corruption)
         for item, levels in zip(items, _levels(items, rules.noise), strict=True)
-        for corruption in corruptions(item, levels, rules.noise, rules.loss)
+        for corruption in rules.corrupt(item, levels, rules.noise, rules.loss)
     ]
     lengths = [item.ids.size for item, _ in noised]
     shares = partition(lengths, ranks)
@@ -111,7 +112,7 @@ def build_streamed_step(packs: Sequence[Sequence[tuple[Document, Slot]]], rules:
     for pack in packs:
         items = step_items([document for document, _ in pack], [slot for _, slot in pack], rules)
         drawn = [
-            corruptions(item, levels, rules.noise, rules.loss)
+            rules.corrupt(item, levels, rules.noise, rules.loss)
             for item, levels in zip(items, _levels(items, rules.noise), strict=True)
         ]
         for copies in zip(*drawn, strict=True):

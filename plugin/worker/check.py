@@ -35,7 +35,6 @@ from ..models.diffusion import DiffusionModel
 from ..models.load import build_model
 from ..models.published import REGISTRY
 from ..objectives.answers import PromptDrop
-from ..objectives.masked import corruptions
 from ..objectives.noise import Levels
 from ..training.memory import free_bytes
 from ..training.step import Step, StepRules, step_items
@@ -166,8 +165,11 @@ def _preview(document: Document, rules: StepRules, chat: ChatFormat) -> list[dic
     ids, supervised = item.ids, item.supervised
     for t in PREVIEW_TIMES:
         levels = Levels.of(whole.noise.schedule, [t], [ids.size])
-        (one,) = corruptions(item, levels, whole.noise, whole.loss)
-        masked = set(one.masked.tolist())
+        (one,) = whole.corrupt(item, levels, whole.noise, whole.loss)
+        if views and one.levels.mean_t != t:  # a method without noise has one view
+            break
+        hidden = one.noisy[one.masked] != ids[one.masked]
+        masked = set(one.masked[hidden].tolist())
         kinds = [_kind(place, document, supervised, masked) for place in range(ids.size)]
         runs: list[dict[str, Any]] = []
         for kind, group in groupby(range(ids.size), key=kinds.__getitem__):
@@ -177,7 +179,7 @@ def _preview(document: Document, rules: StepRules, chat: ChatFormat) -> list[dic
                 f"×{len(tokens)}" if repeated else ""
             )
             runs.append({"kind": kind, "tokens": len(tokens), "text": shown})
-        views.append({"t": t, "masked": len(masked), "runs": runs})
+        views.append({"t": one.levels.mean_t, "masked": len(masked), "runs": runs})
     return views
 
 

@@ -15,6 +15,7 @@ from ..assembly.rules import diffusion_facts
 from ..assembly.training_data import training_data
 from ..assembly.verify import TOKENS
 from ..base.files import set_aside, whole_folder
+from ..config.methods import METHODS
 from ..config.params import Params
 from ..data.mixture import renamed_mixture
 from ..models.lora import MaybeAdapted, has_adapter, restore_adapter
@@ -171,6 +172,12 @@ def _beginning(params: Params) -> str:
     return f"{checkpoint.name} of run {checkpoint.parent.name}, with its optimizer"
 
 
+def _noise(params: Params) -> str:
+    if METHODS[params.training_method].causal:
+        return "none: next-token prediction"
+    return f"{params.noise_schedule}, t in [{params.t_min:g}, {params.t_max:g}]"
+
+
 def _card(params: Params, data: Data, final: FinalWeights, ranks: int) -> Card:
     step = training_data(params).step_size(data.clock, ranks)
     table = {
@@ -181,8 +188,7 @@ def _card(params: Params, data: Data, final: FinalWeights, ranks: int) -> Card:
         "data": renamed_mixture(params.dataset_name, public_name),
         "steps": f"{data.clock.cadence.steps} x {step}",
         "learning rate, schedule": f"{params.learning_rate:g}, {params.learning_rate_schedule}",
-        "noise": f"{params.noise_schedule}, t in [{params.t_min:g}, {params.t_max:g}],"
-        f" loss norm {data.rules.loss.norm}",
+        "noise": f"{_noise(params)}, loss norm {data.rules.loss.norm}",
         "end of answer": data.rules.answers.fill.policy,
         "sampler": json.dumps(asdict(diffusion_facts(params, data.rules).sampler)),
     }

@@ -17,6 +17,7 @@ from ..sampling.blockwise import Vocabulary, generate
 
 PROMPTS = 4
 FRAMES = 8  # canvas states kept of each answer
+SHORTEST = 16  # tokens watched of an answer whose block is one token, as a causal model's
 
 
 class SampleWatch:
@@ -33,7 +34,8 @@ class SampleWatch:
         """`predict`: for a sharded model, which its own `predictor` cannot run."""
         self._model, self._chat = model, chat
         self._predict = predict or predictor(model)
-        longest = min(sampler.max_new_tokens, 2 * sampler.block_length)
+        two = 2 * sampler.block_length if sampler.block_length > 1 else SHORTEST
+        longest = min(sampler.max_new_tokens, two)
         # An answer must end within the model's positions: prompts that leave room for a full one,
         # else the shortest alone.
         limit = positions(model)

@@ -92,10 +92,11 @@ def test_every_method_has_a_row_a_file_and_models() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "method"), [("roberta", "bert"), ("Dream", "dream"), ("llada", "llada")]
+    ("family", "methods"),
+    [("roberta", ["bert"]), ("Dream", ["dream", "causal"]), ("llada", ["llada", "causal"])],
 )
-def test_methods_of_a_family(family: str, method: str) -> None:
-    assert methods_of(family) == [method]
+def test_methods_of_a_family(family: str, methods: list[str]) -> None:
+    assert methods_of(family) == methods
 
 
 def test_methods_with_an_option() -> None:

@@ -157,7 +157,7 @@ def test_auto_or_a_number_is_bounded_too(name: str, wrong: object) -> None:
         ),
         (
             {"training_method": "dreem"},
-            "error[2]: training_method: expected one of bert, dream, llada, got 'dreem'. Did you mean dream?",
+            "error[2]: training_method: expected one of bert, dream, llada, causal, got 'dreem'. Did you mean dream?",
         ),
     ],
 )

@@ -100,7 +100,7 @@ def test_a_rank_or_scale_of_zero_is_refused(name: str) -> None:
         ("loss_norm", "mean", "one of auto, token, sequence, masked, batch"),
         ("fuse_base", "both", "one of trained, original"),
         ("optim", "sgd", "one of adamw, adamw_8bit"),
-        ("training_method", "llama", "one of bert, dream, llada"),
+        ("training_method", "llama", "one of bert, dream, llada, causal"),
     ],
 )
 def test_values_out_of_bounds_are_named_with_their_bounds(
@@ -116,6 +116,14 @@ def test_a_time_band_must_not_be_empty() -> None:
 
 def test_lora_dropout_may_be_zero() -> None:
     assert parsed(lora=True, lora_dropout=0).params.lora_dropout == 0
+
+
+def test_options_of_the_noise_are_named_with_the_baseline() -> None:
+    noise = {"noise_schedule": "cosine", "eos_policy": "batch", "t_min": 0.2}
+    notes = parsed(training_method="causal", **noise).notes
+    assert sorted(notes) == [f"{name}: has no effect with causal." for name in sorted(noise)]
+    assert parsed(training_method="llada", **noise).notes == ()
+    assert parsed(training_method="causal").notes == ()
 
 
 @pytest.mark.parametrize("method", ["bert", "llada"])

@@ -22,13 +22,17 @@ def register() -> None:
     varlen._varlen_attn_backward.register_kernel("cpu")(_backward)
 
 
-def _scores(q: Tensor, k: Tensor, ends: Tensor, scale: float, window: list[int] | None) -> Tensor:
+def _scores(
+    q: Tensor, k: Tensor, ends: Tensor, scale: float, window: list[int] | None, causal: bool
+) -> Tensor:
     """Return masked scores [H, N, N] of q and k [N, H, E]; -1 in `window` means no limit."""
     places = torch.arange(q.shape[0])
     document = torch.searchsorted(ends[1:].contiguous(), places, right=True)
     sees = document[:, None] == document
     if window and window[0] >= 0:
         sees &= (places[:, None] - places).abs() <= window[0]
+    if causal:
+        sees &= places[:, None] >= places
     return (torch.einsum("qhe,khe->hqk", q, k) * scale).masked_fill(~sees, float("-inf"))
 
 
@@ -51,7 +55,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads = query.shape[1]
     k, v = _repeated(key, heads), _repeated(value, heads)
-    scores = _scores(query.float(), k, cu_seq_q, scale, window_size)
+    scores = _scores(query.float(), k, cu_seq_q, scale, window_size, is_causal)
     mixed = torch.einsum("hqk,khe->qhe", scores.softmax(-1), v)
     state = torch.zeros(2, dtype=torch.uint64)
     return mixed.to(query.dtype).contiguous(), scores.logsumexp(-1), state
@@ -75,7 +79,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads, slope = query.shape[1], grad_out.float()
     q, k, v = query.float(), _repeated(key, heads), _repeated(value, heads)
-    share = _scores(q, k, cu_seq_q, scale, window_size).softmax(-1)  # [H, N, N]
+    share = _scores(q, k, cu_seq_q, scale, window_size, is_causal).softmax(-1)  # [H, N, N]
     of_share = torch.einsum("qhe,khe->hqk", slope, v)
     of_scores = share * (of_share - (slope * out.float()).sum(-1).T[:, :, None]) * scale
     of_q = torch.einsum("hqk,khe->qhe", of_scores, k)

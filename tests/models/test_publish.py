@@ -56,6 +56,18 @@ def test_card_names_a_base_by_hub_ids_alone(base: str, known: bool, tmp_path: Pa
     assert (card["library_name"], card["pipeline_tag"]) == ("peft", "text-generation")
 
 
+def test_cards_of_the_baseline_call_it_no_diffusion_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llada"}))
+    write_card(tmp_path, {"name": "x", "method": "causal", "table": {}, "metrics": {}})
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "A causal language model, trained by next-token prediction (method `causal`)." in text
+    assert "diffusion" not in text
+    write_adapter_card(tmp_path, ModelFacts(method="causal", base=AdapterBase(name="org/name")))
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "Trained by next-token prediction (method `causal`) on `org/name`." in text
+    assert front_matter(tmp_path / "README.md")["tags"] == ["lora"]
+
+
 @pytest.mark.parametrize("code", [True, False])
 def test_card_says_how_another_program_loads_the_model(code: bool, tmp_path: Path) -> None:
     auto_map = {"auto_map": {"AutoModel": "modeling_llada.LLaDAModelLM"}} if code else {}

@@ -141,6 +141,21 @@ def test_varlen_arguments_match_its_documentation(
         assert call["k"].shape[1] == call["v"].shape[1] == heads
 
 
+@pytest.mark.parametrize("family", ["llada", "Dream"])
+def test_varlen_of_a_causal_model_looks_back_alone(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+    replace_varlen(monkeypatch, fake_varlen(seen, grouped=True))
+    found: list[Tensor] = []
+    for backend in ("loop", "varlen"):
+        model = tiny_model(family)
+        model.config.causal = True
+        found.append(DiffusionModel(model, PAD, backend)(packed_batch()).weighted)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+    assert {call["window_size"] for call in seen} == {(-1, 0)}
+
+
 def test_varlen_computes_in_the_dtype_of_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dream's rotary tables promote queries and keys to float32; the kernel needs half precision."""
     seen: list[dict[str, Any]] = []
@@ -170,8 +185,8 @@ def test_varlen_float32_values_compute_in_half(monkeypatch: pytest.MonkeyPatch) 
     )
 
 
-@pytest.mark.parametrize("reach", [None, 2])
-def test_installed_varlen_accepts_our_call_on_meta(reach: int | None) -> None:
+@pytest.mark.parametrize(("reach", "causal"), [(None, False), (2, False), (None, True)])
+def test_installed_varlen_accepts_our_call_on_meta(reach: int | None, causal: bool) -> None:
     """The real signature, shape checks and autograd registration, without the kernels."""
     batch = packed_batch().to(torch.device("meta"))
     N = batch.ids.shape[0]
@@ -179,7 +194,7 @@ def test_installed_varlen_accepts_our_call_on_meta(reach: int | None) -> None:
         torch.empty(1, heads, N, 8, dtype=torch.bfloat16, device="meta", requires_grad=True)
         for heads in (4, 2, 2)
     )
-    mixed = attention.varlen(q, k, v, Segments.of(batch, "varlen"), reach, 0.3)
+    mixed = attention.varlen(q, k, v, Segments.of(batch, "varlen", causal=causal), reach, 0.3)
     assert mixed.shape == (1, N, 4, 8)
     mixed.sum().backward()
     assert q.grad is not None and k.grad is not None and v.grad is not None  # noqa: PT018

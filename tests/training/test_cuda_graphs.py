@@ -126,6 +126,18 @@ def test_padded_sizes_with_adapters_give_equal_gradients(capture: Capture) -> No
         assert_same_vector(found, slopes)
 
 
+@pytest.mark.parametrize("family", ["llada", "Dream"])
+def test_padded_sizes_of_a_causal_model_give_equal_gradients(family: str) -> None:
+    loop = trained(family, "none", "loop", causal=True)
+    padded = captured(family, Replayed, causal=True)
+    for batch in batches(3):
+        (wanted, slopes), (loss, found) = (
+            loss_and_gradient(module, batch) for module in (loop, padded)
+        )
+        torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
+        assert_same_vector(found, slopes)
+
+
 def test_padded_sizes_add_up_micro_batches_of_one_step() -> None:
     """Autograd leaves a graph's gradients at fixed addresses, which the next replay overwrites."""
     plain, padded = trained("bert", "none", "varlen"), captured("bert", Replayed)

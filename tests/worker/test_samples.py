@@ -13,7 +13,7 @@ from plugin.data.chat import ChatFormat
 from plugin.data.documents import Builder, Documents
 from plugin.models.load import load_model
 from plugin.models.tokenizer import load_tokenizer
-from plugin.run.facts import SamplerSettings
+from plugin.run.facts import SamplerSettings, token_by_token
 from plugin.worker.samples import SampleWatch
 
 POSITIONS, BLOCK = 32, 8
@@ -56,6 +56,11 @@ def test_answers_end_within_the_positions_of_the_model(
     watch = SampleWatch(*parts, documents(*prompts), SAMPLER)
     assert [one.prompt for one in watch._documents] == watched
     assert len(watch.samples()) == len(watched)  # torch raises when a token has no position
+
+
+def test_a_causal_answer_is_watched_beyond_two_tokens(parts: tuple[Any, ChatFormat]) -> None:
+    watch = SampleWatch(*parts, documents(5), token_by_token(64))
+    assert watch._settings == token_by_token(16)
 
 
 def test_samples_of_prompts_that_begin_alike_are_kept_apart(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 from accelerate import Accelerator
 
 from ...batch import Batch
+from ...config.methods import METHODS
 from ...config.params import Params
 from ...data.chat import ChatFormat
 from ...data.documents import Documents
@@ -210,7 +211,8 @@ class Packed:
 
     def heaviest(self, data: Data, layout: Layout, ranks: int) -> tuple[Batch, bool]:
         """Return a stand-in: steps are built once and in order, each pack has one size."""
-        batch = documents_of(pack_tokens(self.params), self.params.max_length)
+        share = METHODS[self.params.training_method].predicted
+        batch = documents_of(pack_tokens(self.params), self.params.max_length, predicted=share)
         return batch, self.params.gradient_accumulation_steps > 1
 
     def extent(self, data: Data, first: Step) -> dict[str, Any]:

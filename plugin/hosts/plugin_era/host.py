@@ -226,7 +226,8 @@ class TlabHost:
         facts: dict[str, Any] = {kept_name: params[kept_name] for kept_name in kept}
         facts["loss_norm"] = read_facts(target).loss_norm  # the resolved auto
         shown = Path(name).name if Path(name).is_absolute() else name or "A new model"
-        facts["description"] = f"{shown}, trained as a diffusion model."
+        kind = "an autoregressive" if METHODS[method].causal else "a diffusion"
+        facts["description"] = f"{shown}, trained as {kind} model."
         tag = pipeline_tag(method)
         self._sdk.register_model(target.name, architecture, facts, tag)
         self.line(f"model: {target.name} ({architecture})")
