@@ -181,11 +181,16 @@ def _card(params: Params, data: Data, final: FinalWeights, ranks: int) -> Card:
         "data": renamed_mixture(params.dataset_name, public_name),
         "steps": f"{data.clock.cadence.steps} x {step}",
         "learning rate, schedule": f"{params.learning_rate:g}, {params.learning_rate_schedule}",
-        "noise": f"{params.noise_schedule}, t in [{params.t_min:g}, {params.t_max:g}],"
-        f" loss norm {data.rules.loss.norm}",
+        "noise": f"{_noise(params)}, loss norm {data.rules.loss.norm}",
         "end of answer": data.rules.answers.fill.policy,
         "sampler": json.dumps(asdict(diffusion_facts(params, data.rules).sampler)),
     }
     if final.record:
         table["published"] = _words(final.record)
     return Card(params.adaptor_name, table, final.metrics)
+
+
+def _noise(params: Params) -> str:
+    if params.objective == "mlm":
+        return f"masked language modelling, mask rate {params.mask_rate:g}, {params.mlm_replace}"
+    return f"{params.noise_schedule}, t in [{params.t_min:g}, {params.t_max:g}]"
