@@ -57,7 +57,7 @@ def _fixed_noise(params: Params, chat: ChatFormat) -> Noise:
         mask_count=params.mask_count,
         t_min=params.mask_rate,
         t_max=params.mask_rate,
-        ordinary=chat.ordinary_ids if params.mlm_replace == "bert" else None,
+        ordinary=chat.ordinary_ids if params.mlm_replace != "mask" else None,
     )
 
 

@@ -87,10 +87,15 @@ class Params(BaseModel):
         "Start from",
         "A run folder or checkpoint, instead of model_name: its weights and its optimizer; steps, schedule and data begin anew.",
     )
+    init_from: str = parameter(
+        "",
+        "Smaller model",
+        "With model_config: folder or hub id of a smaller model of the same family, whose weights the new one repeats.",
+    )
     tokenizer_name: str = parameter(
         "",
         "Tokenizer",
-        "Folder or hub id; empty takes the model's, or trains one on the data when training from scratch.",
+        "Folder or hub id; empty takes the model's or init_from's, or trains one on the data when training from scratch.",
     )
 
     # --- data

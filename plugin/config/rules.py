@@ -140,6 +140,13 @@ def cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
     )
     check_stage(params, typed, require)
     require(
+        not params.init_from or bool(params.model_config_file),
+        "init_from",
+        "model_config as well",
+        "model_name" if params.model_name else "no model_config",
+        "It gives the weights of a new, larger model.",
+    )
+    require(
         params.objective == "mdlm" or params.training_stage == "pretrain",
         "objective",
         "training_stage pretrain as well",

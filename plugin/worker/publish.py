@@ -175,6 +175,7 @@ def _card(params: Params, data: Data, final: FinalWeights, ranks: int) -> Card:
     step = training_data(params).step_size(data.clock, ranks)
     table = {
         "base model": _beginning(params),
+        **({"tiled from": public_name(params.init_from)} if params.init_from else {}),
         "trained": f"LoRA, rank {params.lora_r}, alpha {params.lora_alpha}"
         if params.lora
         else "all weights",

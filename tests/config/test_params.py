@@ -24,6 +24,7 @@ TABLE: dict[str, tuple[object, object]] = {
     "model_name": ("", TEXT),
     "model_config": ("", TEXT),
     "start_from": ("", TEXT),
+    "init_from": ("", TEXT),
     "tokenizer_name": ("", TEXT),
     "dataset_name": ("", TEXT),
     "text_field": ("text", TEXT),

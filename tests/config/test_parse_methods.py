@@ -155,3 +155,11 @@ def test_mlm_names_the_options_without_effect() -> None:
     } <= set(of_mdlm)
     plain = parsed(objective="mlm", training_stage="pretrain", mask_rate=0.2, mlm_replace="bert")
     assert not [note for note in plain.notes if "objective" in note]
+
+
+def test_init_from_needs_a_configuration_of_its_own() -> None:
+    line = problem_of(init_from="small")
+    assert "init_from: expected model_config as well, got model_name." in line
+    with pytest.raises(JobError) as caught:
+        parse({"dataset_name": "d.jsonl", "init_from": "small"})
+    assert {problem.field for problem in caught.value.problems} == {"init_from", "model_name"}
