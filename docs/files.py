@@ -21,6 +21,7 @@ ORDER = [
     "assembly",
     "training",
     "sampling",
+    "evaluation",
     "models",
     "objectives",
     "corpus",

@@ -15,6 +15,7 @@ from .base.process import torch_program
 from .base.redact import guard_streams
 from .commands.arguments import chat_options, fuse_options
 from .commands.prepare_arguments import prepare_options
+from .commands.probe_arguments import probe_options
 from .config.command_line import CommandLine
 from .config.config_file import read_config
 from .config.manifest import VERSION, add_arguments
@@ -37,6 +38,7 @@ from .run.run_file import RunFile
 PROGRAMS: dict[str, tuple[str, Callable[[Sequence[str]], object]]] = {
     "chat": ("plugin.commands.chat", chat_options),
     "fuse": ("plugin.commands.fuse", fuse_options),
+    "probe": ("plugin.commands.probe", probe_options),
     "prepare": ("plugin.commands.prepare", prepare_options),
 }
 
@@ -132,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="main.py", description="Train text-diffusion language models.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"diffusion-llm-trainer {VERSION}")
-    commands = parser.add_subparsers(dest="command", metavar="train|check|prepare|chat|fuse")
+    commands = parser.add_subparsers(dest="command", metavar="train|check|prepare|chat|fuse|probe")
     for name, text in (
         ("train", "train a model into a run folder"),
         ("check", "check a job without training; writes nothing"),
@@ -162,6 +164,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("chat", help="talk to a trained model", add_help=False)
     commands.add_parser(
         "fuse", help="merge an adapter that was trained earlier into its base", add_help=False
+    )
+    commands.add_parser(
+        "probe", help="measure how a trained encoder serves a downstream task", add_help=False
     )
     return parser
 

@@ -23,11 +23,12 @@ FLOORS = {
     "objectives": "base",
     "models": "base config run batch",
     "sampling": "base run batch models",
+    "evaluation": "base batch data models",
     "training": "base batch data objectives models sampling",
     "assembly": "base config run batch data objectives models sampling training",
     "worker": "base config run batch data objectives models sampling training assembly",
     "parent": "base config run data",
-    "commands": "base config run batch data corpus objectives models sampling assembly",
+    "commands": "base config run batch data corpus objectives models sampling evaluation assembly",
     "hosts": "base config run parent data",
     "cli": "base config run parent commands hosts",
 }

@@ -1,1 +1,1 @@
-"""Commands that are torch programs of their own: chat and fuse."""
+"""Commands that are torch programs of their own: prepare, chat, fuse, probe."""
