@@ -22,6 +22,7 @@ ORDER = [
     "assembly",
     "training",
     "sampling",
+    "evaluation",
     "models",
     "objectives",
     "corpus",

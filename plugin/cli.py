@@ -16,6 +16,7 @@ from .base.redact import guard_streams
 from .commands.arguments import chat_options, fuse_options
 from .commands.plan_arguments import plan_options
 from .commands.prepare_arguments import prepare_options
+from .commands.probe_arguments import probe_options
 from .config.command_line import CommandLine
 from .config.config_file import read_config
 from .config.manifest import VERSION, add_arguments
@@ -38,6 +39,7 @@ from .run.run_file import RunFile
 PROGRAMS: dict[str, tuple[str, Callable[[Sequence[str]], object]]] = {
     "chat": ("plugin.commands.chat", chat_options),
     "fuse": ("plugin.commands.fuse", fuse_options),
+    "probe": ("plugin.commands.probe", probe_options),
     "prepare": ("plugin.commands.prepare", prepare_options),
     "plan": ("plugin.commands.plan", plan_options),
 }
@@ -134,7 +136,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="main.py", description="Train text-diffusion language models.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"diffusion-llm-trainer {VERSION}")
-    commands = parser.add_subparsers(dest="command", metavar="train|check|prepare|plan|chat|fuse")
+    names = "train|check|prepare|plan|chat|fuse|probe"
+    commands = parser.add_subparsers(dest="command", metavar=names)
     for name, text in (
         ("train", "train a model into a run folder"),
         ("check", "check a job without training; writes nothing"),
@@ -165,6 +168,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("chat", help="talk to a trained model", add_help=False)
     commands.add_parser(
         "fuse", help="merge an adapter that was trained earlier into its base", add_help=False
+    )
+    commands.add_parser(
+        "probe", help="measure how a trained encoder serves a downstream task", add_help=False
     )
     return parser
 

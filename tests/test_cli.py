@@ -167,7 +167,7 @@ GOOD = ("--dataset_name", "d", "--model_name", "m")
     [
         (
             ("trian",),
-            "command: expected one of train, check, prepare, plan, chat, fuse, got trian. Did you mean train?",
+            "command: expected one of train, check, prepare, plan, chat, fuse, probe, got trian. Did you",
         ),
         (
             ("check", "--batch_size"),

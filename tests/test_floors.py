@@ -23,13 +23,14 @@ FLOORS = {
     "objectives": "base",
     "models": "base config run batch",
     "sampling": "base run batch models",
+    "evaluation": "base batch data models",
     "training": "base batch data objectives models sampling",
     "assembly": "base config run batch data objectives models sampling training",
     "worker": "base config run batch data objectives models sampling training assembly",
     "parent": "base config run data",
     "planning": "base config run",
-    "commands": "base config run batch data corpus objectives models sampling training assembly "
-    "planning",
+    "commands": "base config run batch data corpus objectives models sampling training evaluation "
+    "assembly planning",
     "hosts": "base config run parent data",
     "cli": "base config run parent commands hosts",
 }

@@ -196,13 +196,19 @@ def unread(spec: str, wants_eval: bool, own_files: bool, instead: str) -> Iterab
 def make_tokenizer(
     params: Params, examples: Callable[[str], Iterable[RowResult]]
 ) -> PreTrainedTokenizerBase:
-    """Return the named tokenizer, else the model's, else one trained on the training texts. Raises
-    JobError (exit 3 or 4).
+    """Return the named tokenizer, else the model's, the smaller model's, or one trained on the
+    training texts.
+
+    Raises JobError (exit 3 or 4).
     """
-    if name := params.tokenizer_name or params.base:
-        config = named_config(params)
-        field = "tokenizer_name" if params.tokenizer_name else "model_name"
-        return load_tokenizer(name, family=FAMILIES[config.model_type], field=field)
+    named = {
+        "tokenizer_name": params.tokenizer_name,
+        "model_name": params.base,
+        "init_from": params.init_from,
+    }
+    if field := next((field for field, name in named.items() if name), ""):
+        family = FAMILIES[named_config(params).model_type]
+        return load_tokenizer(named[field], family=family, field=field)
     texts = (
         turn.with_thought
         for one in examples("train")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from ..base.errors import JobError
+from ..base.errors import renamed_field
 from ..config.families import FAMILIES
 from ..config.params import Params
 from ..models.configuration import (
@@ -27,6 +25,7 @@ from ..models.configuration import (
 from ..models.linear.float8 import convert_linear_layers
 from ..models.load import build_model, check_builds, fit_config, load_model
 from ..models.lora import LoraSettings, MaybeAdapted, add_adapter, four_bit_saves, restore_adapter
+from ..models.tiling import check_tiling, tile_into
 from ..models.tokenizer import check_pair, new_tokens
 from .precision import weight_dtype
 
@@ -50,20 +49,9 @@ def _extends(params: Params) -> bool:
     return bool(params.rope_theta or params.start_from)
 
 
-@contextmanager
-def _named_as_given(params: Params) -> Generator[None]:
+def _named_as_given(params: Params) -> AbstractContextManager[None]:
     """Name start_from in problems of a model folder that it has named."""
-    try:
-        yield
-    except JobError as error:
-        if not params.start_from:
-            raise
-        raise JobError(
-            *(
-                replace(problem, field="start_from") if problem.field == "model_name" else problem
-                for problem in error.problems
-            )
-        ) from error
+    return renamed_field("model_name", "start_from" if params.start_from else "model_name")
 
 
 def base_config(params: Params, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
@@ -75,11 +63,18 @@ def base_config(params: Params, tokenizer: PreTrainedTokenizerBase) -> Pretraine
     set_causal(config, params.training_method)
     if params.model_config_file:
         fit_config(config, tokenizer)
+        if params.init_from:
+            check_tiling(config, _smaller_config(params))
     else:
         check_builds(config, "model_name")
     check_family_method(config, params.training_method)
     check_pair(config, tokenizer, params.max_length)
     return config
+
+
+def _smaller_config(params: Params) -> PretrainedConfig:
+    with renamed_field("model_name", "init_from"):
+        return load_config(params.init_from)
 
 
 def make_model(
@@ -89,8 +84,8 @@ def make_model(
     *,
     checkpoint: Path | None = None,
 ) -> MaybeAdapted:
-    """Build the model to be trained: the base, or a new model seeded by the run's seed, with an
-    adapter if one is asked for.
+    """Build the model to be trained: the base, or a new model seeded by the run's seed or tiled
+    from a smaller one, with an adapter if one is asked for.
 
     A resumed run loads the weights of its own `checkpoint`, a run that starts from a checkpoint of
     another run those of that one.
@@ -109,6 +104,9 @@ def make_model(
         return load_model(str(checkpoint), dtype=dtype, attn_implementation=attention)
     if params.model_config_file:
         model = build_model(copy.deepcopy(config), attention)
+        if params.init_from:
+            with renamed_field("model_name", "init_from"):
+                tile_into(model, load_model(params.init_from))
     else:
         four_bit = params.load_in_4bit
         with _named_as_given(params):

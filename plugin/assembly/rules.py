@@ -15,7 +15,7 @@ from ..objectives.answers import (
     PromptDrop,
     Transform,
 )
-from ..objectives.masked import Loss
+from ..objectives.masked import Loss, evenly
 from ..objectives.noise import Noise
 from ..run.facts import ModelFacts, SamplerSettings, token_by_token
 from ..training.step import StepRules
@@ -23,6 +23,10 @@ from ..training.step import StepRules
 
 def step_rules(params: Params, chat: ChatFormat) -> StepRules:
     method, objective = METHODS[params.training_method], OBJECTIVES[params.training_method]
+    answers, norm = Answers(_transforms(params, chat)), params.loss_norm
+    if params.objective == "mlm":
+        loss = Loss(weight=evenly, norm="masked" if norm == "auto" else norm)
+        return StepRules(noise=_fixed_noise(params, chat), answers=answers, loss=loss)
     return StepRules(
         noise=Noise(
             seed=params.seed,
@@ -34,13 +38,27 @@ def step_rules(params: Params, chat: ChatFormat) -> StepRules:
             t_max=params.t_max,
             complementary=params.complementary,
         ),
-        answers=Answers(_transforms(params, chat)),
+        answers=answers,
         loss=Loss(
             weight=objective.weight(params),
-            norm=method.norm if params.loss_norm == "auto" else params.loss_norm,
+            norm=method.norm if norm == "auto" else norm,
             of_sums=objective.loss,
         ),
         corrupt=objective.corrupt,
+    )
+
+
+def _fixed_noise(params: Params, chat: ChatFormat) -> Noise:
+    """Return the noise of masked language modelling: that of the one time whose probability is
+    mask_rate.
+    """
+    return Noise(
+        seed=params.seed,
+        mask_id=chat.mask_id,
+        mask_count=params.mask_count,
+        t_min=params.mask_rate,
+        t_max=params.mask_rate,
+        ordinary=chat.ordinary_ids if params.mlm_replace != "mask" else None,
     )
 
 
@@ -104,13 +122,17 @@ def diffusion_facts(params: Params, rules: StepRules) -> ModelFacts:
             eos_policy=rules.answers.fill.policy,
             sampler=sampler_settings(params),
         )
-    weighed = "loss_weight_type" in method.options
+    mlm = params.objective == "mlm"
+    weight = params.loss_weight_type if "loss_weight_type" in method.options else "time"
     return ModelFacts(
         method=method.name,
-        noise_schedule=params.noise_schedule,
-        time_range=[params.t_min, params.t_max],
+        objective=params.objective,
+        mask_rate=params.mask_rate if mlm else None,
+        mlm_replace=params.mlm_replace if mlm else None,
+        noise_schedule=None if mlm else params.noise_schedule,
+        time_range=None if mlm else [params.t_min, params.t_max],
         loss_norm=rules.loss.norm,
-        loss_weight=params.loss_weight_type if weighed else "time",
+        loss_weight="uniform" if mlm else weight,
         perbatch_cutoff=cutoffs.perbatch,
         resp_cutoff_ratio=cutoffs.ratio,
         prompt_drop=params.prompt_drop if params.training_stage == "sft" else 0.0,

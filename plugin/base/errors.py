@@ -10,8 +10,9 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from enum import IntEnum
 
 
@@ -102,6 +103,19 @@ def data_error(field: str, expected: str, got: str, fix: str = "") -> JobError:
 
 def model_error(field: str, expected: str, got: str, fix: str = "") -> JobError:
     return JobError(Problem(field, expected, got, fix, Code.MODEL))
+
+
+@contextmanager
+def renamed_field(before: str, now: str) -> Generator[None]:
+    """Report problems of the field `before` under the name `now`, whose value was checked."""
+    try:
+        yield
+    except JobError as error:
+        problems = (
+            replace(problem, field=now) if problem.field == before else problem
+            for problem in error.problems
+        )
+        raise JobError(*problems) from error
 
 
 def first_line(error: object) -> str:

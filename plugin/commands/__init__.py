@@ -1,1 +1,1 @@
-"""Commands that are programs of their own: chat, fuse and plan."""
+"""Commands that are programs of their own: prepare, plan, chat, fuse, probe."""

@@ -13,7 +13,7 @@ import torch
 
 from ..assembly.fuse import DTYPES, Card, Fused, Target, fuse_adapter
 from ..assembly.verify import TOKENS
-from ..base.errors import Code, JobError, Problem, guarded, json_line, model_error, one_line
+from ..base.errors import guarded, json_line, model_error, one_line
 from ..base.redact import guard_streams
 from ..config.families import FAMILIES
 from ..config.model_files import refuse_missing_path
@@ -26,6 +26,7 @@ from ..models.tokenizer import load_tokenizer
 from ..run.facts import AdapterBase, read_facts
 from ..run.folder import local_path
 from .arguments import fuse_options
+from .new_folder import refuse_used_folder
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,21 +54,7 @@ def _fuse_earlier(adapter: Path, base: str, out: Path, fuse_base: str) -> Fused:
             "adapter", "an adapter's folder, or that of a run", f"{adapter}, which is not there"
         )
     adapter = adapter / "adapter" if (adapter / "adapter").is_dir() else adapter
-    if out.is_symlink():
-        got = f"{out}, which is a link to {out.readlink()}"
-        raise JobError(
-            Problem("out", "a new or empty folder", got, "Name the folder itself, or another one.")
-        )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise JobError(
-            Problem(
-                "out",
-                "a new or empty folder",
-                f"{out}, which holds something",
-                "Choose another folder.",
-                Code.CONFIGURATION,
-            )
-        )
+    refuse_used_folder("out", out)
     facts = read_facts(adapter)
     recorded = facts.base or AdapterBase(name=base)
     family = FAMILIES[load_config(base).model_type]

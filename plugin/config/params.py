@@ -87,10 +87,15 @@ class Params(BaseModel):
         "Start from",
         "A run folder or checkpoint, instead of model_name: its weights and its optimizer; steps, schedule and data begin anew.",
     )
+    init_from: str = parameter(
+        "",
+        "Smaller model",
+        "With model_config: folder or hub id of a smaller model of the same family, whose weights the new one repeats.",
+    )
     tokenizer_name: str = parameter(
         "",
         "Tokenizer",
-        "Folder or hub id; empty takes the model's, or trains one on the data when training from scratch.",
+        "Folder or hub id; empty takes the model's or init_from's, or trains one on the data when training from scratch.",
     )
 
     # --- data
@@ -277,6 +282,19 @@ class Params(BaseModel):
     complementary: bool = parameter(
         False, "Complementary pairs", "Each document twice, with disjoint masks that cover it."
     )
+    objective: Literal["mdlm", "mlm"] = parameter(
+        "mdlm",
+        "Objective",
+        "pretrain: mdlm learns at every mask ratio, weighed by time; mlm at mask_rate alone, each chosen token weighing 1.",
+    )
+    mask_rate: Float = parameter(
+        0.3, "Mask rate", "mlm: probability that a token is chosen to be predicted.", ge=1e-3, le=1
+    )
+    mlm_replace: Literal["mask", "bert"] = parameter(
+        "mask",
+        "Replacement",
+        "mlm: a chosen token becomes the mask; bert: in 80 % the mask, in 10 % a random token, in 10 % it stays.",
+    )
     stochastic_length: Float = parameter(
         0.0, "Stochastic length", "pretrain: share of documents cut at a random length.", ge=0, le=1
     )
@@ -292,7 +310,7 @@ class Params(BaseModel):
         "Loss norm",
         "Divisor of the loss; auto: "
         + ", ".join(f"{method.name} {method.norm}" for method in METHODS.values())
-        + ".",
+        + "; masked with objective mlm.",
     )
     perbatch_cutoff: bool = parameter(
         True,

@@ -44,6 +44,10 @@ NEEDS = {
     "wandb_project": "log_to_wandb",
 }
 
+# Options of masked diffusion, which mlm has at one time and without weights; and options of mlm.
+NOT_OF_MLM = ("noise_schedule", "t_sampling", "t_min", "t_max", "complementary", "loss_weight_type")
+OF_MLM = ("mask_rate", "mlm_replace")
+
 # Parameters that may differ when a run is resumed: where, how fast and how long it runs, and what it
 # reports. Everything else has already shaped the weights of the checkpoint.
 WHERE = {
@@ -135,6 +139,26 @@ def cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
         "Give --dataset_name.",
     )
     check_stage(params, typed, require)
+    require(
+        not params.init_from or bool(params.model_config_file),
+        "init_from",
+        "model_config as well",
+        "model_name" if params.model_name else "no model_config",
+        "It gives the weights of a new, larger model.",
+    )
+    require(
+        params.objective == "mdlm" or params.training_stage == "pretrain",
+        "objective",
+        "training_stage pretrain as well",
+        f"{params.objective} with {params.training_stage}",
+        "Answers are sampled from every mask ratio, which mdlm learns.",
+    )
+    require(
+        params.objective == "mdlm" or not METHODS[params.training_method].causal,
+        "objective",
+        "a method that masks tokens",
+        f"{params.objective} with {params.training_method}",
+    )
     require(
         params.t_min < params.t_max,
         "t_min",
@@ -386,6 +410,13 @@ def inapplicable(params: Params) -> list[str]:
         f"{name}: has no effect without {switch}."
         for name, switch in NEEDS.items()
         if not values[switch] and values[name] != SCHEMA[name]["default"]
+    ]
+    mlm = params.objective == "mlm"
+    notes += [
+        f"{name}: has no effect {'with' if mlm else 'without'} objective mlm."
+        for name in (NOT_OF_MLM if mlm else OF_MLM)
+        if values[name] != SCHEMA[name]["default"]
+        and not (methods_with(name) and params.training_method not in methods_with(name))
     ]
     if params.num_machines == 1 and params.main_process_port != "auto":
         notes.append(

@@ -23,7 +23,7 @@ PREVIOUS = "previous"  # a model_name: the fused model of the stage before
 MOST_STAGES = 100
 WEIGHTS = ("model_name", "model_config", "start_from")
 # Where a model begins belongs to the first stage alone, and a run's folder to all of them.
-_BEGINNING = {*WEIGHTS, "tokenizer_name"}
+_BEGINNING = {*WEIGHTS, "init_from", "tokenizer_name"}
 _OF_THE_RUN = {"run_dir", "resume"}
 # A length -> other lengths in a lower layer that would win over it, or be ignored.
 _OTHER_LENGTHS = {

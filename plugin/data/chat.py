@@ -97,6 +97,14 @@ class ChatFormat:
         return tuple(dict.fromkeys((self.end_id, self.fill_id)))
 
     @property
+    def ordinary_ids(self) -> NDArray[np.int32]:
+        """Return the ids of the vocabulary, ascending, special tokens left out."""
+        added = self.tokenizer.added_tokens_decoder
+        special = {token for token, one in added.items() if one.special}
+        known = set(self.tokenizer.get_vocab().values())
+        return np.array(sorted(known - special - set(self.tokenizer.all_special_ids)), np.int32)
+
+    @property
     def moment(self) -> datetime | None:
         """Return the time that the template writes; None if it writes none."""
         return self._template.moment if self._template else None

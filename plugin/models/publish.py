@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base.errors import one_line
 from ..base.redact import redact
@@ -60,6 +60,17 @@ def write_model(
     (folder / DIFFUSION_FILE).write_text(
         redact(json.dumps(facts.content(), indent=2, ensure_ascii=False)) + "\n", encoding="utf-8"
     )
+
+
+def write_encoder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write a masked LM's encoder, without its head, and the tokenizer: as AutoModel loads them.
+
+    No file names a local path.
+    """
+    encoder: Any = model.base_model
+    encoder.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _rewrite(folder / "tokenizer_config.json", _portable_tokenizer)
 
 
 def _rewrite(file: Path, change: Any) -> None:

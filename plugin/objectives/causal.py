@@ -30,7 +30,7 @@ def next_tokens(item: Item, _levels: Levels, noise: Noise, loss: Loss) -> list[C
     learned: NDArray[np.bool_] = item.learned & (np.arange(item.ids.size) > 0)
     level = Levels.of(noise.schedule, [0.0], [item.ids.size])
     shown = replace(item, supervised=learned)
-    predicted = corrupt(shown, learned, [1.0], level, mask_id=noise.mask_id, loss=loss)
+    predicted = corrupt(shown, learned, [1.0], level, noise=noise, loss=loss)
     return [replace(predicted, noisy=item.ids)]
 
 

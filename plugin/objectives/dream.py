@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .masked import Objective, WeightFunction, by_time
+from .masked import Objective, WeightFunction, by_time, evenly
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def by_context(kind: LossWeight, schedule: str) -> WeightFunction:
         return lambda hidden, _levels, _factors: cart_weights(hidden, kind.p)
     if isinstance(kind, Scheduler):
         return by_time(schedule)
-    return lambda hidden, _levels, _factors: np.ones(hidden.size)
+    return evenly
 
 
 OBJECTIVE = Objective(method="dream", weight=weight_by_type)

@@ -19,7 +19,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .answers import Item
-from .noise import EPSILON, Levels, Noise, draw_mask, generator, time_at, time_weight
+from .noise import (
+    EPSILON,
+    Levels,
+    Noise,
+    bert_replacement,
+    draw_mask,
+    generator,
+    time_at,
+    time_weight,
+)
+
+# Streams of a document's generator: 6 for the replacement of its tokens, 7 for its tail's. Those
+# below are for masks and answers.
+_REPLACEMENT = 6
 
 # (hidden bool [T], levels, factors [B] of the blocks' drawn mask counts) -> weights [T]
 WeightFunction = Callable[[NDArray[np.bool_], Levels, Sequence[float]], NDArray[np.float64]]
@@ -73,12 +86,19 @@ def by_time(schedule: str) -> WeightFunction:
     )
 
 
+def evenly(
+    hidden: NDArray[np.bool_], _levels: Levels, _factors: Sequence[float]
+) -> NDArray[np.float64]:
+    """Weigh every masked token 1, whatever the drawn count: masked language modelling."""
+    return np.ones(hidden.size)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Corruption:
     """One noised document."""
 
-    noisy: NDArray[np.int32]  # [T] ids, masked ones replaced
-    masked: NDArray[np.int64]  # [M] positions, ascending
+    noisy: NDArray[np.int32]  # [T] ids, masked ones replaced; by what, Noise says
+    masked: NDArray[np.int64]  # [M] positions of predicted tokens, ascending
     weight: NDArray[np.float32]  # [M] loss weight of each masked token
     count: float  # this document's share of the step's divisor
     levels: Levels
@@ -93,7 +113,7 @@ def corruptions(item: Item, levels: Levels, noise: Noise, loss: Loss) -> list[Co
     for block, probability in zip(levels.blocks, levels.probability, strict=True):
         masked[block], factor = draw_mask(learned[block], probability, noise.mask_count, rng, spare)
         factors.append(factor)
-    first = corrupt(item, masked, factors, levels, mask_id=noise.mask_id, loss=loss)
+    first = corrupt(item, masked, factors, levels, noise=noise, loss=loss)
     return (
         [first, _complement(item, masked, levels, noise, loss)] if noise.complementary else [first]
     )
@@ -115,7 +135,7 @@ def _complement(
         count, length = np.count_nonzero(rest[block]), np.count_nonzero(item.learned[block])
         exact = other * length / count if noise.mask_count == "exact" and count else 1.0
         factors.append(exact * probability / other)
-    second = corrupt(item, rest, factors, levels, mask_id=noise.mask_id, loss=loss)
+    second = corrupt(item, rest, factors, levels, noise=noise, loss=loss)
     times = tuple([time_at(noise.schedule, other) for other in others])
     return replace(second, levels=replace(levels, t=times, probability=others))
 
@@ -126,11 +146,12 @@ def corrupt(
     factors: Sequence[float],
     levels: Levels,
     *,
-    mask_id: int,
+    noise: Noise,
     loss: Loss,
 ) -> Corruption:
-    """Mask and weigh the drawn tokens of one document, always with `mask_id` (never 80/10/10).
+    """Mask and weigh the drawn tokens of one document.
 
+    Each becomes the mask; with `noise.ordinary`, it may show a random token or itself instead.
     `factors` [B] are those of the blocks' drawn mask counts. A token's weight is divided by its
     chance to be in this canvas (`item.scale`), so the expected loss over a document's canvases is that of
     the full document (Horvitz and Thompson 1952). Its share of the divisor counts the supervised
@@ -143,8 +164,12 @@ def corrupt(
     chance = np.ones(places.size) if item.scale is None else item.scale[places]
     weights = loss.weight(hidden, levels, factors)[places] * chance
     divisor = max(length, 1) if loss.norm == "sequence" else 1
+    noisy = np.where(hidden, np.int32(noise.mask_id), item.ids)
+    if noise.ordinary is not None:
+        rng = generator(noise.seed, item.index, item.pass_, _REPLACEMENT + item.part)
+        noisy[places] = bert_replacement(item.ids[places], noise.mask_id, noise.ordinary, rng)
     return Corruption(
-        noisy=np.where(hidden, np.int32(mask_id), item.ids),
+        noisy=noisy,
         masked=places,
         weight=(weights / divisor).astype(np.float32),
         count=document_count(loss.norm, length, float(chance.sum())),

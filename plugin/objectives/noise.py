@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Literal
 
@@ -36,6 +36,13 @@ class Noise:
     t_min: float = 0.0
     t_max: float = 1.0
     complementary: bool = False  # every document twice, with disjoint masks that cover it
+    # Ids of ordinary tokens: chosen tokens are replaced as BERT does. None: they become the mask.
+    ordinary: NDArray[np.int32] | None = field(default=None, compare=False)
+
+    @property
+    def single_time(self) -> float | None:
+        """Return the time of every document, if there is just one (masked language modelling)."""
+        return self.t_min if self.t_min == self.t_max else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +135,18 @@ def time_weight(schedule: str, t: float) -> float:
     linear 1/t; cosine pi/2 tan(pi/2 (1 - t)).
     """
     return 1 / t if schedule == "linear" else math.pi / 2 * math.tan(math.pi / 2 * (1 - t))
+
+
+def bert_replacement(
+    ids: NDArray[np.int32], mask_id: int, ordinary: NDArray[np.int32], rng: np.random.Generator
+) -> NDArray[np.int32]:
+    """Return what is shown of chosen tokens `ids` [M].
+
+    In 80 % of cases it is the mask, in 10 % a random one of the `ordinary` ids, in 10 % the token
+    itself (BERT, Devlin et al. 2019, arXiv 1810.04805, section 3.1).
+    """
+    share, random = rng.random(ids.size), ordinary[rng.integers(ordinary.size, size=ids.size)]
+    return np.where(share < 0.8, np.int32(mask_id), np.where(share < 0.9, random, ids))
 
 
 def draw_mask(

@@ -37,6 +37,7 @@ def with_full_paths(params: Params) -> Params:
     return params.model_copy(
         update={
             "model_name": local_path(params.model_name),
+            "init_from": local_path(params.init_from),
             "tokenizer_name": local_path(params.tokenizer_name),
             "model_config_file": local_path(params.model_config_file),
             "start_from": local_path(params.start_from),
@@ -64,7 +65,8 @@ def inputs_inside(params: Params, folder: RunFolder) -> list[Problem]:
     fix = "Choose another run_dir, or move it."
     found: list[Problem] = []
     values = params.as_json()
-    for name in ("dataset_name", "model_name", "tokenizer_name", "model_config", "start_from"):
+    names = ("dataset_name", "model_name", "init_from", "tokenizer_name", "model_config")
+    for name in (*names, "start_from"):
         value: str = values[name]
         if not value or before.get(name) == value:
             continue

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..base.errors import Code, JobError, Problem
+from ..base.errors import Code, JobError, Problem, renamed_field
 from ..base.process import ROOT, of_launcher
 from ..config.model_files import check_method, check_model_files, refuse_missing_path
 from ..config.params import Params
@@ -123,6 +123,9 @@ def check_inputs(params: Params, folder: RunFolder, found: Sequence[Problem]) ->
     try:
         if params.model_name:
             check_model_files(params.model_name)
+        if params.init_from:
+            with renamed_field("model_name", "init_from"):
+                check_model_files(params.init_from)
         if params.tokenizer_name:
             refuse_missing_path("tokenizer_name", params.tokenizer_name)
         check_method(params)

@@ -44,6 +44,9 @@ class ModelFacts(Record):
     """Training and sampling of a model. A model of another tool has no facts."""
 
     method: str | None = None
+    objective: str | None = None  # mdlm or mlm
+    mask_rate: Number | None = None  # of mlm, which has no schedule and no range of times
+    mlm_replace: str | None = None
     noise_schedule: str | None = None
     time_range: list[Number] | None = None  # t_min, t_max
     loss_norm: str | None = None

@@ -39,7 +39,8 @@ def evaluate(
 
     `beat` is called before each batch. `even`: as in build_step. `eval/loss` is the training
     objective, `eval/loss_ci95` its 95 % half-width over documents; `eval/loss_t30_40` is the mean
-    nll in nats of masked tokens in documents whose mask probability was in [0.3, 0.4).
+    nll in nats of masked tokens in documents whose mask probability was in [0.3, 0.4). Under
+    objective mlm, every document is masked at mask_rate: one such key, and loss = its nll.
     """
     frozen = rules.undisturbed()
     frozen = replace(frozen, noise=replace(frozen.noise, seed=EVAL_SEED, t_sampling="stratified"))

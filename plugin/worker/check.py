@@ -163,7 +163,8 @@ def _preview(document: Document, rules: StepRules, chat: ChatFormat) -> list[dic
     whole = rules.undisturbed(PromptDrop)  # a dropped prompt is worth seeing
     (item,) = step_items([document], [Slot(0, 0, document.index)], whole)
     ids, supervised = item.ids, item.supervised
-    for t in PREVIEW_TIMES:
+    single = whole.noise.single_time
+    for t in PREVIEW_TIMES if single is None else (single,):
         levels = Levels.of(whole.noise.schedule, [t], [ids.size])
         (one,) = whole.corrupt(item, levels, whole.noise, whole.loss)
         if views and one.levels.mean_t != t:  # a method without noise has one view

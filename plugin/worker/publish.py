@@ -175,6 +175,8 @@ def _beginning(params: Params) -> str:
 def _noise(params: Params) -> str:
     if METHODS[params.training_method].causal:
         return "none: next-token prediction"
+    if params.objective == "mlm":
+        return f"masked language modelling, mask rate {params.mask_rate:g}, {params.mlm_replace}"
     return f"{params.noise_schedule}, t in [{params.t_min:g}, {params.t_max:g}]"
 
 
@@ -182,6 +184,7 @@ def _card(params: Params, data: Data, final: FinalWeights, ranks: int) -> Card:
     step = training_data(params).step_size(data.clock, ranks)
     table = {
         "base model": _beginning(params),
+        **({"tiled from": public_name(params.init_from)} if params.init_from else {}),
         "trained": f"LoRA, rank {params.lora_r}, alpha {params.lora_alpha}"
         if params.lora
         else "all weights",

@@ -134,3 +134,40 @@ def test_dreams_own_options_are_named_in_the_log_elsewhere(method: str) -> None:
         parsed(training_method="dream", loss_weight_type="uniform", resp_cutoff_ratio=0.5).notes
         == ()
     )
+
+
+def test_mlm_of_answers_is_refused() -> None:
+    line = problem_of(objective="mlm")
+    assert "objective: expected training_stage pretrain as well, got mlm with sft." in line
+
+
+def test_mlm_names_the_options_without_effect() -> None:
+    """Options of another method are named once, as those of any job."""
+    unused = {
+        "noise_schedule": "cosine",
+        "t_sampling": "iid",
+        "t_min": 0.2,
+        "t_max": 0.8,
+        "complementary": True,
+        "loss_weight_type": "uniform",
+    }
+    job = {"objective": "mlm", "training_stage": "pretrain", **unused}
+    of_dream = parsed(training_method="dream", **job).notes
+    assert {f"{name}: has no effect with objective mlm." for name in unused} <= set(of_dream)
+    of_bert = [note for note in parsed(**job).notes if note.startswith("loss_weight_type")]
+    (note,) = of_bert
+    assert "belongs to training_method dream" in note
+    of_mdlm = parsed(mask_rate=0.2, mlm_replace="bert").notes
+    assert {
+        f"{name}: has no effect without objective mlm." for name in ("mask_rate", "mlm_replace")
+    } <= set(of_mdlm)
+    plain = parsed(objective="mlm", training_stage="pretrain", mask_rate=0.2, mlm_replace="bert")
+    assert not [note for note in plain.notes if "objective" in note]
+
+
+def test_init_from_needs_a_configuration_of_its_own() -> None:
+    line = problem_of(init_from="small")
+    assert "init_from: expected model_config as well, got model_name." in line
+    with pytest.raises(JobError) as caught:
+        parse({"dataset_name": "d.jsonl", "init_from": "small"})
+    assert {problem.field for problem in caught.value.problems} == {"init_from", "model_name"}
