@@ -90,6 +90,10 @@ try:
 
     import plugin.commands.chat
     import plugin.commands.fuse
+    import plugin.commands.plan
+    import plugin.commands.probe
+    import plugin.corpus.prepare
+    import plugin.data.bulk_tokenizer
     import plugin.worker.__main__
     from plugin.config.families import ARCHITECTURES
 

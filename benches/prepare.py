@@ -21,7 +21,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
-CHARACTERS = 1000  # of a document
 LEVELS = (1.0, 0.95, 0.9, 0.8, 0.5, 0.3)  # similarity that the planted pairs aim at
 BOILERPLATE = 20  # one document in this many copies one text
 NGRAM = 5
@@ -40,11 +39,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--documents", type=int, default=200_000)
     parser.add_argument("--vocabulary", type=int, default=32_000)
+    parser.add_argument("--characters", type=int, default=1000, help="of a document")
     parser.add_argument("--save", type=Path, help="write the figures there too")
     parser.add_argument("--bars", action="store_true", help="fail naming every bar missed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        figures = measure(Path(name), options.documents, options.vocabulary)
+        figures = measure(Path(name), options)
     missed = [
         f"{key} {figures[key]} is not at {kind} {bar}"
         for key, (bar, kind) in BARS.items()
@@ -58,13 +58,14 @@ def main() -> int:
     return int(options.bars and bool(missed))
 
 
-def measure(folder: Path, count: int, vocabulary: int) -> dict[str, float]:
-    """Write a corpus of `count` documents, prepare it with two processes, and compare."""
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Write a corpus, prepare it with two processes, and compare."""
+    count = options.documents
     data, config = folder / "data.jsonl", folder / "prepare.json"
     # In a process of its own: a program begins with the memory of the one that starts it.
     with ProcessPoolExecutor(1) as other:
-        pairs = other.submit(write_corpus, data, count).result()
-    values = {"dataset_name": str(data), "vocab_size": vocabulary, "eval_share": 0}
+        pairs = other.submit(write_corpus, data, count, options.characters).result()
+    values = {"dataset_name": str(data), "vocab_size": options.vocabulary, "eval_share": 0}
     config.write_text(json.dumps(values), encoding="utf-8")
     command = [sys.executable, str(ROOT / "main.py"), "prepare", "--config", str(config)]
     command += ["--out", str(folder / "out"), "--json", "--num_proc", "2"]
@@ -111,12 +112,12 @@ def prose() -> list[str]:
     return " ".join(file.read_text(encoding="utf-8") for file in files).split()
 
 
-def write_corpus(path: Path, count: int) -> dict[tuple[int, int], float]:
+def write_corpus(path: Path, count: int, size: int) -> dict[tuple[int, int], float]:
     """Write the documents in a seeded order. Returns (row, row) -> exact Jaccard similarity."""
     draw, words = random.Random(7), prose()
     texts: list[list[str]] = []
     planted: list[tuple[int, int]] = []
-    boilerplate = document(draw, words)
+    boilerplate = document(draw, words, size)
     for _ in range(count // BOILERPLATE):
         copy = list(boilerplate)
         copy[draw.randrange(len(copy))] = draw.choice(words)
@@ -124,10 +125,10 @@ def write_corpus(path: Path, count: int) -> dict[tuple[int, int], float]:
     each = count // 50
     for level in LEVELS:
         for number in range(each):
-            one = document(draw, words)
+            one = document(draw, words, size)
             planted.append((len(texts), len(texts) + 1))
             texts += [one, edited(draw, words, one, level, scattered=number % 2 == 0)]
-    texts += [document(draw, words) for _ in range(count - len(texts))]
+    texts += [document(draw, words, size) for _ in range(count - len(texts))]
     order = list(range(count))
     draw.shuffle(order)  # order[row] is the text of a row
     rows = {text: row for row, text in enumerate(order)}
@@ -140,15 +141,14 @@ def write_corpus(path: Path, count: int) -> dict[tuple[int, int], float]:
     }
 
 
-def document(draw: random.Random, words: list[str]) -> list[str]:
-    """Return runs of real prose, of about CHARACTERS in all."""
+def document(draw: random.Random, words: list[str], size: int) -> list[str]:
+    """Return runs of real prose, of about `size` characters in all."""
     found: list[str] = []
-    size = 0
-    while size < CHARACTERS:
+    while size > 0:
         start, length = draw.randrange(len(words) - 15), draw.randint(4, 15)
         run = words[start : start + length]
         found += run
-        size += sum(map(len, run)) + length
+        size -= sum(map(len, run)) + length
     return found
 
 
@@ -163,7 +163,7 @@ def edited(
             copy[place] = f"{draw.choice(words)}{draw.randrange(10**6)}"
     elif lost:
         start = draw.randrange(max(1, len(copy) - lost))
-        copy[start : start + lost] = document(draw, words)[:lost]
+        copy[start : start + lost] = document(draw, words, 20 * lost)[:lost]
     return copy
 
 

@@ -29,7 +29,7 @@ from ..config.families import FAMILIES
 from ..evaluation.classify import Finetuning, classify, majority
 from ..evaluation.features import Encoder, latency, load_encoder
 from ..evaluation.retrieve import retrieve
-from ..evaluation.rows import Column, Examples, columns_of, read_examples
+from ..evaluation.rows import Column, ProbePairs, columns_of, read_pairs
 from ..models.configuration import load_config
 from ..models.diffusion import positions
 from ..models.load import load_model
@@ -81,16 +81,16 @@ def _task_of(options: argparse.Namespace) -> str:
     raise JobError(Problem("data", expected, ", ".join(map(str, columns))[:200] or "none", fix))
 
 
-def _examples(options: argparse.Namespace, task: str) -> Examples:
+def _examples(options: argparse.Namespace, task: str) -> ProbePairs:
     """Read the task's two columns. What is held out is split by text, or by document."""
     how = {"share": options.eval_share, "seed": options.seed}
     if task == "classify":
         text = Column(option="text_field", name=options.text_field)
         label = Column(option="label_field", name=options.label_field, kind="label")
-        return read_examples(options.data, (text, label), key=0, **how)
+        return read_pairs(options.data, (text, label), key=0, **how)
     query = Column(option="query_field", name=options.query_field)
     document = Column(option="document_field", name=options.document_field)
-    return read_examples(options.data, (query, document), key=1, **how)
+    return read_pairs(options.data, (query, document), key=1, **how)
 
 
 def _export(name: str, folder: Path, max_length: int) -> int:
@@ -120,7 +120,7 @@ def _export(name: str, folder: Path, max_length: int) -> int:
 def _measure(
     options: argparse.Namespace,
     task: str,
-    examples: Examples,
+    examples: ProbePairs,
     folder: Path,
     max_length: int,
     say: Say,

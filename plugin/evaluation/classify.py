@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..base.errors import data_error
 from .features import Encoder
-from .rows import Examples
+from .rows import ProbePairs
 
 Z = 1.959963984540054  # of a 95 % interval
 Predict = Callable[[Sequence[str]], Tensor]  # texts -> class numbers [S]
@@ -46,7 +46,7 @@ def share_of(correct: int, total: int) -> dict[str, Any]:
     return {"accuracy": correct / total, "ci95": list(wilson(correct, total))}
 
 
-def classes_of(examples: Examples) -> list[str]:
+def classes_of(examples: ProbePairs) -> list[str]:
     """Return the labels to fit on, sorted. Raises JobError (exit 3) for fewer than two."""
     classes = sorted({label for _, label in examples.train})
     if len(classes) < 2:
@@ -56,13 +56,15 @@ def classes_of(examples: Examples) -> list[str]:
     return classes
 
 
-def majority(examples: Examples) -> float:
+def majority(examples: ProbePairs) -> float:
     """Return the accuracy of always answering the most frequent label of the rows to fit on."""
     ((label, _),) = Counter(label for _, label in examples.train).most_common(1)
     return sum(one == label for _, one in examples.held_out) / len(examples.held_out)
 
 
-def classify(encoder: Encoder, examples: Examples, finetuning: Finetuning | None) -> dict[str, Any]:
+def classify(
+    encoder: Encoder, examples: ProbePairs, finetuning: Finetuning | None
+) -> dict[str, Any]:
     """Fit on the rows for it, and return the accuracy over the held-out ones.
 
     A held-out label that no row to fit on has counts as wrong.

@@ -24,7 +24,7 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examples:
+class ProbePairs:
     """Pairs of values: a text with its label, or a query with its document."""
 
     train: list[tuple[str, str]]
@@ -39,9 +39,9 @@ def columns_of(spec: str) -> tuple[str, ...]:
     raise data_error("dataset_name", "rows", "none")
 
 
-def read_examples(
+def read_pairs(
     spec: str, columns: tuple[Column, Column], *, key: int, share: float, seed: int
-) -> Examples:
+) -> ProbePairs:
     """Read two columns of a data set.
 
     Its own eval split is held out, otherwise a seeded `share` of the distinct values of column
@@ -57,7 +57,7 @@ def read_examples(
     if not (train and held_out):
         got = f"{len(train)} to fit on, {len(held_out)} held out"
         raise data_error("dataset_name", "rows on both sides", got)
-    return Examples(train=train, held_out=held_out, own_split=own)
+    return ProbePairs(train=train, held_out=held_out, own_split=own)
 
 
 def _chosen(values: Sequence[str], share: float, seed: int) -> set[str]:

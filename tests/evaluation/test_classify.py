@@ -11,7 +11,7 @@ from helpers.tiny import tiny_model, word_tokenizer
 from plugin.base.errors import JobError
 from plugin.evaluation.classify import Finetuning, classify, fit_head, majority, wilson
 from plugin.evaluation.features import Encoder
-from plugin.evaluation.rows import Examples
+from plugin.evaluation.rows import ProbePairs
 
 WORDS = [f"w{number}" for number in range(35)]
 
@@ -23,8 +23,8 @@ def encoder(seed: int = 0) -> Encoder:
     )
 
 
-def examples_of(train: list[tuple[str, str]], held_out: list[tuple[str, str]]) -> Examples:
-    return Examples(train=train, held_out=held_out, own_split=True)
+def examples_of(train: list[tuple[str, str]], held_out: list[tuple[str, str]]) -> ProbePairs:
+    return ProbePairs(train=train, held_out=held_out, own_split=True)
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ import pytest
 from helpers.support import write_rows
 
 from plugin.base.errors import JobError
-from plugin.evaluation.rows import Column, Examples, columns_of, read_examples
+from plugin.evaluation.rows import Column, ProbePairs, columns_of, read_pairs
 
 TEXT = Column(option="text_field", name="text")
 LABEL = Column(option="label_field", name="label", kind="label")
 
 
-def read(path: Path, *, share: float = 0.2, seed: int = 1) -> Examples:
-    return read_examples(str(path), (TEXT, LABEL), key=0, share=share, seed=seed)
+def read(path: Path, *, share: float = 0.2, seed: int = 1) -> ProbePairs:
+    return read_pairs(str(path), (TEXT, LABEL), key=0, share=share, seed=seed)
 
 
 def rows(count: int) -> list[dict[str, object]]:
