@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from faults.forks import Forks
+from helpers.corpora import VOCABULARY, run_prepare, sentences, write_texts
 from helpers.support import ERROR, TINY_CONFIG
 
 LARGER = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
@@ -52,3 +53,23 @@ def test_sources_that_cannot_be_tiled_are_refused_by_name(
         assert {(match[1], match[2]) for match in found} == {("4", "init_from")}, done.err
         assert cause in done.err
     assert not (tmp_path / "run").exists()
+
+
+def test_prepared_folder_keeps_one_tokenizer_through_tiling(
+    forks: Forks, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """A source that was trained on the folder has its tokenizer; any other one is refused."""
+    data = tmp_path / "prepared"
+    run_prepare(write_texts(tmp_path / "a.jsonl", sentences(60)), data)
+    small = tmp_path / "small.json"
+    small.write_text(json.dumps({**TINY_CONFIG, "vocab_size": VOCABULARY}))
+    job = ("--dataset_name", data, "--training_stage", "pretrain", "--objective", "mlm")
+    job += ("--train_steps", 2, "--max_length", 64, "--train_device", "cpu")
+    source = forks.run(tmp_path / "first", *job, "--model_config", small)
+    assert source.code == 0, source.err
+    larger = ("--model_config", config_of(tmp_path, vocab_size=VOCABULARY))
+    done = forks.run(tmp_path / "large", *job, *larger, "--init_from", source.folder / "fused")
+    assert done.code == 0, done.err
+    other = forks.run(tmp_path / "other", *job, *larger, "--init_from", tiny_bert)
+    assert other.code == 2
+    assert "init_from: expected the tokenizer that" in other.err

@@ -178,8 +178,12 @@ def choose_tokenizer(
         got = f"digest {', '.join(sorted(digests))}"
         expected = f"the tokenizer of digest {manifest.tokenizer.digest} in {folder / TOKENIZER}"
         raise JobError(Problem(FIELD, expected, got, "Restore its files."))
-    field = "tokenizer_name" if params.tokenizer_name else "model_name"
-    name = params.tokenizer_name or params.model_name
+    named_by = {
+        "tokenizer_name": params.tokenizer_name,
+        "model_name": params.model_name,
+        "init_from": params.init_from,
+    }
+    field, name = next(((field, name) for field, name in named_by.items() if name), ("", ""))
     if not name:
         return own
     try:
@@ -187,7 +191,7 @@ def choose_tokenizer(
     except JobError as error:
         if params.tokenizer_name:
             raise
-        log(f"model_name: its tokenizer is not used, {FIELD}'s is; {error.problems[0]}")
+        log(f"{field}: its tokenizer is not used, {FIELD}'s is; {error.problems[0]}")
         return own
     if tokenizer_digest(named) != tokenizer_digest(own):
         expected = f"the tokenizer that {folder} was prepared with, digest {tokenizer_digest(own)}"
