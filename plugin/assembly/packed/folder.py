@@ -182,6 +182,7 @@ def choose_tokenizer(
         "tokenizer_name": params.tokenizer_name,
         "model_name": params.model_name,
         "init_from": params.init_from,
+        "start_from": params.start_from,
     }
     field, name = next(((field, name) for field, name in named_by.items() if name), ("", ""))
     if not name:
