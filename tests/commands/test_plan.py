@@ -16,7 +16,9 @@ from helpers.support import TINY_CONFIG, run_main, write_rows
 
 from plugin.commands import plan, plan_gpus
 from plugin.config.parse import parse
+from plugin.data.tokenizer import train_tokenizer
 from plugin.planning.fit import Point
+from plugin.planning.runs import read_points
 from plugin.planning.sizes import SIZES
 from plugin.run.folder import RunFolder
 from plugin.run.outcome import Result, Throughput
@@ -273,6 +275,30 @@ def test_a_planned_job_trains(planned: Plan, tmp_path: Path) -> None:
     assert tokens == pytest.approx(2 * 4 * 32, rel=0.1)
     laws = plan.main(["--fit", str(tmp_path / "run")])
     assert laws == 2  # a single run is no parabola
+
+
+@pytest.mark.end_to_end
+def test_a_job_on_a_prepared_folder_trains(planned: Plan, tmp_path: Path) -> None:
+    texts = [f"{n} and {n + 1} make {2 * n + 1}. " * 4 for n in range(80)]
+    tokenizer = train_tokenizer(texts, 300)
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    part = StoredPart(train=ids[8:], evaluation=ids[:8])
+    folder = write_stored(tmp_path / "corpus", [part], tokenizer)
+    config = tmp_path / "tiny.json"
+    config.write_text(json.dumps(TOY))
+    job = tmp_path / "job.yaml"
+    words = ("--data", folder, "--model_config", config, "--max_length", 64, "--batch_size", 16)
+    found = planned(*words, "--training_method", "causal", "--out", job)
+    assert found["steps"] == sum(map(len, ids[8:])) // (16 * 64)
+    done = run_main("train", "--config", job, "--run_dir", tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = RunFolder(tmp_path / "run").read_run().result
+    assert result
+    assert result.steps == found["steps"]
+    assert result.eval_loss
+    read = read_points([tmp_path / "run"], lambda path: 7)
+    assert [(one.method, one.parameters) for one in read] == [("causal", 7)]
+    assert read[0].tokens == pytest.approx(found["tokens"], rel=0.1)
 
 
 # --- fits
