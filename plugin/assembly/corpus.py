@@ -143,7 +143,7 @@ def prepare_corpus(
             f"tokenizer_name: the chat template writes the time; for this run it is {chat.moment:%Y-%m-%d %H:%M:%S}"
         )
     how = train_encoding(chat) if train_encoding else encoding(params)
-    train, train_report = encode_split(of_split("train"), chat, how)
+    train, train_report = encode_split(of_split("train"), chat, how, log)
     evaluation, eval_report = encode_split(
         of_split("eval") if wants_eval else (), chat, encoding(params)
     )

@@ -15,11 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base.errors import first_line
-from .chat import ChatFormat
+from .chat import ChatFormat, Flat
 
 CHECKED = 1000  # documents whose ids are compared
-
-Flat = tuple[NDArray[np.uint32], NDArray[np.int64]]  # ids [N] of D texts, offsets [D + 1]
 
 
 class BulkTokenizer:

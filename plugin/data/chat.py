@@ -41,6 +41,9 @@ RENDERED = (
 CHANGED = "text that the chat template changes or omits: the template's output is trained"
 
 
+Flat = tuple[NDArray[np.uint32], NDArray[np.int64]]  # ids [N] of D texts, offsets [D + 1]
+
+
 @dataclass(frozen=True)
 class Encoded:
     """One dialogue or text. A span is (first token, end), end token included."""
@@ -155,6 +158,22 @@ class ChatFormat:
         tokens = iter(self._escapes.tokenize([item for item in items if isinstance(item, str)]))
         pieces = [next(tokens) if isinstance(item, str) else item for item in items]
         return np.array([token for piece in pieces for token in piece], np.int32)
+
+    def encode_texts(self, texts: Sequence[str], flat: Flat) -> list[Encoded]:
+        """Open and end texts whose ids are known; `flat` are those of `plain_ids`, end to end."""
+        opening = np.array([] if self.start_id is None else [self.start_id], np.int32)
+        end = np.array([self.fill_id], np.int32)
+        ids, offsets = flat
+        parts = np.split(ids.astype(np.int32), offsets[1:-1])
+        return [
+            Encoded(np.concatenate([opening, part, end]), (), (), tuple(self._text_remarks(text)))
+            for text, part in zip(texts, parts, strict=True)
+        ]
+
+    def _text_remarks(self, text: str) -> list[str]:
+        if not self.spells_token(text):  # which nearly no text does
+            return [RENDERED] if _looks_rendered(text) else []
+        return self._remarks([Turn("text", text)], True)
 
     def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of texts alone: nothing opens or ends them, a spelled token is text."""

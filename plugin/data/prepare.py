@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
 
 from ..base.errors import JobError, data_error
+from .bulk_tokenizer import BulkTokenizer
 from .chat import ChatFormat, Encoded, supervision
 from .documents import Builder, Document, Documents
 from .formats import Example, RowResult
@@ -114,13 +115,19 @@ def _count(reason: str, row: str, counts: dict[str, int], rows: dict[str, list[s
 
 
 def encode_split(
-    examples: Iterable[RowResult], chat: ChatFormat, how: Encoding
+    examples: Iterable[RowResult],
+    chat: ChatFormat,
+    how: Encoding,
+    log: Callable[[str], None] = lambda line: None,
 ) -> tuple[Documents, SplitReport]:
     """Tokenise one split. Returns its documents and the report of its rows."""
     builder, report = Builder(), SplitReport()
+    bulk = BulkTokenizer(chat, log) if how.stage == "pretrain" else None
     stream = iter(examples)
     while chunk := _chunk(stream):
-        for example, documents in zip(chunk, encode_rows(chunk, chat, how, report), strict=True):
+        for example, documents in zip(
+            chunk, encode_rows(chunk, chat, how, report, bulk), strict=True
+        ):
             for document in documents:
                 builder.add(document.ids, document.supervised, document.prompt, example.row)
     documents = builder.build()
@@ -147,17 +154,20 @@ def character_count(example: RowResult) -> int:
 
 
 def encode_rows(
-    rows: Sequence[RowResult], chat: ChatFormat, how: Encoding, report: SplitReport
+    rows: Sequence[RowResult],
+    chat: ChatFormat,
+    how: Encoding,
+    report: SplitReport,
+    bulk: BulkTokenizer | None = None,
 ) -> list[list[Document]]:
-    """Tokenise rows in one call.
+    """Tokenise rows in one call; `bulk` encodes rows that are plain texts.
 
     Returns the documents of each row: none for a dropped row, several for a long text, with indices
     from 0 in each row. Adds the rows to `report`; the caller counts documents and tokens.
     """
     report.rows += len(rows)
     dialogues = [_dialogue(example, how) for example in rows if isinstance(example, Example)]
-    find = "all" if how.turns == "all" else "last" if how.answers_only else "marked"
-    encoded = iter(chat.encode(dialogues, find=find))
+    encoded = iter(_encoded(dialogues, chat, how, bulk))
     found: list[list[Document]] = []
     for example in rows:
         result = next(encoded) if isinstance(example, Example) else example.reason
@@ -169,6 +179,16 @@ def encode_rows(
             report.remark(remark, example.row)
         found.append(_documents(result, example.row, chat, how, report))
     return found
+
+
+def _encoded(
+    dialogues: Sequence[Sequence[Turn]], chat: ChatFormat, how: Encoding, bulk: BulkTokenizer | None
+) -> Sequence[Encoded | str]:
+    if bulk and all(len(turns) == 1 and turns[0].role == "text" for turns in dialogues):
+        texts = [turns[0].text for turns in dialogues]
+        return chat.encode_texts(texts, bulk.encode(texts)) if texts else []
+    find = "all" if how.turns == "all" else "last" if how.answers_only else "marked"
+    return chat.encode(dialogues, find=find)
 
 
 def _dialogue(example: Example, how: Encoding) -> Sequence[Turn]:

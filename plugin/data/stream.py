@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from ..base.errors import JobError, Problem, data_error
+from .bulk_tokenizer import BulkTokenizer
 from .chat import ChatFormat
 from .documents import Document
 from .formats import Dropped, Example, RowResult
@@ -145,6 +146,7 @@ class Stream:
         assert how.max_length + plan.spare <= plan.tokens, "a document must fit into a pack"
         self._source, self._chat, self._how, self._plan = source, chat, how, plan
         self._dataset, self._log = dataset, log
+        self._bulk: BulkTokenizer | None = None  # of rows, which a prepared folder has not
         start = StreamState(0, plan.rank, 0, 0, 0, plan.rank, plan.ranks, SplitReport(), ())
         self._move_to(start)
 
@@ -252,7 +254,9 @@ class Stream:
     ) -> Iterator[tuple[int, Document]]:
         """Yield (pass of its noise, document with its index in the data)."""
         rows = [item for item in items if isinstance(item, Example | Dropped)]
-        encoded = iter(encode_rows(rows, self._chat, self._how, report) if rows else ())
+        if rows and self._bulk is None:
+            self._bulk = BulkTokenizer(self._chat, self._log)
+        encoded = iter(encode_rows(rows, self._chat, self._how, report, self._bulk) if rows else ())
         for place, item in zip(numbers, items, strict=True):
             if isinstance(item, StoredDocument):
                 report.rows += 1

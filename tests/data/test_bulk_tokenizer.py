@@ -11,8 +11,11 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from plugin.data import bulk_tokenizer
 from plugin.data.bulk_tokenizer import BulkTokenizer
-from plugin.data.chat import ChatFormat
+from plugin.data.chat import ChatFormat, Flat
+from plugin.data.formats import Example
+from plugin.data.prepare import Encoding, SplitReport, encode_rows
 from plugin.data.tokenizer import train_tokenizer
+from plugin.data.turns import Turn
 
 TEXTS = [
     "The quick brown fox, 42 times.",
@@ -30,7 +33,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return train_tokenizer(TEXTS * 20, 400)
 
 
-def as_lists(flat: bulk_tokenizer.Flat) -> list[list[int]]:
+def as_lists(flat: Flat) -> list[list[int]]:
     ids, offsets = flat
     return [ids[start:end].tolist() for start, end in pairwise(offsets)]
 
@@ -83,3 +86,18 @@ def test_other_ids_switch_the_engine(
     assert as_lists(bulk.encode(TEXTS)) == chat.plain_ids(TEXTS)
     assert bulk.engine == "tokenizers"
     assert said == ["tokenizer: fastokens gave other ids; texts are encoded by tokenizers"]
+
+
+def test_rows_of_texts_are_encoded_as_in_a_dialogue(tokenizer: PreTrainedTokenizerBase) -> None:
+    chat = ChatFormat(tokenizer)
+    rendered = "<|im_start|>user\nhello<|im_end|>"
+    rows = [Example(f"r:{n}", (Turn("text", text),)) for n, text in enumerate([*TEXTS, rendered])]
+    how = Encoding(max_length=7, stage="pretrain")
+    reports = SplitReport(), SplitReport()
+    slow = encode_rows(rows, chat, how, reports[0])
+    fast = encode_rows(rows, chat, how, reports[1], BulkTokenizer(chat))
+    assert [[one.ids.tolist() for one in of_row] for of_row in fast] == [
+        [one.ids.tolist() for one in of_row] for of_row in slow
+    ]
+    assert reports[0] == reports[1]
+    assert len(reports[0].remarks) >= 4
