@@ -1,4 +1,4 @@
-"""examples/prepare_slurm.py by datatrove's local executor: a lost task, run again, the same bytes."""
+"""examples/prepare_slurm.py by datatrove's local executor: a task that crashes, run again, the same bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from helpers.support import ROOT
 pytestmark = pytest.mark.datatrove
 
 # Lets a task of a step crash, once.
-LOSES_A_TASK = """
+CRASHES_A_TASK = """
 import os, runpy, sys
 from pathlib import Path
 from plugin.corpus import steps
@@ -40,13 +40,13 @@ def run(config: Path, out: Path, environ: dict[str, str]) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
 
 
-def test_lost_task_is_done_by_a_second_run_to_the_same_bytes(tmp_path: Path) -> None:
+def test_crashed_task_is_done_by_a_second_run_to_the_same_bytes(tmp_path: Path) -> None:
     base = sentences(300, words=60)
     data = write_texts(tmp_path / "a.jsonl", [*base, *(changed(text, 1) for text in base[:50])])
     config = tmp_path / "prepare.json"
     config.write_text(json.dumps({"dataset_name": str(data), "vocab_size": 512}))
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(LOSES_A_TASK)
+    (tmp_path / "site" / "sitecustomize.py").write_text(CRASHES_A_TASK)
     path = os.pathsep.join(map(str, [tmp_path / "site", ROOT, ROOT / ".datatrove"]))
     losing = {**os.environ, "PYTHONPATH": path, "LOST": str(tmp_path / "lost")}
     first = run(config, tmp_path / "out", losing)
