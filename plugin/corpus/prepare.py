@@ -16,6 +16,7 @@ from typing import Any
 from ..base.errors import JobError, Problem, data_error
 from ..base.files import remove
 from ..config.prepare_params import STEPS, PrepareParams
+from ..data.mixture import parse_mixture
 from ..data.stored.manifest import WORK
 from .facts import Work
 from .keep import run_bands, run_keep
@@ -52,7 +53,7 @@ def prepare(
     It is not finished if a step was to be the last one, or if tasks of other shares are missing.
     `load` returns a tokenizer by its name. Raises JobError.
     """
-    _check_out(out)
+    _check_out(out, params)
     work = out / WORK
     workers = Workers(options.processes)
     with held(work, options.share), closing(workers):
@@ -62,7 +63,13 @@ def prepare(
             raise disk_error(out, error) from error
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, params: PrepareParams) -> None:
+    """Raise JobError (exit 2) for a folder that holds something else, or lies in the data."""
+    for part in parse_mixture(params.dataset_name, weights=True):
+        if part.path and part.path.is_dir() and out.resolve().is_relative_to(part.path.resolve()):
+            fix = "A rerun would read it: sub-folders of the data are read too."
+            expected, got = "a folder outside of the data", f"{out}, in {part.path}"
+            raise JobError(Problem("out", expected, got, fix))
     foreign = [path.name for path in (out.iterdir() if out.is_dir() else ()) if path.name != WORK]
     if out.exists() and not out.is_dir():
         raise JobError(Problem("out", "a new folder, or one of prepare", f"{out}, a file"))

@@ -1,4 +1,4 @@
-"""CorpusStep `seal`: the finished folder, its manifest written last.
+"""Step `seal`: the finished folder, its manifest written last.
 
 Files of a task get a second name in the folder, so that the work may be deleted or kept: kept, a
 changed tokenizer repeats the last steps only.

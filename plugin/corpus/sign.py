@@ -1,4 +1,4 @@
-"""CorpusStep `sign`: what each document is, so that duplicates can be found without its text.
+"""Step `sign`: what each document is, so that duplicates can be found without its text.
 
 D documents of a task, P values of a signature, B bands. Files of a task: digest.npy uint64 [D, 2],
 row.npy int64 [D, 2] (file of the source, row of the task), bytes.npy int64 [D] and, for near

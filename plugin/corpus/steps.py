@@ -185,7 +185,7 @@ class _Progress:
         self._left = sum(step.sizes[task] for task in todo)
         self._total, self._tasks, self._done = self._left, len(todo), 0
         self._began = self._said = time.monotonic()
-        earlier = len(step.sizes) - len(todo)
+        earlier = len(step.sizes) - len(step.missing())
         if earlier and todo:
             log(f"{step.name}: {earlier} of {len(step.sizes)} tasks are done already")
 

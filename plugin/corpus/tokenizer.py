@@ -1,4 +1,4 @@
-"""CorpusStep `tokenizer`: the tokenizer of a corpus, trained on a sample of it or named.
+"""Step `tokenizer`: the tokenizer of a corpus, trained on a sample of it or named.
 
 The folder of its only task holds the tokenizer as save_pretrained writes it. transformers, which
 takes seconds and 250 MB, is imported where it is needed: the steps before do without.

@@ -1,4 +1,4 @@
-"""CorpusStep `tokens`: the ids of every document that stays, without special tokens and not cut.
+"""Step `tokens`: the ids of every document that stays, without special tokens and not cut.
 
 Files of a task, for each split that it has documents of: <split>.ids.npy [N], <split>.offsets.npy
 int64 [S + 1], <split>.source.npy int64 [S, 2] (file of the source, row of it from 1).

@@ -305,6 +305,13 @@ def test_folder_of_somebody_else_is_refused(data: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
+def test_folder_inside_the_data_is_refused(tmp_path: Path) -> None:
+    write_texts(tmp_path / "data" / "a.jsonl", sentences(30))
+    with pytest.raises(JobError, match="outside of the data"):
+        run_prepare(tmp_path / "data", tmp_path / "data" / "out")
+    assert not (tmp_path / "data" / "out").exists()
+
+
 def test_limit_and_weight_of_a_part_are_kept(data: Path, tmp_path: Path) -> None:
     other = write_texts(tmp_path / "b.jsonl", sentences(50, seed=9))
     spec = f"{data}[train:20,weight:3]|{other}"

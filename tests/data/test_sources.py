@@ -29,6 +29,9 @@ def test_folder_is_split_by_file_name(tmp_path: Path) -> None:
     for folder in ("deeper", ".hidden", "validation"):
         (tmp_path / folder).mkdir()
         write(tmp_path / folder / "more.jsonl", {"from": folder})
+    (tmp_path / "run").mkdir()
+    write(tmp_path / "run" / "events.jsonl", {"from": "a run"})
+    (tmp_path / "run" / "run.json").write_text("{}")
     (tmp_path / "linked").symlink_to(tmp_path / "deeper")
     found = [values["from"] for _, values in rows(tmp_path)]
     assert sorted(found) == sorted([*train_names, "deeper"])

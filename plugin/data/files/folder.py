@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...base.errors import Code, Problem, data_error
-from ..stored.manifest import is_prepared
+from ..stored.manifest import is_prepared, is_stored
 from .columns import FIELD
 from .compressed import TEXTS, data_suffix
 from .readers import READERS
@@ -38,9 +38,9 @@ _METADATA = {
 def folder_files(folder: Path) -> dict[str, list[Path]]:
     """Sort the files of a folder by use: train, eval, skipped.
 
-    Sub-folders are searched too, except hidden and linked ones. In a folder that `datasets` saved,
-    only the files it names are data. If every file has an eval name, the user chose that folder to
-    train on: all are train. Raises JobError (exit 3).
+    Sub-folders are searched too, except hidden and linked ones, runs and prepared ones. In a folder
+    that `datasets` saved, only the files it names are data. If every file has an eval name, the
+    user chose that folder to train on: all are train. Raises JobError (exit 3).
     """
     if (saved := saved_files(folder)) is not None:
         return {**saved}
@@ -62,8 +62,13 @@ def _files(folder: Path) -> Iterator[Path]:
         raise data_error(FIELD, "a folder that can be read", got) from error
 
     for parent, folders, names in os.walk(folder, onerror=unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not _is_apart(Path(parent, name))]
         yield from (path for name in names if (path := Path(parent, name)).is_file())
+
+
+def _is_apart(folder: Path) -> bool:
+    """Tell a sub-folder that is no part of the data: a hidden one, a run's, a prepared one."""
+    return folder.name.startswith(".") or (folder / "run.json").exists() or is_stored(folder)
 
 
 def _is_eval_in(folder: Path, file: Path) -> bool:
