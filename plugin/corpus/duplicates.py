@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 # Least similarity of the signatures' low bytes: two different values share one by chance.
 _CHANCE = 1 / 256
-_TOGETHER = 1 << 16  # edges that are verified together
+_TOGETHER = 1 << 13  # edges that are verified together
 
 # Rows of the low bytes of signatures, [n, P], for the numbers [n] of documents.
 Rows = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
@@ -68,13 +68,26 @@ def verified_edges(
 
 def exact_edges(digests: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return (first document of this digest, other document of it), [E, 2]; `digests` [D, 2]."""
-    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable
-    ordered = digests[order]
+    alike = _repeated(digests[:, 0])  # most documents have no copy: the rest is done for few
+    some = digests[alike]
+    order = np.lexsort((some[:, 1], some[:, 0]))  # stable
+    ordered = some[order]
     same = (ordered[1:] == ordered[:-1]).all(1)
-    begins = np.where(np.concatenate([[False], same]), 0, np.arange(len(digests)))
+    begins = np.where(np.concatenate([[False], same]), 0, np.arange(alike.size))[: alike.size]
     members = np.flatnonzero(same) + 1
     first = np.maximum.accumulate(begins)[members]
-    return np.stack([order[first], order[members]], 1)
+    return np.stack([alike[order[first]], alike[order[members]]], 1)
+
+
+def _repeated(values: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the places of values that occur more than once, ascending."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    same = ordered[1:] == ordered[:-1]
+    found = np.zeros(values.size, bool)
+    found[order[1:][same]] = True
+    found[order[:-1][same]] = True
+    return np.flatnonzero(found)
 
 
 def smallest_members(count: int, edges: NDArray[np.int64]) -> NDArray[np.int64]:

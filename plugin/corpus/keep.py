@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,6 @@ from .steps import CorpusStep
 TRAIN, EVAL, EXACT, NEAR = range(4)  # fates
 FATES = ("train", "eval", "exact duplicate", "near duplicate")
 CLUSTERS = "clusters.json"
-
-
-@lru_cache(maxsize=64)
-def mapped(path: Path) -> NDArray[Any]:
-    """Map an array of a task, read-only."""
-    return np.load(path, mmap_mode="r")
 
 
 def first_documents(sign: CorpusStep) -> NDArray[np.int64]:
@@ -69,7 +62,8 @@ def _low_bytes(
         parts: NDArray[np.uint8] | None = None
         for task in np.unique(tasks).tolist():
             chosen = tasks == task
-            low = mapped(sign.folder(task) / "low.npy")
+            # Mapped anew for each reading: pages that were touched count as this process's memory.
+            low = np.load(sign.folder(task) / "low.npy", mmap_mode="r")
             if parts is None:
                 parts = np.empty((documents.size, low.shape[1]), np.uint8)
             parts[chosen] = low[documents[chosen] - firsts[task]]
