@@ -70,7 +70,7 @@ def test_a_good_job_passes(check: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("training_method", "gpt", "one of bert, dream, llada, got 'gpt'"),
+        ("training_method", "gpt", "one of bert, dream, llada, causal, got 'gpt'"),
         ("gpu_ids", "4", "4; this machine has no GPU"),
         ("batch_size", "0", "an integer >= 1 and <= 16384, got '0'"),
         ("learning_rate", "fast", "a number > 0 and <= 1, got 'fast'"),
