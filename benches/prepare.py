@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -70,9 +69,11 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     command = [sys.executable, str(ROOT / "main.py"), "prepare", "--config", str(config)]
     command += ["--out", str(folder / "out"), "--json", "--num_proc", "2"]
     began = time.perf_counter()
-    subprocess.run([*command, "--stop_after", "keep"], check=True, cwd=folder)
+    program = subprocess.Popen([*command, "--stop_after", "keep"], cwd=folder)
+    _, status, used = os.wait4(program.pid, 0)  # of this program and its processes alone
+    assert status == 0, f"prepare ended with status {status}"
     dedup_seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # KiB to MB
+    peak = used.ru_maxrss / 1024  # KiB to MB
     done = subprocess.run(command, check=True, cwd=folder, stdout=subprocess.PIPE)
     found = json.loads(done.stdout)
     stages = found["stages"]
