@@ -22,7 +22,7 @@ def write_digests(folder: Path, *, ignored: Collection[str] = ()) -> None:
     `ignored`: entries of the folder that are not looked at, here and later.
     """
     found = {
-        name: _digest(folder / name)
+        name: file_digest(folder / name)
         for name, entry in _entries(folder, ignored)
         if entry.is_file(follow_symlinks=False)
     }
@@ -56,7 +56,7 @@ def why_broken(folder: Path, *, ignored: Collection[str] = ()) -> str:
         if name not in there:  # as is a path elsewhere, which begins with / or holds ..
             return f"{name} is missing"
         try:
-            if _digest(folder / name) != digest:
+            if file_digest(folder / name) != digest:
                 return f"{name} is not what was written"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
@@ -101,6 +101,7 @@ def _disk_size(path: str) -> float:
     return disk.f_blocks * disk.f_frsize or float("inf")
 
 
-def _digest(file: Path) -> str:
+def file_digest(file: Path) -> str:
+    """Return the BLAKE2b of a plain file, 32 hex digits. Raises OSError, also for a link."""
     with open(file, "rb", opener=open_plain) as content:
         return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     guard_streams()
-    quiet_loading()
     return guarded(lambda: _prepare(prepare_options(argv), argv))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .facts import RowNames, Work
 from .keep import CLUSTERS, FATES, first_documents
-from .rows import read_task
+from .rows import numbered_documents
 
 PAIRS = 20
 READ_TASKS = 4  # that are read again for the texts of pairs
@@ -62,12 +62,10 @@ def _texts(work: Work, documents: set[int], tasks: set[int]) -> dict[int, str]:
     firsts = first_documents(work.sign)
     found: dict[int, str] = {}
     for task in sorted(tasks):
-        document = int(firsts[task])
-        for row in read_task(work.listing, work.listing.tasks[task], work.params):
-            if not row.reason:
-                if document in documents:
-                    found[document] = row.text[:SHOWN]
-                document += 1
+        reads, first = work.listing.tasks[task], int(firsts[task])
+        for document, text in numbered_documents(work.listing, reads, work.params, first):
+            if document in documents:
+                found[document] = text[:SHOWN]
     return found
 
 

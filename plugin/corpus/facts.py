@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from ..config.prepare_params import PrepareParams
 from ..data.stored.manifest import FORMAT
-from .keep import first_documents, rows_before
+from .keep import first_documents, rows_before, train_bytes
 from .listing import Listing
+from .sign import dropped_reasons
 from .steps import CorpusStep
 from .tokens import SPLITS, dtype_of
 
@@ -69,6 +70,7 @@ def manifest_of(key: str, work: Work, shards: Sequence[dict[str, Any]]) -> dict[
     """Return the content of manifest.json."""
     params, keep = work.params, work.keep.facts(0)
     tokenizer = {k: v for k, v in work.tokenizer.facts(0).items() if k not in _OF_A_TASK}
+    fate = np.load(work.keep.folder(0) / "fate.npy", mmap_mode="r")
     counts, edges, longest = _lengths(work)
     documents = {
         split: sum(s["documents"] for s in shards if s["split"] == split) for split in SPLITS
@@ -104,7 +106,7 @@ def manifest_of(key: str, work: Work, shards: Sequence[dict[str, Any]]) -> dict[
             "documents": documents["train"],
             "tokens": sum(s["tokens"] for s in shards if s["split"] == "train"),
             "eval_tokens": sum(s["tokens"] for s in shards if s["split"] == "eval"),
-            "bytes": sum(_kept_bytes(work)),
+            "bytes": sum(train_bytes(work.sign, fate)),
             "longest": longest,
             "length_counts": counts,
             "length_edges": edges,
@@ -132,10 +134,6 @@ def _source(work: Work, number: int, shards: Sequence[dict[str, Any]]) -> dict[s
         for task, reads in enumerate(work.listing.tasks)
         if reads.source == number
     ]
-    reasons: dict[str, int] = {}
-    for one in facts:
-        for reason, count in one["reasons"].items():
-            reasons[reason] = reasons.get(reason, 0) + count
     own = [shard for shard in shards if shard["source"] == number]
     return {
         "spec": source.part.name,
@@ -149,7 +147,7 @@ def _source(work: Work, number: int, shards: Sequence[dict[str, Any]]) -> dict[s
         "read": sum(one["documents"] for one in facts),
         "documents": sum(shard["documents"] for shard in own),
         "tokens": sum(shard["tokens"] for shard in own),
-        "bad": reasons,
+        "bad": dropped_reasons(facts),
     }
 
 
@@ -169,16 +167,6 @@ def tokens_by_source(work: Work, shards: Sequence[dict[str, Any]]) -> list[dict[
             "share_of_a_pass": round(one / max(1, sum(weighed)), 6),
         }
         for source, count, one in zip(sources, tokens, weighed, strict=True)
-    ]
-
-
-def _kept_bytes(work: Work) -> list[int]:
-    """Return the bytes of the training texts of each task."""
-    fate = np.load(work.keep.folder(0) / "fate.npy", mmap_mode="r")
-    firsts = first_documents(work.sign)
-    return [
-        int(np.load(work.sign.folder(n) / "bytes.npy")[fate[firsts[n] : firsts[n + 1]] == 0].sum())
-        for n in range(len(work.listing.tasks))
     ]
 
 

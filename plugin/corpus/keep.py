@@ -37,6 +37,15 @@ def first_documents(sign: CorpusStep) -> NDArray[np.int64]:
     return np.cumsum([0, *counts], dtype=np.int64)
 
 
+def train_bytes(sign: CorpusStep, fate: NDArray[np.uint8]) -> list[int]:
+    """Return the bytes of each task's training texts; `fate` [D] of all documents."""
+    firsts = first_documents(sign)
+    return [
+        int(np.load(sign.folder(n) / "bytes.npy")[fate[firsts[n] : firsts[n + 1]] == TRAIN].sum())
+        for n in range(len(sign.sizes))
+    ]
+
+
 def run_bands(params: PrepareParams, sign: CorpusStep, band: int, folder: Path) -> dict[str, Any]:
     """Find the verified pairs of one band: edges.npy int64 [E, 2], alike.npy float32 [E]."""
     firsts = first_documents(sign)

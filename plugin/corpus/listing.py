@@ -13,14 +13,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import JobError, data_error, one_line
+from ..base.errors import data_error
 from ..base.files import write_whole
-from ..base.redact import redact
 from ..data.files.compressed import data_suffix, is_compressed
 from ..data.files.folder import Split
 from ..data.hub import hub_split
 from ..data.mixture import Part, parse_mixture
-from ..data.sources import split_files
+from ..data.sources import row_label, split_files, unreadable
 
 FIELD = "dataset_name"
 TASK_BYTES = 64 << 20  # bytes of a task: a minute or so of work
@@ -111,7 +110,8 @@ def list_sources(spec: str, work: Path, *, verify: bool, task_bytes: int = TASK_
     sources: list[Source] = []
     for part, some in zip(parts, paths, strict=True):
         files = [
-            SourceFile(path, _label(path, names), *digests[path], split) for path, split in some
+            SourceFile(path, row_label(Path(path), names), *digests[path], split)
+            for path, split in some
         ]
         sources.append(Source(part, tuple(files)))
     tasks = [
@@ -123,12 +123,6 @@ def list_sources(spec: str, work: Path, *, verify: bool, task_bytes: int = TASK_
     if not any(task.split == "train" for task in tasks):
         raise data_error(FIELD, "data to train on", f"{spec}, which has none")
     return Listing(tuple(sources), tuple(tasks))
-
-
-def _label(path: str, names: Counter[str]) -> str:
-    """Return a file's name in the names of its rows: two files of one name would share them."""
-    name = Path(path).name
-    return redact(one_line(name if names[name] == 1 else path))
 
 
 def _tasks(number: int, source: Source, split: Split, task_bytes: int) -> Iterator[ReadTask]:
@@ -176,9 +170,4 @@ def _facts(path: str, known: dict[str, Any]) -> tuple[int, int, str]:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
         return status.st_size, status.st_mtime_ns, digest.hexdigest()
     except OSError as error:
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: str, error: OSError) -> JobError:
-    got = f"{path}: {error.strerror or error}"
-    return data_error(FIELD, "a file that can be read", got)
+        raise unreadable(Path(path), error) from error

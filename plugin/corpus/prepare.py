@@ -22,7 +22,7 @@ from .facts import Work
 from .keep import run_bands, run_keep
 from .listing import TASK_BYTES, list_sources
 from .seal import seal, sealed_with, why_changed
-from .sign import run_sign, scheme_of
+from .sign import dropped_reasons, run_sign, scheme_of
 from .steps import CorpusStep, Log, Share, Workers, disk_error, held, key_of, run_step
 from .tokenizer import Load, run_tokenizer
 from .tokens import run_tokens
@@ -201,11 +201,8 @@ def _notes(step: CorpusStep, plan: Work) -> list[str]:
     facts = [step.facts(task) for task in range(len(step.sizes))]
     if step.name == "sign":
         words, characters = (sum(one[name] for one in facts) for name in ("words", "characters"))
-        dropped: dict[str, int] = {}
-        for one in facts:
-            for reason, count in one["reasons"].items():
-                dropped[reason] = dropped.get(reason, 0) + count
-        notes = [f"sign: {count} rows dropped: {reason}" for reason, count in dropped.items()]
+        dropped = dropped_reasons(facts).items()
+        notes = [f"sign: {count} rows dropped: {reason}" for reason, count in dropped]
         near = plan.params.dedup
         if words and characters > LONG_WORD * words and near.near and near.unit == "word":
             notes.append(

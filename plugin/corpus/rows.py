@@ -12,7 +12,8 @@ from ..base.errors import JobError, data_error
 from ..config.prepare_params import PrepareParams
 from ..data.files.readers import Bad, read_file, read_jsonl, stop, without_nan
 from ..data.hub import hub_rows
-from .listing import FIELD, Listing, ReadTask, Source, SourceFile, unreadable
+from ..data.sources import unreadable
+from .listing import FIELD, Listing, ReadTask, Source, SourceFile
 
 EMPTY = "empty"
 
@@ -36,6 +37,14 @@ def read_task(listing: Listing, task: ReadTask, params: PrepareParams) -> Iterat
     skipped, for the first bad row.
     """
     return islice(_rows(listing.sources[task.source], task, params), task.limit)
+
+
+def numbered_documents(
+    listing: Listing, task: ReadTask, params: PrepareParams, first: int
+) -> Iterator[tuple[int, str]]:
+    """Yield (number, text) of a task's documents, counted from `first`; other rows are left out."""
+    texts = (row.text for row in read_task(listing, task, params) if not row.reason)
+    return enumerate(texts, start=first)
 
 
 def lines_of(listing: Listing, task: ReadTask) -> int:
@@ -68,7 +77,7 @@ def _rows(source: Source, task: ReadTask, params: PrepareParams) -> Iterator[Raw
                 bad.clear()
                 yield _row(place, number, values, params, file.label)
         except OSError as error:
-            raise unreadable(file.path, error) from error
+            raise unreadable(Path(file.path), error) from error
         yield from bad
         check_unchanged(file)
 
@@ -131,7 +140,7 @@ def check_unchanged(file: SourceFile) -> None:
     try:
         status = os.stat(file.path)
     except OSError as error:
-        raise unreadable(file.path, error) from error
+        raise unreadable(Path(file.path), error) from error
     if (status.st_size, status.st_mtime_ns) != (file.bytes, file.mtime_ns):
         expected, fix = "files that stay as they were listed", "Run prepare again."
         raise data_error(FIELD, expected, f"{file.path}, which changed meanwhile", fix)

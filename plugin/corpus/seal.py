@@ -6,7 +6,6 @@ changed tokenizer repeats the last steps only.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from ..base.digests import why_broken, write_digests
+from ..base.digests import file_digest, why_broken, write_digests
 from ..base.files import whole_folder, write_whole
-from ..data.stored.manifest import MANIFEST, WORK
+from ..data.stored.manifest import MANIFEST, PARTS, TOKENIZER, WORK
 from .examples import clusters_of, duplicate_examples, first_documents_decoded
 from .facts import RowNames, Work, manifest_of, tokens_by_source
 from .keep import FATES, first_documents, rows_before
@@ -28,7 +27,6 @@ from .report import page
 from .sign import DROPPED
 from .tokens import SPLITS
 
-SHARD_FILES = ("ids", "offsets", "source")
 APART = (WORK, MANIFEST)  # entries of the folder that digests.json does not name
 
 
@@ -52,7 +50,8 @@ def seal(out: Path, key: str, work: Work) -> dict[str, Any]:
     """
     (out / MANIFEST).unlink(missing_ok=True)
     shards = [*_shards(out, work)]
-    with whole_folder(out / "tokenizer", replaces=(out / "tokenizer").exists()) as folder:
+    final = out / TOKENIZER
+    with whole_folder(final, replaces=final.exists()) as folder:
         shutil.copytree(work.tokenizer.folder(0) / "tokenizer", folder, dirs_exist_ok=True)
     dropped = _write_dropped(out, work)
     manifest = manifest_of(key, work, shards)
@@ -83,7 +82,7 @@ def _shards(out: Path, work: Work) -> Iterator[dict[str, Any]]:
                     continue
                 name = f"{number:05d}"
                 number += 1
-                for part in SHARD_FILES:
+                for part in PARTS:
                     source = work.tokens.folder(task) / f"{split}.{part}.npy"
                     _link(source, folder / f"{name}.{part}.npy")
                 yield {
@@ -92,7 +91,7 @@ def _shards(out: Path, work: Work) -> Iterator[dict[str, Any]]:
                     "source": reads.source,
                     "documents": facts["documents"][split],
                     "tokens": facts["tokens"][split],
-                    "blake2b": _blake2b(folder / f"{name}.ids.npy"),
+                    "blake2b": file_digest(folder / f"{name}.ids.npy"),
                 }
 
 
@@ -102,11 +101,6 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
         return
     shutil.copyfile(source, target)
-
-
-def _blake2b(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _write_dropped(out: Path, work: Work) -> dict[str, int]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,14 @@ def run_sign(params: PrepareParams, listing: Listing, number: int, folder: Path)
         "characters": characters,
         "lines": lines_of(listing, task) if task.span else 0,
     }
+
+
+def dropped_reasons(facts: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Return {reason: rows} over the facts of some tasks."""
+    found: Counter[str] = Counter()
+    for one in facts:
+        found.update(one["reasons"])
+    return dict(found)
 
 
 def row_chunks(rows: Iterator[RawRow]) -> Iterator[list[RawRow]]:

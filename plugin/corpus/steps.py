@@ -16,11 +16,12 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ def key_of(*parts: Any) -> str:
     """Digest JSON values to 16 hex digits."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+@lru_cache(maxsize=1 << 16)
+def _facts_in(folder: Path) -> Mapping[str, Any]:
+    return json.loads((folder / FACTS).read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -56,9 +62,9 @@ class CorpusStep:
         """Return the folder of a task, which is there once the task is done."""
         return self.work / f"{self.name}-{self.key}" / f"{task:05d}"
 
-    def facts(self, task: int) -> dict[str, Any]:
-        """Return what a task counted."""
-        return json.loads((self.folder(task) / FACTS).read_text(encoding="utf-8"))
+    def facts(self, task: int) -> Mapping[str, Any]:
+        """Return what a task counted; read once, since the folder of a task never changes."""
+        return _facts_in(self.folder(task))
 
     def missing(self) -> list[int]:
         """List the tasks that nobody has done yet."""
@@ -106,8 +112,11 @@ def run_step(step: CorpusStep, share: Share, workers: Workers, log: Log) -> list
 
     Raises the JobError of the first task that fails; tasks that are done stay done.
     """
-    todo = [task for task in step.missing() if share.takes(task)]
+    missing = step.missing()
+    todo = [task for task in missing if share.takes(task)]
     progress = _Progress(step, todo, log)
+    if todo and (earlier := len(step.sizes) - len(missing)):
+        log(f"{step.name}: {earlier} of {len(step.sizes)} tasks are done already")
     pool = workers.of(step, todo)
     if pool is None:
         for task in todo:
@@ -185,9 +194,6 @@ class _Progress:
         self._left = sum(step.sizes[task] for task in todo)
         self._total, self._tasks, self._done = self._left, len(todo), 0
         self._began = self._said = time.monotonic()
-        earlier = len(step.sizes) - len(step.missing())
-        if earlier and todo:
-            log(f"{step.name}: {earlier} of {len(step.sizes)} tasks are done already")
 
     def done(self, task: int) -> None:
         self._done += 1

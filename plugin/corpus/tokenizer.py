@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from ..base.errors import Code, JobError, Problem
 from ..config.prepare_params import PrepareParams
-from .keep import EVAL, TRAIN, first_documents
+from .keep import EVAL, TRAIN, first_documents, train_bytes
 from .listing import Listing
-from .rows import read_task
+from .rows import numbered_documents
 from .steps import CorpusStep
 
 SAMPLE = 200 << 20  # bytes: more barely changes a vocabulary, and takes its memory many times over
@@ -115,11 +115,7 @@ def draw_sample(
     Only some tasks of a large source are read, chosen by the seed. Documents held out serve the
     comparison; without any, every hundredth one of the sample does.
     """
-    firsts = first_documents(sign)
-    sizes = [
-        int(np.load(sign.folder(n) / "bytes.npy")[fate[firsts[n] : firsts[n + 1]] == TRAIN].sum())
-        for n in range(len(listing.tasks))
-    ]
+    sizes = train_bytes(sign, fate)
     random = np.random.Generator(np.random.Philox(key=params.seed))
     draws = random.random(len(sizes))
     shares = _shares(listing, sizes, draws)
@@ -182,12 +178,10 @@ def _documents(
     """Yield (number, text, fate) of the documents of some tasks that stay."""
     firsts = first_documents(sign)
     for task in tasks:
-        document = int(firsts[task])
-        for row in read_task(listing, listing.tasks[task], params):
-            if not row.reason:
-                if fate[document] in (TRAIN, EVAL):
-                    yield document, row.text, int(fate[document])
-                document += 1
+        first = int(firsts[task])
+        for document, text in numbered_documents(listing, listing.tasks[task], params, first):
+            if fate[document] in (TRAIN, EVAL):
+                yield document, text, int(fate[document])
 
 
 def _longest_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:

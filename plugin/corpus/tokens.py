@@ -7,8 +7,9 @@ int64 [S + 1], <split>.source.npy int64 [S, 2] (file of the source, row of it fr
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ from .rows import read_task
 from .sign import row_chunks
 from .steps import CorpusStep
 from .tokenizer import Load
+
+if TYPE_CHECKING:
+    from ..data.chat import ChatFormat
 
 SPLITS = {"train": TRAIN, "eval": EVAL}
 CHECKED = 16  # documents of each task whose ids are compared; `tokenizer` compared more
@@ -43,11 +47,9 @@ def run_tokens(
     """Encode the documents of reading task `number`."""
     began = time.process_time()
     from ..data.bulk_tokenizer import BulkTokenizer
-    from ..data.chat import ChatFormat
 
     facts = tokenizer.facts(0)
-    chat = ChatFormat(load(str(tokenizer.folder(0) / "tokenizer"), "tokenizer_name"))
-    bulk = BulkTokenizer(chat, checks=CHECKED)
+    bulk = BulkTokenizer(_chat_format(load, tokenizer.folder(0) / "tokenizer"), checks=CHECKED)
     loading = time.process_time() - began
     dtype = np.dtype(dtype_of(facts["vocab_size"]))
     fate = np.load(keep.folder(0) / "fate.npy", mmap_mode="r")
@@ -65,11 +67,18 @@ def run_tokens(
     counts = {split: one.save(folder, split) for split, one in written.items()}
     return {
         "engine": bulk.engine,
-        "load_cpu_seconds": round(loading, 3),  # once a process, whatever it encodes
-        "documents": {split: documents for split, (documents, _, _) in counts.items()},
-        "tokens": {split: tokens for split, (_, tokens, _) in counts.items()},
-        "longest": max(longest for _, _, longest in counts.values()),
+        "load_cpu_seconds": round(loading, 3),  # of imports and tokenizer, whatever it encodes
+        "documents": {split: documents for split, (documents, _) in counts.items()},
+        "tokens": {split: tokens for split, (_, tokens) in counts.items()},
     }
+
+
+@lru_cache(maxsize=1)
+def _chat_format(load: Load, folder: Path) -> ChatFormat:
+    """Return the notation of a tokenizer, loaded once in a process, which does many tasks."""
+    from ..data.chat import ChatFormat
+
+    return ChatFormat(load(str(folder), "tokenizer_name"))
 
 
 class _Written:
@@ -88,13 +97,13 @@ class _Written:
         self._lengths.append(np.diff(offsets))
         self._places.append(places)
 
-    def save(self, folder: Path, split: str) -> tuple[int, int, int]:
-        """Write the files of a split that has documents. Returns (documents, tokens, longest)."""
+    def save(self, folder: Path, split: str) -> tuple[int, int]:
+        """Write the files of a split that has documents. Returns (documents, tokens)."""
         if not self._ids:
-            return 0, 0, 0
+            return 0, 0
         lengths = np.concatenate(self._lengths)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         np.save(folder / f"{split}.ids.npy", np.concatenate(self._ids))
         np.save(folder / f"{split}.offsets.npy", offsets)
         np.save(folder / f"{split}.source.npy", np.concatenate(self._places))
-        return lengths.size, int(offsets[-1]), int(lengths.max())
+        return lengths.size, int(offsets[-1])

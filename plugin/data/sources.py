@@ -66,14 +66,18 @@ def _part_rows(
         for number, values in enumerate(hub_rows(part.name, part.config, split), start=1):
             yield Row(f"{part.name}:{number}", without_nan(values))
     for path in paths:
-        # Two files of one name would share their row ids.
-        label = redact(one_line(path.name if names[path.name] == 1 else str(path)))
+        label = row_label(path, names)
         try:
             if path.stat().st_size:
                 for number, values in read_file(path, text_rows):
                     yield Row(f"{label}:{number}", values)
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
+
+
+def row_label(path: Path, names: Counter[str]) -> str:
+    """Return a file's name in the ids of its rows, in full where two files share one of `names`."""
+    return redact(one_line(path.name if names[path.name] == 1 else str(path)))
 
 
 def prepared_folder(spec: str) -> Path | None:
@@ -138,7 +142,7 @@ def fingerprint(spec: str) -> str:
                 with path.open("rb") as file:
                     content = hashlib.file_digest(file, hashlib.blake2b).hexdigest()
             except OSError as error:
-                raise _unreadable(path, error) from error
+                raise unreadable(path, error) from error
             facts.append([split, path.name, content])
         digest.update(json.dumps(facts).encode())
     return digest.hexdigest()
@@ -166,5 +170,6 @@ def split_files(parts: Sequence[Part], split: Split) -> list[list[Path]]:
     return [of(part) for part in parts]
 
 
-def _unreadable(path: Path, error: OSError) -> JobError:
+def unreadable(path: Path, error: OSError) -> JobError:
+    """Return the error (exit 3) of a data file that cannot be read."""
     return data_error(FIELD, "a file that can be read", f"{path}: {error.strerror or error}")

@@ -11,7 +11,7 @@ from typing import Literal
 from ...base.errors import Code, Problem, data_error
 from ..stored.manifest import is_prepared, is_stored
 from .columns import FIELD
-from .compressed import TEXTS, data_suffix
+from .compressed import TEXTS, data_suffix, is_compressed
 from .readers import READERS
 from .saved import saved_files
 
@@ -82,13 +82,8 @@ def is_eval(path: Path) -> bool:
 
     Its name begins or ends with eval, valid, validation, val, test or dev as a separate word.
     """
-    stem = path.name.removesuffix("".join(path.suffixes[-2:])) if is_packed(path) else path.stem
+    stem = Path(path.stem).stem if is_compressed(path) else path.stem
     return bool(_EVAL_STEM.match(_SHARD.sub("", stem)))
-
-
-def is_packed(path: Path) -> bool:
-    """Tell a compressed text file, which is read as it is."""
-    return data_suffix(path) != path.suffix.lower()
 
 
 def path_problem(path: Path) -> Problem | None:

@@ -6,7 +6,6 @@ random order every page of a mapping would soon count as memory of the process.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import weakref
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ...base.digests import file_digest
 from ...base.errors import JobError, data_error, first_line, one_line
 from ...base.files import open_plain
 from ...base.redact import redact
@@ -144,8 +144,7 @@ def check_digest(folder: Path, shard: Shard) -> None:
     """Compare the ids of a shard with its digest. Raises JobError (exit 3)."""
     path = shard.file(folder, "ids")
     try:
-        with open(path, "rb", opener=open_plain) as file:
-            found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        found = file_digest(path)
     except OSError as error:
         raise _foreign(path, error.strerror or str(error)) from error
     if found != shard.blake2b:
