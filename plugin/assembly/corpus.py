@@ -193,6 +193,17 @@ def unread(spec: str, wants_eval: bool, own_files: bool, instead: str) -> Iterab
         yield f"no part has an eval split of its own: test:N does nothing, and {instead} is held out"
 
 
+def tokenizer_source(params: Params) -> tuple[str, str]:
+    """Return (field, folder or hub id) of the tokenizer that a job names; empty if it names none."""
+    named = {
+        "tokenizer_name": params.tokenizer_name,
+        "model_name": params.model_name,
+        "start_from": params.start_from,
+        "init_from": params.init_from,
+    }
+    return next(((field, name) for field, name in named.items() if name), ("", ""))
+
+
 def make_tokenizer(
     params: Params, examples: Callable[[str], Iterable[RowResult]]
 ) -> PreTrainedTokenizerBase:
@@ -201,14 +212,10 @@ def make_tokenizer(
 
     Raises JobError (exit 3 or 4).
     """
-    named = {
-        "tokenizer_name": params.tokenizer_name,
-        "model_name": params.base,
-        "init_from": params.init_from,
-    }
-    if field := next((field for field, name in named.items() if name), ""):
+    field, name = tokenizer_source(params)
+    if name:
         family = FAMILIES[named_config(params).model_type]
-        return load_tokenizer(named[field], family=family, field=field)
+        return load_tokenizer(name, family=family, field=field)
     texts = (
         turn.with_thought
         for one in examples("train")

@@ -1,1 +1,1 @@
-"""Readings of pretraining whose tokens are stored: a prepared folder, documents of this run."""
+"""Pretraining in packs, out of rows, tokenised documents or a prepared folder."""

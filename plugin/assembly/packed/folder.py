@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from ...base.errors import JobError, Problem
 from ...config.families import FAMILIES
 from ...config.params import Params
 from ...data.chat import ChatFormat
-from ...data.documents import Builder, Documents
+from ...data.documents import Builder, Document, Documents
 from ...data.files.columns import FIELD
 from ...data.packing import Layout, check_budget
 from ...data.prepare import Encoding, SplitReport, check_trainable, split_text, text_room
@@ -27,9 +27,16 @@ from ...data.stored.split import StoredSplit, check_shards
 from ...data.stream import Stream
 from ...data.tokenizer_digest import tokenizer_digest
 from ...models.tokenizer import load_tokenizer
-from ..corpus import Log, Prepared, encoding
+from ..corpus import Log, Prepared, encoding, tokenizer_source
 from ..model import base_config, named_config
-from .packs import EVAL_DOCUMENTS, open_packs, pack_encoding, pack_tokens, stored_beginning
+from .packs import (
+    EVAL_DOCUMENTS,
+    open_packs,
+    pack_encoding,
+    pack_tokens,
+    stored_beginning,
+    take_evaluated,
+)
 
 _HELD_OUT = 2  # keeps the choice of evaluation apart from the orders of passes
 _AGAIN = "Leave tokenizer_name empty, or prepare the texts with that tokenizer."
@@ -134,23 +141,17 @@ def evaluated(
     split: StoredSplit, chat: ChatFormat, how: Encoding, seed: int
 ) -> tuple[Documents, SplitReport]:
     """Return EVAL_DOCUMENTS documents of texts chosen by the seed, or all if there are fewer."""
-    builder, report = Builder(), SplitReport()
-    if not len(split):
-        return builder.build(), report
-    most = min(len(split), EVAL_DOCUMENTS)
-    for number in Bijection(len(split), (seed, _HELD_OUT))(np.arange(most)).tolist():
-        row, ids = split.row(number), split.tokens(number)
-        report.rows += 1
-        report.lengths.append(ids.size + (chat.start_id is not None) + how.insert_eos)
-        documents = split_text(ids, row, chat, how, report)
-        for one in documents[: EVAL_DOCUMENTS - report.documents]:
-            builder.add(one.ids, one.supervised, one.prompt, row)
-            report.documents += 1
-            report.tokens += one.ids.size
-            report.supervised += int(np.count_nonzero(one.supervised))
-        if report.documents == EVAL_DOCUMENTS:
-            break
-    return builder.build(), report
+    report = SplitReport()
+
+    def chosen() -> Iterator[tuple[str, list[Document]]]:
+        most = min(len(split), EVAL_DOCUMENTS)
+        for number in Bijection(len(split), (seed, _HELD_OUT))(np.arange(most)).tolist():
+            row, ids = split.row(number), split.tokens(number)
+            report.rows += 1
+            report.lengths.append(ids.size + (chat.start_id is not None) + how.insert_eos)
+            yield row, split_text(ids, row, chat, how, report)
+
+    return take_evaluated(chosen() if len(split) else (), report), report
 
 
 def _log_evaluation(documents: int, texts: int, log: Log) -> None:
@@ -170,7 +171,8 @@ def choose_tokenizer(
     """
     family = FAMILIES[named_config(params).model_type]
     own = load_tokenizer(str(folder / TOKENIZER), family=family, field=FIELD)
-    digests = {tokenizer_digest(own)}
+    digest = tokenizer_digest(own)
+    digests = {digest}
     if manifest.tokenizer.digest not in digests:
         # A family may have named its mask token in the loaded one.
         digests.add(tokenizer_digest(AutoTokenizer.from_pretrained(folder / TOKENIZER)))
@@ -178,13 +180,7 @@ def choose_tokenizer(
         got = f"digest {', '.join(sorted(digests))}"
         expected = f"the tokenizer of digest {manifest.tokenizer.digest} in {folder / TOKENIZER}"
         raise JobError(Problem(FIELD, expected, got, "Restore its files."))
-    named_by = {
-        "tokenizer_name": params.tokenizer_name,
-        "model_name": params.model_name,
-        "init_from": params.init_from,
-        "start_from": params.start_from,
-    }
-    field, name = next(((field, name) for field, name in named_by.items() if name), ("", ""))
+    field, name = tokenizer_source(params)
     if not name:
         return own
     try:
@@ -194,9 +190,9 @@ def choose_tokenizer(
             raise
         log(f"{field}: its tokenizer is not used, {FIELD}'s is; {error.problems[0]}")
         return own
-    if tokenizer_digest(named) != tokenizer_digest(own):
-        expected = f"the tokenizer that {folder} was prepared with, digest {tokenizer_digest(own)}"
-        got = f"that of {name}, digest {tokenizer_digest(named)}"
+    if (other := tokenizer_digest(named)) != digest:
+        expected = f"the tokenizer that {folder} was prepared with, digest {digest}"
+        got = f"that of {name}, digest {other}"
         fix = _AGAIN if params.tokenizer_name else "Prepare the texts with the model's tokenizer."
         raise JobError(Problem(field, expected, got, fix))
     return named

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from ...config.params import Params
 from ...data.chat import ChatFormat
-from ...data.documents import Builder, Documents
+from ...data.documents import Builder, Document, Documents
 from ...data.prepare import Encoding, SplitReport
 from ...data.stream import ROW_INDEX, Source, Stream, StreamPlan
 from ...training.token_clock import TokenClock, token_clock
@@ -60,6 +63,25 @@ def open_packs(
     packs = params.gradient_accumulation_steps
     plan = StreamPlan(pack_tokens(params), packs, params.seed, rank, ranks, spare)
     return Stream(source, chat, how, plan, dataset=params.dataset_name, log=log)
+
+
+def take_evaluated(
+    found: Iterable[tuple[str, Sequence[Document]]], report: SplitReport
+) -> Documents:
+    """Collect the first EVAL_DOCUMENTS documents of (row, its documents), and count them.
+
+    No more rows are taken than they need.
+    """
+    builder = Builder()
+    for row, documents in found:
+        for one in documents[: EVAL_DOCUMENTS - report.documents]:
+            builder.add(one.ids, one.supervised, one.prompt, row)
+            report.documents += 1
+            report.tokens += one.ids.size
+            report.supervised += int(np.count_nonzero(one.supervised))
+        if report.documents == EVAL_DOCUMENTS:
+            break
+    return builder.build()
 
 
 def stored_beginning(stream: Stream, noun: str) -> tuple[Documents, SplitReport]:

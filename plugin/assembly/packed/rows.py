@@ -10,11 +10,9 @@ from datetime import datetime
 from itertools import islice
 from typing import ClassVar
 
-import numpy as np
-
 from ...config.params import Params
 from ...data.chat import ChatFormat
-from ...data.documents import Builder, Documents
+from ...data.documents import Document, Documents
 from ...data.formats import Dropped, Example, RowResult
 from ...data.hold_out import PROMPT_IN_EVAL, prompt_key
 from ...data.packing import Layout, check_budget
@@ -23,7 +21,7 @@ from ...data.sources import has_eval_split
 from ...data.stream import Stream
 from ..corpus import Examples, Log, Prepared, encoding, make_tokenizer, remarks, unread
 from ..model import base_config
-from .packs import EVAL_DOCUMENTS, open_packs, pack_tokens, stored_beginning
+from .packs import EVAL_DOCUMENTS, open_packs, pack_tokens, stored_beginning, take_evaluated
 
 EVAL_ROWS = 20_000  # rows searched for held-out texts
 MOST_HELD = 0.01  # share of the texts held out where the dataset has no eval split of its own
@@ -159,12 +157,11 @@ def one_in(params: Params) -> int:
 
 def _encode_some(rows: Rows, chat: ChatFormat, how: Encoding) -> tuple[Documents, SplitReport]:
     """Tokenise the first EVAL_DOCUMENTS documents of `rows`; read no more rows than they take."""
-    builder, report = Builder(), SplitReport()
-    while report.documents < EVAL_DOCUMENTS and (some := list(islice(rows, _AT_ONCE))):
-        for example, documents in zip(some, encode_rows(some, chat, how, report), strict=True):
-            for one in documents[: EVAL_DOCUMENTS - report.documents]:
-                builder.add(one.ids, one.supervised, one.prompt, example.row)
-                report.documents += 1
-                report.tokens += one.ids.size
-                report.supervised += int(np.count_nonzero(one.supervised))
-    return builder.build(), report
+    report = SplitReport()
+
+    def encoded() -> Iterator[tuple[str, list[Document]]]:
+        while some := list(islice(rows, _AT_ONCE)):
+            names = (example.row for example in some)
+            yield from zip(names, encode_rows(some, chat, how, report), strict=True)
+
+    return take_evaluated(encoded(), report), report
