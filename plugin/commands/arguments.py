@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..base.errors import JobError, Problem
-from ..config.command_line import CommandLine
+from ..config.command_line import CommandLine, whole_number
 
 SAMPLER_OPTIONS = {
     "max_new_tokens": "longest answer",
@@ -36,7 +36,7 @@ def chat_options(argv: Sequence[str]) -> argparse.Namespace:
     for name, text in SAMPLER_OPTIONS.items():
         parser.add_argument(
             f"--{name}",
-            type=_positive,
+            type=whole_number(),
             metavar="N",
             help=f"{text} (default: what the model was saved with)",
         )
@@ -68,10 +68,3 @@ def fuse_options(argv: Sequence[str]) -> argparse.Namespace:
         help="print {path, fuse_base, max_logit_difference, differences}",
     )
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)  # argparse reports it in its own words
-    return value

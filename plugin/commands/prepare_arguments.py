@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config.command_line import CommandLine
+from ..config.command_line import CommandLine, whole_number
 from ..config.prepare_params import STEPS, Dedup, PrepareParams
 
 
@@ -41,7 +41,11 @@ def prepare_options(argv: Sequence[str]) -> argparse.Namespace:
         "--stop_after", choices=STEPS, default="seal", help="end after this step (default: seal)"
     )
     parser.add_argument(
-        "--num_proc", type=_count, default=0, metavar="N", help="processes (default: the cores)"
+        "--num_proc",
+        type=whole_number(1024),
+        default=0,
+        metavar="N",
+        help="processes (default: the cores)",
     )
     parser.add_argument(
         "--verify",
@@ -65,10 +69,3 @@ def _share(text: str) -> tuple[int, int]:
     if not found or int(found[1]) > int(found[2]):
         raise argparse.ArgumentTypeError(f"expected k/N with 1 <= k <= N, got {text!r}")
     return int(found[1]) - 1, int(found[2])
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 1024:
-        raise ValueError(text)  # argparse reports it in its own words
-    return value

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..base.errors import JobError, Problem
-from ..config.command_line import CommandLine
+from ..config.command_line import CommandLine, whole_number
 
 COLUMNS = {
     "text_field": ("text", "classify: column of the text"),
@@ -58,7 +58,7 @@ def probe_options(argv: Sequence[str]) -> argparse.Namespace:
     for name, (count, text) in COUNTS.items():
         parser.add_argument(
             f"--{name}",
-            type=_positive,
+            type=whole_number(2**63 - 1),
             default=count,
             metavar="N",
             help=f"{text} (default: {count})",
@@ -103,10 +103,3 @@ def _checks(options: argparse.Namespace) -> list[Problem]:
     if options.finetune and options.task == "retrieve":
         return [Problem("finetune", "task classify", "retrieve", "Pairs have no labels to learn.")]
     return []
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if not 1 <= value < 2**63:
-        raise ValueError(text)  # argparse reports it in its own words
-    return value

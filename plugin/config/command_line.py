@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
+from collections.abc import Callable
 from typing import NoReturn
 
 from ..base.errors import JobError, Problem
 from .params import SCHEMA
 from .wording import cut, did_you_mean, expected, quoted
+
+
+def whole_number(most: float = math.inf) -> Callable[[str], int]:
+    """Return the argparse type of whole numbers from 1 to `most`."""
+
+    def read(text: str) -> int:
+        value = int(text)
+        if not 1 <= value <= most:
+            raise ValueError(text)  # argparse reports it in its own words
+        return value
+
+    return read
 
 
 class CommandLine(argparse.ArgumentParser):

@@ -18,13 +18,12 @@ class Method:
     ignored: tuple[str, ...] = ()  # parameters of every other method that it has no use for
     causal: bool = False  # each token sees those before it, and is predicted from them
     on_form: bool = True  # forms offer it
+    pipeline_tag: str = "text-generation"  # the task by which hubs and hosts list its models
 
     @property
     def predicted(self) -> float:
         """Return the share of supervised tokens in a step's loss: times are even over 0 to 1."""
         return 1.0 if self.causal else 0.5
-
-    pipeline_tag: str = "text-generation"  # the task by which hubs and hosts list its models
 
 
 BASELINE = "causal"  # next-token prediction, with whose compute that of other methods is compared

@@ -240,8 +240,9 @@ class LLaDAModelLM(PreTrainedModel):
     ) -> Tensor:
         """Return hidden states [S, T, D] after the last norm; state i belongs to token i.
 
-        That of a causal model predicts token i + 1. Args: input_ids [S, T]; attention_mask [S, T] (1 = real) or [S, 1, T, T]; position_ids
-        [S, T], default 0..T-1; segments: instead of a mask, the documents of a single flat row.
+        That of a causal model predicts token i + 1. Args: input_ids [S, T]; attention_mask [S, T]
+        (1 = real) or [S, 1, T, T]; position_ids [S, T], default 0..T-1; segments: instead of a
+        mask, the documents of a single flat row.
         """
         parts = self.model.transformer
         hidden = parts.wte(input_ids)

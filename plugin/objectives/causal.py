@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .answers import Item
-from .masked import Corruption, Loss, Objective, WeightFunction, corrupt
+from .masked import Corruption, Loss, Objective, WeightFunction, corrupt, evenly
 from .noise import Levels, Noise
 
 
 def weight_one(_params: object) -> WeightFunction:
     """Return the weight function of a job whose tokens weigh 1 each."""
-    return lambda hidden, _levels, _factors: np.ones(hidden.size)
+    return evenly
 
 
 def next_tokens(item: Item, _levels: Levels, noise: Noise, loss: Loss) -> list[Corruption]:

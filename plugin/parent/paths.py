@@ -48,8 +48,14 @@ def with_full_paths(params: Params) -> Params:
 
 def run_dir_of(params: Params, target: ResumeTarget) -> Path:
     """Return this machine's run folder: that of a resumed run, the chosen one, or a new name."""
-    chosen = params.run_dir or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}-{params.adaptor_name}"
-    return machine_dir(params, target.run_dir or Path(chosen).expanduser().absolute())
+    chosen = new_run_dir(params.run_dir, params.adaptor_name)
+    return machine_dir(params, target.run_dir or chosen)
+
+
+def new_run_dir(asked: str, adaptor_name: str) -> Path:
+    """Return the run folder that was asked for, or one named after the moment and the adapter."""
+    name = asked or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}-{adaptor_name}"
+    return Path(name).expanduser().absolute()
 
 
 def inputs_inside(params: Params, folder: RunFolder) -> list[Problem]:

@@ -10,12 +10,12 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import Code, JobError, Problem, print_problems
 from ..base.redact import redact
+from ..config.fields import yes_or_no
 from ..config.params import Params
 from ..config.parse import Parsed
 from ..config.rules import makes_packs
@@ -36,7 +36,7 @@ from ..run.stages_file import (
 from .check import Examined, examine
 from .host import Host
 from .launch import LaunchPlan
-from .paths import with_full_paths
+from .paths import new_run_dir, with_full_paths
 from .resume import parameter_problems
 from .train import check_inputs, stop_signals, train_job
 
@@ -57,11 +57,10 @@ def run_dir_of_stages(asked: Mapping[str, str], adaptor_name: str) -> tuple[Path
 
     `asked`: run_dir and resume, as far as they are given. Raises JobError (exit 2).
     """
-    resume, run_dir = asked.get("resume", "false").lower(), asked.get("run_dir", "")
-    if resume in ("false", "no", "off", "0", ""):
-        name = run_dir or f"runs/{datetime.now():%Y-%m-%d-%H%M%S}-{adaptor_name}"
-        return Path(name).expanduser().absolute(), False
-    if resume not in ("true", "yes", "on", "1"):
+    resume, run_dir = yes_or_no(asked.get("resume") or "false"), asked.get("run_dir", "")
+    if resume == "false":
+        return new_run_dir(run_dir, adaptor_name), False
+    if resume != "true":
         run_dir = run_dir or asked["resume"]
     if not run_dir or not (Path(run_dir).expanduser() / STAGES_FILE).is_file():
         expected = f"a run_dir with {STAGES_FILE} to resume"

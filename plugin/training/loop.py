@@ -238,16 +238,16 @@ def train(
             at, step, loss, right, seconds, overflow, meters.flops.step(step.lengths, step.masked)
         )
         hooks.tick(at.done, loss, seconds)
-        size = {
-            "tokens": float(at.totals.tokens),  # seen so far, of all devices
-            "micro_batches": float(len(step.micro_batches)),  # of this device
-        }
-        if cadence.logs(at.done):
+        logs = cadence.logs(at.done)
+        if logs or stop:
+            size = {
+                "tokens": float(at.totals.tokens),  # seen so far, of all devices
+                "micro_batches": float(len(step.micro_batches)),  # of this device
+            }
             at.totals.last_metrics = at.window.metrics(learning_rate, grad_norm, meters, size)
+        if logs:  # a stop alone logs nothing: a run resumed here logs what the unbroken one would
             hooks.log(at.done, at.totals.last_metrics)
             at.window = Window()
-        elif stop:  # no log line: a run resumed here logs what the unbroken one would
-            at.totals.last_metrics = at.window.metrics(learning_rate, grad_norm, meters, size)
         if cadence.evaluates(at.done) and not stop:
             watch.start()
             hooks.evaluate(at.done)

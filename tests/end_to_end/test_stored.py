@@ -16,6 +16,7 @@ from faults.forks import Forks
 from helpers.corpora import run_prepare, sentences, write_texts
 from helpers.scenes import Scene
 from helpers.stored_folder import StoredPart, write_stored
+from helpers.support import TEXT_WORDS as TEXT_WORDS
 from helpers.support import TINY_CONFIG, pairs, run_main, write_rows
 
 from plugin.base.errors import JobError
@@ -23,29 +24,11 @@ from plugin.data.tokenizer import train_tokenizer
 from plugin.data.tokenizer_digest import tokenizer_digest
 from plugin.models.tokenizer import load_tokenizer
 
-WORDS = [
-    "sky",
-    "blue",
-    "and",
-    "grass",
-    "green",
-    "while",
-    "old",
-    "snow",
-    "lies",
-    "on",
-    "every",
-    "roof",
-    "of",
-    "the",
-    "town",
-]
-
 
 def texts(count: int, seed: int) -> list[str]:
     rng = random.Random(seed)
     return [
-        " ".join(rng.choices(WORDS, k=max(1, int(rng.lognormvariate(2.5, 1)))))
+        " ".join(rng.choices(TEXT_WORDS, k=max(1, int(rng.lognormvariate(2.5, 1)))))
         for _ in range(count)
     ]
 
@@ -53,7 +36,7 @@ def texts(count: int, seed: int) -> list[str]:
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     words = (text for row in pairs() for text in row.values())
-    return train_tokenizer([*words, *WORDS], TINY_CONFIG["vocab_size"])
+    return train_tokenizer([*words, *TEXT_WORDS], TINY_CONFIG["vocab_size"])
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +199,7 @@ def test_prepared_folder_in_a_mixture_is_refused(
 def test_another_tokenizer_is_refused_by_both_digests(
     forks: Forks, job: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
-    other = train_tokenizer(WORDS, 280)
+    other = train_tokenizer(TEXT_WORDS, 280)
     other.save_pretrained(tmp_path / "other")
     err = refused(forks, tmp_path / "run", *job, "--tokenizer_name", tmp_path / "other")
     assert tokenizer_digest(other) in err
@@ -237,7 +220,7 @@ def test_changed_tokenizer_files_are_refused(
     forks: Forks, job: Any, folder: Path, tmp_path: Path
 ) -> None:
     own = Path(shutil.copytree(folder, tmp_path / "folder"))
-    train_tokenizer(WORDS, 280).save_pretrained(own / "tokenizer")
+    train_tokenizer(TEXT_WORDS, 280).save_pretrained(own / "tokenizer")
     err = refused(forks, tmp_path / "run", *job, "--dataset_name", own)
     assert "Restore its files" in err
 
@@ -265,7 +248,7 @@ def test_small_embedding_is_refused(
     for path in model.glob("*token*"):
         path.unlink()
     parts = [StoredPart([[5, 6, 7]] * 9)]
-    larger = train_tokenizer([f"{a}{b}c{a}" for a in WORDS for b in WORDS], 400)
+    larger = train_tokenizer([f"{a}{b}c{a}" for a in TEXT_WORDS for b in TEXT_WORDS], 400)
     assert len(larger) > 300
     own = write_stored(tmp_path / "folder", parts, larger)
     how = ("--model_config", "", "--model_name", model, "--dataset_name", own)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from faults.forks import Forks
 from helpers.scenes import Scene
-from helpers.support import write_rows
+from helpers.support import TEXT_WORDS, write_rows
 from helpers.tiny import CLS, PAD, alone_in, cpu, rules, tiny_model
 
 from plugin.assembly.attention import choose_attention
@@ -39,30 +39,12 @@ from plugin.training.prefetch import Prefetcher
 from plugin.training.step import Step, build_streamed_step
 from plugin.worker.check import try_out
 
-WORDS = (
-    "sky",
-    "blue",
-    "and",
-    "grass",
-    "green",
-    "while",
-    "old",
-    "snow",
-    "lies",
-    "on",
-    "every",
-    "roof",
-    "of",
-    "the",
-    "town",
-)
-
 
 def texts(count: int, seed: int = 1) -> list[str]:
     """Return distinct texts of one to about a hundred words."""
     rng = random.Random(seed)
     return [
-        f"{' '.join(rng.choices(WORDS, k=max(1, int(rng.lognormvariate(2.5, 1)))))} {seed}/{n}"
+        f"{' '.join(rng.choices(TEXT_WORDS, k=max(1, int(rng.lognormvariate(2.5, 1)))))} {seed}/{n}"
         for n in range(count)
     ]
 

@@ -36,6 +36,25 @@ TINY_CONFIG = {
     "global_attn_every_n_layers": 1,
 }
 
+# Words of which tests of pretraining make their texts.
+TEXT_WORDS = (
+    "sky",
+    "blue",
+    "and",
+    "grass",
+    "green",
+    "while",
+    "old",
+    "snow",
+    "lies",
+    "on",
+    "every",
+    "roof",
+    "of",
+    "the",
+    "town",
+)
+
 # The line that a failure prints: code, field, what was expected, what came.
 ERROR = re.compile(r"error\[(\d+)\]: (\w+): expected (.+), got (.+)\.")
 
