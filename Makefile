@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 BASE ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo yes),$(name))))
 
-.PHONY: setup demo test quick contract float8 datatrove faults fuzz check lock manifest bench gpu scaling pictures
+.PHONY: setup demo studio-test test quick contract float8 datatrove lm-eval faults fuzz check lock manifest bench gpu scaling pictures
 
 $(PYTHON):
 	@test -n "$(BASE)" || { echo "Python 3.11 or 3.12 is needed" >&2; exit 1; }
@@ -12,7 +12,7 @@ $(PYTHON):
 setup: $(PYTHON)
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) bash setup.sh --dev
 
-# Trains a small model from scratch on English dialogues and talks to it.
+# Trains a small model from scratch to spell numbers, asks it for held-out ones, and chats in a terminal.
 demo: setup
 	@$(PYTHON) examples/demo.py
 
@@ -21,7 +21,7 @@ test: setup
 
 # All but the tests that start the programs or compute for seconds: under two minutes of CPU.
 quick: setup
-	@$(PYTHON) -m pytest -n 2 --dist worksteal -m "not end_to_end and not slow and not contract and not fuzz and not float8 and not datatrove"
+	@$(PYTHON) -m pytest -n 2 --dist worksteal -m "not end_to_end and not slow and not contract and not fuzz and not float8 and not datatrove and not lm_eval and not browser"
 
 # Every host against one suite, with the real parts there are; prints host x scenario. The SDK stays out of $(VENV): see the file.
 contract: setup .contract/lab .contract/form/node_modules/.package-lock.json
@@ -31,6 +31,7 @@ contract: setup .contract/lab .contract/form/node_modules/.package-lock.json
 define INSTALL_ASIDE
 @if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(PYTHON) --require-hashes --no-deps --target $(@D) -r $<; \
 else $(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --upgrade --target $(@D) -r $<; fi
+@$(PYTHON) -W ignore -m compileall -qq -j 0 $(@D) >/dev/null || true # uv leaves no bytecode, and tests take a compiler's warning for an error
 @touch $@
 endef
 
@@ -50,6 +51,18 @@ datatrove: setup .datatrove/datatrove
 
 .datatrove/datatrove: requirements-datatrove.txt
 	$(INSTALL_ASIDE)
+
+# Tasks of lm-evaluation-harness, as local YAML files.
+lm-eval: setup .lm-eval/lm_eval
+	@PYTHONPATH=$(CURDIR)/.lm-eval $(PYTHON) -m pytest tests/end_to_end/test_lm_eval.py -m lm_eval
+
+.lm-eval/lm_eval: requirements-lm-eval.txt
+	$(INSTALL_ASIDE)
+
+# The studio's whole flow in Debian's Chromium; its screens are in tests/artifacts.
+studio-test: setup
+	@command -v chromium >/dev/null 2>&1 || { echo "chromium is needed: apt-get install chromium" >&2; exit 1; }
+	@$(PYTHON) -m pytest $(wildcard tests/end_to_end/test_studio*.py) -m browser
 
 # The form library of the app's plugin era. Without npm the table says that its form was not tried.
 .contract/form/node_modules/.package-lock.json: $(addprefix tests/contract/form/,package.json package-lock.json .npmrc)

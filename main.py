@@ -25,7 +25,11 @@ def main() -> int:
     if line := problem(ROOT):
         print(line, file=sys.stderr)
         return 2
-    from plugin import cli
+    from plugin import programs
+
+    if programs.is_program(sys.argv[1:]):
+        return programs.run_program(sys.argv[1:])
+    from plugin import cli  # whose imports take longer
 
     return cli.main(sys.argv[1:])
 

@@ -3,7 +3,7 @@
 # and no others, from whatever index or folder pip or uv is configured to use.
 # torch, and what torch itself asks for, is the exception: each machine has another build of it. It is named exactly, because a range on
 # an empty environment takes gigabytes of CUDA packages; one that is already there is kept when it is in our range. What was built against another torch is removed: it breaks every program that imports transformers.
-# Quick when repeated. `setup.sh --dev` adds what tests, checks and the demo need.
+# Quick when repeated. `setup.sh --studio` adds what `main.py studio` needs, `--dev` also what tests, checks and the demo need.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -12,7 +12,7 @@ TORCH_AT_LEAST="2.10"
 PYTHON="${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/}python"
 
 locks=(requirements.txt)
-[ "${1:-}" = "--dev" ] && locks+=(requirements-dev.txt)
+case "${1:-}" in --studio) locks+=(requirements-studio.txt) ;; --dev) locks+=(requirements-studio.txt requirements-dev.txt) ;; esac
 
 digest=$(cat setup.sh "${locks[@]}" | sha256sum | cut -c1-16)
 stamp="$("$PYTHON" -c 'import sys; print(sys.prefix)')/.diffusion_llm_trainer-${#locks[@]}-$digest"
@@ -88,10 +88,15 @@ import sys
 try:
     import transformers
 
-    import plugin.commands.chat
+    import plugin.commands.chat.__main__
+    import plugin.commands.compare
+    import plugin.commands.evaluate
+    import plugin.commands.export
     import plugin.commands.fuse
-    import plugin.commands.plan
+    import plugin.commands.plan.__main__
+    import plugin.commands.plot
     import plugin.commands.probe
+    import plugin.commands.sample
     import plugin.corpus.prepare
     import plugin.data.bulk_tokenizer
     import plugin.worker.__main__

@@ -8,16 +8,19 @@ import numpy as np
 from shapes import CUDA, LENGTHS, Shape, draw_lengths
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from work import END, MASK, PAD, make_documents
 
 from plugin.assembly.data import Data
 from plugin.assembly.rules import step_rules
 from plugin.assembly.training_data import training_data
+from plugin.config.families import DECODERS
 from plugin.config.methods import methods_of
 from plugin.config.params import Params
 from plugin.data.chat import ChatFormat
 from plugin.data.documents import Builder, Documents
+from plugin.models.configuration import set_attention
+from plugin.run.facts import BlockFacts
 
 WARMUP, ROUNDS = 2, 6  # steps of a case: the first compiles
 SMALL_WARMUP, SMALL_ROUNDS = 10, 16  # of small steps, which vary more and cost little
@@ -30,6 +33,7 @@ _KINDS: dict[str, dict[str, object]] = {
     "lora": {"lora": True},
     "qlora": {"lora": True, "load_in_4bit": True},
 }
+_BLOCKS = {"block_size": 16, "block_views": 2}
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,12 @@ class Case:
     optim: str = "adamw"
     reference: bool = False  # also measured: the padded full-logit reference
     option: str = ""  # a parameter that is switched on, where the device has it
+    method: str = ""  # the first that trains the family, if it is not named
 
     @property
     def name(self) -> str:
         plain = f"{self.shape.name}_{self.kind}_{self.work}"
+        plain = f"{plain}_{self.method}" if self.method else plain
         return f"{plain}_{self.option}" if self.option else plain
 
     @property
@@ -56,6 +62,7 @@ class Case:
         """Return the case in the words of a table."""
         kind = self.kind if self.optim == "adamw" else f"{self.kind} with {self.optim}"
         kind += f" and {self.option}" if self.option else ""
+        kind += f", {self.method}" if self.method else ""
         trained = f"{self.shape.name}, {kind}"
         if self.work == "rows":
             return f"{trained}, {self.documents} x {ROW}"
@@ -85,7 +92,7 @@ class Case:
             {
                 "train_device": device,
                 "dtype": "bfloat16",
-                "training_method": methods_of(self.shape.model_type)[0],
+                "training_method": self.method or methods_of(self.shape.model_type)[0],
                 "training_stage": "pretrain" if self.work == "rows" else "sft",
                 "model_name": f"{self.shape.name} of random weights",
                 "max_length": ROW if self.work == "rows" else LENGTHS[self.work][3],
@@ -98,9 +105,20 @@ class Case:
                 "save_steps": self.warmup + self.rounds,
                 "optim": self.optim,
                 **_KINDS[self.kind],
+                **(_BLOCKS if self.method == "block" else {}),
                 **({self.option: True} if self.option and device == "cuda" else {}),
             }
         )
+
+    def config(self, params: Params) -> PretrainedConfig:
+        """Return the configuration of the model, with the attention that the method gives it."""
+        config = self.shape.config()
+        if config.model_type in DECODERS:
+            config.mask_token_id = MASK
+        facts = BlockFacts(size=_BLOCKS["block_size"], clean_context="block", shift=False)
+        block = facts if self.method == "block" else None
+        set_attention(config, params.training_method, block)
+        return config
 
     def data(self, params: Params) -> Data:
         """Return the documents of all steps, with the rules and the clock of such a job."""
@@ -168,6 +186,10 @@ GROUPS: dict[str, tuple[Case, ...]] = {
     ),
     "full": (Case(_SHAPES["llada_8b"], "full", "rows", 8, optim="adamw_8bit"),),
     "float8": (Case(_SHAPES["llada_8b"], "lora", "rows", 8, option="float8"),),
+    "block": (
+        Case(_SHAPES["smollm2_135m"], "full", "tulu", 48, method="block"),
+        Case(_SHAPES["qwen3_06b"], "full", "tulu", 32, method="block"),
+    ),
     "worker": (),  # a job through main.py: see gpu_worker.py
 }
 CASES = {case.name: case for cases in GROUPS.values() for case in cases}

@@ -44,7 +44,7 @@ from plugin.base.errors import first_line  # noqa: E402
 from plugin.config.params import Params  # noqa: E402
 from plugin.data.packing import PADDED  # noqa: E402
 from plugin.run.folder import RunFolder  # noqa: E402
-from plugin.training.loop import Hooks, Progress, Requests  # noqa: E402
+from plugin.training.loop import Hooks, Progress, Requests, Verdict  # noqa: E402
 from plugin.training.meters import (  # noqa: E402
     memory_by_category,
     peak_bytes,
@@ -86,7 +86,7 @@ class Watch:
             requests=lambda: Requests(stop=self.only_first),
             log=lambda step, metrics: self.metrics.append(metrics),
             tick=self.tick,
-            evaluate=lambda step: None,
+            evaluate=lambda step: Verdict(),
             save=lambda step: None,
             sample=lambda step: None,
         )
@@ -148,7 +148,7 @@ def measure_case(case: Case, device: str, *, only_first: bool) -> dict[str, Any]
     params = case.params(device)
     accelerator = start(params)
     gauge = Gauge.of(accelerator.device)
-    data, config = case.data(params), case.shape.config()
+    data, config = case.data(params), case.config(params)
     resolved = choose(params, config, data, accelerator)
     model = random_model(config, params, resolved.compute, accelerator.device)
     began = time.perf_counter()
@@ -228,7 +228,7 @@ def measure_reference(case: Case, device_name: str) -> dict[str, Any]:
     gauge = Gauge.of(device)
     compute = COMPUTE[choose_precision(params, device).value]
     data = case.data(params)
-    model: Any = random_model(case.shape.config(), params, compute, device).train()
+    model: Any = random_model(case.config(params), params, compute, device).train()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = new_optimizer(params, model)
     make_step = training_data(params).steps(data, PADDED, 0, 1, log, even=False)

@@ -1,4 +1,4 @@
-"""Jobs of the GPU benches: `main.py train` in a process of its own, and the machine in words."""
+"""Jobs of the benches: `main.py train` in a process of its own, and the machine in words."""
 
 from __future__ import annotations
 
@@ -71,18 +71,38 @@ class Bench:
             else None,
         )
 
-    def train(self, folder: Path, values: Mapping[str, object], limit: int = 0) -> Ended:
-        return finish(self.start(folder, values, limit), folder)
+    def train(
+        self,
+        folder: Path,
+        values: Mapping[str, object],
+        limit: int = 0,
+        longest_s: float = LONGEST_S,
+    ) -> Ended:
+        return finish(self.start(folder, values, limit), folder, longest_s)
 
 
-def finish(process: subprocess.Popen[str], folder: Path) -> Ended:
+def finish(process: subprocess.Popen[str], folder: Path, longest_s: float = LONGEST_S) -> Ended:
     try:
-        _, err = process.communicate(timeout=LONGEST_S)
+        _, err = process.communicate(timeout=longest_s)
     except subprocess.TimeoutExpired:
         process.kill()
         _, err = process.communicate()
     errors = [line for line in err.splitlines() if line.startswith("error[")]
     return Ended(process.returncode, (errors or err.splitlines() or [""])[-1], folder)
+
+
+def evaluate(run: Path, *words: str) -> dict[str, Any]:
+    """Return what `main.py evaluate` finds of a run's model. Raises SystemExit with its error."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), "evaluate", str(run), *words, "--json"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def first_device(device: str) -> dict[str, object]:

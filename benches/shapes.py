@@ -139,6 +139,7 @@ _NARROW = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "head_dim": 16,
 }
 _LLADA_8B = {
     "d_model": 4096,
@@ -170,6 +171,27 @@ _MODERNBERT_LARGE = {
     "num_attention_heads": 16,
     "vocab_size": 50_368,
 }
+_SMOLLM2_135M = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49_152,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
+_QWEN3_06B = {
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151_936,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
 # Batches of 16 for every shape, as in dLLM's BERT script for Alpaca (examples/bert/sft.py).
 CPU = (
     Shape("tiny_modernbert", "modernbert", _TINY_MODERNBERT, 16),
@@ -182,4 +204,6 @@ CUDA = (
     Shape("dream_7b", "Dream", _DREAM_7B, 8),
     Shape("modernbert_base", "modernbert", _MODERNBERT_BASE, 48),
     Shape("modernbert_large", "modernbert", _MODERNBERT_LARGE, 48),
+    Shape("smollm2_135m", "llama", _SMOLLM2_135M, 48),
+    Shape("qwen3_06b", "qwen3", _QWEN3_06B, 32),
 )

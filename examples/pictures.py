@@ -3,7 +3,8 @@
 A small model learns from scratch to spell numbers, a few minutes on two CPU cores; a tenth of them
 are held out, so its curves show learning and not memory. TensorBoard serves the run to a headless
 Chromium. The steps that `chat` shows while an answer denoises are drawn as an SVG, one frame below
-the other, for a number that the model has never seen. `--run RUN` takes an existing run.
+the other, for a number that the model has never seen; the studio shows the run and a chat with its
+model. `--run RUN` takes an existing run.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -33,24 +33,18 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(ROOT))
 
-from plugin.commands.chat import Chatter, answer_line, canvas_line, load_chatter  # noqa: E402
-from plugin.data.documents import Documents  # noqa: E402
-from plugin.data.turns import Turn  # noqa: E402
+from examples.spelling import held_out, prompt_of, share_right, spellings, train  # noqa: E402
+from examples.studio_pictures import draw_studio  # noqa: E402
+from plugin.inference.ask import answer_of, dialogue, request_of  # noqa: E402
+from plugin.inference.model import LoadedModel, load_for_sampling  # noqa: E402
+from plugin.inference.show import answer_line, canvas_line  # noqa: E402
 
-NUMBERS = range(1000, 10_000)
 TRAINING = {
     "train_steps": "2000",
-    "batch_size": "32",
-    "max_length": "64",
-    "learning_rate": "3e-3",
-    "eos_block_length": "16",
     "eval_steps": "100",
     "logging_steps": "20",
     "adaptor_name": "numbers",
 }
-SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-
 CURVES = "train/(loss|masked_acc)|eval/loss($|_t00|_t50|_t90)"
 TABS = {
     "scalars": f"#scalars&_smoothingWeight=0&tagFilter={quote(CURVES, safe='')}",
@@ -60,36 +54,7 @@ TABS = {
 }
 SIZE = "1500,736"
 SERVED_S, DRAWN_MS = 60, 20_000
-TESTED, SHOWN, FRAMES, WIDTH = 100, 2, 8, 72
-
-
-def spelled(number: int) -> str:
-    """Return a number below ten thousand in English."""
-    small, tens = SMALL.split(), TENS.split()
-    for size, name in ((1000, "thousand"), (100, "hundred")):
-        if number >= size:
-            rest = number % size
-            return f"{spelled(number // size)} {name}" + (f" {spelled(rest)}" if rest else "")
-    if number < 20:
-        return small[number]
-    return tens[number // 10 - 2] + (f"-{small[number % 10]}" if number % 10 else "")
-
-
-def train(run_dir: Path) -> None:
-    """Train in `run_dir` by the public command."""
-    run_dir.parent.mkdir(parents=True, exist_ok=True)
-    data, model = run_dir.parent / "numbers.jsonl", run_dir.parent / "model.json"
-    rows = [{"prompt": f"Spell {number}.", "response": spelled(number)} for number in NUMBERS]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    # Few words, so that a number is seen digit by digit.
-    model.write_text(
-        json.dumps(
-            json.loads((ROOT / "examples" / "demo_model.json").read_text()) | {"vocab_size": 320}
-        )
-    )
-    options = {"model_config": model, "dataset_name": data, "run_dir": run_dir, **TRAINING}
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    subprocess.run([sys.executable, str(ROOT / "main.py"), "train", *words], cwd=ROOT, check=True)
+SHOWN, FRAMES, WIDTH = 2, 8, 72
 
 
 @contextmanager
@@ -147,7 +112,7 @@ def photograph(browser: str, address: str, path: Path) -> None:
         raise RuntimeError(f"{browser} drew no {path.name}: {done.stderr[-500:]}")
 
 
-def denoising(chatter: Chatter, prompts: list[str]) -> str:
+def denoising(loaded: LoadedModel, prompts: list[str]) -> str:
     """Return prompts and answers as a terminal shows them, with frames on the way, as an SVG.
 
     The SVG loads nothing from elsewhere.
@@ -156,16 +121,18 @@ def denoising(chatter: Chatter, prompts: list[str]) -> str:
         record=True, width=WIDTH, file=StringIO(), force_terminal=True, highlight=False
     )
     for number, prompt in enumerate(prompts):
-        turns = [Turn("user", prompt)]
-        start = chatter.chat.prompt(turns).size
         canvases: list[list[int]] = []
-        (answer,) = chatter.answer(
-            [turns], lambda rows, start=start, kept=canvases: kept.append(rows[0][start:].tolist())
+        request = request_of(loaded, dialogue(prompt))
+        ((_, sample),) = loaded.stream(
+            [request],
+            1,
+            on_step=lambda number, step, ids, kept=canvases: kept.append(ids.tolist()),
         )
+        answer = answer_of(loaded, request, sample)
         console.print(Text.assemble("\n" if number else "", ("you  ", "bold cyan"), prompt))
         for place in np.linspace(0, len(canvases) - 2, FRAMES).astype(int):
-            console.print(canvas_line(chatter.chat, canvases[place]))
-        console.print(answer_line(answer))
+            console.print(canvas_line(loaded.chat, canvases[place]))
+        console.print(answer_line(answer.text, f"{answer.steps} steps"))
     local = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
     return console.export_svg(
         title="python main.py chat RUN",
@@ -173,25 +140,12 @@ def denoising(chatter: Chatter, prompts: list[str]) -> str:
     )
 
 
-def held_out(run_dir: Path) -> list[int]:
-    """Return TESTED of the numbers that the run did not train on, seeded."""
-    rows = Documents.load(run_dir / "data" / "eval").rows  # `<file>.jsonl:<line>`
-    return random.Random(0).sample(
-        [NUMBERS[int(row.rpartition(":")[2]) - 1] for row in rows], TESTED
-    )
-
-
 def draw_chat(run_dir: Path, path: Path) -> float:
     """Draw the first SHOWN held-out numbers as an SVG. Returns the share of TESTED spelled right."""
-    chatter, numbers = load_chatter(str(run_dir), {}), held_out(run_dir)
-    path.write_text(
-        denoising(chatter, [f"Spell {number}." for number in numbers[:SHOWN]]), encoding="utf-8"
-    )
-    answers = chatter.answer([[Turn("user", f"Spell {number}.")] for number in numbers])
-    return (
-        sum(answer.text == spelled(number) for answer, number in zip(answers, numbers, strict=True))
-        / TESTED
-    )
+    loaded, numbers = load_for_sampling(str(run_dir)), held_out(run_dir)
+    drawn = denoising(loaded, [prompt_of(number) for number in numbers[:SHOWN]])
+    path.write_text(drawn, encoding="utf-8")
+    return share_right(numbers, spellings(loaded, numbers))
 
 
 def main() -> int:
@@ -215,8 +169,8 @@ def main() -> int:
     run_dir: Path = (
         given.absolute() if given else ROOT / "runs" / "pictures" / time.strftime("%Y-%m-%d-%H%M%S")
     )
-    if given is None:
-        train(run_dir)
+    if given is None and (code := train(run_dir, **TRAINING)):
+        return code
     with board(run_dir) as address:
         for name, page in TABS.items():
             photograph(browser, address + page, run_dir / f"{name}.png")
@@ -226,9 +180,8 @@ def main() -> int:
     shutil.copy(run_dir / "scalars.png", curves)
     share = draw_chat(run_dir, chat)
     photograph(browser, chat.as_uri(), run_dir / "chat.png")
-    print(
-        json.dumps({"share": share, **{path.name: path.stat().st_size for path in (curves, chat)}})
-    )
+    drawn = [curves, chat, *draw_studio(browser, run_dir, prompt_of(held_out(run_dir)[0]), DOCS)]
+    print(json.dumps({"share": share, **{path.name: path.stat().st_size for path in drawn}}))
     return 0
 
 

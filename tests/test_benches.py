@@ -15,6 +15,7 @@ import pytest
 import torch
 from helpers.support import ROOT, child_env, patience
 
+from benches import a2d_gsm8k, a2d_toy
 from benches.bars import missed
 from benches.references import careful_loss, dllm_loss
 from benches.shapes import draw_batch, draw_lengths
@@ -147,3 +148,61 @@ def test_scaling_rehearsal(tmp_path: Path) -> None:
     assert found["step_growth"] > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size < 200_000
+
+
+@pytest.mark.end_to_end
+def test_sampling_speed_rehearsal() -> None:
+    found = run_bench("sampling_speed.py")
+    assert {"speedup", "forwards_share", "same_text"} <= set(found)
+    plain = found["settings"]["plain"]
+    assert (plain["speedup"], plain["forwards_share"], plain["same_text"]) == (1.0, 1.0, True)
+    # Nothing is sure to a model that has not learned: each step reveals its share, in every way.
+    assert {one["forwards"] for one in found["settings"].values()} == {plain["forwards"]}
+
+
+ARMS = {"block", "full", "ar"}
+
+
+@pytest.mark.end_to_end
+def test_a2d_gsm8k_rehearsal() -> None:
+    found = run_bench("a2d_gsm8k.py")
+    assert set(found) >= ARMS
+    for arm in ARMS:
+        one = found[arm]
+        assert one["n"] == 4
+        assert 0 <= one["correct"] <= 1
+        assert one["stderr"] >= 0
+        # Four steps of a tiny model on 384 tokens leave it near ln 384 = 5.95, and above 2.
+        assert 2 < one["bound"] < 6.5
+        assert all(math.isfinite(one[key]) for key in ("loss_first", "loss_last", "bound_stderr"))
+
+
+def test_figures_of_several_seeds_have_the_error_of_their_mean() -> None:
+    one = {"n": 500, "correct": 0.1, "stderr": 0.01, "bound": 1.0, "bound_stderr": 0.02}
+    found = a2d_gsm8k.over_seeds([one | {"correct": share, "bound": share} for share in (1, 2, 3)])
+    assert (found["n"], found["correct"]) == (500, 2)
+    assert found["stderr"] == found["bound_stderr"] == pytest.approx(1 / math.sqrt(3))
+    assert a2d_gsm8k.over_seeds([one]) == one
+
+
+@pytest.mark.parametrize(("block", "misses"), [(1.0, 0), (1.94, 1), (math.nan, 1)])
+def test_a_block_bound_three_errors_below_full_misses_no_bar(block: float, misses: int) -> None:
+    full = {"bound": 2.0, "bound_stderr": 0.02, "stderr": 0.02}
+    figures = {"block": full | {"bound": block}, "full": full}
+    assert len(a2d_gsm8k.missed(figures)) == misses
+    assert len(a2d_toy.missed({"seeds": [figures | {"seed": 0}]})) == misses
+
+
+def test_a_data_file_is_split_at_its_end(tmp_path: Path) -> None:
+    file = tmp_path / "all.jsonl"
+    file.write_text("1\n2\n3\n4\n", encoding="utf-8")
+    train, test = a2d_gsm8k.split(tmp_path, file, 1)
+    assert (train.read_text(), test.read_text()) == ("1\n2\n3\n", "4\n")
+
+
+@pytest.mark.end_to_end
+def test_reverse_curse_rehearsal() -> None:
+    found = run_bench("reverse_curse.py")
+    assert found["masked_parameters"] == found["causal_parameters"]
+    for key in ("masked", "causal", "masked_forward", "causal_forward"):
+        assert 0 <= found[key] < 0.2, "nothing is learned in three steps"

@@ -10,19 +10,22 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from helpers.causal_lm import write_causal_lm
 from helpers.published_checkpoints import write_checkpoint
 from helpers.support import ROOT
 
+from benches import a2d_gsm8k
 from plugin.assembly.clock import make_clock
 from plugin.assembly.corpus import prepare_corpus
 from plugin.assembly.model import make_model
 from plugin.assembly.rules import step_rules
-from plugin.cli import _parameters, _parser, _values
+from plugin.cli import _parameters, _parser
 from plugin.config.parse import parse
 from plugin.data.steps import step_slots
 from plugin.models.diffusion import DiffusionModel
 from plugin.models.flops import count_flops
-from plugin.training.loop import Hooks, Meters, Progress, Requests, Trainer, train
+from plugin.run.asked import asked_values
+from plugin.training.loop import Hooks, Meters, Progress, Requests, Trainer, Verdict, train
 from plugin.training.lr_schedule import Schedule
 from plugin.training.meters import Stopwatch
 from plugin.training.optimizer import make_optimizer
@@ -36,6 +39,7 @@ RECIPES = sorted(
     if not path.name.startswith("accelerate_") and path.stem not in SEVERAL
 )
 METHODS = ("bert", "dream", "llada")
+REAL = {"smollm2_gsm8k": "block"}  # recipes of one real model, and their methods
 TEXTS = [f"Question {n}: what is {n} and {n}? Answer: {2 * n}, of course." for n in range(40)]
 
 
@@ -55,14 +59,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("checkpoints")
-    return {method: write_checkpoint(root / method, method, TEXTS) for method in METHODS}
+    published = {method: write_checkpoint(root / method, method, TEXTS) for method in METHODS}
+    return published | {"block": write_causal_lm(root / "block")}
 
 
 def test_there_is_a_recipe_for_each_method_and_stage() -> None:
     wanted = {
         f"{method}_{stage}" for method in METHODS for stage in ("sft", "pretrain", "lora", "qlora")
     }
-    assert wanted | {"llada_published", "dream_published"} == {path.stem for path in RECIPES}
+    named = {"llada_published", "dream_published", *REAL}
+    assert wanted | named == {path.stem for path in RECIPES}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -73,6 +79,7 @@ def test_a_recipe_says_where_its_numbers_are_from_and_trains(
     assert text.startswith("# ")
     values = yaml.safe_load(text)
     method, kind = recipe.stem.split("_")
+    method = REAL.get(recipe.stem, method)
     assert values["training_method"] == method
     assert values.get("training_stage", "sft") == ("pretrain" if kind == "pretrain" else "sft")
     assert (values.get("lora", False), values.get("load_in_4bit", False)) == (
@@ -98,7 +105,8 @@ def test_a_recipe_says_where_its_numbers_are_from_and_trains(
     losses: list[float] = []
     prepared = prepare_corpus(params, lambda _: None)
     model = make_model(params, prepared.tokenizer, torch.float32)
-    module = DiffusionModel(model, prepared.chat.pad_id)
+    attention = "loop" if method == "block" else None  # rows with noisy copies are packed
+    module = DiffusionModel(model, prepared.chat.pad_id, attention)
     rules = step_rules(params, prepared.chat)
     clock = make_clock(params, len(prepared.train), len(prepared.evaluation), 1)
     before = {
@@ -131,7 +139,7 @@ def test_a_recipe_says_where_its_numbers_are_from_and_trains(
             requests=Requests,
             log=lambda _, metrics: losses.append(metrics["loss"]),
             tick=lambda *_: None,
-            evaluate=lambda _: None,
+            evaluate=lambda _: Verdict(),
             save=lambda _: None,
             sample=lambda _: None,
         ),
@@ -145,6 +153,15 @@ def test_a_recipe_says_where_its_numbers_are_from_and_trains(
         for name, weight in module.named_parameters()
         if name in before
     )
+
+
+def test_the_recipe_of_a_conversion_is_the_benchs() -> None:
+    """All but the size of a step, which two cores can compute in the recipe."""
+    values = yaml.safe_load((ROOT / "examples" / "smollm2_gsm8k.yaml").read_text(encoding="utf-8"))
+    benched = a2d_gsm8k.TRAINING | a2d_gsm8k.ARMS["block"]
+    same = ("training_method", "block_size", "block_views", "max_length", "weight_decay")
+    assert {name: values[name] for name in same} == {name: benched[name] for name in same}
+    assert (ROOT / values["dataset_name"]).is_file()
 
 
 BERT_CHAT = (
@@ -166,7 +183,7 @@ BERT_CHAT = (
 @pytest.mark.parametrize("command", BERT_CHAT)
 def test_a_command_line_of_the_bert_chat_report_parses(command: str) -> None:
     options, extra = _parser().parse_known_args(["train", *shlex.split(command)])
-    params = _parameters(*_values(options, extra)).params
+    params = _parameters(*asked_values(options, extra, ("command", "json", "download"))).params
     words = dict(zip(*[iter(shlex.split(command))] * 2, strict=True))
     assert params.model_name == words["--model_name_or_path"]
     assert params.dataset_name == words["--dataset_args"]

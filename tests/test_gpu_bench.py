@@ -137,7 +137,7 @@ def test_the_readme_table_has_a_row_a_case(
     [
         (
             ["--cases", "small,big"],
-            "error[2]: cases: expected names among small, encoder, lora, full, float8, worker, got big.",
+            "error[2]: cases: expected names among small, encoder, lora, full, float8, block, worker, got big.",
         ),
         (
             ["--cases", "small"],

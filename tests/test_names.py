@@ -9,7 +9,7 @@ from pathlib import Path
 from helpers.support import ROOT
 
 # Names that several modules define by convention, because the same caller runs either of them.
-SHARED = {"main"}
+SHARED = {"main", "pages"}
 
 
 def public_definitions(path: Path) -> set[str]:

@@ -10,17 +10,26 @@ import pytest
 from helpers.support import ROOT
 
 from examples import pictures
-from plugin.commands.chat import load_chatter
+from plugin.inference.model import load_for_sampling
 
 ELSEWHERE = re.compile(
     r"@font-face|@import|href|url\((?!#)"
 )  # `url(#...)` is a part of the picture itself
 
 
-@pytest.mark.parametrize("name", ["curves.png", "chat.svg"])
-def test_a_committed_picture_is_small_and_shown(name: str) -> None:
-    assert 10_000 < (pictures.DOCS / name).stat().st_size < 200_000
-    assert f"(docs/{name})" in (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [
+        ("chat.svg", "README.md"),
+        ("studio-run.png", "README.md"),
+        ("studio-chat.png", "README.md"),
+        ("curves.png", "docs/studio.md"),
+    ],
+)
+def test_a_committed_picture_is_small_and_shown(name: str, page: str) -> None:
+    assert 10_000 < (pictures.DOCS / name).stat().st_size < 250_000
+    address = f"({name})" if page.startswith("docs/") else f"(docs/{name})"
+    assert address in (ROOT / page).read_text(encoding="utf-8")
 
 
 def test_the_committed_chat_loads_nothing_from_elsewhere() -> None:
@@ -33,8 +42,10 @@ def test_the_committed_chat_loads_nothing_from_elsewhere() -> None:
 
 
 def test_a_dialogue_is_drawn_with_its_frames(tiny_bert: Path) -> None:
-    chatter = load_chatter(str(tiny_bert), {"max_new_tokens": 8, "block_length": 8, "steps": 8})
-    drawn = pictures.denoising(chatter, ["What is A & B?", "Say sun."])
+    given = {"max_new_tokens": 8, "block_length": 8, "steps": 8}
+    drawn = pictures.denoising(
+        load_for_sampling(str(tiny_bert), given), ["What is A & B?", "Say sun."]
+    )
     words = [
         "".join(text.itertext())
         for text in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")
@@ -50,26 +61,12 @@ def test_a_dialogue_is_drawn_with_its_frames(tiny_bert: Path) -> None:
     assert ELSEWHERE.findall(drawn) == []
 
 
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [
-        (1000, "one thousand"),
-        (2013, "two thousand thirteen"),
-        (4711, "four thousand seven hundred eleven"),
-        (9990, "nine thousand nine hundred ninety"),
-        (8021, "eight thousand twenty-one"),
-    ],
-)
-def test_numbers_in_words(number: int, words: str) -> None:
-    assert pictures.spelled(number) == words
-
-
 def test_without_a_browser_it_says_so_before_it_trains(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["pictures.py"])
     monkeypatch.setattr(pictures.shutil, "which", lambda name: None)
-    monkeypatch.setattr(pictures, "train", lambda run_dir: pytest.fail("it trained"))
+    monkeypatch.setattr(pictures, "train", lambda run_dir, **options: pytest.fail("it trained"))
     assert pictures.main() == 1
     said = capsys.readouterr().err
     assert said.startswith("pictures: no chromium is here")

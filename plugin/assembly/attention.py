@@ -10,13 +10,15 @@ import torch
 from transformers import PretrainedConfig
 
 from ..base.errors import JobError, Problem
+from ..config.methods import METHODS
 from ..config.params import Params
 from ..data.documents import Documents
 from ..data.packing import Layout, check_budget
-from ..models.attention import why_no_varlen
+from ..models.attention import why_no_flex, why_no_varlen
 from ..models.diffusion import check_packable, is_packable
 from ..training.step import StepRules
 from .choice import Choice
+from .heaviest import lengths_of
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ def choose_attention(
     Raises JobError (exit 2) for what this device or model cannot do.
     """
     tokens = None if params.tokens_per_batch == "auto" else params.tokens_per_batch
+    if METHODS[params.training_method].blocks:
+        return _of_blocks(params, config, device, Layout(True, None if always_packed else tokens))
     asked, no_varlen = params.attn_implementation, why_no_varlen(config, device, compute)
     can_pack = is_packable(config.model_type) and asked != "eager"
     if always_packed and (params.packing == "off" or not can_pack):
@@ -108,6 +112,34 @@ def choose_attention(
     return packed("dense", f"a mask of all pairs ({lacks})") if packing == "on" else padded(lacks)
 
 
+def _of_blocks(
+    params: Params, config: PretrainedConfig, device: torch.device, layout: Layout
+) -> Attention:
+    """Choose the attention of rows with noisy copies, which are always packed; see
+    config/block_rules.py for what is refused.
+    """
+    asked = params.attn_implementation
+    lacks = "a CPU" if device.type != "cuda" else _why_no_compile(device)
+    lacks = lacks or why_no_flex(config, device)
+    if asked == "sdpa" or lacks:
+        why = lacks or "as chosen"
+        return Attention(layout, "loop", f"{asked}, packed rows: a mask for each document ({why})")
+    return Attention(layout, "flex", f"{asked}, packed rows: flex attention over their blocks")
+
+
+def estimated_backend(
+    attention: Attention, config: PretrainedConfig, device: torch.device, compute: torch.dtype
+) -> str | None:
+    """Return the backend by which memory is estimated, on documents without noisy copies.
+
+    flex keeps what varlen keeps: queries, keys, values, the result, and a number for each query and
+    head.
+    """
+    if attention.backend != "flex":
+        return attention.backend
+    return "loop" if why_no_varlen(config, device, compute) else "varlen"
+
+
 def choose_compile(params: Params, device: torch.device) -> Choice[bool]:
     """Choose whether the layers are compiled.
 
@@ -160,5 +192,4 @@ def _why_no_compile(device: torch.device) -> str:
 def check_fits(documents: Documents, rules: StepRules, layout: Layout) -> None:
     """Raise JobError (exit 2) when a document with its end tokens does not fit a micro-batch."""
     if layout.tokens and len(documents):
-        lengths, prompts = documents.lengths.tolist(), documents.prompts.tolist()
-        check_budget(max(rules.answers.fill.lengths(lengths, prompts)), layout)
+        check_budget(int(lengths_of(documents, rules).max()), layout)

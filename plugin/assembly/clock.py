@@ -106,7 +106,7 @@ def step_maker(
         return build_step(
             slots,
             documents,
-            rules,
+            rules.at(step),
             batch_size=size,
             layout=layout,
             rank=rank,

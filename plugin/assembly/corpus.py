@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -14,14 +14,15 @@ from ..config.families import FAMILIES
 from ..config.params import Params
 from ..data.chat import ChatFormat
 from ..data.documents import Documents
-from ..data.formats import Example, Format, RowResult, detect_format, read_examples
+from ..data.formats import Dropped, Example, Format, RowResult, detect_format, read_examples
 from ..data.hold_out import HeldOut, hold_out, split_examples
 from ..data.mixture import parse_mixture
 from ..data.prepare import Encoding, SplitReport, check_trainable, encode_split
-from ..data.seen import Seen, with_noun
+from ..data.seen import RowError, Seen, with_noun
 from ..data.sources import Row, has_eval_split, read_rows, skipped_files
 from ..data.templates.form import compile_templates
 from ..data.tokenizer import train_tokenizer
+from ..data.turns import first_round
 from ..models.configuration import new_config
 from ..models.tokenizer import load_tokenizer
 from .model import base_config, named_config
@@ -69,7 +70,16 @@ class Examples:
                     seen.paragraph(row.values["text"])
                 if seen.rows >= self.seen.get(split, seen).rows:
                     self.seen[split] = seen
-                yield example
+                yield self._kept(example)
+
+    def _kept(self, example: RowResult) -> RowResult:
+        """Leave out what `train_turns` does not read, before prompts are compared and held out."""
+        if self._params.train_turns != "first" or not isinstance(example, Example):
+            return example
+        try:
+            return replace(example, turns=first_round(example.turns))
+        except RowError as error:
+            return Dropped(example.row, error.reason)
 
     def _groups(self, split: str, first: int, every: int) -> Iterator[list[Row]]:
         """Read rows one by one, or in groups where templates render them: a group renders faster."""
@@ -135,7 +145,7 @@ def prepare_corpus(
     def of_split(split: str) -> Iterable[RowResult]:
         return split_examples(examples, held, split, params.seed)
 
-    tokenizer = make_tokenizer(params, of_split)
+    tokenizer = make_tokenizer(params, of_split, log)
     base_config(params, tokenizer)  # a wrong pair is refused before the data is tokenised
     chat = ChatFormat(tokenizer, moment)
     if chat.moment:
@@ -205,7 +215,7 @@ def tokenizer_source(params: Params) -> tuple[str, str]:
 
 
 def make_tokenizer(
-    params: Params, examples: Callable[[str], Iterable[RowResult]]
+    params: Params, examples: Callable[[str], Iterable[RowResult]], log: Log
 ) -> PreTrainedTokenizerBase:
     """Return the named tokenizer, else the model's, the smaller model's, or one trained on the
     training texts.
@@ -215,7 +225,7 @@ def make_tokenizer(
     field, name = tokenizer_source(params)
     if name:
         family = FAMILIES[named_config(params).model_type]
-        return load_tokenizer(name, family=family, field=field)
+        return load_tokenizer(name, family=family, field=field, log=log)
     texts = (
         turn.with_thought
         for one in examples("train")

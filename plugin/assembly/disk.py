@@ -32,10 +32,13 @@ def count_parameters(config: PretrainedConfig, params: Params) -> tuple[int, int
     return total, sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
-def disk_space(params: Params, parameters: int, trained: int) -> Disk:
-    """Return the disk space that a run needs and has, given its number of parameters."""
+def disk_space(params: Params, parameters: int, trained: int, *, evaluates: bool) -> Disk:
+    """Return the disk space that a run needs and has, given its number of parameters.
+
+    `evaluates`: the run has an evaluation, so that its best checkpoints are kept as well.
+    """
     states = 8 * trained
-    best = 0 if params.publish == "last" else params.keep_best
+    best = params.held_best if evaluates else 0
     needed = (params.save_total_limit + best + 1) * (4 * trained + states) + (
         4 * parameters if params.fuse_model else 0
     )

@@ -4,7 +4,6 @@ rename.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base.errors import Code, JobError, Problem
 from ..base.files import whole_folder
-from ..config.model_files import is_own_file
 from ..models.diffusion import logits_of
-from ..models.digest import base_digest, local_folder
+from ..models.digest import base_digest
 from ..models.lora import merged_model
-from ..models.publish import public_name, write_card, write_model
+from ..models.publish import copy_generation_settings, public_name, write_card, write_model
 from ..run.facts import AdapterBase, ModelFacts
 from ..run.outcome import FuseResult
-from .verify import Reloaded, compare_reloaded, rendered_prompt
+from .verify import Reloaded, compare_reloaded, largest_difference, rendered_prompt
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -82,10 +80,7 @@ def publish(model: PreTrainedModel, target: Target) -> Reloaded:
 def _write_and_compare(part: Path, model: PreTrainedModel, target: Target) -> Reloaded:
     prompt = rendered_prompt(target.tokenizer)
     write_model(part, model, target.tokenizer, target.facts, base=target.base)
-    if target.base and is_own_file(
-        settings := local_folder(target.base) / "generation_config.json"
-    ):
-        shutil.copy(settings, part)
+    copy_generation_settings(part, target.base)
     dtype = next(model.parameters()).dtype
     found = compare_reloaded(part, target.ids, logits_of(target.trained, target.ids), prompt, dtype)
     if not found.prompt:
@@ -129,20 +124,18 @@ def fuse_adapter(
     adapter was trained on those; `original`: onto the unquantised base, and then both differences
     are measured.
     """
-    rows = len(target.tokenizer)
     onto_4bit = four_bit and fuse_base == "trained"
     merged = merged_model(
-        target.base, adapter, four_bit=onto_4bit, dtype=dtype, embedding_rows=rows
+        target.base, adapter, four_bit=onto_4bit, dtype=dtype, tokenizer=target.tokenizer
     )
     found = publish(merged, target)
     differences = {fuse_base: found.max_logit_difference}
     if four_bit and fuse_base == "original":
-        other = merged_model(target.base, adapter, four_bit=True, dtype=dtype, embedding_rows=rows)
-        differences["trained"] = (
-            (logits_of(other, target.ids) - logits_of(target.trained, target.ids))
-            .abs()
-            .max()
-            .item()
+        other = merged_model(
+            target.base, adapter, four_bit=True, dtype=dtype, tokenizer=target.tokenizer
+        )
+        differences["trained"] = largest_difference(
+            other, target.ids, logits_of(target.trained, target.ids)
         )
     return Fused(target.folder, differences, fuse_base, found.template)
 

@@ -49,13 +49,15 @@ def heaviest_batch(
 
 
 def lengths_of(documents: Documents, rules: StepRules) -> NDArray[np.int64]:
-    """Tokens of each document with its end fill; `eos_policy batch`, which fills by step, is left
-    to heavy_steps.
+    """Tokens of each document with its end fill and noisy copies; `eos_policy batch`, which fills by
+    step, is left to heavy_steps.
     """
     lengths, prompts = documents.lengths.tolist(), documents.prompts.tolist()
     fill = rules.answers.fill
     filled = lengths if fill.policy == "batch" else fill.lengths(lengths, prompts)
-    return np.array(filled, dtype=np.int64)
+    return rules.noising.row_tokens(
+        np.array(filled, dtype=np.int64), documents.supervised, documents.offsets
+    )
 
 
 def heavy_steps(

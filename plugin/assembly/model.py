@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,34 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..base.errors import renamed_field
-from ..config.families import FAMILIES
+from ..config.block_rules import schedule_pairs
+from ..config.families import DECODERS, FAMILIES
+from ..config.methods import METHODS
 from ..config.params import Params
 from ..models.configuration import (
+    attention_pattern,
+    block_facts,
     check_family_method,
     extend_context,
     load_config,
     new_config,
-    set_causal,
+    set_attention,
     switch_off_dropout,
 )
+from ..models.decoders.mask_token import settle_row
 from ..models.linear.float8 import convert_linear_layers
-from ..models.load import build_model, check_builds, fit_config, load_model
+from ..models.load import (
+    build_model,
+    check_builds,
+    fit_config,
+    fit_to_tokenizer,
+    load_model,
+    name_mask,
+)
 from ..models.lora import LoraSettings, MaybeAdapted, add_adapter, four_bit_saves, restore_adapter
 from ..models.tiling import check_tiling, tile_into
 from ..models.tokenizer import check_pair, new_tokens
+from ..run.facts import BlockFacts
 from .precision import weight_dtype
 
 
@@ -60,7 +74,7 @@ def base_config(params: Params, tokenizer: PreTrainedTokenizerBase) -> Pretraine
     Raises JobError (exit 2 or 4).
     """
     config = named_config(params)
-    set_causal(config, params.training_method)
+    set_attention(config, params.training_method, block_attention(params, config))
     if params.model_config_file:
         fit_config(config, tokenizer)
         if params.init_from:
@@ -69,7 +83,48 @@ def base_config(params: Params, tokenizer: PreTrainedTokenizerBase) -> Pretraine
         check_builds(config, "model_name")
     check_family_method(config, params.training_method)
     check_pair(config, tokenizer, params.max_length)
+    name_mask(config, tokenizer)
     return config
+
+
+# Parameters of a model up to which its blocks have SMALL_BLOCK tokens, else LARGE_BLOCK: Efficient-DLM
+# (arXiv 2512.14067), table 3 and figure 3.
+BILLIONS, SMALL_BLOCK, LARGE_BLOCK = 2e9, 16, 32
+
+
+def with_block_size(params: Params) -> Params:
+    """Return the parameters with the block size that the run has.
+
+    Raises JobError (exit 2 or 4) as named_config does.
+    """
+    if not METHODS[params.training_method].blocks or isinstance(params.block_size, int):
+        return params
+    block = block_attention(params, named_config(params))
+    return params.model_copy(update={"block_size": block.size}) if block else params
+
+
+def block_attention(params: Params, config: PretrainedConfig) -> BlockFacts | None:
+    """Return the blocks in which a job trains the model of `config`; None for other methods."""
+    if not METHODS[params.training_method].blocks:
+        return None
+    size = params.block_size
+    if not isinstance(size, int):
+        sizes = schedule_pairs(params.block_schedule)
+        size = sizes[-1][1] if sizes else own_size(config, params.max_length)
+    return BlockFacts(size=size, clean_context=params.clean_context, shift=params.block_shift)
+
+
+def own_size(config: PretrainedConfig, longest: int) -> int:
+    """Return the block size of a model, or one for a model of its number of parameters.
+
+    It is at most `longest`.
+    """
+    if own := block_facts(config) if config.model_type in DECODERS else None:
+        return min(own.size, longest)
+    with torch.device("meta"):
+        plain = build_model(copy.deepcopy(config))
+    parameters = sum(weight.numel() for weight in plain.parameters())
+    return min(SMALL_BLOCK if parameters <= BILLIONS else LARGE_BLOCK, longest)
 
 
 def _smaller_config(params: Params) -> PretrainedConfig:
@@ -83,6 +138,7 @@ def make_model(
     compute: torch.dtype,
     *,
     checkpoint: Path | None = None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> MaybeAdapted:
     """Build the model to be trained: the base, or a new model seeded by the run's seed or tiled
     from a smaller one, with an adapter if one is asked for.
@@ -95,13 +151,17 @@ def make_model(
     the compute dtype. Raises JobError (exit 2 or 4).
     """
     config = base_config(params, tokenizer)
+    family = FAMILIES[config.model_type]
     attention = (
         params.attn_implementation if params.attn_implementation in ("eager", "sdpa") else None
     )
     dtype = weight_dtype(params, compute)
     torch.manual_seed(params.seed)
+    block = block_facts(config)
     if checkpoint and not params.lora:  # a complete model folder
-        return load_model(str(checkpoint), dtype=dtype, attn_implementation=attention)
+        whole = load_model(str(checkpoint), dtype=dtype, attn_implementation=attention)
+        set_attention(whole.config, params.training_method, block)
+        return whole
     if params.model_config_file:
         model = build_model(copy.deepcopy(config), attention)
         if params.init_from:
@@ -117,16 +177,27 @@ def make_model(
                 four_bit=four_bit,
                 config=copy.deepcopy(config) if _extends(params) else None,
             )
-    set_causal(model.config, params.training_method)
-    added = new_tokens(config, tokenizer)
-    if added:
-        model.resize_token_embeddings(len(tokenizer))
+    set_attention(model.config, params.training_method, block)
+    trained = set(new_tokens(config, tokenizer))
+    fit_to_tokenizer(model, tokenizer)
+    if family.decoder and attention_pattern(model.config) != "causal":
+        if not _was_mask(params) and (line := settle_row(model, config.mask_token_id)):
+            log(line)
+        trained.add(config.mask_token_id)
     if not params.lora:
         return model
-    adapted = add_adapter(model, FAMILIES[config.model_type], lora_settings(params), added)
+    adapted = add_adapter(model, family, lora_settings(params), sorted(trained))
     if checkpoint:
         restore_adapter(adapted, checkpoint)
     return adapted
+
+
+def _was_mask(params: Params) -> bool:
+    """Return True if the mask's row has been trained as one, or begins as random as all others."""
+    if params.model_config_file and not params.init_from:
+        return True
+    source = _smaller_config(params) if params.init_from else named_config(params)
+    return getattr(source, "mask_token_id", None) is not None
 
 
 def model_shape(

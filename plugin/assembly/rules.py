@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..config.methods import METHODS
 from ..config.params import Params
+from ..config.sampler import SamplerSettings, block_by_block, token_by_token
 from ..data.chat import ChatFormat
 from ..objectives import OBJECTIVES
 from ..objectives.answers import (
@@ -17,7 +20,7 @@ from ..objectives.answers import (
 )
 from ..objectives.masked import Loss, evenly
 from ..objectives.noise import Noise
-from ..run.facts import ModelFacts, SamplerSettings, token_by_token
+from ..run.facts import BlockFacts, ModelFacts
 from ..training.step import StepRules
 
 
@@ -44,7 +47,7 @@ def step_rules(params: Params, chat: ChatFormat) -> StepRules:
             norm=method.norm if norm == "auto" else norm,
             of_sums=objective.loss,
         ),
-        corrupt=objective.corrupt,
+        noising=objective.noising(params),
     )
 
 
@@ -65,10 +68,10 @@ def _fixed_noise(params: Params, chat: ChatFormat) -> Noise:
 def _transforms(params: Params, chat: ChatFormat) -> tuple[Transform, ...]:
     """Choose what is done to a step's documents before the noise, in this order."""
     answers = params.training_stage == "sft"
-    causal = METHODS[params.training_method].causal
+    method = METHODS[params.training_method]
     fill = EndFill(
-        policy=params.eos_policy if answers and not causal else "single",
-        block=params.eos_block_length,
+        policy=_fill_policy(params),
+        block=whole(params.block_size) if method.blocks else params.eos_block_length,
         max_length=params.max_length,
         end_ids=chat.end_ids,
         fill_id=chat.fill_id,
@@ -76,7 +79,9 @@ def _transforms(params: Params, chat: ChatFormat) -> tuple[Transform, ...]:
     if not answers:
         split = LengthSplit(share=params.stochastic_length, start_id=chat.start_id)
         return (fill, split) if params.stochastic_length else (fill,)
-    if causal:  # the answer's own end token follows it; nothing is cut or hidden
+    # A causal answer's own end token follows it. Blocks end on the document's grid, wherever the
+    # answer begins: nothing is cut or hidden.
+    if method.causal or method.blocks:
         return (fill,)
     cutoffs = _cutoffs(params)
     return (
@@ -85,6 +90,19 @@ def _transforms(params: Params, chat: ChatFormat) -> tuple[Transform, ...]:
         *((BlockBorders(params.eos_block_length),) if params.eos_policy == "block" else ()),
         *((PromptDrop(params.prompt_drop),) if params.prompt_drop else ()),
     )
+
+
+def _fill_policy(params: Params) -> str:
+    method = METHODS[params.training_method]
+    if params.training_stage != "sft" or method.causal:
+        return "single"
+    return "grid" if method.blocks else params.eos_policy
+
+
+def whole(size: int | str) -> int:
+    """Return a block size that is no longer auto."""
+    assert isinstance(size, int), "with_block_size chooses it"
+    return size
 
 
 def _cutoffs(params: Params) -> Cutoffs:
@@ -100,16 +118,35 @@ def sampler_settings(params: Params) -> SamplerSettings:
     """Return how the result should be sampled: on a canvas like those it was trained on.
 
     block: block by block. batch: the full canvas from the start. single: small blocks, because no
-    canvas extended past an answer. A causal model writes token by token.
+    canvas extended past an answer. A causal model writes token by token; one of blocks denoises its
+    own, whose clean keys and values never change.
     """
-    if METHODS[params.training_method].causal:
-        return token_by_token(max(1, min(256, params.max_length // 2)))
+    method, half = METHODS[params.training_method], min(256, params.max_length // 2)
+    if method.causal:
+        return token_by_token(max(1, half))
+    if method.blocks:
+        block = whole(params.block_size)
+        return block_by_block(max(block, half // block * block), block)
     lengths = {"block": params.eos_block_length, "batch": 32, "single": 8}
     block = min(lengths[params.eos_policy], params.max_length)
-    longest = max(block, min(256, params.max_length // 2) // block * block)
+    longest = max(block, half // block * block)
     return SamplerSettings(
         max_new_tokens=longest, block_length=block, steps=block, grow=params.eos_policy != "batch"
     )
+
+
+def _block_facts(params: Params) -> dict[str, Any]:
+    """Return what a model's folder records of block diffusion alone."""
+    if not METHODS[params.training_method].blocks:
+        return {}
+    size = whole(params.block_size)
+    block = BlockFacts(size=size, clean_context=params.clean_context, shift=params.block_shift)
+    return {
+        "block": block,
+        "block_views": params.block_views,
+        "mask_half_life": params.mask_half_life,
+        "ar_loss_weight": params.ar_loss_weight,
+    }
 
 
 def diffusion_facts(params: Params, rules: StepRules) -> ModelFacts:
@@ -135,8 +172,11 @@ def diffusion_facts(params: Params, rules: StepRules) -> ModelFacts:
         loss_weight="uniform" if mlm else weight,
         perbatch_cutoff=cutoffs.perbatch,
         resp_cutoff_ratio=cutoffs.ratio,
-        prompt_drop=params.prompt_drop if params.training_stage == "sft" else 0.0,
+        prompt_drop=params.prompt_drop
+        if params.training_stage == "sft" and "prompt_drop" not in method.ignored
+        else 0.0,
         eos_policy=rules.answers.fill.policy,
-        eos_block_length=params.eos_block_length,
+        eos_block_length=rules.answers.fill.block,
+        **_block_facts(params),
         sampler=sampler_settings(params),
     )

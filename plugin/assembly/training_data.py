@@ -48,7 +48,7 @@ def training_data(params: Params) -> TrainingData:
         return Packed(params, RowsReading(params))
     if makes_packs(params) and _model_packs(params):
         return Packed(params, DocumentsReading(params))
-    for name in ("train_tokens", "batch_warmup_tokens"):
+    for name in ("train_tokens", "batch_warmup_tokens", "block_schedule"):
         if value := params.as_json()[name]:
             fix = "Only a step of packs has a fixed number of tokens."
             expected = "a model and a setting whose documents can be packed"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -40,6 +41,31 @@ def open_plain(path: str | os.PathLike[str], flags: int) -> int:
             raise OSError(errno.EMLINK, "a file with a second name elsewhere", str(path))
         if flags & os.O_TRUNC:
             os.ftruncate(descriptor, 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_end(path: Path, most: int) -> tuple[bytes, int]:
+    """Return the last `most` bytes of a file, and where they begin. Raises OSError."""
+    with open(path, "rb", opener=open_plain) as file:
+        start = max(0, os.fstat(file.fileno()).st_size - most)
+        file.seek(start)
+        return file.read(most), start
+
+
+def take_lock(path: Path) -> int | None:
+    """Open and lock a file, and return its descriptor; None while another process has the lock.
+
+    The lock is free again when every process that has the descriptor is gone. Raises OSError.
+    """
+    descriptor = open_plain(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
     except BaseException:
         os.close(descriptor)
         raise

@@ -5,9 +5,10 @@ It holds the import path and the number of threads, and nothing that a foreign l
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -17,6 +18,9 @@ LISTEN_FD = "TRAINER_LISTEN_FD"  # several machines: rank 0's bound port; see wo
 # makes the hub's libraries read only their own cache
 NO_DOWNLOADS = {"HF_HUB_OFFLINE": "1"}
 MEETING = "TRAINER_MEETING"  # one machine: the file in which its ranks meet
+
+_prctl = getattr(ctypes.CDLL(None), "prctl", None)  # of Linux; found before any fork
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
 # torch, accelerate and MPI read these to find the other ranks of a job. A pod of a PyTorchJob and a
 # shell inside of srun have them: one rank would wait for others endlessly, and connect to whatever
@@ -45,6 +49,22 @@ def child_path(environ: Mapping[str, str]) -> dict[str, str]:
     """
     theirs = environ.get("PYTHONPATH", "").split(os.pathsep)
     return {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *theirs]))}
+
+
+def end_with_parent(number: int) -> Callable[[], None]:
+    """Return a `preexec_fn`: the child gets this signal when the thread that starts it is gone.
+
+    It gets it even if the parent is killed.
+    """
+    parent = os.getpid()
+
+    def prepare() -> None:
+        if _prctl:
+            _prctl(_DEATH_SIGNAL, number)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return prepare
 
 
 def cpu_threads(environ: Mapping[str, str], processes: int = 1) -> dict[str, str]:

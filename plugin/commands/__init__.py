@@ -1,1 +1,1 @@
-"""Commands that are programs of their own: prepare, plan, chat, fuse, probe."""
+"""Programs of their own: prepare, plan, chat, sample, evaluate, fuse, export, probe, compare, plot, queue, studio."""

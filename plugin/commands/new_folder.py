@@ -1,4 +1,4 @@
-"""Check of a folder that a command is to write."""
+"""Check of a folder that a command is to write, and room for it."""
 
 from __future__ import annotations
 
@@ -16,3 +16,10 @@ def refuse_used_folder(field: str, out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         got, fix = f"{out}, which holds something", "Choose another folder."
         raise JobError(Problem(field, "a new or empty folder", got, fix))
+
+
+def make_room(out: Path) -> None:
+    """Make the folder's parents and remove its empty self, so that it can appear whole."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        out.rmdir()

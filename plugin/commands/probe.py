@@ -30,6 +30,7 @@ from ..evaluation.classify import Finetuning, classify, majority
 from ..evaluation.features import Encoder, latency, load_encoder
 from ..evaluation.retrieve import retrieve
 from ..evaluation.rows import Column, ProbePairs, columns_of, read_pairs
+from ..inference.model import find_model
 from ..models.configuration import load_config
 from ..models.diffusion import positions
 from ..models.load import load_model
@@ -37,7 +38,6 @@ from ..models.lora import ADAPTER_CONFIG
 from ..models.publish import write_encoder
 from ..models.published import REGISTRY
 from ..models.tokenizer import load_tokenizer
-from .chat import find_model
 from .new_folder import refuse_used_folder
 from .probe_arguments import probe_options
 

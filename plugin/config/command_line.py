@@ -9,8 +9,6 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from ..base.errors import JobError, Problem
-from .params import SCHEMA
-from .wording import cut, did_you_mean, expected, quoted
 
 
 def whole_number(most: float = math.inf) -> Callable[[str], int]:
@@ -32,6 +30,8 @@ class CommandLine(argparse.ArgumentParser):
         raise JobError(self._problem(message))
 
     def _problem(self, message: str) -> Problem:
+        from .wording import cut, did_you_mean  # the parameters, which take long to import
+
         see = f"See {self.prog} --help."
         if found := re.match(
             r"argument (\S+?)(?:/\S+)?: invalid choice: '(.*?)' \(choose from (.+)\)", message
@@ -48,6 +48,9 @@ class CommandLine(argparse.ArgumentParser):
             return Problem(
                 names[0], " and ".join(f"a value for {name}" for name in names), "nothing", see
             )
+        if found := re.match(r"one of the arguments (.+) is required", message):
+            names = re.findall(r"[\w-]*\w", found[1].replace("--", ""))
+            return Problem(names[0], f"a value for {' or '.join(names)}", "nothing", see)
         if found := re.match(r"unrecognized arguments: (\S+)", message):
             name = found[1].lstrip("-").partition("=")[0]
             known = [
@@ -64,6 +67,9 @@ class CommandLine(argparse.ArgumentParser):
         return Problem("command", "a valid command line", cut(message), see)
 
     def _option_problem(self, name: str, message: str) -> Problem:
+        from .params import SCHEMA
+        from .wording import cut, expected, quoted
+
         takes = expected(name) if name in SCHEMA else "a value"
         if message.startswith("expected"):
             fix = f"A value that begins with - is written --{name}=VALUE."

@@ -31,6 +31,8 @@ class Family:
     chat_template: str = ""
     max_positions: bool = False  # max_position_embeddings is a hard limit (learned positions)
     position_offset: int = 0  # positions that the table reserves before the first token
+    # transformers' own causal LM, which a method may give another attention: models/decoders/
+    decoder: bool = False
 
 
 FAMILIES = {
@@ -62,8 +64,18 @@ FAMILIES = {
             mask_token="<|mask|>",
             chat_template=_CHATML,
         ),
+        *(
+            Family(name=name, architecture=architecture, head=("lm_head",), decoder=True)
+            for name, architecture in (
+                ("qwen3", "Qwen3ForCausalLM"),
+                ("qwen2", "Qwen2ForCausalLM"),
+                ("llama", "LlamaForCausalLM"),
+                ("sdar", "SDARForCausalLM"),
+            )
+        ),
     )
 }
+DECODERS = tuple(family.name for family in FAMILIES.values() if family.decoder)
 # The family whose layers are those of the published sizes: gated, full heads, no biases.
 SIZED_FAMILY = "llada"
 ARCHITECTURES = tuple(family.architecture for family in FAMILIES.values())

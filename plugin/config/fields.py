@@ -51,6 +51,8 @@ AutoDocuments = (
     Literal["auto"] | Annotated[int, Field(ge=1, le=MOST_DOCUMENTS), BeforeValidator(_no_bool)]
 )
 AutoTokens = Literal["auto"] | Annotated[int, Field(ge=1, le=10**8), BeforeValidator(_no_bool)]
+AutoBlock = Literal["auto"] | Annotated[int, Field(ge=1, le=MOST_TOKENS), BeforeValidator(_no_bool)]
+AutoCheckpoints = Literal["auto"] | Annotated[int, Field(ge=1, le=1000), BeforeValidator(_no_bool)]
 AutoPort = Literal["auto"] | Annotated[int, Field(ge=1, le=65535), BeforeValidator(_no_bool)]
 
 

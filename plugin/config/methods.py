@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .families import DECODERS
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
@@ -17,6 +19,7 @@ class Method:
     options: tuple[str, ...] = ()  # parameters that belong to it alone
     ignored: tuple[str, ...] = ()  # parameters of every other method that it has no use for
     causal: bool = False  # each token sees those before it, and is predicted from them
+    blocks: bool = False  # denoised block by block, each on the clean blocks before it
     on_form: bool = True  # forms offer it
     pipeline_tag: str = "text-generation"  # the task by which hubs and hosts list its models
 
@@ -47,13 +50,31 @@ METHODS = {
         Method(
             name="llada",
             summary="LLaDA's objective",
-            families=("llada",),
+            families=("llada", *DECODERS),
             norm="sequence",
         ),
         Method(
+            name="block",
+            summary="any causal LM (Qwen, Llama), denoised block by block",
+            families=DECODERS,
+            norm="token",
+            options=(
+                "block_size",
+                "block_views",
+                "clean_context",
+                "block_shift",
+                "block_schedule",
+                "noise_warmup_steps",
+                "mask_half_life",
+                "ar_loss_weight",
+            ),
+            ignored=("complementary", "prompt_drop", "eos_policy", "eos_block_length"),
+            blocks=True,
+        ),
+        Method(
             name=BASELINE,
-            summary="next-token prediction, the baseline for LLaDA- and Dream-shaped models",
-            families=("llada", "Dream"),
+            summary="next-token prediction, the baseline",
+            families=("llada", "Dream", *DECODERS),
             norm="token",
             ignored=(
                 "noise_schedule",
@@ -65,6 +86,7 @@ METHODS = {
                 "prompt_drop",
                 "eos_policy",
                 "eos_block_length",
+                "certainty_weight",
             ),
             causal=True,
             on_form=False,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import JobError, Problem, model_error
-from .families import FAMILIES, Family
+from .families import ARCHITECTURES, DECODERS, FAMILIES, Family
 from .methods import ON_FORM, methods_of
 from .params import Params
 
@@ -83,21 +83,58 @@ def refuse_missing_path(field: str, name: str) -> None:
 
 
 def check_method(params: Params) -> None:
-    """Raise JobError (exit 2) if a configuration on this machine belongs to another method.
+    """Refuse a configuration on this machine that belongs to another method or to no family.
 
-    The worker checks those of the hub.
+    The worker checks those of the hub. Raises JobError: exit 2 for another method, exit 4 for a
+    model that no method trains.
     """
-    named = (
-        Path(params.model_config_file)
-        if params.model_config_file
-        else Path(params.base) / "config.json"
-    )
-    try:
-        family = FAMILIES.get(json.loads(read_small(named.expanduser()))["model_type"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    new = params.model_config_file
+    fields = read_json((Path(new) if new else Path(params.base) / "config.json").expanduser())
+    model_type = fields.get("model_type")
+    if not isinstance(model_type, str):
         return
-    if family:
-        refuse_other_methods(family, params.training_method)
+    field = "model_config" if new else "model_name" if params.model_name else "start_from"
+    refuse_unknown_model(fields, new or params.base, field)
+    refuse_other_methods(FAMILIES[model_type], params.training_method)
+
+
+def refuse_unknown_model(fields: Mapping[str, Any], name: str, field: str = "model_name") -> None:
+    """Refuse a config.json of no family, and layers that see a part of a text or keep a state.
+
+    Raises JobError (exit 4).
+    """
+    model_type = fields.get("model_type")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        raise model_error(
+            field,
+            f"one of {', '.join(ARCHITECTURES)}",
+            f"{name}, a {model_type or 'nameless'} model",
+        )
+    if family.decoder and (others := _other_layers(fields)):
+        names = ", ".join(FAMILIES[one].architecture for one in DECODERS)
+        raise model_error(
+            field,
+            "full attention in every layer",
+            f"{name}: {', '.join(others)}",
+            f"Blocks need it; {names} without sliding windows or linear layers work.",
+        )
+
+
+def _other_layers(fields: Mapping[str, Any]) -> list[str]:
+    """Return the kinds of a causal LM's layers that are not full attention.
+
+    Qwen's configurations name kinds in `layer_types`; older ones say from which layer on the window
+    holds.
+    """
+    kinds = fields.get("layer_types")
+    if isinstance(kinds, list):
+        return sorted({str(kind) for kind in kinds} - {"full_attention"})
+    if not (fields.get("use_sliding_window") and fields.get("sliding_window")):
+        return []
+    first, layers = (fields.get(key) for key in ("max_window_layers", "num_hidden_layers"))
+    some = not (isinstance(first, int) and isinstance(layers, int) and first >= layers)
+    return ["sliding_attention"] if some else []
 
 
 def check_architecture(params: Params, architecture: str) -> None:

@@ -18,6 +18,8 @@ from .fields import (
     MOST_STEPS,
     MOST_TOKENS,
     NAME_PATTERN,
+    AutoBlock,
+    AutoCheckpoints,
     AutoDocuments,
     AutoPort,
     AutoThreads,
@@ -144,10 +146,10 @@ class Params(BaseModel):
         "On: only answers are masked and learned. Off: the prompt too.",
         form=True,
     )
-    train_turns: Literal["last", "all", "random_prefix"] = parameter(
+    train_turns: Literal["last", "all", "random_prefix", "first"] = parameter(
         "last",
         "Turns trained",
-        "last answer, all answers, or a randomly cut dialogue's last answer.",
+        "last answer, all answers, a randomly cut dialogue's last answer, or the first round alone, later turns left out.",
     )
     eos_policy: Literal["single", "block", "batch"] = parameter(
         "block",
@@ -312,6 +314,13 @@ class Params(BaseModel):
         + ", ".join(f"{method.name} {method.norm}" for method in METHODS.values())
         + "; masked with objective mlm.",
     )
+    certainty_weight: Float = parameter(
+        0.0,
+        "Certainty weight",
+        "Weight of the entropy of right predictions (CAP), for few steps of sampling; 2 is usual.",
+        ge=0,
+        le=100,
+    )
     perbatch_cutoff: bool = parameter(
         True,
         "Per-batch cutoff (dream)",
@@ -332,6 +341,58 @@ class Params(BaseModel):
         "cart[geo_p:P], scheduler or uniform.",
         form=True,
         pattern=LOSS_WEIGHT,
+    )
+
+    block_size: AutoBlock = parameter(
+        "auto",
+        "Block size (block)",
+        "Tokens of a block; auto is the model's own, else 16 up to 2B parameters and 32 above.",
+        form={"type": "string", "pattern": r"^(auto|[0-9]{1,7})$"},
+    )
+    block_views: Int = parameter(
+        1,
+        "Noisy copies (block)",
+        "1, or 2 with disjoint masks that cover the answer, each token weighing 1: half as noisy a loss, a third more to compute.",
+        form=True,
+        ge=1,
+        le=2,
+    )
+    clean_context: Literal["block", "causal"] = parameter(
+        "block",
+        "Clean context (block)",
+        "What a clean token sees of its own block: block all of it, causal what is before it.",
+        form=True,
+    )
+    block_shift: bool = parameter(
+        False,
+        "Shift (block)",
+        "State i - 1 predicts token i, as in Fast-dLLM v2; off is better for a new conversion.",
+    )
+    block_schedule: str = parameter(
+        "",
+        "Block schedule (block)",
+        "pretrain: block sizes by the tokens of the run, [[tokens, size], ...], the first from 0 and the last block_size.",
+    )
+    noise_warmup_steps: Int = parameter(
+        0,
+        "Noise warm-up (block)",
+        "Steps over which the highest time rises from 0.001 to 1, each token weighing 1: no spikes at the start of a conversion.",
+        ge=0,
+        le=MOST_STEPS,
+    )
+    mask_half_life: Float = parameter(
+        0.1,
+        "Mask half-life (block)",
+        "Later tokens of a block are masked first: share of the block in which the odds halve; 0: all alike, as mask_count says.",
+        ge=0,
+        le=1000,
+    )
+    ar_loss_weight: Float = parameter(
+        0.0,
+        "Next-token loss (block)",
+        "With clean_context causal: weight of next-token prediction on the clean document, beside the blocks.",
+        ge=0,
+        le=1000,
     )
 
     # --- adapters
@@ -458,17 +519,23 @@ class Params(BaseModel):
     save_total_limit: Int = parameter(
         2, "Checkpoints kept", "Older ones are removed.", ge=1, le=10**6
     )
-    publish: Literal["last", "best", "average"] = parameter(
-        "last",
+    publish: Literal["auto", "best", "last", "average"] = parameter(
+        "auto",
         "Publish",
-        "Weights of the fused model: the last, those of the best evaluated checkpoint, or the mean of the keep_best best.",
+        "Weights of the result: of the best evaluation, which is saved; of the last step; or the mean of the keep_best best checkpoints. "
+        "auto: best, or last without an evaluation.",
     )
-    keep_best: Int = parameter(
-        3,
+    patience: Int = parameter(
+        0,
+        "Patience",
+        "Evaluations in a row without a new best after which the run ends; 0 never ends it early.",
+        ge=0,
+        le=10**6,
+    )
+    keep_best: AutoCheckpoints = parameter(
+        "auto",
         "Best kept",
-        "Best checkpoints held beyond save_total_limit, for publish best and average; publish last holds one.",
-        ge=1,
-        le=1000,
+        "Best checkpoints held beyond save_total_limit; auto is 3 with publish average, else 1. publish last holds one.",
     )
     resume: Annotated[str, BeforeValidator(yes_or_no)] = parameter(
         "false",
@@ -506,7 +573,9 @@ class Params(BaseModel):
     @property
     def held_best(self) -> int:
         """Return the number of best checkpoints that outlive save_total_limit."""
-        return 1 if self.publish == "last" else self.keep_best
+        if self.publish != "last" and isinstance(self.keep_best, int):
+            return self.keep_best
+        return 3 if self.publish == "average" else 1
 
     def as_json(self) -> dict[str, Any]:
         """Return {public name: value} of every parameter, as run.json holds them."""

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from ..base.errors import JobError, Problem, one_line
+from .block_rules import schedule_text
 from .fields import yes_or_no
 from .params import SCHEMA, Params
 from .rules import ALIAS_VALUES, ALIASES, cross_checks, inapplicable
@@ -23,6 +24,16 @@ class Parsed:
     notes: tuple[str, ...]  # one line each, for the log
 
 
+@dataclass(frozen=True)
+class Draft:
+    """Values that a person still writes: parameters with defaults for wrong fields."""
+
+    params: Params
+    problems: tuple[Problem, ...]  # all of them; of wrong fields first
+    wrong: frozenset[str]  # names whose own value is not accepted, and unknown names
+    notes: tuple[str, ...]  # on unknown names
+
+
 def parse(
     values: Mapping[str, object],
     *,
@@ -35,6 +46,19 @@ def parse(
     in a host, whose forms carry other plugins' keys. `typed`: the names that a user typed on the
     command line; forms always send every default. Raises JobError (exit 2) with every problem.
     """
+    found = draft(values, unknown=unknown, typed=typed)
+    if found.problems:
+        raise JobError(*found.problems)
+    return Parsed(found.params, (*found.notes, *inapplicable(found.params)))
+
+
+def draft(
+    values: Mapping[str, object],
+    *,
+    unknown: Literal["error", "note"] = "error",
+    typed: Collection[str] = (),
+) -> Draft:
+    """Read values as `parse` does, and return the problems instead of raising them."""
     problems: list[Problem] = []
     notes: list[str] = []
     given = _rename_aliases(expand_advanced(_present(_plain(values, problems)), problems), problems)
@@ -48,18 +72,18 @@ def parse(
             notes.append(f"{shown}: not a parameter of this plugin; ignored. {hint}".rstrip())
     params, wrong = _validate(given)
     problems += wrong
-    broken = {problem.field for problem in problems}
+    broken = frozenset(problem.field for problem in problems)
     problems += [problem for problem in cross_checks(params, typed) if problem.field not in broken]
-    if problems:
-        raise JobError(*problems)
-    return Parsed(params, (*notes, *inapplicable(params)))
+    return Draft(params, tuple(problems), broken, tuple(notes))
 
 
 def _plain(values: Mapping[str, object], problems: list[Problem]) -> dict[str, object]:
-    """Remove lists and objects, which no parameter accepts.
+    """Remove lists and objects, which no parameter accepts but a schedule of pairs.
 
     A few lines of YAML make one that no memory holds once it is quoted or compared.
     """
+    if "block_schedule" in values:
+        values = {**values, "block_schedule": schedule_text(values["block_schedule"])}
     nested = {
         name: "a list" if isinstance(value, list) else "an object"
         for name, value in values.items()

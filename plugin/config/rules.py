@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection
 
 from ..base.errors import Problem
 from ..base.redact import MARK, redact
+from .block_rules import check_blocks, without_effect_on_blocks
 from .fields import MOST_DOCUMENTS
 from .methods import METHODS, methods_with
 from .params import SCHEMA, SHARDED, Params
-from .stage_rules import check_stage, without_effect
+from .stage_rules import check_stage, without_effect_on_stage
 from .wording import quoted
 
 MOST_TEXT = 100_000  # characters of a text
@@ -81,6 +82,7 @@ LENGTH = {
     "num_train_epochs",
     "eval_steps",
     "eval_on_start",
+    "patience",
     "save_steps",
     "save_total_limit",
     "resume",
@@ -139,6 +141,7 @@ def cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
         "Give --dataset_name.",
     )
     check_stage(params, typed, require)
+    check_blocks(params, require)
     require(
         not params.init_from or bool(params.model_config_file),
         "init_from",
@@ -153,11 +156,12 @@ def cross_checks(params: Params, typed: Collection[str]) -> list[Problem]:
         f"{params.objective} with {params.training_stage}",
         "Answers are sampled from every mask ratio, which mdlm learns.",
     )
+    method = METHODS[params.training_method]
     require(
-        params.objective == "mdlm" or not METHODS[params.training_method].causal,
+        params.objective == "mdlm" or not (method.causal or method.blocks),
         "objective",
-        "a method that masks tokens",
-        f"{params.objective} with {params.training_method}",
+        "a method that masks tokens" if method.causal else f"mdlm with {method.name}",
+        f"{params.objective} with {method.name}",
     )
     require(
         params.t_min < params.t_max,
@@ -394,36 +398,42 @@ def sharding_problems(params: Params) -> list[Problem]:
 def inapplicable(params: Params) -> list[str]:
     """Return one note for each option that was set and has no effect in this job."""
     values = params.as_json()
-    notes = [
-        f"{name}: belongs to training_method {' or '.join(able)}; "
-        f"it has no effect with {params.training_method}."
-        for name in values
-        if (able := methods_with(name)) and params.training_method not in able
+    return [
+        f"{name}: {reason}"
+        for name, reason in without_effect(params).items()
         if values[name] != SCHEMA[name]["default"]
+        or name == "train_steps"  # its default is a length
     ]
-    notes += [
-        f"{name}: has no effect with {params.training_method}."
-        for name in METHODS[params.training_method].ignored
-        if values[name] != SCHEMA[name]["default"]
-    ]
-    notes += [
-        f"{name}: has no effect without {switch}."
+
+
+def without_effect(params: Params) -> dict[str, str]:
+    """Return {name: reason} of every parameter that has no effect in this job, set or not.
+
+    Some would be refused if they were set, such as those of another training_stage.
+    """
+    method, mlm = METHODS[params.training_method], params.objective == "mlm"
+    values, found = params.as_json(), dict[str, str]()
+    for name in values:
+        if (able := methods_with(name)) and method.name not in able:
+            belongs = f"belongs to training_method {' or '.join(able)}"
+            found[name] = f"{belongs}; it has no effect with {method.name}."
+    found |= dict.fromkeys(method.ignored, f"has no effect with {method.name}.")
+    found |= {
+        name: f"has no effect without {switch}."
         for name, switch in NEEDS.items()
-        if not values[switch] and values[name] != SCHEMA[name]["default"]
-    ]
-    mlm = params.objective == "mlm"
-    notes += [
-        f"{name}: has no effect {'with' if mlm else 'without'} objective mlm."
-        for name in (NOT_OF_MLM if mlm else OF_MLM)
-        if values[name] != SCHEMA[name]["default"]
-        and not (methods_with(name) and params.training_method not in methods_with(name))
-    ]
-    if params.num_machines == 1 and params.main_process_port != "auto":
-        notes.append(
-            "main_process_port: has no effect on one machine, whose processes meet in a private folder."
+        if not values[switch]
+    }
+    word = "with" if mlm else "without"
+    for name in NOT_OF_MLM if mlm else OF_MLM:
+        found.setdefault(name, f"has no effect {word} objective mlm.")
+    if params.num_machines == 1:
+        found["main_process_port"] = (
+            "has no effect on one machine, whose processes meet in a private folder."
         )
     if params.num_train_epochs > 0:
-        notes.append(
-            f"train_steps: ignored, because num_train_epochs is {params.num_train_epochs:g}."
-        )
-    return notes + without_effect(params)
+        found["train_steps"] = f"ignored, because num_train_epochs is {params.num_train_epochs:g}."
+    for name, reason in (
+        without_effect_on_stage(params) | without_effect_on_blocks(params)
+    ).items():
+        found.setdefault(name, reason)
+    return found

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from .params import SCHEMA, Params
+from .params import Params
 from .wording import quoted
 
 Require = Callable[..., None]
+# Parameters of full texts, which another stage refuses or has no use for.
+OF_PRETRAIN = (
+    "streaming",
+    "train_tokens",
+    "batch_warmup_tokens",
+    "objective",
+    "stochastic_length",
+    "block_schedule",
+)
 
 
 def check_stage(params: Params, typed: Collection[str], require: Require) -> None:
@@ -28,8 +37,15 @@ def check_stage(params: Params, typed: Collection[str], require: Require) -> Non
         "lora true",
         "An adapter fits its base as it is.",
     )
-    if params.publish != "last":
+    if params.publish in ("best", "average"):
         _check_published(params, require)
+    require(
+        not params.patience or params.eval_strategy != "no",
+        "patience",
+        "eval_strategy steps or epoch as well",
+        f"{params.patience} with eval_strategy no",
+        "It counts evaluations.",
+    )
 
 
 def _check_beginning(params: Params, require: Require) -> None:
@@ -110,18 +126,24 @@ def _check_tokens(params: Params, typed: Collection[str], require: Require) -> N
     )
 
 
-def without_effect(params: Params) -> list[str]:
-    """Return one note for each option of a stage that was set and has no effect."""
-    notes: list[str] = []
+def without_effect_on_stage(params: Params) -> dict[str, str]:
+    """Return {name: reason} of the parameters that have no effect on this stage."""
+    found: dict[str, str] = {}
     if params.train_tokens > 0:
-        notes.append(f"train_steps: ignored, because train_tokens is {params.train_tokens}.")
-    if params.batch_warmup_tokens and params.gradient_accumulation_steps == 1:
-        notes.append("batch_warmup_tokens: has no effect with gradient_accumulation_steps 1.")
-    falls = params.learning_rate_schedule.startswith("wsd")
-    if params.decay_ratio != SCHEMA["decay_ratio"]["default"] and not falls:
-        notes.append("decay_ratio: has no effect without learning_rate_schedule wsd.")
-    if params.publish != "last" and not (params.fuse_model or params.lora):
-        notes.append(f"publish: {params.publish} has no effect without fuse_model.")
-    if params.publish == "last" and params.keep_best != SCHEMA["keep_best"]["default"]:
-        notes.append("keep_best: has no effect with publish last.")
-    return notes
+        found["train_steps"] = f"ignored, because train_tokens is {params.train_tokens}."
+    if params.training_stage != "pretrain":
+        of_packs = "belongs to training_stage pretrain."
+        found |= dict.fromkeys(OF_PRETRAIN, of_packs)
+    elif params.gradient_accumulation_steps == 1:
+        found["batch_warmup_tokens"] = "has no effect with gradient_accumulation_steps 1."
+    if not params.learning_rate_schedule.startswith("wsd"):
+        found["decay_ratio"] = "has no effect without learning_rate_schedule wsd."
+    if params.publish in ("best", "average") and not (params.fuse_model or params.lora):
+        found["publish"] = f"{params.publish} has no effect without fuse_model."
+    if params.publish == "last" and params.keep_best != params.held_best:
+        found["keep_best"] = "has no effect with publish last."
+    if params.eos_policy != "block":
+        found["eos_block_length"] = "has no effect without eos_policy block."
+    if params.warmup_steps > 0:
+        found["warmup_ratio"] = f"ignored, because warmup_steps is {params.warmup_steps}."
+    return found

@@ -15,6 +15,7 @@ QUOTED = 80  # characters of a value that an error quotes
 _TEXTS = {
     "loss_weight_type": "cart[geo_p:P] with 0 < P <= 1, scheduler or uniform",
     "gpu_ids": '"auto" or positions such as 0,2',
+    "block_schedule": "pairs of tokens and block size, such as [[0, 4], [1000000, 16]], or nothing",
     "adaptor_name": "a name of letters, digits, '.', '_' and '-' (1 to 64, first a letter or digit)",
 }
 
@@ -100,7 +101,9 @@ def _bound(number: float) -> str:
 def form_choices(name: str) -> list[str]:
     """Return the words that a form offers for a parameter; empty for numbers and free text."""
     form = SCHEMA[name]["form"]
-    return form["enum"] if isinstance(form, dict) and "enum" in form else choices(name)
+    if not isinstance(form, dict) or not {"enum", "type"} & set(form):
+        return choices(name)
+    return form.get("enum", [])  # a form's own type is text
 
 
 def choices(name: str) -> list[str]:

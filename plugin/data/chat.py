@@ -100,6 +100,11 @@ class ChatFormat:
         return tuple(dict.fromkeys((self.end_id, self.fill_id)))
 
     @property
+    def opening(self) -> list[int]:
+        """Return the ids that open a document: one, or none."""
+        return [] if self.start_id is None else [self.start_id]
+
+    @property
     def ordinary_ids(self) -> NDArray[np.int32]:
         """Return the ids of the vocabulary, ascending, special tokens left out."""
         added = self.tokenizer.added_tokens_decoder
@@ -161,7 +166,7 @@ class ChatFormat:
 
     def encode_texts(self, texts: Sequence[str], flat: Flat) -> list[Encoded]:
         """Open and end texts whose ids are known; `flat` are those of `plain_ids`, end to end."""
-        opening = np.array([] if self.start_id is None else [self.start_id], np.int32)
+        opening = np.array(self.opening, np.int32)
         end = np.array([self.fill_id], np.int32)
         ids, offsets = flat
         parts = np.split(ids.astype(np.int32), offsets[1:-1])
@@ -185,8 +190,11 @@ class ChatFormat:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode an answer up to its first end token."""
-        stops = [place for place, token in enumerate(ids) if token in self.end_ids]
-        return self.text(list(ids)[: stops[0]] if stops else ids).strip()
+        return self.text(self.until_end(ids)).strip()
+
+    def until_end(self, ids: Sequence[int]) -> Sequence[int]:
+        """Return the ids before the first end token."""
+        return ids[: next((n for n, token in enumerate(ids) if token in self.end_ids), len(ids))]
 
     def text(self, ids: Sequence[int]) -> str:
         """Decode ids without tokens that have a function; a token that a user added is text."""
@@ -243,7 +251,7 @@ class ChatFormat:
         return pieces
 
     def _opening(self) -> list[str | list[int]]:
-        return [] if self.start_id is None else [[self.start_id]]
+        return [self.opening] if self.opening else []
 
     def _join(
         self, turns: Sequence[Turn], plan: _Pieces, pieces: Sequence[Sequence[int]]

@@ -209,8 +209,7 @@ def _documents(
         prompt = encoded.answers[-1][0]
         report.shortest_prompt = min(prompt, report.shortest_prompt or prompt)
     if how.stage == "pretrain":
-        start = 0 if chat.start_id is None else 1
-        return split_text(ids[start:-1], row, chat, how, report)
+        return split_text(ids[len(chat.opening) : -1], row, chat, how, report)
     learned = supervision(encoded, answers_only=how.answers_only, turns=how.turns)
     if length > how.max_length:
         if how.truncation == "filter":
@@ -233,7 +232,7 @@ def split_text(
 
     Each is opened by the start token, the last is ended if `insert_eos`; no token is dropped.
     """
-    opening = np.array([] if chat.start_id is None else [chat.start_id], dtype=np.int32)
+    opening = np.array(chat.opening, dtype=np.int32)
     body = np.append(tokens, chat.fill_id) if how.insert_eos else tokens
     body, size = body.astype(np.int32), text_room(chat, how)
     if not body.size:
@@ -249,7 +248,7 @@ def split_text(
 
 def text_room(chat: ChatFormat, how: Encoding) -> int:
     """Return the tokens of a document behind its start token. Raises JobError (exit 3) if none."""
-    size = how.max_length - (chat.start_id is not None)
+    size = how.max_length - len(chat.opening)
     if size < 1:
         got, fix = str(how.max_length), "Raise max_length."
         raise data_error("max_length", "at least 2 tokens", got, fix)

@@ -271,7 +271,7 @@ class Stream:
     def _of_text(self, text: StoredText, report: SplitReport) -> list[Document]:
         chat, how = self._chat, self._how
         report.rows += 1
-        report.lengths.append(text.ids.size + (chat.start_id is not None) + how.insert_eos)
+        report.lengths.append(len(chat.opening) + text.ids.size + how.insert_eos)
         return split_text(text.ids, f"document {text.number + 1}", chat, how, report)
 
     def _end_pass(self) -> None:

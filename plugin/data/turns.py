@@ -28,13 +28,14 @@ BROKEN_TEXT = "text is not valid unicode"
 NO_ASSISTANT = "no assistant turn"
 NO_USER = "no user turn"
 NOT_LEARNED = "every answer is marked as not to be learned"
+FIRST_NOT_LEARNED = "the first answer is marked as not to be learned"
 EMPTY_PROMPT = "empty prompt"
 EMPTY_RESPONSE = "empty response"
 EMPTY_TEXT = "empty text"
 REASONS = (
     *(NO_MESSAGES, NO_HISTORY, NOT_AN_OBJECT, NO_ROLE, UNKNOWN_ROLE, TOOL_CALLS, NOT_TEXT),
-    *(NOT_FINITE, BROKEN_TEXT, NO_ASSISTANT, NO_USER, NOT_LEARNED, EMPTY_PROMPT, EMPTY_RESPONSE),
-    *(EMPTY_TEXT, TEMPLATE_FAILED, TEXT_TOO_LONG),
+    *(NOT_FINITE, BROKEN_TEXT, NO_ASSISTANT, NO_USER, NOT_LEARNED, FIRST_NOT_LEARNED),
+    *(EMPTY_PROMPT, EMPTY_RESPONSE, EMPTY_TEXT, TEMPLATE_FAILED, TEXT_TOO_LONG),
 )
 
 # Keys of one round of a dialogue: the user's text, the assistant's answer.
@@ -271,6 +272,23 @@ def random_prefix(turns: Sequence[Turn], uniform: float) -> tuple[Turn, ...]:
     """Cut a dialogue after the answer that `uniform` in [0, 1) chooses, as LLaDA does."""
     places = learned_places(turns)
     return tuple(turns[: places[int(uniform * len(places))] + 1]) if places else tuple(turns)
+
+
+def first_round(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """Return the first round of a checked chat: from its first user turn to the answer to it.
+
+    System turns before it are kept, and an answer before it is not. A plain text stays as it is.
+    Raises RowError if the answer is marked as not to be learned.
+    """
+    roles = [turn.role for turn in turns]
+    if "user" not in roles:
+        return tuple(turns)
+    start = roles.index("user")
+    end = roles.index("assistant", start)
+    if not turns[end].learn:
+        raise RowError(FIRST_NOT_LEARNED)
+    before = [turn for turn in turns[:start] if turn.role == "system"]
+    return (*before, *turns[start : end + 1])
 
 
 def escaped(turn: Turn, escape: Any) -> Turn:

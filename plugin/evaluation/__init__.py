@@ -1,1 +1,1 @@
-"""Evaluation of an encoder on a task of its users: classification, retrieval, latency."""
+"""Evaluation: benchmarks, scorers of your own files, and probes of an encoder."""

@@ -14,9 +14,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from ..base.errors import json_line, one_line
 from ..parent.launch import LaunchPlan
 from ..parent.stages import StagesOutcome
-from ..run.events import CheckpointEvent, Event, MetricsEvent, ProgressEvent
+from ..run.events import CheckpointEvent, Event, MetricsEvent, ProgressEvent, SampleEvent
 from ..run.folder import RunFolder
-from ..run.lines import metrics_line, outcome_line
+from ..run.lines import metrics_line, outcome_line, sample_line
 from ..run.outcome import Outcome
 from .pulse import Pulse
 
@@ -90,6 +90,8 @@ class ShellHost:
             self._metrics(event.step, event.metrics)
         elif isinstance(event, CheckpointEvent):
             self.line(f"checkpoint: {event.path}")
+        elif isinstance(event, SampleEvent):
+            self.line(sample_line(event))
 
     def stop_wanted(self) -> bool:
         return False

@@ -12,11 +12,12 @@ keys), E width of a head.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import groupby, pairwise
-from typing import Any, cast
+from itertools import accumulate, groupby, pairwise
+from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -31,23 +32,25 @@ try:
 except ImportError:  # a torch without it: see why_no_varlen
     varlen_attn = None
 
-from ..batch import Batch
+from ..batch import Batch, Copies, sees
+from .decoders.flex_attention import HALF, NARROWEST, WIDEST, flex, kernel_dtype
 from .masks import DOCUMENTS as NAME
-
-HALF = (torch.float16, torch.bfloat16)  # dtypes of flash attention
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Segments:
     """The documents of a flat batch, in the form that its backend reads."""
 
-    backend: str  # loop, varlen or dense
+    backend: str  # loop, varlen, dense or flex
     cu_seqlens: Tensor  # [S + 1] int32
     document: Tensor  # [N]
     longest: int
     # loop alone, since reading lengths waits for the device: (documents, T) of equal neighbours
     runs: tuple[tuple[int, int], ...]
     causal: bool = False  # a token sees those before it and itself
+    # of block diffusion: documents are rows with noisy copies, whose tokens see what batch.sees says
+    copies: Copies | None = None
+    position: Tensor | None = None  # [N] with copies
 
     @staticmethod
     def of(batch: Batch, backend: str, *, causal: bool = False) -> Segments:
@@ -62,6 +65,8 @@ class Segments:
             longest=batch.longest,
             runs=runs,
             causal=causal,
+            copies=batch.copies,
+            position=batch.position if batch.copies else None,
         )
 
     @property
@@ -93,6 +98,26 @@ class Segments:
             self._masks[tokens, reach] = sees | ~sees.any(-1, keepdim=True)
         return self._masks[tokens, reach]
 
+    def seen(self, start: int, documents: int, tokens: int) -> Tensor:
+        """Return bool [documents, 1, T, T]: the pairs of rows of T tokens that begin at `start`."""
+        assert self.copies is not None
+        assert self.position is not None
+        key = (start, tokens)
+        if key not in self._masks:
+            rows = slice(start, start + documents * tokens)
+            copy, limit, position = (
+                each[rows].unflatten(0, (documents, tokens))
+                for each in (self.copies.copy, self.copies.limit, self.position)
+            )
+            self._masks[key] = sees(
+                copy[:, :, None],
+                limit[:, :, None],
+                copy[:, None],
+                limit[:, None],
+                position[:, None],
+            )[:, None]
+        return self._masks[key]
+
     def together(self, reach: int | None) -> Tensor:
         """Return bool [N, N], True for pairs (query, key) of one document at most `reach` apart."""
         N = self.document.shape[0]
@@ -111,6 +136,27 @@ class Segments:
 _MASKS: WeakKeyDictionary[Segments, dict[tuple[int, int | None], Tensor]] = WeakKeyDictionary()
 
 
+class Attends(Protocol):
+    """Attention of some columns of padded rows: a forward that keeps keys and values."""
+
+    @property
+    def columns(self) -> Tensor:
+        """Return the place [S, Q] of each queried column in its row."""
+        ...
+
+    def attend(
+        self,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        reach: int | None,
+        scaling: float | None,
+    ) -> tuple[Tensor, None]:
+        """Return the attention [S, Q, H, E] of query [S, H, Q, E]."""
+        ...
+
+
 def within(places: Tensor, reach: int) -> Tensor:
     """Return bool [T, T], True for pairs of `places` [T] at most `reach` apart."""
     return (places[:, None] - places).abs() <= reach
@@ -124,7 +170,7 @@ def document_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    segments: Segments | None = None,
+    segments: Segments | Attends | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Return attention [1, N, H, E] and no weights, as transformers' attention interface asks."""
@@ -137,7 +183,9 @@ def document_attention(
     # transformers passes `sliding_window` to windowed layers only. Its size is read from the config,
     # because the meaning of the argument has changed between releases.
     reach = None if others.get("sliding_window") is None else module.config.sliding_window
-    assert not (segments.causal and reach), "no family has windows and is causal"
+    if not isinstance(segments, Segments):
+        return segments.attend(module, query, key, value, reach, scaling)
+    assert not ((segments.causal or segments.copies) and reach), "no causal LM here has windows"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return BACKENDS[segments.backend](query, key, value, segments, reach, scale), None
 
@@ -152,6 +200,7 @@ def loop(
     """Compute one sdpa for each run of documents of equal length, without waste; for a CPU."""
     groups = query.shape[1] // key.shape[1]
     sizes = [documents * T for documents, T in segments.runs]
+    starts = accumulate(sizes, initial=0)
     # One split and not slices: the gradient of each slice is as long as the batch, and there may be
     # hundreds.
     pieces = zip(
@@ -162,7 +211,7 @@ def loop(
         strict=True,
     )
     parts: list[Tensor] = []
-    for (documents, T), piece in zip(segments.runs, pieces, strict=True):
+    for (documents, T), start, piece in zip(segments.runs, starts, pieces, strict=False):
         q, k, v = (x.unflatten(1, (documents, T)).transpose(0, 1) for x in piece)  # [., H, T, E]
         if reach is not None and T >= LONG:
             mixed = _windowed(q, k, v, segments.band(T, reach), reach, scale)
@@ -171,7 +220,11 @@ def loop(
                 q,
                 k,
                 v,
-                attn_mask=segments.near(T, reach),
+                attn_mask=(
+                    segments.seen(start, documents, T)
+                    if segments.copies
+                    else segments.near(T, reach)
+                ),
                 is_causal=segments.causal,
                 scale=scale,
             )
@@ -213,6 +266,7 @@ def dense(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, reach: int | None, scale: float
 ) -> Tensor:
     """Compute one sdpa under a mask of all N * N pairs; for a GPU without a varlen kernel."""
+    assert segments.copies is None, "no mask of all pairs of rows with copies"
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     mixed = F.scaled_dot_product_attention(
@@ -229,12 +283,8 @@ def varlen(
     A registered operator with its backward, so that it becomes part of a compiled layer.
     """
     assert varlen_attn is not None
-    # The kernel accepts one half-precision dtype. Rotary tables promote queries and keys to
-    # float32. bitsandbytes' 4-bit layers, which autocast does not reach, return the dtype of their
-    # input: float32 behind a LayerNorm.
-    kind = value.device.type
-    lifted = value.dtype not in HALF and torch.is_autocast_enabled(kind)
-    dtype = torch.get_autocast_dtype(kind) if lifted else value.dtype
+    assert segments.copies is None, "no cumulative lengths say what rows with copies see"
+    dtype = kernel_dtype(value)
     q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))  # [N, H or G, E]
     options: dict[str, Any] = {}
     if "enable_gqa" in VARLEN_OPTIONS:
@@ -250,12 +300,18 @@ def varlen(
 
 
 Backend = Callable[[Tensor, Tensor, Tensor, Segments, "int | None", float], Tensor]
-BACKENDS: Mapping[str, Backend] = {"loop": loop, "dense": dense, "varlen": varlen}
+BACKENDS: Mapping[str, Backend] = {"loop": loop, "dense": dense, "varlen": varlen, "flex": flex}
 # The keywords of this torch's varlen_attn: 2.10 has neither scale nor windows, 2.11 no grouped
 # heads. Read once, because a compiler cannot trace the reading.
 VARLEN_OPTIONS = (
     frozenset(inspect.signature(varlen_attn).parameters) if varlen_attn else frozenset()
 )
+
+
+def head_width(config: PretrainedConfig) -> int:
+    """Return E, the width of a head."""
+    own = getattr(config, "head_dim", None)
+    return own or config.hidden_size // config.num_attention_heads
 
 
 def why_no_varlen(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> str:
@@ -265,11 +321,27 @@ def why_no_varlen(config: PretrainedConfig, device: torch.device, dtype: torch.d
     if dtype not in HALF:
         kind = str(dtype).removeprefix("torch.")
         return f"its kernels compute in half precision, and this run in {kind}"
-    width = config.hidden_size // config.num_attention_heads
+    width = head_width(config)
     if width % 8 or width > 256:
         return f"its kernels need a head width that is a multiple of 8 up to 256, not {width}"
     if not {"scale", "window_size"} <= VARLEN_OPTIONS:
         return f"torch {torch.__version__} has none with windows"
+    return _why_too_old(device)
+
+
+def why_no_flex(config: PretrainedConfig, device: torch.device) -> str:
+    """Return the reason why flex cannot run here, empty if it can, in every compute dtype."""
+    if device.type != "cuda":
+        return f"its kernels need CUDA, and this is a {device.type.upper()}"
+    width = head_width(config)
+    if not NARROWEST <= width <= WIDEST:
+        return f"its kernels need a head width of {NARROWEST} to {WIDEST}, not {width}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton, which compiles its kernels, is not installed"
+    return _why_too_old(device)
+
+
+def _why_too_old(device: torch.device) -> str:
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f"{torch.cuda.get_device_name(device)} is too old for its kernels"
     return ""

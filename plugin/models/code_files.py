@@ -1,4 +1,4 @@
-"""Modelling code in a published folder, by which plain transformers loads LLaDA and Dream.
+"""Code in a published folder, by which plain transformers loads LLaDA, Dream and SDAR's config.
 
 The base's own files, which its config.json names in `auto_map`, are copied and never run. If they
 are missing, and for a model from scratch, this project's code for the family is copied: files that
@@ -29,13 +29,14 @@ _OURS = {
     "Dream": ("dream", "DreamConfig", "DreamModel"),
 }
 _SHARED = ("masks.py", "rotary.py")
+_SDAR = _HERE / "decoders" / "configuration_sdar.py"  # engines have the model, but not its config
 
 
 def write_code_files(folder: Path, base: Path | None) -> None:
     """Copy the code files of the model in `folder` there, and make its `auto_map` match them.
 
-    They are those of `base` if it has them all, else this project's, else none. A causal model's
-    are always this project's.
+    They are those of `base` if it has them all, else this project's, else none: models of
+    transformers need none. A causal model's are always this project's.
     """
     config_file = folder / "config.json"
     config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
@@ -54,6 +55,9 @@ def write_code_files(folder: Path, base: Path | None) -> None:
         config["auto_map"] = {"AutoConfig": f"modeling_{module}.{configuration}"} | dict.fromkeys(
             _AUTO_MODELS, f"modeling_{module}.{model}"
         )
+    elif model_type == "sdar":
+        shutil.copy(_SDAR, folder / _SDAR.name)
+        config["auto_map"] = {"AutoConfig": f"{_SDAR.stem}.SDARConfig"}
     if config.get("auto_map") != named:
         config_file.write_text(
             json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"

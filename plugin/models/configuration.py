@@ -5,20 +5,24 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Literal
 
 from transformers import AutoConfig, PretrainedConfig
 
 from ..base.errors import JobError, Problem, first_line, model_error
-from ..config.families import ARCHITECTURES, FAMILIES, Family
+from ..config.families import FAMILIES
 from ..config.methods import METHODS
 from ..config.model_files import (
     check_model_files,
     check_quantisation,
     read_small,
     refuse_other_methods,
+    refuse_unknown_model,
 )
+from ..run.facts import BlockFacts
 from .checks import BROKEN_FILE
 from .checks.config_fields import check_sizes, settle
+from .decoders import sdar  # noqa: F401  # Auto classes know it then
 from .masks import is_causal
 from .published import REGISTRY, field_problems
 
@@ -37,12 +41,12 @@ def load_config(name: str) -> PretrainedConfig:
         raise model_error(
             "model_name", "a model folder or hub id", f"{name}: {first_line(error)}"
         ) from error
-    family = family_of(config, name)
+    family = FAMILIES[config.model_type]
     architectures = config.architectures or [family.architecture]
     if family.architecture not in architectures:
         raise model_error(
             "model_name",
-            f"a masked-LM head ({family.architecture})",
+            f"a {'language-model' if family.decoder else 'masked-LM'} head ({family.architecture})",
             f"{name}: {', '.join(architectures)}",
         )
     return config
@@ -52,6 +56,7 @@ def _read_config(name: str) -> PretrainedConfig:
     fields, _ = PretrainedConfig.get_config_dict(name)
     check_sizes(fields, "model_name", name)
     check_quantisation(name, fields)  # check_model_files has not seen a hub id's fields
+    refuse_unknown_model(fields, name)
     if (model_type := fields.get("model_type")) in REGISTRY:
         if problems := field_problems(model_type, fields):
             raise JobError(*problems)
@@ -82,6 +87,7 @@ def new_config(config_file: str) -> PretrainedConfig:
             f"{config_file}: {got}",
         )
     check_quantisation(config_file, fields, field="model_config")
+    refuse_unknown_model(fields, config_file, "model_config")
     check_sizes(fields, "model_config", config_file)
     if model_type in REGISTRY and (problems := field_problems(model_type, fields, "model_config")):
         raise JobError(*problems)
@@ -103,32 +109,76 @@ def new_config(config_file: str) -> PretrainedConfig:
     return config
 
 
-def family_of(config: PretrainedConfig, name: str, field: str = "model_name") -> Family:
-    """Return the family of a configuration. Raises JobError (exit 4) if it is unknown."""
-    if config.model_type not in FAMILIES:
-        raise model_error(
-            field, f"one of {', '.join(ARCHITECTURES)}", f"{name}, a {config.model_type} model"
-        )
-    return FAMILIES[config.model_type]
-
-
 def check_family_method(config: PretrainedConfig, method: str) -> None:
     """Refuse a method other than that of the model's family. Raises JobError (exit 2)."""
     refuse_other_methods(FAMILIES[config.model_type], method)
 
 
-def set_causal(config: PretrainedConfig, method: str | None) -> None:
-    """Make a configuration causal, or not, as a method trains its model; in place.
+Pattern = Literal["full", "causal", "block"]
 
-    Only families of this project can be causal. A model of unknown method stays as it is.
+
+def attention_pattern(config: PretrainedConfig) -> Pattern:
+    """Return which tokens a token of one document attends to.
+
+    full: all. causal: those before it and itself. block: those of its block of `block_size` tokens
+    and of the blocks before it. transformers' causal LMs are causal unless their configuration says
+    otherwise.
     """
-    if config.model_type in REGISTRY and method in METHODS:
-        config.causal = METHODS[method].causal
+    if not FAMILIES[config.model_type].decoder:
+        return "causal" if is_causal(config) else "full"
+    if getattr(config, "block_size", None):
+        return "block"
+    return "causal" if getattr(config, "is_causal", True) else "full"
+
+
+def set_attention(
+    config: PretrainedConfig, method: str | None, block: BlockFacts | None = None
+) -> None:
+    """Give a configuration the attention with which a method trains its model; in place.
+
+    A model of unknown method stays as it is.
+    """
+    if method not in METHODS:
+        return
+    causal = METHODS[method].causal
+    if config.model_type in REGISTRY:
+        config.causal = causal
+    elif FAMILIES[config.model_type].decoder:
+        for field in ("is_causal", *_BLOCK_FIELDS):
+            vars(config).pop(field, None)
+        if block:
+            config.block_size = block.size
+            config.clean_context = block.clean_context
+            config.block_shift = block.shift
+        elif not causal:
+            config.is_causal = False
+
+
+_BLOCK_FIELDS = ("block_size", "clean_context", "block_shift")
+
+
+def block_facts(config: PretrainedConfig) -> BlockFacts | None:
+    """Return the blocks of a configuration whose attention has blocks."""
+    if attention_pattern(config) != "block":
+        return None
+    return BlockFacts(
+        size=config.block_size,
+        clean_context=getattr(config, "clean_context", "block"),
+        shift=getattr(config, "block_shift", False),
+    )
 
 
 def logit_shift(config: PretrainedConfig) -> int:
     """Return by how many places a hidden state lies before the token that it predicts."""
-    return 1 if is_causal(config) else FAMILIES[config.model_type].shift
+    if block := block_facts(config):
+        return int(block.shift)
+    causal = attention_pattern(config) == "causal"
+    return 1 if causal else FAMILIES[config.model_type].shift
+
+
+def longest_sequence(config: PretrainedConfig) -> int:
+    """Return the longest sequence that a configuration has positions for, in tokens."""
+    return config.max_position_embeddings - FAMILIES[config.model_type].position_offset
 
 
 def embedding_rows(config: PretrainedConfig) -> int:
@@ -153,7 +203,8 @@ def extend_context(config: PretrainedConfig, rope_theta: float, length: int) -> 
         setattr(config, "rope_theta", rope_theta)  # noqa: B010
     elif rope_theta:
         bases = copy.deepcopy(config.rope_parameters)
-        bases["full_attention"]["rope_theta"] = rope_theta
+        kinds = bases.get("full_attention", bases)  # ModernBERT has a base for each kind of layer
+        kinds["rope_theta"] = rope_theta
         config.rope_parameters = bases
     config.max_position_embeddings = max(config.max_position_embeddings, length)
 

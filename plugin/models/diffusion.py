@@ -8,26 +8,31 @@ S documents, T tokens of the longest, N tokens of the batch, M masked, D width, 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..base.errors import JobError, Problem
+from ..base.grid import block_begin
 from ..batch import Batch
-from ..config.families import FAMILIES
-from .attention import NAME, Segments, within
-from .configuration import logit_shift
-from .head import Rows, Sums, masked_sums
+from ..config.families import DECODERS
+from ..run.facts import BlockFacts
+from .attention import NAME, Attends, Segments, within
+from .configuration import attention_pattern, block_facts, logit_shift, longest_sequence
+from .decoders import forward as decoder
+from .head import Rows, Sums, Terms, masked_sums
 from .lora import has_adapter
-from .masks import attention_bias, is_causal
+from .masks import attention_bias
 
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # see predictor
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # see Predictor
 
 
 @dataclass(frozen=True)
@@ -40,24 +45,28 @@ class Backbone:
 
     # (model, ids [S, T], mask [S, T]) -> [S, T, D]
     encode: Callable[[Any, Tensor, Tensor | None], Tensor]
-    # (model, ids [1, N], position [1, N], segments) -> [1, N, D]
-    encode_flat: Callable[[Any, Tensor, Tensor, Segments], Tensor] | None
+    # (model, ids [1, N], position [1, N], segments) -> [1, N, D]; or queried columns, [S, Q]
+    encode_flat: Callable[[Any, Tensor, Tensor, Segments | Attends], Tensor] | None
     # (model, hidden [M, D]) -> input of the output projection [M, D]
     transform: Callable[[Any, Tensor], Tensor]
 
 
-def _flat_bert(model: Any, ids: Tensor, position: Tensor, segments: Segments) -> Tensor:
+def _flat_bert(model: Any, ids: Tensor, position: Tensor, segments: Segments | Attends) -> Tensor:
     return model.bert(input_ids=ids, position_ids=position, segments=segments).last_hidden_state
 
 
-def _flat_roberta(model: Any, ids: Tensor, position: Tensor, segments: Segments) -> Tensor:
+def _flat_roberta(
+    model: Any, ids: Tensor, position: Tensor, segments: Segments | Attends
+) -> Tensor:
     first = model.config.pad_token_id + 1  # first position of RoBERTa's table
     return model.roberta(
         input_ids=ids, position_ids=position + first, segments=segments
     ).last_hidden_state
 
 
-def _flat_modernbert(model: Any, ids: Tensor, position: Tensor, segments: Segments) -> Tensor:
+def _flat_modernbert(
+    model: Any, ids: Tensor, position: Tensor, segments: Segments | Attends
+) -> Tensor:
     # Masks in a dictionary are used unchanged; otherwise a window over all N * N pairs is built.
     masks: Any = {"full_attention": None, "sliding_attention": None}
     return model.model(
@@ -116,6 +125,9 @@ BACKBONES = {
     ),
     "llada": _OURS,
     "Dream": _OURS,
+    **dict.fromkeys(
+        DECODERS, Backbone(decoder.encode, decoder.encode_flat, lambda model, hidden: hidden)
+    ),
 }
 
 
@@ -135,21 +147,29 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 
 def positions(model: nn.Module) -> int:
     """Return the longest sequence that the model has positions for, in tokens."""
-    config = unwrapped(model).config
-    return config.max_position_embeddings - FAMILIES[config.model_type].position_offset
+    return longest_sequence(unwrapped(model).config)
 
 
 class DiffusionModel(nn.Module):
     """A masked LM whose forward returns the loss.
 
-    `attention` is a backend of attention.py for flat batches; None pads.
+    `attention` is a backend of attention.py for flat batches; None pads. `certainty`: weight of the
+    head's certainty term, which training alone has: a loss that is evaluated leaves it out.
     """
 
-    def __init__(self, model: nn.Module, pad_id: int, attention: str | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        pad_id: int,
+        attention: str | None = None,
+        *,
+        certainty: float = 0.0,
+    ):
         super().__init__()
         self.model = model
         self.pad_id = pad_id
         self.attention = attention
+        self.certainty = certainty
         # The encoder as graphs of fixed sizes, see training/cuda_graphs.py: hidden states [>= N, D]
         # of training micro-batches, None for one that must run as it is.
         self.captured: Callable[[Batch], Tensor | None] | None = None
@@ -160,16 +180,24 @@ class DiffusionModel(nn.Module):
 
     def forward(self, batch: Batch) -> Sums:
         model = unwrapped(self.model)
+        document = batch.document[batch.masked]
+        rows = Rows(batch.target, batch.weight, document, batch.documents, batch.unit)
+        terms = Terms(forbidden_output(model.config), self.certainty if self.training else 0.0)
+        return masked_sums(self.masked_states(batch), output_projection(model), rows, terms)
+
+    def masked_states(self, batch: Batch) -> Tensor:
+        """Return the input of the output projection for the masked tokens, [M, D]."""
+        model = unwrapped(self.model)
         backbone = BACKBONES[model.config.model_type]
         hidden, place = self._encoded(backbone, model, batch)
         # A document's first token is never masked, so the shifted place stays in the document.
-        gathered = hidden[place[batch.masked - logit_shift(model.config)]]  # [M, D]
-        rows = Rows(batch.target, batch.weight, batch.document[batch.masked], batch.documents)
-        return masked_sums(backbone.transform(model, gathered), output_projection(model), rows)
+        shifted = batch.masked - logit_shift(model.config)
+        source = batch.copies.source if batch.copies else shifted
+        return backbone.transform(model, hidden[place[source]])  # [M, D]
 
     def predict(self, ids: Tensor, real: Tensor, places: Tensor) -> Tensor:
-        """Predict as `predictor` does; FSDP2 gathers weights for methods only."""
-        return predictor(self.model)(ids, real, places)
+        """Predict as `Predictor` does; FSDP2 gathers weights for methods only."""
+        return Predictor(self.model)(ids, real, places)
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Return the encoder's hidden states of a flat batch, [>= N, D], its tokens first."""
@@ -196,7 +224,7 @@ class DiffusionModel(nn.Module):
         if hidden is None:
             assert self.attention
             assert backbone.encode_flat
-            segments = Segments.of(batch, self.attention, causal=is_causal(model.config))
+            segments = Segments.of(batch, self.attention, causal=_is_causal(model))
             hidden = backbone.encode_flat(model, batch.ids[None], batch.position[None], segments)[0]
         return hidden, torch.arange(batch.ids.shape[0], device=hidden.device)
 
@@ -204,6 +232,7 @@ class DiffusionModel(nn.Module):
         self, backbone: Backbone, model: PreTrainedModel, batch: Batch
     ) -> tuple[Tensor, Tensor]:
         """Return hidden states [S * T, D] of padded rows and the place of each token in them."""
+        assert batch.copies is None, "rows with noisy copies are packed"
         rows, columns = batch.documents, batch.longest
         cell = batch.document * columns + batch.position  # [N] place of each token in the rectangle
         padded = torch.full((rows * columns,), self.pad_id, device=batch.ids.device).scatter(
@@ -217,6 +246,21 @@ class DiffusionModel(nn.Module):
                 .view(rows, columns)
             )
         return backbone.encode(model, padded.view(rows, columns), mask).flatten(0, 1), cell
+
+
+def forbidden_output(config: PretrainedConfig) -> int | None:
+    """Return the id that a causal LM trained to fill masks never predicts: its mask token.
+
+    Its head is often tied to the embedding, whose mask row the states of masked tokens resemble.
+    Other families have learned not to predict the mask, and a causal LM knows no mask.
+    """
+    if config.model_type not in DECODERS or attention_pattern(config) == "causal":
+        return None
+    return getattr(config, "mask_token_id", None)
+
+
+def _is_causal(model: PreTrainedModel) -> bool:
+    return attention_pattern(model.config) == "causal"
 
 
 def own_dtype(model: nn.Module) -> contextlib.AbstractContextManager[object]:
@@ -263,35 +307,98 @@ def output_projection(model: PreTrainedModel) -> nn.Module:
     return cast("nn.Module", model.get_output_embeddings())
 
 
-def predictor(model: nn.Module) -> Predict:
-    """Return predict(ids [S, T], real [S, T] bool, places [M, 2]) -> logits [M, V].
+class Predictor:
+    """Logits of masked tokens, on the model's device, without gradients.
 
-    Logits are on the model's device, without gradients. Each row is padded on its right; position i
-    predicts token i.
+    Rows are padded on their right; place i of a result predicts token i.
     """
-    plain = unwrapped(model)
-    backbone, shift = BACKBONES[plain.config.model_type], logit_shift(plain.config)
+
+    def __init__(self, model: nn.Module):
+        self._model = unwrapped(model)
+        self._backbone = BACKBONES[self._model.config.model_type]
+        # places from a token to the state that predicts it
+        self.shift = logit_shift(self._model.config)
+        self.causal = _is_causal(self._model)
+        self.block: BlockFacts | None = block_facts(self._model.config)  # of a block model
+
+    def with_blocks(self, size: int) -> Predictor:
+        """Return a predictor of the same block model whose attention has blocks of `size` tokens.
+
+        The model's own configuration stays as it is.
+        """
+        assert self.block, "no block model"
+        other = copy.copy(self)
+        other.block = self.block.model_copy(update={"size": size})
+        return other
+
+    def sees(self, begin: Tensor, columns: Tensor, tokens: int) -> Tensor:
+        """Return bool [S, Q, T]: what each of `columns` [S, Q] of a canvas sees, by place.
+
+        Of a causal model, or of a block model whose row s is noisy from begin[s] [S, 1] on.
+        """
+        if self.block:
+            return decoder.canvas_pairs(self.block, begin, columns, tokens)
+        assert self.causal, "with full attention a token sees all others"
+        return torch.arange(tokens, device=columns.device) <= columns[..., None]
+
+    @property
+    def device(self) -> torch.device:
+        return self._model.device
 
     @torch.no_grad()
-    def predict(ids: Tensor, real: Tensor, places: Tensor) -> Tensor:
-        device = plain.device
-        mask = None if bool(real.all()) else real.long().to(device)
-        with own_dtype(plain):
-            hidden = backbone.encode(plain, ids.to(device), mask)
-            rows, columns = places.to(device).unbind(1)
-            gathered = hidden[rows, (columns - shift).clamp(min=0)]
-            return output_projection(plain)(backbone.transform(plain, gathered))
+    def __call__(self, ids: Tensor, real: Tensor, places: Tensor) -> Tensor:
+        """Return logits [M, V] of places [M, 2] in ids [S, T], of which `real` [S, T] count."""
+        real = real.to(self.device)
+        mask = None if bool(real.all()) else real.long()
+        if self.block:
+            mask = self._block_pairs(real, places, self.block)
+        with own_dtype(self._model):
+            return self._project(
+                self._backbone.encode(self._model, ids.to(self.device), mask), places
+            )
 
-    return predict
+    @torch.no_grad()
+    def cached(self, ids: Tensor, window: Attends, places: Tensor) -> Tensor:
+        """Return logits [M, V] of places [M, 2] among the columns of `window` alone.
+
+        `ids` [S, Q] are the tokens of these columns, of which the window says what they attend to.
+        """
+        model = self._model
+        assert self._backbone.encode_flat
+        if model.config._attn_implementation != NAME:
+            model.set_attn_implementation(NAME)
+        with own_dtype(model):
+            return self._project(
+                self._backbone.encode_flat(model, ids.to(self.device), window.columns, window),
+                places,
+            )
+
+    def _block_pairs(self, real: Tensor, places: Tensor, block: BlockFacts) -> Tensor:
+        """Return the pairs [S, T, T] that attend, rows being noisy from their first masked block."""
+        S, T = real.shape
+        rows, columns = places.to(self.device).unbind(1)
+        begin = torch.full((S,), T, device=self.device)
+        begin = block_begin(begin.scatter_reduce(0, rows, columns, "amin")[:, None], block.size)
+        every = torch.arange(T, device=self.device)[None]
+        return decoder.canvas_pairs(block, begin, every, T) & real[:, None]
+
+    def _project(self, hidden: Tensor, places: Tensor) -> Tensor:
+        rows, columns = places.to(self.device).unbind(1)
+        gathered = hidden[rows, (columns - self.shift).clamp(min=0)]
+        return output_projection(self._model)(self._backbone.transform(self._model, gathered))
 
 
 @torch.no_grad()
 def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
-    """Return logits [S, T, V] in float32 on the CPU, computed in eval mode."""
+    """Return logits [S, T, V] in float32 on the CPU, computed in eval mode; place i predicts token i."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
+    plain = unwrapped(model)
+    aligned: Any = (
+        partial(decoder.aligned_logits, plain) if plain.config.model_type in DECODERS else model
+    )
     with own_dtype(model):
-        logits = model(input_ids=ids.to(device)).logits.float().cpu()
+        logits = aligned(ids.to(device)).logits.float().cpu()
     model.train(was_training)
     return logits

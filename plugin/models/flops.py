@@ -16,8 +16,9 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..config.families import FAMILIES
+from .attention import head_width
+from .configuration import attention_pattern
 from .diffusion import BACKBONES, output_projection, own_dtype, unwrapped
-from .masks import is_causal
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,21 @@ class FlopCount:
     attention: tuple[tuple[int, int | None], ...]  # per layer: width of all heads, window or None
     causal: bool = False  # a token attends to those before it and to itself alone
 
-    def step(self, lengths: Sequence[int], masked: int) -> float:
+    def step(
+        self, lengths: Sequence[int], masked: int, rows: tuple[int, int] | None = None
+    ) -> float:
         """Return the operations of forward and backward over documents of these lengths.
 
-        `masked` is the total number of masked tokens.
+        `masked` is the total number of masked tokens. `rows`: tokens of the documents with their
+        noisy copies, and the pairs of these that attend, in place of the lengths.
         """
+        tokens = rows[0] if rows else sum(lengths)
         pairs = 0.0
         for width, window in self.attention:
-            seen = sum(self._seen(length, window) for length in lengths)
+            seen = rows[1] if rows else sum(self._seen(length, window) for length in lengths)
             # scores and values, two operations each; backward costs twice as much as forward
             pairs += 3 * 4 * width * seen
-        return self.body * sum(lengths) + self.head * masked + pairs
+        return self.body * tokens + self.head * masked + pairs
 
     def _seen(self, length: int, window: int | None) -> int:
         """Return the pairs of tokens of a document that attend."""
@@ -72,7 +77,8 @@ def count_flops(model: nn.Module) -> FlopCount:
             head += cost
         else:
             body += cost
-    return FlopCount(body, head, _attention(plain.config), is_causal(plain.config))
+    causal = attention_pattern(plain.config) == "causal"
+    return FlopCount(body, head, _attention(plain.config), causal)
 
 
 def _without_input_gradient(model: PreTrainedModel) -> set[nn.Module]:
@@ -105,4 +111,5 @@ def _attention(config: PretrainedConfig) -> tuple[tuple[int, int | None], ...]:
             config.local_attention if kind == "sliding_attention" else None
             for kind in config.layer_types
         ]
-    return tuple((config.hidden_size, window) for window in windows)
+    heads = config.num_attention_heads * head_width(config)
+    return tuple((heads, window) for window in windows)

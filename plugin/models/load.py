@@ -13,18 +13,22 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     BitsAndBytesConfig,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..base.errors import JobError, Problem, first_line, model_error
 from ..config.families import FAMILIES, Family
 from .checks import BROKEN_FILE
 from .checks.weight_files import weights_alone
-from .configuration import load_config, switch_off_dropout
+from .configuration import attention_pattern, load_config, switch_off_dropout
+from .decoders.mask_token import MULTIPLE, fill_rows
 from .published import REGISTRY
 
 
@@ -50,11 +54,15 @@ def load_model(
     )
     if four_bit:
         options["quantization_config"] = nf4(FAMILIES[config.model_type], dtype)
-    model_class = (
-        REGISTRY[config.model_type][1] if config.model_type in REGISTRY else AutoModelForMaskedLM
+    model_class: Any = (
+        REGISTRY[config.model_type][1]
+        if config.model_type in REGISTRY
+        else _auto_class(FAMILIES[config.model_type])
     )
     try:
         with weights_alone(name) as folder:
+            if FAMILIES[config.model_type].decoder:  # from_pretrained asks for it
+                (folder / GENERATION_CONFIG_NAME).write_text("{}", encoding="utf-8")
             loaded: Any = model_class.from_pretrained(
                 folder,
                 config=config,
@@ -74,9 +82,16 @@ def load_model(
     model, report = loaded
     model.name_or_path = model.config.name_or_path = name  # an adapter of it records this name
     _check_report(name, report)
+    if FAMILIES[config.model_type].decoder:
+        # Not the folder's: transformers refuses to save some that it loads. Publishing copies it.
+        model.generation_config = GenerationConfig.from_model_config(model.config)
     if four_bit:
         keep_exact(model)
     return model.eval()
+
+
+def _auto_class(family: Family) -> type:
+    return AutoModelForCausalLM if family.decoder else AutoModelForMaskedLM
 
 
 def _check_report(name: str, report: dict[str, Any]) -> None:
@@ -143,7 +158,8 @@ def build_model(
     if config.model_type in REGISTRY:
         model = REGISTRY[config.model_type][1]._from_config(config, dtype=torch.float32, **options)
     else:
-        model = AutoModelForMaskedLM.from_config(config, dtype=torch.float32, **options)
+        auto: Any = _auto_class(FAMILIES[config.model_type])
+        model = auto.from_config(config, dtype=torch.float32, **options)
     return model.eval()
 
 
@@ -185,3 +201,30 @@ def check_builds(config: PretrainedConfig, field: str) -> None:
 def table_rows(model: PreTrainedModel) -> int:
     """Return the rows of a loaded model's embedding table."""
     return cast("torch.nn.Embedding", model.get_input_embeddings()).weight.shape[0]
+
+
+def fit_to_tokenizer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, mean_resizing: bool = True
+) -> None:
+    """Give a model rows for all tokens, and a causal LM's configuration the mask token; in place.
+
+    One that stays causal has no use for a mask, and its row is not trained. A causal LM's table
+    grows to a multiple of 64 rows, the same ones whenever it is loaded. Other families' rows are
+    random, or with `mean_resizing` draws around the mean of the table.
+    """
+    old, decoder = table_rows(model), FAMILIES[model.config.model_type].decoder
+    if len(tokenizer) > old:
+        model.resize_token_embeddings(
+            len(tokenizer),
+            pad_to_multiple_of=MULTIPLE if decoder else None,
+            mean_resizing=mean_resizing and not decoder,
+        )
+        if decoder:
+            fill_rows(model, old)
+    name_mask(model.config, tokenizer)
+
+
+def name_mask(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write the mask token into the configuration of a causal LM that diffuses, in place."""
+    if FAMILIES[config.model_type].decoder and attention_pattern(config) != "causal":
+        config.mask_token_id = tokenizer.mask_token_id

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import TypeIs
 
 from ..base.errors import JobError, Problem, model_error
@@ -20,8 +20,8 @@ from ..config.families import Family
 from ..config.model_files import read_json
 from ..run.facts import read_facts
 from .checks.adapter_config import check_adapter_config
-from .configuration import set_causal
-from .load import load_model, table_rows
+from .configuration import set_attention
+from .load import fit_to_tokenizer, load_model
 
 # importing peft, and bitsandbytes with it, takes two of a worker's six seconds, so only functions
 # that need it import it
@@ -49,20 +49,22 @@ def add_adapter(
 
     Adapter weights are float32; norms and head keep their dtype. Rows `new_ids` of the embedding
     train too, and of a tied head with it. An untied head then trains in full, or it could never
-    predict them. Raises JobError (exit 2) naming lora_targets if a name matches no linear layer.
+    predict them. The head keeps its own row of a causal LM's mask, which is never an output. Raises
+    JobError (exit 2) naming lora_targets if a name matches no linear layer.
     """
     from peft import LoraConfig, get_peft_model
 
     from .linear.lean_lora import use_lean_forward
 
     trained: dict[str, Any] = {}
+    mask = getattr(model.config, "mask_token_id", None) if family.decoder else None
+    predicted = set(new_ids) - {mask}
+    head = model.get_output_embeddings()
     if new_ids:
         embedding = _name_of(model, model.get_input_embeddings())
         trained["trainable_token_indices"] = {embedding: list(new_ids)}
-        if not model.config.tie_word_embeddings:
-            trained["modules_to_save"] = [
-                _name_of(model, cast("nn.Module", model.get_output_embeddings()))
-            ]
+        if predicted and not model.config.tie_word_embeddings:
+            trained["modules_to_save"] = [_name_of(model, cast("nn.Module", head))]
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
@@ -72,6 +74,9 @@ def add_adapter(
         **trained,
     )
     adapted = cast("PeftModel", get_peft_model(model, config))
+    if new_ids and not predicted and model.config.tie_word_embeddings:
+        # Its wrapper would copy the table in every forward and take its gradient in every backward.
+        model.set_output_embeddings(cast("nn.Module", head))
     use_lean_forward(adapted)
     for weight in adapted.parameters():
         if weight.requires_grad:  # peft converts the adapter, but not a head that trains in full
@@ -134,19 +139,20 @@ def merged_model(
     *,
     four_bit: bool,
     dtype: torch.dtype,
-    embedding_rows: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> PreTrainedModel:
     """Return the base with the adapter merged into it, as plain weights in `dtype`.
 
-    `four_bit` merges onto the dequantised NF4 weights. Raises JobError (exit 4) if the adapter does
-    not fit this base.
+    `four_bit` merges onto the dequantised NF4 weights. `tokenizer`: that of the adapter, for whose
+    tokens the base may lack rows. Raises JobError (exit 4) if the adapter does not fit this base.
     """
     model = load_model(base, dtype=dtype, four_bit=four_bit)
     if four_bit:
         model = dequantized(model, dtype)
-    if embedding_rows and embedding_rows > table_rows(model):
-        model.resize_token_embeddings(embedding_rows, mean_resizing=False)
-    set_causal(model.config, read_facts(adapter).method)
+    facts = read_facts(adapter)
+    set_attention(model.config, facts.method, facts.block)
+    if tokenizer:
+        fit_to_tokenizer(model, tokenizer, mean_resizing=False)
     _check_fits(model, base, adapter)
     return cast("PreTrainedModel", with_adapter(model, adapter).merge_and_unload()).eval()
 

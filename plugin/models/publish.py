@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..base.errors import one_line
 from ..base.redact import redact
+from ..config.families import DECODERS
 from ..config.methods import METHODS, pipeline_tag
+from ..config.model_files import is_own_file, read_json
 from ..run.facts import DIFFUSION_FILE, ModelFacts
 from .code_files import write_code_files
+from .decoders.sdar import serving_lines
 from .digest import local_folder
 from .lora import ADAPTER_CONFIG, MaybeAdapted, has_adapter
 
@@ -29,6 +34,7 @@ _OF_THIS_MACHINE = (
 )
 # folders of a run, whose names mean little without the run's
 _INSIDE_RUN = re.compile(r"fused|adapter|checkpoint-\d+")
+_LOADS = "Plain transformers loads it: `AutoModelForCausalLM.from_pretrained(FOLDER)`"
 _LICENCES = (
     "The base model's and the data's licences apply; check both before you share this {what}."
 )
@@ -60,6 +66,15 @@ def write_model(
     (folder / DIFFUSION_FILE).write_text(
         redact(json.dumps(facts.content(), indent=2, ensure_ascii=False)) + "\n", encoding="utf-8"
     )
+
+
+def copy_generation_settings(folder: Path, base: str) -> None:
+    """Copy the base's generation settings, if it has its own, and name a causal LM's mask in them."""
+    if base and is_own_file(own := local_folder(base) / GENERATION_CONFIG_NAME):
+        shutil.copy(own, folder)
+    config, file = read_json(folder / "config.json"), folder / GENERATION_CONFIG_NAME
+    if config["model_type"] in DECODERS and file.is_file() and "mask_token_id" in config:
+        _rewrite(file, lambda fields: fields | {"mask_token_id": config["mask_token_id"]})
 
 
 def write_encoder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -206,6 +221,8 @@ def _front_matter(base: str, **fields: Any) -> list[str]:
 def _elsewhere(folder: Path) -> list[str]:
     """Return the card's lines on loading the model in a program without this plugin."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config["model_type"] in DECODERS:
+        return _of_causal_lm(config)
     code = sorted({str(value).split(".")[0] for value in config.get("auto_map", {}).values()})
     if not code:
         return ["Plain transformers loads it: `AutoModelForMaskedLM.from_pretrained(FOLDER)`."]
@@ -215,6 +232,41 @@ def _elsewhere(folder: Path) -> list[str]:
         "imports). Read that code before you allow it to run:",
         "`AutoModel.from_pretrained(FOLDER, trust_remote_code=True)`.",
     ]
+
+
+def _of_causal_lm(config: dict[str, Any]) -> list[str]:
+    """Return what transformers makes of a causal LM that may have learned another attention."""
+    if config.get("block_size"):
+        serving = serving_lines(config) if config["model_type"] == "sdar" else []
+        return [*_of_blocks(config), *serving]
+    if not config.get("is_causal", True):
+        return [
+            f"{_LOADS}. Its attention is full, by `is_causal: false` in config.json, and place i of "
+            f"its logits predicts token i. {_mask_words(config)}",
+            "Its `generate` writes from left to right, for which the model was not trained.",
+        ]
+    return [f"{_LOADS}, and its `generate` writes text."]
+
+
+def _of_blocks(config: dict[str, Any]) -> list[str]:
+    loads = (
+        "Its layers are Qwen3's: `Qwen3ForCausalLM` of plain transformers has them"
+        if config["model_type"] == "sdar"
+        else _LOADS
+    )
+    return [
+        f"It is denoised block by block, {config['block_size']} tokens at a time, each block on the "
+        "clean text before it. `chat`, `sample` and `evaluate` of this program do so.",
+        "",
+        f"{loads}. It knows nothing of blocks: a forward without a mask of pairs of your own is "
+        "causal, and its `generate` writes from left to right, for which the model was not trained. "
+        f"{_mask_words(config)}",
+        "",
+    ]
+
+
+def _mask_words(config: dict[str, Any]) -> str:
+    return f"Its mask token is id {config['mask_token_id']}, which is no output."
 
 
 def _evaluation(metrics: dict[str, float]) -> list[str]:

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..base.errors import Code, JobError, Problem
 from ..config.families import FAMILIES
+from .attention import head_width
 from .configuration import embedding_rows
 
 Shape = tuple[int, ...]
@@ -139,7 +140,7 @@ def _of_heads(large: PretrainedConfig, small: PretrainedConfig) -> list[tuple[st
     """
     heads, before = large.num_attention_heads, small.num_attention_heads
     found: list[tuple[str, str]] = []
-    width, narrow = large.hidden_size // heads, small.hidden_size // before
+    width, narrow = head_width(large), head_width(small)
     if width != narrow:
         found.append((f"heads {width} wide", f"heads {narrow} wide"))
     if (heads - before) % 2:

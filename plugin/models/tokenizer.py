@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import transformers
 from transformers import (
@@ -28,16 +29,22 @@ from ..config.model_files import (
 from .checks import BROKEN_FILE
 from .checks.tokenizer_patterns import check_patterns
 from .configuration import embedding_rows
+from .decoders.mask_token import name_mask_token, role_of_mask
 from .published import REGISTRY
 
 
 def load_tokenizer(
-    name: str, *, family: Family | None = None, field: str = "model_name"
+    name: str,
+    *,
+    family: Family | None = None,
+    field: str = "model_name",
+    log: Callable[[str], None] | None = None,
 ) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a folder or hub id.
 
-    Adds the mask token and chat template of a published family if the files lack them. Raises
-    JobError (exit 4) if the tokenizer does not load or, naming `field`, has no mask token.
+    Adds the mask token and chat template of a published family if the files lack them; `log` learns
+    which mask token was chosen for a causal LM, and why. Raises JobError (exit 4) if the tokenizer
+    does not load or, naming `field`, has no mask token, or one with another role.
     """
     check_copied(Path(name).expanduser(), field)
     check_lengths(Path(name).expanduser(), field)
@@ -56,12 +63,23 @@ def load_tokenizer(
         )
     if tokenizer.mask_token_id is None and family and family.mask_token in tokenizer.get_vocab():
         tokenizer.mask_token = family.mask_token
+    if tokenizer.mask_token_id is None and family and family.decoder:
+        line = name_mask_token(tokenizer)
+        if log:
+            log(f"{field}: {line}")
     if tokenizer.mask_token_id is None:
         raise model_error(
             field,
             "a tokenizer with a mask token",
             f"{name}, which has none",
             "Masked diffusion needs one.",
+        )
+    if role := role_of_mask(tokenizer, cast("int", tokenizer.mask_token_id)):
+        raise model_error(
+            field,
+            "a mask token that is no end, pad or begin token",
+            f"{name}: mask_token_id {tokenizer.mask_token_id}, which is its {role}",
+            "Training would hide that token from the model.",
         )
     if family and not tokenizer.chat_template and _has_tokens_of(family.chat_template, tokenizer):
         tokenizer.chat_template = family.chat_template
@@ -132,6 +150,8 @@ def check_pair(
             f"{len(tokenizer)} tokens",
         )
     saved = getattr(config, "mask_token_id", None)
+    if saved is not None:
+        _check_saved_mask(config, saved, max(rows, len(tokenizer)))
     if saved is not None and saved != tokenizer.mask_token_id:
         raise model_error(
             "tokenizer_name",
@@ -148,6 +168,18 @@ def check_pair(
             str(max_length),
             "Lower max_length.",
         )
+
+
+def _check_saved_mask(config: PretrainedConfig, saved: int, rows: int) -> None:
+    """Refuse a configuration's mask that has another role or no row. Raises JobError (exit 4)."""
+    if role := role_of_mask(config, saved):
+        expected, got = "a mask token that is no end, pad or begin token", f"also its {role}"
+    elif not 0 <= saved < rows:
+        expected, got = f"a mask token among the model's {rows} tokens", "no row of the table"
+    else:
+        return
+    fix = "Training would teach nothing; correct config.json."
+    raise model_error("model_name", expected, f"mask_token_id {saved}, {got}", fix)
 
 
 def new_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:

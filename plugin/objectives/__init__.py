@@ -8,10 +8,16 @@ A method's objective is in the file of its name and in OBJECTIVES; see config/me
 
 from __future__ import annotations
 
-from . import bert, causal, dream, llada
+from . import bert, block, causal, dream, llada
 from .masked import Objective
 
 OBJECTIVES: dict[str, Objective] = {
     objective.method: objective
-    for objective in (bert.OBJECTIVE, causal.OBJECTIVE, dream.OBJECTIVE, llada.OBJECTIVE)
+    for objective in (
+        bert.OBJECTIVE,
+        block.OBJECTIVE,
+        causal.OBJECTIVE,
+        dream.OBJECTIVE,
+        llada.OBJECTIVE,
+    )
 }

@@ -132,12 +132,12 @@ def cutoff_lengths(
 class EndFill:
     """Supervised end tokens behind an answer: how a masked model learns where to stop.
 
-    Policies: `single` adds none, `block` fills an answer to a multiple of `block` tokens, `batch`
-    fills it to the longest of the step. A cut answer, which does not end in one of `end_ids`, is
+    Policies: `single` adds none, `block` fills an answer to a multiple of `block` tokens, `grid` the
+    document to one, `batch` fills it to the longest of the step. A cut answer, which does not end in one of `end_ids`, is
     not filled: end tokens there would teach stopping in the middle of a sentence.
     """
 
-    policy: str  # single, block, batch
+    policy: str  # single, block, grid, batch
     block: int
     max_length: int
     end_ids: tuple[int, ...]  # what may end an answer
@@ -153,9 +153,10 @@ class EndFill:
             return list(lengths)
         if self.policy == "batch":
             return [max(lengths)] * len(lengths)
+        begins = [0] * len(lengths) if self.policy == "grid" else prompts
         full = [
-            prompt - (prompt - length) // self.block * self.block
-            for length, prompt in zip(lengths, prompts, strict=True)
+            begin - (begin - length) // self.block * self.block
+            for length, begin in zip(lengths, begins, strict=True)
         ]
         return [
             max(length, min(filled, self.max_length))

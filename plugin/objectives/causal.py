@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .answers import Item
-from .masked import Corruption, Loss, Objective, WeightFunction, corrupt, evenly
+from .masked import (
+    Corruption,
+    Loss,
+    Objective,
+    WeightFunction,
+    WholeDocuments,
+    corrupt,
+    evenly,
+)
 from .noise import Levels, Noise
 
 
@@ -34,4 +42,9 @@ def next_tokens(item: Item, _levels: Levels, noise: Noise, loss: Loss) -> list[C
     return [replace(predicted, noisy=item.ids)]
 
 
-OBJECTIVE = Objective(method="causal", weight=weight_one, corrupt=next_tokens)
+def as_they_are(_params: object) -> WholeDocuments:
+    """Return the noising of a job whose documents are not noised."""
+    return WholeDocuments(next_tokens)
+
+
+OBJECTIVE = Objective(method="causal", weight=weight_one, noising=as_they_are)

@@ -25,6 +25,7 @@ from .noise import (
     Noise,
     bert_replacement,
     draw_mask,
+    draw_times,
     generator,
     time_at,
     time_weight,
@@ -94,14 +95,30 @@ def evenly(
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowCopies:
+    """Noisy copies of a document's blocks behind it, T tokens of this row together.
+
+    The row's first tokens are the clean document. See batch.Copies and batch.sees.
+    """
+
+    position: NDArray[np.int64]  # [T] place of each token in the document
+    copy: NDArray[np.int64]  # [T] 0 for the clean document, 1, 2, ... for a noisy copy
+    limit: NDArray[np.int64]  # [T] a token sees the clean ones at places below it
+    source: NDArray[np.int64]  # [M] places in the row whose states predict
+    pairs: int  # (query, key) of this row that attend
+
+
+@dataclass(frozen=True, kw_only=True)
 class Corruption:
     """One noised document."""
 
     noisy: NDArray[np.int32]  # [T] ids, masked ones replaced; by what, Noise says
-    masked: NDArray[np.int64]  # [M] positions of predicted tokens, ascending
+    masked: NDArray[np.int64]  # [M] places of predicted tokens, ascending
     weight: NDArray[np.float32]  # [M] loss weight of each masked token
     count: float  # this document's share of the step's divisor
     levels: Levels
+    copies: RowCopies | None = None  # of block diffusion, whose row is longer than the document
+    unit: NDArray[np.float32] | None = None  # [M] what a weight of 1 is in `weight`; 1 without
 
 
 def corruptions(item: Item, levels: Levels, noise: Noise, loss: Loss) -> list[Corruption]:
@@ -174,6 +191,7 @@ def corrupt(
         weight=(weights / divisor).astype(np.float32),
         count=document_count(loss.norm, length, float(chance.sum())),
         levels=levels,
+        unit=(chance / divisor).astype(np.float32),
     )
 
 
@@ -186,11 +204,119 @@ def document_count(norm: str, supervised: int, masked: float) -> float:
 Corrupt = Callable[[Item, Levels, Noise, Loss], list[Corruption]]
 
 
+class Noising(Protocol):
+    """Noise of a step's documents by a method: `WholeDocuments`, or a method's own."""
+
+    @property
+    def copies(self) -> int:
+        """Return the noisy copies behind a clean document; 0: it is noised in its place."""
+        ...
+
+    def levels(self, items: Sequence[Item], noise: Noise) -> list[Levels]:
+        """Draw the noise levels of a step's documents, of each rank alike."""
+        ...
+
+    def level(self, item: Item, noise: Noise, t: float) -> Levels:
+        """Return the levels of a document whose blocks all have the time t."""
+        ...
+
+    def corrupt(self, item: Item, levels: Levels, noise: Noise, loss: Loss) -> list[Corruption]:
+        """Return what a step computes of a document."""
+        ...
+
+    def at(self, step: int, tokens: int) -> Noising:
+        """Return the noising of step `step`, from 0, before which `tokens` tokens were seen."""
+        ...
+
+    def held_out(self) -> Noising:
+        """Return the noising of evaluations, which depends on nothing but the document."""
+        ...
+
+    def row_tokens(
+        self,
+        lengths: NDArray[np.int64],
+        supervised: NDArray[np.bool_],
+        offsets: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Return the tokens [S] of the rows of S documents.
+
+        `lengths` [S] with the end fill; `supervised` [N] and `offsets` [S + 1] without.
+        """
+        ...
+
+    def predicted(self, share: float) -> float:
+        """Return the predictions of a document, for each of its supervised tokens.
+
+        `share`: of the method's supervised tokens that a noisy copy masks.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class WholeDocuments:
+    """Noising of each document in its place, at one time."""
+
+    noised: Corrupt = corruptions
+
+    @property
+    def copies(self) -> int:
+        return 0
+
+    def levels(self, items: Sequence[Item], noise: Noise) -> list[Levels]:
+        times = document_times(items, noise)
+        return [self.level(item, noise, t) for item, t in zip(items, times, strict=True)]
+
+    def level(self, item: Item, noise: Noise, t: float) -> Levels:
+        return Levels.of(noise.schedule, [t], [item.ids.size])
+
+    def corrupt(self, item: Item, levels: Levels, noise: Noise, loss: Loss) -> list[Corruption]:
+        return self.noised(item, levels, noise, loss)
+
+    def at(self, step: int, tokens: int) -> WholeDocuments:
+        return self
+
+    def held_out(self) -> WholeDocuments:
+        return self
+
+    def row_tokens(
+        self,
+        lengths: NDArray[np.int64],
+        supervised: NDArray[np.bool_],
+        offsets: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        return lengths
+
+    def predicted(self, share: float) -> float:
+        return share
+
+
+def document_times(items: Sequence[Item], noise: Noise) -> list[float]:
+    """Draw one time for each document."""
+    times = [0.0] * len(items)
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, item in enumerate(items):
+        groups.setdefault((item.pass_, item.part), []).append(place)
+    for (pass_, part), places in groups.items():
+        ordinals = [items[place].ordinal for place in places]
+        indices = [items[place].index for place in places]
+        drawn = draw_times(noise, pass_, ordinals, indices, part)
+        for place, t in zip(places, drawn.tolist(), strict=True):
+            times[place] = t
+    return times
+
+
+def in_place(_params: object) -> WholeDocuments:
+    """Return the noising of a job whose documents are noised in their place."""
+    return WholeDocuments()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Objective of a method: its weight function, made from the job's parameters, and its loss."""
+    """Objective of a method: its weight function and noising, made from the job's parameters, and
+    its loss.
+    """
 
     method: str
     weight: Callable[[Any], WeightFunction]
     loss: LossFunction = summed
-    corrupt: Corrupt = corruptions
+    noising: Callable[[Any], Noising] = in_place

@@ -21,7 +21,7 @@ EPSILON = 1e-3  # the lowest time: below it a weight of 1/t would let one token 
 GOLDEN = 0.6180339887498949
 _TIME_STREAM = 0xFFFF_FFFF_FFFF_FFFF  # no document has this index
 # Seeds are below it: times and masks of one document come from different streams.
-_IID_TIMES = 1 << 63
+IID_TIMES = 1 << 63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,8 @@ class Noise:
 class Levels:
     """The noise levels of one document: a time for each of its B blocks.
 
-    Today's methods noise a document as one block; block diffusion draws a time for each.
+    Most methods noise a document as one block. Block diffusion draws a time for each block that it
+    noises: T are then the tokens of a noisy copy.
     """
 
     tokens: tuple[int, ...]  # [B] of each block, in order; their sum is T
@@ -111,7 +112,7 @@ def draw_times(
         uniform = np.mod(start + np.asarray(ordinals, dtype=np.float64) * GOLDEN + part / 2, 1.0)
     else:
         uniform = np.array(
-            [generator(noise.seed ^ _IID_TIMES, index, pass_, part).random() for index in indices]
+            [generator(noise.seed ^ IID_TIMES, index, pass_, part).random() for index in indices]
         )
     low = max(noise.t_min, EPSILON)
     return low + (noise.t_max - low) * uniform

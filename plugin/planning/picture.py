@@ -7,47 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import JobError, Problem
+from ..base.pictures import picture
 from .fit import MethodFit
 
 _MARKS = ("o", "s", "^", "D")  # one a method
 
 
-def require_matplotlib() -> None:
-    """Raise JobError (exit 2) where matplotlib, which only pictures need, is not installed."""
-    try:
-        import matplotlib as _  # noqa: F401
-    except ImportError as error:
-        fix = "Install it (pip install matplotlib, or requirements-dev.txt), or leave out --png."
-        raise JobError(Problem("png", "matplotlib", "no such package", fix)) from error
-
-
 def draw_fit(fits: Sequence[MethodFit], path: Path) -> None:
     """Draw the fits of all methods into a PNG. Raises JobError (exit 2)."""
-    require_matplotlib()
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, (curves, best) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for fit, mark in zip(fits, _MARKS, strict=False):
-        _draw_curves(curves, fit, mark)
-        _draw_law(best, fit, mark)
-    curves.set(
-        xscale="log", xlabel="parameters without embeddings", ylabel="evaluation loss, nats a token"
-    )
-    best.set(xscale="log", yscale="log", xlabel="FLOPs", ylabel="best number of parameters")
-    for axes in (curves, best):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise JobError(Problem("png", "a PNG file that can be written", str(error))) from error
-    finally:
-        pyplot.close(figure)
+    with picture(path, ncols=2, figsize=(11, 4.5)) as (_, (curves, best)):
+        for fit, mark in zip(fits, _MARKS, strict=False):
+            _draw_curves(curves, fit, mark)
+            _draw_law(best, fit, mark)
+        curves.set(
+            xscale="log",
+            xlabel="parameters without embeddings",
+            ylabel="evaluation loss, nats a token",
+        )
+        best.set(xscale="log", yscale="log", xlabel="FLOPs", ylabel="best number of parameters")
+        for axes in (curves, best):
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize="small")
 
 
 def _draw_curves(axes: Any, fit: MethodFit, mark: str) -> None:

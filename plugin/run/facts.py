@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import model_error
 from ..config.model_files import read_small
+from ..config.sampler import SamplerSettings
 from .record import Number, Record
 
 DIFFUSION_FILE = "diffusion.json"
-
-
-@dataclass(frozen=True)
-class SamplerSettings:
-    """Settings of the sampler; saved with the model, because they depend on its training."""
-
-    max_new_tokens: int = 128
-    block_length: int = 32
-    steps: int = 32  # denoising steps of one block: block_length reveals one token a step
-    # The canvas ends with the current block (eos_policy block); else it spans max_new_tokens from
-    # the start.
-    grow: bool = True
-
-
-def token_by_token(longest: int) -> SamplerSettings:
-    """Return the settings of a causal model: each block is the next token."""
-    return SamplerSettings(max_new_tokens=longest, block_length=1, steps=1, grow=True)
 
 
 class AdapterBase(Record):
@@ -38,6 +21,14 @@ class AdapterBase(Record):
     digest: str | None = None  # of its weights
     four_bit: bool = False
     dtype: str = "float32"
+
+
+class BlockFacts(Record):
+    """Attention of a model that is denoised block by block."""
+
+    size: int  # tokens of a block
+    clean_context: str = "block"  # what the tokens of a clean block see of it: block or causal
+    shift: bool = False  # state i - 1 predicts token i
 
 
 class ModelFacts(Record):
@@ -56,6 +47,10 @@ class ModelFacts(Record):
     prompt_drop: Number | None = None
     eos_policy: str | None = None
     eos_block_length: int | None = None
+    block: BlockFacts | None = None
+    block_views: int | None = None
+    mask_half_life: Number | None = None
+    ar_loss_weight: Number | None = None
     sampler: SamplerSettings = SamplerSettings()
     base: AdapterBase | None = None  # of an adapter
     fuse_base: str | None = None  # of a fused model

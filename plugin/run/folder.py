@@ -26,6 +26,7 @@ from .owned import LOCK, REQUESTS, entries_before_restart, is_record, misplaced
 from .run_file import RunFile
 
 STOP, SAVE, SAMPLE = REQUESTS
+MOST_RUN_JSON = 1 << 22  # bytes
 
 
 def local_path(name: str) -> str:
@@ -234,7 +235,10 @@ class RunFolder:
         return RunFile.read(self._run_json())
 
     def _run_json(self) -> object:
-        return json.loads((self / "run.json").read_text(encoding="utf-8"))
+        with open(self / "run.json", encoding="utf-8") as file:
+            if os.fstat(file.fileno()).st_size > MOST_RUN_JSON:
+                raise ValueError(f"more than {MOST_RUN_JSON >> 20} MiB")
+            return json.load(file)
 
     def asked(self, name: str) -> bool:
         """Return whether a person or the parent created STOP, SAVE or SAMPLE."""

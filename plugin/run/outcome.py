@@ -53,6 +53,13 @@ class MemoryUse(Record):
     estimate: MemoryEstimate | None = None
 
 
+class EarlyStop(Record):
+    """End of a complete run before its last step: patience was exhausted."""
+
+    evaluations: int  # in a row without a new best
+    planned_steps: int
+
+
 class BestCheckpoint(Record):
     """The checkpoint with the lowest evaluation loss."""
 
@@ -61,12 +68,12 @@ class BestCheckpoint(Record):
 
 
 class PublishedWeights(Record):
-    """Weights that were published in place of the last ones."""
+    """Weights that were published."""
 
-    weights: Literal["best", "average"]
+    weights: Literal["best", "average", "last"]
     checkpoints: list[Text]  # the best first
-    eval_loss: Number
-    eval_loss_last: Number  # of the last step's weights
+    eval_loss: Number | None = None  # None without an evaluation, as the next
+    eval_loss_last: Number | None = None  # of the last step's weights
 
 
 class FuseResult(Record):
@@ -96,6 +103,7 @@ class Result(Record):
     truncation: dict[str, Truncation] | None = None  # by split
     throughput: Throughput | None = None
     memory: MemoryUse | None = None
+    early_stop: EarlyStop | None = None
     best_checkpoint: BestCheckpoint | None = None
     skipped_steps: Number | None = None
     cut_answer_tokens: Number | None = None

@@ -20,7 +20,7 @@ from ..base.files import final_name, open_plain, walk
 LOCK = ".lock"
 REQUESTS = ("STOP", "SAVE", "SAMPLE")
 
-_JSON = r"(?:run|progress|metrics|wandb)\.json|(?:metrics|samples)\.jsonl"
+_JSON = r"(?:run|progress|metrics|wandb|evaluation)\.json|(?:metrics|samples)\.jsonl"
 _WRITTEN_IN_PLACE = re.compile(
     r"\.lock|log\.txt|(?:events|metrics|samples)\.jsonl|wandb\.log|\.heartbeat-\d+"
 )

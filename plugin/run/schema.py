@@ -16,6 +16,7 @@ from pydantic.json_schema import JsonSchemaMode
 
 from ..base.files import write_whole
 from ..base.process import ROOT
+from .evaluation import EVALUATION_FILE, Evaluation
 from .events import EVENT, ProgressFile
 from .facts import DIFFUSION_FILE, ModelFacts
 from .outcome import Result
@@ -38,6 +39,7 @@ VALUES: dict[str, tuple[TypeAdapter[Any], str]] = {
     "stages": (TypeAdapter(StagesFile), STAGES_FILE),
     "result": (TypeAdapter(Result), "result in run.json and in the event finished"),
     "state": (TypeAdapter(CheckpointState), f"checkpoint-N/{STATE}"),
+    "evaluation": (TypeAdapter(Evaluation), EVALUATION_FILE),
     "facts": (TypeAdapter(ModelFacts), f"{DIFFUSION_FILE} of a model, checkpoint or adapter"),
 }
 

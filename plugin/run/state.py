@@ -28,6 +28,8 @@ class CheckpointState(Record):
     first_eval: dict[str, Number] = {}
     last_eval: dict[str, Number] = {}
     eval_loss: Number | None = None  # of an evaluation at this very step
+    best_eval_loss: Number | None = None  # the lowest after step 0, and the evaluations since
+    evals_since_best: int = 0
     scaler: dict[str, Any] = {}  # of fp16
     overflows: int = 0
     # The time of the run's first start, which its chat template writes; empty where it writes none.

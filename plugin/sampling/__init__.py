@@ -1,1 +1,1 @@
-"""Sampling: block-wise denoising of a canvas."""
+"""Sampling and likelihood: canvases denoised in batches, texts scored."""

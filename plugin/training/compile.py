@@ -13,8 +13,9 @@ from ..models.attention import NAME, document_attention
 from ..models.diffusion import layers_of
 
 # Attention backends that read each batch's documents in Python: traced, they would be compiled
-# again for every batch.
-_UNTRACED = ("loop", "dense")
+# again for every batch. flex compiles itself, for training and evaluation once each; its mask, made
+# once a micro-batch, is no part of a layer.
+_UNTRACED = ("loop", "dense", "flex")
 
 
 def compile_layers(
@@ -23,9 +24,9 @@ def compile_layers(
     """Compile each layer in place and return the number of layers.
 
     `attention`: the run's backend of models/attention.py, None for padded rows. It becomes part of
-    the layer's graph; `loop` and `dense` split that in two. The names of weights stay. Layers share
-    their code, so that each kind of layer is compiled once, for any sizes. With `may_fail` a layer
-    that does not compile runs uncompiled, and torch warns.
+    the layer's graph; `loop`, `dense` and `flex` split that in two. The names of weights stay.
+    Layers share their code, so that each kind of layer is compiled once, for any sizes. With
+    `may_fail` a layer that does not compile runs uncompiled, and torch warns.
     """
     import torch._dynamo.config  # takes a second, so only a run that compiles pays for it
 

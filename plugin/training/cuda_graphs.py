@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from ..base.errors import first_line
 from ..batch import Batch
 from ..models.attention import Segments
+from ..models.configuration import attention_pattern
 from ..models.diffusion import BACKBONES, DiffusionModel, unwrapped
-from ..models.masks import is_causal
 from .step import Step
 
 SAMPLED = 128  # steps of a run whose sizes are looked at
@@ -108,7 +108,7 @@ class SizedEncoder(nn.Module):
             document=cu_seqlens,  # of dense masks alone
             longest=self.tokens,  # an upper limit: kernels read the lengths on the device
             runs=(),
-            causal=is_causal(plain.config),
+            causal=attention_pattern(plain.config) == "causal",
         )
         half = self.compute != torch.float32
         # Casts that autocast keeps would belong to one graph's memory.

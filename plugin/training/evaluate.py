@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -21,6 +21,20 @@ EVAL_SEED = 20_240_611  # not the run's seed: losses of different runs are compa
 BUCKETS = 10  # of mask probability
 # documents noised together: eos_policy batch fills to the longest of them, whatever the batch size
 CHUNK = 64
+
+
+@dataclass
+class BestSoFar:
+    """Lowest evaluation loss after step 0, and the number of evaluations in a row since."""
+
+    loss: float | None = None
+    since: int = 0
+
+    def see(self, loss: float) -> bool:
+        """Count an evaluation. Return whether it is the best so far; of equals, the earlier is."""
+        better = self.loss is None or loss < self.loss
+        self.loss, self.since = (loss, 0) if better else (self.loss, self.since + 1)
+        return better
 
 
 def evaluate(
@@ -42,11 +56,29 @@ def evaluate(
     nll in nats of masked tokens in documents whose mask probability was in [0.3, 0.4). Under
     objective mlm, every document is masked at mask_rate: one such key, and loss = its nll.
     """
+    sums = evaluate_sums(accelerator, module, documents, rules, batch_size, layout, beat, even=even)
+    return _metrics(sums, len(documents))
+
+
+def evaluate_sums(
+    accelerator: Accelerator,
+    module: nn.Module,
+    documents: Documents,
+    rules: StepRules,
+    batch_size: int,
+    layout: Layout = PADDED,
+    beat: Callable[[], None] = lambda: None,
+    *,
+    even: bool = False,
+) -> torch.Tensor:
+    """Return sums over all of `documents`, float64 [BUCKETS + 1, 6], the same on every rank.
+
+    A row holds the sums of a, b, a * a, a * b, b * b, 1 over documents: of a bucket, a is the nll and
+    b the masked tokens; in the last row, a is the weighted loss and b its divisor.
+    """
     frozen = rules.undisturbed()
     frozen = replace(frozen, noise=replace(frozen.noise, seed=EVAL_SEED, t_sampling="stratified"))
-    # Rows: per-bucket nll, masked; then, in the last row, sums of w, c, w*w, w*c, c*c over
-    # documents (w loss, c divisor).
-    sums = torch.zeros(BUCKETS + 1, 5, dtype=torch.float64)
+    sums = torch.zeros(BUCKETS + 1, 6, dtype=torch.float64)
     rank, ranks = accelerator.process_index, accelerator.num_processes
     module.eval()
     for start in range(0, len(documents), CHUNK):
@@ -71,27 +103,35 @@ def evaluate(
                 micro_batch.corruptions, out.weighted.tolist(), out.nll.tolist(), strict=False
             ):
                 bucket = min(BUCKETS - 1, int(one.levels.mean_probability * BUCKETS))
-                sums[bucket, :2] += torch.tensor([nll, one.masked.size], dtype=torch.float64)
-                count = one.count
-                sums[-1] += torch.tensor(
-                    [weighted, count, weighted * weighted, weighted * count, count * count],
-                    dtype=torch.float64,
-                )
+                sums[bucket] += _products(nll, one.masked.size)
+                sums[-1] += _products(weighted, one.count)
     if ranks > 1:
         sums = cast(
             "torch.Tensor", accelerator.reduce(sums.to(accelerator.device), reduction="sum")
         ).cpu()
-    return _metrics(sums, len(documents))
+    return sums
+
+
+def _products(a: float, b: float) -> torch.Tensor:
+    return torch.tensor([a, b, a * a, a * b, b * b, 1], dtype=torch.float64)
+
+
+def ratio_of_sums(row: torch.Tensor) -> tuple[float, float]:
+    """Return sum(a) / sum(b) of a row of `evaluate_sums`, and its standard error over documents.
+
+    The variance comes from the residuals a - ratio * b.
+    """
+    a, b, aa, ab, bb, _ = row.tolist()
+    found = a / max(b, 1e-12)
+    residual = max(0.0, aa - 2 * found * ab + found * found * bb)
+    return found, math.sqrt(residual) / max(b, 1e-12)
 
 
 def _metrics(sums: torch.Tensor, documents: int) -> dict[str, float]:
-    weighted, count, ww, wc, cc = sums[-1].tolist()
-    loss = weighted / max(count, 1e-12)
-    # Ratio estimator: the variance of sum(w) / sum(c) comes from the residuals w - loss * c.
-    residual = max(0.0, ww - 2 * loss * wc + loss * loss * cc)
+    loss, stderr = ratio_of_sums(sums[-1])
     metrics = {
         "eval/loss": loss,
-        "eval/loss_ci95": 1.96 * math.sqrt(residual) / max(count, 1e-12),
+        "eval/loss_ci95": 1.96 * stderr,
         "eval/documents": float(documents),
     }
     for bucket in range(BUCKETS):

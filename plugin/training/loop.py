@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from ..base.errors import Code, JobError, Problem
 from ..models.flops import FlopCount
 from ..models.head import Sums
+from .evaluate import BestSoFar
 from .meters import Stopwatch
 from .seeds import seed_of
 from .step import MicroBatch, Step
@@ -56,8 +57,8 @@ class Cadence:
         """Return whether to evaluate before the next step: at the start, or because the run stopped
         after a step whose evaluation was due.
         """
-        due = done % self.eval_every == 0 if self.eval_every and done else self.eval_on_start
-        return self.eval_every > 0 and due and not evaluated
+        due = self.evaluates(done) if done else self.eval_every > 0 and self.eval_on_start
+        return due and not evaluated
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,21 @@ class Requests:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """Consequences of an evaluation."""
+
+    save: bool = False  # the weights are the best so far
+    end: bool = False  # patience is exhausted: the run is complete
+
+
+@dataclass(frozen=True)
 class Hooks:
     """Callbacks of the loop; those that take a number take the number of finished steps."""
 
     requests: Callable[[], Requests]  # what this rank was asked for
     log: Callable[[int, dict[str, float]], None]
     tick: Callable[[int, float, float], None]  # every step, with its loss and seconds
-    evaluate: Callable[[int], None]
+    evaluate: Callable[[int], Verdict]
     save: Callable[[int], None]
     sample: Callable[[int], None]
     beat: Callable[[], None] = lambda: None  # before each micro-batch, for the watchdog
@@ -153,6 +162,7 @@ class Progress:
     totals: Totals = field(default_factory=Totals)
     overflows: int = 0  # of fp16, in a row
     evaluated: bool = False  # after step `done`
+    best: BestSoFar = field(default_factory=BestSoFar)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,16 +200,19 @@ def train(
     meters: Meters,
     at: Progress,
 ) -> bool:
-    """Train from `at`, in place, until the last step or a stop. Return whether it stopped early.
+    """Train from `at`, in place, until the last step, a stop, or an evaluation that ends the run.
+    Return whether it was stopped.
 
     Raises NonFinite before an update that is not finite.
     """
     accelerator, module, optimizer = trainer.accelerator, trainer.module, trainer.optimizer
-    first, saved, stop, watch = at.done, -1, False, meters.watch
+    first, saved, stop, verdict, watch = at.done, -1, False, Verdict(), meters.watch
     if cadence.owes_evaluation(at.done, at.evaluated):
-        hooks.evaluate(at.done)
         at.evaluated = True
-    while at.done < cadence.steps and not stop:
+        verdict = hooks.evaluate(at.done)
+        if verdict.save:
+            hooks.save(at.done)
+    while at.done < cadence.steps and not (stop or verdict.end):
         began = time.perf_counter()
         watch.start()
         step = make_step(at.done)
@@ -234,9 +247,8 @@ def train(
         at.evaluated = False
         stop = asked.stop and not cadence.is_last(at.done)  # a complete run ends as every other
         seconds = time.perf_counter() - began
-        _account(
-            at, step, loss, right, seconds, overflow, meters.flops.step(step.lengths, step.masked)
-        )
+        flops = meters.flops.step(step.lengths, step.masked, step.rows)
+        _account(at, step, loss, right, seconds, overflow, flops)
         hooks.tick(at.done, loss, seconds)
         logs = cadence.logs(at.done)
         if logs or stop:
@@ -248,14 +260,15 @@ def train(
         if logs:  # a stop alone logs nothing: a run resumed here logs what the unbroken one would
             hooks.log(at.done, at.totals.last_metrics)
             at.window = Window()
+        verdict = Verdict()
         if cadence.evaluates(at.done) and not stop:
             watch.start()
-            hooks.evaluate(at.done)
             at.evaluated = True
+            verdict = hooks.evaluate(at.done)
             watch.lap("eval")
         if asked.sample:
             hooks.sample(at.done)
-        if cadence.saves(at.done) or asked.save or stop:
+        if cadence.saves(at.done) or asked.save or stop or verdict.save or verdict.end:
             watch.start()
             hooks.save(at.done)
             watch.lap("save")

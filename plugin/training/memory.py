@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from ..batch import Batch
+from ..batch import Batch, Copies
 from ..models.diffusion import DiffusionModel, unwrapped
 from .activation_checkpointing import Recompute, set_activation_checkpointing
 from .optimizer import state_bytes, update_bytes
@@ -188,14 +188,16 @@ def estimate(
     )
 
 
-def documents_of(tokens: int, longest: int, *, predicted: float = 0.5) -> Batch:
+def documents_of(
+    tokens: int, longest: int, *, predicted: float = 0.5, copies: bool = False
+) -> Batch:
     """Return a packed batch of `tokens` tokens in documents of <= `longest`.
 
-    `predicted`: share of the tokens that are masked, or predicted without. Only sizes mean
-    something.
+    `predicted`: share of the tokens that are masked, or predicted without. `copies`: documents are
+    rows with noisy copies. Only sizes mean something.
     """
     documents = -(-tokens // longest)
-    return _alike(documents, -(-tokens // documents), int(predicted * tokens))
+    return _alike(documents, -(-tokens // documents), int(predicted * tokens), copies=copies)
 
 
 def stand_in(batch: Batch) -> Batch:
@@ -203,12 +205,16 @@ def stand_in(batch: Batch) -> Batch:
 
     It has as many tokens, documents and masked tokens. It runs faster and needs no less memory.
     """
-    return _alike(batch.documents, -(-batch.ids.shape[0] // batch.documents), batch.masked.shape[0])
+    length = -(-batch.ids.shape[0] // batch.documents)
+    copies = batch.copies is not None
+    return _alike(batch.documents, length, batch.masked.shape[0], copies=copies)
 
 
-def _alike(documents: int, length: int, masked: int) -> Batch:
+def _alike(documents: int, length: int, masked: int, *, copies: bool) -> Batch:
     place = torch.arange(documents * length)
     target = torch.zeros(masked, dtype=torch.long)
+    # A row that is all clean: its mask takes the room of any other.
+    clean = Copies(torch.zeros_like(place), torch.full_like(place, length), target)
     return Batch(
         ids=torch.zeros_like(place),
         cu_seqlens=torch.arange(documents + 1) * length,
@@ -218,6 +224,7 @@ def _alike(documents: int, length: int, masked: int) -> Batch:
         target=target,
         weight=torch.ones(masked),
         longest=length,
+        copies=clean if copies else None,
     )
 
 

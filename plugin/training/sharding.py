@@ -81,7 +81,7 @@ def reshard(module: nn.Module) -> None:
 
 
 def shared_predictor(module: DiffusionModel, compute: torch.dtype) -> Predict:
-    """Return `predictor` of a sharded module. Collective: gathers one layer at a time in addition
+    """Return `Predictor` of a sharded module. Collective: gathers one layer at a time in addition
     to the root's weights.
 
     Every rank uses rank 0's logits: a last bit that differs between two devices could end one

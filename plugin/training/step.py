@@ -9,7 +9,7 @@ the same loss. Streamed packs are the exception: each rank knows only its own, a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,8 +19,16 @@ from ..data.documents import Document, Documents
 from ..data.packing import PADDED, Layout, micro_batches, partition
 from ..data.steps import Slot
 from ..objectives.answers import Answers, EndFill, Item
-from ..objectives.masked import Corrupt, Corruption, Loss, LossFunction, corruptions, summed
-from ..objectives.noise import Levels, Noise, draw_times
+from ..objectives.masked import (
+    Corruption,
+    Loss,
+    LossFunction,
+    Noising,
+    RowCopies,
+    WholeDocuments,
+    summed,
+)
+from ..objectives.noise import Levels, Noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +38,11 @@ class StepRules:
     noise: Noise
     answers: Answers
     loss: Loss
-    corrupt: Corrupt = corruptions
+    noising: Noising = field(default_factory=WholeDocuments)
+
+    def at(self, step: int, tokens: int = 0) -> StepRules:
+        """Return the rules of step `step`, from 0, before which a run of packs saw `tokens` tokens."""
+        return replace(self, noising=self.noising.at(step, tokens))
 
     def undisturbed(self, *kept: type) -> StepRules:
         """Show every document in full and once: of the transforms, only the end fill and `kept`."""
@@ -38,6 +50,7 @@ class StepRules:
             self,
             noise=replace(self.noise, complementary=False),
             answers=self.answers.only(EndFill, *kept),
+            noising=self.noising.held_out(),
         )
 
 
@@ -60,6 +73,8 @@ class Step:
     cut: int  # answer tokens that cutoffs and block borders removed
     fill: int = 0  # end tokens among the lengths that no document holds
     loss: LossFunction = summed  # from a micro-batch's sums to its share of the loss, undivided
+    # With noisy copies: tokens of all rows, and the pairs (query, key) of them that attend.
+    rows: tuple[int, int] | None = None
 
     @property
     def tokens(self) -> int:
@@ -86,10 +101,10 @@ def build_step(
     items = step_items([documents[slot.index] for slot in slots], slots, rules)
     noised = [
         (item, corruption)
-        for item, levels in zip(items, _levels(items, rules.noise), strict=True)
-        for corruption in rules.corrupt(item, levels, rules.noise, rules.loss)
+        for item, levels in zip(items, rules.noising.levels(items, rules.noise), strict=True)
+        for corruption in rules.noising.corrupt(item, levels, rules.noise, rules.loss)
     ]
-    lengths = [item.ids.size for item, _ in noised]
+    lengths = [corruption.noisy.size for _, corruption in noised]
     shares = partition(lengths, ranks)
     groups = micro_batches(shares[rank], lengths, batch_size, layout)
     most = (
@@ -98,7 +113,7 @@ def build_step(
         else 1
     )
     laid_out = [_micro_batch([noised[place] for place in group]) for group in groups]
-    idle = [_idle_micro_batch(items[0])] * (most - len(laid_out))
+    idle = [_idle_micro_batch(*noised[0])] * (most - len(laid_out))
     return _counted([*laid_out, *idle], noised, sum(item.cut for item in items), rules)
 
 
@@ -112,8 +127,8 @@ def build_streamed_step(packs: Sequence[Sequence[tuple[Document, Slot]]], rules:
     for pack in packs:
         items = step_items([document for document, _ in pack], [slot for _, slot in pack], rules)
         drawn = [
-            rules.corrupt(item, levels, rules.noise, rules.loss)
-            for item, levels in zip(items, _levels(items, rules.noise), strict=True)
+            rules.noising.corrupt(item, levels, rules.noise, rules.loss)
+            for item, levels in zip(items, rules.noising.levels(items, rules.noise), strict=True)
         ]
         for copies in zip(*drawn, strict=True):
             together = list(zip(items, copies, strict=True))
@@ -136,24 +151,6 @@ def step_items(chosen: Sequence[Document], slots: Sequence[Slot], rules: StepRul
         for document, slot in zip(chosen, slots, strict=True)
     ]
     return rules.answers.transformed(items, rules.noise.seed)
-
-
-def _levels(items: Sequence[Item], noise: Noise) -> list[Levels]:
-    """Draw the noise level of each item, as one block."""
-    times = [0.0] * len(items)
-    groups: dict[tuple[int, int], list[int]] = {}
-    for place, item in enumerate(items):
-        groups.setdefault((item.pass_, item.part), []).append(place)
-    for (pass_, part), places in groups.items():
-        ordinals = [items[place].ordinal for place in places]
-        indices = [items[place].index for place in places]
-        drawn = draw_times(noise, pass_, ordinals, indices, part)
-        for place, t in zip(places, drawn.tolist(), strict=True):
-            times[place] = t
-    return [
-        Levels.of(noise.schedule, [t], [item.ids.size])
-        for item, t in zip(items, times, strict=True)
-    ]
 
 
 def _micro_batch(noised: Sequence[tuple[Item, Corruption]]) -> MicroBatch:
@@ -180,19 +177,38 @@ def _counted(
         cut=cut,
         fill=sum(item.fill for item, _ in noised),
         loss=rules.loss.of_sums,
+        rows=_rows([corruption for _, corruption in noised]),
     )
 
 
-def _idle_micro_batch(item: Item) -> MicroBatch:
+def _rows(corruptions: Sequence[Corruption]) -> tuple[int, int] | None:
+    """Return (tokens, pairs that attend) of rows with noisy copies."""
+    rows = [one.copies for one in corruptions if one.copies]
+    if not rows:
+        return None
+    return sum(row.copy.size for row in rows), sum(row.pairs for row in rows)
+
+
+def _idle_micro_batch(item: Item, like: Corruption) -> MicroBatch:
     """Return a micro-batch of one document with nothing masked, so without a loss.
 
-    A rank without documents still takes part in what all ranks exchange.
+    A rank without documents still takes part in what all ranks exchange. Beside rows with noisy
+    copies, the document is a row without any.
     """
+    place = np.arange(item.ids.size)
+    alone = RowCopies(
+        position=place,
+        copy=np.zeros_like(place),
+        limit=np.full_like(place, place.size),
+        source=np.zeros(0, np.int64),
+        pairs=0,
+    )
     nothing = Corruption(
         noisy=item.ids,
         masked=np.zeros(0, np.int64),
         weight=np.zeros(0, np.float32),
         count=0.0,
         levels=Levels.of("linear", [0.0], [item.ids.size]),
+        copies=alone if like.copies else None,
     )
     return MicroBatch(lay_out([item.ids], [nothing]), (), ())

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
 
-from ..models.diffusion import DiffusionModel, Predict, predictor
+from ..models.diffusion import DiffusionModel, Predict, Predictor
 from .optimizer import optimizer_tensors
 from .sharding import (
     gathered_dtype,
@@ -56,7 +56,7 @@ class Replicated(Generic[Model]):
 
     def predict(self, module: DiffusionModel) -> Predict:
         """Return what samples from the model."""
-        return predictor(self._model)
+        return Predictor(self._model)
 
 
 class Sharded(Generic[Model]):

@@ -21,11 +21,12 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from ..assembly.corpus import Log, Prepared
 from ..assembly.data import Data
-from ..assembly.model import base_config, make_model, named_config
+from ..assembly.model import base_config, make_model, named_config, with_block_size
 from ..assembly.resolve import Facts, resolve
 from ..assembly.rules import step_rules
 from ..assembly.training_data import read_rows_alone, training_data
 from ..base.errors import Code, JobError, Problem
+from ..config.families import FAMILIES
 from ..config.params import Params
 from ..data.chat import ChatFormat
 from ..data.documents import Document
@@ -35,7 +36,7 @@ from ..models.diffusion import DiffusionModel
 from ..models.load import build_model
 from ..models.published import REGISTRY
 from ..objectives.answers import PromptDrop
-from ..objectives.noise import Levels
+from ..objectives.masked import Corruption
 from ..training.memory import free_bytes
 from ..training.step import Step, StepRules, step_items
 
@@ -51,6 +52,7 @@ def try_out(params: Params, ranks: int, notes: list[str]) -> dict[str, Any]:
     now("reading and tokenising the data")
     prepared = _prepare(params, notes.append)
     now("laying out the model and its steps")
+    params = with_block_size(params)
     way = training_data(params)
     data = Data(
         train=prepared.train,
@@ -71,7 +73,11 @@ def try_out(params: Params, ranks: int, notes: list[str]) -> dict[str, Any]:
     small = resolved.parameters <= SMALL
     # In float32 whatever the run computes in: half precision takes a CPU minutes, and no user's
     # mistake shows only there.
-    model = make_model(params, data.tokenizer, torch.float32) if small else _narrow(config)
+    model = (
+        make_model(params, data.tokenizer, torch.float32)
+        if small
+        else _narrow(config, len(data.tokenizer))
+    )
     return {
         "steps": data.clock.cadence.steps,
         "tokens_first_step": step.tokens,
@@ -123,17 +129,21 @@ def _prepare(params: Params, log: Log) -> Prepared:
     return training_data(params).prepare(log)
 
 
-def _narrow(config: PretrainedConfig) -> PreTrainedModel:
+def _narrow(config: PretrainedConfig, tokens: int) -> PreTrainedModel:
     """Build a model of the same class and vocabulary, two layers deep and 64 wide."""
-    small = {
+    small: dict[str, Any] = {
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
     }
-    if config.model_type in REGISTRY:
+    if config.model_type in REGISTRY or FAMILIES[config.model_type].decoder:
         narrow = copy.deepcopy(config)
-        for name, value in (small | {"num_key_value_heads": 4}).items():
+        small |= {"num_key_value_heads": 4}
+        if FAMILIES[config.model_type].decoder:
+            small |= {"head_dim": 16, "vocab_size": max(config.vocab_size, tokens)}
+            small["layer_types"] = ["full_attention"] * 2
+        for name, value in small.items():
             setattr(narrow, name, value)
         return build_model(narrow)
     kept = {
@@ -162,15 +172,15 @@ def _preview(document: Document, rules: StepRules, chat: ChatFormat) -> list[dic
     views: list[dict[str, Any]] = []
     whole = rules.undisturbed(PromptDrop)  # a dropped prompt is worth seeing
     (item,) = step_items([document], [Slot(0, 0, document.index)], whole)
+    noising = rules.noising  # as it is trained, not as it is evaluated
     ids, supervised = item.ids, item.supervised
     single = whole.noise.single_time
     for t in PREVIEW_TIMES if single is None else (single,):
-        levels = Levels.of(whole.noise.schedule, [t], [ids.size])
-        (one,) = whole.corrupt(item, levels, whole.noise, whole.loss)
+        levels = noising.level(item, whole.noise, t)
+        (one,) = noising.corrupt(item, levels, whole.noise, whole.loss)
         if views and one.levels.mean_t != t:  # a method without noise has one view
             break
-        hidden = one.noisy[one.masked] != ids[one.masked]
-        masked = set(one.masked[hidden].tolist())
+        masked = _hidden(ids, one)
         kinds = [_kind(place, document, supervised, masked) for place in range(ids.size)]
         runs: list[dict[str, Any]] = []
         for kind, group in groupby(range(ids.size), key=kinds.__getitem__):
@@ -182,6 +192,14 @@ def _preview(document: Document, rules: StepRules, chat: ChatFormat) -> list[dic
             runs.append({"kind": kind, "tokens": len(tokens), "text": shown})
         views.append({"t": one.levels.mean_t, "masked": len(masked), "runs": runs})
     return views
+
+
+def _hidden(ids: NDArray[np.int32], one: Corruption) -> set[int]:
+    """Return the places of a document that are shown as another token, in the first noisy copy."""
+    rows = one.copies
+    place, copy = (rows.position, rows.copy) if rows else (np.arange(ids.size), np.ones(ids.size))
+    other = (copy[one.masked] == 1) & (one.noisy[one.masked] != ids[place[one.masked]])
+    return set(place[one.masked[other]].tolist())
 
 
 def _kind(place: int, document: Document, supervised: NDArray[np.bool_], masked: set[int]) -> str:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from ..base.digests import DIGESTS, write_digests
-from ..base.files import remove_whole, set_aside, whole_folder
+from ..base.files import remove_whole, whole_folder
 from ..models.load import load_model
 from ..models.lora import MaybeAdapted
 from ..models.publish import write_model
@@ -48,15 +48,14 @@ def save_checkpoint(
     A kill at any moment leaves earlier checkpoints complete.
     """
     final = folder / f"checkpoint-{state.step}"
-    with whole_folder(final) as part:
+    # A run resumed at a step whose evaluation was due saves it again, evaluated.
+    with whole_folder(final, replaces=True) as part:
         write_model(part, contents.model, contents.tokenizer, contents.facts, base=contents.base)
         save_file(dict(contents.optimizer), part / OPTIMIZER)
         for rank, stream in enumerate(contents.streams):
             (part / f"stream-{rank}.safetensors").write_bytes(stream)
         (part / STATE).write_text(to_json(state.content()) + "\n", encoding="utf-8")
         write_digests(part)
-        if final.exists():  # of this step, but incomplete: a run resumes from complete ones
-            set_aside(final)
     saved = folder.checkpoints()
     best = best_checkpoints(folder, keep_best)
     for old in saved[:-keep]:

@@ -44,10 +44,13 @@ def write_bundle(
         told: list[dict[str, Any]] = []
         for number, micro_batch in enumerate(error.micro_batches):
             batch = micro_batch.batch.to(torch.device("cpu"))
+            held = {one.name: getattr(batch, one.name) for one in fields(batch)}
+            if batch.copies:
+                held |= {one.name: getattr(batch.copies, one.name) for one in fields(batch.copies)}
             tensors = {
-                one.name: getattr(batch, one.name).contiguous()
-                for one in fields(batch)
-                if one.name != "longest"
+                name: value.contiguous()
+                for name, value in held.items()
+                if isinstance(value, torch.Tensor)
             }
             save_file(tensors, part / f"batch-{number}.safetensors")
             losses = error.losses[number] if number < len(error.losses) else []

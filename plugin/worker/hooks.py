@@ -16,7 +16,7 @@ from ..run.events import CheckpointEvent
 from ..run.state import DRAWS, CheckpointState
 from ..training.evaluate import evaluate
 from ..training.exchange import gather_bytes
-from ..training.loop import Hooks, Progress, Requests
+from ..training.loop import Hooks, Progress, Requests, Verdict
 from ..training.sharding import reshard
 from .checkpoints import Contents, save_checkpoint
 from .load import Training
@@ -61,7 +61,7 @@ class RunHooks:
             beat=rank.heartbeat.beat,
         )
 
-    def evaluate(self, step: int) -> None:
+    def evaluate(self, step: int) -> Verdict:
         """Evaluate after `step`, and sample. Raises JobError (exit 6) for a loss that is not
         finite.
         """
@@ -71,6 +71,17 @@ class RunHooks:
         self._rank.reporter.metrics(step, metrics)
         self.sample(step)
         self._rank.reporter.phase("train")
+        if step == 0:  # weights that nothing has trained are neither kept nor the best
+            return Verdict()
+        best = self._progress.best
+        found = best.see(metrics["eval/loss"])
+        ranked = self._resolved.publish.value in ("best", "average")
+        return Verdict(found and ranked, self.patience_is_exhausted)
+
+    @property
+    def patience_is_exhausted(self) -> bool:
+        """Return whether the last evaluations in a row without a new best end the run."""
+        return 0 < self._rank.params.patience <= self._progress.best.since
 
     def measure(self, step: int) -> dict[str, float]:
         """Return the evaluation of the weights as they stand, and report nothing. Raises JobError
@@ -142,6 +153,8 @@ class RunHooks:
             first_eval=self.first_eval,
             last_eval=self.last_eval,
             eval_loss=self.last_eval["eval/loss"] if at.evaluated else None,
+            best_eval_loss=at.best.loss,
+            evals_since_best=at.best.since,
             scaler=scaler.state_dict() if scaler is not None else {},
         )
 

@@ -124,7 +124,7 @@ def build_training(
 
     Raises JobError (exit 2 or 4).
     """
-    model = make_model(params, data.tokenizer, resolved.compute, checkpoint=checkpoint)
+    model = make_model(params, data.tokenizer, resolved.compute, checkpoint=checkpoint, log=log)
     return assemble_training(params, model, data, resolved, accelerator, log)
 
 
@@ -152,7 +152,12 @@ def assemble_training(
         compile_layers(model, resolved.attention.backend, may_fail=params.compile == "auto")
         if cache := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
             log(f"compile: compiled code is kept in {cache}, from which later runs start sooner")
-    module = DiffusionModel(model, data.chat.pad_id, resolved.attention.backend)
+    module = DiffusionModel(
+        model,
+        data.chat.pad_id,
+        resolved.attention.backend,
+        certainty=params.certainty_weight,
+    )
     strategy.place(module, device, ranks)
     optimizer = new_optimizer(params, module)
     wrapped, wrapped_optimizer = strategy.wrap(accelerator, module, optimizer)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
+from ..assembly.choice import Choice
 from ..assembly.data import Data
 from ..assembly.fuse import Card, Fused, Target, adapter_base, fuse_adapter, publish
+from ..assembly.resolve import Published
 from ..assembly.rules import diffusion_facts
 from ..assembly.training_data import training_data
 from ..assembly.verify import TOKENS
@@ -39,52 +41,65 @@ def model_facts(params: Params, data: Data, dtype: torch.dtype) -> ModelFacts:
     return facts.model_copy(update={"base": base})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """End of a complete run, from which the published weights are chosen."""
+
+    step: int
+    before: dict[str, float]  # evaluation before the first step; empty where there was none
+    last: dict[str, float]  # of the last step's weights; empty where there was none
+    measure: Callable[[], dict[str, float]]  # evaluates the weights as they stand
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinalWeights:
     """Model to be published, with all its weights, and the evaluation of these."""
 
     model: MaybeAdapted | None  # None but on rank 0
     metrics: dict[str, float]
-    record: PublishedWeights | None  # None for the last weights
+    record: PublishedWeights | None = None  # None where nothing is published
+    words: str = ""  # of the choice
+    warning: str = ""  # where the run did harm
 
 
 def final_weights(
-    rank: Rank,
-    training: Training,
-    last: dict[str, float],
-    measure: Callable[[], dict[str, float]],
+    rank: Rank, training: Training, publish: Choice[Published], end: End
 ) -> FinalWeights:
     """Return the weights that `publish` names. Collective.
 
-    `last`: the evaluation of the last weights; `measure` evaluates the weights as they stand. The
-    mean is taken in float32 and kept in the dtype of the run's weights.
+    The mean is taken in float32 and kept in the dtype of the run's weights.
     """
-    params, strategy = rank.params, training.strategy
-    model = strategy.full_model()
-    if params.publish == "last" or not (params.fuse_model or params.lora):
-        return FinalWeights(model, last, None)
-    number = params.keep_best if params.publish == "average" else 1
-    chosen = best_checkpoints(rank.folder, number) if rank.first else []
-    if model is not None and rank.first:
+    model = training.strategy.full_model()
+    kind = publish.value
+    if kind == "no":
+        return FinalWeights(model=model, metrics=end.last)
+    number = {"last": 0, "best": 1, "average": rank.params.held_best}[kind]
+    found = best_checkpoints(rank.folder, number) if rank.first else []
+    final = rank.folder / f"checkpoint-{end.step}"
+    chosen = found or [final]
+    if model is not None and rank.first and chosen != [final]:
         _take_weights(model, chosen)
-    if params.publish == "average":
-        strategy.spread(model)
-        metrics = measure()
-    else:
-        metrics = read_state(chosen[0]).last_eval if chosen else {}
+    metrics = end.last
+    if kind == "average":
+        training.strategy.spread(model)
+        metrics = end.measure()
+    elif chosen != [final]:
+        metrics = read_state(chosen[0]).last_eval
     if not rank.first:
-        return FinalWeights(None, metrics, None)
+        return FinalWeights(model=None, metrics=metrics)
     record = PublishedWeights(
-        weights=params.publish,
+        weights=kind if found else "last",
         checkpoints=[str(path) for path in chosen],
-        eval_loss=metrics["eval/loss"],
-        eval_loss_last=last["eval/loss"],
+        eval_loss=metrics.get("eval/loss"),
+        eval_loss_last=end.last.get("eval/loss"),
     )
-    rank.reporter.log(
-        f"publish: {_words(record)}, evaluation loss {record.eval_loss:.4f};"
-        f" the last weights have {record.eval_loss_last:.4f}"
-    )
-    return FinalWeights(model, metrics, record)
+    # A user may have removed the evaluated ones.
+    lost = kind != "last" and not found
+    words = _words(record, "no evaluated checkpoint is left" if lost else publish.why)
+    warning = _warning(record, end.before)
+    for line in filter(None, (f"publish: {words}{_losses(record)}", warning)):
+        rank.reporter.log(line)
+    return FinalWeights(model=model, metrics=metrics, record=record, words=words, warning=warning)
 
 
 def _take_weights(model: MaybeAdapted, checkpoints: Sequence[Path]) -> None:
@@ -97,9 +112,30 @@ def _take_weights(model: MaybeAdapted, checkpoints: Sequence[Path]) -> None:
             weight.copy_(mean[name])
 
 
-def _words(record: PublishedWeights) -> str:
+def _words(record: PublishedWeights, why: str) -> str:
     names = ", ".join(Path(path).name for path in record.checkpoints)
-    return f"weights of {names}" if record.weights == "best" else f"mean weights of {names}"
+    if record.weights == "last":
+        return f"last weights: {why}"
+    return f"{'mean' if record.weights == 'average' else 'best'} weights, of {names}"
+
+
+def _losses(record: PublishedWeights) -> str:
+    if record.eval_loss is None or record.eval_loss_last is None:
+        return ""
+    last = f"; the last weights have {record.eval_loss_last:.4f}"
+    same = record.eval_loss == record.eval_loss_last
+    return f"; held-out loss {record.eval_loss:.4f}{'' if same else last}"
+
+
+def _warning(record: PublishedWeights, before: dict[str, float]) -> str:
+    """Return a warning if the model was better before the run; empty otherwise."""
+    first = before.get("eval/loss")
+    if first is None or record.eval_loss is None or record.eval_loss <= first:
+        return ""
+    return (
+        f"warning: the run made held-out loss worse: {first:.4f} before its first step,"
+        f" {record.eval_loss:.4f} as published"
+    )
 
 
 def finish(
@@ -195,6 +231,8 @@ def _card(params: Params, data: Data, final: FinalWeights, ranks: int) -> Card:
         "end of answer": data.rules.answers.fill.policy,
         "sampler": json.dumps(asdict(diffusion_facts(params, data.rules).sampler)),
     }
-    if final.record:
-        table["published"] = _words(final.record)
+    if final.words:
+        table["published"] = final.words
+    if final.warning:
+        table["warning"] = final.warning.removeprefix("warning: ")
     return Card(params.adaptor_name, table, final.metrics)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -138,11 +139,17 @@ class Reporter:
         self.event(MetricsEvent(step=step, metrics=dict(values)))
 
     def sample(
-        self, step: int, number: int, prompt: str, expected: str, text: str, frames: list[str]
+        self,
+        step: int,
+        number: int,
+        *,
+        prompt: str,
+        expected: str,
+        text: str,
+        nfe: int,
+        trace: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Record a generated answer to watched prompt `number`, with the states of its canvas in
-        order.
-        """
+        """Record a generated answer to watched prompt `number`, with the steps of its canvas."""
         if not self.speaks:
             return
         record = {
@@ -150,7 +157,8 @@ class Reporter:
             "prompt": prompt,
             "expected": expected,
             "text": text,
-            "frames": frames,
+            "nfe": nfe,
+            "trace": trace,
         }
         self._samples.write(record)
         shown = "\n".join(
@@ -158,7 +166,7 @@ class Reporter:
             for line in (
                 f"prompt:   {prompt}",
                 f"expected: {expected}",
-                *frames,
+                *(each["text"] for each in trace),
                 f"answer:   {text}",
             )
         )

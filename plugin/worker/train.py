@@ -15,16 +15,25 @@ import torch
 from accelerate import Accelerator
 
 from ..assembly.data import Data
-from ..assembly.model import base_config
+from ..assembly.model import base_config, with_block_size
 from ..assembly.precision import COMPUTE, choose_float8, choose_precision, make_deterministic
 from ..assembly.resolve import Facts, Resolved, resolve
 from ..assembly.training_data import training_data
 from ..base.errors import JobError, Problem
 from ..config.params import Params
 from ..run.events import ResumedEvent
-from ..run.outcome import BestCheckpoint, MemoryEstimate, MemoryUse, Result, Throughput
+from ..run.lines import counted
+from ..run.outcome import (
+    BestCheckpoint,
+    EarlyStop,
+    MemoryEstimate,
+    MemoryUse,
+    Result,
+    Throughput,
+)
 from ..run.state import read_state
 from ..training import loop
+from ..training.evaluate import BestSoFar
 from ..training.exchange import gather_values
 from ..training.meters import Stopwatch, measure_peak, memory_by_category, peak_bytes
 from ..training.prefetch import Prefetcher
@@ -33,7 +42,7 @@ from .debug_bundle import write_bundle
 from .hooks import RunHooks
 from .load import Log, Training, build_training, load_data, load_truncation, prepare_data
 from .out_of_memory import explain_out_of_memory
-from .publish import final_weights, finish
+from .publish import End, final_weights, finish
 from .rank import Rank
 from .rendezvous import join_ranks, serve_store
 
@@ -49,6 +58,7 @@ def train_rank(rank: Rank) -> Result:
     accelerator = join(rank.params, rank.reporter.log)
     _agree_on_checkpoint(rank, accelerator)
     rank = _agree_on_moment(rank, accelerator)
+    rank = replace(rank, params=with_block_size(rank.params))
     data = _load_data(rank, accelerator)
     rank.heartbeat.beat("model")
     resolved = _resolve(rank, accelerator, data)
@@ -149,6 +159,12 @@ def _train_and_publish(
     if report := training.steps.report(accelerator, progress.done):
         truncation["train"] = report
         reporter.data("train", report)
+    early = None if stopped else _early_stop(progress, data.clock.cadence)
+    if early:
+        reporter.log(
+            f"patience: the run ends at step {progress.done} of {early.planned_steps}, after"
+            f" {counted(early.evaluations, 'evaluation')} in a row without a new best"
+        )
     totals, best = progress.totals, best_checkpoints(rank.folder, 1)
     best_loss = read_state(best[0]).eval_loss if best else None
     result = Result(
@@ -161,6 +177,7 @@ def _train_and_publish(
         truncation=truncation,
         throughput=_throughput(totals, peak),
         memory=_memory(rank, accelerator, training, resolved),
+        early_stop=early,
         best_checkpoint=None
         if best_loss is None
         else BestCheckpoint(path=str(best[0]), eval_loss=best_loss),
@@ -170,7 +187,13 @@ def _train_and_publish(
     )
     reporter.hparams(params.as_json(), {"eval_loss": result.eval_loss, "loss": result.loss})
     if not stopped:
-        final = final_weights(rank, training, hooks.last_eval, lambda: hooks.measure(progress.done))
+        end = End(
+            step=progress.done,
+            before=hooks.first_eval if data.clock.cadence.eval_on_start else {},
+            last=hooks.last_eval,
+            measure=lambda: hooks.measure(progress.done),
+        )
+        final = final_weights(rank, training, resolved.publish, end)
         if rank.first:
             fused = finish(
                 params, rank.folder, data, training, final, reporter, accelerator.num_processes
@@ -202,6 +225,7 @@ def _resume(rank: Rank, accelerator: Accelerator, training: Training) -> loop.Pr
         loop.Totals(**state.totals),
         state.overflows,
         evaluated=state.eval_loss is not None,
+        best=BestSoFar(state.best_eval_loss, state.evals_since_best),
     )
 
 
@@ -234,11 +258,12 @@ def _run_loop(
     progress: loop.Progress,
     peak: float,
 ) -> bool:
-    """Train. Return whether the run stopped early. Raises NonFinite, its debug bundle written."""
+    """Train. Return whether the run was stopped. Raises NonFinite, its debug bundle written."""
+    cadence = data.clock.cadence
+    if progress.evaluated and hooks.patience_is_exhausted:  # resumed at its end
+        cadence = replace(cadence, steps=progress.done)
     try:
-        return run_steps(
-            rank.params, accelerator, training, data.clock.cadence, hooks.hooks(), progress, peak
-        )
+        return run_steps(rank.params, accelerator, training, cadence, hooks.hooks(), progress, peak)
     except loop.NonFinite as error:
         documents = data.train if training_data(rank.params).indexed else None
         bundle, rows = write_bundle(rank.folder, error, documents, accelerator.process_index)
@@ -256,7 +281,7 @@ def run_steps(
     progress: loop.Progress,
     peak: float,
 ) -> bool:
-    """Train from `progress`, the next step built ahead. Return whether the run stopped early.
+    """Train from `progress`, the next step built ahead. Return whether the run was stopped.
 
     `peak`: operations a second of all devices together. Raises NonFinite.
     """
@@ -276,6 +301,13 @@ def run_steps(
         return loop.train(trainer, make_step, cadence, hooks, meters, progress)
     finally:
         ahead.close()
+
+
+def _early_stop(progress: loop.Progress, cadence: loop.Cadence) -> EarlyStop | None:
+    """Return the end of a run that patience ended; None for one that made all its steps."""
+    if progress.done == cadence.steps:
+        return None
+    return EarlyStop(evaluations=progress.best.since, planned_steps=cadence.steps)
 
 
 def _throughput(totals: loop.Totals, peak: float) -> Throughput:

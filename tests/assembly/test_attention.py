@@ -112,4 +112,4 @@ def test_a_family_without_proof_pads_and_refuses_to_be_packed(
 
 
 def test_every_backend_that_can_be_chosen_exists() -> None:
-    assert set(attention.BACKENDS) == {"loop", "dense", "varlen"}
+    assert set(attention.BACKENDS) == {"loop", "dense", "varlen", "flex"}

@@ -154,13 +154,23 @@ def loads(checkpoint: Path) -> bool:
 def test_the_room_a_run_needs_is_worked_by_hand(tmp_path: Path) -> None:
     """A run needs 3 checkpoints at a time (2 kept, 1 being written) of 4 + 8 bytes a trained
     weight, and a fused model of 4 bytes a weight.
+
+    With an evaluation, its best checkpoints are kept in addition.
     """
     params = Params(run_dir=str(tmp_path / "not" / "there"), save_total_limit=2)
-    assert disk_space(params, 1000, 100).needed_bytes == 3 * 12 * 100 + 4 * 1000
-    without = params.model_copy(update={"fuse_model": False})
-    assert disk_space(without, 1000, 100).needed_bytes == 3 * 12 * 100
+
+    def needed(*, evaluates: bool = False, **changes: object) -> int:
+        changed = params.model_copy(update=changes)
+        return disk_space(changed, 1000, 100, evaluates=evaluates).needed_bytes
+
+    assert needed() == 3 * 12 * 100 + 4 * 1000
+    assert needed(fuse_model=False) == 3 * 12 * 100
+    assert needed(fuse_model=False, evaluates=True) == 4 * 12 * 100
+    assert needed(fuse_model=False, evaluates=True, keep_best=5) == 8 * 12 * 100
+    assert needed(fuse_model=False, evaluates=True, publish="average") == 6 * 12 * 100
+    assert needed(fuse_model=False, evaluates=True, publish="last", keep_best=5) == 4 * 12 * 100
     with pytest.raises(JobError, match="free disk") as caught:
-        check_room(disk_space(params, 10**18, 100))
+        check_room(disk_space(params, 10**18, 100, evaluates=False))
     assert caught.value.code == Code.DISK
 
 

@@ -19,14 +19,15 @@ from plugin.assembly.fuse import Card, Target, adapter_base, fuse_adapter, publi
 from plugin.assembly.verify import Reloaded, main, reload, rendered_prompt
 from plugin.base.errors import JobError
 from plugin.commands import fuse
-from plugin.commands.chat import load_chatter
 from plugin.config.families import FAMILIES as KNOWN
-from plugin.data.turns import Turn
+from plugin.config.sampler import SamplerSettings
+from plugin.inference.ask import answers, dialogue
+from plugin.inference.model import load_for_sampling
 from plugin.models.diffusion import logits_of
 from plugin.models.load import load_model
 from plugin.models.publish import write_model
 from plugin.models.tokenizer import load_tokenizer
-from plugin.run.facts import ModelFacts, SamplerSettings, read_facts
+from plugin.run.facts import ModelFacts, read_facts
 
 METHODS = ("classic", "bert", "llada", "dream")
 FACTS = ModelFacts(method="dream", sampler=SamplerSettings(steps=8))
@@ -266,10 +267,10 @@ def test_an_adapters_folder_chats_on_the_base_it_remembers(
         sampler=SamplerSettings(block_length=4, steps=4),
     )
     (tmp_path / "run.json").write_text(json.dumps({"params": {"model_name": str(bases["llada"])}}))
-    chatter = load_chatter(str(tmp_path / "adapter"), {"max_new_tokens": 8})
-    assert (logits_of(chatter.model, IDS) - logits_of(live, IDS)).abs().max() <= 1e-5
-    assert (chatter.settings.block_length, chatter.settings.max_new_tokens) == (4, 8)
-    (answer,) = chatter.answer([[Turn("user", "how are you")]])
+    loaded = load_for_sampling(str(tmp_path / "adapter"), {"max_new_tokens": 8})
+    assert (logits_of(loaded.model, IDS) - logits_of(live, IDS)).abs().max() <= 1e-5
+    assert (loaded.settings.block_length, loaded.settings.max_new_tokens) == (4, 8)
+    (answer,) = answers(loaded, [dialogue("how are you")])
     assert answer.steps > 0
 
 
@@ -283,11 +284,11 @@ def test_adapter_alone_needs_its_base_named(bases: dict[str, Path], tmp_path: Pa
         JobError,
         match=r"base: expected the model that .* got llada, which is not here\. Name it with --base",
     ):
-        load_chatter(folder, {})
+        load_for_sampling(folder)
     with pytest.raises(JobError, match=r"adapter: expected an adapter of .*dream"):
-        load_chatter(folder, {}, str(bases["dream"]))
-    chatter = load_chatter(folder, {}, str(bases["llada"]))
-    assert (logits_of(chatter.model, IDS) - logits_of(live, IDS)).abs().max() <= 1e-5
+        load_for_sampling(folder, base=str(bases["dream"]))
+    loaded = load_for_sampling(folder, base=str(bases["llada"]))
+    assert (logits_of(loaded.model, IDS) - logits_of(live, IDS)).abs().max() <= 1e-5
 
 
 def refusal(capsys: pytest.CaptureFixture[str], code: int, *words: object) -> str:
@@ -375,3 +376,26 @@ def test_a_folder_that_holds_something_is_never_overwritten(
     )
     assert "out: expected a new or empty folder" in refusal(capsys, 2, *words)
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years"
+
+
+def test_checkpoint_is_published_without_its_optimizer(
+    bases: dict[str, Path], tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = Path(shutil.copytree(bases["llada"], tmp_path / "checkpoint-7"))
+    for name in ("optimizer.safetensors", "state.json"):
+        (checkpoint / name).write_bytes(b"x")
+    assert earlier("--checkpoint", checkpoint, "--out", tmp_path / "out", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["max_logit_difference"] <= 1e-5
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"model.safetensors", "README.md"} <= names
+    assert not {"optimizer.safetensors", "state.json"} & names
+
+
+def test_checkpoint_of_an_adapter_is_refused_with_a_fix(
+    bases: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(bases["bert"], tmp_path / "checkpoint-7")
+    assert earlier("--checkpoint", tmp_path / "checkpoint-7", "--out", tmp_path / "out") == 4
+    assert "Give it as --adapter" in capsys.readouterr().err
+    assert earlier("--adapter", tmp_path / "checkpoint-7", "--out", tmp_path / "out") == 2
+    assert "error[2]: model_name: " in capsys.readouterr().err

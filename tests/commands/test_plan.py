@@ -14,7 +14,8 @@ import yaml
 from helpers.stored_folder import StoredPart, write_stored
 from helpers.support import TINY_CONFIG, run_main, write_rows
 
-from plugin.commands import plan, plan_gpus
+from plugin.commands.plan import __main__ as plan
+from plugin.commands.plan import gpus as plan_gpus
 from plugin.config.parse import parse
 from plugin.data.tokenizer import train_tokenizer
 from plugin.planning.fit import Point
@@ -103,6 +104,17 @@ def test_a_config_that_is_no_model_is_refused(planned: Plan, tmp_path: Path) -> 
 def test_a_method_of_another_family_is_refused(planned: Plan) -> None:
     (error,) = planned("--tokens", "1e9", "--training_method", "bert", code=2)["errors"]
     assert error.startswith("error[2]: training_method: ")
+
+
+def test_a_method_of_rows_with_noisy_copies_is_refused(tmp_path: Path) -> None:
+    shape = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1}
+    shape |= {"intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(shape))
+    asked = ("plan", "--tokens", "1e6", "--model_config", config, "--training_method", "block")
+    done = run_main(*asked, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout
+    assert "training_method: expected a method whose rows are documents, got block" in done.stderr
 
 
 def test_a_budget_below_a_step_is_refused(planned: Plan) -> None:

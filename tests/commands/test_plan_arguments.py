@@ -9,7 +9,7 @@ import pytest
 from helpers.stored_folder import StoredPart, write_stored
 
 from plugin.base.errors import JobError
-from plugin.commands.plan_arguments import plan_options
+from plugin.commands.plan.arguments import plan_options
 
 SIZED = ("--flops", "1e18", "--model", "34")
 

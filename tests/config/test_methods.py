@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 from helpers.support import ROOT
@@ -19,6 +20,11 @@ TABLE = "objectives/__init__.py"  # imports the methods' files
 OF_VALUES = {"config/params.py": ["bert"]}
 
 
+# Methods whose names are words of eos_policy, clean_context and attention patterns too: a source may
+# spell them, and never compare a method with them.
+WORDS = {"block", "causal"}
+
+
 def is_of_families(name: str) -> bool:
     """Tell a file of model families, whose `model_type` may read like a method's name.
 
@@ -29,17 +35,21 @@ def is_of_families(name: str) -> bool:
 
 
 def is_method(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and node.value in METHODS
+    return isinstance(node, ast.Constant) and node.value in set(METHODS) - WORDS
 
 
 def spelled(source: str) -> Iterator[str]:
     """Yield the methods that a source names in a string, or whose file it imports."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Constant) and node.value in METHODS:
-            yield str(node.value)
+        if is_method(node):
+            yield str(cast("ast.Constant", node).value)
         if isinstance(node, ast.ImportFrom) and "models" not in (node.module or ""):
             names = {*(node.module or "").split("."), *(alias.name for alias in node.names)}
             yield from names & set(METHODS)
+        if isinstance(node, ast.Compare) and "method" in ast.unparse(node):
+            yield from WORDS & {
+                part.value for part in ast.walk(node) if isinstance(part, ast.Constant)
+            }
 
 
 def compared(source: str) -> bool:
@@ -63,6 +73,8 @@ def test_the_reader_of_sources_sees_every_spelling() -> None:
     assert list(spelled('x = {"dream": 1}')) == ["dream"]
     assert list(spelled("from ..objectives.dream import by_context")) == ["dream"]
     assert list(spelled("from . import bert")) == ["bert"]
+    assert list(spelled('a = params.training_method == "block"')) == ["block"]
+    assert not list(spelled('a = params.eos_policy == "block"'))
     assert not list(spelled('"""bert and llada."""\nfrom .models.dream import DreamConfig'))
     assert compared('a = m == "dream"')
     assert compared('a = m in ("llada", "bert")')

@@ -19,7 +19,7 @@ TEXT, BOOL = "text", (True, False)
 TABLE: dict[str, tuple[object, object]] = {
     "train_device": ("auto", ("auto", "cuda", "cpu", "tpu")),
     "gpu_ids": ("auto", ("auto", "0", "0,2", "0, 2")),
-    "training_method": ("bert", ("bert", "dream", "llada", "causal")),
+    "training_method": ("bert", ("bert", "dream", "llada", "block", "causal")),
     "training_stage": ("sft", ("sft", "pretrain")),
     "model_name": ("", TEXT),
     "model_config": ("", TEXT),
@@ -51,8 +51,9 @@ TABLE: dict[str, tuple[object, object]] = {
     ),
     "learning_rate": (2e-5, ("float", 1e-12, 1.0)),
     "num_train_epochs": (0, ("float", 0.0, 1_000_000)),
-    "publish": ("last", ("last", "best", "average")),
-    "keep_best": (3, ("int", 1, 1000)),
+    "publish": ("auto", ("auto", "best", "last", "average")),
+    "keep_best": ("auto", ("auto or int", 1, 1000)),
+    "patience": (0, ("int", 0, 1_000_000)),
     "rope_theta": (0, ("float", 0.0, 10**12)),
     "train_tokens": (0, ("int", 0, 10**15)),
     "batch_warmup_tokens": (0, ("int", 0, 10**15)),
@@ -60,7 +61,7 @@ TABLE: dict[str, tuple[object, object]] = {
     "train_steps": (1000, ("int", 1, 1_000_000_000)),
     "max_length": (1024, ("int", 1, 1_048_576)),
     "mask_prompt_loss": (True, BOOL),
-    "train_turns": ("last", ("last", "all", "random_prefix")),
+    "train_turns": ("last", ("last", "all", "random_prefix", "first")),
     "eos_policy": ("block", ("single", "block", "batch")),
     "eos_block_length": (32, ("int", 1, 1_048_576)),
     "load_in_4bit": (False, BOOL),
@@ -97,9 +98,18 @@ TABLE: dict[str, tuple[object, object]] = {
     "stochastic_length": (0, ("float", 0.0, 1.0)),
     "prompt_drop": (0, ("float", 0.0, 1.0)),
     "loss_norm": ("auto", ("auto", "token", "sequence", "masked", "batch")),
+    "certainty_weight": (0, ("float", 0.0, 100.0)),
     "perbatch_cutoff": (True, BOOL),
     "resp_cutoff_ratio": (0, ("float", 0.0, 1.0)),
     "loss_weight_type": ("cart[geo_p:0.3]", TEXT),
+    "block_size": ("auto", ("auto or int", 1, 1_048_576)),
+    "block_views": (1, ("int", 1, 2)),
+    "clean_context": ("block", ("block", "causal")),
+    "block_shift": (False, BOOL),
+    "block_schedule": ("", TEXT),
+    "noise_warmup_steps": (0, ("int", 0, 1_000_000_000)),
+    "mask_half_life": (0.1, ("float", 0.0, 1000.0)),
+    "ar_loss_weight": (0, ("float", 0.0, 1000.0)),
     "recompute": ("auto", ("auto", "none", "selective", "full")),
     "attn_implementation": ("auto", ("auto", "eager", "sdpa", "varlen")),
     "compile": ("auto", ("auto", "on", "off")),
@@ -256,10 +266,16 @@ def test_form_bounds_are_the_hosts_tighter_ones() -> None:
         name: field["form"] for name, field in SCHEMA.items() if isinstance(field["form"], dict)
     }
     offered = form.pop("training_method")
-    assert offered["enum"] == ["bert", "dream", "llada"]  # the baseline is for the command line
+    assert offered["enum"] == [
+        "bert",
+        "dream",
+        "llada",
+        "block",
+    ]  # the baseline is for the command line
     assert accepts("training_method", "causal")
     assert form == {
         "learning_rate": {"minimum": 1e-6},
+        "block_size": {"type": "string", "pattern": "^(auto|[0-9]{1,7})$"},
         "lora_r": {"minimum": 4, "maximum": 64, "multipleOf": 4},
         "lora_alpha": {"minimum": 4, "maximum": 128, "multipleOf": 4},
         "lora_dropout": {"minimum": 0, "maximum": 0.9},

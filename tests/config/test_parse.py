@@ -157,7 +157,7 @@ def test_auto_or_a_number_is_bounded_too(name: str, wrong: object) -> None:
         ),
         (
             {"training_method": "dreem"},
-            "error[2]: training_method: expected one of bert, dream, llada, causal, got 'dreem'. Did you mean dream?",
+            "error[2]: training_method: expected one of bert, dream, llada, block, causal, got 'dreem'. Did you mean dream?",
         ),
     ],
 )
@@ -206,7 +206,9 @@ def test_a_wrong_field_is_reported_once() -> None:
     """The checks between fields see the default of a refused field and do not refuse it again."""
     fields = [
         problem.field
-        for problem in refused({"t_min": 7, "t_max": 0.5, "train_turns": "first", "eval_steps": -2})
+        for problem in refused(
+            {"t_min": 7, "t_max": 0.5, "train_turns": "middle", "eval_steps": -2}
+        )
     ]
     assert sorted(fields) == ["eval_steps", "t_min", "train_turns"]
 

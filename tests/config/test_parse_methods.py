@@ -95,12 +95,12 @@ def test_a_rank_or_scale_of_zero_is_refused(name: str) -> None:
         ("eos_block_length", 0, "an integer >= 1 and <= 1048576"),
         ("t_max", 1.1, "a number > 0 and <= 1"),
         ("eos_policy", "always", "one of single, block, batch"),
-        ("train_turns", "first", "one of last, all, random_prefix"),
+        ("train_turns", "middle", "one of last, all, random_prefix, first"),
         ("mask_count", "all", "one of bernoulli, exact"),
         ("loss_norm", "mean", "one of auto, token, sequence, masked, batch"),
         ("fuse_base", "both", "one of trained, original"),
         ("optim", "sgd", "one of adamw, adamw_8bit"),
-        ("training_method", "llama", "one of bert, dream, llada, causal"),
+        ("training_method", "llama", "one of bert, dream, llada, block, causal"),
     ],
 )
 def test_values_out_of_bounds_are_named_with_their_bounds(

@@ -12,7 +12,7 @@ from helpers.support import ROOT
 
 from plugin.config.params import SCHEMA
 from plugin.config.parse import parse
-from plugin.config.task import NAME, OWNER, _float, _parameter, gallery_entry
+from plugin.config.task import NAME, OWNER, _float, _parameter, gallery_entry, task_yaml
 from plugin.hosts.task import task_values
 
 TASK: dict[str, Any] = yaml.safe_load((ROOT / "task.yaml").read_text(encoding="utf-8"))
@@ -96,3 +96,13 @@ def test_bounds_are_those_of_the_parameters() -> None:
         "default": 4,
         "title": "Batch size",
     }
+
+
+def test_task_of_a_job_has_its_values() -> None:
+    text = task_yaml({"learning_rate": 3e-4, "dataset_name": "d: #x\n<b>", "seed": 7})
+    given = yaml.safe_load(text)["parameters"]
+    assert given["learning_rate"]["default"] == 3e-4
+    assert given["dataset_name"]["default"] == "d: #x\n<b>"
+    assert given["seed"]["default"] == 7
+    assert "GENERATED" not in text
+    assert "GENERATED" in task_yaml()

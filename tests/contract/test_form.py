@@ -41,6 +41,7 @@ TYPED = {
     "learning_rate": "3e-5",
     "warmup_ratio": "0.05",
     "resp_cutoff_ratio": "0.5",
+    "block_size": "8",
     "loss_weight_type": "uniform",
     "lora_dropout": "0.105",
     "adaptor_name": "my.adapter_2",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -45,6 +47,16 @@ def test_batch_of_two_documents_worked_by_hand() -> None:
     assert {tensor.dtype for tensor in whole} == {torch.int64}
 
 
+def test_units_lie_like_their_masked_tokens_and_are_one_without() -> None:
+    first, second = noised([2, 50, 4, 4], [2, 3], [2.0, 2.0]), noised([2, 4, 3], [1], [0.25])
+    first = replace(first, unit=np.array([0.5, 0.25], np.float32))
+    batch = lay_out(
+        [np.array([2, 50, 60, 3], np.int32), np.array([2, 70, 3], np.int32)], [first, second]
+    )
+    assert batch.unit is not None
+    assert (batch.unit.tolist(), batch.unit.dtype) == ([0.5, 0.25, 1.0], torch.float32)
+
+
 def test_batch_with_nothing_masked_is_valid() -> None:
     batch = lay_out([np.array([2, 3], np.int32)], [noised([2, 3], [], [])])
     assert (batch.masked.shape, batch.target.shape, batch.weight.shape) == ((0,), (0,), (0,))
@@ -63,6 +75,8 @@ def test_moving_a_batch_moves_every_tensor() -> None:
         batch.masked,
         batch.target,
         batch.weight,
+        batch.unit,
     )
-    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert {tensor.device.type for tensor in tensors if tensor is not None} == {"meta"}
+    assert batch.unit is not None
     assert batch.longest == 2

@@ -148,7 +148,7 @@ def test_packs_are_full(chat: ChatFormat, batch_size: int, mean: float) -> None:
 class Opened:
     """The parts of a chat format that stored texts need."""
 
-    start_id, fill_id = CLS, SEP
+    opening, fill_id = [CLS], SEP
 
 
 @pytest.mark.parametrize(("rows", "length", "least"), [(8, 1024, 0.98), (6, 8192, 0.998)])

@@ -19,7 +19,7 @@ from plugin.base.errors import JobError
 from plugin.config.families import FAMILIES
 from plugin.data.chat import ChatFormat
 from plugin.data.templates.chat_template import chat_job, render_chat
-from plugin.data.templates.renderer import Failed, Job, OverLimit, Renderer, render
+from plugin.data.templates.renderer import Failed, OverLimit, Renderer, RenderJob, render
 from plugin.data.tokenizer import train_tokenizer
 from plugin.data.turns import Turn
 
@@ -91,7 +91,7 @@ def test_template_bomb_for_one_question_is_refused_in_verify(bomb: str) -> None:
 def test_endless_filter_is_refused_soon(bomb: str) -> None:
     """Audit 20: filters whose work no counter of jinja2 sees."""
     try:
-        (found,) = render("chat", bomb, [Job({}, 100_000)])
+        (found,) = render("chat", bomb, [RenderJob({}, 100_000)])
     except OverLimit:
         return
     assert isinstance(found, Failed)
@@ -187,15 +187,15 @@ def test_thousands_of_slow_rows_share_a_limit() -> None:
     """No row needs two seconds; thousands of them must not need an hour."""
     slow = "{% for i in range(99) %}{% for j in range(50000) %}{% endfor %}{% endfor %}{{ a }}"
     made = Renderer()
-    assert made.render("chat", slow, [Job({"a": "a"}, 9)] * 2) == ["a", "a"]
+    assert made.render("chat", slow, [RenderJob({"a": "a"}, 9)] * 2) == ["a", "a"]
     with pytest.raises(OverLimit, match="CPU time"):
-        made.render("chat", slow, [Job({"a": "a"}, 9)] * 5000)
+        made.render("chat", slow, [RenderJob({"a": "a"}, 9)] * 5000)
 
 
 def test_long_row_is_rendered() -> None:
     """The limits come on top of the row's own size: 20 million characters are a row too."""
     text = "é" * 20_000_000
-    (written,) = render("chat", "{{ a | trim }}!", [Job({"a": text}, 10**9)])
+    (written,) = render("chat", "{{ a | trim }}!", [RenderJob({"a": text}, 10**9)])
     assert written == text + "!"
 
 
@@ -210,7 +210,7 @@ def test_threads_share_a_child() -> None:
     threads = [
         threading.Thread(
             target=lambda n=n: found.extend(
-                made.render("chat", "{{ a }}", [Job({"a": str(n)}, 9)] * 50)
+                made.render("chat", "{{ a }}", [RenderJob({"a": str(n)}, 9)] * 50)
             )
         )
         for n in range(8)
@@ -227,8 +227,8 @@ def test_fork_renders_in_its_own_child(tmp_path: Path) -> None:
     done = run_python(
         "import os, sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
-        "from plugin.data.templates.renderer import Job, render, RENDERER\n"
-        "job = [Job({'a': 'x'}, 9)]\n"
+        "from plugin.data.templates.renderer import RenderJob, render, RENDERER\n"
+        "job = [RenderJob({'a': 'x'}, 9)]\n"
         "render('chat', '{{ a }}', job)\n"
         "first = RENDERER._child.pid\n"
         "pid = os.fork()\n"
@@ -246,7 +246,7 @@ def test_fork_renders_in_its_own_child(tmp_path: Path) -> None:
 
 
 def test_killed_child_is_replaced() -> None:
-    made, job = Renderer(), [Job({"a": "x"}, 9)]
+    made, job = Renderer(), [RenderJob({"a": "x"}, 9)]
     made.render("chat", "{{ a }}", job)
     assert made._child
     os.kill(made._child.pid, signal.SIGKILL)
@@ -261,7 +261,7 @@ def test_killed_child_is_replaced() -> None:
 def test_access_keys_do_not_reach_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     made = Renderer()
-    made.render("chat", "{{ a }}", [Job({"a": "x"}, 9)])
+    made.render("chat", "{{ a }}", [RenderJob({"a": "x"}, 9)])
     assert made._child
     assert b"hf_secret" not in Path(f"/proc/{made._child.pid}/environ").read_bytes()
     made.close()

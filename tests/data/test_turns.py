@@ -8,9 +8,9 @@ import math
 import pytest
 
 from plugin.data.formats import Example, detect_format, read_example
-from plugin.data.seen import Seen
+from plugin.data.seen import RowError, Seen
 from plugin.data.sources import Row
-from plugin.data.turns import Turn, random_prefix
+from plugin.data.turns import FIRST_NOT_LEARNED, Turn, first_round, random_prefix
 
 ASKED, ANSWERED = Turn("user", "2+2?"), Turn("assistant", "4")
 THINKING = [{"type": "thinking", "thinking": "add"}, {"type": "text", "text": "4"}]
@@ -200,3 +200,34 @@ def test_random_prefix_ends_with_an_answer_to_be_learned() -> None:
         Turn("assistant", "c"),
     )
     assert {len(random_prefix(turns, share / 10)) for share in range(10)} == {4, 6}
+
+
+MORE = (Turn("user", "3+3?"), Turn("assistant", "6"))
+GREETING = Turn("assistant", "Hello!")
+
+
+@pytest.mark.parametrize(
+    ("turns", "kept"),
+    [
+        (PAIR, PAIR),
+        ((*PAIR, *MORE), PAIR),
+        ((SYSTEM, *PAIR, *MORE), (SYSTEM, *PAIR)),
+        ((GREETING, *PAIR, *MORE), PAIR),
+        ((SYSTEM, GREETING, *PAIR), (SYSTEM, *PAIR)),
+        ((ASKED, Turn("user", "Well?"), ANSWERED, *MORE), (ASKED, Turn("user", "Well?"), ANSWERED)),
+        ((*PAIR, Turn("assistant", "Or 5."), *MORE), PAIR),
+        ((*PAIR, SYSTEM, *MORE), PAIR),
+        ((Turn("text", "2+2 is 4"),), (Turn("text", "2+2 is 4"),)),
+    ],
+    ids=[
+        *("one", "two", "system", "greeting", "both", "asked twice", "answered twice"),
+        *("later system", "text"),
+    ],
+)
+def test_first_round_of_a_dialogue_is_kept(turns: tuple[Turn, ...], kept: tuple[Turn, ...]) -> None:
+    assert first_round(turns) == kept
+
+
+def test_first_answer_not_to_be_learned_drops_the_row() -> None:
+    with pytest.raises(RowError, match=FIRST_NOT_LEARNED):
+        first_round((ASKED, Turn("assistant", "4", learn=False), *MORE))

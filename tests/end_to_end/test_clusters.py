@@ -17,9 +17,9 @@ import pytest
 from helpers.support import ERROR, ROOT, patience, read_lines, start, wait_until
 
 from plugin.base.errors import JobError
-from plugin.cli import _config_file
 from plugin.config.params import SCHEMA, Params
 from plugin.config.parse import parse
+from plugin.run.asked import config_values
 from plugin.run.folder import RunFolder
 from plugin.worker.accelerate_env import take_launchers_choice
 
@@ -398,7 +398,7 @@ def test_a_launchers_choice_is_recorded_and_repeated(
     assert record.result
     assert (record.result.outcome, record.result.code) == ("done", 0)
     assert record.result.effective == {"dtype": "bfloat16"}
-    again = _config_file(str(tmp_path / "run.json"))
+    again = config_values(str(tmp_path / "run.json"))
     assert parse({**again}).params == Params.model_validate({**values, "dtype": "bfloat16"})
 
 

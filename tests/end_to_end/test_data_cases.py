@@ -237,6 +237,41 @@ def test_an_answer_marked_as_not_to_be_learned_is_not(mark: dict[str, object], m
     }
 
 
+def test_first_round_alone_is_read_and_held_out(make: Make) -> None:
+    """Two dialogues that begin alike are one prompt: evaluation never asks what training saw."""
+    rows = [
+        {"messages": [message("user", f"Name {thing}"), message("assistant", thing), *more]}
+        for thing in THINGS
+        for more in (
+            [],
+            [message("user", f"and {thing}?"), message("assistant", f"{thing} too")],
+        )
+    ]
+    rows.append(
+        {
+            "messages": [
+                message("user", "Hi"),
+                message("assistant", "no", weight=0),
+                message("user", "then"),
+                message("assistant", "yes"),
+            ]
+        }
+    )
+    made = make(rows, train_turns="first", eval_share=0.2)
+    wanted = [f"⟦[CLS]⟧Name {thing}⟦[SEP]⟧{thing}⟦[SEP]⟧" for thing in THINGS for _ in (1, 2)]
+    assert sorted(made.documents()) == sorted(wanted)
+    assert set(made.learned()) == {f"{thing}⟦[SEP]⟧" for thing in THINGS}
+    parts = (made.prepared.train, made.prepared.evaluation)
+    train, evaluation = (
+        {tuple(part[place].ids.tolist()) for place in range(len(part))} for part in parts
+    )
+    assert evaluation
+    assert not train & evaluation
+    assert made.prepared.reports["train"].dropped == {
+        "the first answer is marked as not to be learned": 1
+    }
+
+
 def test_a_weight_between_is_named_as_unread(make: Make) -> None:
     made = make(chats(message("assistant", "{}", weight=0.5, name="x")))
     assert made.said("train: message keys 'weight', 'name' are not read (10 and 10 messages)")

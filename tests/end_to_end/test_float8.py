@@ -78,6 +78,7 @@ def test_float8_run_publishes_and_resumes_to_the_bit(
         "max_length": 64,
         "train_steps": 4,
         "save_steps": 2,
+        "eval_steps": 2,  # a best evaluation saves too, and would take the place of checkpoint-2
         "learning_rate": 1e-3,
         "warmup_ratio": 0,
     }

@@ -15,7 +15,6 @@ from helpers.refusals import refused, short_paths
 from helpers.tiny import tiny_model
 
 from plugin.base.errors import JobError, Problem
-from plugin.cli import _config_file
 from plugin.config.families import FAMILIES
 from plugin.config.model_files import MOST_JSON, check_method, check_model_files, read_json
 from plugin.config.params import Params
@@ -28,6 +27,7 @@ from plugin.models.configuration import load_config, new_config
 from plugin.models.load import check_builds
 from plugin.models.lora import LoraSettings, add_adapter, with_adapter
 from plugin.models.tokenizer import load_tokenizer
+from plugin.run.asked import config_values
 
 # --- pipes and endless files
 
@@ -71,7 +71,7 @@ def test_a_pipe_as_configuration_is_refused(make: Callable[[Path], None], tmp_pa
     make(tmp_path / "c.json")
     with short_paths(tmp_path):
         assert refused(lambda: new_config("c.json")).code == 4
-        assert refused(lambda: _config_file("c.json")).code == 2
+        assert refused(lambda: config_values("c.json")).code == 2
         assert read_json(Path("c.json")) == {}
         check_method(Params(model_config="c.json"))  # leaves it to the worker
 

@@ -14,12 +14,12 @@ from helpers.refusals import LONGEST, refused, short_paths
 from helpers.support import ROOT, TINY_CONFIG, run_main, try_out_here
 
 from plugin.base.errors import JobError
-from plugin.cli import _config_file
 from plugin.config.params import SCHEMA, Params
 from plugin.config.parse import parse
 from plugin.data.sources import parse_mixture
 from plugin.parent import check
 from plugin.parent.launch import count_processes
+from plugin.run.asked import config_values
 
 REQUIRED = {"dataset_name": "d.jsonl", "model_name": "m"}
 
@@ -153,7 +153,7 @@ def test_a_hostile_config_is_one_line(text: str, says: str, tmp_path: Path) -> N
     file = tmp_path / "c.yaml"
     file.write_text(text, encoding="utf-8")
     with short_paths(tmp_path):
-        problem = refused(lambda: _config_file("c.yaml"), within_s=10)
+        problem = refused(lambda: config_values("c.yaml"), within_s=10)
     assert (problem.field, problem.code) == ("config", 2)
     assert says in problem.line
 
@@ -166,7 +166,7 @@ def test_brackets_of_any_depth_are_refused(opened: str, depth: int, tmp_path: Pa
     file = tmp_path / "c.json"
     file.write_text(f'{{"seed": {opened * depth}1{closed * depth}}}', encoding="utf-8")
     with short_paths(tmp_path):
-        refused(lambda: parse({**REQUIRED, **_config_file("c.json")}))
+        refused(lambda: parse({**REQUIRED, **config_values("c.json")}))
 
 
 @pytest.mark.parametrize("value", ["x" * 5_000_000, "a" * 200 + "\0", "a\ud800" * 999])

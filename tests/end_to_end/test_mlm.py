@@ -19,7 +19,16 @@ def test_resumed_mlm_run_equals_the_unbroken_one(
     job = ("--model_config", tiny_config, "--dataset_name", texts, "--training_stage", "pretrain")
     job += ("--objective", "mlm", "--mlm_replace", "bert", "--mask_rate", "0.25")
     job += ("--max_length", 32, "--learning_rate", "3e-3", "--batch_size", 4)
-    job += ("--train_steps", 30, "--save_steps", 15, "--train_device", "cpu")
+    job += (
+        "--train_steps",
+        30,
+        "--save_steps",
+        15,
+        "--save_total_limit",
+        9,
+        "--train_device",
+        "cpu",
+    )
     whole = forks.run(tmp_path / "whole", *job)
     assert whole.code == 0, whole.err
     again = shutil.copytree(whole.folder, tmp_path / "again")

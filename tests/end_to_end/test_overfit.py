@@ -6,14 +6,15 @@ import pytest
 import torch
 from helpers.tiny import CLS, MASK, PAD, SEP, cpu, rules, steps_of, tiny_model, train_tiny
 
+from plugin.config.sampler import SamplerSettings
 from plugin.data.chat import ChatFormat
 from plugin.data.formats import Example
 from plugin.data.prepare import Encoding, encode_split
 from plugin.data.tokenizer import train_tokenizer
 from plugin.data.turns import Turn
-from plugin.models.diffusion import predictor
-from plugin.run.facts import SamplerSettings
-from plugin.sampling.blockwise import Vocabulary, generate
+from plugin.models.diffusion import Predictor
+from plugin.sampling.generate import generate
+from plugin.sampling.request import Request, Vocabulary
 
 BLOCK = 8
 QUESTIONS = (
@@ -93,7 +94,10 @@ def test_eight_pairs_are_answered_word_for_word(
     prompts = [documents[index].ids[: documents[index].prompt] for index in range(8)]
     settings = SamplerSettings(max_new_tokens=4 * BLOCK, block_length=BLOCK, steps=BLOCK)
     answers = generate(
-        predictor(model.eval()), prompts, Vocabulary(MASK, chat.end_ids, PAD), settings
+        Predictor(model.eval()),
+        [Request(ids=one) for one in prompts],
+        Vocabulary(MASK, chat.end_ids, PAD),
+        settings,
     )
     assert [chat.decode(one.ids.tolist()) for one in answers] == list(replies)
     assert [one.ids.size for one in answers] == [BLOCK * count for count in blocks], (

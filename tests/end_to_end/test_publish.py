@@ -1,4 +1,4 @@
-"""Published weights: the last, those of the best checkpoint, or the mean of the best."""
+"""Published weights: those of the best evaluation, the last, or the mean of the best; patience."""
 
 from __future__ import annotations
 
@@ -59,9 +59,98 @@ def test_best_publishes_the_weights_of_the_best_checkpoint(
         "eval_loss_last": losses(run)[STEPS],
     }
     card = (run.folder / "fused" / "README.md").read_text()
-    assert f"| published | weights of {first} |" in card
+    assert f"| published | best weights, of {first} |" in card
     assert f"| eval/loss | {losses(run)[step]:.4f} |" in card
     assert run.result["fuse"]["max_logit_difference"] < 1e-5
+
+
+def test_best_evaluation_between_saves_is_published(
+    forks: Forks, job: tuple[object, ...], tmp_path: Path
+) -> None:
+    """The default: no checkpoint would be due at the best evaluation, or at any but the last."""
+    run = forks.run(tmp_path / "run", *job, "--save_steps", STEPS, "--eval_steps", 3)
+    assert run.code == 0, run.err
+    (first,) = best_of(run, 1)
+    assert first != f"checkpoint-{STEPS}", "else nothing is proved"
+    assert sorted(path.name for path in run.folder.glob("checkpoint-*")) == sorted(
+        [first, f"checkpoint-{STEPS}"]
+    )
+    fused, best = weights(run.folder / "fused"), weights(run.folder / first)
+    assert all(torch.equal(fused[name], best[name]) for name in best)
+    lowest, last = min(losses(run).values()), losses(run)[STEPS]
+    log = (run.folder / "log.txt").read_text()
+    wanted = f"publish: best weights, of {first}; held-out loss {lowest:.4f}; the last weights have {last:.4f}"
+    assert wanted in log
+    assert "held-out loss worse" not in log
+
+
+def test_last_weights_are_published_without_an_evaluation(
+    forks: Forks, job: tuple[object, ...], tmp_path: Path
+) -> None:
+    run = forks.run(tmp_path / "run", *job, "--train_steps", 2, "--eval_strategy", "no")
+    assert run.code == 0, run.err
+    assert run.result["published"] == {
+        "weights": "last",
+        "checkpoints": [str(run.folder / "checkpoint-2")],
+        "eval_loss": None,
+        "eval_loss_last": None,
+    }
+    said = "last weights: there is no evaluation"
+    assert f"publish: {said}" in (run.folder / "log.txt").read_text()
+    assert f"| published | {said} |" in (run.folder / "fused" / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def base(
+    forks: Forks, job: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[object, ...]:
+    """Train a model that a careless run can break; return the arguments to start from it."""
+    better = ("--learning_rate", 3e-3, "--train_steps", 100, "--save_steps", 100)
+    run = forks.run(tmp_path_factory.mktemp("base") / "run", *job, *better)
+    assert run.code == 0, run.err
+    return ("--model_config", "", "--model_name", run.folder / "fused")
+
+
+def test_run_that_does_harm_is_warned_of(
+    forks: Forks, job: tuple[object, ...], base: tuple[object, ...], tmp_path: Path
+) -> None:
+    """Every checkpoint is worse than the model that the run began with."""
+    harm = ("--learning_rate", 1, "--warmup_ratio", 0, "--train_steps", 4, "--eval_steps", 2)
+    run = forks.run(tmp_path / "run", *job, *base, *harm)
+    assert run.code == 0, run.err
+    before, best = run.result["eval_loss_first"], min(losses(run).values())
+    assert best > before, "else nothing is proved"
+    assert run.result["published"]["eval_loss"] == best
+    said = f"the run made held-out loss worse: {before:.4f} before its first step, {best:.4f} as published"
+    assert f"warning: {said}" in (run.folder / "log.txt").read_text()
+    assert f"| warning | {said} |" in (run.folder / "fused" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_patience_ends_the_run_as_done(
+    ranks: int, forks: Forks, job: tuple[object, ...], tmp_path: Path
+) -> None:
+    """A resumed run counts on, and one resumed at its end has ended."""
+    devices = ("--num_processes", ranks, "--batch_size", 4 // ranks)
+    limit = ("--patience", 2, "--eval_steps", 2, "--save_steps", 3, "--save_total_limit", 9)
+    run = forks.run(tmp_path / "run", *job, *devices, *limit)
+    assert run.code == 0, run.err
+    (first,) = best_of(run, 1)
+    end = int(first.removeprefix("checkpoint-")) + 4  # two evaluations later
+    assert end < STEPS, "else nothing is proved"
+    assert (run.result["outcome"], run.result["steps"]) == ("done", end)
+    assert run.result["early_stop"] == {"evaluations": 2, "planned_steps": STEPS}
+    assert run.result["published"]["checkpoints"] == [str(run.folder / first)]
+    said = f"patience: the run ends at step {end} of {STEPS}, after 2 evaluations in a row without a new best"
+    assert said in (run.folder / "log.txt").read_text()
+    for step in (end, end - 2):  # its end, and one evaluation before
+        at = run.folder / f"checkpoint-{step}"
+        if not at.exists():
+            continue
+        again = forks.run(run.folder, *job, *devices, *limit, "--resume", at)
+        assert again.code == 0, again.err
+        for name in ("outcome", "steps", "early_stop", "published", "eval_loss"):
+            assert again.result[name] == run.result[name], name
 
 
 @pytest.mark.parametrize(
@@ -96,13 +185,11 @@ def test_average_publishes_the_mean_of_the_best(
     assert run.result["published"]["eval_loss_last"] == run.result["eval_loss"]
 
 
-def test_best_adapter_is_published(forks: Forks, job: tuple[object, ...], tmp_path: Path) -> None:
+def test_best_adapter_is_published(
+    forks: Forks, job: tuple[object, ...], base: tuple[object, ...], tmp_path: Path
+) -> None:
     """An adapter that learns much too fast breaks a trained base: its last state is not the best."""
-    better = ("--learning_rate", 3e-3, "--train_steps", 100, "--save_steps", 100)
-    base = forks.run(tmp_path / "base", *job, *better)
-    assert base.code == 0, base.err
-    model = ("--model_config", "", "--model_name", base.folder / "fused")
-    run = forks.run(tmp_path / "run", *job, *model, "--lora", "true", "--publish", "best")
+    run = forks.run(tmp_path / "run", *job, *base, "--lora", "true")
     assert run.code == 0, run.err
     (first,) = best_of(run, 1)
     assert first != f"checkpoint-{STEPS}", "else nothing is proved"
@@ -122,6 +209,10 @@ def test_best_adapter_is_published(forks: Forks, job: tuple[object, ...], tmp_pa
             "publish: expected eval_strategy steps or epoch as well, got best with eval_strategy no",
         ),
         (("--publish", "average", "--lora", "true"), "publish: expected last or best with lora"),
+        (
+            ("--patience", 2, "--eval_strategy", "no"),
+            "patience: expected eval_strategy steps or epoch as well, got 2 with eval_strategy no",
+        ),
     ],
 )
 def test_unrankable_checkpoints_are_refused(

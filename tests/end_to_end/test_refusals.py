@@ -212,7 +212,8 @@ def test_train_as_json_refuses_as_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("chat",), ("chat", "x", "--bogus"), ("fuse", "--out", "x"), ("chat", "x", "--json")]
+    "words",
+    [("chat",), ("chat", "x", "--bogus"), ("fuse", "--out", "x"), ("chat", "x", "--top_p", "2")],
 )
 def test_other_verbs_refuse_a_command_line_alike(tmp_path: Path, words: tuple[str, ...]) -> None:
     done = run_main(*words, cwd=tmp_path)

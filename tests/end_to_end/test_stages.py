@@ -18,7 +18,7 @@ from helpers.support import TINY_CONFIG, wait_until, write_rows
 from safetensors.torch import load_file
 
 from plugin import cli
-from plugin.commands.chat import find_model
+from plugin.inference.model import find_model
 from plugin.parent import check as parent_check
 from plugin.run.stages_file import read_stages
 

@@ -22,6 +22,7 @@ from plugin.assembly.corpus import Prepared
 from plugin.assembly.model import make_model
 from plugin.assembly.packed import rows as stream
 from plugin.assembly.packed.counts import add_up
+from plugin.assembly.packed.packs import clock_of_packs
 from plugin.assembly.packed.rows import RowsReading, StreamedData
 from plugin.assembly.packed.steps import StreamedSteps
 from plugin.assembly.rules import step_rules
@@ -77,7 +78,7 @@ def streamed(params: Params, one: Prepared, rank: int = 0, ranks: int = 1) -> St
     opened = RowsReading(params).open(
         one.train, one.chat, evaluated=evaluated, rank=rank, ranks=ranks
     )
-    return StreamedSteps(opened, step_rules(params, one.chat))
+    return StreamedSteps(opened, step_rules(params, one.chat), clock_of_packs(params, ranks))
 
 
 def trained_rows(params: Params, one: Prepared, steps: int) -> set[int]:

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
 import unicodedata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from helpers.support import run_main, write_rows
+from helpers.support import MAIN, child_env, patience, run_main, write_rows
 from markdown import markdown
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from plugin.base.errors import json_line
-from plugin.commands.chat import Answer, answer_line, canvas_line
 from plugin.data.chat import ChatFormat
 from plugin.hosts.shell import ShellHost
+from plugin.inference.show import answer_line, canvas_line
 from plugin.models.publish import write_adapter_card, write_card
 from plugin.models.tokenizer import load_tokenizer
+from plugin.run.events import SampleEvent
 from plugin.run.facts import AdapterBase, ModelFacts
 from plugin.run.folder import RunFolder
 from plugin.run.heartbeat import Heartbeat
@@ -83,7 +91,7 @@ def test_an_answer_is_shown_escaped(tiny_bert: Path) -> None:
     assert HOSTILE.replace("\u202e", "") in chat.frame(ids).replace("\u202e", ""), (
         "the answer does hold it"
     )
-    for line in (canvas_line(chat, ids), answer_line(Answer(HOSTILE, 1, 0.0))):
+    for line in (canvas_line(chat, ids), answer_line(HOSTILE, "1 step")):
         assert "hidden" in line.plain
         assert steers(printed(line)) == set()
 
@@ -108,7 +116,7 @@ def test_a_sample_stays_a_code_block_of_one_line(tmp_path: Path, end: str) -> No
     folder = RunFolder(tmp_path)
     reporter = Reporter(folder, Heartbeat(tmp_path / ".heartbeat-0"), speaks=True)
     text = f"hi{end}![x](http://evil.example/p.png)"
-    reporter.sample(1, 1, text, text, text, [text])
+    reporter.sample(1, 1, prompt=text, expected=text, text=text, nfe=1, trace=[{"text": text}])
     reporter.close()
     board = EventAccumulator(str(tmp_path / "tb"))
     board.Reload()
@@ -119,6 +127,104 @@ def test_a_sample_stays_a_code_block_of_one_line(tmp_path: Path, end: str) -> No
     assert "<a " not in html
     assert html.startswith("<pre><code>")
     assert html.count("<pre>") == 1
+
+
+def test_samples_of_a_run_are_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    ShellHost().event(SampleEvent(step=3, prompt=f"hi\n{HOSTILE}", expected="e", text=HOSTILE))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("step 3: sample: hi⏎")
+    assert line.endswith("end (expected: e)")
+    assert steers(line) == set()
+
+
+# Makes stdin the terminal that Ctrl-C comes from, then becomes the program.
+OWN_TERMINAL = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # whatever the tests' own programs ignore
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+class Typist:
+    """A person at a terminal of our own, in front of one program."""
+
+    def __init__(self, *words: object, env: dict[str, str]):
+        self._terminal, theirs = pty.openpty()
+        command = [sys.executable, "-c", OWN_TERMINAL, MAIN, *words]
+        self.process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=env,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        self.seen = ""
+
+    def waits_for(self, text: str) -> str:
+        """Return what was printed up to `text`, from where the last call ended."""
+        until = time.monotonic() + patience(60)
+        while text not in self.seen:
+            assert time.monotonic() < until, self.seen
+            if select.select([self._terminal], [], [], 0.1)[0]:
+                self.seen += os.read(self._terminal, 65536).decode(errors="replace")
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def waits_for_idle(self) -> None:
+        """Return once the program waits for a key.
+
+        Python's input() misses a signal between its echo and its wait until the next key comes: a
+        person is never that fast.
+        """
+        until = time.monotonic() + patience(60)
+        while psutil.Process(self.process.pid).status() != psutil.STATUS_SLEEPING:
+            assert time.monotonic() < until, self.seen
+
+    def types(self, keys: str) -> None:
+        os.write(self._terminal, keys.encode())
+
+    def ends(self) -> int:
+        """Return the exit code."""
+        code = self.process.wait(patience(30))
+        os.close(self._terminal)
+        return code
+
+
+UP, CTRL_C, CTRL_D = "\x1b[A", "\x03", "\x04"
+
+
+def test_chat_remembers_lines_and_survives_ctrl_c(tiny_bert: Path) -> None:
+    env = {name: value for name, value in child_env().items() if name != "NO_COLOR"}
+    env["TERM"] = "xterm-256color"
+    settings = ("--max_new_tokens", 8, "--steps", 2, "--block_length", 4)
+    typist = Typist("chat", tiny_bert, *settings, env=env)
+    printed = typist.waits_for("you")
+    typist.types("Say sun.\r")
+    printed += typist.waits_for("steps")
+    printed += typist.waits_for("you")
+    typist.types("half a line")
+    typist.waits_for("half a line")
+    typist.waits_for_idle()
+    typist.types(CTRL_C)
+    printed += typist.waits_for("dropped")
+    typist.waits_for("you")
+    typist.types(f"{UP}\r")
+    repeated = typist.waits_for("steps")
+    assert "Say sun." in repeated
+    typist.waits_for("you")
+    typist.types("/set max_new_tokens 100 block_length 1\r")
+    typist.waits_for("you")
+    typist.types("Say moon.\r")
+    typist.waits_for("bot")
+    typist.types(CTRL_C)
+    typist.waits_for("dropped")
+    typist.waits_for("you")
+    typist.types(CTRL_D)
+    assert typist.ends() == 0
+    assert "\x1b[1;32mbot" in printed
 
 
 MARKUP = [
@@ -135,7 +241,7 @@ MARKUP = [
 @pytest.mark.parametrize("name", MARKUP, ids=range(len(MARKUP)))
 def test_a_name_in_a_card_is_a_name(tmp_path: Path, name: str) -> None:
     """Not tried by the audit: markup in the name of a model, an adapter or a data set."""
-    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     facts: dict[str, Any] = {
         "name": name,
         "method": "bert",

@@ -192,7 +192,7 @@ def test_samples_show_an_answer_and_its_states(one: Scene) -> None:
     samples = read_lines(one.folder / "samples.jsonl")
     assert {sample["step"] for sample in samples} == {0, 2, 4, 6}
     for sample in samples:
-        assert {"step", "prompt", "expected", "text", "frames"} == set(sample)
+        assert {"step", "prompt", "expected", "text", "nfe", "trace"} == set(sample)
 
 
 def test_result_is_one_json_line_on_stdout(one: Scene) -> None:
@@ -227,7 +227,7 @@ def test_chat_prints_one_object(one: Scene) -> None:
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert set(answer) == {"prompt", "text", "steps", "seconds"}
+    assert set(answer) == {"prompt", "text", "steps", "nfe", "seconds", "tokens_per_forward"}
     assert answer["prompt"] == PROMPT
     assert 1 <= answer["steps"] <= 8
     assert answer["seconds"] > 0

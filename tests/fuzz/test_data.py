@@ -37,7 +37,7 @@ SETTINGS = st.fixed_dictionaries(
     {},
     optional={
         "training_stage": st.sampled_from(("sft", "pretrain")),
-        "train_turns": st.sampled_from(("last", "all", "random_prefix")),
+        "train_turns": st.sampled_from(("last", "all", "random_prefix", "first")),
         "truncation": st.sampled_from(("right", "filter")),
         "mask_prompt_loss": st.booleans(),
         "max_length": st.sampled_from((1, 2, 8, 24, 64)),
@@ -192,7 +192,7 @@ def check_answers(made: Prepared, params: Params) -> None:
         turns = [
             turn for turn in example.turns if turn.role in ("assistant", "text") and turn.learn
         ]
-        if params.train_turns == "last":
+        if params.train_turns != "all":
             turns = turns[-1:]
         learned = made.train[place]
         text = made.chat.text(learned.ids[learned.supervised].tolist())

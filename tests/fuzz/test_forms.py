@@ -25,6 +25,7 @@ from plugin.config.params import Params
 from plugin.config.parse import Parsed, parse
 from plugin.hosts.plugin_era.job import adaptor_name, form_values, read_job
 from plugin.parent import check, paths, train
+from plugin.run.asked import asked_values, config_values
 from plugin.run.folder import RunFolder
 from plugin.run.outcome import Outcome
 from plugin.run.run_file import RunFile
@@ -63,7 +64,7 @@ def test_form_is_refused_or_repeated_by_its_run(
         folder = RunFolder(Path(name))
         folder.write_run(RunFile(params=parsed.params.as_json()))
         params = parsed.params.model_copy(update={"run_dir": ""})
-        assert kept(lambda: parse(cli._config_file(str(folder / "run.json"))).params) == params
+        assert kept(lambda: parse(config_values(str(folder / "run.json"))).params) == params
         check_command(parsed.params)
 
 
@@ -145,7 +146,7 @@ def check_command(params: Params) -> None:
     """Assert that the command printed by `check` starts the job that was checked."""
     _, _, *words = check.train_command(params)
     options, extra = cli._parser().parse_known_args(words)
-    printed = cli._parameters(*cli._values(options, extra)).params
+    printed = cli._parameters(*asked_values(options, extra, ("command", "json", "download"))).params
     wanted = paths.with_full_paths(params)
     if params.num_train_epochs > 0:
         wanted = wanted.model_copy(update={"train_steps": printed.train_steps})

@@ -17,11 +17,12 @@ from plugin.assembly.corpus import Prepared, prepare_corpus
 from plugin.assembly.model import make_model
 from plugin.assembly.rules import step_rules
 from plugin.config.params import Params
+from plugin.config.sampler import SamplerSettings
 from plugin.data.steps import step_slots
-from plugin.models.diffusion import DiffusionModel, predictor
-from plugin.run.facts import SamplerSettings
-from plugin.sampling.blockwise import Vocabulary, generate
-from plugin.training.loop import Hooks, Progress, Requests, Trainer, train
+from plugin.models.diffusion import DiffusionModel, Predictor
+from plugin.sampling.generate import generate
+from plugin.sampling.request import Request, Vocabulary
+from plugin.training.loop import Hooks, Progress, Requests, Trainer, Verdict, train
 from plugin.training.optimizer import make_optimizer
 from plugin.training.step import build_step
 
@@ -43,7 +44,12 @@ class Result:
         ]
         settings = SamplerSettings(max_new_tokens=2 * BLOCK, block_length=BLOCK, steps=BLOCK)
         words = Vocabulary(chat.mask_id, chat.end_ids, chat.pad_id)
-        return [one.ids for one in generate(predictor(self.model.eval()), prompts, words, settings)]
+        return [
+            one.ids
+            for one in generate(
+                Predictor(self.model.eval()), [Request(ids=one) for one in prompts], words, settings
+            )
+        ]
 
 
 def run(folder: Path, method: str, base: Path, pairs: Pairs, **values: Any) -> Result:
@@ -89,7 +95,7 @@ def run(folder: Path, method: str, base: Path, pairs: Pairs, **values: Any) -> R
         requests=Requests,
         log=lambda step, metrics: None,
         tick=lambda step, loss, seconds: losses.append(loss),
-        evaluate=lambda step: None,
+        evaluate=lambda step: Verdict(),
         save=lambda step: None,
         sample=lambda step: None,
     )

@@ -19,17 +19,22 @@ from torch.nn import functional as F
 from transformers import (
     BertConfig,
     BertTokenizer,
+    LlamaConfig,
     ModernBertConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen3Config,
     RobertaConfig,
 )
 
 from plugin.batch import Batch
+from plugin.config.families import DECODERS
 from plugin.config.families import FAMILIES as KNOWN
 from plugin.data.documents import Builder, Documents
 from plugin.data.steps import Slot, step_slots
 from plugin.models.configuration import new_config
+from plugin.models.decoders.sdar import SDARConfig
 from plugin.models.diffusion import DiffusionModel
 from plugin.models.dream import DreamConfig
 from plugin.models.flops import FlopCount
@@ -48,7 +53,17 @@ from plugin.objectives.answers import (
 )
 from plugin.objectives.masked import Corruption, Loss, WeightFunction, by_time, corruptions
 from plugin.objectives.noise import Levels, Noise
-from plugin.training.loop import Cadence, Hooks, Meters, Progress, Requests, Totals, Trainer, train
+from plugin.training.loop import (
+    Cadence,
+    Hooks,
+    Meters,
+    Progress,
+    Requests,
+    Totals,
+    Trainer,
+    Verdict,
+    train,
+)
 from plugin.training.lr_schedule import Schedule
 from plugin.training.meters import Stopwatch
 from plugin.training.step import MicroBatch, Step, StepRules, build_step
@@ -64,6 +79,10 @@ _CONFIGS: dict[str, Any] = {
     "modernbert": ModernBertConfig,
     "llada": LLaDAConfig,
     "Dream": DreamConfig,
+    "qwen3": Qwen3Config,
+    "qwen2": Qwen2Config,
+    "llama": LlamaConfig,
+    "sdar": SDARConfig,
 }
 FAMILIES = tuple(_CONFIGS)
 
@@ -101,6 +120,9 @@ def tiny_config(family: str, **changes: Any) -> Any:
             "mask_token_id": MASK,
             "rope_theta": 100.0,
         }
+    if family in DECODERS:  # heads wider than the width says
+        shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+        shape["is_causal"] = False  # full attention, as llada converts them
     if family == "llada":
         shape["embedding_size"] = VOCABULARY + 8
     if family == "modernbert":
@@ -338,11 +360,18 @@ def train_tiny(
     eval_every: int = 0,
     save_every: int = 100,
     max_grad_norm: float = 1.0,
+    judged: Callable[[int], Verdict] = lambda step: Verdict(),
+    at: Progress | None = None,
 ) -> Run:
     """Run plugin.training.loop.train with recording hooks.
 
-    `asked` takes the number of the current step, from 1.
+    `asked` takes the number of the current step, from 1; `judged` the number of finished steps.
     """
+
+    def evaluate(step: int) -> Verdict:
+        run.evaluated.append(step)
+        return judged(step)
+
     run, calls = Run(), iter(range(1, steps + 1))
     module, prepared = accelerator.prepare(
         DiffusionModel(model, PAD), optimizer or torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -352,7 +381,7 @@ def train_tiny(
         requests=lambda: asked(next(calls)),
         log=lambda step, metrics: run.logs.append({"step": float(step), **metrics}),
         tick=lambda step, loss, seconds: run.losses.append(loss),
-        evaluate=run.evaluated.append,
+        evaluate=evaluate,
         save=run.saved.append,
         sample=run.sampled.append,
     )
@@ -364,7 +393,7 @@ def train_tiny(
         scheduler=scheduler,
         max_grad_norm=max_grad_norm,
     )
-    at = Progress()
+    at = at or Progress()
     stopped = train(trainer, make_step, cadence, hooks, meters(accelerator), at)
     run.finished = (at.done, stopped, at.totals)
     return run

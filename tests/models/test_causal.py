@@ -34,21 +34,24 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from plugin.batch import Batch
+from plugin.config.sampler import token_by_token
 from plugin.data.packing import PADDED, Layout
 from plugin.models.attention import Segments
-from plugin.models.configuration import logit_shift, set_causal
-from plugin.models.diffusion import BACKBONES, DiffusionModel, logits_of, predictor
+from plugin.models.configuration import logit_shift, set_attention
+from plugin.models.diffusion import BACKBONES, DiffusionModel, Predictor, logits_of
 from plugin.models.flops import count_flops
 from plugin.models.load import load_model
 from plugin.models.publish import write_model
 from plugin.objectives.causal import next_tokens, weight_one
-from plugin.run.facts import ModelFacts, token_by_token
-from plugin.sampling.blockwise import Vocabulary, generate
+from plugin.objectives.masked import WholeDocuments
+from plugin.run.facts import ModelFacts
+from plugin.sampling.generate import generate
+from plugin.sampling.request import Request, Vocabulary
 from plugin.training.step import Step, build_step
 
 FAMILIES = ("llada", "Dream")
 DOCUMENTS = random_documents(8, longest=24)
-RULES = replace(rules(weight=weight_one(None)), corrupt=next_tokens)
+RULES = replace(rules(weight=weight_one(None)), noising=WholeDocuments(next_tokens))
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_layout = pytest.mark.parametrize("backend", ["loop", "dense", None])
 
@@ -68,7 +71,7 @@ _NAMES = (
 
 def causal_model(family: str, **changes: Any) -> Any:
     model = tiny_model(family, **changes)
-    set_causal(model.config, "causal")
+    set_attention(model.config, "causal")
     return model
 
 
@@ -238,7 +241,7 @@ def test_the_predictor_reads_the_state_before(family: str) -> None:
     model = causal_model(family)
     ids = torch.randint(5, 40, (2, 8), generator=torch.Generator().manual_seed(4))
     places = torch.tensor([[0, 3], [1, 7], [1, 1]])
-    got = predictor(model)(ids, torch.ones(2, 8, dtype=torch.bool), places)
+    got = Predictor(model)(ids, torch.ones(2, 8, dtype=torch.bool), places)
     wanted = oracle(model)(input_ids=ids, use_cache=False).logits
     for row, (line, column) in zip(got, places.tolist(), strict=True):
         assert (row - wanted[line, column - 1]).abs().max() < 1e-5
@@ -249,7 +252,12 @@ def test_sampling_is_greedy_next_token_decoding(family: str) -> None:
     model = causal_model(family)
     plain = oracle(model)
     prompts = [np.array(ids, np.int32) for ids in ([2, 9, 8], [2, 30], [2, 7, 7, 12, 31])]
-    answers = generate(predictor(model), prompts, Vocabulary(MASK, (SEP,), PAD), token_by_token(12))
+    answers = generate(
+        Predictor(model),
+        [Request(ids=one) for one in prompts],
+        Vocabulary(MASK, (SEP,), PAD),
+        token_by_token(12),
+    )
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = prompt.tolist()
         while len(ids) < prompt.size + 12 and SEP not in ids[prompt.size :]:
@@ -263,14 +271,14 @@ def test_sampling_is_greedy_next_token_decoding(family: str) -> None:
 def test_shift_and_flag_follow_the_method() -> None:
     config = tiny_config("llada")
     assert logit_shift(config) == 0
-    set_causal(config, "causal")
+    set_attention(config, "causal")
     assert (config.causal, logit_shift(config)) == (True, 1)
-    set_causal(config, None)
+    set_attention(config, None)
     assert config.causal, "a model of unknown method stays as it is"
-    set_causal(config, "llada")
+    set_attention(config, "llada")
     assert (config.causal, logit_shift(config)) == (False, 0)
     bert = tiny_config("bert")
-    set_causal(bert, "bert")
+    set_attention(bert, "bert")
     assert not hasattr(bert, "causal")
 
 

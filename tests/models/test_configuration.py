@@ -12,6 +12,7 @@ from transformers import BertModel, GPT2Config, GPT2LMHeadModel
 
 from plugin.assembly.model import base_config
 from plugin.base.errors import JobError
+from plugin.config.families import DECODERS
 from plugin.config.methods import methods_of
 from plugin.config.params import Params
 from plugin.models.configuration import check_family_method
@@ -46,7 +47,8 @@ def test_broken_configuration_is_one_line(bert: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", ["bert", "llada", "dream"])
 def test_method_accepts_its_own_families_only(family: str, method: str) -> None:
-    own = {"llada": "llada", "Dream": "dream"}.get(family, "bert")
+    others = dict.fromkeys(("llada", *DECODERS), "llada") | {"Dream": "dream"}
+    own = others.get(family, "bert")
     if method == own:
         check_family_method(tiny_config(family), method)
         return

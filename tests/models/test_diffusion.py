@@ -25,9 +25,16 @@ from helpers.tiny import (
 )
 from transformers import AutoModelForMaskedLM
 
+from plugin.config.families import DECODERS
 from plugin.config.families import FAMILIES as KNOWN
 from plugin.data.collate import lay_out
-from plugin.models.diffusion import BACKBONES, DiffusionModel, predictor
+from plugin.models.diffusion import (
+    BACKBONES,
+    DiffusionModel,
+    Predictor,
+    forbidden_output,
+    output_projection,
+)
 from plugin.models.load import load_model
 from plugin.training.step import MicroBatch, build_step
 
@@ -196,8 +203,48 @@ def test_predictor_gives_model_logits_at_given_places(family: str) -> None:
     for number, row in enumerate(rows):
         ids[number, : len(row)] = torch.tensor(row)
     places = torch.tensor([[1, 3], [0, 5], [0, 1]])
-    got = predictor(model)(ids, ids != PAD, places)
+    got = Predictor(model)(ids, ids != PAD, places)
     assert not got.requires_grad
     for logits, (row, column) in zip(got, places.tolist(), strict=True):
         wanted = model(input_ids=torch.tensor([rows[row]])).logits[0, column]
         torch.testing.assert_close(logits, wanted.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_decoder_never_predicts_its_mask_token(family: str) -> None:
+    model, micro_batch = tiny_model(family, mask_token_id=MASK), one_micro_batch()
+    head = output_projection(model)
+    with torch.no_grad():
+        head.weight[MASK] *= 8  # likely in half of the places, so that it counts
+    module = DiffusionModel(model, PAD).train()
+    got = module(micro_batch.batch)
+    logits = head(module.masked_states(micro_batch.batch)).detach()
+    if family in DECODERS:
+        logits[:, MASK] = -torch.inf
+    assert forbidden_output(model.config) == (MASK if family in DECODERS else None)
+    nll = torch.nn.functional.cross_entropy(logits, micro_batch.batch.target, reduction="none")
+    assert got.nll.sum().item() == pytest.approx(nll.sum().item(), rel=1e-5)
+    (of_mask,) = torch.autograd.grad(got.weighted.sum(), head.weight)
+    assert bool(of_mask[MASK].any()) == (family not in DECODERS)
+
+
+def test_a_causal_model_may_predict_any_token() -> None:
+    config = tiny_config("llama", mask_token_id=MASK, is_causal=True)
+    assert forbidden_output(config) is None
+
+
+def test_certainty_is_part_of_training_alone() -> None:
+    model, micro_batch = tiny_model("llama"), one_micro_batch()
+    plain = DiffusionModel(model, PAD)
+    sure = DiffusionModel(model, PAD, certainty=2.0)
+    assert plain.eval()(micro_batch.batch).weighted.equal(sure.eval()(micro_batch.batch).weighted)
+    batch = micro_batch.batch
+    right = output_projection(model)(plain.masked_states(batch)).argmax(-1)
+    batch = replace(batch, target=right.where(torch.arange(right.numel()) % 2 == 0, batch.target))
+    before, after = plain.train()(batch), sure.train()(batch)
+    assert (after.weighted > before.weighted).any()
+    assert after.nll.equal(before.nll)
+    halved = replace(batch, unit=torch.full_like(batch.weight, 0.5))
+    assert (sure(halved).weighted - before.weighted).tolist() == pytest.approx(
+        ((after.weighted - before.weighted) / 2).tolist(), rel=1e-4, abs=1e-5
+    )

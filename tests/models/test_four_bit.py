@@ -15,10 +15,11 @@ from torch import nn
 
 from plugin.base.errors import JobError
 from plugin.config.families import FAMILIES as KNOWN
-from plugin.models.diffusion import predictor
+from plugin.config.sampler import SamplerSettings
+from plugin.models.diffusion import Predictor
 from plugin.models.load import load_model
-from plugin.run.facts import SamplerSettings
-from plugin.sampling.blockwise import Vocabulary, generate
+from plugin.sampling.generate import generate
+from plugin.sampling.request import Request, Vocabulary
 
 METHODS = ("classic", "bert", "llada", "dream")
 TEXTS = ["how are you", "fine, thanks"]
@@ -92,7 +93,12 @@ def test_sampling_leaves_four_bit_weights_unchanged(
     ids = torch.arange(20)[None]
     logits, stored = snapshot(model, ids)
     prompt = np.arange(5, 12, dtype=np.int32)
-    generate(predictor(model), [prompt], Vocabulary(4, (3,), 0), SamplerSettings(8, 8, 8))
+    generate(
+        Predictor(model),
+        [Request(ids=prompt)],
+        Vocabulary(4, (3,), 0),
+        SamplerSettings(max_new_tokens=8, block_length=8, steps=8),
+    )
     with torch.inference_mode():
         model(input_ids=ids)
     again, kept = snapshot(model, ids)

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from plugin.assembly.model import make_model
 from plugin.base.errors import JobError
+from plugin.config.families import DECODERS
 from plugin.config.families import FAMILIES as KNOWN
 from plugin.config.params import Params
 from plugin.models.diffusion import DiffusionModel, logits_of
@@ -41,6 +42,7 @@ TEXTS = ["how are you", "fine, thanks", "what is the sun"]
 METHODS = {"classic": "bert", "bert": "bert", "llada": "llada", "dream": "dream"}
 # Linear layers below the head: two layers of six (BERT) or seven, three of four in ModernBERT.
 LAYERS = {"bert": 12, "roberta": 12, "modernbert": 12, "llada": 14, "Dream": 14}
+LAYERS |= dict.fromkeys(DECODERS, 14)
 
 
 def layers_with(model: PeftModel) -> set[str]:
@@ -219,7 +221,7 @@ def test_new_tokens_train_and_survive_merging(method: str, tied: bool, tmp_path:
 
     write_model(tmp_path / "adapter", live, tokenizer, ModelFacts())
     merged = merged_model(
-        str(base), tmp_path / "adapter", four_bit=False, dtype=torch.float32, embedding_rows=rows
+        str(base), tmp_path / "adapter", four_bit=False, dtype=torch.float32, tokenizer=tokenizer
     )
     assert (logits_of(merged, ids) - after).abs().max() <= 1e-5
     write_model(tmp_path / "fused", merged, tokenizer, ModelFacts())

@@ -34,7 +34,7 @@ from plugin.config.families import FAMILIES as KNOWN
 from plugin.data.packing import PADDED, Layout
 from plugin.models import attention, diffusion
 from plugin.models.attention import Segments
-from plugin.models.diffusion import BACKBONES, DiffusionModel, predictor
+from plugin.models.diffusion import BACKBONES, DiffusionModel, Predictor
 from plugin.models.load import load_model
 from plugin.models.lora import LoraSettings, add_adapter
 from plugin.training.step import build_step
@@ -168,9 +168,9 @@ def test_attention_without_segments_is_sdpa(family: str) -> None:
     ids[0] = torch.arange(6, 20)
     ids[1, :9] = torch.arange(9, 18)
     places = torch.tensor([[0, 13], [1, 3], [1, 8]])
-    before = predictor(model)(ids, ids != PAD, places), model(input_ids=ids[:1]).logits
+    before = Predictor(model)(ids, ids != PAD, places), model(input_ids=ids[:1]).logits
     DiffusionModel(model, PAD, "loop")
-    after = predictor(model)(ids, ids != PAD, places), model(input_ids=ids[:1]).logits
+    after = Predictor(model)(ids, ids != PAD, places), model(input_ids=ids[:1]).logits
     assert torch.equal(before[0], after[0])
     assert torch.equal(before[1], after[1])
 

@@ -20,6 +20,7 @@ from helpers.tiny import (
 from torch import Tensor
 
 from plugin.base.errors import JobError
+from plugin.config.families import DECODERS
 from plugin.data.documents import Builder, Documents
 from plugin.models.tiling import check_tiling, layer_map, tile, tile_into, tile_parts
 from plugin.objectives.masked import evenly
@@ -30,7 +31,7 @@ LARGE = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 5}
 def large(family: str, **changes: Any) -> dict[str, Any]:
     """Return the changes to tiny_config that make a larger model, with heads of the same width."""
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
-    own = heads if family in ("llada", "Dream") else {"num_attention_heads": 4}
+    own = heads if family in ("llada", "Dream", *DECODERS) else {"num_attention_heads": 4}
     return {**LARGE, **own, **changes}
 
 

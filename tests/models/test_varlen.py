@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plugin.batch import Batch
+from plugin.config.families import DECODERS
 from plugin.data.packing import Layout
 from plugin.models import attention
 from plugin.models.attention import Segments
@@ -125,18 +126,19 @@ def test_varlen_arguments_match_its_documentation(
     got = DiffusionModel(model, PAD, "varlen")(batch)
     torch.testing.assert_close(got.weighted, wanted.weighted, rtol=1e-5, atol=1e-5)
     N, H = batch.ids.shape[0], model.config.num_attention_heads
+    width = 8 if family in DECODERS else 16 // H
     assert len(seen) == model.config.num_hidden_layers
     windows = [call["window_size"] for call in seen]
     assert windows == (
         [(-1, -1), (2, 2), (2, 2)] if family == "modernbert" else [(-1, -1)] * len(seen)
     )
     for call in seen:
-        assert call["q"].shape == (N, H, 16 // H)
+        assert call["q"].shape == (N, H, width)
         assert call["cu"].dtype == torch.int32
         assert call["cu"].tolist() == batch.cu_seqlens.tolist()
         assert call["same"]
         assert call["longest"] == (batch.longest, batch.longest)
-        assert call["scale"] == (16 // H) ** -0.5
+        assert call["scale"] == width**-0.5
         heads = getattr(model.config, "num_key_value_heads", H) if grouped else H
         assert call["k"].shape[1] == call["v"].shape[1] == heads
 

@@ -8,7 +8,7 @@ from helpers.tiny import document_item, rules
 
 from plugin.objectives.answers import Item
 from plugin.objectives.causal import OBJECTIVE, next_tokens, weight_one
-from plugin.objectives.masked import Corruption
+from plugin.objectives.masked import Corruption, WholeDocuments
 from plugin.objectives.noise import Levels
 
 IDS = np.array([2, 9, 9, 8, 7, 3], np.int32)
@@ -63,5 +63,5 @@ def test_a_document_of_one_token_has_nothing_to_predict() -> None:
 
 
 def test_the_objective_uses_these() -> None:
-    assert OBJECTIVE.corrupt is next_tokens
+    assert OBJECTIVE.noising(None) == WholeDocuments(next_tokens)
     assert OBJECTIVE.weight is weight_one

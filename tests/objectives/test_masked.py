@@ -87,6 +87,16 @@ def test_norms_of_four_answer_tokens_at_half_time(norm: str, weight: float, coun
     assert drawn.count == count
 
 
+@pytest.mark.parametrize(
+    ("norm", "unit"), [("token", 1), ("sequence", 1 / 4), ("masked", 1), ("batch", 1)]
+)
+def test_unit_is_what_a_weight_of_one_is(norm: str, unit: float) -> None:
+    found = one([False] * 2 + [True] * 4, norm=norm, mask_count="exact")
+    assert found.unit is not None
+    assert found.unit.tolist() == pytest.approx([unit] * 2)
+    assert (found.weight / found.unit).tolist() == pytest.approx([2.0] * 2), "1 / t"
+
+
 @cache
 def epoch(
     schedule: str, norm: str, mask_count: str, t_sampling: str, documents: int

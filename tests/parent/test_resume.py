@@ -18,10 +18,10 @@ from helpers.scenes import Scene
 from helpers.support import ERROR, MAIN, pairs, read_lines, run_main, write_rows
 
 from plugin.base.digests import why_broken
-from plugin.cli import _config_file
 from plugin.config.params import Params
 from plugin.config.parse import parse
 from plugin.parent.resume import Start, find_start, state_problems
+from plugin.run.asked import config_values
 from plugin.run.folder import RunFolder
 
 
@@ -354,7 +354,7 @@ def test_no_in_any_spelling_does_not_resume(value: object) -> None:
 )
 def test_a_file_may_say_it_in_yaml(text: str, value: str, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(f"model_name: x\ndataset_name: y\n{text}\n")
-    assert parse(_config_file(str(tmp_path / "job.yaml"))).params.resume == value
+    assert parse(config_values(str(tmp_path / "job.yaml"))).params.resume == value
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,14 @@
-"""Picture of a fit, and the error where matplotlib is missing."""
+"""Picture of a fit."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from plugin.base.errors import JobError
 from plugin.planning.fit import Point, fit_method
-from plugin.planning.picture import draw_fit, require_matplotlib
+from plugin.planning.picture import draw_fit
 
 POINTS = [
     Point(
@@ -29,14 +28,6 @@ def test_a_picture_is_a_png(tmp_path: Path) -> None:
     assert fit.parameters
     draw_fit([fit], tmp_path / "new" / "fit.png")
     assert (tmp_path / "new" / "fit.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_without_matplotlib_the_error_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(JobError, match=r"png: expected matplotlib.*pip install matplotlib"):
-        require_matplotlib()
 
 
 def test_a_picture_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

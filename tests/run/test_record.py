@@ -10,6 +10,7 @@ import pydantic
 import pytest
 
 from plugin.base.errors import Code, JobError, Problem
+from plugin.config.sampler import SamplerSettings
 from plugin.run.events import (
     FailedEvent,
     FinishedEvent,
@@ -20,7 +21,7 @@ from plugin.run.events import (
     Standing,
     read_event,
 )
-from plugin.run.facts import AdapterBase, ModelFacts, SamplerSettings, read_facts
+from plugin.run.facts import AdapterBase, ModelFacts, read_facts
 from plugin.run.folder import RunFolder, to_json
 from plugin.run.outcome import Outcome, Result
 from plugin.run.record import NotARecord
@@ -89,7 +90,7 @@ def test_unknown_keys_are_refused_on_write_and_ignored_on_read(tmp_path: Path) -
     assert "colour" not in read_event(line).content()
     (tmp_path / STATE).write_text(json.dumps(STATE_5.content() | {"later": {"a": 1}}))
     assert read_state(tmp_path) == STATE_5
-    later = {"method": "bert", "later": 1, "sampler": {"steps": 8, "temperature": 0.5}}
+    later = {"method": "bert", "later": 1, "sampler": {"steps": 8, "later": 0.5}}
     (tmp_path / "diffusion.json").write_text(json.dumps(later))
     assert read_facts(tmp_path) == ModelFacts(method="bert", sampler=SamplerSettings(steps=8))
 

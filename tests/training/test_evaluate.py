@@ -16,7 +16,7 @@ from plugin.data.documents import Builder, Documents
 from plugin.data.steps import Slot
 from plugin.models.diffusion import DiffusionModel
 from plugin.models.head import Sums
-from plugin.training.evaluate import BUCKETS, EVAL_SEED, evaluate
+from plugin.training.evaluate import BUCKETS, EVAL_SEED, BestSoFar, evaluate
 from plugin.training.step import build_step
 
 COUNT = 150
@@ -33,6 +33,14 @@ def scores(
         how or rules(),
         batch_size,
     )
+
+
+def test_best_so_far_counts_what_is_not_better() -> None:
+    best = BestSoFar()
+    assert [best.see(loss) for loss in (2.0, 1.5, 1.5, 1.9)] == [True, True, False, False]
+    assert best == BestSoFar(1.5, 2)
+    assert best.see(1.4)
+    assert best == BestSoFar(1.4, 0)
 
 
 def test_noise_is_fixed_over_evaluations_seeds_and_sampling() -> None:

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from plugin.base.errors import JobError
 from plugin.data.documents import Builder, Documents
-from plugin.training.loop import Requests
+from plugin.training.loop import Progress, Requests, Verdict
 from plugin.training.step import build_step
 
 DOCUMENTS = random_documents(20)
@@ -244,6 +244,48 @@ def test_a_stop_in_the_last_step_is_a_finished_run() -> None:
     )
     assert run.finished[:2] == (2, False)
     assert run.saved == [2]
+
+
+def test_best_weights_are_saved_when_evaluated() -> None:
+    make = steps_of(DOCUMENTS, rules(), step_size=4, batch_size=4)
+    run = train_tiny(
+        *(cpu(), tiny_model(), make),
+        steps=5,
+        eval_every=2,
+        judged=lambda step: Verdict(save=step == 2),
+    )
+    assert run.evaluated == [2, 4, 5]
+    assert run.saved == [2, 5]
+
+
+def test_exhausted_patience_ends_a_saved_complete_run() -> None:
+    make = steps_of(DOCUMENTS, rules(), step_size=4, batch_size=4)
+    run = train_tiny(
+        *(cpu(), tiny_model(), make),
+        steps=9,
+        eval_every=2,
+        judged=lambda step: Verdict(end=step == 4),
+    )
+    assert run.finished[:2] == (4, False)
+    assert (run.evaluated, run.saved) == ([2, 4], [4])
+
+
+@pytest.mark.parametrize(("done", "steps"), [(4, 6), (3, 3)], ids=["due", "last"])
+def test_owed_evaluation_of_a_resumed_run_is_judged(done: int, steps: int) -> None:
+    """A run stopped at step 4 resumes with its evaluation, and its checkpoint is saved again.
+
+    So does a run that is shortened to the steps it has made.
+    """
+    make = steps_of(DOCUMENTS, rules(), step_size=4, batch_size=4)
+    run = train_tiny(
+        *(cpu(), tiny_model(), make),
+        steps=steps,
+        eval_every=2,
+        judged=lambda step: Verdict(save=True, end=True),
+        at=Progress(done=done),
+    )
+    assert run.finished[:2] == (done, False)
+    assert (run.evaluated, run.saved) == ([done], [done])
 
 
 def test_hooks_run_when_due_or_requested() -> None:

@@ -62,6 +62,24 @@ def size_of(weights: Any) -> int:
     return sum(weight.numel() * weight.element_size() for weight in weights)
 
 
+def test_rows_with_noisy_copies_hold_their_masks() -> None:
+    """Two rows of 512 tokens: a mask of bytes, and one of float32 for each of the two layers."""
+    plain, rows = (
+        estimate(
+            shape("llama", max_position_embeddings=1024),
+            documents_of(1024, 512, copies=copies),
+            PLAIN,
+            NONE,
+        )
+        for copies in (False, True)
+    )
+    pairs = 2 * 512 * 512
+    assert pairs * 2 * 4 <= rows.activations - plain.activations <= pairs * (1 + 2 * 4)
+    batch = documents_of(1024, 512, copies=True)
+    assert stand_in(batch).copies
+    assert stand_in(documents_of(1024, 512)).copies is None
+
+
 # --- optimizers
 
 

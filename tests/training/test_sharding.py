@@ -36,7 +36,7 @@ from plugin.batch import Batch
 from plugin.config.params import SHARDED, Params
 from plugin.config.parse import parse
 from plugin.data.packing import Layout
-from plugin.models.diffusion import DiffusionModel, layers_of, logits_of, predictor
+from plugin.models.diffusion import DiffusionModel, Predictor, layers_of, logits_of
 from plugin.training.activation_checkpointing import (
     FULL,
     NONE,
@@ -177,7 +177,7 @@ def test_sharded_model_samples_like_the_full_model(family: str) -> None:
     places = torch.tensor([[0, 3], [1, 1], [2, 11]])
     asked = ids, torch.ones_like(ids, dtype=torch.bool), places
     logits = shared_predictor(sharded, torch.float32)(*asked)
-    assert torch.equal(logits, predictor(tiny_model(family))(*asked))
+    assert torch.equal(logits, Predictor(tiny_model(family))(*asked))
     assert not all(isinstance(weight, DTensor) for weight in sharded.parameters()), (
         "the root's are still gathered"
     )

@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from plugin.base.digests import why_broken
+from plugin.config.sampler import SamplerSettings
 from plugin.models.load import load_model
 from plugin.models.tokenizer import load_tokenizer
-from plugin.run.facts import ModelFacts, SamplerSettings, read_facts
+from plugin.run.facts import ModelFacts, read_facts
 from plugin.run.folder import RunFolder
 from plugin.run.state import CheckpointState, read_state
 from plugin.training.optimizer import optimizer_tensors, restore_optimizer

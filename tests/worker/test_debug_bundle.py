@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from faults.forks import Forks
 from helpers.support import ERROR
+from helpers.tiny import in_order, random_documents, rules
 from safetensors.torch import load_file
 
+from plugin.base.errors import Problem
 from plugin.batch import Batch
+from plugin.data.packing import Layout
+from plugin.objectives.block import Blocks
+from plugin.run.folder import RunFolder
+from plugin.training.loop import NonFinite
+from plugin.training.step import build_step
+from plugin.worker.debug_bundle import write_bundle
 
 
 def test_a_poisoned_row_is_named_and_its_batch_can_be_loaded(
@@ -72,3 +82,19 @@ def test_a_poisoned_row_is_named_and_its_batch_can_be_loaded(
     tokens = int(batch.cu_seqlens[place + 1] - batch.cu_seqlens[place])
     assert worst["mask_ratio"] == pytest.approx(masked / tokens)
     assert not (broken.folder / "checkpoint-6").exists()
+
+
+def test_rows_with_noisy_copies_are_saved_with_them(tmp_path: Path) -> None:
+    documents = random_documents(3)
+    how = replace(rules(), noising=Blocks(size=4))
+    step = build_step(in_order(documents), documents, how, batch_size=3, layout=Layout(packed=True))
+    problem = Problem("loss", "a finite loss and gradient", "nan")
+    error = NonFinite(problem, 5, step.micro_batches, [[1.0, math.nan, 2.0]])
+    bundle, rows = write_bundle(RunFolder(tmp_path), error, documents, 0)
+    (batch,) = (one.batch for one in step.micro_batches)
+    assert rows == [documents.rows[step.micro_batches[0].documents[1]]]
+    saved = load_file(bundle / "batch-0.safetensors")
+    assert batch.copies
+    assert torch.equal(saved["ids"], batch.ids)
+    for name in ("copy", "limit", "source"):
+        assert torch.equal(saved[name], getattr(batch.copies, name))

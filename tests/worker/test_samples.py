@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 from helpers.published_checkpoints import write_checkpoint
 
+from plugin.config.sampler import SamplerSettings, token_by_token
 from plugin.data.chat import ChatFormat
 from plugin.data.documents import Builder, Documents
 from plugin.models.load import load_model
 from plugin.models.tokenizer import load_tokenizer
-from plugin.run.facts import SamplerSettings, token_by_token
 from plugin.worker.samples import SampleWatch
 
 POSITIONS, BLOCK = 32, 8
@@ -60,7 +61,7 @@ def test_answers_end_within_the_positions_of_the_model(
 
 def test_a_causal_answer_is_watched_beyond_two_tokens(parts: tuple[Any, ChatFormat]) -> None:
     watch = SampleWatch(*parts, documents(5), token_by_token(64))
-    assert watch._settings == token_by_token(16)
+    assert watch._settings == replace(token_by_token(16), cache="none")
 
 
 def test_samples_of_prompts_that_begin_alike_are_kept_apart(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_samples_of_prompts_that_begin_alike_are_kept_apart(tmp_path: Path) -> N
     reporter = Reporter(RunFolder(tmp_path), Heartbeat(tmp_path / "beat"), speaks=True)
     for number in (1, 2):
         reporter.sample(
-            0, number, prompt="x" * 100 + str(number), expected="e", text="t", frames=[]
+            0, number, prompt="x" * 100 + str(number), expected="e", text="t", nfe=1, trace=[]
         )
     reporter.hparams({"seed": 1}, {"loss": 2.0, "eval_loss": None})
     reporter.close()

@@ -39,7 +39,7 @@ def report(folder: Path, spoilt_before: int) -> None:
             spoil(folder)
         reporter.metrics(step, {"loss": 1 / step, "grad_norm": 1.0})
         reporter.lengths("train", np.array([step, 2 * step]))
-        reporter.sample(step, 1, "p", "e", "t", [])
+        reporter.sample(step, 1, prompt="p", expected="e", text="t", nfe=1, trace=[])
         reporter.flush()
     reporter.hparams({"seed": 1}, {"loss": 0.5})
     reporter.close()

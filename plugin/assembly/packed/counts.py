@@ -34,12 +34,13 @@ def add_up(
             own.masked,
             own.supervised,
             own.cut,
+            *(own.rows or (0, 0)),
             *np.bincount(own.lengths, minlength=longest + 1),
         ]
         sums = torch.tensor(facts, dtype=torch.float64, device=accelerator.device)
         total = cast("torch.Tensor", accelerator.reduce(sums, reduction="sum")).cpu().numpy()
-        masked, supervised, cut = total[1:4].astype(int).tolist()
-        lengths = np.repeat(np.arange(longest + 1), total[4:].astype(int)).tolist()
+        masked, supervised, cut, tokens, pairs = total[1:6].astype(int).tolist()
+        lengths = np.repeat(np.arange(longest + 1), total[6:].astype(int)).tolist()
         return replace(
             own,
             count=float(total[0]),
@@ -47,6 +48,7 @@ def add_up(
             supervised=supervised,
             cut=cut,
             lengths=tuple(lengths),
+            rows=(tokens, pairs) if own.rows else None,
         )
 
     return whole

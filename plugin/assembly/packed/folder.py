@@ -134,7 +134,7 @@ def opened_tokens(lengths: np.ndarray, chat: ChatFormat, how: Encoding) -> int:
     """Count the tokens of the documents into which texts of `lengths` tokens are split."""
     bodies = lengths + how.insert_eos
     documents = -(-bodies // text_room(chat, how))
-    return int(bodies.sum()) + int(documents.sum()) * (chat.start_id is not None)
+    return int(bodies.sum()) + int(documents.sum()) * len(chat.opening)
 
 
 def evaluated(
@@ -148,7 +148,7 @@ def evaluated(
         for number in Bijection(len(split), (seed, _HELD_OUT))(np.arange(most)).tolist():
             row, ids = split.row(number), split.tokens(number)
             report.rows += 1
-            report.lengths.append(ids.size + (chat.start_id is not None) + how.insert_eos)
+            report.lengths.append(len(chat.opening) + ids.size + how.insert_eos)
             yield row, split_text(ids, row, chat, how, report)
 
     return take_evaluated(chosen() if len(split) else (), report), report
@@ -170,7 +170,7 @@ def choose_tokenizer(
     not load.
     """
     family = FAMILIES[named_config(params).model_type]
-    own = load_tokenizer(str(folder / TOKENIZER), family=family, field=FIELD)
+    own = load_tokenizer(str(folder / TOKENIZER), family=family, field=FIELD, log=log)
     digest = tokenizer_digest(own)
     digests = {digest}
     if manifest.tokenizer.digest not in digests:

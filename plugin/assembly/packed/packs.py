@@ -31,6 +31,11 @@ def tokens_of_steps(params: Params, ranks: int) -> TokenClock | None:
     """Return the token clock of a run whose length or step size is counted in tokens."""
     if not (params.train_tokens or params.batch_warmup_tokens):
         return None
+    return clock_of_packs(params, ranks)
+
+
+def clock_of_packs(params: Params, ranks: int) -> TokenClock:
+    """Return the tokens of a run's steps; without a warm-up all steps have the same."""
     return token_clock(
         pack=pack_tokens(params),
         largest=params.gradient_accumulation_steps,

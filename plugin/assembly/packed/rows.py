@@ -49,7 +49,9 @@ def prepare_stream(
     held = f"one text in {one_in(params)}" if data.wants_eval else ""
     for note in unread(params.dataset_name, data.wants_eval, data.own_files, held):
         log(f"dataset_name: {note}")
-    tokenizer = make_tokenizer(params, lambda _: islice(data.training(0, 0, 1), TOKENIZER_ROWS))
+    tokenizer = make_tokenizer(
+        params, lambda _: islice(data.training(0, 0, 1), TOKENIZER_ROWS), log
+    )
     base_config(params, tokenizer)
     chat = ChatFormat(tokenizer)
     evaluation, eval_report = _encode_some(data.evaluation(), chat, encoding(params))

@@ -26,7 +26,7 @@ from ..clock import Clock, make_clock
 from ..corpus import Log, Prepared
 from ..data import Data, Steps, halved_batch, other_steps
 from .counts import add_up, full_report
-from .packs import pack_tokens, tokens_of_steps
+from .packs import clock_of_packs, pack_tokens, tokens_of_steps
 
 
 class StreamedSteps:
@@ -37,7 +37,7 @@ class StreamedSteps:
     documents with the stream.
     """
 
-    def __init__(self, stream: Stream, rules: StepRules, tokens: TokenClock | None = None):
+    def __init__(self, stream: Stream, rules: StepRules, tokens: TokenClock):
         self._stream, self._rules, self._tokens = stream, rules, tokens
         self._next, self._states = 0, {0: stream.state()}
 
@@ -50,8 +50,8 @@ class StreamedSteps:
 
     def __call__(self, step: int) -> Step:
         assert step == self._next, f"a stream gives step {self._next} now, not {step}"
-        packs = self._tokens.micro_batches(step) if self._tokens else None
-        built = build_streamed_step(self._stream.next_step(packs), self._rules)
+        packs = self._stream.next_step(self._tokens.micro_batches(step))
+        built = build_streamed_step(packs, self._rules.at(step, self._tokens.after(step)))
         self._next = step + 1
         self._states = {
             number: state for number, state in self._states.items() if number >= step - 1
@@ -190,7 +190,7 @@ class Packed:
         self, data: Data, layout: Layout, rank: int, ranks: int, log: Log, *, even: bool
     ) -> Steps:
         stream = self._open(data, rank=rank, ranks=ranks, log=log)
-        steps = StreamedSteps(stream, data.rules, tokens_of_steps(self.params, ranks))
+        steps = StreamedSteps(stream, data.rules, clock_of_packs(self.params, ranks))
         return StreamSteps(steps, self.params, self.indexed)
 
     def _open(
@@ -204,15 +204,17 @@ class Packed:
     def first_step(self, data: Data, layout: Layout, ranks: int) -> Step:
         """Return the first step of all ranks together, out of one stream."""
         stream = self._open(data)
-        tokens = tokens_of_steps(self.params, ranks)
-        each = tokens.micro_batches(0) if tokens else None
+        each = clock_of_packs(self.params, ranks).micro_batches(0)
         packs = [pack for _ in range(ranks) for pack in stream.next_step(each)]
-        return build_streamed_step(packs, data.rules)
+        return build_streamed_step(packs, data.rules.at(0))
 
     def heaviest(self, data: Data, layout: Layout, ranks: int) -> tuple[Batch, bool]:
         """Return a stand-in: steps are built once and in order, each pack has one size."""
-        share = METHODS[self.params.training_method].predicted
-        batch = documents_of(pack_tokens(self.params), self.params.max_length, predicted=share)
+        noising, method = data.rules.noising, METHODS[self.params.training_method]
+        rows = 1 + noising.copies
+        share = noising.predicted(method.predicted) / rows
+        tokens, longest = rows * pack_tokens(self.params), rows * self.params.max_length
+        batch = documents_of(tokens, longest, predicted=share, copies=noising.copies > 0)
         return batch, self.params.gradient_accumulation_steps > 1
 
     def extent(self, data: Data, first: Step) -> dict[str, Any]:

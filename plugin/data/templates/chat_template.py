@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...base.errors import first_line, model_error, one_line
 from ..turns import THOUGHTS, Turn
-from .renderer import LIMITS, Failed, Job, OverLimit, render
+from .renderer import LIMITS, Failed, OverLimit, RenderJob, render
 
 # Contents of private-use characters, which occur in no template and no text.
 _PROBES = ("\ue000{}\ue001", "\ue002")
@@ -223,7 +223,7 @@ class ChatTemplate:
         """Render every dialogue, as many in a call as TOGETHER allows."""
         found: list[str | Refused] = []
         messages: dict[int, dict[str, Any]] = {}  # of each turn; calls of a dialogue share them
-        jobs: list[Job] = []
+        jobs: list[RenderJob] = []
         size = 0
         for number, call in enumerate(calls, start=1):
             for turn in call.turns:
@@ -270,7 +270,7 @@ def _source(tokenizer: PreTrainedTokenizerBase) -> str:
     return source
 
 
-def chat_job(messages: Sequence[Mapping[str, Any]], generation: bool) -> Job:
+def chat_job(messages: Sequence[Mapping[str, Any]], generation: bool) -> RenderJob:
     """Make the job that writes a dialogue, with the values that transformers passes."""
     size = sum(len(text) for one in messages for text in one.values() if isinstance(text, str))
     values = {
@@ -279,11 +279,11 @@ def chat_job(messages: Sequence[Mapping[str, Any]], generation: bool) -> Job:
         "tools": None,
         "documents": None,
     }
-    return Job(values, ADDED + TIMES * size)
+    return RenderJob(values, ADDED + TIMES * size)
 
 
 def render_chat(
-    tokenizer: PreTrainedTokenizerBase, source: str, jobs: Sequence[Job]
+    tokenizer: PreTrainedTokenizerBase, source: str, jobs: Sequence[RenderJob]
 ) -> list[str | Failed]:
     """Render dialogues by a template's source. Raises JobError (exit 4) if it exceeds a limit."""
     try:

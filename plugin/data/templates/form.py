@@ -22,7 +22,7 @@ from .form_language import (
     Fault,
     compiled,
 )
-from .renderer import LIMITS, Failed, Job, OverLimit
+from .renderer import LIMITS, Failed, OverLimit, RenderJob
 from .renderer import render as render_in_child
 
 
@@ -141,7 +141,7 @@ def _rendered(
 def _column(template: FormTemplate, rows: Sequence[Mapping[str, object]]) -> list[str | RowError]:
     """Render one template for every row."""
     columns = columns_used(template)
-    jobs = [Job(_values(columns, row), MAX_TEXT) for row in rows]
+    jobs = [RenderJob(_values(columns, row), MAX_TEXT) for row in rows]
     try:
         texts = render_in_child("form", template.source, jobs)
     except OverLimit as error:

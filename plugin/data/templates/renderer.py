@@ -31,7 +31,7 @@ class OverLimit(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Job:
+class RenderJob:
     """One text to render."""
 
     values: Mapping[str, Any]
@@ -62,7 +62,7 @@ class Renderer:
         self,
         language: Literal["chat", "form"],
         source: str,
-        jobs: Sequence[Job],
+        jobs: Sequence[RenderJob],
         shared: Mapping[str, Any] | None = None,
     ) -> list[str | Failed]:
         """Render `jobs` in order by one template; they have the `shared` values in common.

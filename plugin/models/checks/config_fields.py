@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -145,9 +146,21 @@ def wrong_kinds(config: PretrainedConfig) -> list[str]:
 
 
 def _is_kind(value: object, kind: Any) -> bool:
-    adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+    adapter = TypeAdapter(_plain(kind), config=ConfigDict(arbitrary_types_allowed=True))
     try:
         adapter.validate_python(value, strict=True)
     except ValidationError:
         return False
     return True
+
+
+def _plain(kind: Any) -> Any:
+    """Return a kind with plain dictionaries for those of declared keys: RoPE's parameters.
+
+    pydantic refuses these before Python 3.12; a model that is built finds wrong ones.
+    """
+    if is_typeddict(kind):
+        return dict
+    if get_origin(kind) in (Union, UnionType):
+        return Union[tuple(_plain(one) for one in get_args(kind))]  # noqa: UP007  # of a tuple
+    return kind

@@ -23,7 +23,7 @@ from plugin.data.stored.split import StoredSplit, check_shards
 from plugin.data.stream import Stream, StreamPlan
 
 class Chat:
-    start_id, fill_id = 2, 3
+    opening, fill_id = [2], 3
 
 began, folder = time.perf_counter(), Path({folder!r})
 manifest = read_manifest(folder)

@@ -1,0 +1,1 @@
+"""Dialogues with a trained model: `main.py chat MODEL`."""

@@ -1,0 +1,1 @@
+"""Local page of the whole product: `main.py studio`."""

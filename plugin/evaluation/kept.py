@@ -1,0 +1,61 @@
+"""Answers that an interrupted evaluation keeps: a line for each finished request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import JobError, Problem
+from ..base.files import open_plain
+
+Value = dict[str, Any]
+
+
+class Kept:
+    """Finished requests in a .jsonl file, found again by model, settings and request alone.
+
+    A line that a kill cut off is dropped, and so is one that holds something else.
+    """
+
+    def __init__(self, path: Path):
+        """Open or create the file. Raises JobError (exit 2) for one that cannot be written."""
+        self._path = path
+        self._found: dict[str, Value] = {}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "ab+", opener=open_plain) as file:
+                file.seek(0)
+                end = 0
+                for line in file:
+                    if line.endswith(b"\n"):
+                        self._take(line)
+                        end += len(line)
+                file.truncate(end)
+        except OSError as error:
+            got = f"{path}: {error.strerror}"
+            raise JobError(Problem("out", "a folder that can be written", got)) from error
+
+    def _take(self, line: bytes) -> None:
+        try:
+            record = json.loads(line)
+            self._found[record["key"]] = record["value"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return
+
+    def get(self, key: str) -> Value | None:
+        """Return the answer of an earlier request; None for a new one."""
+        return self._found.get(key)
+
+    def put(self, key: str, value: Value) -> None:
+        """Keep an answer: after this call a killed program does not lose it."""
+        self._found[key] = value
+        with open(self._path, "ab", opener=open_plain) as file:
+            file.write(json.dumps({"key": key, "value": value}).encode() + b"\n")
+
+
+def content_key(*parts: object) -> str:
+    """Return 32 hex digits over JSON values: the model, the settings, the request."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

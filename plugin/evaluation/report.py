@@ -1,0 +1,105 @@
+"""Report of an evaluation: a table for a terminal, and a section of a model's card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ..base.errors import one_line
+from ..base.files import is_plain, write_whole
+from ..run.evaluation import EvaluatedFigure, Evaluation
+
+_BEGIN, _END = "<!-- evaluation: begin -->", "<!-- evaluation: end -->"
+_SECTION = re.compile(rf"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n?", re.DOTALL)
+
+
+def table(content: Evaluation) -> Table:
+    """Return the results as a table."""
+    made = Table("task", "metric", "value", "95 %", "rows")
+    for task, metric, one in _figures(content):
+        made.add_row(task, metric, _number(one.value), _interval(one), _rows(content, task))
+    return made
+
+
+def lines(content: Evaluation) -> list[str]:
+    """Return what was asked and how, for a person: sampler, likelihood, forwards, caps."""
+    capped = [
+        f"{name}: the first {one.rows} of {one.of} rows; the interval is that of a sample of them"
+        for name, one in content.tasks.items()
+        if one.limit is not None and one.rows < one.of
+    ]
+    seconds = f"{float(content.seconds):.1f} s on {content.device}"
+    return [
+        *capped,
+        f"sampler: {_settings(content.sampler)}",
+        f"likelihood: {_settings(content.likelihood)}",
+        f"forwards (NFE): {content.nfe:,} in {seconds}",
+    ]
+
+
+def write_card_section(folder: Path, content: Evaluation) -> bool:
+    """Put the results into a model's README.md, in the place of an earlier evaluation's.
+
+    Returns False for a folder without a card. A folder with digests of its files is left alone.
+    """
+    card = folder / "README.md"
+    if not is_plain(card) or (folder / "digests.json").exists():
+        return False
+    text = card.read_text(encoding="utf-8")
+    section = "\n".join(_card(content)) + "\n"
+    text = (
+        _SECTION.sub(lambda _: section, text, count=1)
+        if _SECTION.search(text)
+        else f"{text.rstrip()}\n\n{section}"
+    )
+    write_whole(card, text)
+    return True
+
+
+def _card(content: Evaluation) -> Iterator[str]:
+    yield _BEGIN
+    yield "## Evaluation by `main.py evaluate`"
+    yield ""
+    yield "| task | metric | value | 95 % | rows |"
+    yield "|---|---|---|---|---|"
+    for task, metric, one in _figures(content):
+        cells = (task, metric, _number(one.value), _interval(one), _rows(content, task))
+        yield f"| {' | '.join(_plain(cell) for cell in cells)} |"
+    yield ""
+    for line in lines(content):
+        yield f"- {_plain(line)}"
+    yield _END
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", one_line(text))
+
+
+def _figures(content: Evaluation) -> Iterator[tuple[str, str, EvaluatedFigure]]:
+    for task, figures in content.results.items():
+        for metric, one in figures.items():
+            yield task, metric, one
+
+
+def _number(value: Any) -> str:
+    return f"{float(value):.4g}" if abs(float(value)) >= 1000 else f"{float(value):.4f}"
+
+
+def _interval(one: EvaluatedFigure) -> str:
+    if one.ci95 is None:
+        return "unknown"
+    low, high = one.ci95
+    return f"{_number(low)} to {_number(high)}"
+
+
+def _rows(content: Evaluation, task: str) -> str:
+    one = content.tasks[task]
+    return f"{one.rows}" if one.rows == one.of else f"{one.rows} of {one.of}"
+
+
+def _settings(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)

@@ -1,0 +1,1 @@
+"""A trained model that answers texts: found, loaded, asked, its answers shown."""

@@ -1,0 +1,1 @@
+"""Player of a denoising: a page complete in itself, from the steps of a saved answer."""

@@ -1,0 +1,1 @@
+"""Pages of runs: one as it trains, and several side by side."""
