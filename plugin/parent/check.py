@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..base.errors import Code, JobError, Problem, json_line, print_problems, shown
-from ..base.process import NO_DOWNLOADS, ROOT, torch_program
+from ..base.process import NO_DOWNLOADS, ROOT, end_with_parent, torch_program
 from ..config.params import SCHEMA, Params
 from ..config.parse import Parsed
 from ..data.mixture import parse_mixture
@@ -160,6 +161,7 @@ def _try_out(params: Params, ranks: int, *, download: bool) -> Mapping[str, Any]
             },
             # A terminal's Ctrl-C reaches this program alone, which ends the other one silently.
             process_group=0,
+            preexec_fn=end_with_parent(signal.SIGKILL),
             check=False,
             timeout=most_s,
         )

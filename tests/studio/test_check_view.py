@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from asyncio.subprocess import Process
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,14 @@ def test_a_check_answers_with_problems_of_fields(tmp_path: Path) -> None:
     assert "launch" in answer["plan"]
 
 
-def test_a_stopped_check_leaves_no_program(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_ended_check_leaves_no_program(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its torch program, which would never end by itself, ends with it."""
+    endless = "import sys, time\nif 'plugin.worker' in sys.orig_argv: time.sleep(1e6)\n"
+    (tmp_path / "sitecustomize.py").write_text(endless)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     data = write_rows(tmp_path / "d.jsonl", pairs())
     values = {"model_name": str(tmp_path / "none"), "dataset_name": str(data)}
     begun: list[Process] = []
@@ -32,7 +41,10 @@ def test_a_stopped_check_leaves_no_program(tmp_path: Path) -> None:
         while not (begun and torch_programs(begun[0].pid)):
             await asyncio.sleep(0.05)
         children.extend(torch_programs(begun[0].pid))
-        end_program(begun[0])
+        if number == signal.SIGINT:
+            end_program(begun[0])
+        else:
+            begun[0].kill()
         await task
 
     children: list[int] = []
@@ -42,9 +54,11 @@ def test_a_stopped_check_leaves_no_program(tmp_path: Path) -> None:
 
 
 def torch_programs(parent: int) -> list[int]:
-    """Return the children of a process."""
-    try:
-        text = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="utf-8")
-    except OSError:
-        return []
-    return [int(word) for word in text.split()]
+    """Return the children of a process that have begun to be the program of torch."""
+    return [pid for pid in processes_naming("plugin.worker") if parent_of(pid) == parent]
+
+
+def parent_of(pid: int) -> int:
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
