@@ -174,8 +174,9 @@ def test_average_publishes_the_mean_of_the_best(
     parts = [weights(path) for path in chosen]
     fused = weights(run.folder / "fused")
     for name, weight in fused.items():
-        mean = sum(part[name].double() for part in parts) / 3
-        assert torch.allclose(weight.double(), mean, rtol=1e-6, atol=1e-8)
+        terms = torch.stack([part[name].double() for part in parts])
+        error = (weight.double() - terms.mean(0)).abs()
+        assert (error <= 1e-6 * terms.abs().amax(0)).all()  # large ones may cancel
         assert weight.dtype == torch.float32
     begin = ("--model_config", "", "--model_name", run.folder / "fused", "--train_steps", 1)
     again = forks.run(tmp_path / "again", *job, *begin, "--fuse_model", "false")
@@ -188,8 +189,8 @@ def test_average_publishes_the_mean_of_the_best(
 def test_best_adapter_is_published(
     forks: Forks, job: tuple[object, ...], base: tuple[object, ...], tmp_path: Path
 ) -> None:
-    """An adapter that learns much too fast breaks a trained base: its last state is not the best."""
-    run = forks.run(tmp_path / "run", *job, *base, "--lora", "true")
+    """An adapter learns, then too fast, and breaks its base: its last state is not the best."""
+    run = forks.run(tmp_path / "run", *job, *base, "--lora", "true", "--learning_rate", 0.05)
     assert run.code == 0, run.err
     (first,) = best_of(run, 1)
     assert first != f"checkpoint-{STEPS}", "else nothing is proved"
