@@ -62,8 +62,9 @@ class History:
         points = self.points(name)
         counted = self.points("tokens") if axis == "tokens" else []
         x = [_tokens_at(counted, step) if counted else step for step, _ in points]
-        margins = [row[EVAL_CI95] for row in self.rows.values() if name in row and EVAL_CI95 in row]
-        with_margins = name == EVAL_LOSS and len(margins) == len(points)
+        margin = name.replace(EVAL_LOSS, EVAL_CI95, 1)  # of a bucket too; older runs lack it
+        margins = [row[margin] for row in self.rows.values() if name in row and margin in row]
+        with_margins = margin != name and len(margins) == len(points)
         return Curve(
             x=tuple(x),
             y=tuple(value for _, value in points),

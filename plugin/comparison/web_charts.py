@@ -86,35 +86,35 @@ def run_panels(history: History, axis: Axis) -> list[Panel]:
     evaluation = history.curve(EVAL_LOSS, axis)
     curves = (("training", history.curve(LOSS, axis)), ("held out", evaluation))
     panels = [loss_panel("Loss", curves, axis)]
-    buckets = [
-        Series(
-            name=_bucket_name(name),
-            points=thinned(history.curve(name, axis)),
-            colour=_SHADES[number * len(_SHADES) // len(names)],
-        )
-        for names in ([name for name in history.names(BUCKET) if _BOUNDS.fullmatch(name)],)
-        for number, name in enumerate(names)
-    ]
-    losses = [y for one in buckets for _, y in one.points if y is not None]
+    names = [name for name in history.names(BUCKET) if _BOUNDS.fullmatch(name)]
+    shades = [_SHADES[number * len(_SHADES) // len(names)] for number in range(len(names))]
+    buckets = [(_bucket_name(name), history.curve(name, axis)) for name in names]
     title = "Held-out loss by share of masked tokens"
-    panels.append(Panel(title=title, series=tuple(buckets), x=axis, log=is_steep(losses)))
+    panels.append(loss_panel(title, buckets, axis, shades))
     for title, name in plain:
         curve = Series(name=name, points=thinned(history.curve(name, axis)), colour=COLOURS[0])
         panels.append(Panel(title=title, series=(curve,), x=axis))
     return [panel for panel in panels if any(one.points for one in panel.series)]
 
 
-def loss_panel(title: str, curves: Sequence[tuple[str, Curve]], axis: Axis) -> Panel:
-    """Return a chart of losses, each with its 95 % interval where there is one."""
+def loss_panel(
+    title: str,
+    curves: Sequence[tuple[str, Curve]],
+    axis: Axis,
+    colours: Sequence[str] = COLOURS,
+) -> Panel:
+    """Return a chart of losses, each with its 95 % interval where there is one.
+
+    An interval has the name of its curve: the legend shows and hides both.
+    """
     curves = [(name, curve) for name, curve in curves if curve.x]
     lines: list[Series] = []
     for number, (name, curve) in enumerate(curves):
-        colour = COLOURS[number % len(COLOURS)]
-        dash = DASHES[number // len(COLOURS) % len(DASHES)]
+        colour = colours[number % len(colours)]
+        dash = DASHES[number // len(colours) % len(DASHES)]
         lines.append(Series(name=name, points=thinned(curve), colour=colour, dash=dash))
         if curve.margin:
-            band = f"{name}, 95 % interval"
-            lines.append(Series(name=band, points=_band(curve), colour=colour, band=True))
+            lines.append(Series(name=name, points=_band(curve), colour=colour, band=True))
     values = [y for _, curve in curves for y in curve.y if math.isfinite(y)]
     return Panel(title=title, series=tuple(lines), x=axis, log=is_steep(values))
 

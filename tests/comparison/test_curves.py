@@ -10,6 +10,7 @@ import pytest
 from helpers.run_folders import evaluated, trained, write_run
 
 from plugin.comparison.curves import (
+    BUCKET,
     EVAL_LOSS,
     LONGEST_LINE,
     LOSS,
@@ -40,6 +41,14 @@ def test_tokens_between_logged_steps_are_interpolated(tmp_path: Path) -> None:
     curve = read_history(folder).curve(EVAL_LOSS, "tokens")
     assert curve.x == (0.0, 200.0, 400.0)
     assert curve.margin == (0.1, 0.1, 0.1)
+
+
+def test_margin_of_a_bucket_is_its_own(tmp_path: Path) -> None:
+    line = evaluated(10, 3.0, 0.5) | {"eval/loss_ci95_t00_10": 0.2}
+    history = read_history(write_run(tmp_path / "a", [line]))
+    assert history.curve("eval/loss_t00_10", "step").margin == (0.2,)
+    assert history.curve("eval/loss_t90_100", "step").margin == ()
+    assert history.names(BUCKET) == ["eval/loss_t00_10", "eval/loss_t90_100"]
 
 
 def test_not_a_number_survives_json(tmp_path: Path) -> None:

@@ -76,6 +76,21 @@ def test_panels_of_a_run_hold_losses_band_buckets_and_rate(tmp_path: Path) -> No
     assert found["Learning rate"].last_values == "learning_rate: 0.001 at step 10"
 
 
+def test_buckets_have_bands_where_intervals_were_logged(tmp_path: Path) -> None:
+    bounds = {"eval/loss_ci95_t90_100": 0.5}
+    folder = write_run(tmp_path / "a", [evaluated(0, 2.0) | bounds, evaluated(9, 1.0) | bounds])
+    panel = by_title(run_panels(read_history(folder), "step"))[
+        "Held-out loss by share of masked tokens"
+    ]
+    assert [(one.name, one.band) for one in panel.series] == [
+        ("0–10 %", False),
+        ("90–100 %", False),
+        ("90–100 %", True),  # of one name: the legend hides both
+    ]
+    assert panel.series[2].points == [[0, 1.5, 2.5], [9, 0.5, 1.5]]
+    assert len({one.colour for one in panel.series[1:]}) == 1
+
+
 def test_options_are_json_and_offer_a_picture(tmp_path: Path) -> None:
     history = read_history(write_run(tmp_path / "a"))
     options = chart_options(run_panels(history, "step")[0])
