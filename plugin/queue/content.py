@@ -19,6 +19,7 @@ from ..config.rules import ALIASES
 from ..config.stages import PREVIOUS, STAGES, Values, canonical, of_the_run, parse_stages
 from ..parent.paths import with_full_paths
 from ..run.asked import config_values
+from .shelves import Version, version
 
 PATHS = ("model_name", "init_from", "tokenizer_name", "model_config", "start_from", "dataset_name")
 _NEW = Path("new")  # stands for a run folder that has no name yet
@@ -39,18 +40,17 @@ def read_job_file(path: Path) -> CheckedJob:
     A worker looks at every waiting file each second: one that has not changed is not read again.
     """
     try:
-        found = path.lstat()
+        job = _read(path, version(path))
     except OSError as error:
         raise JobError(Problem("config", "a job file", f"{path}: {error.strerror}")) from error
-    job = _read(path, (found.st_ino, found.st_mtime_ns, found.st_size))
     if isinstance(job, tuple):
         raise JobError(*job)
     return job
 
 
 @lru_cache(maxsize=1024)
-def _read(path: Path, version: tuple[int, int, int]) -> CheckedJob | tuple[Problem, ...]:
-    """Return a job, or its problems; `version` tells two states of its file apart."""
+def _read(path: Path, seen: Version) -> CheckedJob | tuple[Problem, ...]:
+    """Return a job, or its problems; `seen` tells two states of its file apart."""
     try:
         return check_values(config_values(str(path)), beside=path.parent)
     except JobError as error:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,15 @@ LOCK, WORKER_LOCK, WORKER_LOG = "lock", "worker.lock", "worker.log"
 ENDINGS = (".yaml", ".yml")
 OF_A_JOB = (".json", ".log", ".out", ".lock")
 MOST_RECORD = 1 << 22  # bytes of a record or of what train prints
+
+
+Version = tuple[int, int, int]  # inode, time of change in ns, bytes
+
+
+def version(path: Path) -> Version:
+    """Return what tells two states of a file apart. Raises OSError."""
+    found = path.lstat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 @dataclass(frozen=True)
@@ -93,10 +103,13 @@ class Shelves:
         return unused(clean(file.name), {one.name for one in files if one.path != file.path})
 
     def record(self, name: str) -> JobRecord | None:
-        """Return what is known of a job; None if nothing is, or another program wrote it."""
+        """Return what is known of a job; None if nothing is, or another program wrote it.
+
+        A page asks for every job each two seconds: a record that has not changed is not read again.
+        """
         try:
-            return JobRecord.read(json.loads(self.text(name, ".json")))
-        except (OSError, ValueError, RecursionError):
+            return _record(self, name, version(self.beside(name, ".json")))
+        except OSError:
             return None
 
     def write_record(self, name: str, record: JobRecord) -> None:
@@ -139,3 +152,12 @@ class Shelves:
         before is seen by that worker, and one that is added after finds the lock free.
         """
         return take_lock(self.path / WORKER_LOCK)
+
+
+@lru_cache(maxsize=1 << 13)
+def _record(shelves: Shelves, name: str, seen: Version) -> JobRecord | None:
+    """Return a record in the state `seen`. Raises OSError."""
+    try:
+        return JobRecord.read(json.loads(shelves.text(name, ".json")))
+    except (ValueError, RecursionError):
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -18,10 +19,11 @@ from ..queue.job import Job
 from ..run.asked import config_values
 from ..run.events import ProgressFile
 from .dialogs import confirmed, show_text
-from .frame import EVERY_S, heading
+from .frame import EVERY_S, heading, pause_s
 from .place import Place
 
 _MOST_SHOWN = 1 << 16  # bytes of a file, from its end
+_MOST_JOBS = 100  # shown of those that wait, and of those that have ended, the newest
 _FOCUS = (  # a button that can no longer be pressed gives way to another one of its job
     "const b = document.querySelector({}); "
     "(b?.disabled ? b.closest('.job').querySelector('button:enabled') : b)?.focus()"
@@ -35,9 +37,26 @@ _GROUPS = {
 
 async def show_queue(place: Place) -> None:
     """Build the page and keep it current."""
-    page = _QueuePage(place)
-    await page.update()
-    ui.timer(EVERY_S, page.update, immediate=False)
+    await _QueuePage(place).update()
+
+
+def listed(place: Place, before: Sequence[tuple[Job, str]] = ()) -> list[tuple[Job, str]]:
+    """Return the jobs, each with the address of its run's page once that is there.
+
+    `before`: an earlier list. Ended jobs, of which there may be hundreds, keep its addresses.
+    """
+    known = {job.name: address for job, address in before if job.ended}
+    return [
+        (job, known[job.name] if job.ended and job.name in known else _address(place, job))
+        for job in Queue(place.root).jobs()
+    ]
+
+
+def _address(place: Place, job: Job) -> str:
+    if not job.run_dir or not Path(job.run_dir).is_relative_to(place.root):
+        return ""
+    name = Path(job.run_dir).relative_to(place.root).as_posix()
+    return f"/run/{quote(name)}" if place.run_dir(name) else ""
 
 
 def end_of(path: Path) -> str:
@@ -64,6 +83,7 @@ class _QueuePage:
     def __init__(self, place: Place):
         self._place, self._queue = place, Queue(place.root)
         self._shown: list[tuple[Job, str]] | None = None
+        self._timer = ui.timer(EVERY_S, self.update, immediate=False)
         self._progress: list[tuple[str, ui.linear_progress, ui.label]] = []
         self._error = ui.label().props("role=alert").classes("problems")
         self._list = ui.element("div").classes("jobs")
@@ -72,11 +92,15 @@ class _QueuePage:
     async def update(self) -> None:
         """Read the queue, and change what differs from the page."""
         try:
-            jobs = await run.io_bound(self._read)
+            found = await run.io_bound(self._read)
         except OSError as error:
             self._error.set_text(str(error))
             return
-        if jobs is not None and jobs != self._shown:  # None: the server ends
+        if found is None:  # the server ends
+            return
+        jobs, spent = found
+        self._timer.interval = pause_s(spent)
+        if jobs != self._shown:
             self._shown = jobs
             self._build(jobs)
         for run_dir, bar, label in self._progress:
@@ -84,9 +108,9 @@ class _QueuePage:
             bar.set_value(share)
             label.set_text(line)
 
-    def _read(self) -> list[tuple[Job, str]]:
-        """Return the jobs, each with the address of its run once that is there."""
-        return [(job, self._address(job)) for job in self._queue.jobs()]
+    def _read(self) -> tuple[list[tuple[Job, str]], float]:
+        began = time.thread_time()
+        return listed(self._place, self._shown or ()), time.thread_time() - began
 
     def _build(self, jobs: Sequence[tuple[Job, str]]) -> None:
         self._list.clear()
@@ -100,11 +124,14 @@ class _QueuePage:
                 if not group:
                     continue
                 heading(f"{title} ({len(group)})")
-                for job, address in group:
+                for job, address in group[:_MOST_JOBS]:
                     with ui.element("article").classes("job"):
                         self._facts(job)
                         with ui.row().classes("tools"):
                             self._buttons(job, address, len(group))
+                if len(group) > _MOST_JOBS:
+                    more = f"{len(group) - _MOST_JOBS} more: main.py queue list"
+                    ui.label(more).classes("dim")
                 if title == "Ended":
                     self._button("Clear ended", "the queue", self._queue.clear).classes("narrow")
 
@@ -178,12 +205,6 @@ class _QueuePage:
                 self._error.set_text(str(error))
 
         _flat(text, name, press)
-
-    def _address(self, job: Job) -> str:
-        if not job.run_dir or not Path(job.run_dir).is_relative_to(self._place.root):
-            return ""
-        name = Path(job.run_dir).relative_to(self._place.root).as_posix()
-        return f"/run/{quote(name)}" if self._place.run_dir(name) else ""
 
 
 def _flat(text: str, name: str, press: Callable[[], object]) -> ui.button:
