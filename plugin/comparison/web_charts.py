@@ -11,7 +11,7 @@ from typing import Any
 from .chart import number_text
 from .curves import BUCKET, EVAL_LOSS, LOSS, Axis, Curve, History, is_steep
 
-MOST_POINTS = 600  # of a curve
+MOST_POINTS = 2000  # of a curve: more than a wide chart has pixels
 _DOTTED = 60  # points up to which each is marked
 # Okabe and Ito's colours, which colour-blind readers tell apart, as comparison/picture.py has them,
 # but for their blue and black: lighter, since they are seen on a dark page too.
@@ -129,20 +129,22 @@ def thinned(curve: Curve) -> Points:
 
     Parts grow by doubling, so that points which are shown stay while a run adds others.
     """
-    points = [[x, y if math.isfinite(y) else None] for x, y in zip(curve.x, curve.y, strict=True)]
-    if len(points) <= MOST_POINTS:
-        return points
-    size = 1 << math.ceil(math.log2(2 * len(points) / MOST_POINTS))
-    found: Points = []
-    for start in range(0, len(points), size):
-        part = range(start, min(start + size, len(points)))
-        finite = [at for at in part if points[at][1] is not None]
-        low = min(finite, key=lambda at: curve.y[at], default=start)
-        high = max(finite, key=lambda at: curve.y[at], default=start)
-        found += [points[at] for at in sorted({low, high})]
-    if found[-1] is not points[-1]:
-        found[-1] = points[-1]  # the newest value is the one that is read
-    return found
+    values, places = curve.y, [*range(len(curve.y))]
+    if len(values) > MOST_POINTS:
+        size = 1 << math.ceil(math.log2(2 * len(values) / (MOST_POINTS - 2)))
+        ends = {0, len(values) - 1}  # the newest value is the one that is read
+        for start in range(0, len(values), size):
+            part = values[start : start + size]
+            if not math.isfinite(sum(part)):
+                part = [value for value in part if math.isfinite(value)] or part[:1]
+            ends |= {values.index(value, start) for value in (min(part), max(part))}
+        places = sorted(ends)
+    return [[curve.x[at], _shown(values[at])] for at in places]
+
+
+def _shown(value: float) -> float | None:
+    """Return a value with the digits that a chart shows: half the bytes."""
+    return float(f"{value:.7g}") if math.isfinite(value) else None
 
 
 def _band(curve: Curve) -> Points:

@@ -37,19 +37,20 @@ def test_short_curve_keeps_its_points_and_not_finite_ones() -> None:
 
 
 def test_long_curve_keeps_peaks_ends_and_the_limit() -> None:
-    values = [math.sin(at / 50) for at in range(10_000)]
-    values[4321], values[777] = 100.0, -100.0
+    values = [round(math.sin(at / 50), 6) for at in range(300_000)]
+    values[4321], values[777], values[5000], values[-1] = 100.0, -100.0, math.nan, 0.123456789
     found = thinned(curve(values))
-    assert len(found) <= MOST_POINTS
+    assert MOST_POINTS / 2 < len(found) <= MOST_POINTS
+    assert found[0] == [0, 0.0]
     assert [4321, 100.0] in found
     assert [777, -100.0] in found
-    assert found[-1] == [9999, values[-1]]
+    assert found[-1] == [299_999, 0.1234568]
     assert [x for x, _ in found] == sorted(x for x, _ in found)
 
 
 def test_longer_curve_sends_its_new_end_alone() -> None:
-    values = [math.sin(at) for at in range(2000)]
-    before, now = (panel(thinned(curve(values[:length]))) for length in (1990, 2000))
+    values = [math.sin(at) for at in range(9000)]
+    before, now = (panel(thinned(curve(values[:length]))) for length in (8990, 9000))
     ((number, stay, points),) = patches(before, now)
     assert number == 0
     assert len(points) < 10
