@@ -22,7 +22,7 @@ from .ending import ended, has_reported, never_began, refused
 from .job import JobRecord, utc
 from .names import bare, unused
 from .shelves import JobFile, Shelves
-from .trains import leaves_ranks, lives, start_train
+from .trains import ask_by_file, leaves_ranks, lives, start_train
 
 POLL_S = 1.0
 FRESH_S = 2.0  # a wrong file that is younger may still be being copied
@@ -92,6 +92,8 @@ def _settle(shelves: Shelves, file: JobFile, record: JobRecord | None, children:
     """Note the end of a running job, if it has ended, and tell whether it has."""
     name, child = file.name, children.get(file.name)
     if child.poll() is None if child else lives(shelves, name):
+        if record and record.stop_asked and not record.pid:
+            ask_by_file(record)
         return False
     if record and leaves_ranks(record) and not has_reported(shelves, name):
         return False

@@ -138,6 +138,25 @@ def test_a_job_without_a_number_is_stopped_by_its_folder(
     assert adopted.poll() is None
 
 
+@pytest.mark.parametrize("file", ["run.json", "stages.json"])
+def test_a_stop_before_its_run_began_is_asked_later(
+    held: Any, adopted: subprocess.Popen[bytes], tmp_path: Path, file: str
+) -> None:
+    """Its worker was killed as it started the job, whose train has no folder yet to look into."""
+    run_dir = tmp_path / "run"
+    held.shelves.write_record(
+        "00010-a", JobRecord(gpus=["cpu"], run_dir=str(run_dir), started=utc())
+    )
+    held.queue.cancel("a")
+    assert held.turn() is True
+    assert not run_dir.exists()
+    run_dir.mkdir()
+    (run_dir / file).touch()
+    assert held.turn() is True
+    assert (run_dir / "STOP").exists()
+    assert adopted.poll() is None
+
+
 def test_an_error_of_one_job_stops_no_other(held: Any, job: dict[str, Any]) -> None:
     held.queue.add(job, "a")
     (held.shelves.path / "records" / "00010-a.log").mkdir()
