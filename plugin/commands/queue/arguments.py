@@ -10,9 +10,8 @@ from pathlib import Path
 
 from ...base.errors import JobError, Problem
 from ...config.command_line import CommandLine
-from ...config.stages import lay_over
 from ...config.wording import cut, did_you_mean, quoted
-from ...queue.content import typed_over_stages
+from ...queue.content import typed_over
 from ...run.asked import add_train_arguments, asked_values
 
 ACTIONS = {
@@ -71,14 +70,13 @@ def _place(text: str) -> int:
 
 def _add(options: argparse.Namespace, extra: Sequence[str], root: Path) -> QueueRequest:
     content, typed = asked_values(options, extra, _OWN)
-    typed_over_stages(content, typed)
-    beside = Path(options.config).expanduser().absolute().parent if options.config else None
+    beside = Path(options.config or "x").expanduser().absolute().parent
     return QueueRequest(
         action="add",
         root=root,
         json=options.json,
         name=options.name,
-        values=lay_over(content, typed),
+        values=typed_over(content, typed, beside),
         typed=tuple(typed),
         beside=beside,
     )
