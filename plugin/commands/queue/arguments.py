@@ -23,6 +23,10 @@ ACTIONS = {
     "log": "print what a job's train has logged",
     "start": "start the worker, after a restart of the machine or for files copied in by hand",
 }
+_ENVIRONMENT = (
+    "A job has the environment of whoever started the worker, not of this shell, and no variable "
+    "is written down: choose its GPUs with --gpu_ids."
+)
 _OWN = ("action", "run_root", "json", "name")
 
 
@@ -91,7 +95,8 @@ def _parser() -> CommandLine:
     parser = CommandLine(prog="main.py queue", description=about, allow_abbrev=False)
     actions = parser.add_subparsers(dest="action", metavar="|".join(ACTIONS), required=True)
     for action, text in ACTIONS.items():
-        sub = actions.add_parser(action, help=text, description=text, allow_abbrev=False)
+        whole = f"{text}. {_ENVIRONMENT}" if action == "add" else text
+        sub = actions.add_parser(action, help=text, description=whole, allow_abbrev=False)
         sub.add_argument(
             "--run_root",
             type=Path,
