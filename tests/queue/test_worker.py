@@ -207,9 +207,10 @@ def test_a_process_number_that_found_no_room_is_noted_later(
 
     write = Shelves.write_record
     held.queue.add(job, "a")
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+    with monkeypatch.context() as patch:
         patch.setattr(Shelves, "write_record", full)
-        held.turn()
+        with pytest.raises(OSError, match="No space"):
+            held.turn()
     os.kill(held.children["00010-a"].pid, signal.SIGSTOP)  # it lives for another turn
     held.turn()
     record = held.shelves.record("00010-a")
