@@ -12,6 +12,7 @@ from typing import Any, cast
 import yaml
 
 from ..base.errors import JobError, Problem
+from ..base.files import Version, version
 from ..config.fields import yes_or_no
 from ..config.params import SCHEMA, Params
 from ..config.parse import ADVANCED, expand_advanced, parse
@@ -27,7 +28,6 @@ from ..config.stages import (
 )
 from ..parent.paths import with_full_paths
 from ..run.asked import config_values
-from .shelves import Version, version
 
 PATHS = ("model_name", "init_from", "tokenizer_name", "model_config", "start_from", "dataset_name")
 _NEW = Path("new")  # stands for a run folder that has no name yet

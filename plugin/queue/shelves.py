@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from ..base.files import open_plain, read_end, take_lock, write_whole
+from ..base.files import Version, open_plain, read_end, take_lock, version, write_whole
 from .job import JobRecord
 from .names import clean, order_of, unused
 
@@ -28,15 +28,6 @@ LOCK, WORKER_LOCK, WORKER_LOG = "lock", "worker.lock", "worker.log"
 ENDINGS = (".yaml", ".yml")
 OF_A_JOB = (".json", ".log", ".out", ".lock")
 MOST_RECORD = 1 << 22  # bytes of a record or of what train prints
-
-
-Version = tuple[int, int, int]  # inode, time of change in ns, bytes
-
-
-def version(path: Path) -> Version:
-    """Return what tells two states of a file apart. Raises OSError."""
-    found = path.lstat()
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 @dataclass(frozen=True)

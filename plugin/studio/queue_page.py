@@ -19,7 +19,7 @@ from ..queue.job import Job
 from ..run.asked import config_values
 from ..run.events import ProgressFile
 from .dialogs import confirmed, show_text
-from .frame import EVERY_S, heading, pause_s
+from .frame import EVERY_S, flat, heading, pause_s
 from .place import Place
 
 _MOST_SHOWN = 1 << 16  # bytes of a file, from its end
@@ -167,47 +167,33 @@ class _QueuePage:
             self._button("Stop and save", name, lambda: queue.cancel(name), question)
         else:
             self._button("Try again", name, lambda: queue.add(config_values(job.file)))
-        self._text("Job file", name, lambda: Path(job.file))
+        self._button("Job file", name, lambda: Path(job.file))
         if job.state != "waiting":
-            self._text("Log", name, lambda: queue.log(name))
+            self._button("Log", name, lambda: queue.log(name))
 
     def _button(
         self, text: str, name: str, act: Callable[[], object], question: str = ""
     ) -> ui.button:
-        """Show a button that does something to the queue, and then shows the queue anew."""
+        """Add a button that shows a file, or changes the queue and then shows it anew."""
 
         async def press() -> None:
             with self._kept:
                 if not question or await confirmed(question, text):
-                    await self._act(act, text)
+                    await self._act(act, f"{text} of {name}")
 
-        return _flat(text, name, press)
+        return flat(text, press, f"{text} {name}")
 
-    async def _act(self, act: Callable[[], object], text: str) -> None:
+    async def _act(self, act: Callable[[], object], title: str) -> None:
         self._error.set_text("")
         found: object = None
         try:
             found = await run.io_bound(act)
+            if isinstance(found, Path):
+                show_text(title, shown(end_of(found)))
         except (JobError, OSError) as error:
             self._error.set_text(str(error))
         await self.update()
         if isinstance(found, Job):  # the list was built anew: the keyboard's place is kept
-            words = json.dumps(f"[aria-label={json.dumps(f'{text} {found.name}')}]")
+            label = f"{title.partition(' of ')[0]} {found.name}"
+            words = json.dumps(f"[aria-label={json.dumps(label)}]")
             ui.run_javascript(_FOCUS.format(words))
-
-    def _text(self, text: str, name: str, path: Callable[[], Path]) -> None:
-        def press() -> None:
-            self._error.set_text("")
-            try:
-                with self._kept:
-                    show_text(f"{text} of {name}", shown(end_of(path())))
-            except (JobError, OSError) as error:
-                self._error.set_text(str(error))
-
-        _flat(text, name, press)
-
-
-def _flat(text: str, name: str, press: Callable[[], object]) -> ui.button:
-    button = ui.button(text, on_click=press).props("flat dense no-caps")
-    button.props["aria-label"] = f"{text} {name}"
-    return button

@@ -15,6 +15,7 @@ from nicegui import ui
 from ...base.errors import JobError, first_line, one_line
 from ...run.folder import SAMPLE, SAVE, STOP, RunFolder
 from ...run.lock import holder
+from ..dialogs import show_text
 from ..place import Place
 from .programs import main_json, publish_words, tensorboard
 
@@ -120,8 +121,8 @@ class RunActions:
                     result.set_text(await self._publish_to(chosen.value, folder))
                     button.enable()
 
-                button = ui.button("Publish", on_click=publish).props("no-caps")
-                ui.button("Close", on_click=dialog.close).props("flat no-caps")
+                button = ui.button("Publish", on_click=publish)
+                ui.button("Close", on_click=dialog.close).props("flat")
 
     def _out(self, checkpoint: str) -> Path:
         name = f"{self._name.replace('/', '-')}-{checkpoint.removeprefix('checkpoint-')}"
@@ -148,10 +149,7 @@ class RunActions:
             ui.notify(first_line(error), type="negative")
             return
         ui.clipboard.write(text)
-        with ui.dialog(value=True) as dialog, ui.card().classes("panel wide-card"):
-            ui.label("Copied to the clipboard").classes("heading")
-            ui.textarea("text", value=text).props("readonly outlined rows=16").classes("mono copy")
-            ui.button("Close", on_click=dialog.close).props("flat no-caps")
+        show_text("Copied to the clipboard", text)
 
 
 def resume_in_queue(root: Path, folder: RunFolder) -> str:
@@ -206,8 +204,8 @@ def _say_problems(error: JobError) -> None:
 
 
 def _button(words: str, action: Callable[[], None] | Callable[[], Awaitable[None]]) -> ui.button:
-    return ui.button(words, on_click=action).props("outline dense no-caps padding='4px 12px'")
+    return ui.button(words, on_click=action).props("outline dense padding='4px 12px'")
 
 
 def _link(words: str, address: str) -> None:
-    ui.button(words).props(f'flat dense no-caps padding="4px 12px" href="{address}"')
+    ui.button(words).props(f'flat dense padding="4px 12px" href="{address}"')
