@@ -193,7 +193,8 @@ def _drawn(series: Series) -> dict[str, Any]:
     common = {"name": series.name, "data": data, "itemStyle": {"color": series.colour}}
     if series.band:
         more = {"type": "custom", ":renderItem": "studioBand", "clip": True, "silent": True}
-        return {**common, **more, "encode": {"x": 0, "y": []}, "tooltip": {"show": False}, "z": 1}
+        shape = {"encode": {"x": 0, "y": -1}}  # the axis fits the curves: an interval may be huge
+        return {**common, **more, **shape, "tooltip": {"show": False}, "z": 1}
     return {
         **common,
         "type": "line",

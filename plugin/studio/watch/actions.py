@@ -92,8 +92,10 @@ class RunActions:
             _say_problems(error)
             return
         with ui.dialog(value=True), ui.card():
-            ui.label("TensorBoard runs until the studio ends, and asks for no token:")
-            ui.label("everyone on this machine can open it.")
+            ui.label(
+                "TensorBoard runs until the studio ends. It asks for no token: everyone on this "
+                "machine can open it."
+            )
             ui.link(address, address, new_tab=True).classes("mono")
         ui.navigate.to(address, new_tab=True)
 

@@ -77,7 +77,7 @@ class _LivePage:
     def __init__(self, place: Place, name: str):
         self._place, self._name, self._folder = place, name, place.root / name
         self._known: Known | None = None
-        self._looked = False
+        self._looks = 0
         self._history = HistoryReader(self._folder)
         self._seen: dict[str, Version] = {}
         self._gone = ui.label().classes("problem").props("role=alert")
@@ -102,8 +102,8 @@ class _LivePage:
             self._gone.set_text("This run was deleted or renamed while you looked at it.")
             self._timer.cancel()
             return
-        self._timer.interval = pause_s(news.spent_s) if self._looked else SOON_S
-        self._looked = True
+        self._timer.interval = wait_s(self._looks, news.spent_s)
+        self._looks += 1
         self._show(news)
 
     def _read(self) -> _News | None:
@@ -116,7 +116,7 @@ class _LivePage:
         with suppress(OSError):  # not written yet
             log = self._log.reader.read_on()
         with suppress(OSError):
-            if self._looked and self._history.read_on():  # long ones take seconds
+            if self._looks and self._history.read_on():  # a long one takes a second
                 panels = run_panels(self._history.history, "step")
         if self._changed(SAMPLES):
             answers = read_samples(self._folder / SAMPLES)
@@ -156,6 +156,14 @@ class _LivePage:
             with self._results:
                 heading("Results of evaluate")
                 show_evaluation(self._folder)
+
+
+def wait_s(looks: int, spent_s: float) -> float:
+    """Return the seconds to the next look, after so many before one that took this CPU time.
+
+    The second one reads all that was logged so far: once.
+    """
+    return (SOON_S, EVERY_S)[looks] if looks < 2 else pause_s(spent_s)
 
 
 def _fact(title: str) -> ui.label:
