@@ -159,9 +159,9 @@ class _LivePage:
 
 
 def wait_s(looks: int, spent_s: float) -> float:
-    """Return the seconds to the next look, after so many before one that took this CPU time.
+    """Return the seconds from a look to the next one. `looks`: those before it.
 
-    The second one reads all that was logged so far: once.
+    The second look alone reads all that was logged so far.
     """
     return (SOON_S, EVERY_S)[looks] if looks < 2 else pause_s(spent_s)
 
