@@ -17,6 +17,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+Version = tuple[int, int, int]  # inode, time of change in ns, bytes
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
 
 
@@ -70,6 +71,12 @@ def take_lock(path: Path) -> int | None:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def version(path: str | Path) -> Version:
+    """Return what tells two states of a file apart. Raises OSError."""
+    found = os.lstat(path)
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def is_plain(path: Path) -> bool:

@@ -34,7 +34,7 @@ def _plot(request: CurveRequest) -> int:
     if request.png:
         require_matplotlib()
     run = read_run(request.runs[0])
-    if not run.history.rows:
+    if not run.history.columns:
         got = f"{run.folder}, which is {run.status}"
         raise JobError(Problem("runs", "a run with metrics", got, "; ".join(run.notes)))
     axis = axis_of([run])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from bisect import bisect_left
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,16 +37,24 @@ class Curve:
         return sum(map(math.isfinite, self.y))
 
 
+# Rising steps and the values there, as numbers of 8 bytes: a long run has millions.
+Column = tuple["array[int]", "array[float]"]
+
+
 @dataclass(frozen=True)
 class History:
-    """Metrics of a run by step, in order. `broken`: lines that hold no metrics."""
+    """Metrics of a run by name. `broken`: lines that hold no metrics."""
 
-    rows: Mapping[int, Mapping[str, float]] = field(default_factory=dict[int, Any])
+    columns: Mapping[str, Column] = field(default_factory=dict[str, Column])
+    last_step: int | None = None  # None: nothing was logged
     broken: int = 0
 
     def points(self, name: str) -> list[tuple[int, float]]:
         """Return (step, value) wherever a metric was logged."""
-        return [(step, row[name]) for step, row in self.rows.items() if name in row]
+        return list(zip(*self._column(name), strict=True))
+
+    def _column(self, name: str) -> Column:
+        return self.columns.get(name) or _empty()
 
     def last(self, name: str) -> float | None:
         points = self.points(name)
@@ -53,21 +62,21 @@ class History:
 
     def names(self, prefix: str) -> list[str]:
         """List the metrics whose names begin with a prefix."""
-        return sorted(
-            {name for row in self.rows.values() for name in row if name.startswith(prefix)}
-        )
+        return sorted(name for name in self.columns if name.startswith(prefix))
 
     def curve(self, name: str, axis: Axis) -> Curve:
         """Return the curve of a metric over steps, or over the tokens seen up to them."""
-        points = self.points(name)
+        steps, values = self._column(name)
         counted = self.points("tokens") if axis == "tokens" else []
-        x = [_tokens_at(counted, step) if counted else step for step, _ in points]
-        margins = [row[EVAL_CI95] for row in self.rows.values() if name in row and EVAL_CI95 in row]
-        with_margins = name == EVAL_LOSS and len(margins) == len(points)
+        known = [(0, 0.0), *(point for point in counted if point[0] > 0)]
+        x = [_tokens_at(known, step) for step in steps] if counted else steps
+        interval = name.replace(EVAL_LOSS, EVAL_CI95, 1)  # of a bucket too; older runs lack it
+        margins = dict(self.points(interval) if interval != name else ())
+        complete = bool(margins) and all(step in margins for step in steps)
         return Curve(
             x=tuple(x),
-            y=tuple(value for _, value in points),
-            margin=tuple(margins) if with_margins else (),
+            y=tuple(values),
+            margin=tuple(margins[step] for step in steps) if complete else (),
         )
 
 
@@ -79,9 +88,8 @@ def is_steep(values: Sequence[float]) -> bool:
     return bool(values) and 0 < _STEEP * min(values) < max(values)
 
 
-def _tokens_at(counted: list[tuple[int, float]], step: int) -> float:
-    """Return the tokens seen up to a step, on the line between the steps that were logged."""
-    known = [(0, 0.0), *(point for point in counted if point[0] > 0)]
+def _tokens_at(known: list[tuple[int, float]], step: int) -> float:
+    """Return the tokens seen up to a step, on the line between the steps that are known."""
     after = min(bisect_left(known, step, key=lambda point: point[0]), len(known) - 1)
     (low, before), (high, seen) = known[max(0, after - 1)], known[after]
     return seen if high == low else before + (seen - before) * (step - low) / (high - low)
@@ -108,13 +116,14 @@ class HistoryReader:
         self._start()
 
     def _start(self) -> None:
-        self._rows: dict[int, dict[str, float]] = {}
-        self._newest, self._broken = -1, 0
+        self._columns: dict[str, Column] = {}
+        self._last_step: int | None = None
+        self._broken = 0
         self._file, self._offset = 0, 0
 
     @property
     def history(self) -> History:
-        return History(self._rows, self._broken)
+        return History(self._columns, self._last_step, self._broken)
 
     def read_on(self) -> bool:
         """Read complete lines that are new. Returns whether there were any. Raises OSError.
@@ -149,10 +158,26 @@ class HistoryReader:
             self._broken += 1
             return
         step, metrics = found
-        if step < self._newest:
-            self._rows = {known: row for known, row in self._rows.items() if known <= step}
-        self._rows.setdefault(step, {}).update(metrics)
-        self._newest = step
+        if self._last_step is not None and step < self._last_step:
+            self._cut_behind(step)
+        for name, value in metrics.items():
+            steps, values = self._columns.get(name) or self._columns.setdefault(name, _empty())
+            if steps and steps[-1] == step:
+                values[-1] = value
+            else:
+                steps.append(step)
+                values.append(value)
+        self._last_step = step
+
+    def _cut_behind(self, step: int) -> None:
+        before, self._columns = self._columns, {}
+        for name, (steps, values) in before.items():
+            if end := bisect_right(steps, step):
+                self._columns[name] = steps[:end], values[:end]
+
+
+def _empty() -> Column:
+    return array("q"), array("d")
 
 
 def _read_line(line: str) -> tuple[int, dict[str, float]] | None:
@@ -167,7 +192,9 @@ def _read_line(line: str) -> tuple[int, dict[str, float]] | None:
     step = values.pop("step", None)
     if type(step) is not int or not 0 <= step < MOST_STEPS:
         return None
-    numbers = {name: _number(value) for name, value in values.items()}
+    numbers = {
+        name: value if type(value) is float else _number(value) for name, value in values.items()
+    }
     return step, {name: value for name, value in numbers.items() if value is not None}
 
 

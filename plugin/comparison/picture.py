@@ -116,6 +116,7 @@ def _draw_buckets(axes: Any, run: Run, axis: Axis) -> None:
         low, high = name.removeprefix(BUCKET).split("_")
         shade = shades(0.92 * number / max(1, len(names) - 1))
         label = f"{int(low)}–{int(high)} %"
+        _draw_interval(axes, curve, shade)
         axes.plot(curve.x, curve.y, marker=".", color=shade, label=label, linewidth=1.3)
     _fit_height(axes, curves)
     axes.legend(
@@ -165,15 +166,19 @@ def _training_title(curves: Sequence[Curve]) -> str:
 
 def _draw_curve(axes: Any, curve: Curve, **style: Any) -> None:
     """Draw a curve: its interval as a band, and its mean over the noise of many points."""
-    if curve.margin:
-        low = [y - margin for y, margin in zip(curve.y, curve.margin, strict=True)]
-        high = [y + margin for y, margin in zip(curve.y, curve.margin, strict=True)]
-        axes.fill_between(curve.x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    _draw_interval(axes, curve, style["color"])
     if len(curve.y) < _SMOOTHED:
         axes.plot(curve.x, curve.y, marker=".", linewidth=1.6, **style)
         return
     axes.plot(curve.x, curve.y, linewidth=0.8, alpha=0.3, **style)
     axes.plot(curve.x, _smooth(curve.y), linewidth=1.8, **style)
+
+
+def _draw_interval(axes: Any, curve: Curve, colour: object) -> None:
+    if curve.margin:
+        low = [y - margin for y, margin in zip(curve.y, curve.margin, strict=True)]
+        high = [y + margin for y, margin in zip(curve.y, curve.margin, strict=True)]
+        axes.fill_between(curve.x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

@@ -98,8 +98,7 @@ def _error(run: Run) -> Figure | None:
 def _steps(run: Run) -> Figure | None:
     if run.file.result:
         return _figure(run.file.result.steps)
-    logged = max(run.history.rows, default=None)
-    return _figure(run.progress.step if run.progress else logged)
+    return _figure(run.progress.step if run.progress else run.history.last_step)
 
 
 def _planned(run: Run) -> Figure | None:
@@ -124,10 +123,10 @@ def _loss(run: Run) -> Figure | None:
 
 def evaluations(run: Run) -> list[Figure]:
     """Return every evaluation of a run with its interval and step, in order."""
+    margins = dict(run.history.points(EVAL_CI95))
     return [
-        Figure(value=row[EVAL_LOSS], ci95=row.get(EVAL_CI95), step=step)
-        for step, row in run.history.rows.items()
-        if EVAL_LOSS in row
+        Figure(value=value, ci95=margins.get(step), step=step)
+        for step, value in run.history.points(EVAL_LOSS)
     ]
 
 

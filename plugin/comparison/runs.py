@@ -93,7 +93,7 @@ def read_run(name: str) -> Run:
 def axis_of(runs: Sequence[Run]) -> Axis:
     """Choose the horizontal axis: tokens if a run's length was given in tokens, else steps."""
     counts = any(run.params["train_tokens"] for run in runs)
-    logged = all(run.history.points("tokens") for run in runs if run.history.rows)
+    logged = all(run.history.points("tokens") for run in runs if run.history.columns)
     return "tokens" if counts and logged else "step"
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import first_line, one_line
-from ..base.files import open_plain
+from ..base.files import Version, open_plain, version
 from ..run.events import ProgressFile
 from ..run.lock import holder
 from ..run.record import Number, Record, Text
@@ -28,8 +29,7 @@ NOT_RUNS = {"queue", "templates", "traces", "published"}
 _FILES = ("run.json", "progress.json", "metrics.json")
 _BEGUN = ("log.txt", "events.jsonl")  # of a run whose run.json is missing
 
-Stamp = tuple[int, int, int]  # inode, time of change in ns, bytes
-Seen = dict[str, Stamp]  # by file
+Seen = dict[str, Version]  # by file
 
 
 class RunSummary(Record):
@@ -119,11 +119,8 @@ def folders_of_runs(root: Path) -> Iterator[tuple[str, str]]:
 def _stamps(path: str) -> Seen:
     found: Seen = {}
     for name in _FILES:
-        try:
-            status = os.lstat(f"{path}/{name}")
-        except OSError:
-            continue
-        found[name] = (status.st_ino, status.st_mtime_ns, status.st_size)
+        with suppress(OSError):
+            found[name] = version(f"{path}/{name}")
     return found
 
 

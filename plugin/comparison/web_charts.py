@@ -11,7 +11,7 @@ from typing import Any
 from .chart import number_text
 from .curves import BUCKET, EVAL_LOSS, LOSS, Axis, Curve, History, is_steep
 
-MOST_POINTS = 600  # of a curve
+MOST_POINTS = 2000  # of a curve: more than a wide chart has pixels
 _DOTTED = 60  # points up to which each is marked
 # Okabe and Ito's colours, which colour-blind readers tell apart, as comparison/picture.py has them,
 # but for their blue and black: lighter, since they are seen on a dark page too.
@@ -86,35 +86,35 @@ def run_panels(history: History, axis: Axis) -> list[Panel]:
     evaluation = history.curve(EVAL_LOSS, axis)
     curves = (("training", history.curve(LOSS, axis)), ("held out", evaluation))
     panels = [loss_panel("Loss", curves, axis)]
-    buckets = [
-        Series(
-            name=_bucket_name(name),
-            points=thinned(history.curve(name, axis)),
-            colour=_SHADES[number * len(_SHADES) // len(names)],
-        )
-        for names in ([name for name in history.names(BUCKET) if _BOUNDS.fullmatch(name)],)
-        for number, name in enumerate(names)
-    ]
-    losses = [y for one in buckets for _, y in one.points if y is not None]
+    names = [name for name in history.names(BUCKET) if _BOUNDS.fullmatch(name)]
+    shades = [_SHADES[number * len(_SHADES) // len(names)] for number in range(len(names))]
+    buckets = [(_bucket_name(name), history.curve(name, axis)) for name in names]
     title = "Held-out loss by share of masked tokens"
-    panels.append(Panel(title=title, series=tuple(buckets), x=axis, log=is_steep(losses)))
+    panels.append(loss_panel(title, buckets, axis, shades))
     for title, name in plain:
         curve = Series(name=name, points=thinned(history.curve(name, axis)), colour=COLOURS[0])
         panels.append(Panel(title=title, series=(curve,), x=axis))
     return [panel for panel in panels if any(one.points for one in panel.series)]
 
 
-def loss_panel(title: str, curves: Sequence[tuple[str, Curve]], axis: Axis) -> Panel:
-    """Return a chart of losses, each with its 95 % interval where there is one."""
+def loss_panel(
+    title: str,
+    curves: Sequence[tuple[str, Curve]],
+    axis: Axis,
+    colours: Sequence[str] = COLOURS,
+) -> Panel:
+    """Return a chart of losses, each with its 95 % interval where there is one.
+
+    An interval has the name of its curve: the legend shows and hides both.
+    """
     curves = [(name, curve) for name, curve in curves if curve.x]
     lines: list[Series] = []
     for number, (name, curve) in enumerate(curves):
-        colour = COLOURS[number % len(COLOURS)]
-        dash = DASHES[number // len(COLOURS) % len(DASHES)]
+        colour = colours[number % len(colours)]
+        dash = DASHES[number // len(colours) % len(DASHES)]
         lines.append(Series(name=name, points=thinned(curve), colour=colour, dash=dash))
         if curve.margin:
-            band = f"{name}, 95 % interval"
-            lines.append(Series(name=band, points=_band(curve), colour=colour, band=True))
+            lines.append(Series(name=name, points=_band(curve), colour=colour, band=True))
     values = [y for _, curve in curves for y in curve.y if math.isfinite(y)]
     return Panel(title=title, series=tuple(lines), x=axis, log=is_steep(values))
 
@@ -129,20 +129,22 @@ def thinned(curve: Curve) -> Points:
 
     Parts grow by doubling, so that points which are shown stay while a run adds others.
     """
-    points = [[x, y if math.isfinite(y) else None] for x, y in zip(curve.x, curve.y, strict=True)]
-    if len(points) <= MOST_POINTS:
-        return points
-    size = 1 << math.ceil(math.log2(2 * len(points) / MOST_POINTS))
-    found: Points = []
-    for start in range(0, len(points), size):
-        part = range(start, min(start + size, len(points)))
-        finite = [at for at in part if points[at][1] is not None]
-        low = min(finite, key=lambda at: curve.y[at], default=start)
-        high = max(finite, key=lambda at: curve.y[at], default=start)
-        found += [points[at] for at in sorted({low, high})]
-    if found[-1] is not points[-1]:
-        found[-1] = points[-1]  # the newest value is the one that is read
-    return found
+    values, places = curve.y, [*range(len(curve.y))]
+    if len(values) > MOST_POINTS:
+        size = 1 << math.ceil(math.log2(2 * len(values) / (MOST_POINTS - 2)))
+        ends = {0, len(values) - 1}  # the newest value is the one that is read
+        for start in range(0, len(values), size):
+            part = values[start : start + size]
+            if not math.isfinite(sum(part)):
+                part = [value for value in part if math.isfinite(value)] or part[:1]
+            ends |= {values.index(value, start) for value in (min(part), max(part))}
+        places = sorted(ends)
+    return [[curve.x[at], _shown(values[at])] for at in places]
+
+
+def _shown(value: float) -> float | None:
+    """Return a value with the digits that a chart shows: half the bytes."""
+    return float(f"{value:.7g}") if math.isfinite(value) else None
 
 
 def _band(curve: Curve) -> Points:
@@ -191,7 +193,8 @@ def _drawn(series: Series) -> dict[str, Any]:
     common = {"name": series.name, "data": data, "itemStyle": {"color": series.colour}}
     if series.band:
         more = {"type": "custom", ":renderItem": "studioBand", "clip": True, "silent": True}
-        return {**common, **more, "encode": {"x": 0, "y": []}, "tooltip": {"show": False}, "z": 1}
+        shape = {"encode": {"x": 0, "y": -1}}  # the axis fits the curves: an interval may be huge
+        return {**common, **more, **shape, "tooltip": {"show": False}, "z": 1}
     return {
         **common,
         "type": "line",

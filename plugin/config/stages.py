@@ -109,6 +109,24 @@ def parse_stages(
     return found
 
 
+def with_typed(content: Values, typed: Values, read_config: Callable[[str], Values]) -> Values:
+    """Return the values of a file that means the same alone as `content` with `typed` values.
+
+    Raises JobError (exit 2) as parse_stages does.
+    """
+    if STAGES not in content or not without(typed, _OF_THE_RUN):
+        return lay_over(content, typed)
+    parse_stages(content, typed, Path(STAGES), read_config)
+    layers = without(content, {STAGES, *_OF_THE_RUN}), without(typed, _OF_THE_RUN)
+    entries: list[object] = []
+    for number, entry in enumerate(cast("list[object]", content[STAGES]), start=1):
+        name, own = _own_values(entry, number, read_config)
+        entries.append({"name": name, **_laid(number, (layers[0], own, layers[1]))})
+    run = lay_over(content, typed)
+    shared = canonical(run) - {"adaptor_name", *_OF_THE_RUN}  # every entry has them now
+    return {**without(run, shared), STAGES: entries}
+
+
 def _own_values(
     entry: object, number: int, read_config: Callable[[str], Values]
 ) -> tuple[str, dict[str, object]]:
@@ -152,12 +170,10 @@ def _parse_stage(
     layers: tuple[Values, Values, Values],
 ) -> Stage:
     """Parse the values of a stage from those of the file, its own, and typed ones."""
-    top, own, typed = layers
+    _, own, typed = layers
     if number > 1:
-        top, typed = without(top, _BEGINNING), without(typed, _BEGINNING)
-    values = lay_over(lay_over(top, own), typed)
-    if "seed" not in canonical(own):  # another order of the data in each stage
-        values["seed"] = _seed(values, number)
+        typed = without(typed, _BEGINNING)
+    values = _laid(number, layers)
     begins = canonical(own) & set(WEIGHTS)
     follows = number > 1 and (not begins or own.get("model_name") == PREVIOUS)
     last = before.folder if before else folder.parent / "missing"
@@ -170,6 +186,17 @@ def _parse_stage(
         raise JobError(*prefixed(error.problems, number)) from error
     rooted = _rooted(parsed.params, before) if follows and before else parsed.params
     return Stage(number=number, name=name, folder=folder, parsed=parsed, rooted=rooted)
+
+
+def _laid(number: int, layers: tuple[Values, Values, Values]) -> dict[str, object]:
+    """Return the values of a stage: typed ones over its own over those of the file."""
+    top, own, typed = layers
+    if number > 1:
+        top, typed = without(top, _BEGINNING), without(typed, _BEGINNING)
+    values = lay_over(lay_over(top, own), typed)
+    if "seed" not in canonical(own):  # another order of the data in each stage
+        values["seed"] = _seed(values, number)
+    return values
 
 
 def _seed(values: Values, number: int) -> object:

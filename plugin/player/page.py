@@ -32,7 +32,7 @@ def player_page(
     script = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     page = TEMPLATE.read_text(encoding="utf-8").replace("[[THEME]]", theme)
     final = records[-1].text if records else ""
-    for name, text in {"PROMPT": prompt, "REMARK": remark, "FINAL": final}.items():
+    for name, text in {"PROMPT": prompt, "REMARK": remark.rstrip("."), "FINAL": final}.items():
         page = page.replace(f"[[{name}]]", html.escape(shown(text)).replace("[[", "&#91;&#91;"))
     return page.replace("[[DATA]]", script)
 

@@ -3,49 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from .records import is_trace
 
 TRACES = "traces"  # folder of the root for traces of `chat --trace` and `sample --trace`
-DEPTH = 3  # folders below the root in which files are looked for
-MOST_FOLDERS, MOST_FILES = 5000, 1000  # looked at: a root may be any folder
+MOST_FILES = 1000  # listed
 _NOT_OURS = ("events.jsonl", "metrics.jsonl")  # of a run: every trace has another name
 
 
-def folders_below(root: Path) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
-    """Yield (name, entries) of the folders below a root, the root's name empty; links excepted."""
-    pending, left = [("", str(root), 0)], MOST_FOLDERS
-    while pending and left:
-        folder, path, depth = pending.pop()
-        left -= 1
-        try:
-            with os.scandir(path) as entries:
-                inside = sorted(entries, key=lambda entry: entry.name)
-        except OSError:
-            continue
-        yield folder, inside
-        pending += [
-            (f"{folder}/{entry.name}" if folder else entry.name, entry.path, depth + 1)
-            for entry in inside
-            if depth < DEPTH
-            and not entry.name.startswith(".")
-            and entry.is_dir(follow_symlinks=False)
-        ]
-
-
-def denoising_files(root: Path) -> list[str]:
-    """Return the names below a root of files that hold denoisings: of runs and of TRACES."""
+def denoising_files(root: Path, runs: Iterable[str]) -> list[str]:
+    """Return the names below a root of files that hold denoisings: of its runs and of TRACES."""
     found = [
-        f"{folder}/{entry.name}"
-        for folder, inside in folders_below(root)
-        if folder == TRACES or any(entry.name == "run.json" for entry in inside)
-        for entry in inside
-        if entry.name.endswith(".jsonl") and entry.name not in _NOT_OURS
-        if is_trace(Path(entry.path))
+        f"{folder}/{name}"
+        for folder in (*runs, TRACES)
+        for name in names_in(root / folder)
+        if name.endswith(".jsonl") and name not in _NOT_OURS
+        if is_trace(root / folder / name)
     ]
     return sorted(found)[:MOST_FILES]
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names in a folder; none for a link, or for one that is gone."""
+    try:
+        return [] if folder.is_symlink() else os.listdir(folder)
+    except OSError:
+        return []
 
 
 def below(root: Path, name: str) -> Path | None:

@@ -12,11 +12,20 @@ from typing import Any, cast
 import yaml
 
 from ..base.errors import JobError, Problem
+from ..base.files import Version, version
 from ..config.fields import yes_or_no
 from ..config.params import SCHEMA, Params
 from ..config.parse import ADVANCED, expand_advanced, parse
 from ..config.rules import ALIASES
-from ..config.stages import PREVIOUS, STAGES, Values, canonical, of_the_run, parse_stages
+from ..config.stages import (
+    PREVIOUS,
+    STAGES,
+    Values,
+    canonical,
+    of_the_run,
+    parse_stages,
+    with_typed,
+)
 from ..parent.paths import with_full_paths
 from ..run.asked import config_values
 
@@ -39,18 +48,17 @@ def read_job_file(path: Path) -> CheckedJob:
     A worker looks at every waiting file each second: one that has not changed is not read again.
     """
     try:
-        found = path.lstat()
+        job = _read(path, version(path))
     except OSError as error:
         raise JobError(Problem("config", "a job file", f"{path}: {error.strerror}")) from error
-    job = _read(path, (found.st_ino, found.st_mtime_ns, found.st_size))
     if isinstance(job, tuple):
         raise JobError(*job)
     return job
 
 
 @lru_cache(maxsize=1024)
-def _read(path: Path, version: tuple[int, int, int]) -> CheckedJob | tuple[Problem, ...]:
-    """Return a job, or its problems; `version` tells two states of its file apart."""
+def _read(path: Path, seen: Version) -> CheckedJob | tuple[Problem, ...]:
+    """Return a job, or its problems; `seen` tells two states of its file apart."""
     try:
         return check_values(config_values(str(path)), beside=path.parent)
     except JobError as error:
@@ -127,21 +135,12 @@ def default_name(values: Values) -> str:
     return str(values[names[0]]) if names else str(SCHEMA["adaptor_name"]["default"])
 
 
-def typed_over_stages(content: Values, typed: Mapping[str, Any]) -> None:
-    """Refuse typed parameters over a file with stages. Raises JobError (exit 2).
+def typed_over(content: Values, typed: Values, beside: Path) -> Values:
+    """Return the values of a job: `typed` ones over those of a --config file, in each stage too.
 
-    A job is one file, and each stage of it may set the same parameter again.
+    `beside`: the folder of files that a stage names. Raises JobError (exit 2) for wrong stages.
     """
-    if STAGES not in content:
-        return
-    fix = "Write it into the file, at its top or in a stage."
-    problems = [
-        Problem(name, "nothing typed beside a file with stages", "a value", fix)
-        for name in typed
-        if ALIASES.get(name, name) not in ("run_dir", "resume")
-    ]
-    if problems:
-        raise JobError(*problems)
+    return with_typed(content, typed, lambda path: config_values(str(_beside(beside, path))))
 
 
 class _Written(yaml.SafeDumper):

@@ -13,10 +13,11 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from ..base.files import open_plain, read_end, take_lock, write_whole
+from ..base.files import Version, open_plain, read_end, take_lock, version, write_whole
 from .job import JobRecord
 from .names import clean, order_of, unused
 
@@ -93,10 +94,13 @@ class Shelves:
         return unused(clean(file.name), {one.name for one in files if one.path != file.path})
 
     def record(self, name: str) -> JobRecord | None:
-        """Return what is known of a job; None if nothing is, or another program wrote it."""
+        """Return what is known of a job; None if nothing is, or another program wrote it.
+
+        A page asks for every job each two seconds: a record that has not changed is not read again.
+        """
         try:
-            return JobRecord.read(json.loads(self.text(name, ".json")))
-        except (OSError, ValueError, RecursionError):
+            return _record(self, name, version(self.beside(name, ".json")))
+        except OSError:
             return None
 
     def write_record(self, name: str, record: JobRecord) -> None:
@@ -139,3 +143,12 @@ class Shelves:
         before is seen by that worker, and one that is added after finds the lock free.
         """
         return take_lock(self.path / WORKER_LOCK)
+
+
+@lru_cache(maxsize=1 << 13)
+def _record(shelves: Shelves, name: str, seen: Version) -> JobRecord | None:
+    """Return a record in the state `seen`. Raises OSError."""
+    try:
+        return JobRecord.read(json.loads(shelves.text(name, ".json")))
+    except (ValueError, RecursionError):
+        return None

@@ -13,6 +13,7 @@ from ..base.files import open_plain, take_lock
 from ..base.process import ROOT, inherited
 from ..run.folder import STOP, RunFolder
 from ..run.lock import holder
+from ..run.stages_file import STAGES_FILE
 from .job import JobRecord
 from .shelves import JobFile, Shelves
 
@@ -87,5 +88,16 @@ def ask_to_stop(shelves: Shelves, name: str, record: JobRecord) -> None:
         return
     if record.pid:
         os.kill(record.pid, signal.SIGTERM)
-    elif record.run_dir and (Path(record.run_dir) / "run.json").is_file():
-        RunFolder(Path(record.run_dir)).ask(STOP)  # its worker was killed as it started the job
+    else:
+        ask_by_file(record)
+
+
+def ask_by_file(record: JobRecord) -> None:
+    """Ask a job whose worker was killed as it started it: nobody knows its process number.
+
+    It looks for the file once its run has begun, and a file in its way before would refuse it: the
+    worker asks again at each turn, until the job ends.
+    """
+    folder = RunFolder(Path(record.run_dir))
+    if record.run_dir and any((folder / name).is_file() for name in ("run.json", STAGES_FILE)):
+        folder.ask(STOP)

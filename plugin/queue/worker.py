@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from .ending import ended, has_reported, never_began, refused
 from .job import JobRecord, utc
 from .names import bare, unused
 from .shelves import JobFile, Shelves
-from .trains import leaves_ranks, lives, start_train
+from .trains import ask_by_file, leaves_ranks, lives, start_train
 
 POLL_S = 1.0
 FRESH_S = 2.0  # a wrong file that is younger may still be being copied
@@ -46,7 +46,8 @@ def work(root: Path, lock: int) -> int:
         except OSError as error:  # a full disk: jobs wait until there is room
             line = one_line(f"{utc()} queue: {error}")
             if line[20:] != said[20:]:
-                print(line, file=sys.stderr, flush=True)
+                with suppress(OSError):  # the log lies on that disk too
+                    print(line, file=sys.stderr, flush=True)
             said = line
         time.sleep(POLL_S)
     return 0
@@ -92,6 +93,11 @@ def _settle(shelves: Shelves, file: JobFile, record: JobRecord | None, children:
     """Note the end of a running job, if it has ended, and tell whether it has."""
     name, child = file.name, children.get(file.name)
     if child.poll() is None if child else lives(shelves, name):
+        if record and not record.pid:
+            if record.stop_asked:
+                ask_by_file(record)
+            elif child:  # the disk was full when it was started
+                shelves.write_record(name, record.model_copy(update={"pid": child.pid}))
         return False
     if record and leaves_ranks(record) and not has_reported(shelves, name):
         return False

@@ -15,9 +15,10 @@ from nicegui import app, background_tasks, ui
 from nicegui.events import GenericEventArguments
 
 from ..base.errors import one_line, shown
+from ..comparison.summary import folders_of_runs
 from ..config.sampler import UNTYPED, setting_help
 from ..dialogue.dialogue import Dialogue, Exchange
-from ..player.saved import folders_below
+from ..player.saved import names_in
 from .evaluation_table import show_evaluation
 from .frame import frame, heading, theme_of
 from .place import Place
@@ -37,12 +38,8 @@ _CHANGED = "(event) => emit(event && event.target ? event.target.value : event)"
 
 def models_below(root: Path) -> list[str]:
     """Return the names of the runs below a root that have a fused model or a checkpoint."""
-    found: list[str] = []
-    for folder, inside in folders_below(root):
-        names = {entry.name for entry in inside}
-        if "run.json" in names and any(_SAVED.fullmatch(name) for name in names):
-            found.append(folder)
-    return sorted(found)
+    folders = sorted(folders_of_runs(root))
+    return [name for name, path in folders if any(map(_SAVED.fullmatch, names_in(Path(path))))]
 
 
 def field_text(value: Any) -> str:
@@ -101,11 +98,10 @@ class _ChatPage:
                     on_change=lambda event: self._open(event.value),
                 )
                 .classes("grow")
-                .props("outlined dense hide-bottom-space")
+                .props("hide-bottom-space")
             )
             self._state = ui.label().props("role=status").classes("dim")
             self._reload = ui.button("Load", on_click=lambda: self._open(self._model.value))
-            self._reload.props("no-caps")
         with ui.element("div").classes("chat").on("keydown.escape", self._dialogue.stop, []):
             with ui.element("div").classes("talk"):
                 self._build_talk()
@@ -132,10 +128,10 @@ class _ChatPage:
             self._undo = ui.button("Undo", on_click=lambda: self._obey(self._dialogue.undo()))
             self._new = ui.button("New", on_click=lambda: self._obey(self._dialogue.restart()))
             for button in (self._undo, self._new):
-                button.props("outline no-caps")
+                button.props("outline")
 
     def _build_field(self, kind: str, label: str) -> None:
-        field = ui.textarea(label).props("outlined autogrow rows=2").classes("wide")
+        field = ui.textarea(label).props("autogrow rows=2").classes("wide")
 
         def send(text: str) -> None:
             if self._dialogue.state == "ready" and text.strip():
@@ -145,8 +141,8 @@ class _ChatPage:
         field.on("keydown", lambda event: send(str(event.args)), js_handler=_KEYS)
         with ui.element("div").classes("row-of"):
             name = "Send" if kind == "prompt" else "Fill"
-            ui.button(name, on_click=lambda: send(field.value or "")).props("no-caps")
-            stop = ui.button("Stop", on_click=self._dialogue.stop).props("outline no-caps")
+            ui.button(name, on_click=lambda: send(field.value or ""))
+            stop = ui.button("Stop", on_click=self._dialogue.stop).props("outline")
             self._stops.append(stop)
 
     def _build_side(self) -> None:
@@ -219,7 +215,7 @@ class _ChatPage:
                 ui.label("of a run alone").classes("dim")
 
     def _text(self, label: str, value: str) -> None:
-        field = ui.textarea(label, value=value).props("outlined dense autogrow rows=1")
+        field = ui.textarea(label, value=value).props("autogrow rows=1")
 
         async def change(event: GenericEventArguments) -> None:
             self._dialogue.system = str(event.args or "")
@@ -244,7 +240,7 @@ class _ChatPage:
             else:
                 field = ui.input(label, value=field_text(value), placeholder="none")
                 field.on("change", lambda event: change(event.args), js_handler=_CHANGED)
-            field.props("outlined dense").tooltip(text).props["aria-description"] = text
+            field.tooltip(text).props["aria-description"] = text
             if value != saved:
                 ui.button(icon="undo", on_click=lambda: change("default")).props(
                     f'flat round dense aria-label="reset {name}"'

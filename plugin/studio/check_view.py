@@ -128,7 +128,8 @@ def _data(report: Mapping[str, Any]) -> None:
     ]
     dim, colour = {"color": "#888"}, {"color": "#8a7ad8"}
     chart = {
-        "grid": {"left": 56, "right": 24, "top": 24, "bottom": 40},
+        "grid": {"left": 56, "right": 72, "top": 24, "bottom": 40},
+        "toolbox": {"right": 0, "top": -6},
         "textStyle": dim,
         "tooltip": {"trigger": "axis"},
         "xAxis": {"type": "value", "name": "tokens", "nameLocation": "middle", "nameGap": 24}

@@ -11,9 +11,9 @@ def show_text(title: str, text: str) -> None:
     """Show a text that a person may select and copy."""
     with ui.dialog(value=True) as dialog, ui.card().classes("wide-card"):
         heading(title)
-        field = ui.textarea(value=text).props("readonly outlined").classes("mono text")
+        field = ui.textarea(value=text).props("readonly").classes("mono text")
         field.props["aria-label"] = title
-        ui.button("Close", on_click=dialog.close).props("flat no-caps")
+        ui.button("Close", on_click=dialog.close).props("flat")
     dialog.on("hide", dialog.delete)
 
 
@@ -30,13 +30,13 @@ async def asked_name(question: str, name: str) -> str:
 async def _answer(question: str, yes: str, name: str | None) -> str | None:
     with ui.dialog() as dialog, ui.card():
         label = ui.label(question)
-        field = ui.input(value=name or "").props("outlined dense autofocus")
+        field = ui.input(value=name or "").props("autofocus")
         field.props["aria-label"] = question
         field.set_visibility(name is not None)
         field.on("keydown.enter", lambda: dialog.submit(field.value))
         with ui.row():
-            ui.button(yes, on_click=lambda: dialog.submit(field.value or "")).props("no-caps")
-            ui.button("Cancel", on_click=lambda: dialog.submit(None)).props("flat no-caps")
+            ui.button(yes, on_click=lambda: dialog.submit(field.value or ""))
+            ui.button("Cancel", on_click=lambda: dialog.submit(None)).props("flat")
     dialog.props["aria-label"] = label.text
     answer = await dialog
     dialog.delete()

@@ -21,7 +21,7 @@ _FIRST = "model and data"
 _IN_FIRST = ("model_name", "dataset_name", "training_method", "training_stage", "adaptor_name")
 _FOLDED = "does not apply"
 _MANY_LINES = {"instruction_template", "input_template", "output_template"}
-_BOX = "outlined dense stack-label hide-bottom-space debounce=250"
+_BOX = "stack-label hide-bottom-space debounce=250"
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Fields:
             reason.set_visibility(False)
             shown = str(SCHEMA[name]["default"]) or "nothing"
             reset = ui.button("reset", on_click=lambda: self.put({name: None}, only=(name,)))
-            reset.props(f'flat dense no-caps size=sm icon=undo aria-label="reset {title}"')
+            reset.props(f'flat dense size=sm icon=undo aria-label="reset {title}"')
             reset.tooltip(f"changed; the default is {shown}")
             reset.set_visibility(False)
         return _Field(cell, widget, below, reason, reset)

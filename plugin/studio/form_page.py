@@ -19,6 +19,7 @@ from ..run.lines import counted
 from .check_view import show_plan, show_problems
 from .dialogs import asked_name, confirmed, show_text
 from .fields_view import Fields, states
+from .frame import flat
 from .place import Place
 from .templates import (
     changed_values,
@@ -43,8 +44,8 @@ class NewRun:
         names = template_names(place)
         with ui.row().classes("tools"):
             search = ui.input("Search", on_change=lambda event: self._search(event.value))
-            search.props("outlined dense clearable debounce=200 type=search")
-            self._template = ui.select(names, label="Template").props("outlined dense")
+            search.props("clearable debounce=200 type=search")
+            self._template = ui.select(names, label="Template")
             self._template.value = template if template in names else None
             for text, act in (
                 ("Load", self._load),
@@ -54,7 +55,7 @@ class NewRun:
                 ("Show as command", self._show_command),
                 ("Reset all", lambda: self._fields.put({})),
             ):
-                ui.button(text, on_click=act).props("flat dense no-caps")
+                flat(text, act)
         self._found = ui.label().props("role=status").classes("dim small")
         self._problems = ui.column().classes("gap")
         self._fields = Fields(values, without_effect(draft(values).params), self._edited)
@@ -66,10 +67,10 @@ class NewRun:
 
     def _actions(self) -> None:
         with ui.row().classes("actions"):
-            self._check_button = ui.button("Check", on_click=self._check).props("no-caps outline")
+            self._check_button = ui.button("Check", on_click=self._check).props("outline")
             self._stop = ui.button("Stop the check", on_click=self._stop_check)
-            self._stop.props("no-caps flat").set_visibility(False)
-            ui.button("Add to queue", on_click=self._queue).props("no-caps")
+            self._stop.props("flat").set_visibility(False)
+            ui.button("Add to queue", on_click=self._queue)
             self._download = ui.switch("The check may download")
             self._state = ui.label().props("role=status").classes("dim")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +28,9 @@ _KEEP = "document.cookie = 'theme={}; path=/; SameSite=Strict; max-age=31536000'
 
 
 def add_style() -> None:
+    ui.button.default_props("no-caps")
+    for kind in (ui.input, ui.select, ui.textarea):
+        kind.default_props("outlined dense")
     for name in FILES:
         file = Path(__file__).with_name(name)
         app.add_static_file(local_file=file, url_path=f"/{name}", max_cache_age=0)
@@ -71,6 +74,13 @@ def frame(title: str, *, here: str = "") -> Generator[None]:
     with ui.element("div").props("id=content tabindex=-1").classes("content"):
         heading(title, level=1)
         yield
+
+
+def flat(words: str, act: Callable[[], object], name: str = "") -> ui.button:
+    """Add a button without a frame. `name`: what a screen reader says instead of its words."""
+    button = ui.button(words, on_click=act).props("flat dense")
+    button.props["aria-label"] = name or words
+    return button
 
 
 def heading(text: str, *, level: int = 2) -> ui.label:

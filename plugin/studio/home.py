@@ -71,9 +71,9 @@ class _RunTable:
             f"python main.py train --run_dir {place.root}/NAME ..."
         )
         with ui.element("div").classes("row-of") as self._tools:
-            text = ui.input("filter").props("dense outlined clearable").classes("grow")
+            text = ui.input("filter").props("clearable").classes("grow")
             self._compare = ui.button("Compare", on_click=self._open_comparison)
-            self._compare.props("no-caps").disable()
+            self._compare.disable()
             ui.label("Choose two runs or more to compare them.").classes("dim")
         columns = [
             {"align": "left", "sortable": True, "field": one["name"], **one} for one in _COLUMNS

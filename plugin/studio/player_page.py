@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse
 from nicegui import app, ui
 
 from ..base.errors import first_line, one_line
+from ..comparison.summary import folders_of_runs
 from ..player.page import player_page
 from ..player.records import SAMPLES, SavedAnswer, saved_answers
 from ..player.saved import TRACES, below, denoising_files
@@ -95,7 +96,8 @@ def pages(place: Place) -> None:
 
 
 async def _show(place: Place, name: str, sample: int | None) -> None:
-    files = await asyncio.to_thread(denoising_files, place.root)
+    runs = (folder for folder, _ in folders_of_runs(place.root))
+    files = await asyncio.to_thread(denoising_files, place.root, runs)
     first = f"{name}/{SAMPLES}" if name and not name.endswith(".jsonl") else name
     if first and first not in files:
         files = [first, *files]
@@ -123,8 +125,6 @@ class _Chooser:
                 self._files, value=self._first, label="file", with_input=True
             ).classes("grow")
             self._answer = ui.select({}, label="answer").classes("grow")
-            for field in (self._file, self._answer):
-                field.props("outlined dense")
         self._problem = ui.label().classes("problem").props("role=status")
         self._box = ui.element("div")
         self._file.on_value_change(lambda: self._read(None))

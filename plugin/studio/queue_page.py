@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -18,10 +19,11 @@ from ..queue.job import Job
 from ..run.asked import config_values
 from ..run.events import ProgressFile
 from .dialogs import confirmed, show_text
-from .frame import EVERY_S, heading
+from .frame import EVERY_S, flat, heading, pause_s
 from .place import Place
 
 _MOST_SHOWN = 1 << 16  # bytes of a file, from its end
+_MOST_JOBS = 100  # shown of those that wait, and of those that have ended, the newest
 _FOCUS = (  # a button that can no longer be pressed gives way to another one of its job
     "const b = document.querySelector({}); "
     "(b?.disabled ? b.closest('.job').querySelector('button:enabled') : b)?.focus()"
@@ -35,9 +37,26 @@ _GROUPS = {
 
 async def show_queue(place: Place) -> None:
     """Build the page and keep it current."""
-    page = _QueuePage(place)
-    await page.update()
-    ui.timer(EVERY_S, page.update, immediate=False)
+    await _QueuePage(place).update()
+
+
+def listed(place: Place, before: Sequence[tuple[Job, str]] = ()) -> list[tuple[Job, str]]:
+    """Return the jobs, each with the address of its run's page once that is there.
+
+    `before`: an earlier list. Ended jobs, of which there may be hundreds, keep its addresses.
+    """
+    known = {job.name: address for job, address in before if job.ended}
+    return [
+        (job, known[job.name] if job.ended and job.name in known else _address(place, job))
+        for job in Queue(place.root).jobs()
+    ]
+
+
+def _address(place: Place, job: Job) -> str:
+    if not job.run_dir or not Path(job.run_dir).is_relative_to(place.root):
+        return ""
+    name = Path(job.run_dir).relative_to(place.root).as_posix()
+    return f"/run/{quote(name)}" if place.run_dir(name) else ""
 
 
 def end_of(path: Path) -> str:
@@ -64,6 +83,7 @@ class _QueuePage:
     def __init__(self, place: Place):
         self._place, self._queue = place, Queue(place.root)
         self._shown: list[tuple[Job, str]] | None = None
+        self._timer = ui.timer(EVERY_S, self.update, immediate=False)
         self._progress: list[tuple[str, ui.linear_progress, ui.label]] = []
         self._error = ui.label().props("role=alert").classes("problems")
         self._list = ui.element("div").classes("jobs")
@@ -72,11 +92,15 @@ class _QueuePage:
     async def update(self) -> None:
         """Read the queue, and change what differs from the page."""
         try:
-            jobs = await run.io_bound(self._read)
+            found = await run.io_bound(self._read)
         except OSError as error:
             self._error.set_text(str(error))
             return
-        if jobs is not None and jobs != self._shown:  # None: the server ends
+        if found is None:  # the server ends
+            return
+        jobs, spent = found
+        self._timer.interval = pause_s(spent)
+        if jobs != self._shown:
             self._shown = jobs
             self._build(jobs)
         for run_dir, bar, label in self._progress:
@@ -84,9 +108,9 @@ class _QueuePage:
             bar.set_value(share)
             label.set_text(line)
 
-    def _read(self) -> list[tuple[Job, str]]:
-        """Return the jobs, each with the address of its run once that is there."""
-        return [(job, self._address(job)) for job in self._queue.jobs()]
+    def _read(self) -> tuple[list[tuple[Job, str]], float]:
+        began = time.thread_time()
+        return listed(self._place, self._shown or ()), time.thread_time() - began
 
     def _build(self, jobs: Sequence[tuple[Job, str]]) -> None:
         self._list.clear()
@@ -100,11 +124,14 @@ class _QueuePage:
                 if not group:
                     continue
                 heading(f"{title} ({len(group)})")
-                for job, address in group:
+                for job, address in group[:_MOST_JOBS]:
                     with ui.element("article").classes("job"):
                         self._facts(job)
                         with ui.row().classes("tools"):
                             self._buttons(job, address, len(group))
+                if len(group) > _MOST_JOBS:
+                    more = f"{len(group) - _MOST_JOBS} more: main.py queue list"
+                    ui.label(more).classes("dim")
                 if title == "Ended":
                     self._button("Clear ended", "the queue", self._queue.clear).classes("narrow")
 
@@ -140,53 +167,33 @@ class _QueuePage:
             self._button("Stop and save", name, lambda: queue.cancel(name), question)
         else:
             self._button("Try again", name, lambda: queue.add(config_values(job.file)))
-        self._text("Job file", name, lambda: Path(job.file))
+        self._button("Job file", name, lambda: Path(job.file))
         if job.state != "waiting":
-            self._text("Log", name, lambda: queue.log(name))
+            self._button("Log", name, lambda: queue.log(name))
 
     def _button(
         self, text: str, name: str, act: Callable[[], object], question: str = ""
     ) -> ui.button:
-        """Show a button that does something to the queue, and then shows the queue anew."""
+        """Add a button that shows a file, or changes the queue and then shows it anew."""
 
         async def press() -> None:
             with self._kept:
                 if not question or await confirmed(question, text):
-                    await self._act(act, text)
+                    await self._act(act, f"{text} of {name}")
 
-        return _flat(text, name, press)
+        return flat(text, press, f"{text} {name}")
 
-    async def _act(self, act: Callable[[], object], text: str) -> None:
+    async def _act(self, act: Callable[[], object], title: str) -> None:
         self._error.set_text("")
         found: object = None
         try:
             found = await run.io_bound(act)
+            if isinstance(found, Path):
+                show_text(title, shown(end_of(found)))
         except (JobError, OSError) as error:
             self._error.set_text(str(error))
         await self.update()
         if isinstance(found, Job):  # the list was built anew: the keyboard's place is kept
-            words = json.dumps(f"[aria-label={json.dumps(f'{text} {found.name}')}]")
+            label = f"{title.partition(' of ')[0]} {found.name}"
+            words = json.dumps(f"[aria-label={json.dumps(label)}]")
             ui.run_javascript(_FOCUS.format(words))
-
-    def _text(self, text: str, name: str, path: Callable[[], Path]) -> None:
-        def press() -> None:
-            self._error.set_text("")
-            try:
-                with self._kept:
-                    show_text(f"{text} of {name}", shown(end_of(path())))
-            except (JobError, OSError) as error:
-                self._error.set_text(str(error))
-
-        _flat(text, name, press)
-
-    def _address(self, job: Job) -> str:
-        if not job.run_dir or not Path(job.run_dir).is_relative_to(self._place.root):
-            return ""
-        name = Path(job.run_dir).relative_to(self._place.root).as_posix()
-        return f"/run/{quote(name)}" if self._place.run_dir(name) else ""
-
-
-def _flat(text: str, name: str, press: Callable[[], object]) -> ui.button:
-    button = ui.button(text, on_click=press).props("flat dense no-caps")
-    button.props["aria-label"] = f"{text} {name}"
-    return button

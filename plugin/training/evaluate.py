@@ -53,8 +53,9 @@ def evaluate(
 
     `beat` is called before each batch. `even`: as in build_step. `eval/loss` is the training
     objective, `eval/loss_ci95` its 95 % half-width over documents; `eval/loss_t30_40` is the mean
-    nll in nats of masked tokens in documents whose mask probability was in [0.3, 0.4). Under
-    objective mlm, every document is masked at mask_rate: one such key, and loss = its nll.
+    nll in nats of masked tokens in documents whose mask probability was in [0.3, 0.4), and
+    `eval/loss_ci95_t30_40` its half-width, unless it is of one document. Under objective mlm, every
+    document is masked at mask_rate: one such pair of keys, and loss = its nll.
     """
     sums = evaluate_sums(accelerator, module, documents, rules, batch_size, layout, beat, even=even)
     return _metrics(sums, len(documents))
@@ -135,7 +136,10 @@ def _metrics(sums: torch.Tensor, documents: int) -> dict[str, float]:
         "eval/documents": float(documents),
     }
     for bucket in range(BUCKETS):
-        nll, masked = sums[bucket, 0].item(), sums[bucket, 1].item()
+        nll, masked, *_, count = sums[bucket].tolist()
         if masked:
-            metrics[f"eval/loss_t{bucket * 10:02d}_{bucket * 10 + 10:02d}"] = nll / masked
+            name = f"t{bucket * 10:02d}_{bucket * 10 + 10:02d}"
+            metrics[f"eval/loss_{name}"] = nll / masked
+            if count > 1:
+                metrics[f"eval/loss_ci95_{name}"] = 1.96 * ratio_of_sums(sums[bucket])[1]
     return metrics

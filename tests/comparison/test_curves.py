@@ -10,6 +10,7 @@ import pytest
 from helpers.run_folders import evaluated, trained, write_run
 
 from plugin.comparison.curves import (
+    BUCKET,
     EVAL_LOSS,
     LONGEST_LINE,
     LOSS,
@@ -34,12 +35,27 @@ def test_lines_after_a_resume_replace_later_steps(tmp_path: Path) -> None:
     assert read_history(folder).points(LOSS) == [(10, 10.0), (20, 7.0), (30, 8.0)]
 
 
+def test_metrics_that_only_a_later_part_had_are_gone(tmp_path: Path) -> None:
+    first = [trained(10, 4.0), evaluated(20, 3.0)]
+    history = read_history(write_run(tmp_path / "a", [*first, trained(15, 7.0)]))
+    assert history.names("") == ["learning_rate", "loss", "tokens"]
+    assert (history.last_step, history.points(LOSS)) == (15, [(10, 4.0), (15, 7.0)])
+
+
 def test_tokens_between_logged_steps_are_interpolated(tmp_path: Path) -> None:
     lines = [evaluated(0, 5.0), trained(10, 4.0, tokens=100.0), evaluated(15, 3.0)]
     folder = write_run(tmp_path / "a", [*lines, trained(20, 2.0, tokens=300.0), evaluated(25, 1.0)])
     curve = read_history(folder).curve(EVAL_LOSS, "tokens")
     assert curve.x == (0.0, 200.0, 400.0)
     assert curve.margin == (0.1, 0.1, 0.1)
+
+
+def test_margin_of_a_bucket_is_its_own(tmp_path: Path) -> None:
+    line = evaluated(10, 3.0, 0.5) | {"eval/loss_ci95_t00_10": 0.2}
+    history = read_history(write_run(tmp_path / "a", [line]))
+    assert history.curve("eval/loss_t00_10", "step").margin == (0.2,)
+    assert history.curve("eval/loss_t90_100", "step").margin == ()
+    assert history.names(BUCKET) == ["eval/loss_t00_10", "eval/loss_t90_100"]
 
 
 def test_not_a_number_survives_json(tmp_path: Path) -> None:
@@ -83,7 +99,7 @@ def test_a_broken_line_is_counted_and_left_out(tmp_path: Path, line: str) -> Non
 
 def test_values_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", [trained(10, 4.0, grad_norm="high", mfu=None)])
-    assert set(read_history(folder).rows[10]) == {"loss", "tokens", "learning_rate"}
+    assert read_history(folder).names("") == ["learning_rate", "loss", "tokens"]
 
 
 def test_a_pipe_in_place_of_the_file_is_an_error(tmp_path: Path) -> None:

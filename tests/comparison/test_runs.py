@@ -118,7 +118,7 @@ def test_a_file_that_cannot_be_read_is_noted(tmp_path: Path, name: str) -> None:
     run = read_run(str(folder))
     (note,) = run.notes
     assert note.startswith(f"{name} cannot be read: ")
-    assert (name == "metrics.jsonl") == (not run.history.rows)
+    assert (name == "metrics.jsonl") == (not run.history.columns)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"results": 3}'])

@@ -37,19 +37,20 @@ def test_short_curve_keeps_its_points_and_not_finite_ones() -> None:
 
 
 def test_long_curve_keeps_peaks_ends_and_the_limit() -> None:
-    values = [math.sin(at / 50) for at in range(10_000)]
-    values[4321], values[777] = 100.0, -100.0
+    values = [round(math.sin(at / 50), 6) for at in range(300_000)]
+    values[4321], values[777], values[5000], values[-1] = 100.0, -100.0, math.nan, 0.123456789
     found = thinned(curve(values))
-    assert len(found) <= MOST_POINTS
+    assert MOST_POINTS / 2 < len(found) <= MOST_POINTS
+    assert found[0] == [0, 0.0]
     assert [4321, 100.0] in found
     assert [777, -100.0] in found
-    assert found[-1] == [9999, values[-1]]
+    assert found[-1] == [299_999, 0.1234568]
     assert [x for x, _ in found] == sorted(x for x, _ in found)
 
 
 def test_longer_curve_sends_its_new_end_alone() -> None:
-    values = [math.sin(at) for at in range(2000)]
-    before, now = (panel(thinned(curve(values[:length]))) for length in (1990, 2000))
+    values = [math.sin(at) for at in range(9000)]
+    before, now = (panel(thinned(curve(values[:length]))) for length in (8990, 9000))
     ((number, stay, points),) = patches(before, now)
     assert number == 0
     assert len(points) < 10
@@ -74,6 +75,21 @@ def test_panels_of_a_run_hold_losses_band_buckets_and_rate(tmp_path: Path) -> No
     assert [one.name for one in buckets] == ["0–10 %", "90–100 %"]
     assert found["Loss"].last_values == "training: 1 at step 10; held out: 2.5 at step 30"
     assert found["Learning rate"].last_values == "learning_rate: 0.001 at step 10"
+
+
+def test_buckets_have_bands_where_intervals_were_logged(tmp_path: Path) -> None:
+    bounds = {"eval/loss_ci95_t90_100": 0.5}
+    folder = write_run(tmp_path / "a", [evaluated(0, 2.0) | bounds, evaluated(9, 1.0) | bounds])
+    panel = by_title(run_panels(read_history(folder), "step"))[
+        "Held-out loss by share of masked tokens"
+    ]
+    assert [(one.name, one.band) for one in panel.series] == [
+        ("0–10 %", False),
+        ("90–100 %", False),
+        ("90–100 %", True),  # of one name: the legend hides both
+    ]
+    assert panel.series[2].points == [[0, 1.5, 2.5], [9, 0.5, 1.5]]
+    assert len({one.colour for one in panel.series[1:]}) == 1
 
 
 def test_options_are_json_and_offer_a_picture(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from plugin.base.errors import JobError
-from plugin.config.stages import Stage, lay_over, parse_stages
+from plugin.config.stages import Stage, lay_over, parse_stages, with_typed
 
 RUN = Path("/runs/r")
 TOP = {"model_config": "m.json", "dataset_name": "d", "tokenizer_name": "t"}
@@ -85,6 +85,46 @@ def test_length_of_an_upper_layer_replaces_every_lower_one(
     lower: dict[str, int], upper: dict[str, int], wanted: dict[str, int]
 ) -> None:
     assert lay_over(lower, upper) == wanted
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        {"batch_size": "2", "model_config": "n.json", "run_dir": "r"},
+        {"seed": "5"},
+        {"seed": "5", "max_steps": "4"},
+        {"train_tokens": "7000"},
+        {"num_train_epochs": "2", "adaptor_name": "mine"},
+    ],
+)
+def test_file_with_typed_values_written_in_means_the_same(typed: dict[str, str]) -> None:
+    files = {"wiki.yaml": {"train_tokens": 900, "batch_size": 9, "model_name": "w"}}
+    own = [
+        {"seed": 3, "num_train_epochs": 1},
+        {"config": "wiki.yaml"},
+        {"name": "c", "init_from": ""},
+    ]
+    content = {**TOP, "training_stage": "pretrain", "train_steps": 50, "stages": own}
+    whole = with_typed(content, typed, files.__getitem__)
+    assert whole.get("run_dir") == typed.get("run_dir")
+    assert whole.get("adaptor_name") == typed.get("adaptor_name")
+    mine = parse_stages(whole, {}, RUN, {}.__getitem__)
+    wanted = parse_stages(content, typed, RUN, files.__getitem__)
+    assert [one.rooted for one in mine] == [one.rooted for one in wanted]
+    assert [(one.name, one.parsed) for one in mine] == [(one.name, one.parsed) for one in wanted]
+
+
+def test_folder_typed_over_stages_leaves_them_as_they_are() -> None:
+    content = {**TOP, "stages": [{"config": "wiki.yaml"}]}
+    assert with_typed(content, {"run_dir": "r"}, {}.__getitem__) == content | {"run_dir": "r"}
+
+
+def test_wrong_stage_under_typed_values_is_refused_by_name() -> None:
+    content = {**TOP, "stages": [{"name": "../x"}, {"max_length": 0}]}
+    with pytest.raises(JobError) as refused:
+        with_typed(content, {"batch_size": "2"}, {}.__getitem__)
+    fields = [problem.field for problem in refused.value.problems]
+    assert fields == ["stages[1].name", "stages[2].max_length"]
 
 
 @pytest.mark.parametrize(

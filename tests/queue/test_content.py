@@ -15,7 +15,7 @@ from plugin.queue.content import (
     default_name,
     full_values,
     read_job_file,
-    typed_over_stages,
+    typed_over,
 )
 
 JOB: dict[str, Any] = {"dataset_name": "d.jsonl", "model_name": "m"}
@@ -85,9 +85,10 @@ def test_a_file_of_stages_is_all_its_stages(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text("batch_size: 3\n")
     values = {**JOB, "stages": [{"name": "a", "config": "s.yaml"}, {"name": "b"}]}
     assert [one.batch_size for one in check_values(values, beside=tmp_path).stages] == [3, 4]
-    with pytest.raises(JobError, match="batch_size: expected nothing typed"):
-        typed_over_stages(values, {"batch_size": "4", "run_dir": "r"})
-    typed_over_stages(JOB, {"batch_size": "4"})
+    whole = typed_over(values, {"batch_size": "2", "run_dir": "r"}, tmp_path)
+    assert whole["run_dir"] == "r"
+    assert [one.batch_size for one in check_values(whole, beside=Path()).stages] == [2, 2]
+    assert typed_over(JOB, {"batch_size": "2"}, tmp_path) == {**JOB, "batch_size": "2"}
 
 
 def test_every_problem_of_a_file_is_reported(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from plugin.base.errors import JobError
 from plugin.queue.folder import Queue
 from plugin.queue.job import JobRecord
+from plugin.queue.shelves import Shelves
 
 YAML = "dataset_name: d.jsonl\nmodel_name: m\ntrain_device: cpu\n"
 
@@ -117,6 +118,25 @@ def test_a_broken_record_is_said(held: Any, text: str) -> None:
     held.copy_in("00010-a.json", text, "records")
     (job,) = held.queue.jobs()
     assert (job.state, job.error) == ("failed", "its record is lost")
+
+
+def test_a_record_is_read_again_only_if_changed(held: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page lists the jobs every two seconds, hundreds of ended ones among them."""
+    read: list[str] = []
+    text = Shelves.text
+    monkeypatch.setattr(
+        Shelves, "text", lambda self, name, ending: read.append(name) or text(self, name, ending)
+    )
+    for name in ("00010-a", "00020-b"):
+        held.copy_in(f"{name}.yaml", YAML, "ended")
+        held.shelves.write_record(name, JobRecord(state="done", devices="cpu"))
+    assert held.queue.jobs() == held.queue.jobs()
+    assert sorted(read) == ["00010-a", "00020-b"]
+    held.shelves.write_record("00010-a", JobRecord(state="failed", devices="cpu"))
+    assert held.states() == {"00010-a": "failed", "00020-b": "done"}
+    held.shelves.beside("00010-a", ".json").unlink()
+    assert [job.error for job in held.queue.jobs()] == ["its record is lost", ""]
+    assert len(read) == 3
 
 
 def test_a_job_in_two_listings_is_shown_once(held: Any) -> None:

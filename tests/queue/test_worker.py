@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import signal
@@ -16,8 +18,10 @@ import pytest
 from helpers.support import wait_until, write_record
 
 from plugin.base.files import take_lock
+from plugin.queue import worker
 from plugin.queue.ending import ended
 from plugin.queue.job import JobRecord, utc
+from plugin.queue.shelves import Shelves
 
 YAML = "dataset_name: missing.jsonl\nmodel_name: m\ntrain_device: cpu\n"
 
@@ -138,6 +142,25 @@ def test_a_job_without_a_number_is_stopped_by_its_folder(
     assert adopted.poll() is None
 
 
+@pytest.mark.parametrize("file", ["run.json", "stages.json"])
+def test_a_stop_before_its_run_began_is_asked_later(
+    held: Any, adopted: subprocess.Popen[bytes], tmp_path: Path, file: str
+) -> None:
+    """Its worker was killed as it started the job, whose train has no folder yet to look into."""
+    run_dir = tmp_path / "run"
+    held.shelves.write_record(
+        "00010-a", JobRecord(gpus=["cpu"], run_dir=str(run_dir), started=utc())
+    )
+    held.queue.cancel("a")
+    assert held.turn() is True
+    assert not run_dir.exists()
+    run_dir.mkdir()
+    (run_dir / file).touch()
+    assert held.turn() is True
+    assert (run_dir / "STOP").exists()
+    assert adopted.poll() is None
+
+
 def test_an_error_of_one_job_stops_no_other(held: Any, job: dict[str, Any]) -> None:
     held.queue.add(job, "a")
     (held.shelves.path / "records" / "00010-a.log").mkdir()
@@ -145,6 +168,53 @@ def test_an_error_of_one_job_stops_no_other(held: Any, job: dict[str, Any]) -> N
     with pytest.raises(OSError, match="directory"):
         held.turn()
     assert held.states() == {"00010-a": "waiting", "b": "failed"}
+
+
+def test_a_worker_outlives_a_full_disk_that_takes_no_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own log lies on the disk of the queue."""
+    shelves = Shelves(tmp_path / "queue")
+    shelves.make()
+    lock = shelves.lock_of_worker()
+    assert lock is not None
+    turns = iter((OSError(errno.ENOSPC, "No space left on device"), False))
+
+    def turn(shelves: Shelves, children: worker.Children) -> bool:
+        found = next(turns)
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(worker, "turn", turn)
+    monkeypatch.setattr(worker, "POLL_S", 0)
+    monkeypatch.setattr(sys, "stderr", Full())
+    assert worker.work(tmp_path, lock) == 0
+    assert next(turns, None) is None
+
+
+def test_a_process_number_that_found_no_room_is_noted_later(
+    held: Any, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Shelves, name: str, record: JobRecord) -> None:
+        if record.pid:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, name, record)
+
+    write = Shelves.write_record
+    held.queue.add(job, "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(Shelves, "write_record", full)
+        with pytest.raises(OSError, match="No space"):
+            held.turn()
+    os.kill(held.children["00010-a"].pid, signal.SIGSTOP)  # it lives for another turn
+    held.turn()
+    record = held.shelves.record("00010-a")
+    assert record.pid == held.children["00010-a"].pid
 
 
 def test_a_dead_job_is_sent_no_signal(held: Any, adopted: subprocess.Popen[bytes]) -> None:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from plugin.studio.queue_page import end_of, progress
+from plugin.queue.job import JobRecord
+from plugin.queue.shelves import Shelves
+from plugin.studio.place import Place
+from plugin.studio.queue_page import end_of, listed, progress
 
 NOW = {"phase": "train", "step": 50, "steps": 2000, "percent": 2.5, "heartbeat": "x"}
 
@@ -34,3 +37,28 @@ def test_the_end_of_a_long_log_is_shown_and_no_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(log)
     with pytest.raises(OSError, match="link"):
         end_of(tmp_path / "link")
+
+
+def test_address_of_an_ended_job_is_looked_up_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").touch()
+    shelves = Shelves(tmp_path / "queue")
+    shelves.make()
+    for name, shelf, ended in (("a", "running", ""), ("b", "ended", "2026-01-01")):
+        (shelves.path / shelf / f"{name}.yaml").write_text("model_name: m\n")
+        record = JobRecord(run_dir=str(tmp_path / "mine"), ended=ended, state="done")
+        shelves.write_record(name, record)
+    asked: list[str] = []
+    run_dir = Place.run_dir
+    monkeypatch.setattr(
+        Place, "run_dir", lambda self, name: asked.append(name) or run_dir(self, name)
+    )
+    first = listed(Place(tmp_path))
+    assert [(job.name, address) for job, address in first] == [
+        ("a", "/run/mine"),
+        ("b", "/run/mine"),
+    ]
+    assert listed(Place(tmp_path), first) == first
+    assert len(asked) == 3

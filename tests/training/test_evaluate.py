@@ -175,6 +175,25 @@ def test_the_confidence_interval_of_two_documents_worked_by_hand() -> None:
         assert metrics["eval/loss_ci95"] == pytest.approx(1.96 * math.sqrt(8) / 6)
 
 
+def test_interval_of_a_bucket_is_that_of_its_documents() -> None:
+    """Of equal masks the ratio's error is that of a mean: a bucket of one document has none."""
+    prices = {10: 4.0, 11: 6.0, 12: 8.0}
+    how = rules(t_min=0.34, t_max=0.35, mask_count="exact")
+
+    def of(count: int) -> dict[str, float]:
+        builder = Builder()
+        for first in [*prices][:count]:
+            ids = np.array([first, 3, *[8] * 20], np.int32)
+            builder.add(ids, np.arange(ids.size) >= 2, 2, "r")
+        return scores(how, module=Priced(prices), documents=builder.build())
+
+    metrics = of(3)
+    masked = 6.0 / metrics["eval/loss_t30_40"]  # of a document
+    assert metrics["eval/loss_ci95_t30_40"] == pytest.approx(1.96 * math.sqrt(8) / (3 * masked))
+    assert "eval/loss_t30_40" in of(1)
+    assert "eval/loss_ci95_t30_40" not in of(1)
+
+
 def test_documents_of_one_price_a_token_leave_no_doubt() -> None:
     documents = random_documents(20)
     uniform = tiny_model("bert")

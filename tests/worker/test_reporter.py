@@ -51,6 +51,13 @@ def test_runs_are_compared_by_what_shaped_them(reporter: Reporter, tmp_path: Pat
     assert [read.Scalars(metric.name.tag)[0].value for metric in metrics] == [2.0, 1.5]
 
 
+def test_interval_of_a_bucket_is_kept_but_no_curve(reporter: Reporter, tmp_path: Path) -> None:
+    values = {"eval/loss": 1.5, "eval/loss_t00_10": 0.5, "eval/loss_ci95_t00_10": 0.1}
+    reporter.metrics(5, values)
+    assert board(tmp_path, reporter).Tags()["scalars"] == ["eval/loss", "eval/loss_t00_10"]
+    assert read_lines(tmp_path / "metrics.jsonl") == [{"step": 5, **values}]
+
+
 def test_a_figure_that_never_moves_is_no_curve(reporter: Reporter, tmp_path: Path) -> None:
     reporter.metrics(5, {"eval/loss": 1.5, "eval/documents": 60.0, "loss": 2.0})
     assert board(tmp_path, reporter).Tags()["scalars"] == ["eval/loss", "train/loss"]

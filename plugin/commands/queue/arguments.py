@@ -10,9 +10,8 @@ from pathlib import Path
 
 from ...base.errors import JobError, Problem
 from ...config.command_line import CommandLine
-from ...config.stages import lay_over
 from ...config.wording import cut, did_you_mean, quoted
-from ...queue.content import typed_over_stages
+from ...queue.content import typed_over
 from ...run.asked import add_train_arguments, asked_values
 
 ACTIONS = {
@@ -24,6 +23,10 @@ ACTIONS = {
     "log": "print what a job's train has logged",
     "start": "start the worker, after a restart of the machine or for files copied in by hand",
 }
+_ENVIRONMENT = (
+    "A job has the environment of whoever started the worker, not of this shell, and no variable "
+    "is written down: choose its GPUs with --gpu_ids."
+)
 _OWN = ("action", "run_root", "json", "name")
 
 
@@ -71,14 +74,13 @@ def _place(text: str) -> int:
 
 def _add(options: argparse.Namespace, extra: Sequence[str], root: Path) -> QueueRequest:
     content, typed = asked_values(options, extra, _OWN)
-    typed_over_stages(content, typed)
-    beside = Path(options.config).expanduser().absolute().parent if options.config else None
+    beside = Path(options.config or "x").expanduser().absolute().parent
     return QueueRequest(
         action="add",
         root=root,
         json=options.json,
         name=options.name,
-        values=lay_over(content, typed),
+        values=typed_over(content, typed, beside),
         typed=tuple(typed),
         beside=beside,
     )
@@ -93,7 +95,8 @@ def _parser() -> CommandLine:
     parser = CommandLine(prog="main.py queue", description=about, allow_abbrev=False)
     actions = parser.add_subparsers(dest="action", metavar="|".join(ACTIONS), required=True)
     for action, text in ACTIONS.items():
-        sub = actions.add_parser(action, help=text, description=text, allow_abbrev=False)
+        whole = f"{text}. {_ENVIRONMENT}" if action == "add" else text
+        sub = actions.add_parser(action, help=text, description=whole, allow_abbrev=False)
         sub.add_argument(
             "--run_root",
             type=Path,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -15,6 +16,7 @@ from nicegui import ui
 from ...base.errors import JobError, first_line, one_line
 from ...run.folder import SAMPLE, SAVE, STOP, RunFolder
 from ...run.lock import holder
+from ..dialogs import show_text
 from ..place import Place
 from .programs import main_json, publish_words, tensorboard
 
@@ -66,34 +68,26 @@ class RunActions:
         if not holder(self._folder.path):
             ui.notify("The run has ended; nobody would answer.", type="warning")
             return
-        try:
+        with _errors_said(request):
             self._folder.ask(request)
-        except OSError as error:
-            ui.notify(f"{request}: {error.strerror}", type="negative")
-        else:
             ui.notify(f"{request} is asked for; the run answers after its current step.")
 
     async def _add_resume(self) -> None:
-        try:
+        with _errors_said():
             job = await asyncio.to_thread(resume_in_queue, self._place.root, self._folder)
-        except JobError as error:
-            _say_problems(error)
-        except (OSError, ValueError, RecursionError) as error:
-            ui.notify(f"run.json: {first_line(error)}", type="negative")
-        else:
             ui.notify(f"Added to the queue as {one_line(job)}.")
 
     async def _open_board(self) -> None:
         ui.notify("TensorBoard is starting; it takes a few seconds.")
-        try:
+        with _errors_said():
             address = await tensorboard(self._folder.path)
-        except JobError as error:
-            _say_problems(error)
-            return
-        with ui.dialog(value=True), ui.card():
-            ui.label("TensorBoard runs until the studio ends.")
-            ui.link(address, address, new_tab=True).classes("mono")
-        ui.navigate.to(address, new_tab=True)
+            with ui.dialog(value=True), ui.card():
+                ui.label(
+                    "TensorBoard runs until the studio ends. It asks for no token: everyone on "
+                    "this machine can open it."
+                )
+                ui.link(address, address, new_tab=True).classes("mono")
+            ui.navigate.to(address, new_tab=True)
 
     def _choose_checkpoint(self) -> None:
         names = [path.name for path in self._folder.checkpoints()][::-1]
@@ -119,8 +113,8 @@ class RunActions:
                     result.set_text(await self._publish_to(chosen.value, folder))
                     button.enable()
 
-                button = ui.button("Publish", on_click=publish).props("no-caps")
-                ui.button("Close", on_click=dialog.close).props("flat no-caps")
+                button = ui.button("Publish", on_click=publish)
+                ui.button("Close", on_click=dialog.close).props("flat")
 
     def _out(self, checkpoint: str) -> Path:
         name = f"{self._name.replace('/', '-')}-{checkpoint.removeprefix('checkpoint-')}"
@@ -141,16 +135,10 @@ class RunActions:
         return one_line(lines[-1]) if lines else "It ended without a word."
 
     def _copy(self, make: Callable[[RunFolder], str]) -> None:
-        try:
+        with _errors_said():
             text = make(self._folder)
-        except (OSError, ValueError, RecursionError) as error:
-            ui.notify(first_line(error), type="negative")
-            return
-        ui.clipboard.write(text)
-        with ui.dialog(value=True) as dialog, ui.card().classes("panel wide-card"):
-            ui.label("Copied to the clipboard").classes("heading")
-            ui.textarea("text", value=text).props("readonly outlined rows=16").classes("mono copy")
-            ui.button("Close", on_click=dialog.close).props("flat no-caps")
+            ui.clipboard.write(text)
+            show_text("Copied to the clipboard", text)
 
 
 def resume_in_queue(root: Path, folder: RunFolder) -> str:
@@ -199,14 +187,21 @@ COPIES: dict[str, Callable[[RunFolder], str]] = {
 }
 
 
-def _say_problems(error: JobError) -> None:
-    for problem in error.problems:
-        ui.notify(str(problem), type="negative", multi_line=True, timeout=20_000)
+@contextmanager
+def _errors_said(file: str = "run.json") -> Generator[None]:
+    """Show why a button could not do its work, mostly for want of a readable `file`."""
+    try:
+        yield
+    except JobError as error:
+        for problem in error.problems:
+            ui.notify(str(problem), type="negative", multi_line=True, timeout=20_000)
+    except (OSError, ValueError, RecursionError) as error:
+        ui.notify(f"{file}: {first_line(error)}", type="negative")
 
 
 def _button(words: str, action: Callable[[], None] | Callable[[], Awaitable[None]]) -> ui.button:
-    return ui.button(words, on_click=action).props("outline dense no-caps padding='4px 12px'")
+    return ui.button(words, on_click=action).props("outline dense padding='4px 12px'")
 
 
 def _link(words: str, address: str) -> None:
-    ui.button(words).props(f'flat dense no-caps padding="4px 12px" href="{address}"')
+    ui.button(words).props(f'flat dense padding="4px 12px" href="{address}"')

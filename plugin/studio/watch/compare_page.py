@@ -53,9 +53,7 @@ def _compare(place: Place, names: Sequence[str]) -> SideBySide:
 def _show(found: SideBySide) -> None:
     from ...comparison.notes import setting_text
 
-    ui.button("Refresh", on_click=ui.navigate.reload).props("outline dense no-caps").classes(
-        "narrow"
-    )
+    ui.button("Refresh", on_click=ui.navigate.reload).props("outline dense").classes("narrow")
     axis, labels = found.axis, found.labels
     panels = [
         loss_panel(title, [(run.label, run.history.curve(name, axis)) for run in found.runs], axis)

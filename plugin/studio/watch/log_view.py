@@ -8,7 +8,7 @@ from pathlib import Path
 from nicegui import ui
 
 from ...run.log_reader import LogPart, LogReader
-from ..frame import heading
+from ..frame import flat, heading
 
 
 class LogView:
@@ -19,8 +19,7 @@ class LogView:
         with ui.element("section").classes("panel"):
             with ui.element("div").classes("row-of"):
                 heading("Log").classes("grow")
-                self._earlier = ui.button("Earlier", on_click=self._show_before)
-                self._earlier.props("flat dense no-caps")
+                self._earlier = flat("Earlier", self._show_before)
             self._box = ui.element("pre").classes("log mono")
             self._box.props('role=log aria-live=off aria-label="log" tabindex=0')
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote
@@ -16,15 +15,16 @@ from urllib.parse import quote
 from nicegui import ui
 
 from ...base.errors import shown
-from ...base.files import read_end
+from ...base.files import Version, read_end, version
 from ...comparison.chart import number_text
 from ...comparison.curves import HistoryReader
 from ...comparison.summary import Known, RunSummary, renewed
 from ...comparison.web_charts import Panel, run_panels
+from ...player.records import SAMPLES
 from ...run.evaluation import EVALUATION_FILE
 from ...run.events import SampleEvent
 from ...run.log_reader import LogPart
-from ..evaluation_table import COLUMNS, evaluation_rows
+from ..evaluation_table import show_evaluation
 from ..frame import EVERY_S, frame, heading, pause_s, plain_table
 from ..place import Place
 from .actions import RunActions
@@ -67,25 +67,8 @@ class _News:
     log: LogPart | None = None
     panels: Sequence[Panel] | None = None
     answers: dict[str, list[SampleEvent]] | None = None
-    tasks: list[list[str]] | None = None
+    evaluated: bool = False
     spent_s: float = 0.0
-
-
-@dataclass
-class _Stamps:
-    """Files as they were at the last look."""
-
-    known: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
-
-    def changed(self, path: Path) -> bool:
-        try:
-            status = os.lstat(path)
-        except OSError:
-            return False
-        now = (status.st_mtime_ns, status.st_size)
-        before = self.known.get(path.name)
-        self.known[path.name] = now
-        return before != now
 
 
 class _LivePage:
@@ -94,9 +77,9 @@ class _LivePage:
     def __init__(self, place: Place, name: str):
         self._place, self._name, self._folder = place, name, place.root / name
         self._known: Known | None = None
-        self._looked = False
+        self._looks = 0
         self._history = HistoryReader(self._folder)
-        self._stamps = _Stamps()
+        self._seen: dict[str, Version] = {}
         self._gone = ui.label().classes("problem").props("role=alert")
         with ui.element("section").classes("panel").props('aria-label="standing"'):
             with ui.element("div").classes("facts"):
@@ -119,8 +102,8 @@ class _LivePage:
             self._gone.set_text("This run was deleted or renamed while you looked at it.")
             self._timer.cancel()
             return
-        self._timer.interval = pause_s(news.spent_s) if self._looked else SOON_S
-        self._looked = True
+        self._timer.interval = wait_s(self._looks, news.spent_s)
+        self._looks += 1
         self._show(news)
 
     def _read(self) -> _News | None:
@@ -129,25 +112,29 @@ class _LivePage:
             return None
         began = time.thread_time()
         self._known = renewed(self._name, str(self._folder), self._known)
-        panels = answers = tasks = log = None
+        panels = answers = log = None
         with suppress(OSError):  # not written yet
             log = self._log.reader.read_on()
         with suppress(OSError):
-            if self._looked and self._history.read_on():  # long ones take seconds
+            if self._looks and self._history.read_on():  # a long one takes a second
                 panels = run_panels(self._history.history, "step")
-        if self._stamps.changed(self._folder / "samples.jsonl"):
-            answers = read_samples(self._folder / "samples.jsonl")
-        if self._stamps.changed(self._folder / EVALUATION_FILE):
-            tasks = evaluation_rows(self._folder)[0]
+        if self._changed(SAMPLES):
+            answers = read_samples(self._folder / SAMPLES)
         spent = time.thread_time() - began
         return _News(
             run=self._known[1],
             log=log,
             panels=panels,
             answers=answers,
-            tasks=tasks,
+            evaluated=self._changed(EVALUATION_FILE),
             spent_s=spent,
         )
+
+    def _changed(self, name: str) -> bool:
+        before = self._seen.get(name)
+        with suppress(OSError):
+            self._seen[name] = version(self._folder / name)
+        return before != self._seen.get(name)
 
     def _show(self, news: _News) -> None:
         words = fact_words(news.run)
@@ -163,12 +150,20 @@ class _LivePage:
             self._charts.show(news.panels)
         if news.answers:
             _show_samples(self._samples, self._name, news.answers)
-        if news.tasks:
+        if news.evaluated:
             self._results.clear()
             self._results.set_visibility(True)
             with self._results:
                 heading("Results of evaluate")
-                plain_table(COLUMNS, news.tasks)
+                show_evaluation(self._folder)
+
+
+def wait_s(looks: int, spent_s: float) -> float:
+    """Return the seconds from a look to the next one. `looks`: those before it.
+
+    The second look alone reads all that was logged so far.
+    """
+    return (SOON_S, EVERY_S)[looks] if looks < 2 else pause_s(spent_s)
 
 
 def _fact(title: str) -> ui.label:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from plugin.comparison.summary import RunSummary
-from plugin.studio.watch.run_page import done_share, fact_words, read_samples
+from plugin.studio.watch.run_page import done_share, fact_words, read_samples, wait_s
 
 
 def sample(step: int, prompt: str, text: str) -> str:
@@ -44,3 +44,7 @@ def test_samples_that_cannot_be_read_are_none(tmp_path: Path) -> None:
     assert read_samples(tmp_path / "samples.jsonl") == {}
     (tmp_path / "link").symlink_to("/etc/hostname")
     assert read_samples(tmp_path / "link") == {}
+
+
+def test_reading_of_a_long_history_delays_no_later_look() -> None:
+    assert [wait_s(looks, 1.5) for looks in range(4)] == [0.1, 2.0, 60.0, 60.0]
