@@ -45,9 +45,9 @@ float8: setup .float8/torchao
 .float8/torchao: requirements-float8.txt
 	$(INSTALL_ASIDE)
 
-# prepare's steps by datatrove's local executor, with a task that crashes.
+# prepare's steps by datatrove's local executor, with a task that crashes; its signatures beside datasketch's.
 datatrove: setup .datatrove/datatrove
-	@PYTHONPATH=$(CURDIR)/.datatrove $(PYTHON) -m pytest tests/end_to_end/test_datatrove.py -m datatrove
+	@PYTHONPATH=$(CURDIR)/.datatrove $(PYTHON) -m pytest tests/corpus/test_datasketch.py tests/end_to_end/test_datatrove.py -m datatrove
 
 .datatrove/datatrove: requirements-datatrove.txt
 	$(INSTALL_ASIDE)

@@ -1,11 +1,9 @@
-"""MinHash signatures: datasketch's, bit for bit, in bulk and in windows."""
+"""MinHash signatures, in bulk and in windows."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
-import datasketch
 import numpy as np
 import pytest
 from helpers.corpora import changed, sentences
@@ -14,32 +12,6 @@ from plugin.corpus import signatures
 from plugin.corpus.signatures import Scheme, band_keys, shingle_hashes, sign
 
 SCHEME = Scheme(bands=8, rows=4)
-
-
-def by_datasketch(texts: Sequence[str], scheme: Scheme) -> list[np.ndarray]:
-    """Return each text's signature as datasketch makes it of the same shingle hashes."""
-    hashes, counts = shingle_hashes(texts, scheme)
-    found = []
-    for values in np.split(hashes, np.cumsum(counts)[:-1]):
-        sketch = datasketch.MinHash(
-            scheme.bands * scheme.rows,
-            seed=scheme.seed,
-            scheme="affine32",
-            hashfunc=lambda value: value,
-        )
-        sketch.update_batch(values.tolist())
-        found.append(sketch.hashvalues)
-    return found
-
-
-@pytest.mark.parametrize("seed", [1, 42])
-def test_signatures_equal_those_of_datasketch(seed: int) -> None:
-    texts = [*sentences(20, seed), "a b c d e", "  one\ttwo\nthree   four five six "]
-    scheme = Scheme(seed=seed)
-    found, signed = sign(texts, scheme)
-    assert signed.all()
-    for one, other in zip(found, by_datasketch(texts, scheme), strict=True):
-        assert np.array_equal(one, other)
 
 
 def test_text_of_fewer_words_than_a_shingle_is_not_signed() -> None:
