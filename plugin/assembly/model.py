@@ -28,6 +28,7 @@ from ..models.configuration import (
     switch_off_dropout,
 )
 from ..models.decoders.mask_token import settle_row
+from ..models.diffusion import forbidden_output
 from ..models.linear.float8 import convert_linear_layers
 from ..models.load import (
     build_model,
@@ -208,6 +209,8 @@ def model_shape(
     """
     family, config = FAMILIES[config.model_type], copy.deepcopy(config)
     switch_off_dropout(config)
+    if (mask := forbidden_output(config)) is not None:  # the table grows for one behind it
+        config.vocab_size = max(config.vocab_size, mask + 1)
     with torch.device("meta"):
         plain: Any = build_model(config)
         model = plain.to(weight_dtype(params, compute))
