@@ -28,6 +28,7 @@ from ..models.configuration import (
     switch_off_dropout,
 )
 from ..models.decoders.mask_token import settle_row
+from ..models.diffusion import forbidden_output
 from ..models.linear.float8 import convert_linear_layers
 from ..models.load import (
     build_model,
@@ -41,6 +42,7 @@ from ..models.lora import LoraSettings, MaybeAdapted, add_adapter, four_bit_save
 from ..models.tiling import check_tiling, tile_into
 from ..models.tokenizer import check_pair, new_tokens
 from ..run.facts import BlockFacts
+from .choice import Choice
 from .precision import weight_dtype
 
 
@@ -92,15 +94,16 @@ def base_config(params: Params, tokenizer: PreTrainedTokenizerBase) -> Pretraine
 BILLIONS, SMALL_BLOCK, LARGE_BLOCK = 2e9, 16, 32
 
 
-def with_block_size(params: Params) -> Params:
-    """Return the parameters with the block size that the run has.
+def with_block_size(params: Params, log: Callable[[str], None]) -> Params:
+    """Return the parameters with the block size that the run has; `log` learns one that is chosen.
 
     Raises JobError (exit 2 or 4) as named_config does.
     """
     if not METHODS[params.training_method].blocks or isinstance(params.block_size, int):
         return params
-    block = block_attention(params, named_config(params))
-    return params.model_copy(update={"block_size": block.size}) if block else params
+    size, why = chosen_size(params, named_config(params))
+    log(f"block_size: {size}, {why}")
+    return params.model_copy(update={"block_size": size})
 
 
 def block_attention(params: Params, config: PretrainedConfig) -> BlockFacts | None:
@@ -109,22 +112,23 @@ def block_attention(params: Params, config: PretrainedConfig) -> BlockFacts | No
         return None
     size = params.block_size
     if not isinstance(size, int):
-        sizes = schedule_pairs(params.block_schedule)
-        size = sizes[-1][1] if sizes else own_size(config, params.max_length)
+        size = chosen_size(params, config).value
     return BlockFacts(size=size, clean_context=params.clean_context, shift=params.block_shift)
 
 
-def own_size(config: PretrainedConfig, longest: int) -> int:
-    """Return the block size of a model, or one for a model of its number of parameters.
-
-    It is at most `longest`.
+def chosen_size(params: Params, config: PretrainedConfig) -> Choice[int]:
+    """Return the block size of block_size auto, at most max_length: the last of a schedule, the
+    model's own, or one for its number of parameters.
     """
+    if sizes := schedule_pairs(params.block_schedule):
+        return Choice(sizes[-1][1], "the last of block_schedule")
     if own := block_facts(config) if config.model_type in DECODERS else None:
-        return min(own.size, longest)
+        return Choice(min(own.size, params.max_length), "the model's own")
     with torch.device("meta"):
         plain = build_model(copy.deepcopy(config))
-    parameters = sum(weight.numel() for weight in plain.parameters())
-    return min(SMALL_BLOCK if parameters <= BILLIONS else LARGE_BLOCK, longest)
+    small = sum(weight.numel() for weight in plain.parameters()) <= BILLIONS
+    size = min(SMALL_BLOCK if small else LARGE_BLOCK, params.max_length)
+    return Choice(size, f"for a model of {'up to' if small else 'more than'} 2 billion parameters")
 
 
 def _smaller_config(params: Params) -> PretrainedConfig:
@@ -208,6 +212,8 @@ def model_shape(
     """
     family, config = FAMILIES[config.model_type], copy.deepcopy(config)
     switch_off_dropout(config)
+    if (mask := forbidden_output(config)) is not None:  # the table grows for one behind it
+        config.vocab_size = max(config.vocab_size, mask + 1)
     with torch.device("meta"):
         plain: Any = build_model(config)
         model = plain.to(weight_dtype(params, compute))

@@ -21,7 +21,7 @@ from ..config.families import FAMILIES
 from ..inference.model import find_model
 from ..models.checks.weight_files import weight_files
 from ..models.configuration import attention_pattern, block_facts, load_config
-from ..models.decoders.sdar import BLOCK_FILE, block_file, sdar_config, warning_of_mask
+from ..models.decoders.sdar import sdar_config, warning_of_mask
 from ..models.diffusion import logits_of
 from ..models.load import load_model
 from ..models.publish import (
@@ -106,7 +106,6 @@ def _write(path: str, config: PretrainedConfig, out: Path) -> Reloaded:
         model = load_model(path, dtype=dtype, config=sdar_config(config))
         write_model(part, model, tokenizer, facts, base=path)
         copy_generation_settings(part, path)
-        (part / BLOCK_FILE).write_text(block_file(config), encoding="utf-8")
         found = compare_reloaded(part, ids, logits, prompt, dtype)
         if not found.prompt:
             expected, got = "the model's prompt layout after reloading", "another one"

@@ -53,11 +53,15 @@ def _prepare(options: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def named_tokenizer(name: str, field: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer by its folder or hub id. Raises JobError (exit 4)."""
+    """Load a tokenizer by its folder or hub id, with a mask token as training names it.
+
+    Raises JobError (exit 4).
+    """
     quiet_loading()
     from ..models.tokenizer import load_tokenizer
 
-    return load_tokenizer(name, field=field)
+    say = partial(print, file=sys.stderr, flush=True)
+    return load_tokenizer(name, field=field, names_mask=True, log=say)
 
 
 def _summary(out: str, manifest: dict[str, Any] | None) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from ..config.methods import METHODS, pipeline_tag
 from ..config.model_files import is_own_file, read_json
 from ..run.facts import DIFFUSION_FILE, ModelFacts
 from .code_files import write_code_files
-from .decoders.sdar import serving_lines
+from .configuration import block_facts
+from .decoders.sdar import BLOCK_FILE, block_file, is_served, serving_lines
 from .digest import local_folder
 from .lora import ADAPTER_CONFIG, MaybeAdapted, has_adapter
 
@@ -34,7 +35,6 @@ _OF_THIS_MACHINE = (
 )
 # folders of a run, whose names mean little without the run's
 _INSIDE_RUN = re.compile(r"fused|adapter|checkpoint-\d+")
-_LOADS = "Plain transformers loads it: `AutoModelForCausalLM.from_pretrained(FOLDER)`"
 _LICENCES = (
     "The base model's and the data's licences apply; check both before you share this {what}."
 )
@@ -61,6 +61,8 @@ def write_model(
     else:
         model.save_pretrained(folder)
         write_code_files(folder, local_folder(base) if base else None)
+        if model.config.model_type == "sdar" and block_facts(model.config):
+            (folder / BLOCK_FILE).write_text(block_file(model.config), encoding="utf-8")
     tokenizer.save_pretrained(folder)
     _rewrite(folder / "tokenizer_config.json", _portable_tokenizer)
     (folder / DIFFUSION_FILE).write_text(
@@ -236,24 +238,28 @@ def _elsewhere(folder: Path) -> list[str]:
 
 def _of_causal_lm(config: dict[str, Any]) -> list[str]:
     """Return what transformers makes of a causal LM that may have learned another attention."""
+    loads = "Plain transformers loads it: `AutoModelForCausalLM.from_pretrained(FOLDER)`"
+    if config["model_type"] == "sdar":  # no Auto class of plain transformers knows it
+        loads = (
+            "Its layers are Qwen3's. Plain transformers loads them: `Qwen3ForCausalLM.from_pretrained"
+            "(FOLDER)`, `PreTrainedTokenizerFast.from_pretrained(FOLDER)`"
+        )
     if config.get("block_size"):
-        serving = serving_lines(config) if config["model_type"] == "sdar" else []
-        return [*_of_blocks(config), *serving]
+        return [*_of_blocks(config, loads), *(serving_lines(config) if is_served(config) else [])]
     if not config.get("is_causal", True):
         return [
-            f"{_LOADS}. Its attention is full, by `is_causal: false` in config.json, and place i of "
+            f"{loads}. Its attention is full, by `is_causal: false` in config.json, and place i of "
             f"its logits predicts token i. {_mask_words(config)}",
             "Its `generate` writes from left to right, for which the model was not trained.",
         ]
-    return [f"{_LOADS}, and its `generate` writes text."]
+    return [f"{loads}, and its `generate` writes text."]
 
 
-def _of_blocks(config: dict[str, Any]) -> list[str]:
-    loads = (
-        "Its layers are Qwen3's: `Qwen3ForCausalLM` of plain transformers has them"
-        if config["model_type"] == "sdar"
-        else _LOADS
-    )
+def _of_blocks(config: dict[str, Any], loads: str) -> list[str]:
+    """Return all that another program has to know to sample from a block model."""
+    causal = config.get("clean_context") == "causal"
+    finished = "itself and the tokens before it" if causal else "its block and those before it"
+    predicted = "i + 1" if config.get("block_shift") else "i"
     return [
         f"It is denoised block by block, {config['block_size']} tokens at a time, each block on the "
         "clean text before it. `chat`, `sample` and `evaluate` of this program do so.",
@@ -261,6 +267,11 @@ def _of_blocks(config: dict[str, Any]) -> list[str]:
         f"{loads}. It knows nothing of blocks: a forward without a mask of pairs of your own is "
         "causal, and its `generate` writes from left to right, for which the model was not trained. "
         f"{_mask_words(config)}",
+        "",
+        "Blocks are counted from the first token of the prompt, so that its last tokens may open the "
+        "block that is denoised first. A token of the block being denoised sees that block and those "
+        f"before it; a token of a finished block sees {finished}. Place i of the "
+        f"logits predicts token {predicted}.",
         "",
     ]
 

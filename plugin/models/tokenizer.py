@@ -38,12 +38,13 @@ def load_tokenizer(
     *,
     family: Family | None = None,
     field: str = "model_name",
+    names_mask: bool = False,
     log: Callable[[str], None] | None = None,
 ) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a folder or hub id.
 
-    Adds the mask token and chat template of a published family if the files lack them; `log` learns
-    which mask token was chosen for a causal LM, and why. Raises JobError (exit 4) if the tokenizer
+    Adds the mask token and chat template of a published family if the files lack them, and a mask
+    token for a causal LM, or with `names_mask` for any tokenizer; `log` learns which, and why. Raises JobError (exit 4) if the tokenizer
     does not load or, naming `field`, has no mask token, or one with another role.
     """
     check_copied(Path(name).expanduser(), field)
@@ -63,7 +64,7 @@ def load_tokenizer(
         )
     if tokenizer.mask_token_id is None and family and family.mask_token in tokenizer.get_vocab():
         tokenizer.mask_token = family.mask_token
-    if tokenizer.mask_token_id is None and family and family.decoder:
+    if tokenizer.mask_token_id is None and (names_mask or (family and family.decoder)):
         line = name_mask_token(tokenizer)
         if log:
             log(f"{field}: {line}")

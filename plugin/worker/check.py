@@ -52,7 +52,7 @@ def try_out(params: Params, ranks: int, notes: list[str]) -> dict[str, Any]:
     now("reading and tokenising the data")
     prepared = _prepare(params, notes.append)
     now("laying out the model and its steps")
-    params = with_block_size(params)
+    params = with_block_size(params, notes.append)
     way = training_data(params)
     data = Data(
         train=prepared.train,

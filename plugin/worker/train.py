@@ -58,7 +58,7 @@ def train_rank(rank: Rank) -> Result:
     accelerator = join(rank.params, rank.reporter.log)
     _agree_on_checkpoint(rank, accelerator)
     rank = _agree_on_moment(rank, accelerator)
-    rank = replace(rank, params=with_block_size(rank.params))
+    rank = replace(rank, params=with_block_size(rank.params, rank.reporter.log))
     data = _load_data(rank, accelerator)
     rank.heartbeat.beat("model")
     resolved = _resolve(rank, accelerator, data)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.causal_lm import write_causal_lm
 from helpers.tiny import (
     MASK,
     SPECIAL,
@@ -20,7 +21,7 @@ from helpers.tiny import (
 
 from plugin.assembly.attention import check_fits, choose_attention, estimated_backend
 from plugin.assembly.heaviest import lengths_of
-from plugin.assembly.model import block_attention, own_size
+from plugin.assembly.model import block_attention, chosen_size, with_block_size
 from plugin.assembly.resolve import check_noise_warmup
 from plugin.assembly.rules import diffusion_facts, sampler_settings, step_rules
 from plugin.assembly.training_data import training_data
@@ -55,11 +56,21 @@ def test_auto_is_the_models_own_size_or_one_for_its_parameters() -> None:
     big = tiny_config(
         "qwen3", hidden_size=4096, intermediate_size=16_384, num_hidden_layers=14, head_dim=1024
     )
-    assert own_size(big, 64) == 32
+    assert chosen_size(params, big).value == 32
     set_attention(config, "block", BlockFacts(size=4, clean_context="causal", shift=True))
     wanted = BlockFacts(size=4)  # how it attends is the job's to say
     assert block_attention(params, config) == wanted
-    assert own_size(config, 3) == 3
+    short = params.model_copy(update={"max_length": 3})
+    assert chosen_size(short, config) == (3, "the model's own")
+
+
+def test_a_chosen_size_is_said_with_its_reason(tmp_path: Path) -> None:
+    said: list[str] = []
+    params = params_of(block_size="auto", model_name=str(write_causal_lm(tmp_path)))
+    assert with_block_size(params, said.append).block_size == 16
+    assert said == ["block_size: 16, for a model of up to 2 billion parameters"]
+    assert with_block_size(params_of(), said.append).block_size == 8
+    assert len(said) == 1
 
 
 def test_a_schedule_ends_with_the_size_of_the_model() -> None:

@@ -11,6 +11,7 @@ import torch
 import yaml
 from helpers.causal_lm import END, START, STOP, write_causal_lm
 from helpers.support import run_python
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from plugin.base.errors import JobError
 from plugin.commands.export import main, refuse_other_models
@@ -101,6 +102,7 @@ def test_an_sdar_folder_that_is_trained_on_stays_one(tmp_path: Path) -> None:
     assert fields["rope_theta"] == fields["rope_parameters"]["rope_theta"] == 5e6
     assert fields["auto_map"] == {"AutoConfig": "configuration_sdar.SDARConfig"}
     assert (tmp_path / "next" / "configuration_sdar.py").is_file()
+    assert (tmp_path / "next" / "sglang.yaml").read_text() == "block_size: 8\n"
 
 
 def test_scaled_positions_keep_the_field_of_older_engines(tmp_path: Path) -> None:
@@ -148,3 +150,36 @@ def test_cards_say_what_plain_transformers_does_with_blocks(tmp_path: Path) -> N
     assert "AutoModelForCausalLM.from_pretrained(FOLDER)" in card
     assert "knows nothing of blocks" in card
     assert "Serving" not in card
+    assert "predicts token i." in card
+
+
+@pytest.mark.parametrize(("context", "shift"), [("causal", False), ("block", True)])
+def test_what_engines_would_sample_otherwise_has_no_serving(
+    context: Any, shift: bool, tmp_path: Path
+) -> None:
+    block = BlockFacts(size=8, clean_context=context, shift=shift)
+    card = (write_block_model(tmp_path, "sdar", block) / "README.md").read_text()
+    assert "Serving" not in card
+    assert ("predicts token i + 1." in card) == shift
+    assert ("sees itself and the tokens before it" in card) == (context == "causal")
+
+
+@pytest.mark.parametrize("method", ["llada", "causal"])
+def test_an_sdar_folder_without_blocks_loads_as_its_card_says(method: str, tmp_path: Path) -> None:
+    source = write_block_model(tmp_path, "sdar")
+    model = load_model(str(source))
+    set_attention(model.config, method)
+    out = tmp_path / "out"
+    tokenizer = load_tokenizer(str(source), family=FAMILIES["sdar"])
+    write_model(out, model, tokenizer, ModelFacts(method=method), base=str(source))
+    write_card(out, {"name": "f", "method": method, "table": {}, "metrics": {}})
+    assert not (out / "sglang.yaml").exists()
+    card = (out / "README.md").read_text()
+    assert "AutoModelForCausalLM" not in card
+    assert "`Qwen3ForCausalLM.from_pretrained(FOLDER)`" in card
+    assert "`PreTrainedTokenizerFast.from_pretrained(FOLDER)`" in card
+    again: Any = Qwen3ForCausalLM.from_pretrained(out)
+    words = PreTrainedTokenizerFast.from_pretrained(out)
+    plain: Any = model
+    assert torch.equal(again(IDS).logits, plain(IDS).logits)
+    assert words.mask_token_id == 279

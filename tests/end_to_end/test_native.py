@@ -57,6 +57,23 @@ def test_a_llama_is_converted_with_lora_resumed_fused_and_asked(
     assert [line["prompt"] for line in read_lines(out)] == [row["prompt"] for row in LEARNED]
 
 
+@pytest.mark.parametrize("lora", ["true", "false"])
+def test_a_table_without_a_free_row_grows_for_the_mask(
+    forks: Forks, tmp_path: Path, rows: Path, lora: str
+) -> None:
+    """Llama 2's tokenizer has a token for each row of its table, and none that could be a mask."""
+    base = write_causal_lm(tmp_path / "base", special=(END, START, STOP))
+    before = load_file(base / "model.safetensors")["model.embed_tokens.weight"]
+    words = ("--model_name", base, "--dataset_name", rows, "--training_method", "block")
+    words = (*words, "--lora", lora, "--max_length", 64, "--batch_size", 4, *FAST)
+    scene = forks.run(tmp_path / "run", *words, "--eval_strategy", "no", "--train_steps", 1)
+    assert scene.code == 0, scene.err
+    fused = tmp_path / "run" / "fused"
+    assert json.loads((fused / "config.json").read_text())["mask_token_id"] == len(before)
+    after = load_file(fused / "model.safetensors")["model.embed_tokens.weight"]
+    assert len(after) == -(-(len(before) + 1) // 64) * 64
+
+
 def test_transformers_generates_with_a_causally_trained_qwen(
     forks: Forks, tmp_path: Path, rows: Path
 ) -> None:

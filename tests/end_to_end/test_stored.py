@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from faults.compare import differences
 from faults.forks import Forks
+from helpers.causal_lm import END, MARKERS, START, STOP, write_causal_lm
 from helpers.corpora import run_prepare, sentences, write_texts
 from helpers.scenes import Scene
 from helpers.stored_folder import StoredPart, write_stored
@@ -334,3 +335,21 @@ def test_padded_texts_keep_steps_of_documents(forks: Forks, plain: Any, tmp_path
     assert "resume: expected a checkpoint of steps of packs, got one of steps of documents" in (
         packed.err
     )
+
+
+@pytest.mark.parametrize("special", [(END, START, STOP), (END, START, STOP, *MARKERS)])
+def test_a_causal_lms_own_tokenizer_prepares_text_for_its_blocks(
+    forks: Forks, special: tuple[str, ...], tmp_path: Path
+) -> None:
+    """It names no mask token; `prepare` and training choose the same one."""
+    base = write_causal_lm(tmp_path / "base", special=special)
+    data = write_texts(tmp_path / "a.jsonl", texts(30, 1))
+    named = {"vocab_size": 0, "tokenizer_name": str(base), "dedup": "false"}
+    assert run_prepare(data, tmp_path / "prepared", **named)
+    words = ("--model_name", base, "--training_method", "block", "--training_stage", "pretrain")
+    words = (*words, "--dataset_name", tmp_path / "prepared", "--max_length", 64)
+    done = forks.run(tmp_path / "run", *words, "--train_steps", 1, "--batch_size", 2)
+    assert done.code == 0, done.err
+    mask = load_tokenizer(str(tmp_path / "prepared" / "tokenizer")).mask_token_id
+    fields = json.loads((done.folder / "fused" / "config.json").read_text())
+    assert fields["mask_token_id"] == mask

@@ -63,6 +63,12 @@ def warning_of_mask(mask_id: int) -> str:
     )
 
 
+def is_served(config: dict[str, Any]) -> bool:
+    """Return True for the config.json of a model that engines denoise as it was trained."""
+    as_sdar = config.get("clean_context", "block") == "block" and not config.get("block_shift")
+    return config["model_type"] == "sdar" and as_sdar
+
+
 def serving_lines(config: dict[str, Any]) -> list[str]:
     """Return a card's lines on serving an SDAR folder with engines."""
     warning = warning_of_mask(config["mask_token_id"])
