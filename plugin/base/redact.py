@@ -82,7 +82,7 @@ def redact(text: str) -> str:
     return _pattern().sub(MARK, text)
 
 
-_NO_ESCAPES = ("strict", "surrogateescape")  # the latter of the C locale: also fails at an ä
+_NO_ESCAPES = ("strict", "surrogateescape")  # the latter, of the C locale, fails no less
 
 
 class GuardedStream:
