@@ -131,16 +131,16 @@ def final_name(name: str) -> str:
     return found[1] if found else ""
 
 
-def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write `text` so that a reader finds the complete old or the complete new content.
+def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Write `content` so that a reader finds the complete old or the complete new content.
 
     `durable`: even after a power cut.
     """
     part = _part(path, os.getpid())
     part.unlink(missing_ok=True)
     with _removed_on_failure(part):
-        with part.open("x", encoding="utf-8") as file:  # a link that appears meanwhile is an error
-            file.write(text)
+        with part.open("xb") as file:  # a link that appears meanwhile is an error
+            file.write(content.encode() if isinstance(content, str) else content)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import JobError, Problem
+from .files import write_whole
 
 
 def require_matplotlib() -> None:
@@ -44,6 +46,8 @@ def _save(figure: Any, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # of a name
-        figure.savefig(path, dpi=120, format="png")
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=120, format="png")
+        write_whole(path, drawn.getvalue())
     except (OSError, ValueError) as error:
         raise JobError(Problem("png", "a PNG file that can be written", str(error))) from error

@@ -82,6 +82,9 @@ def redact(text: str) -> str:
     return _pattern().sub(MARK, text)
 
 
+_NO_ESCAPES = ("strict", "surrogateescape")  # the latter, of the C locale, fails no less
+
+
 class GuardedStream:
     """A text stream that passes complete lines on to another one, redacted.
 
@@ -125,8 +128,8 @@ def guard_streams() -> None:
     """Redact this process's stdout and stderr; characters outside their encoding are escaped."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if not isinstance(stream, GuardedStream):
-            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        if stream is not None and not isinstance(stream, GuardedStream):  # None: closed by a shell
+            if isinstance(stream, io.TextIOWrapper) and stream.errors in _NO_ESCAPES:
                 stream.reconfigure(errors="backslashreplace")
             setattr(sys, name, GuardedStream(stream))
 

@@ -252,7 +252,7 @@ def _loss(subject: Subject, params: Params, file: str, how: How) -> Scored:
     )
     return Scored(
         figures={
-            name: figure(value, stderr, n=n)
+            name: figure(value, stderr, least=0.0, n=n)
             for name, (value, stderr, n) in measured["figures"].items()
         },
         rows=held.rows if how.limit is None else min(how.limit, held.rows),

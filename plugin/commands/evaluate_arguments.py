@@ -55,6 +55,7 @@ def evaluate_options(argv: Sequence[str]) -> argparse.Namespace:
         problems += _file_problem("shots", options.shots)
         if options.num_fewshot is None:
             problems.append(Problem("shots", "--num_fewshot as well", "no number of shots"))
+    problems += _useless_shots(options)
     if problems:
         raise JobError(*problems)
     return options
@@ -114,6 +115,19 @@ def _parser() -> CommandLine:
     )
     add_sampler_options(parser)
     return parser
+
+
+def _useless_shots(options: argparse.Namespace) -> list[Problem]:
+    """Return what is wrong with shots that no task shows."""
+    tasks: list[Task] = options.parsed
+    gsm8k = any(task.scorer == "gsm8k" for task in tasks)
+    found: list[Problem] = []
+    if options.shots and not gsm8k:
+        found.append(Problem("shots", "gsm8k among the tasks", options.shots))
+    if options.num_fewshot and not (gsm8k or any(task.of_harness for task in tasks)):
+        expected = "gsm8k or a task of the harness, which show examples"
+        found.append(Problem("num_fewshot", expected, str(options.num_fewshot), "Leave it out."))
+    return found
 
 
 def _count(text: str) -> int:

@@ -13,6 +13,7 @@ from .families import ARCHITECTURES, DECODERS, FAMILIES, Family
 from .methods import ON_FORM, methods_of
 from .params import Params
 
+INSIDE_RUN = re.compile(r"fused|adapter|checkpoint-\d+")  # folders with a model in a run folder
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _FILES = (".json", ".yaml", ".safetensors", ".gguf", ".bin", ".pt")
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
@@ -65,21 +66,24 @@ def check_model_files(name: str) -> None:
 
 
 def refuse_missing_path(field: str, name: str) -> None:
-    """Raise JobError (exit 4) for a missing path, so that it is not looked up on the hub.
+    """Raise JobError (exit 4) for a missing path, so that it is not looked up on the hub."""
+    if is_missing_path(name):
+        raise model_error(field, "a folder that exists, or a hub id", f"{name}, which is not there")
 
-    A hub id is NAME or OWNER/NAME.
-    """
+
+def is_missing_path(name: str) -> bool:
+    """Tell whether a name is that of a path that is not there. A hub id is NAME or OWNER/NAME."""
     is_path = (
         name.startswith((".", "/", "~"))
         or not _HUB_ID.fullmatch(name)
         or Path(name).suffix in _FILES
+        or ("/" in name and INSIDE_RUN.fullmatch(Path(name).name))
     )
     owner = Path(name).parent  # of a hub id; runs/mine and mine/fused are paths
     of_runs = name.startswith("runs/") or (
         owner.name and any((*owner.glob("run.json"), *owner.glob("*/run.json")))
     )
-    if (is_path or of_runs) and not Path(name).expanduser().exists():
-        raise model_error(field, "a folder that exists, or a hub id", f"{name}, which is not there")
+    return bool(is_path or of_runs) and not Path(name).expanduser().exists()
 
 
 def check_method(params: Params) -> None:

@@ -13,9 +13,18 @@ Z = 1.96  # of a 95 % interval
 Figure = dict[str, Any]  # {value, stderr, ...}; stderr None where it is not known
 
 
-def figure(value: float, stderr: float | None, **more: Any) -> Figure:
-    """Return a figure with its 95 % interval."""
-    interval = None if stderr is None else [value - Z * stderr, value + Z * stderr]
+def figure(
+    value: float,
+    stderr: float | None,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    **more: Any,
+) -> Figure:
+    """Return a figure of values from `least` to `most`, and its 95 % interval inside of them."""
+    interval = None
+    if stderr is not None:
+        interval = [max(least, value - Z * stderr), min(most, value + Z * stderr)]
     return {"value": value, "stderr": stderr, "ci95": interval, **more}
 
 

@@ -88,7 +88,9 @@ def _score(items: list[Holed], count: int, subject: Subject) -> Scored:
     return Scored(
         figures={
             "exact_match": share([got == true for got, true in pairs]),
-            "token_accuracy": figure(*ratio(right), n=int(sum(b for _, b in right))),
+            "token_accuracy": figure(
+                *ratio(right), least=0.0, most=1.0, n=int(sum(b for _, b in right))
+            ),
         },
         rows=len(items),
         of=count,

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..base.errors import JobError, Problem
+from ..base.errors import Code, JobError, Problem
 from ..base.files import open_plain
 
 Value = dict[str, Any]
@@ -34,8 +34,7 @@ class Kept:
                         end += len(line)
                 file.truncate(end)
         except OSError as error:
-            got = f"{path}: {error.strerror}"
-            raise JobError(Problem("out", "a folder that can be written", got)) from error
+            raise _unwritable(path, error, Code.CONFIGURATION) from error
 
     def _take(self, line: bytes) -> None:
         try:
@@ -49,10 +48,21 @@ class Kept:
         return self._found.get(key)
 
     def put(self, key: str, value: Value) -> None:
-        """Keep an answer: after this call a killed program does not lose it."""
+        """Keep an answer: after this call a killed program does not lose it.
+
+        Raises JobError (exit 7) on a full disk.
+        """
         self._found[key] = value
-        with open(self._path, "ab", opener=open_plain) as file:
-            file.write(json.dumps({"key": key, "value": value}).encode() + b"\n")
+        try:
+            with open(self._path, "ab", opener=open_plain) as file:
+                file.write(json.dumps({"key": key, "value": value}).encode() + b"\n")
+        except OSError as error:
+            raise _unwritable(self._path, error, Code.DISK) from error
+
+
+def _unwritable(path: Path, error: OSError, code: Code) -> JobError:
+    got = f"{path}: {error.strerror}"
+    return JobError(Problem("out", "a folder that can be written", got, code=code))
 
 
 def content_key(*parts: object) -> str:

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -58,7 +59,8 @@ class AnswersFile:
     def __exit__(self, *error: object) -> None:
         for file in (self._part, self._trace):
             if file:
-                file.close()
+                with suppress(OSError):  # a full disk, which write() has reported
+                    file.close()
 
     def open(self, *, overwrite: bool) -> dict[str, Any] | None:
         """Begin or resume the job. Return the report of one that is complete already.
@@ -122,6 +124,10 @@ class AnswersFile:
         report = _json(_report_of(self.out))
         if not self._made(report):
             raise self._foreign("out", self.out, report)
+        if self.trace and not self.trace.exists():
+            fix = "Name that of the first time, or write both anew with --overwrite."
+            expected, got = "the trace of the answers", f"{self.trace}, which is not there"
+            raise JobError(Problem("trace", expected, got, fix))
         _part_of(self.out).unlink(missing_ok=True)  # a kill came after the last renaming
         return report
 

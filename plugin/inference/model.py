@@ -172,8 +172,10 @@ def know_model(name: str, given: Mapping[str, Any] | None = None, base: str = ""
     """
     path = find_model(name)
     facts = read_facts(Path(path))
+    with renamed_field("model", "base"):
+        given_base = find_model(base) if base else ""
     with _named_model():
-        on = _base(Path(path), facts, local_path(base)) if _is_adapter(Path(path), facts) else None
+        on = _base(Path(path), facts, given_base) if _is_adapter(Path(path), facts) else None
         if base and not on:
             raise JobError(Problem("base", "no base with a full model", base, "Leave it out."))
         config = load_config(on.name if on else path)

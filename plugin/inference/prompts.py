@@ -115,7 +115,8 @@ def _prompt(line: int, row: Mapping[str, Any]) -> Prompt:
         turns = list[Turn]()
     else:
         keys = ", ".join(sorted(map(str, row)))[:200] or "no key"
-        raise JobError(Problem("row", "the key prompt, messages or infill", f"one with {keys}"))
+        got = f"without any of them that is not null; its keys: {keys}"
+        raise JobError(Problem("row", "the key prompt, messages or infill", got))
     if infill is not None and (problem := check_holes(infill)):
         raise JobError(problem)
     if system.strip():

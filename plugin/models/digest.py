@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers.utils import cached_file
 
 from ..base.errors import model_error
-from ..config.model_files import WEIGHTS_INDEX
+from ..config.model_files import WEIGHTS_INDEX, is_missing_path
 from ..run.facts import AdapterBase
 from .checks.weight_files import weight_files
 
@@ -54,6 +54,8 @@ def find_base(adapter: Path, recorded: AdapterBase, given: str = "") -> str:
     """
     name = given or _base_of_run(adapter.parent / "run.json") or recorded.name
     try:
+        if is_missing_path(name):
+            raise FileNotFoundError(name)
         digest = base_digest(name)
     except OSError as error:
         got = f"{name}, which is not here"

@@ -17,7 +17,7 @@ from ..base.errors import one_line
 from ..base.redact import redact
 from ..config.families import DECODERS
 from ..config.methods import METHODS, pipeline_tag
-from ..config.model_files import is_own_file, read_json
+from ..config.model_files import INSIDE_RUN, is_own_file, read_json
 from ..run.facts import DIFFUSION_FILE, ModelFacts
 from .code_files import write_code_files
 from .configuration import block_facts
@@ -33,8 +33,6 @@ _OF_THIS_MACHINE = (
     "use_fast",
     "_commit_hash",
 )
-# folders of a run, whose names mean little without the run's
-_INSIDE_RUN = re.compile(r"fused|adapter|checkpoint-\d+")
 _LICENCES = (
     "The base model's and the data's licences apply; check both before you share this {what}."
 )
@@ -127,7 +125,7 @@ def public_name(name: str) -> str:
     if not (path.is_absolute() or name.startswith(("~", ".")) or path.exists()):
         return name
     path = path.resolve()
-    return f"{path.parent.name}/{path.name}" if _INSIDE_RUN.fullmatch(path.name) else path.name
+    return f"{path.parent.name}/{path.name}" if INSIDE_RUN.fullmatch(path.name) else path.name
 
 
 def write_card(folder: Path, facts: dict[str, Any]) -> None:
@@ -214,7 +212,7 @@ def _front_matter(base: str, **fields: Any) -> list[str]:
     """
     known = (
         {"base_model": base}
-        if base.count("/") == 1 and not _INSIDE_RUN.fullmatch(base.split("/")[1])
+        if base.count("/") == 1 and not INSIDE_RUN.fullmatch(base.split("/")[1])
         else {}
     )
     return ["---", *ModelCardData(**known, **fields).to_yaml().splitlines(), "---"]

@@ -152,6 +152,21 @@ def test_a_guarded_terminal_is_still_one() -> None:
     assert guarded.encoding == sys.__stdout__.encoding
 
 
+def test_a_program_without_a_stdout_still_runs(tmp_path: Path) -> None:
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom plugin.base.redact import guard_streams\n"
+    program += "sys.stdout = None\nguard_streams()\nprint('x')"
+    done = run_python(program, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_ascii_terminal_gets_escapes(tmp_path: Path) -> None:
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom plugin.base.redact import guard_streams\n"
+    program += "guard_streams()\nprint(chr(0xb1))"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
+    done = run_python(program, cwd=tmp_path, env=plain)
+    assert (done.returncode, done.stdout) == (0, "\\xb1\n"), done.stderr
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_a_stream_writes_what_its_encoding_lacks_as_an_escape(
     tmp_path: Path, encoding: str

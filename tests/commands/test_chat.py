@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.support import ROOT, child_env, limited_files
 from rich.console import Console
 
 from plugin.base.errors import JobError
@@ -113,6 +116,41 @@ def test_a_line_that_cannot_be_asked_ends_nothing(run: Run) -> None:
     assert [json.loads(line).get("prompt") for line in out] == [None, None, "Say sun."]
     assert code == 2
     assert [line.split(": expected")[0] for line in err] == ["error[2]: prompt"] * 2
+
+
+def test_a_dialogue_beyond_the_context_says_how_to_go_on(run: Run) -> None:
+    code, out, err = run(b"Say sun and moon.\n" * 9 + b"/new\nSay sun.\n", "--json")
+    problems = [json.loads(line)["problems"] for line in out if "problems" in line]
+    assert code == 2
+    assert len(problems) == len(err) > 0
+    assert {(one["field"], one["fix"]) for (one,) in problems} == {
+        ("dialogue", "/new begins another, /undo forgets its last question.")
+    }
+    assert json.loads(out[-1])["prompt"] == "Say sun."
+
+
+def test_a_full_disk_is_named_by_the_file_that_was_asked_for(run: Run, tmp_path: Path) -> None:
+    for name in ("trace", "html"):
+        with limited_files(100):
+            code, out, (line,) = run(b"", f"--{name}", tmp_path / name, "--prompt", "Say sun.")
+        assert (code, out) == (7, [])
+        assert line.startswith(f"error[7]: {name}: expected a file that can be written, got ")
+
+
+def test_a_reader_that_ends_early_ends_the_program(tiny_bert: Path, tmp_path: Path) -> None:
+    words = [sys.executable, str(ROOT / "main.py"), "chat", str(tiny_bert), *OPTIONS]
+    with subprocess.Popen(
+        words,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=child_env(),
+    ) as program:
+        assert program.stdin
+        assert program.stdout
+        program.stdout.close()
+        _, err = program.communicate(b"Say sun.\n" * 3)
+    assert (program.returncode, err) == (130, b"")
 
 
 def test_denoising_shows_the_canvas_and_returns_the_steps(run: Run, loaded: LoadedModel) -> None:

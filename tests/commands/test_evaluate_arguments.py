@@ -53,6 +53,16 @@ def test_all_mistakes_are_reported_together(
         assert part in lines
 
 
+@pytest.mark.parametrize("option", ["--num_fewshot", "--shots"])
+def test_shots_that_no_task_shows_are_refused(file: str, option: str) -> None:
+    name, value = option.removeprefix("--"), file if option == "--shots" else "2"
+    more = ["--num_fewshot", "2"] if option == "--shots" else []
+    with pytest.raises(JobError, match=f"{name}: expected gsm8k"):
+        evaluate_options(["m", "--tasks", f"exact={file}", option, value, *more])
+    evaluate_options(["m", "--tasks", f"exact={file}", f"gsm8k={file}", option, value, *more])
+    evaluate_options(["m", "--tasks", f"exact={file}", "--num_fewshot", "0"])
+
+
 def test_scorer_without_its_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     without_harness(monkeypatch)
     with pytest.raises(JobError, match="tasks: expected exact=FILE, got exact"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.support import write_rows
+from helpers.support import limited_files, write_rows
 
 from plugin.commands import sample
 from plugin.inference.ask import answers, dialogue
@@ -132,6 +132,24 @@ def test_files_of_another_job_are_refused(
     assert (tmp_path / "taken.jsonl").read_text() == "mine"
 
 
+def test_a_full_disk_is_named_and_its_answers_resume(run: Run, tmp_path: Path) -> None:
+    full, out = tmp_path / "full.jsonl", tmp_path / "out.jsonl"
+    assert run(full, *FAST)[0] == 0
+    with limited_files(900):
+        code, (line,) = run(out, *FAST)
+    assert (code, "out: expected a file that can be written" in line) == (7, True)
+    assert run(out, *FAST) == (0, [])
+    assert out.read_bytes() == full.read_bytes()
+
+
+def test_a_trace_that_was_not_written_is_not_passed_over(run: Run, tmp_path: Path) -> None:
+    out, trace = tmp_path / "out.jsonl", tmp_path / "trace.jsonl"
+    assert run(out, *FAST, "--trace", trace)[0] == 0
+    code, (line,) = run(out, *FAST, "--trace", tmp_path / "other.jsonl")
+    assert (code, "trace: expected the trace of the answers" in line) == (2, True)
+    assert run(out, *FAST, "--trace", trace) == (0, [])
+
+
 def test_every_bad_line_is_named_before_the_model(
     run: Run, tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +173,9 @@ def test_every_bad_line_is_named_before_the_model(
     for number, line in enumerate(errors, start=2):
         assert line.startswith("error[3]: input: ")
         assert f"prompts.jsonl line {number}: " in line
+    prompts.write_text('{"prompt": null, "id": 3}\n')
+    (line,) = run(tmp_path / "out.jsonl", *FAST)[1]
+    assert "row is without any of them that is not null" in line
     prompts.write_text("\n", encoding="utf-8")
     assert "which has none" in run(tmp_path / "out.jsonl", *FAST)[1][0]
 

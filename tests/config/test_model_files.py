@@ -32,6 +32,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "a/b/c",
         "runs/x",
         "mine/two",
+        "other/fused",
+        "other/checkpoint-20",
         "mine/one/fused",
         "model.gguf",
         "org/m.safetensors",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from helpers.support import limited_files
 
 from plugin.base.errors import JobError
 from plugin.evaluation.kept import Kept, content_key
@@ -28,6 +29,13 @@ def test_line_that_a_kill_cut_off_is_dropped_alone(tmp_path: Path, cut: int) -> 
     second.put("three", {"nfe": 3})
     third = Kept(path)
     assert [third.get(key) for key in ("one", "three")] == [{"nfe": 1}, {"nfe": 3}]
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "requests.jsonl")
+    with limited_files(64), pytest.raises(JobError, match="out: expected") as full:
+        kept.put("one", {"text": "x" * 100})
+    assert full.value.code == 7
 
 
 def test_lines_of_something_else_are_skipped(tmp_path: Path) -> None:

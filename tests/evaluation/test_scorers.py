@@ -18,7 +18,7 @@ from helpers.tiny import CLS, MASK, SEP
 from plugin.base.errors import JobError
 from plugin.commands.evaluate_arguments import SCORERS as NAMES
 from plugin.evaluation import exact, gsm8k, infill, mt_bench, perplexity, reverse
-from plugin.evaluation.figures import mean, ratio, share
+from plugin.evaluation.figures import figure, mean, ratio, share
 from plugin.evaluation.gsm8k import final_number, last_number
 from plugin.evaluation.infill import Holed, holed_ids
 from plugin.evaluation.perplexity import windows
@@ -49,6 +49,12 @@ def test_share_of_nothing_right_has_an_interval() -> None:
     found = share([False] * 9)
     assert (found["value"], found["stderr"]) == (0.0, 0.0)
     assert found["ci95"] == pytest.approx([0.0, 0.2991], abs=1e-3)
+
+
+def test_interval_of_a_share_stays_inside_its_bounds() -> None:
+    assert figure(0.9, 0.2, least=0.0, most=1.0)["ci95"] == [pytest.approx(0.508), 1.0]
+    assert figure(0.1, 0.2, least=0.0)["ci95"] == [0.0, pytest.approx(0.492)]
+    assert figure(0.1, 0.2)["ci95"] == [pytest.approx(-0.292), pytest.approx(0.492)]
 
 
 def test_ratio_of_equal_rows_has_no_spread() -> None:

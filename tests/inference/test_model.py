@@ -170,7 +170,13 @@ def test_adapter_on_a_causal_base_is_a_block_model(tmp_path: Path) -> None:
     )
     folder = tmp_path / "adapter"
     write_model(folder, adapted, load_tokenizer(str(base), family=FAMILIES["llama"]), facts)
-    loaded = load_for_sampling(str(folder), base=str(base))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}", encoding="utf-8")
+    (run / "fused").symlink_to(base)
+    with pytest.raises(JobError, match=r"^base: .* got \./nowhere/base, which is not there"):
+        know_model(str(folder), base="./nowhere/base")
+    loaded = load_for_sampling(str(folder), base=str(run))
     assert block_facts(loaded.config) == BLOCK
     assert loaded.settings == block_by_block(8, 4)
     (answer,) = answers(loaded, [SUN])

@@ -6,10 +6,11 @@ from ...base.quiet import quiet_loading  # isort: skip  # before anything that i
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Sequence
 
-from ...base.errors import Code, JobError, data_error, guarded, json_line, report
+from ...base.errors import Code, JobError, guarded, json_line, report
 from ...base.redact import guard_streams
 from ...inference.model import load_for_sampling
 from .arguments import chat_options
@@ -46,8 +47,9 @@ def _chat(options: argparse.Namespace) -> int:
         if sys.stdin.isatty() and sys.stdout.isatty():
             return _talk(session)
         return _answer_lines(session, plain)
-    except OSError as error:
-        raise data_error("trace", "files that can be written", str(error)) from error
+    except BrokenPipeError:  # whoever read the answers has ended, and no one is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Code.INTERRUPTED
 
 
 def _converse(options: argparse.Namespace, session: Session) -> int:

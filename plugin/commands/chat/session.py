@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,10 @@ class Session:
     def __post_init__(self) -> None:
         self.settings: SamplerSettings = self.loaded.settings_with(self.given)
         if self.trace:
-            with open(self.trace, "w", encoding="utf-8", opener=open_plain):
+            with (
+                _written("trace", self.trace),
+                open(self.trace, "w", encoding="utf-8", opener=open_plain),
+            ):
                 pass
 
     @property
@@ -113,7 +117,14 @@ class Session:
                 raise JobError(Problem(field, "a text in UTF-8", repr(text)[:80]))
         began = time.perf_counter()
         self._asked += 1
-        request = request_of(self.loaded, turns, infill, (self._asked, 0))
+        try:
+            request = request_of(self.loaded, turns, infill, (self._asked, 0))
+        except JobError as error:
+            if not self.turns or infill is not None:
+                raise
+            fix = "/new begins another, /undo forgets its last question."
+            (problem,) = error.problems
+            raise JobError(replace(problem, field="dialogue", fix=fix)) from error
         taken: list[Taken] = []
 
         def keep(number: int, step: Any, ids: Any) -> None:
@@ -136,11 +147,16 @@ class Session:
 
     def _record(self, answered: Answered) -> None:
         if self.trace:
-            with open(self.trace, "a", encoding="utf-8", opener=open_plain) as file:
+            with (
+                _written("trace", self.trace),
+                open(self.trace, "a", encoding="utf-8", opener=open_plain) as file,
+            ):
                 file.write(trace_lines(answered.taken, self.loaded.chat))
         if self.html:
             steps = map(DenoisingRecord.read, self.steps_of(answered, PLAYED))
-            write_whole(self.html, player_page(answered.prompt, answered.remark, list(steps)))
+            page = player_page(answered.prompt, answered.remark, list(steps))
+            with _written("html", self.html):
+                write_whole(self.html, page)
 
     def steps_of(self, answered: Answered, most: int) -> list[dict[str, Any]]:
         """Return the records of an answer's steps, neighbours merged to at most `most`."""
@@ -161,11 +177,18 @@ class Session:
         if path.exists():
             raise JobError(Problem("save", "a new file", f"{path}, which is there already"))
         text = json.dumps({"messages": rows}, ensure_ascii=False) + "\n"
-        try:
+        with _written("save", path):
             write_whole(path, text)
-        except OSError as error:
-            got = f"{path}: {error.strerror or error}"
-            raise JobError(Problem("save", "a file that can be written", got)) from error
+
+
+@contextmanager
+def _written(name: str, path: Path) -> Generator[None]:
+    """Report under the name of its option that a file cannot be written (exit 7)."""
+    try:
+        yield
+    except OSError as error:
+        got = f"{path}: {error.strerror or error}"
+        raise JobError(Problem(name, "a file that can be written", got, code=Code.DISK)) from error
 
 
 def _is_unicode(text: str) -> bool:
