@@ -59,7 +59,12 @@ def test_json_is_one_object_equal_to_the_file(
 
 
 def test_interrupted_evaluation_resumes_to_the_same_file(
-    tiny_bert: Path, rows: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bert: Path,
+    rows: Path,
+    texts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
 ) -> None:
     tasks = ("--tasks", f"exact={rows}", f"perplexity={texts}", "--json")
     assert run(tiny_bert, tmp_path / "whole", *tasks) == 0
@@ -72,8 +77,13 @@ def test_interrupted_evaluation_resumes_to_the_same_file(
         put(self, key, value)
 
     monkeypatch.setattr(Kept, "put", dying)
-    with pytest.raises(KeyboardInterrupt):
-        run(tiny_bert, tmp_path / "out", *tasks)
+    capsys.readouterr()
+    assert run(tiny_bert, tmp_path / "out", *tasks) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"stopped: finished requests are kept in {tmp_path / 'out' / 'evaluation'}; "
+        "the same command resumes"
+    )
     assert not (tmp_path / "out" / "evaluation.json").exists()
     monkeypatch.setattr(Kept, "put", put)
     requests = tmp_path / "out" / "evaluation" / "requests.jsonl"
