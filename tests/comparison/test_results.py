@@ -13,6 +13,7 @@ from plugin.base.errors import Problem
 from plugin.comparison.parameters import comparability, sampler_differences
 from plugin.comparison.results import ResultRow, results
 from plugin.comparison.runs import Run, read_runs
+from plugin.comparison.side_by_side import side_by_side
 from plugin.run.events import ProgressFile
 from plugin.run.folder import to_json
 from plugin.run.outcome import PublishedWeights
@@ -109,6 +110,21 @@ def test_tasks_of_evaluate_are_rows_where_they_exist(tmp_path: Path) -> None:
     assert rows["gsm8k: exact"].text("b") == ""
     assert rows["gsm8k: exact"].as_json() == {"a": {"value": 0.25, "stderr": 0.05}}
     assert rows["nfe"].as_json() == {"a": 640}
+
+
+def test_tasks_show_the_interval_of_evaluate_itself(tmp_path: Path) -> None:
+    none_right = {"value": 0.0, "stderr": 0.0, "ci95": [0.0, 0.0876], "n": 40}
+    surprise = {"value": 183.9, "stderr": 97.7, "ci95": [64.9, 521.3]}
+    odd = {"value": 1.0, "stderr": None, "ci95": ["low", 2]}
+    found = {"t": {"exact": none_right, "perplexity": surprise, "odd": odd}}
+    folder = scored(write_run(tmp_path / "a"), found)
+    rows = rows_of(folder)
+    assert rows["t: exact"].text("a") == "0.0000 (0.0000 to 0.0876)"
+    assert rows["t: exact"].as_json()["a"]["interval"] == [0.0, 0.0876]
+    assert rows["t: perplexity"].text("a") == "183.9000 (64.9000 to 521.3000)"
+    assert rows["t: odd"].text("a") == "1.0000"
+    notes = side_by_side(read_runs([str(folder)])).notes
+    assert "(low to high) is the 95 % interval of evaluate, over rows or draws" in notes
 
 
 def test_figures_that_are_not_finite_are_shown(tmp_path: Path) -> None:
