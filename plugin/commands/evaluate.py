@@ -39,6 +39,7 @@ from ..run.evaluation import (
     EvaluatedFigure,
     EvaluatedTask,
     Evaluation,
+    gathered,
     write_evaluation,
 )
 from ..run.facts import DIFFUSION_FILE
@@ -82,7 +83,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(_stopped(how), file=sys.stderr)
         return Code.INTERRUPTED
-    content = _content(options, subject, scored, seconds, time.perf_counter() - began)
+    total = time.perf_counter() - began
+    content = gathered(out, _content(options, subject, scored, seconds, total))
     file = write_evaluation(out, content)
     carded = write_card_section(path, content)
     if options.json:
@@ -293,6 +295,7 @@ def _content(
         sampler["block_size"] = block.size  # of training, beside the block_length of sampling
     else:
         del likelihood["block_length"]
+    likelihood["mask_token"] = "no output"
     return Evaluation(
         model=public_name(options.model),
         digest=subject.digest,
@@ -306,12 +309,14 @@ def _content(
                 of=task.of,
                 limit=options.limit,
                 protocol=task.protocol,
+                sampler=sampler,
+                likelihood=likelihood,
                 seconds=seconds[name],
             )
             for name, task in scored.items()
         },
         sampler=sampler,
-        likelihood={**likelihood, "mask_token": "no output"},
+        likelihood=likelihood,
         nfe=subject.nfe,
         seconds=round(total, 3),
         device=subject.model.device.type,

@@ -189,7 +189,7 @@ def _against_first(runs: Sequence[Run]) -> ResultRow:
 
 
 def _tasks(runs: Sequence[Run]) -> Iterator[ResultRow]:
-    """Yield a row for each metric of each task that `evaluate` scored, then its forwards."""
+    """Yield a row for each metric of each task that `evaluate` scored, then the last forwards."""
     found: dict[str, dict[str, Figure]] = {}
     for run in runs:
         for name, figure in _task_figures(run.evaluation):
@@ -201,7 +201,9 @@ def _tasks(runs: Sequence[Run]) -> Iterator[ResultRow]:
         for run in runs
         if isinstance(count := run.evaluation.get("nfe"), int | float)
     }
-    yield ResultRow(name="nfe", title="forwards (NFE) of the tasks", show=_count, figures=forwards)
+    yield ResultRow(
+        name="nfe", title="forwards (NFE), last evaluation", show=_count, figures=forwards
+    )
 
 
 def _task_figures(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:

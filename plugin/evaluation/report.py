@@ -26,18 +26,24 @@ def table(content: Evaluation) -> Table:
 
 
 def lines(content: Evaluation) -> list[str]:
-    """Return what was asked and how, for a person: sampler, likelihood, forwards, caps."""
+    """Return what was asked and how, for a person: caps, each setting with its tasks, forwards."""
     capped = [
         f"{name}: the first {one.rows} of {one.of} rows; the interval is that of a sample of them"
         for name, one in content.tasks.items()
         if one.limit is not None and one.rows < one.of
     ]
+    settings: dict[str, list[str]] = {}
+    for name, one in content.tasks.items():
+        settings.setdefault(f"sampler: {_settings(one.sampler)}", []).append(name)
+        settings.setdefault(f"likelihood: {_settings(one.likelihood)}", []).append(name)
     seconds = f"{float(content.seconds):.1f} s on {content.device}"
     return [
         *capped,
-        f"sampler: {_settings(content.sampler)}",
-        f"likelihood: {_settings(content.likelihood)}",
-        f"forwards (NFE): {content.nfe:,} in {seconds}",
+        *(
+            line if len(names) == len(content.tasks) else f"{', '.join(names)}: {line}"
+            for line, names in settings.items()
+        ),
+        f"forwards (NFE) of the last evaluation: {content.nfe:,} in {seconds}",
     ]
 
 

@@ -135,11 +135,29 @@ def test_figures_that_are_not_finite_are_shown(tmp_path: Path) -> None:
 
 def test_other_sampler_settings_of_tasks_are_noted(tmp_path: Path) -> None:
     folders = [
-        scored(write_run(tmp_path / name), {}, sampler={"steps": steps, "seed": 1})
+        scored(write_run(tmp_path / name), {"t": {}}, sampler={"steps": steps, "seed": 1})
         for name, steps in (("a", 4), ("b", 8))
     ]
     runs = read_runs([str(one) for one in (*folders, write_run(tmp_path / "c"))])
-    assert sampler_differences(runs) == ["tasks were scored with another steps: a 4, b 8"]
+    assert sampler_differences(runs) == ["t: scored with another steps: a 4, b 8"]
+
+
+def test_sampler_settings_compare_task_by_task(tmp_path: Path) -> None:
+    """A task that one run alone has was scored differently from nothing."""
+    asked = {"a": {"t": 4, "u": 4, "v": 1}, "b": {"t": 8, "u": 4}}
+    folders = [
+        scored(
+            write_run(tmp_path / name),
+            {task: {} for task in tasks},
+            sampler={"steps": 16},
+            tasks={task: {"sampler": {"steps": steps}} for task, steps in tasks.items()},
+        )
+        for name, tasks in asked.items()
+    ]
+    runs = read_runs([str(one) for one in folders])
+    assert sampler_differences(runs) == ["t: scored with another steps: a 4, b 8"]
+    odd = scored(write_run(tmp_path / "c"), {"t": {}}, sampler=3, tasks={"t": []})
+    assert sampler_differences([*runs[:1], *read_runs([str(odd)])]) == []
 
 
 def test_figures_of_evaluate_without_a_value_are_left_out(tmp_path: Path) -> None:
