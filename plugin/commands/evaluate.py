@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from ..assembly.attention import choose_attention
 from ..assembly.held_out import evaluated_as, held_out_loss, read_held_out
-from ..base.errors import JobError, Problem, first_line, guarded, json_line, one_line
+from ..base.errors import Code, JobError, Problem, first_line, guarded, json_line, one_line
 from ..base.redact import guard_streams
 from ..config.manifest import VERSION
 from ..config.params import Params
@@ -39,6 +39,7 @@ from ..run.evaluation import (
     EvaluatedFigure,
     EvaluatedTask,
     Evaluation,
+    gathered,
     write_evaluation,
 )
 from ..run.facts import DIFFUSION_FILE
@@ -75,10 +76,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     if remark := known.remark(known.settings):
         print(remark, file=sys.stderr)
     subject, params = _load(options, known, how)
-    with _progress() as beat:
-        subject.beat = beat
-        scored, seconds = _score(options, subject, params, how, rows, harness)
-    content = _content(options, subject, scored, seconds, time.perf_counter() - began)
+    try:
+        with _progress() as beat:
+            subject.beat = beat
+            scored, seconds = _score(options, subject, params, how, rows, harness)
+    except KeyboardInterrupt:
+        print(_stopped(how), file=sys.stderr)
+        return Code.INTERRUPTED
+    total = time.perf_counter() - began
+    content = gathered(out, _content(options, subject, scored, seconds, total))
     file = write_evaluation(out, content)
     carded = write_card_section(path, content)
     if options.json:
@@ -91,6 +97,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     card = f"; and in the card of {one_line(str(path))}" if carded else ""
     console.print(f"written to {one_line(str(file))}{card}", markup=False)
     return 0
+
+
+def _stopped(how: How) -> str:
+    kept = one_line(str(how.out))
+    return f"stopped: finished requests are kept in {kept}; the same command resumes"
 
 
 def results_folder(name: str, path: Path) -> Path:
@@ -284,6 +295,7 @@ def _content(
         sampler["block_size"] = block.size  # of training, beside the block_length of sampling
     else:
         del likelihood["block_length"]
+    likelihood["mask_token"] = "no output"
     return Evaluation(
         model=public_name(options.model),
         digest=subject.digest,
@@ -297,12 +309,14 @@ def _content(
                 of=task.of,
                 limit=options.limit,
                 protocol=task.protocol,
+                sampler=sampler,
+                likelihood=likelihood,
                 seconds=seconds[name],
             )
             for name, task in scored.items()
         },
         sampler=sampler,
-        likelihood={**likelihood, "mask_token": "no output"},
+        likelihood=likelihood,
         nfe=subject.nfe,
         seconds=round(total, 3),
         device=subject.model.device.type,

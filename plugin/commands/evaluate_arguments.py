@@ -66,7 +66,7 @@ def _parser() -> CommandLine:
         "Score a trained model: tasks of lm-evaluation-harness, local YAML tasks, and offline"
         " scorers of your own files, as SCORER=FILE: "
         + "; ".join(f"{name} ({text})" for name, text in SCORERS.items())
-        + ". An interrupted evaluation resumes."
+        + ". An interrupted evaluation resumes; results of other tasks of the same weights are kept."
     )
     parser = CommandLine(prog="main.py evaluate", description=about)
     parser.add_argument("model", help="a run folder, a model folder or a hub id")

@@ -54,18 +54,19 @@ def sample_options(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     options.given = sampler_overrides(options)
     problems: list[Problem] = []
+    named: dict[Path, str] = {}
     for name in ("input", "out", "trace"):
         if path := vars(options)[name]:
             setattr(options, name, path := path.expanduser())
             if name != "input" and path.is_dir():
                 problems.append(Problem(name, "a file", f"{path}, a folder"))
+            if (first := named.setdefault(path.absolute(), name)) != name:
+                got = f"{path}, which is the {first} file"
+                problems.append(Problem(name, "a file of its own", got))
     if not options.input.exists():
         problems.append(
             Problem("input", "a file of prompts", f"{options.input}, which is not there")
         )
-    files = [path for path in (options.input, options.out, options.trace) if path]
-    if len({path.absolute() for path in files}) < len(files):
-        problems.append(Problem("out", "a file of its own", str(options.out)))
     if problems:
         raise JobError(*problems)
     return options

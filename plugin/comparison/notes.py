@@ -15,6 +15,8 @@ def comparison_notes(runs: Sequence[Run], compared: Comparability | None) -> Ite
     for run in runs:
         yield from (f"{run.label}: {note}" for note in run.notes)
     yield from sampler_differences(runs)
+    if any(run.evaluation.get("results") for run in runs):
+        yield "(low to high) is the 95 % interval of evaluate, over rows or draws"
     if (compared is None or compared.objective) and (note := objective_difference(runs)):
         yield note
     if compared is None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ..base.files import open_plain
 from ..config.methods import METHODS
@@ -142,11 +142,27 @@ def objective_difference(runs: Sequence[Run]) -> str:
 
 
 def sampler_differences(runs: Sequence[Run]) -> list[str]:
-    """Return a note for each sampler setting with which `evaluate` scored the runs differently."""
-    scored = [run for run in runs if isinstance(run.evaluation.get("sampler"), dict)]
-    names = dict.fromkeys(name for run in scored for name in run.evaluation["sampler"])
-    rows = {name: [run.evaluation["sampler"].get(name) for run in scored] for name in names}
-    return [f"tasks were scored with another {one}" for one in _reasons(scored, rows)]
+    """Return a note for each sampler setting with which `evaluate` scored a task differently."""
+    found: dict[str, list[str]] = {}
+    for task in dict.fromkeys(task for run in runs for task in run.evaluation.get("results", ())):
+        samplers = [_sampler(run, task) for run in runs]
+        scored = [run for run, sampler in zip(runs, samplers, strict=True) if sampler]
+        names = dict.fromkeys(name for sampler in samplers for name in sampler)
+        rows = {name: [one.get(name) for one in samplers if one] for name in names}
+        for reason in _reasons(scored, rows):
+            found.setdefault(reason, []).append(task)
+    return [f"{', '.join(tasks)}: scored with another {one}" for one, tasks in found.items()]
+
+
+def _sampler(run: Run, task: str) -> Mapping[str, Any]:
+    """Return the settings that a task was scored with; an older file has those of all tasks."""
+    if task not in run.evaluation.get("results", ()):
+        return {}
+    try:
+        sampler = run.evaluation["tasks"][task]["sampler"]
+    except (LookupError, TypeError):
+        sampler = run.evaluation.get("sampler")
+    return cast("dict[str, Any]", sampler) if isinstance(sampler, dict) else {}
 
 
 def _values(runs: Sequence[Run], names: Iterable[str]) -> dict[str, list[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from ..base.errors import first_line
@@ -23,12 +23,12 @@ class Figure:
     ci95: float | None = None  # half-width of its interval
     step: int | None = None  # at which it was measured
     stderr: float | None = None  # of a task's metric
+    interval: list[float] | None = None  # low and high of its 95 %, as evaluate found it
 
     def as_json(self, *, plain: bool) -> Any:
         if plain:
             return self.value
-        found = {"value": self.value, "ci95": self.ci95, "step": self.step, "stderr": self.stderr}
-        return {name: one for name, one in found.items() if one is not None}
+        return {name: one for name, one in asdict(self).items() if one is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +43,14 @@ class ResultRow:
     @property
     def plain(self) -> bool:
         """Return whether the figures are values alone."""
-        return all(
-            one.ci95 is None and one.step is None and one.stderr is None
-            for one in self.figures.values()
-        )
+        return all(one.as_json(plain=False).keys() == {"value"} for one in self.figures.values())
 
     def text(self, label: str) -> str:
         if (figure := self.figures.get(label)) is None:
             return ""
+        if figure.interval:
+            low, high = map(self.show, figure.interval)
+            return f"{self.show(figure.value)} ({low} to {high})"
         margin = figure.ci95
         if margin is None and figure.stderr is not None:
             margin = _NORMAL_95 * figure.stderr
@@ -189,7 +189,7 @@ def _against_first(runs: Sequence[Run]) -> ResultRow:
 
 
 def _tasks(runs: Sequence[Run]) -> Iterator[ResultRow]:
-    """Yield a row for each metric of each task that `evaluate` scored, then its forwards."""
+    """Yield a row for each metric of each task that `evaluate` scored, then the last forwards."""
     found: dict[str, dict[str, Figure]] = {}
     for run in runs:
         for name, figure in _task_figures(run.evaluation):
@@ -201,7 +201,9 @@ def _tasks(runs: Sequence[Run]) -> Iterator[ResultRow]:
         for run in runs
         if isinstance(count := run.evaluation.get("nfe"), int | float)
     }
-    yield ResultRow(name="nfe", title="forwards (NFE) of the tasks", show=_count, figures=forwards)
+    yield ResultRow(
+        name="nfe", title="forwards (NFE), last evaluation", show=_count, figures=forwards
+    )
 
 
 def _task_figures(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
@@ -213,7 +215,16 @@ def _task_figures(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]
             value, stderr = of_metric.get("value"), of_metric.get("stderr")
             if isinstance(value, int | float):
                 error = float(stderr) if isinstance(stderr, int | float) else None
-                yield f"{task}: {metric}", Figure(value=value, stderr=error)
+                shown = Figure(value=value, stderr=error, interval=_interval(of_metric))
+                yield f"{task}: {metric}", shown
+
+
+def _interval(figure: Mapping[str, Any]) -> list[float] | None:
+    match figure.get("ci95"):
+        case [int() | float() as low, int() | float() as high]:
+            return [low, high]
+        case _:
+            return None
 
 
 def _loss_text(value: Any) -> str:

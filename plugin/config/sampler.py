@@ -99,7 +99,8 @@ class _Option:
             )
         low = "above" if self.above else "from"
         high = "below" if self.below else "up to"
-        return f"{noun} {low} {self.least:g} and {high} {self.most:g}"
+        most = self.most if self.kind is int else f"{self.most:g}"
+        return f"{noun} {low} {self.least:g} and {high} {most}"
 
     def takes(self, value: Any) -> bool:
         if self.choices:

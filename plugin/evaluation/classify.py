@@ -38,7 +38,8 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
     share, spread = correct / total, Z * Z / total
     centre = (share + spread / 2) / (1 + spread)
     half = Z / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return low if correct else 0.0, high if correct < total else 1.0  # without dust of rounding
 
 
 def share_of(correct: int, total: int) -> dict[str, Any]:

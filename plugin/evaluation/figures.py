@@ -21,9 +21,12 @@ def figure(
     most: float = math.inf,
     **more: Any,
 ) -> Figure:
-    """Return a figure of values from `least` to `most`, and its 95 % interval inside of them."""
+    """Return a figure of values from `least` to `most`, and its 95 % interval inside of them.
+
+    Rows without any difference have no interval: one of width 0 would say that all others are equal.
+    """
     interval = None
-    if stderr is not None:
+    if stderr:
         interval = [max(least, value - Z * stderr), min(most, value + Z * stderr)]
     return {"value": value, "stderr": stderr, "ci95": interval, **more}
 

@@ -59,7 +59,7 @@ def _score(questions: list[Question], count: int, how: How, subject: Subject) ->
     write_whole(how.out / FILE, "\n".join(lines) + "\n")
     written = sum(len(one.turns) for one in questions)
     return Scored(
-        figures={"answers": figure(written, 0.0)},
+        figures={"answers": figure(written, None)},
         rows=len(questions),
         of=count,
         protocol={"file": FILE, "judge": "none", **sampling_of(subject)},

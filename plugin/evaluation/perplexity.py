@@ -94,16 +94,16 @@ def _perplexity(rows: np.ndarray) -> Figure:
     """Return exp(nats per token); the interval is that of the exponent.
 
     Its variance is that between the rows, which holds that of the draws; of a single row it is that
-    of the draws alone.
+    of the draws alone. One that draws nothing, or once, has none.
     """
     nats, spread = ratio([(row[0], row[1]) for row in rows])
     if spread is None:
-        spread = math.sqrt(rows[0, 2]) / rows[0, 1]
+        spread = math.sqrt(rows[0, 2]) / rows[0, 1] or None
     value = math.exp(nats)
-    interval = [math.exp(nats - Z * spread), math.exp(nats + Z * spread)]
+    interval = [math.exp(nats - Z * spread), math.exp(nats + Z * spread)] if spread else None
     return {
         "value": value,
-        "stderr": value * spread,
+        "stderr": None if spread is None else value * spread,
         "ci95": interval,
         "nats_per_token": nats,
         "tokens": int(rows[:, 1].sum()),

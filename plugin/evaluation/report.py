@@ -19,25 +19,31 @@ _SECTION = re.compile(rf"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n?", re.DOTALL)
 
 def table(content: Evaluation) -> Table:
     """Return the results as a table."""
-    made = Table("task", "metric", "value", "95 %", "rows")
+    made = Table("task", "metric", "value", "95 %", "n")
     for task, metric, one in _figures(content):
-        made.add_row(task, metric, _number(one.value), _interval(one), _rows(content, task))
+        made.add_row(task, metric, _number(one.value), _interval(one), _count(content, task, one))
     return made
 
 
 def lines(content: Evaluation) -> list[str]:
-    """Return what was asked and how, for a person: sampler, likelihood, forwards, caps."""
+    """Return what was asked and how, for a person: caps, each setting with its tasks, forwards."""
     capped = [
         f"{name}: the first {one.rows} of {one.of} rows; the interval is that of a sample of them"
         for name, one in content.tasks.items()
         if one.limit is not None and one.rows < one.of
     ]
+    settings: dict[str, list[str]] = {}
+    for name, one in content.tasks.items():
+        settings.setdefault(f"sampler: {_settings(one.sampler)}", []).append(name)
+        settings.setdefault(f"likelihood: {_settings(one.likelihood)}", []).append(name)
     seconds = f"{float(content.seconds):.1f} s on {content.device}"
     return [
         *capped,
-        f"sampler: {_settings(content.sampler)}",
-        f"likelihood: {_settings(content.likelihood)}",
-        f"forwards (NFE): {content.nfe:,} in {seconds}",
+        *(
+            line if len(names) == len(content.tasks) else f"{', '.join(names)}: {line}"
+            for line, names in settings.items()
+        ),
+        f"forwards (NFE) of the last evaluation: {content.nfe:,} in {seconds}",
     ]
 
 
@@ -64,10 +70,10 @@ def _card(content: Evaluation) -> Iterator[str]:
     yield _BEGIN
     yield "## Evaluation by `main.py evaluate`"
     yield ""
-    yield "| task | metric | value | 95 % | rows |"
+    yield "| task | metric | value | 95 % | n |"
     yield "|---|---|---|---|---|"
     for task, metric, one in _figures(content):
-        cells = (task, metric, _number(one.value), _interval(one), _rows(content, task))
+        cells = (task, metric, _number(one.value), _interval(one), _count(content, task, one))
         yield f"| {' | '.join(_plain(cell) for cell in cells)} |"
     yield ""
     for line in lines(content):
@@ -91,14 +97,14 @@ def _number(value: Any) -> str:
 
 def _interval(one: EvaluatedFigure) -> str:
     if one.ci95 is None:
-        return "unknown"
+        return "-"
     low, high = one.ci95
     return f"{_number(low)} to {_number(high)}"
 
 
-def _rows(content: Evaluation, task: str) -> str:
-    one = content.tasks[task]
-    return f"{one.rows}" if one.rows == one.of else f"{one.rows} of {one.of}"
+def _count(content: Evaluation, task: str, one: EvaluatedFigure) -> str:
+    """Return what is behind a figure: rows, or tokens; the task's rows where it does not say."""
+    return f"{content.tasks[task].rows if one.n is None else one.n}"
 
 
 def _settings(values: dict[str, Any]) -> str:

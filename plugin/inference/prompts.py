@@ -133,7 +133,8 @@ def _text(row: Mapping[str, Any], key: str) -> str | None:
     if key not in row:
         return None
     if not isinstance(row[key], str):
-        raise JobError(Problem(key, "a text", f"no text but {repr(row[key])[:80]}"))
+        fix = "Name the key messages." if key == "prompt" and messages_of(row[key]) else ""
+        raise JobError(Problem(key, "a text", f"no text but {repr(row[key])[:80]}", fix))
     try:
         return text_of(row[key])
     except RowError as error:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..base.files import write_whole
+from ..base.files import open_plain, write_whole
 from .folder import to_json
 from .record import Number, Record, Text
 
@@ -33,11 +33,16 @@ class EvaluatedTask(Record):
     of: int  # rows that the task has
     limit: int | None = None  # as asked for
     protocol: dict[str, Any] = {}
+    sampler: dict[str, Any] = {}
+    likelihood: dict[str, Any] = {}
     seconds: Number | None = None
 
 
 class Evaluation(Record):
-    """The content of evaluation.json."""
+    """The content of evaluation.json: tasks of one model's weights, gathered over evaluations.
+
+    All but results and tasks is of the last evaluation.
+    """
 
     model: Text
     digest: str  # of weights, tokenizer and this program's version
@@ -48,6 +53,23 @@ class Evaluation(Record):
     nfe: int  # forwards of all requests: number of function evaluations
     seconds: Number
     device: str
+
+
+def gathered(folder: Path, content: Evaluation) -> Evaluation:
+    """Return results with those of other tasks that a folder has of the same weights."""
+    try:
+        with open(folder / EVALUATION_FILE, encoding="utf-8", opener=open_plain) as file:
+            earlier = Evaluation.read(json.load(file))
+    except (OSError, ValueError, RecursionError):
+        return content
+    if earlier.digest != content.digest:
+        return content
+    # A task of an older file does not say its settings.
+    kept = {name: one for name, one in earlier.tasks.items() if one.sampler}
+    results = {name: one for name, one in earlier.results.items() if name in kept}
+    return content.model_copy(
+        update={"results": results | content.results, "tasks": kept | content.tasks}
+    )
 
 
 def write_evaluation(folder: Path, content: Evaluation) -> Path:

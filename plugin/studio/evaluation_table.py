@@ -12,7 +12,7 @@ from ..comparison.summary import small_json
 from ..run.evaluation import EVALUATION_FILE, Evaluation
 from .frame import plain_table
 
-COLUMNS = ("task", "metric", "value", "95 % interval", "rows")
+COLUMNS = ("task", "metric", "value", "95 % interval", "n")
 
 
 def evaluation_rows(folder: Path) -> tuple[list[list[str]], str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.support import pairs, write_rows
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from plugin.commands.evaluate import main
 from plugin.evaluation.kept import Kept
@@ -59,7 +59,12 @@ def test_json_is_one_object_equal_to_the_file(
 
 
 def test_interrupted_evaluation_resumes_to_the_same_file(
-    tiny_bert: Path, rows: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bert: Path,
+    rows: Path,
+    texts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
 ) -> None:
     tasks = ("--tasks", f"exact={rows}", f"perplexity={texts}", "--json")
     assert run(tiny_bert, tmp_path / "whole", *tasks) == 0
@@ -72,8 +77,13 @@ def test_interrupted_evaluation_resumes_to_the_same_file(
         put(self, key, value)
 
     monkeypatch.setattr(Kept, "put", dying)
-    with pytest.raises(KeyboardInterrupt):
-        run(tiny_bert, tmp_path / "out", *tasks)
+    capsys.readouterr()
+    assert run(tiny_bert, tmp_path / "out", *tasks) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"stopped: finished requests are kept in {tmp_path / 'out' / 'evaluation'}; "
+        "the same command resumes"
+    )
     assert not (tmp_path / "out" / "evaluation.json").exists()
     monkeypatch.setattr(Kept, "put", put)
     requests = tmp_path / "out" / "evaluation" / "requests.jsonl"
@@ -90,7 +100,7 @@ def test_interrupted_evaluation_resumes_to_the_same_file(
         )
 
 
-def test_table_and_card_show_the_latest_evaluation(
+def test_results_of_the_same_weights_gather(
     tiny_bert: Path, rows: Path, texts: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     model = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
@@ -98,17 +108,49 @@ def test_table_and_card_show_the_latest_evaluation(
     card.write_text("---\ntags: []\n---\n# A model\n")
     assert run(model, tmp_path / "out", "--tasks", f"exact={rows}", "--limit", 2) == 0
     printed = capsys.readouterr().out
-    for part in ("exact_match", "the first 2 of 4 rows", "forwards (NFE)", "block_length 4"):
+    for part in ("exact_match", "first 2 of 4 rows", "(NFE) of the last", "block_length 4"):
         assert part in printed
     first = card.read_text()
     assert first.startswith("---\ntags: []\n---\n# A model\n")
     assert "| exact | exact\\_match |" in first
     assert "NFE" in first
-    assert run(model, tmp_path / "out", "--tasks", f"perplexity={texts}") == 0
+    assert run(model, tmp_path / "out", "--tasks", f"perplexity={texts}", "--steps", 2) == 0
     second = card.read_text()
     assert second.count("## Evaluation by") == 1
     assert "perplexity/2020" in second
-    assert "exact" not in second
+    assert "| exact | exact\\_match |" in second
+    assert "exact: the first 2 of 4 rows" in second
+    printed = capsys.readouterr().out
+    assert "exact: sampler: max_new_tokens 8, block_length 4, steps 4" in printed
+    assert "perplexity: sampler: max_new_tokens 8, block_length 4, steps 2" in printed
+    assert "\nlikelihood: " in printed, "that of both tasks is said once"
+    saved = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert [one["sampler"]["steps"] for one in saved["tasks"].values()] == [4, 2]
+    assert run(model, tmp_path / "out", "--tasks", f"exact={rows}") == 0
+    saved = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert {name: one["rows"] for name, one in saved["tasks"].items()} == {
+        "exact": 4,
+        "perplexity": 2,
+    }
+    weights = load_file(model / "model.safetensors")
+    first_name = next(iter(weights))
+    weights[first_name] += 1
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    assert run(model, tmp_path / "out", "--tasks", f"exact={rows}") == 0
+    saved = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert list(saved["results"]) == list(saved["tasks"]) == ["exact"]
+    assert "perplexity" not in card.read_text()
+
+
+@pytest.mark.parametrize("text", ["", "[", '{"results": {}}', "[" * 100_000])
+def test_a_broken_earlier_file_is_replaced(
+    tiny_bert: Path, rows: Path, tmp_path: Path, text: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "evaluation.json").write_text(text)
+    assert run(tiny_bert, out, "--tasks", f"exact={rows}", "--limit", 1) == 0
+    assert list(json.loads((out / "evaluation.json").read_text())["results"]) == ["exact"]
 
 
 def test_all_refusals_come_together_before_the_model_loads(

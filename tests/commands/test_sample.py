@@ -165,6 +165,7 @@ def test_every_bad_line_is_named_before_the_model(
         '{"messages": [{"role": "assistant", "content": "a"}]}',
         '{"infill": "[[2]] a", "system": "x"}',
         '{"prompt": "\\ud800"}',
+        '{"prompt": [{"role": "user", "content": "a"}]}',
     ]
     prompts.write_text("\n".join(['{"prompt": "fine"}', *bad, ""]), encoding="utf-8")
     code, errors = run(tmp_path / "out.jsonl", *FAST)
@@ -173,6 +174,7 @@ def test_every_bad_line_is_named_before_the_model(
     for number, line in enumerate(errors, start=2):
         assert line.startswith("error[3]: input: ")
         assert f"prompts.jsonl line {number}: " in line
+    assert errors[-1].endswith(". Name the key messages.")
     prompts.write_text('{"prompt": null, "id": 3}\n')
     (line,) = run(tmp_path / "out.jsonl", *FAST)[1]
     assert "row is without any of them that is not null" in line
@@ -204,3 +206,28 @@ def test_samples_of_a_prompt_are_those_of_other_ways(
     given = {"max_new_tokens": 8, "block_length": 4, "steps": 2}
     (answer,) = answers(load_for_sampling(str(tiny_bert), given), [dialogue(ROWS[0]["prompt"])])
     assert lines(tmp_path / "out.jsonl")[0]["text"] == answer.text
+
+
+@pytest.mark.parametrize(
+    ("out", "trace", "refused"),
+    [
+        (
+            "prompts.jsonl",
+            "t",
+            "out: expected a file of its own, got PATH, which is the input file",
+        ),
+        (
+            "o",
+            "prompts.jsonl",
+            "trace: expected a file of its own, got PATH, which is the input file",
+        ),
+        ("o", "o", "trace: expected a file of its own, got PATH, which is the out file"),
+    ],
+)
+def test_a_file_named_twice_is_refused_by_its_option(
+    run: Run, tmp_path: Path, out: str, trace: str, refused: str
+) -> None:
+    code, (line,) = run(tmp_path / out, "--trace", tmp_path / trace)
+    assert code == 2
+    path = tmp_path / (trace if refused.startswith("trace") else out)
+    assert refused.replace("PATH", str(path)) in line

@@ -13,6 +13,7 @@ from plugin.base.errors import Problem
 from plugin.comparison.parameters import comparability, sampler_differences
 from plugin.comparison.results import ResultRow, results
 from plugin.comparison.runs import Run, read_runs
+from plugin.comparison.side_by_side import side_by_side
 from plugin.run.events import ProgressFile
 from plugin.run.folder import to_json
 from plugin.run.outcome import PublishedWeights
@@ -111,6 +112,21 @@ def test_tasks_of_evaluate_are_rows_where_they_exist(tmp_path: Path) -> None:
     assert rows["nfe"].as_json() == {"a": 640}
 
 
+def test_tasks_show_the_interval_of_evaluate_itself(tmp_path: Path) -> None:
+    none_right = {"value": 0.0, "stderr": 0.0, "ci95": [0.0, 0.0876], "n": 40}
+    surprise = {"value": 183.9, "stderr": 97.7, "ci95": [64.9, 521.3]}
+    odd = {"value": 1.0, "stderr": None, "ci95": ["low", 2]}
+    found = {"t": {"exact": none_right, "perplexity": surprise, "odd": odd}}
+    folder = scored(write_run(tmp_path / "a"), found)
+    rows = rows_of(folder)
+    assert rows["t: exact"].text("a") == "0.0000 (0.0000 to 0.0876)"
+    assert rows["t: exact"].as_json()["a"]["interval"] == [0.0, 0.0876]
+    assert rows["t: perplexity"].text("a") == "183.9000 (64.9000 to 521.3000)"
+    assert rows["t: odd"].text("a") == "1.0000"
+    notes = side_by_side(read_runs([str(folder)])).notes
+    assert "(low to high) is the 95 % interval of evaluate, over rows or draws" in notes
+
+
 def test_figures_that_are_not_finite_are_shown(tmp_path: Path) -> None:
     ended = done(seconds=math.nan, eval_loss=math.inf)
     rows = rows_of(write_run(tmp_path / "a", [], ended))
@@ -119,11 +135,29 @@ def test_figures_that_are_not_finite_are_shown(tmp_path: Path) -> None:
 
 def test_other_sampler_settings_of_tasks_are_noted(tmp_path: Path) -> None:
     folders = [
-        scored(write_run(tmp_path / name), {}, sampler={"steps": steps, "seed": 1})
+        scored(write_run(tmp_path / name), {"t": {}}, sampler={"steps": steps, "seed": 1})
         for name, steps in (("a", 4), ("b", 8))
     ]
     runs = read_runs([str(one) for one in (*folders, write_run(tmp_path / "c"))])
-    assert sampler_differences(runs) == ["tasks were scored with another steps: a 4, b 8"]
+    assert sampler_differences(runs) == ["t: scored with another steps: a 4, b 8"]
+
+
+def test_sampler_settings_compare_task_by_task(tmp_path: Path) -> None:
+    """A task that one run alone has was scored differently from nothing."""
+    asked = {"a": {"t": 4, "u": 4, "v": 1}, "b": {"t": 8, "u": 4}}
+    folders = [
+        scored(
+            write_run(tmp_path / name),
+            {task: {} for task in tasks},
+            sampler={"steps": 16},
+            tasks={task: {"sampler": {"steps": steps}} for task, steps in tasks.items()},
+        )
+        for name, tasks in asked.items()
+    ]
+    runs = read_runs([str(one) for one in folders])
+    assert sampler_differences(runs) == ["t: scored with another steps: a 4, b 8"]
+    odd = scored(write_run(tmp_path / "c"), {"t": {}}, sampler=3, tasks={"t": []})
+    assert sampler_differences([*runs[:1], *read_runs([str(odd)])]) == []
 
 
 def test_figures_of_evaluate_without_a_value_are_left_out(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def test_every_setting_has_an_option() -> None:
         ("steps", "0", "a whole number from 1 up"),
         ("steps", "2.5", "a whole number from 1 up"),
         ("top_p", "0", "a number above 0 and up to 1"),
+        ("seed", "-1", "a whole number from 0 and up to 9223372036854775807"),
         ("top_p", "1.01", "a number above 0 and up to 1"),
         ("top_k", "-1", "a whole number from 0 up"),
         ("threshold", "1", "a number above 0 and below 1"),
@@ -52,7 +53,6 @@ def test_every_setting_has_an_option() -> None:
         ("factor", "0", "a number above 0"),
         ("cache", "both", "one of none, prompt, prefix, dual"),
         ("strategy", "greedy", "one of low_confidence, random, topk_margin, entropy, maskgit_plus"),
-        ("seed", "-1", "a whole number from 0"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused(name: str, value: str, expected: str) -> None:

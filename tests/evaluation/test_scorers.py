@@ -49,12 +49,16 @@ def test_share_of_nothing_right_has_an_interval() -> None:
     found = share([False] * 9)
     assert (found["value"], found["stderr"]) == (0.0, 0.0)
     assert found["ci95"] == pytest.approx([0.0, 0.2991], abs=1e-3)
+    for count in range(1, 60):  # without the dust of rounding, which a table shows as 1.4e-17
+        assert share([False] * count)["ci95"][0] == 0.0
+        assert share([True] * count)["ci95"][1] == 1.0
 
 
 def test_interval_of_a_share_stays_inside_its_bounds() -> None:
     assert figure(0.9, 0.2, least=0.0, most=1.0)["ci95"] == [pytest.approx(0.508), 1.0]
     assert figure(0.1, 0.2, least=0.0)["ci95"] == [0.0, pytest.approx(0.492)]
     assert figure(0.1, 0.2)["ci95"] == [pytest.approx(-0.292), pytest.approx(0.492)]
+    assert figure(0.1, 0.0)["ci95"] is None, "rows that do not differ say nothing of others"
 
 
 def test_ratio_of_equal_rows_has_no_spread() -> None:
@@ -202,7 +206,8 @@ def test_mt_bench_writes_answers_of_every_turn(tmp_path: Path, scripted: Scripte
     file = write_rows(tmp_path / "q.jsonl", rows)
     subject = scripted(lambda text: "2" if "2" in text else "one")
     how = How(out=tmp_path / "out", model="run/fused")
-    mt_bench.read_mt_bench(str(file), how).score(subject)
+    found = mt_bench.read_mt_bench(str(file), how).score(subject)
+    assert found.figures["answers"] == {"value": 3, "stderr": None, "ci95": None}
     first, second = read_lines(tmp_path / "out" / "mt_bench.jsonl")
     assert first["choices"] == [{"index": 0, "turns": ["one", "2"]}]
     assert second["choices"] == [{"index": 0, "turns": ["one"]}]
@@ -254,6 +259,8 @@ def test_perplexity_by_year_equals_full_logits(make_subject: Make, tmp_path: Pat
     assert (one["tokens"], one["n"]) == (len(nats), 2)
     low, high = one["ci95"]
     assert low < one["value"] < high
+    one = found.figures["perplexity/2022"]  # a row, and nothing is drawn
+    assert (one["stderr"], one["ci95"], one["n"]) == (None, None, 1)
 
 
 @pytest.mark.parametrize(
@@ -270,6 +277,13 @@ def test_perplexity_slices(
     found = perplexity.read_perplexity(str(file), How(slices=slices)).score(make_subject())
     assert list(found.figures) == names
     assert found.figures[names[0]]["stderr"] is not None
+
+
+def test_a_row_by_one_draw_has_no_interval(make_subject: Make, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "p.jsonl", [{"text": "the sky is blue"}])
+    subject = make_subject(likelihood=LikelihoodSettings(draws=1))
+    one = perplexity.read_perplexity(str(file), How()).score(subject).figures["perplexity"]
+    assert (one["stderr"], one["ci95"]) == (None, None)
 
 
 def test_broken_dates_are_refused_by_row(tmp_path: Path) -> None:
