@@ -13,10 +13,10 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..base.errors import renamed_field
-from ..config.block_rules import schedule_pairs
 from ..config.families import DECODERS, FAMILIES
 from ..config.methods import METHODS
 from ..config.params import Params
+from ..config.rules.blocks import schedule_pairs
 from ..models.configuration import (
     attention_pattern,
     block_facts,

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..base.errors import JobError, Problem
+from .aliases import ALIASES
 from .fields import NAME_PATTERN
 from .model_files import check_method
 from .params import SCHEMA, Params
 from .parse import Parsed, parse
-from .rules import ALIASES
 from .wording import quoted
 
 Values = Mapping[str, object]
