@@ -10,6 +10,7 @@ from plugin.config.rules.checks import MOST_TEXT
 
 JOB = {"model_name": "m", "dataset_name": "d"}
 STREAM = {"streaming": True, "training_stage": "pretrain"}
+MACHINES = {"num_machines": 2, "main_process_ip": "10.0.0.1", "main_process_port": 29500}
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,26 @@ STREAM = {"streaming": True, "training_stage": "pretrain"}
         (
             STREAM | {"eval_strategy": "epoch"},
             "eval_strategy: expected no or steps with streaming, got epoch.",
+        ),
+        (
+            STREAM | {"num_train_epochs": 2},
+            "num_train_epochs: expected train_steps or train_tokens with streaming, got 2.",
+        ),
+        (
+            {"machine_rank": 1},
+            "machine_rank: expected less than num_machines (1), got 1.",
+        ),
+        (
+            MACHINES | {"main_process_port": "auto"},
+            "main_process_port: expected a port that every machine names, got auto.",
+        ),
+        (
+            MACHINES | {"main_process_ip": "localhost"},
+            "main_process_ip: expected machine 0's address in the network, got localhost.",
+        ),
+        (
+            {"training_method": "block", "cuda_graphs": True},
+            "cuda_graphs: expected false with block, got true.",
         ),
         (
             {"input_template": "x" * (MOST_TEXT + 1)},
