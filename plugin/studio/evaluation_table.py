@@ -12,7 +12,7 @@ from ..comparison.summary import small_json
 from ..run.evaluation import EVALUATION_FILE, Evaluation
 from .frame import plain_table
 
-_COLUMNS = ("task", "metric", "value", "95 % interval", "rows")
+COLUMNS = ("task", "metric", "value", "95 % interval", "rows")
 
 
 def evaluation_rows(folder: Path) -> tuple[list[list[str]], str]:
@@ -39,6 +39,6 @@ def show_evaluation(folder: Path) -> None:
     """Show the table, or the reason why there is none."""
     rows, why = evaluation_rows(folder)
     if rows:
-        plain_table(_COLUMNS, rows)
+        plain_table(COLUMNS, rows)
     else:
         ui.label(why or "no figures").classes("dim")
