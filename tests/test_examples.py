@@ -25,9 +25,9 @@ from plugin.data.steps import step_slots
 from plugin.models.diffusion import DiffusionModel
 from plugin.models.flops import count_flops
 from plugin.run.asked import asked_values
-from plugin.training.loop import Hooks, Meters, Progress, Requests, Trainer, Verdict, train
+from plugin.training.loop import Hooks, Progress, Requests, Trainer, Verdict, train
 from plugin.training.lr_schedule import Schedule
-from plugin.training.meters import Stopwatch
+from plugin.training.meters import Meters, Stopwatch
 from plugin.training.optimizer import make_optimizer
 from plugin.training.step import build_step
 

@@ -116,7 +116,7 @@ def _of_blocks(
     params: Params, config: PretrainedConfig, device: torch.device, layout: Layout
 ) -> Attention:
     """Choose the attention of rows with noisy copies, which are always packed; see
-    config/block_rules.py for what is refused.
+    config/rules/blocks.py for what is refused.
     """
     asked = params.attn_implementation
     lacks = "a CPU" if device.type != "cuda" else _why_no_compile(device)

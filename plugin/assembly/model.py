@@ -13,10 +13,10 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..base.errors import renamed_field
-from ..config.block_rules import schedule_pairs
 from ..config.families import DECODERS, FAMILIES
 from ..config.methods import METHODS
 from ..config.params import Params
+from ..config.rules.blocks import schedule_pairs
 from ..models.configuration import (
     attention_pattern,
     block_facts,
@@ -91,7 +91,7 @@ def base_config(params: Params, tokenizer: PreTrainedTokenizerBase) -> Pretraine
 
 # Parameters of a model up to which its blocks have SMALL_BLOCK tokens, else LARGE_BLOCK: Efficient-DLM
 # (arXiv 2512.14067), table 3 and figure 3.
-BILLIONS, SMALL_BLOCK, LARGE_BLOCK = 2e9, 16, 32
+SMALL_MODEL, SMALL_BLOCK, LARGE_BLOCK = 2e9, 16, 32
 
 
 def with_block_size(params: Params, log: Callable[[str], None]) -> Params:
@@ -126,9 +126,10 @@ def chosen_size(params: Params, config: PretrainedConfig) -> Choice[int]:
         return Choice(min(own.size, params.max_length), "the model's own")
     with torch.device("meta"):
         plain = build_model(copy.deepcopy(config))
-    small = sum(weight.numel() for weight in plain.parameters()) <= BILLIONS
+    small = sum(weight.numel() for weight in plain.parameters()) <= SMALL_MODEL
     size = min(SMALL_BLOCK if small else LARGE_BLOCK, params.max_length)
-    return Choice(size, f"for a model of {'up to' if small else 'more than'} 2 billion parameters")
+    most = f"{'up to' if small else 'more than'} {SMALL_MODEL / 1e9:g} billion parameters"
+    return Choice(size, f"for a model of {most}")
 
 
 def _smaller_config(params: Params) -> PretrainedConfig:

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from ..base.errors import JobError, Problem
 from ..batch import Batch
 from ..config.params import Params
-from ..config.rules import makes_packs
+from ..config.rules.stage import makes_packs
 from ..data.chat import ChatFormat
 from ..data.documents import Documents
 from ..data.packing import Layout

@@ -84,6 +84,11 @@ def is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
+def is_encodable(text: str) -> bool:
+    """Tell whether files and system calls accept a text; JSON and file names may hold others."""
+    return "\0" not in text and text.encode("utf-8", "ignore").decode() == text
+
+
 def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield (path from `folder`, entry) of everything below it; links are not followed."""
     with os.scandir(folder) as entries:

@@ -17,7 +17,7 @@ from .families import ARCHITECTURES
 from .methods import methods_with
 from .params import GROUPS, SCHEMA
 from .parse import ADVANCED
-from .rules import NEEDS
+from .rules.no_effect import NEEDS
 from .task import gallery_entry, task_yaml
 from .wording import expected, form_choices
 

@@ -9,10 +9,12 @@ from typing import Literal
 from pydantic import ValidationError
 
 from ..base.errors import JobError, Problem, one_line
-from .block_rules import schedule_text
+from .aliases import ALIAS_VALUES, ALIASES
 from .fields import yes_or_no
 from .params import SCHEMA, Params
-from .rules import ALIAS_VALUES, ALIASES, cross_checks, inapplicable
+from .rules.blocks import schedule_text
+from .rules.checks import cross_checks
+from .rules.no_effect import inapplicable
 from .wording import choices, cut, did_you_mean, expected, quoted
 
 ADVANCED = "advanced"  # a field of the form only: every parameter that has none of its own

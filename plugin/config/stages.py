@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..base.errors import JobError, Problem
+from .aliases import ALIASES
 from .fields import NAME_PATTERN
 from .model_files import check_method
 from .params import SCHEMA, Params
 from .parse import Parsed, parse
-from .rules import ALIASES
 from .wording import quoted
 
 Values = Mapping[str, object]
@@ -117,11 +117,11 @@ def with_typed(content: Values, typed: Values, read_config: Callable[[str], Valu
     if STAGES not in content or not without(typed, _OF_THE_RUN):
         return lay_over(content, typed)
     parse_stages(content, typed, Path(STAGES), read_config)
-    layers = without(content, {STAGES, *_OF_THE_RUN}), without(typed, _OF_THE_RUN)
+    top, over = without(content, {STAGES, *_OF_THE_RUN}), without(typed, _OF_THE_RUN)
     entries: list[object] = []
     for number, entry in enumerate(cast("list[object]", content[STAGES]), start=1):
         name, own = _own_values(entry, number, read_config)
-        entries.append({"name": name, **_laid(number, (layers[0], own, layers[1]))})
+        entries.append({"name": name, **_laid(number, (top, own, over))})
     run = lay_over(content, typed)
     shared = canonical(run) - {"adaptor_name", *_OF_THE_RUN}  # every entry has them now
     return {**without(run, shared), STAGES: entries}

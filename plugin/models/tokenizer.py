@@ -44,8 +44,9 @@ def load_tokenizer(
     """Return the tokenizer of a folder or hub id.
 
     Adds the mask token and chat template of a published family if the files lack them, and a mask
-    token for a causal LM, or with `names_mask` for any tokenizer; `log` learns which, and why. Raises JobError (exit 4) if the tokenizer
-    does not load or, naming `field`, has no mask token, or one with another role.
+    token for a causal LM, or with `names_mask` for any tokenizer; `log` learns which, and why.
+    Raises JobError (exit 4) if the tokenizer does not load or, naming `field`, has no mask token,
+    or one with another role.
     """
     check_copied(Path(name).expanduser(), field)
     check_lengths(Path(name).expanduser(), field)

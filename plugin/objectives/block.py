@@ -326,7 +326,7 @@ def clipped(levels: Levels, sizes: NDArray[np.int64], schedule: str) -> Levels:
 
 
 def read_schedule(text: str) -> Schedule:
-    """Return the sizes of a `block_schedule` that config/block_rules.py has checked."""
+    """Return the sizes of a `block_schedule` that config/rules/blocks.py has checked."""
     return tuple((begin, size) for begin, size in json.loads(text or "[]"))
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import JobError, Problem
+from ..base.files import is_encodable
 from ..config.params import Params
-from ..config.rules import is_writable
 from ..data.mixture import absolute_mixture
 from ..data.sources import local_paths
 from ..run.folder import RunFolder, local_path
@@ -25,7 +25,7 @@ def with_full_paths(params: Params) -> Params:
     From any folder, run.json then repeats its run and an adapter finds its base. Raises JobError
     (exit 2).
     """
-    if not is_writable(os.getcwd()):
+    if not is_encodable(os.getcwd()):
         raise JobError(
             Problem(
                 "main",

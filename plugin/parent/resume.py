@@ -13,7 +13,7 @@ from ..base.digests import unlisted, why_broken
 from ..base.errors import JobError, Problem
 from ..base.files import open_plain, recover, remove, set_aside, write_whole
 from ..config.params import Params
-from ..config.rules import MAY_CHANGE, NOT_OF_PACKS
+from ..config.rules.resume import MAY_CHANGE, NOT_OF_PACKS
 from ..run.folder import RunFolder, to_json
 from ..run.owned import half_written
 from ..run.record import NotARecord

@@ -18,7 +18,7 @@ from ..base.redact import redact
 from ..config.fields import yes_or_no
 from ..config.params import Params
 from ..config.parse import Parsed
-from ..config.rules import makes_packs
+from ..config.rules.stage import makes_packs
 from ..config.stages import Stage, field_of, prefixed
 from ..run.events import Event
 from ..run.folder import STOP, RunFolder

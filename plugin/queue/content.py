@@ -13,10 +13,10 @@ import yaml
 
 from ..base.errors import JobError, Problem
 from ..base.files import Version, version
+from ..config.aliases import ALIASES
 from ..config.fields import yes_or_no
 from ..config.params import SCHEMA, Params
 from ..config.parse import ADVANCED, expand_advanced, parse
-from ..config.rules import ALIASES
 from ..config.stages import (
     PREVIOUS,
     STAGES,

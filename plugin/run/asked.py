@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..base.errors import JobError, Problem
+from ..config.aliases import ALIAS_VALUES, ALIASES
 from ..config.config_file import read_config
 from ..config.manifest import add_arguments
-from ..config.rules import ALIAS_VALUES, ALIASES
 from ..config.wording import cut
 from .record import NotARecord
 from .run_file import RunFile

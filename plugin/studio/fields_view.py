@@ -13,7 +13,7 @@ from nicegui.elements.mixins.value_element import ValueElement
 from ..base.errors import one_line
 from ..config.params import GROUPS, SCHEMA
 from ..config.parse import Draft
-from ..config.rules import without_effect
+from ..config.rules.no_effect import without_effect
 from ..config.wording import expected, form_choices
 
 # The first group, which is open.

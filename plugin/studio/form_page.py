@@ -11,7 +11,7 @@ from nicegui import context, run, ui
 
 from ..base.errors import JobError, Problem
 from ..config.parse import Draft, draft
-from ..config.rules import without_effect
+from ..config.rules.no_effect import without_effect
 from ..parent.check import train_command
 from ..queue.content import as_yaml
 from ..queue.folder import Queue

@@ -179,21 +179,20 @@ class _QueuePage:
         async def press() -> None:
             with self._kept:
                 if not question or await confirmed(question, text):
-                    await self._act(act, f"{text} of {name}")
+                    await self._act(act, text, name)
 
         return flat(text, press, f"{text} {name}")
 
-    async def _act(self, act: Callable[[], object], title: str) -> None:
+    async def _act(self, act: Callable[[], object], text: str, name: str) -> None:
         self._error.set_text("")
         found: object = None
         try:
             found = await run.io_bound(act)
             if isinstance(found, Path):
-                show_text(title, shown(end_of(found)))
+                show_text(f"{text} of {name}", shown(end_of(found)))
         except (JobError, OSError) as error:
             self._error.set_text(str(error))
         await self.update()
         if isinstance(found, Job):  # the list was built anew: the keyboard's place is kept
-            label = f"{title.partition(' of ')[0]} {found.name}"
-            words = json.dumps(f"[aria-label={json.dumps(label)}]")
+            words = json.dumps(f"[aria-label={json.dumps(f'{text} {found.name}')}]")
             ui.run_javascript(_FOCUS.format(words))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -21,10 +21,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from ..base.errors import Code, JobError, Problem
-from ..models.flops import FlopCount
 from ..models.head import Sums
 from .evaluate import BestSoFar
-from .meters import Stopwatch
+from .meters import Meters, Stopwatch, Totals, Window
 from .seeds import seed_of
 from .step import MicroBatch, Step
 
@@ -87,70 +86,6 @@ class Hooks:
     save: Callable[[int], None]
     sample: Callable[[int], None]
     beat: Callable[[], None] = lambda: None  # before each micro-batch, for the watchdog
-
-
-@dataclass
-class Meters:
-    """Instruments of the loop."""
-
-    watch: Stopwatch
-    flops: FlopCount
-    peak: float = 0.0  # operations a second of all devices together; 0 where it was not measured
-
-
-@dataclass
-class Window:
-    """Sums since the last log."""
-
-    loss: float = 0.0
-    steps: int = 0
-    correct: float = 0.0
-    masked: int = 0
-    tokens: int = 0
-    supervised: int = 0
-    cut: int = 0
-    fill: int = 0
-    flops: float = 0.0
-    seconds: float = 0.0
-    skipped: int = 0
-
-    def metrics(
-        self, learning_rate: float, grad_norm: float, meters: Meters, size: Mapping[str, float]
-    ) -> dict[str, float]:
-        """Return the metrics of these steps; `size`: of the run and of its last step."""
-        seconds = max(self.seconds, 1e-9)
-        mfu = {"mfu": self.flops / seconds / meters.peak} if meters.peak else {}
-        return {
-            "loss": self.loss / max(1, self.steps),
-            "learning_rate": learning_rate,
-            "grad_norm": grad_norm,
-            "masked_accuracy": self.correct / max(1, self.masked),
-            "tokens_per_s": self.tokens / seconds,
-            "supervised_tokens_per_s": self.supervised / seconds,
-            "cut_share": self.cut
-            / max(1, self.cut + self.supervised - self.fill),  # of answer tokens, see Step.cut
-            "fill_share": self.fill
-            / max(1, self.fill + self.tokens),  # end tokens added, as a share of all tokens
-            "skipped_steps": float(self.skipped),
-            **size,
-            **mfu,
-            # time/<kind>: to TensorBoard and progress.json, which nobody compares
-            **meters.watch.take(),
-        }
-
-
-@dataclass
-class Totals:
-    """Sums over the full run, for the throughput in run.json."""
-
-    tokens: int = 0
-    supervised: int = 0
-    cut: int = 0
-    fill: int = 0
-    flops: float = 0.0
-    seconds: float = 0.0
-    skipped: int = 0
-    last_metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

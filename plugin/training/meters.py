@@ -1,4 +1,4 @@
-"""Time and memory of a step by kind of work, and the device's measured peak throughput.
+"""Meters of a run: sums between logs, time and memory by kind of work, measured peak throughput.
 
 No function waits for the device inside a step: on CUDA the laps are events, which are read after
 the step's only read of the device.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from ..models.flops import FlopCount
 from .sharding import own_part
 
 LAPS = ("load", "forward", "backward", "optimizer", "eval", "save")
@@ -70,6 +72,70 @@ class Stopwatch:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+@dataclass
+class Meters:
+    """Instruments of a run."""
+
+    watch: Stopwatch
+    flops: FlopCount
+    peak: float = 0.0  # operations a second of all devices together; 0 where it was not measured
+
+
+@dataclass
+class Window:
+    """Sums since the last log."""
+
+    loss: float = 0.0
+    steps: int = 0
+    correct: float = 0.0
+    masked: int = 0
+    tokens: int = 0
+    supervised: int = 0
+    cut: int = 0
+    fill: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    skipped: int = 0
+
+    def metrics(
+        self, learning_rate: float, grad_norm: float, meters: Meters, size: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Return the metrics of these steps; `size`: of the run and of its last step."""
+        seconds = max(self.seconds, 1e-9)
+        mfu = {"mfu": self.flops / seconds / meters.peak} if meters.peak else {}
+        return {
+            "loss": self.loss / max(1, self.steps),
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm,
+            "masked_accuracy": self.correct / max(1, self.masked),
+            "tokens_per_s": self.tokens / seconds,
+            "supervised_tokens_per_s": self.supervised / seconds,
+            "cut_share": self.cut
+            / max(1, self.cut + self.supervised - self.fill),  # of answer tokens, see Step.cut
+            "fill_share": self.fill
+            / max(1, self.fill + self.tokens),  # end tokens added, as a share of all tokens
+            "skipped_steps": float(self.skipped),
+            **size,
+            **mfu,
+            # time/<kind>: to TensorBoard and progress.json, which nobody compares
+            **meters.watch.take(),
+        }
+
+
+@dataclass
+class Totals:
+    """Sums over the full run, for the throughput in run.json."""
+
+    tokens: int = 0
+    supervised: int = 0
+    cut: int = 0
+    fill: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    skipped: int = 0
+    last_metrics: dict[str, float] = field(default_factory=dict)
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 
 from ..base.errors import JobError, Problem
 from ..config.params import Params
-from ..config.rules import sharding_problems
+from ..config.rules.checks import sharding_problems
 
 # FSDP 1's sharding_strategy, by name or by number as accelerate counts them; HYBRID_SHARD and
 # HYBRID_SHARD_ZERO2 are not offered.

@@ -14,7 +14,7 @@ from typing import Any
 from ..base.errors import Problem, one_line
 from ..base.files import write_whole
 from ..base.redact import redact
-from ..config.rules import MAY_CHANGE
+from ..config.rules.resume import MAY_CHANGE
 from ..run.events import (
     Event,
     FailedEvent,

@@ -35,7 +35,15 @@ from ..run.state import read_state
 from ..training import loop
 from ..training.evaluate import BestSoFar
 from ..training.exchange import gather_values
-from ..training.meters import Stopwatch, measure_peak, memory_by_category, peak_bytes
+from ..training.meters import (
+    Meters,
+    Stopwatch,
+    Totals,
+    Window,
+    measure_peak,
+    memory_by_category,
+    peak_bytes,
+)
 from ..training.prefetch import Prefetcher
 from .checkpoints import best_checkpoints, restore_training
 from .debug_bundle import write_bundle
@@ -221,8 +229,8 @@ def _resume(rank: Rank, accelerator: Accelerator, training: Training) -> loop.Pr
     rank.reporter.event(ResumedEvent(step=state.step, path=str(checkpoint)))
     return loop.Progress(
         state.step,
-        loop.Window(**state.window),
-        loop.Totals(**state.totals),
+        Window(**state.window),
+        Totals(**state.totals),
         state.overflows,
         evaluated=state.eval_loss is not None,
         best=BestSoFar(state.best_eval_loss, state.evals_since_best),
@@ -294,7 +302,7 @@ def run_steps(
         max_grad_norm=params.max_grad_norm,
         seed=params.seed,
     )
-    meters = loop.Meters(Stopwatch(device), training.flops, peak)
+    meters = Meters(Stopwatch(device), training.flops, peak)
     ahead = Prefetcher(training.steps, cadence.steps, pin=device.type == "cuda")
     make_step = training.steps.count_together(accelerator, ahead)
     try:
@@ -310,7 +318,7 @@ def _early_stop(progress: loop.Progress, cadence: loop.Cadence) -> EarlyStop | N
     return EarlyStop(evaluations=progress.best.since, planned_steps=cadence.steps)
 
 
-def _throughput(totals: loop.Totals, peak: float) -> Throughput:
+def _throughput(totals: Totals, peak: float) -> Throughput:
     seconds = max(totals.seconds, 1e-9)
     return Throughput(
         tokens_per_s=round(totals.tokens / seconds, 1),

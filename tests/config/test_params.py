@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from plugin.base.errors import JobError
+from plugin.config.aliases import ALIASES
 from plugin.config.fields import NAME_PATTERN
 from plugin.config.methods import METHODS
 from plugin.config.params import SCHEMA, Params
 from plugin.config.parse import parse
-from plugin.config.rules import ALIASES
 
 REQUIRED = {"dataset_name": "data.jsonl", "model_name": "model"}
 TEXT, BOOL = "text", (True, False)

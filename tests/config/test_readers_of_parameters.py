@@ -28,7 +28,7 @@ def read_fields(source: str) -> set[str]:
 
 
 def readers() -> dict[str, list[str]]:
-    """Return {field: the files that read it}; a check while parsing does not count as a reader."""
+    """Return {field: the files that read it}; a check or a rule does not count as a reader."""
     door = {
         ROOT / "plugin" / name
         for name in ("config/params.py", "config/parse.py", "config/manifest.py")
@@ -36,7 +36,7 @@ def readers() -> dict[str, list[str]]:
     files = [
         path
         for path in (ROOT / "main.py", *sorted((ROOT / "plugin").rglob("*.py")))
-        if path not in door
+        if path not in door and path.parent.name != "rules"
     ]
     assert len(files) > 20
     found: dict[str, list[str]] = {}
@@ -53,6 +53,7 @@ def test_the_reader_of_sources_sees_what_it_should() -> None:
 
 
 def test_every_parameter_has_a_reader() -> None:
-    assert set(Params.model_fields) - set(readers()) == set(), (
+    by_property = {"keep_best"}  # Params.held_best
+    assert set(Params.model_fields) - set(readers()) == by_property, (
         "nobody reads these: use them, or delete them"
     )

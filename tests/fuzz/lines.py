@@ -9,8 +9,8 @@ import yaml
 from fuzz.values import numbers, texts, values
 from hypothesis import strategies as st
 
+from plugin.config.aliases import ALIASES
 from plugin.config.params import SCHEMA
-from plugin.config.rules import ALIASES
 from plugin.config.wording import NICKNAMES, choices
 
 NAMES = (*SCHEMA, *ALIASES)

@@ -56,16 +56,14 @@ from plugin.objectives.noise import Levels, Noise
 from plugin.training.loop import (
     Cadence,
     Hooks,
-    Meters,
     Progress,
     Requests,
-    Totals,
     Trainer,
     Verdict,
     train,
 )
 from plugin.training.lr_schedule import Schedule
-from plugin.training.meters import Stopwatch
+from plugin.training.meters import Meters, Stopwatch, Totals
 from plugin.training.step import MicroBatch, Step, StepRules, build_step
 
 torch.set_num_threads(1)

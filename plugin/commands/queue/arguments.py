@@ -74,7 +74,7 @@ def _place(text: str) -> int:
 
 def _add(options: argparse.Namespace, extra: Sequence[str], root: Path) -> QueueRequest:
     content, typed = asked_values(options, extra, _OWN)
-    beside = Path(options.config or "x").expanduser().absolute().parent
+    beside = Path(options.config).expanduser().absolute().parent if options.config else Path.cwd()
     return QueueRequest(
         action="add",
         root=root,

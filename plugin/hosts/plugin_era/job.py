@@ -16,10 +16,10 @@ from typing import Any
 from werkzeug.utils import secure_filename
 
 from ...base.errors import JobError, Problem
+from ...config.aliases import ALIASES
 from ...config.fields import yes_or_no
 from ...config.params import SCHEMA
 from ...config.parse import expand_advanced
-from ...config.rules import ALIASES
 
 # Keys that the host sends for itself, in addition to the form's fields.
 HOST_KEYS = {

@@ -10,7 +10,7 @@ from plugin.base.errors import JobError
 from plugin.config.methods import METHODS, methods_with
 from plugin.config.params import SCHEMA, Params
 from plugin.config.parse import draft, parse
-from plugin.config.rules import inapplicable, without_effect
+from plugin.config.rules.no_effect import inapplicable, without_effect
 
 JOB = {"model_name": "m", "dataset_name": "d"}
 

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from plugin.base.errors import JobError
-from plugin.config.block_rules import MOST_PAIRS, schedule_pairs
 from plugin.config.parse import Parsed, parse
+from plugin.config.rules.blocks import MOST_PAIRS, schedule_pairs
 
 BASE = {"model_name": "m", "dataset_name": "d.jsonl", "training_method": "block"}
 
