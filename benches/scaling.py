@@ -43,7 +43,8 @@ from plugin.data.documents import Builder, Documents  # noqa: E402
 from plugin.data.packing import Layout  # noqa: E402
 from plugin.data.steps import pass_order, step_slots  # noqa: E402
 from plugin.models.attention import Segments, loop  # noqa: E402
-from plugin.models.diffusion import DiffusionModel, unwrapped  # noqa: E402
+from plugin.models.backbones import unwrapped  # noqa: E402
+from plugin.models.diffusion import DiffusionModel  # noqa: E402
 from plugin.models.head import Rows, masked_sums  # noqa: E402
 from plugin.models.load import build_model  # noqa: E402
 from plugin.training.step import Step, build_step  # noqa: E402

@@ -15,7 +15,7 @@ from ..config.params import Params
 from ..data.documents import Documents
 from ..data.packing import Layout, check_budget
 from ..models.attention import why_no_flex, why_no_varlen
-from ..models.diffusion import check_packable, is_packable
+from ..models.backbones import check_packable, is_packable
 from ..training.step import StepRules
 from .choice import Choice
 from .heaviest import lengths_of

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base.errors import Code, JobError, Problem
 from ..base.files import whole_folder
+from ..models.checks.digest import base_digest
 from ..models.diffusion import logits_of
-from ..models.digest import base_digest
 from ..models.lora import merged_model
 from ..models.publish import copy_generation_settings, public_name, write_card, write_model
 from ..run.facts import AdapterBase, ModelFacts

@@ -18,8 +18,9 @@ from ..data.chat import ChatFormat
 from ..data.documents import Documents
 from ..data.packing import Layout
 from ..data.prepare import encode_split
+from ..models.backbones import unwrapped
 from ..models.configuration import attention_pattern, block_facts
-from ..models.diffusion import DiffusionModel, unwrapped
+from ..models.diffusion import DiffusionModel
 from ..run.facts import ModelFacts
 from ..training.evaluate import BUCKETS, evaluate_sums, ratio_of_sums
 from .corpus import Examples, encoding

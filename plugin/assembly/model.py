@@ -17,6 +17,7 @@ from ..config.families import DECODERS, FAMILIES
 from ..config.methods import METHODS
 from ..config.params import Params
 from ..config.rules.blocks import schedule_pairs
+from ..models.backbones import forbidden_output
 from ..models.configuration import (
     attention_pattern,
     block_facts,
@@ -28,7 +29,6 @@ from ..models.configuration import (
     switch_off_dropout,
 )
 from ..models.decoders.mask_token import settle_row
-from ..models.diffusion import forbidden_output
 from ..models.linear.float8 import convert_linear_layers
 from ..models.load import (
     build_model,

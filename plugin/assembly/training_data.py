@@ -19,7 +19,7 @@ from ..data.chat import ChatFormat
 from ..data.documents import Documents
 from ..data.packing import Layout
 from ..data.sources import prepared_folder
-from ..models.diffusion import is_packable
+from ..models.backbones import is_packable
 from ..run.outcome import Truncation
 from ..training.step import Step
 from .clock import Clock, make_clock, step_maker

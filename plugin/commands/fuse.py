@@ -17,8 +17,8 @@ from ..base.errors import guarded, json_line, model_error, one_line, renamed_fie
 from ..base.redact import guard_streams
 from ..config.families import FAMILIES
 from ..config.model_files import refuse_missing_path
+from ..models.checks.digest import find_base
 from ..models.configuration import load_config, set_attention
-from ..models.digest import find_base
 from ..models.load import fit_to_tokenizer, load_model
 from ..models.lora import ADAPTER_CONFIG, merged_model, with_adapter
 from ..models.publish import public_name

@@ -31,8 +31,8 @@ from ..evaluation.features import Encoder, latency, load_encoder
 from ..evaluation.retrieve import retrieve
 from ..evaluation.rows import Column, ProbePairs, columns_of, read_pairs
 from ..inference.model import find_model
+from ..models.backbones import positions
 from ..models.configuration import load_config
-from ..models.diffusion import positions
 from ..models.load import load_model
 from ..models.lora import ADAPTER_CONFIG
 from ..models.publish import write_encoder

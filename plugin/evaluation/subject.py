@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from ..base.errors import JobError, Problem
 from ..config.sampler import SamplerSettings
 from ..data.chat import ChatFormat
-from ..models.diffusion import DiffusionModel, Predictor, positions
+from ..models.backbones import positions
+from ..models.diffusion import DiffusionModel, Predictor
 from ..run.facts import BlockFacts
 from ..sampling.block_likelihood import block_likelihoods
 from ..sampling.generate import stream

@@ -26,6 +26,7 @@ from ..config.sampler import (
     token_by_token,
 )
 from ..data.chat import ChatFormat
+from ..models.checks.digest import base_digest, find_base
 from ..models.configuration import (
     Pattern,
     attention_pattern,
@@ -35,7 +36,6 @@ from ..models.configuration import (
     set_attention,
 )
 from ..models.diffusion import Predictor
-from ..models.digest import base_digest, find_base
 from ..models.load import load_model
 from ..models.lora import ADAPTER_CONFIG, merged_model
 from ..models.tokenizer import check_pair, load_tokenizer

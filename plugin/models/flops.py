@@ -17,8 +17,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..config.families import FAMILIES
 from .attention import head_width
+from .backbones import BACKBONES, output_projection, own_dtype, unwrapped
 from .configuration import attention_pattern
-from .diffusion import BACKBONES, output_projection, own_dtype, unwrapped
 
 
 @dataclass(frozen=True)

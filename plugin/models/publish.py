@@ -19,10 +19,10 @@ from ..config.families import DECODERS
 from ..config.methods import METHODS, pipeline_tag
 from ..config.model_files import INSIDE_RUN, is_own_file, read_json
 from ..run.facts import DIFFUSION_FILE, ModelFacts
+from .checks.digest import local_folder
 from .code_files import write_code_files
 from .configuration import block_facts
 from .decoders.sdar import BLOCK_FILE, block_file, is_served, serving_lines
-from .digest import local_folder
 from .lora import ADAPTER_CONFIG, MaybeAdapted, has_adapter
 
 _OF_THIS_MACHINE = (

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from ..data.collate import lay_out
-from ..models.diffusion import DiffusionModel, output_projection, own_dtype, unwrapped
+from ..models.backbones import output_projection, own_dtype, unwrapped
+from ..models.diffusion import DiffusionModel
 from ..models.head import TokenScores, token_scores
 from .likelihood import Canvas, LikelihoodSettings, Scores
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from ..models.diffusion import layers_of, unwrapped
+from ..models.backbones import layers_of, unwrapped
 
 _aten = torch.ops.aten
 

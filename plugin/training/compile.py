@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 from ..models.attention import NAME, document_attention
-from ..models.diffusion import layers_of
+from ..models.backbones import layers_of
 
 # Attention backends that read each batch's documents in Python: traced, they would be compiled
 # again for every batch. flex compiles itself, for training and evaluation once each; its mask, made

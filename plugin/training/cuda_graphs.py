@@ -22,8 +22,9 @@ from torch.nn import functional as F
 from ..base.errors import first_line
 from ..batch import Batch
 from ..models.attention import Segments
+from ..models.backbones import BACKBONES, unwrapped
 from ..models.configuration import attention_pattern
-from ..models.diffusion import BACKBONES, DiffusionModel, unwrapped
+from ..models.diffusion import DiffusionModel
 from .step import Step
 
 SAMPLED = 128  # steps of a run whose sizes are looked at

@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from ..batch import Batch, Copies
-from ..models.diffusion import DiffusionModel, unwrapped
+from ..models.backbones import unwrapped
+from ..models.diffusion import DiffusionModel
 from .activation_checkpointing import Recompute, set_activation_checkpointing
 from .optimizer import state_bytes, update_bytes
 from .sharding import gathered_bytes, gathered_dtype

@@ -26,7 +26,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..models.diffusion import DiffusionModel, Predict, layers_of
+from ..models.backbones import layers_of
+from ..models.diffusion import DiffusionModel, Predict
 from ..models.load import keep_exact
 from .optimizer import as_saved, states_of
 

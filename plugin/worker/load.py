@@ -26,7 +26,8 @@ from ..config.families import FAMILIES
 from ..config.params import Params
 from ..data.chat import ChatFormat
 from ..data.documents import Documents
-from ..models.diffusion import DiffusionModel, Predict, unwrapped
+from ..models.backbones import unwrapped
+from ..models.diffusion import DiffusionModel, Predict
 from ..models.flops import FlopCount, count_flops
 from ..models.linear.float8 import WIDTH, convert_linear_layers
 from ..models.lora import MaybeAdapted

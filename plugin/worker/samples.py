@@ -12,7 +12,8 @@ from torch import nn
 from ..config.sampler import SamplerSettings
 from ..data.chat import ChatFormat
 from ..data.documents import Documents
-from ..models.diffusion import Predict, Predictor, positions
+from ..models.backbones import positions
+from ..models.diffusion import Predict, Predictor
 from ..sampling.generate import generate
 from ..sampling.request import DenoisingStep, Request, Vocabulary, merged
 from ..sampling.trace import Taken, records

@@ -14,7 +14,7 @@ from plugin.base.errors import JobError
 from plugin.config.parse import parse
 from plugin.data.packing import Layout
 from plugin.models import attention
-from plugin.models.diffusion import BACKBONES
+from plugin.models.backbones import BACKBONES
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

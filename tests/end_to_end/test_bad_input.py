@@ -115,7 +115,7 @@ def test_unproved_model_is_not_packed(
     check: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only a family proved to keep packed documents apart is packed."""
-    from plugin.models.diffusion import BACKBONES
+    from plugin.models.backbones import BACKBONES
 
     monkeypatch.setitem(BACKBONES, "modernbert", replace(BACKBONES["modernbert"], encode_flat=None))
     code, field, line = refusal(check(packing="on"))

@@ -11,7 +11,7 @@ from helpers.tiny import FAMILIES, tiny_model, word_tokenizer
 from transformers import AutoModel
 
 from plugin.evaluation.features import Encoder, latency, load_encoder
-from plugin.models.diffusion import BACKBONES
+from plugin.models.backbones import BACKBONES
 from plugin.models.publish import write_encoder
 from plugin.models.published import REGISTRY
 

@@ -9,7 +9,8 @@ from torch._dynamo.utils import counters
 from transformers import AttentionInterface
 
 from plugin.models.attention import NAME, document_attention
-from plugin.models.diffusion import DiffusionModel, unwrapped
+from plugin.models.backbones import unwrapped
+from plugin.models.diffusion import DiffusionModel
 from plugin.training.compile import compile_layers
 
 # Its tracer reads every input's .grad and makes an instance of an autograd function; torch warns.

@@ -22,8 +22,8 @@ from plugin.config.families import FAMILIES
 from plugin.config.sampler import block_by_block, token_by_token
 from plugin.inference.ask import answer_of, answers, dialogue, request_of
 from plugin.inference.model import LoadedModel, know_model, load_for_sampling
+from plugin.models.checks.digest import base_digest
 from plugin.models.configuration import block_facts, set_attention
-from plugin.models.digest import base_digest
 from plugin.models.load import load_model
 from plugin.models.lora import LoraSettings, add_adapter
 from plugin.models.publish import write_model

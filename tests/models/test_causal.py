@@ -37,8 +37,9 @@ from plugin.batch import Batch
 from plugin.config.sampler import token_by_token
 from plugin.data.packing import PADDED, Layout
 from plugin.models.attention import Segments
+from plugin.models.backbones import BACKBONES
 from plugin.models.configuration import logit_shift, set_attention
-from plugin.models.diffusion import BACKBONES, DiffusionModel, Predictor, logits_of
+from plugin.models.diffusion import DiffusionModel, Predictor, logits_of
 from plugin.models.flops import count_flops
 from plugin.models.load import load_model
 from plugin.models.publish import write_model

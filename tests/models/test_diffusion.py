@@ -28,13 +28,8 @@ from transformers import AutoModelForMaskedLM
 from plugin.config.families import DECODERS
 from plugin.config.families import FAMILIES as KNOWN
 from plugin.data.collate import lay_out
-from plugin.models.diffusion import (
-    BACKBONES,
-    DiffusionModel,
-    Predictor,
-    forbidden_output,
-    output_projection,
-)
+from plugin.models.backbones import BACKBONES, forbidden_output, output_projection
+from plugin.models.diffusion import DiffusionModel, Predictor
 from plugin.models.load import load_model
 from plugin.training.step import MicroBatch, build_step
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from plugin.config.families import FAMILIES as KNOWN
 from plugin.models import head
-from plugin.models.diffusion import BACKBONES, output_projection, unwrapped
+from plugin.models.backbones import BACKBONES, output_projection, unwrapped
 from plugin.models.head import Rows, Sums, masked_sums
 from plugin.models.lora import LoraSettings, add_adapter
 

@@ -34,7 +34,8 @@ from plugin.config.families import FAMILIES as KNOWN
 from plugin.data.packing import PADDED, Layout
 from plugin.models import attention, diffusion
 from plugin.models.attention import Segments
-from plugin.models.diffusion import BACKBONES, DiffusionModel, Predictor
+from plugin.models.backbones import BACKBONES
+from plugin.models.diffusion import DiffusionModel, Predictor
 from plugin.models.load import load_model
 from plugin.models.lora import LoraSettings, add_adapter
 from plugin.training.step import build_step

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from plugin.base.errors import Code, JobError, Problem
 from plugin.config.model_files import check_model_files
+from plugin.models.checks.digest import base_digest
 from plugin.models.configuration import load_config, new_config
-from plugin.models.digest import base_digest
 from plugin.models.load import load_model
 from plugin.models.tokenizer import load_tokenizer
 

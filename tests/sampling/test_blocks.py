@@ -16,8 +16,9 @@ from helpers.tiny import CLS, MASK, PAD, SEP, VOCABULARY, tiny_model
 from plugin.base.grid import clean_limit
 from plugin.config.sampler import SamplerSettings, block_by_block, token_by_token
 from plugin.data.collate import lay_out
+from plugin.models.backbones import output_projection
 from plugin.models.configuration import block_facts, set_attention
-from plugin.models.diffusion import DiffusionModel, Predictor, output_projection
+from plugin.models.diffusion import DiffusionModel, Predictor
 from plugin.run.facts import BlockFacts
 from plugin.sampling.block_likelihood import CopiedBlocks
 from plugin.sampling.generate import generate, stream

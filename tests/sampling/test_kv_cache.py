@@ -10,7 +10,8 @@ import torch
 from helpers.tiny import CLS, FAMILIES, MASK, PAD, SEP, VOCABULARY, tiny_model
 
 from plugin.config.sampler import SamplerSettings
-from plugin.models.diffusion import Predictor, output_projection
+from plugin.models.backbones import output_projection
+from plugin.models.diffusion import Predictor
 from plugin.sampling.generate import generate
 from plugin.sampling.kv_cache import KeyValues, QueriedColumns
 from plugin.sampling.request import Request, Vocabulary

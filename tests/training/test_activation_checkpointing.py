@@ -15,7 +15,8 @@ from helpers.tiny import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from plugin.batch import Batch
-from plugin.models.diffusion import DiffusionModel, layers_of, unwrapped
+from plugin.models.backbones import layers_of, unwrapped
+from plugin.models.diffusion import DiffusionModel
 from plugin.training.activation_checkpointing import NONE, Recompute, set_activation_checkpointing
 from plugin.training.memory import Tracker
 

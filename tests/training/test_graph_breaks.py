@@ -23,7 +23,8 @@ from helpers.layers import batch_of, loss_and_gradient, trained
 from helpers.published_checkpoints import write_checkpoint
 from helpers.tiny import FAMILIES, KNOWN, PAD, assert_same_vector
 
-from plugin.models.diffusion import DiffusionModel, layers_of
+from plugin.models.backbones import layers_of
+from plugin.models.diffusion import DiffusionModel
 from plugin.models.load import load_model
 from plugin.models.lora import LoraSettings, add_adapter
 from plugin.training.activation_checkpointing import NONE, set_activation_checkpointing

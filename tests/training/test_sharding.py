@@ -36,7 +36,8 @@ from plugin.batch import Batch
 from plugin.config.params import SHARDED, Params
 from plugin.config.parse import parse
 from plugin.data.packing import Layout
-from plugin.models.diffusion import DiffusionModel, Predictor, layers_of, logits_of
+from plugin.models.backbones import layers_of
+from plugin.models.diffusion import DiffusionModel, Predictor, logits_of
 from plugin.training.activation_checkpointing import (
     FULL,
     NONE,

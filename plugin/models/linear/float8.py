@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...base.errors import JobError, Problem
 from ...config.families import Family
-from ..diffusion import unwrapped
+from ..backbones import unwrapped
 from ..lora import in_head
 
 TORCHAO = "torchao==0.18.0"  # as in requirements-float8.txt

@@ -22,7 +22,8 @@ from plugin.batch import Batch
 from plugin.config.families import FAMILIES
 from plugin.config.parse import parse
 from plugin.data.packing import Layout
-from plugin.models.diffusion import DiffusionModel, logits_of, unwrapped
+from plugin.models.backbones import unwrapped
+from plugin.models.diffusion import DiffusionModel, logits_of
 from plugin.models.linear.float8 import Converted, check_torchao, convert_linear_layers
 from plugin.models.load import load_model
 from plugin.training.compile import compile_layers

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from transformers.utils import cached_file
 
-from ..base.errors import model_error
-from ..config.model_files import WEIGHTS_INDEX, is_missing_path
-from ..run.facts import AdapterBase
-from .checks.weight_files import weight_files
+from ...base.errors import model_error
+from ...config.model_files import WEIGHTS_INDEX, is_missing_path
+from ...run.facts import AdapterBase
+from .weight_files import weight_files
 
 SAMPLES, SAMPLE_BYTES = 16, 65_536
 
