@@ -8,6 +8,7 @@ from pathlib import Path
 from faults.forks import Forks
 from transformers import AutoConfig, AutoTokenizer
 
+
 def test_example_corpus_trains_in_three_stages(forks: Forks, tmp_path: Path) -> None:
     corpus, run = tmp_path / "town", tmp_path / "stages"
     words = ("--config", "examples/prepare.yaml", "--out", corpus, "--json")

@@ -61,9 +61,7 @@ def test_fields_of_another_method_have_a_reason() -> None:
     assert of_dream["loss_weight_type"].reason == ""
 
 
-def test_the_forms_job_equals_that_of_the_same_words(
-    forks: Forks, tmp_path: Path
-) -> None:
+def test_the_forms_job_equals_that_of_the_same_words(forks: Forks, tmp_path: Path) -> None:
     """run.json's params are the same, byte for byte, but for the run's folder."""
     model = tmp_path / "config.json"
     model.write_text(json.dumps(TINY_CONFIG), encoding="utf-8")
@@ -75,6 +73,7 @@ def test_the_forms_job_equals_that_of_the_same_words(
         "train_device": "cpu",
         "max_length": "32",
         "learning_rate": "1e-3",
+        "fuse_model": "false",
     }
     scene = forks.run(tmp_path / "words", *(f"--{k}={v}" for k, v in words.items()))
     assert scene.code == 0, scene.err
@@ -83,7 +82,5 @@ def test_the_forms_job_equals_that_of_the_same_words(
     wait_until(lambda: queue.jobs()[0].ended, "the queued job has ended", deadline_s=120)
     (job,) = queue.jobs()
     assert (job.state, job.error) == ("done", "")
-    one, other = (
-        RunFolder(Path(path)).read_run().params for path in (scene.folder, job.run_dir)
-    )
+    one, other = (RunFolder(Path(path)).read_run().params for path in (scene.folder, job.run_dir))
     assert json.dumps(one | {"run_dir": ""}) == json.dumps(other | {"run_dir": ""})
