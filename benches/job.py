@@ -54,13 +54,8 @@ class Bench:
         self, folder: Path, values: Mapping[str, object], limit: int = 0
     ) -> subprocess.Popen[str]:
         """Start `main.py train`; `limit`: bytes of data it may hold."""
-        words = [
-            word
-            for name, value in values.items()
-            for word in (f"--{name}", str(value).lower() if value is True else str(value))
-        ]
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "main.py"), "train", *words, "--run_dir", str(folder)],
+            [sys.executable, str(ROOT / "main.py"), "train", *words_of(folder, values)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -79,6 +74,15 @@ class Bench:
         longest_s: float = LONGEST_S,
     ) -> Ended:
         return finish(self.start(folder, values, limit), folder, longest_s)
+
+
+def words_of(folder: Path, values: Mapping[str, object]) -> list[str]:
+    """Return the options of `main.py train` for a job in `folder`."""
+    return [
+        word
+        for name, value in (*values.items(), ("run_dir", folder))
+        for word in (f"--{name}", str(value).lower() if value is True else str(value))
+    ]
 
 
 def finish(process: subprocess.Popen[str], folder: Path, longest_s: float = LONGEST_S) -> Ended:

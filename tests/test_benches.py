@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import json
 import math
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from faults.forks import Forks
 from helpers.support import ROOT, child_env, patience
 
-from benches import a2d_gsm8k, a2d_toy
+from benches import a2d_gsm8k, a2d_toy, job
 from benches.bars import missed
 from benches.references import careful_loss, dllm_loss
 from benches.shapes import draw_batch, draw_lengths
@@ -41,6 +44,38 @@ def run_bench(name: str, *argv: object) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def rehearse(
+    forks: Forks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], dict[str, Any]]:
+    """Return the run of a bench in this process: its jobs are forks, one evaluation a program."""
+    evaluate = job.evaluate
+
+    def train(_: job.Bench, folder: Path, values: Any, **__: Any) -> job.Ended:
+        ended = forks.run(folder, *job.words_of(folder, values))
+        return job.Ended(ended.code, ended.err, folder)
+
+    def score(run: Path, *words: str) -> dict[str, Any]:
+        if run.name == "ar-0":
+            return evaluate(run, *words)
+        done = forks.main("evaluate", run, *words, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    monkeypatch.setattr(job.Bench, "train", train)
+    monkeypatch.setattr(job, "evaluate", score)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # to which a bench adds
+
+    def run(name: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", [name, "--rehearse"])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "benches" / name), run_name="__main__")
+        assert ended.value.code == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return run
 
 
 def test_figures_on_the_bars_miss_none() -> None:
@@ -164,8 +199,8 @@ ARMS = {"block", "full", "ar"}
 
 
 @pytest.mark.end_to_end
-def test_a2d_gsm8k_rehearsal() -> None:
-    found = run_bench("a2d_gsm8k.py")
+def test_a2d_gsm8k_rehearsal(rehearse: Callable[[str], dict[str, Any]]) -> None:
+    found = rehearse("a2d_gsm8k.py")
     assert set(found) >= ARMS
     for arm in ARMS:
         one = found[arm]
@@ -201,8 +236,8 @@ def test_a_data_file_is_split_at_its_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.end_to_end
-def test_reverse_curse_rehearsal() -> None:
-    found = run_bench("reverse_curse.py")
+def test_reverse_curse_rehearsal(rehearse: Callable[[str], dict[str, Any]]) -> None:
+    found = rehearse("reverse_curse.py")
     assert found["masked_parameters"] == found["causal_parameters"]
     for key in ("masked", "causal", "masked_forward", "causal_forward"):
         assert 0 <= found[key] < 0.2, "nothing is learned in three steps"

@@ -208,7 +208,11 @@ GOOD = ("--dataset_name", "d", "--model_name", "m")
         ),
         (
             ("--plugin_dir", "d"),
-            "input_file: expected a value for input_file, got nothing. See main.py --help.",
+            "input_file: expected --input_file INPUT_FILE (required), got nothing. See main.py --help.",
+        ),
+        (
+            ("prepare",),
+            "config: expected --config FILE (required) and --out OUT (required), got nothing. See",
         ),
         (("chat", "m", "--steps", "0"), "steps: expected a whole number from 1 up, got 0."),
         (

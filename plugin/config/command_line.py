@@ -44,10 +44,9 @@ class CommandLine(argparse.ArgumentParser):
         if found := re.match(r"argument --(\w+)\S*: (.+)", message):
             return self._option_problem(found[1], found[2])
         if found := re.match(r"the following arguments are required: (.+)", message):
-            names = [name.lstrip("-") for name in found[1].split(", ")]
-            return Problem(
-                names[0], " and ".join(f"a value for {name}" for name in names), "nothing", see
-            )
+            names = found[1].split(", ")
+            words = " and ".join(map(self._as_typed, names))
+            return Problem(names[0].lstrip("-"), words, "nothing", see)
         if found := re.match(r"one of the arguments (.+) is required", message):
             names = re.findall(r"[\w-]*\w", found[1].replace("--", ""))
             return Problem(names[0], f"a value for {' or '.join(names)}", "nothing", see)
@@ -65,6 +64,12 @@ class CommandLine(argparse.ArgumentParser):
                 did_you_mean(name, known) or see,
             )
         return Problem("command", "a valid command line", cut(message), see)
+
+    def _as_typed(self, name: str) -> str:
+        """Say how a required argument is given: `--config FILE`, or a word that is no option."""
+        option = self._option_string_actions.get(name)
+        shown = option and f"{name} {option.metavar or option.dest.upper()} (required)"
+        return shown or f"a value for {name}"
 
     def _option_problem(self, name: str, message: str) -> Problem:
         from .params import SCHEMA

@@ -144,14 +144,16 @@ def plan_steps(params: PrepareParams, work: Path, options: Options, load: Load) 
         [dedup.exact, dedup.near, dedup.keep, params.eval_share, params.seed],
     )
     of_tokenizer: list[Any] = [params.vocab_size, [s.part.weight for s in listing.sources]]
+    named = None
     if params.tokenizer_name:
         from ..data.tokenizer_digest import tokenizer_digest
 
-        of_tokenizer = [tokenizer_digest(load(params.tokenizer_name, "tokenizer_name"))]
+        named = load(params.tokenizer_name, "tokenizer_name")
+        of_tokenizer = [tokenizer_digest(named)]
     tokenizer = step(
         "tokenizer",
         (1,),
-        partial(run_tokenizer, params, listing, sign, keep, load),
+        partial(run_tokenizer, params, listing, sign, keep, named, load),
         keep.key,
         of_tokenizer,
         params.compare_tokenizer,

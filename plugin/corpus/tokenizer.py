@@ -48,19 +48,20 @@ def run_tokenizer(
     listing: Listing,
     sign: CorpusStep,
     keep: CorpusStep,
+    named: PreTrainedTokenizerBase | None,
     load: Load,
     number: int,
     folder: Path,
 ) -> dict[str, Any]:
-    """Train or load the tokenizer. Returns its facts for the manifest and the report."""
+    """Train the tokenizer, or take `named`. Returns its facts for the manifest and the report."""
     from ..data.bulk_tokenizer import CHECKED, BulkTokenizer
     from ..data.chat import ChatFormat
     from ..data.tokenizer import train_tokenizer
     from ..data.tokenizer_digest import tokenizer_digest
 
     fate = np.load(keep.folder(0) / "fate.npy", mmap_mode="r")
-    if params.tokenizer_name:
-        tokenizer = load(params.tokenizer_name, "tokenizer_name")
+    if named is not None:
+        tokenizer = named
         some = _documents(params, listing, sign, fate, range(len(listing.tasks)))
         checked = [text for _, text, kind in islice(some, CHECKED) if kind == TRAIN]
         facts: dict[str, Any] = {"name": params.tokenizer_name}

@@ -24,7 +24,7 @@ from ..base.files import is_plain, whole_folder, write_whole
 from ..config.methods import pipeline_tag
 from ..parent.launch import LaunchPlan
 from ..parent.wandb import FACTS
-from ..run.events import CheckpointEvent, Event, MetricsEvent, ProgressEvent, SampleEvent
+from ..run.events import CheckpointEvent, Event, MetricsEvent, ProgressEvent, SampleEvent, curves
 from ..run.folder import RunFolder
 from ..run.lines import metrics_line, outcome_line, sample_line
 from ..run.outcome import Outcome
@@ -94,7 +94,8 @@ class TaskHost:
             self._step, self._loss = event.step, event.loss
         elif isinstance(event, MetricsEvent):
             self.line(metrics_line(event.step, event.metrics))
-            figures = {name: value for name, value in event.metrics.items() if math.isfinite(value)}
+            shown = curves(event.metrics).items()  # the host draws whatever it is sent
+            figures = {name: value for name, value in shown if math.isfinite(value)}
             self._rows[event.step] = self._rows.get(event.step, {}) | figures
             self._latest |= figures
         elif isinstance(event, SampleEvent):

@@ -26,6 +26,7 @@ from ..base.files import open_plain, write_whole
 from ..base.process import child_path, inherited
 from ..base.redact import guard_streams, scrub
 from ..config.params import Params
+from ..run.events import curves
 from ..run.folder import RunFolder, Tail, to_json
 
 FACTS, LOG = "wandb.json", "wandb.log"  # {id, url} of the run at W&B; output of the library
@@ -126,10 +127,8 @@ def main() -> int:
             signal.alarm(int(END_S))  # a parent that was killed cannot end us
         for line in lines.new_lines():
             figures: dict[str, Any] = json.loads(line)
-            run.log(
-                {name: value for name, value in figures.items() if name != "step"},
-                step=figures["step"],
-            )
+            step = figures.pop("step")
+            run.log(curves(figures), step=step)
     run.finish()
     return 0
 

@@ -5,7 +5,6 @@ other ranks' calls show a sign of life and do nothing else.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ from ..run.events import (
     ProgressFile,
     SampleEvent,
     Standing,
+    curves,
 )
 from ..run.folder import JsonLines, RunFolder, to_json
 from ..run.heartbeat import Heartbeat
@@ -32,8 +32,6 @@ from ..run.outcome import Truncation
 from .tensorboard import Board
 
 PROGRESS_EVERY_S = 1.0
-# The same at every step, and the intervals of buckets: ten more curves that nobody reads alone.
-NO_CURVE = re.compile(r"eval/documents|eval/loss_ci95_t.*")
 # TensorBoard compares runs by parameters that affect the result, not by placement or logging.
 NOT_COMPARED = MAY_CHANGE - {
     "batch_size",
@@ -120,12 +118,9 @@ class Reporter:
         self._metrics.write({"step": step, **lasting})
         self._latest |= {"step": step, **lasting}
         write_whole(self._folder / "metrics.json", to_json(self._latest) + "\n", durable=False)
-        for name, value in values.items():
-            if not NO_CURVE.fullmatch(name):
-                tag = name if "/" in name else f"train/{name}"
-                self._board.draw(
-                    lambda board, tag=tag, value=value: board.add_scalar(tag, value, step)
-                )
+        for name, value in curves(values).items():
+            tag = name if "/" in name else f"train/{name}"
+            self._board.draw(lambda board, tag=tag, value=value: board.add_scalar(tag, value, step))
         if "tokens_per_s" in values:
             spent = {
                 name.removeprefix("time/"): round(value, 4)

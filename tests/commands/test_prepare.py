@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.causal_lm import causal_tokenizer
 from helpers.corpora import sentences, write_texts
 
 from plugin.commands.prepare import main
@@ -41,6 +42,15 @@ def test_wrong_parameters_are_all_reported(
     lines = capsys.readouterr().err.splitlines()
     assert {line.split(": ")[1] for line in lines} == {"bad_rows", "dedup.rows"}
     assert not (tmp_path / "out").exists()
+
+
+def test_the_chosen_mask_token_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    causal_tokenizer().save_pretrained(tmp_path / "base")
+    file = config(tmp_path, vocab_size=0, tokenizer_name=str(tmp_path / "base"))
+    assert main(["--config", file, "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err.count("becomes it") == 1
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "a.jsonl[weight:0]", "a.tsv"])

@@ -26,8 +26,8 @@ def train(forks: Forks, folder: Path, *words: object) -> dict[str, Any]:
     return scene.json("run.json")["result"]
 
 
-def ask(model: Path, prompt: str, *words: object) -> str:
-    done = run_main("chat", model, "--prompt", prompt, "--json", *words, cwd=model.parent)
+def ask(forks: Forks, model: Path, prompt: str, *words: object) -> str:
+    done = forks.main("chat", model, "--prompt", prompt, "--json", *words)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["text"]
 
@@ -64,9 +64,9 @@ def test_pairs_are_learned_and_answered_left_to_right(
     assert "trained by next-token prediction" in card
     assert "diffusion" not in card.partition("## Use")[0]
     for row in LEARNED[:2]:
-        assert ask(run, row["prompt"]) == row["response"]
+        assert ask(forks, run, row["prompt"]) == row["response"]
     asked = ("chat", run, "--prompt", "x", "--steps", 4, "--block_length", 4)
-    refused = run_main(*asked, cwd=tmp_path).stderr.splitlines()
+    refused = forks.main(*asked).stderr.splitlines()
     assert [line.split()[1] for line in refused] == ["block_length:", "steps:"]
 
 
@@ -77,10 +77,10 @@ def test_an_adapter_is_causal_on_its_base(forks: Forks, tmp_path: Path, rows: Pa
     result = train(forks, run, *words, "--train_steps", 20, "--eval_strategy", "no")
     assert result["fuse"]["max_logit_difference"] < 1e-5
     prompt = LEARNED[0]["prompt"]
-    answer = ask(run, prompt, "--max_new_tokens", 6)
-    assert ask(run / "adapter", prompt, "--base", model, "--max_new_tokens", 6) == answer
+    answer = ask(forks, run, prompt, "--max_new_tokens", 6)
+    assert ask(forks, run / "adapter", prompt, "--base", model, "--max_new_tokens", 6) == answer
     words = ("--adapter", run / "adapter", "--model_name", model, "--out", tmp_path / "again")
-    done = run_main("fuse", *words, "--json", cwd=tmp_path, timeout_s=120)
+    done = forks.main("fuse", *words, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["max_logit_difference"] < 1e-5
     again = load_file(tmp_path / "again" / "model.safetensors")
@@ -126,9 +126,9 @@ def test_an_encoder_has_no_causal_form(tmp_path: Path, tiny_config: Path, rows: 
     assert done.stderr.startswith("error[2]: training_method: expected bert for a ModernBert")
 
 
-def test_check_shows_what_a_causal_model_sees(tmp_path: Path, rows: Path) -> None:
+def test_check_shows_what_a_causal_model_sees(forks: Forks, tmp_path: Path, rows: Path) -> None:
     words = ("--model_name", base(tmp_path), "--dataset_name", rows, *METHOD, "--max_length", 64)
-    done = run_main("check", *words, "--json", cwd=tmp_path)
+    done = forks.main("check", *words, "--json")
     assert done.returncode == 0, done.stderr
     (view,) = json.loads(done.stdout)["plan"]["preview"]
     assert (view["t"], view["masked"]) == (0, 0)

@@ -19,6 +19,7 @@ from plugin.queue.folder import Queue
 from plugin.run.folder import RunFolder
 
 TINY = {"max_length": "64", "train_device": "cpu", "batch_size": "4", "eval_strategy": "no"}
+TINY |= {"fuse_model": "false"}  # which a program of its own reloads
 
 
 @pytest.fixture

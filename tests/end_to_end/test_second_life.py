@@ -218,48 +218,19 @@ def test_second_life_keeps_prompt_layout(
 
 
 def test_chat_and_fuse_take_a_second_life(
-    fused: dict[str, Path], tmp_path: Path, pairs_file: Path
+    fused: dict[str, Path], forks: Forks, tmp_path: Path, pairs_file: Path
 ) -> None:
-    """Both programs as a user starts them, on a LoRA of a LLaDA from scratch in bfloat16."""
+    """A LoRA of a LLaDA from scratch in bfloat16; `fuse` as a user starts it."""
     base = fused["llada"] / "fused"
-    words = (
-        "train",
-        "--model_name",
-        base,
-        "--training_method",
-        "llada",
-        "--dataset_name",
-        pairs_file,
-        "--lora",
-        "true",
-    )
-    done = run_main(
-        *words,
-        "--dtype",
-        "bfloat16",
-        "--max_length",
-        64,
-        "--train_steps",
-        2,
-        "--run_dir",
-        tmp_path / "run",
-        timeout_s=120,
-    )
-    assert done.returncode == 0, done.stderr
-    done = run_main("chat", tmp_path / "run" / "adapter", "--prompt", PROMPT, "--json")
+    words = ("--model_name", base, "--training_method", "llada", "--dataset_name", pairs_file)
+    options = ("--lora", "true", "--dtype", "bfloat16", "--max_length", 64, "--train_steps", 2)
+    scene = forks.run(tmp_path / "run", *words, *options)
+    assert scene.code == 0, scene.err
+    done = forks.main("chat", scene.folder / "adapter", "--prompt", PROMPT, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] > 0
-    done = run_main(
-        "fuse",
-        "--adapter",
-        tmp_path / "run",
-        "--model_name",
-        base,
-        "--out",
-        tmp_path / "merged",
-        "--json",
-        timeout_s=120,
-    )
+    words = ("--adapter", scene.folder, "--model_name", base, "--out", tmp_path / "merged")
+    done = run_main("fuse", *words, "--json", timeout_s=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["chat_template_as_trained"] is True
 

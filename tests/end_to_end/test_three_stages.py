@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-from helpers.support import ROOT
+from faults.forks import Forks
 from transformers import AutoConfig, AutoTokenizer
 
-pytestmark = pytest.mark.end_to_end
 
-
-def main(*words: object) -> str:
-    command = [sys.executable, str(ROOT / "main.py"), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def test_example_corpus_trains_in_three_stages(tmp_path: Path) -> None:
+def test_example_corpus_trains_in_three_stages(forks: Forks, tmp_path: Path) -> None:
     corpus, run = tmp_path / "town", tmp_path / "stages"
-    found = json.loads(
-        main("prepare", "--config", "examples/prepare.yaml", "--out", corpus, "--json")
-    )
+    words = ("--config", "examples/prepare.yaml", "--out", corpus, "--json")
+    done = forks.main("prepare", *words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
     assert found["tokenizer"]["vocab_size"] == 1024
     assert found["dedup"]["exact_dropped"] > 300
     assert found["dedup"]["near_dropped"] > 400
-    stages = ["--config", "examples/modernbert-three-stages.yaml", "--run_dir", run]
-    main("train", *stages, "--dataset_name", corpus, "--train_tokens", 12_000)
+    words = ("--config", "examples/modernbert-three-stages.yaml", "--dataset_name", corpus)
+    scene = forks.run(run, *words, "--train_tokens", 12_000)
+    assert scene.code == 0, scene.err
     folders = [run / name for name in ("1-pretrain", "2-extend", "3-decay")]
     results = [json.loads((folder / "run.json").read_text())["result"] for folder in folders]
     assert [result["outcome"] for result in results] == ["done"] * 3

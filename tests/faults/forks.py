@@ -1,6 +1,6 @@
-"""Forks of `main.py train` from a process with all imports done (server.py).
+"""Forks of `main.py` from a process with all imports done (server.py).
 
-A tiny run costs about a second.
+A tiny run costs about a second, an answer of a trained model less.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -117,8 +118,25 @@ class Forks:
         words = ["train", *map(str, args)]
         if "--run_dir" not in words and not any(word.startswith(str(folder)) for word in words):
             words += ["--run_dir", str(folder)]
-        request: dict[str, Any] = {"args": words, "env": {FAULT: fault, **(env or {})}}
-        request |= {name: str(folder.with_name(f"{folder.name}.{name}")) for name in ("out", "err")}
+        number = self._ask(folder, words, {FAULT: fault, **(env or {})}, ROOT)
+        return Forked(self, number, folder, self._pids[number])
+
+    def run(self, folder: Path, *args: object, fault: str = "") -> Scene:
+        return self.start(folder, *args, fault=fault).wait()
+
+    def main(self, *args: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        """Run `main.py ARGS` to its end, as helpers.support.run_main does in a new process."""
+        words = list(map(str, args))
+        with tempfile.TemporaryDirectory() as name:
+            place = Path(name) / "main"
+            number = self._ask(place, words, {}, cwd)
+            scene = Forked(self, number, place, self._pids[number]).wait()
+        return subprocess.CompletedProcess(words, scene.code, scene.out, scene.err)
+
+    def _ask(self, place: Path, words: list[str], env: Mapping[str, str], cwd: Path) -> int:
+        """Have `main.py WORDS` forked, its output in PLACE.out and PLACE.err. Return its number."""
+        request: dict[str, Any] = {"args": words, "env": dict(env), "cwd": str(cwd)}
+        request |= {name: str(place.with_name(f"{place.name}.{name}")) for name in ("out", "err")}
         assert self._server.stdin
         with self._told:
             self._next += 1
@@ -128,10 +146,7 @@ class Forks:
             assert self._told.wait_for(lambda: number in self._pids, patience(LONGEST_S)), (
                 "the server of forks does not answer"
             )
-            return Forked(self, number, folder, self._pids[number])
-
-    def run(self, folder: Path, *args: object, fault: str = "") -> Scene:
-        return self.start(folder, *args, fault=fault).wait()
+            return number
 
     def code(self, number: int, wait_s: float) -> int | None:
         """Return the exit code of a run, or None when it has none after `wait_s` seconds."""

@@ -1,11 +1,12 @@
-"""Server with all imports done: forks a full `main.py train` for each line on its stdin.
+"""Server with all imports done: forks a full `main.py` for each line on its stdin.
 
 Imports take many times as long as a tiny run. A child is the parent program; the ranks that it
 starts are forks too, with the environment, the session and the descriptors that
 `plugin.parent.supervise` gives them. A fused model is reloaded in the rank itself, not in a new
-process. Everything else is the product's own code.
+process; `check` tries its job, and a command that is a program of its own (chat, evaluate, ...) does
+its work, in the child that has read the arguments. Everything else is the product's own code.
 
-In: {"id", "args", "env", "out", "err"}; out: {"id", "pid"} immediately and {"id", "code"} at the
+In: {"id", "args", "env", "cwd", "out", "err"}; out: {"id", "pid"} immediately and {"id", "code"} at the
 end, one JSON object a line.
 """
 
@@ -26,10 +27,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, NoReturn
 
+from helpers.support import try_out_here
+
 import plugin.worker.__main__
-from plugin import cli
+from plugin import cli, programs
 from plugin.assembly import verify
-from plugin.parent import supervise
+from plugin.parent import check, supervise
 from plugin.worker import load
 
 from . import inject
@@ -95,6 +98,16 @@ def _reload_here(command: Sequence[str], **_: object) -> SimpleNamespace:
     return SimpleNamespace(stdout=out.getvalue())
 
 
+def _program(_: str, words: Sequence[str], env: Mapping[str, str]) -> NoReturn:
+    """Stand in for `os.execve` in plugin.programs: run `python -P -m MODULE ARGS` in this process."""
+    os.environ.clear()
+    os.environ.update(env)
+    name, *args = words[words.index("-m") + 1 :]
+    found = importlib.import_module(name)
+    program = importlib.import_module(f"{name}.__main__") if hasattr(found, "__path__") else found
+    sys.exit(program.main(args))
+
+
 def _become(stdin: int | None, stdout: int, stderr: int, keep: Sequence[int] = ()) -> None:
     """Set the standard streams of a new process; close all other descriptors except `keep`."""
     os.dup2(os.open(os.devnull, os.O_RDONLY) if stdin is None else stdin, 0)
@@ -141,15 +154,19 @@ def _start(request: Mapping[str, Any]) -> int:
     )
     _become(None, out, err)
     os.environ.update(request["env"])
+    os.chdir(request["cwd"])
     supervise.subprocess = SimpleNamespace(Popen=ForkedRank, DEVNULL=DEVNULL)
-    _leave(lambda: cli.main(request["args"]))
+    check._try_out = try_out_here
+    programs.os = SimpleNamespace(environ=os.environ, execve=_program)
+    args = request["args"]
+    _leave(lambda: (programs.run_program if programs.is_program(args) else cli.main)(args))
 
 
 def _answer(**content: object) -> None:
     os.write(1, (json.dumps(content) + "\n").encode())
 
 
-def main() -> None:
+def main() -> NoReturn:
     for late in (
         "peft",
         "bitsandbytes",
@@ -169,7 +186,7 @@ def main() -> None:
         if select.select([0], [], [], POLL_S)[0]:
             data = os.read(0, 1 << 16)
             if not data:
-                return
+                os._exit(0)  # the interpreter's own end frees every import, for seconds
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 request = json.loads(line)

@@ -103,7 +103,7 @@ def test_changed_figures_are_sent_with_the_training_loss(
     host._send()
     host.event(progress(10, 0.9, 10))
     host.event(metrics(10, **TRAIN))
-    host.event(metrics(10, **EVAL))
+    host.event(metrics(10, **EVAL, **{"eval/documents": 60.0, "eval/loss_ci95_t00_10": 0.2}))
     host.event(metrics(11, **TRAIN))
     host.event(metrics(12, **{**TRAIN, "loss": 0.5}))
     host._send()

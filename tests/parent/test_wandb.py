@@ -78,6 +78,8 @@ def test_offline_the_real_library_writes_the_run(tmp_path: Path, short: list[Any
     content = record.read_bytes()
     for word in (b"mine", b"eval/loss", b"learning_rate", b"adaptor-run"):
         assert word in content
+    for word in (b"eval/documents", b"eval/loss_ci95_t"):  # of metrics.jsonl, no curves
+        assert word not in content
     assert len(json.loads((tmp_path / "run" / "wandb.json").read_text())["id"]) == 8
     everything = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert not [text for text in everything if KEY.encode() in text]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-from helpers.support import TINY_CONFIG, pairs, run_main, wait_until, write_rows
+from faults.forks import Forks
+from helpers.support import TINY_CONFIG, pairs, wait_until, write_rows
 
 from plugin.config.params import SCHEMA
 from plugin.config.parse import draft
@@ -61,8 +61,7 @@ def test_fields_of_another_method_have_a_reason() -> None:
     assert of_dream["loss_weight_type"].reason == ""
 
 
-@pytest.mark.end_to_end
-def test_the_forms_job_equals_that_of_the_same_words(tmp_path: Path) -> None:
+def test_the_forms_job_equals_that_of_the_same_words(forks: Forks, tmp_path: Path) -> None:
     """run.json's params are the same, byte for byte, but for the run's folder."""
     model = tmp_path / "config.json"
     model.write_text(json.dumps(TINY_CONFIG), encoding="utf-8")
@@ -74,17 +73,14 @@ def test_the_forms_job_equals_that_of_the_same_words(tmp_path: Path) -> None:
         "train_device": "cpu",
         "max_length": "32",
         "learning_rate": "1e-3",
+        "fuse_model": "false",
     }
-    done = run_main(
-        "train", *(f"--{k}={v}" for k, v in words.items()), f"--run_dir={tmp_path}/words"
-    )
-    assert done.returncode == 0, done.stderr
+    scene = forks.run(tmp_path / "words", *(f"--{k}={v}" for k, v in words.items()))
+    assert scene.code == 0, scene.err
     form, queue = filled(**words), Queue(tmp_path / "root")
     queue.add(changed_values(draft(form), form))
     wait_until(lambda: queue.jobs()[0].ended, "the queued job has ended", deadline_s=120)
     (job,) = queue.jobs()
     assert (job.state, job.error) == ("done", "")
-    one, other = (
-        RunFolder(Path(path)).read_run().params for path in (f"{tmp_path}/words", job.run_dir)
-    )
+    one, other = (RunFolder(Path(path)).read_run().params for path in (scene.folder, job.run_dir))
     assert json.dumps(one | {"run_dir": ""}) == json.dumps(other | {"run_dir": ""})

@@ -245,9 +245,9 @@ def test_four_bit_estimate_is_within_one_percent(tmp_path: Path, dtype: torch.dt
 # --- the promise
 
 
-# Prints the peak growth in bytes of a process in a few steps of training, in full, then with an
+# Prints the peak growth in bytes of a process in a few steps of each training, in full or with an
 # adapter; malloc returns everything in between. The kernel's count is read, since getrusage begins
-# with the memory of the process that started this one.
+# with the memory of the process that started this one. A first step loads code, which is no tensor.
 MEASURED = """\
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
@@ -259,19 +259,20 @@ from plugin.training.optimizer import make_optimizer
 def status(name):
     return 1024 * int(dict(line.split(":", 1) for line in open("/proc/self/status"))[name].split()[0])
 
-def grown(lora):
+def grown(lora, batches=BATCHES):
     open("/proc/self/clear_refs", "w").write("5")  # the highest mark begins anew
     before = status("VmRSS")
     module = DiffusionModel(build(lora), 0, "loop").train()
     optimizer = make_optimizer(module, kind="adamw", learning_rate=1e-4, weight_decay=0.0, seed=0)
-    for tokens, longest in BATCHES:
+    for tokens, longest in batches:
         module(documents_of(tokens, longest)).weighted.sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return status("VmHWM") - before
 
 torch.set_num_threads(1)
-print(grown(False), grown(True))
+grown(False, [(40, 40)])
+print(*map(grown, {loras}))
 """
 # Narrow layers: much memory for little work.
 LARGE: dict[str, Any] = {
@@ -287,8 +288,8 @@ LARGE |= {
     "local_attention": 128,
 }
 BATCHES = (
-    (5760, 128),
-    (5600, 90),
+    (2880, 128),
+    (2800, 90),
 )  # (tokens, those of a document): no two steps of a run are alike
 # malloc then returns every tensor immediately. By default it keeps 5 to 30 % more, another share in
 # every run: benches/LOG.md.
@@ -304,10 +305,10 @@ def build(lora: bool) -> Any:
     )
 
 
-def grown(where: Path, env: dict[str, str]) -> list[int]:
-    """Return the growth in bytes of training in full, then with an adapter, under that malloc."""
+def grown(where: Path, env: dict[str, str], *loras: bool) -> list[int]:
+    """Return the growth in bytes of each training, in full or with an adapter, under that malloc."""
     done = run_python(
-        MEASURED.format(root=str(ROOT), tests=str(ROOT / "tests")),
+        MEASURED.format(root=str(ROOT), tests=str(ROOT / "tests"), loras=loras),
         cwd=where,
         env=env,
         timeout_s=120,
@@ -332,9 +333,9 @@ linux_counts = pytest.mark.skipif(
 def test_tensor_estimate_is_within_five_percent(
     tmp_path: Path,
 ) -> None:
-    for lora, taken in zip((False, True), grown(tmp_path, GIVES_BACK), strict=True):
+    for lora, taken in zip((False, True), grown(tmp_path, GIVES_BACK, False, True), strict=True):
         found = foretold(lora)
-        assert found.peak > found.peak - found.heap > 500e6
+        assert found.peak > found.peak - found.heap > 300e6
         assert found.peak - found.heap == pytest.approx(taken, rel=0.05)
 
 
@@ -344,7 +345,5 @@ def test_process_estimate_is_within_a_quarter(
     tmp_path: Path,
 ) -> None:
     (rank,) = plan_launch(Params(), tmp_path, (), 0, {}).ranks
-    in_full, _ = grown(
-        tmp_path, {"GLIBC_TUNABLES": rank["GLIBC_TUNABLES"]}
-    )  # the second run begins among the holes of the first
+    (in_full,) = grown(tmp_path, {"GLIBC_TUNABLES": rank["GLIBC_TUNABLES"]}, False)
     assert foretold(lora=False).peak == pytest.approx(in_full, rel=0.25)
