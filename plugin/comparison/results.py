@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from ..base.errors import first_line
+from ..run.evaluation import NORMAL_95
 from .curves import EVAL_CI95, EVAL_LOSS, LOSS
 from .parameters import Comparability
 from .runs import Run
-
-_NORMAL_95 = 1.96  # standard errors of a 95 % half-width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,7 @@ class ResultRow:
             return f"{self.show(figure.value)} ({low} to {high})"
         margin = figure.ci95
         if margin is None and figure.stderr is not None:
-            margin = _NORMAL_95 * figure.stderr
+            margin = NORMAL_95 * figure.stderr
         spread = f" ± {self.show(margin).lstrip('+')}" if margin else ""
         return f"{self.show(figure.value)}{spread}"
 

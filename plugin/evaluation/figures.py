@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ..run.evaluation import NORMAL_95
 from .classify import wilson
-
-Z = 1.96  # of a 95 % interval
 
 Figure = dict[str, Any]  # {value, stderr, ...}; stderr None where it is not known
 
@@ -27,7 +26,7 @@ def figure(
     """
     interval = None
     if stderr:
-        interval = [max(least, value - Z * stderr), min(most, value + Z * stderr)]
+        interval = [max(least, value - NORMAL_95 * stderr), min(most, value + NORMAL_95 * stderr)]
     return {"value": value, "stderr": stderr, "ci95": interval, **more}
 
 

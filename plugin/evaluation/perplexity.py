@@ -10,7 +10,8 @@ from functools import partial
 import numpy as np
 
 from ..data.sources import Row
-from .figures import Figure, Z, ratio
+from ..run.evaluation import NORMAL_95
+from .figures import Figure, ratio
 from .scorer import Broken, CheckedRows, How, Scored, read_items, text_in
 from .subject import Continuation, Ids, Subject
 
@@ -100,7 +101,11 @@ def _perplexity(rows: np.ndarray) -> Figure:
     if spread is None:
         spread = math.sqrt(rows[0, 2]) / rows[0, 1] or None
     value = math.exp(nats)
-    interval = [math.exp(nats - Z * spread), math.exp(nats + Z * spread)] if spread else None
+    interval = (
+        [math.exp(nats - NORMAL_95 * spread), math.exp(nats + NORMAL_95 * spread)]
+        if spread
+        else None
+    )
     return {
         "value": value,
         "stderr": None if spread is None else value * spread,

@@ -151,7 +151,7 @@ def forbidden_output(config: PretrainedConfig) -> int | None:
     return getattr(config, "mask_token_id", None)
 
 
-def is_causal(model: PreTrainedModel) -> bool:
+def attends_causally(model: PreTrainedModel) -> bool:
     return attention_pattern(model.config) == "causal"
 
 

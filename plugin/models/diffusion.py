@@ -24,9 +24,9 @@ from .attention import NAME, Attends, Segments
 from .backbones import (
     BACKBONES,
     Backbone,
+    attends_causally,
     check_packable,
     forbidden_output,
-    is_causal,
     output_projection,
     own_dtype,
     unwrapped,
@@ -112,7 +112,7 @@ class DiffusionModel(nn.Module):
         if hidden is None:
             assert self.attention
             assert backbone.encode_flat
-            segments = Segments.of(batch, self.attention, causal=is_causal(model))
+            segments = Segments.of(batch, self.attention, causal=attends_causally(model))
             hidden = backbone.encode_flat(model, batch.ids[None], batch.position[None], segments)[0]
         return hidden, torch.arange(batch.ids.shape[0], device=hidden.device)
 
@@ -147,7 +147,7 @@ class Predictor:
         self._backbone = BACKBONES[self._model.config.model_type]
         # places from a token to the state that predicts it
         self.shift = logit_shift(self._model.config)
-        self.causal = is_causal(self._model)
+        self.causal = attends_causally(self._model)
         self.block: BlockFacts | None = block_facts(self._model.config)  # of a block model
 
     def with_blocks(self, size: int) -> Predictor:

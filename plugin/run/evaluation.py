@@ -13,6 +13,7 @@ from .record import Number, Record, Text
 EVALUATION_FILE = "evaluation.json"
 EVALUATION_FOLDER = "evaluation"  # what was answered, and a scorer's own files
 REQUESTS_FILE = "requests.jsonl"  # in it
+NORMAL_95 = 1.96  # standard errors of a 95 % half-width
 
 
 class EvaluatedFigure(Record):

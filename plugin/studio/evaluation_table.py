@@ -9,7 +9,7 @@ from nicegui import ui
 from ..base.errors import first_line, one_line
 from ..comparison.chart import number_text
 from ..comparison.summary import small_json
-from ..run.evaluation import EVALUATION_FILE, Evaluation
+from ..run.evaluation import EVALUATION_FILE, NORMAL_95, Evaluation
 from .frame import plain_table
 
 COLUMNS = ("task", "metric", "value", "95 % interval", "n")
@@ -28,7 +28,7 @@ def evaluation_rows(folder: Path) -> tuple[list[list[str]], str]:
         for metric, figure in metrics.items():
             interval = " to ".join(map(number_text, figure.ci95 or ()))
             if not interval and figure.stderr:
-                interval = f"± {number_text(1.96 * figure.stderr)}"
+                interval = f"± {number_text(NORMAL_95 * figure.stderr)}"
             count = "" if figure.n is None else f"{figure.n:,}"
             named = [one_line(task), one_line(metric)]
             rows.append([*named, number_text(figure.value), interval, count])

@@ -19,7 +19,7 @@ from .step import StepRules, build_step
 
 EVAL_SEED = 20_240_611  # not the run's seed: losses of different runs are comparable
 BUCKETS = 10  # of mask probability
-NORMAL_95 = 1.96  # standard errors of a 95 % half-width
+_NORMAL_95 = 1.96  # standard errors of a 95 % half-width
 # documents noised together: eos_policy batch fills to the longest of them, whatever the batch size
 CHUNK = 64
 
@@ -133,7 +133,7 @@ def _metrics(sums: torch.Tensor, documents: int) -> dict[str, float]:
     loss, stderr = ratio_of_sums(sums[-1])
     metrics = {
         "eval/loss": loss,
-        "eval/loss_ci95": NORMAL_95 * stderr,
+        "eval/loss_ci95": _NORMAL_95 * stderr,
         "eval/documents": float(documents),
     }
     for bucket in range(BUCKETS):
@@ -142,5 +142,5 @@ def _metrics(sums: torch.Tensor, documents: int) -> dict[str, float]:
             name = f"t{bucket * 10:02d}_{bucket * 10 + 10:02d}"
             metrics[f"eval/loss_{name}"] = nll / masked
             if count > 1:
-                metrics[f"eval/loss_ci95_{name}"] = NORMAL_95 * ratio_of_sums(sums[bucket])[1]
+                metrics[f"eval/loss_ci95_{name}"] = _NORMAL_95 * ratio_of_sums(sums[bucket])[1]
     return metrics
