@@ -32,9 +32,9 @@ from plugin.base.errors import JobError
 from plugin.batch import Batch
 from plugin.config.families import FAMILIES as KNOWN
 from plugin.data.packing import PADDED, Layout
-from plugin.models import attention, diffusion
+from plugin.models import attention
 from plugin.models.attention import Segments
-from plugin.models.backbones import BACKBONES
+from plugin.models.backbones import BACKBONES, is_packable
 from plugin.models.diffusion import DiffusionModel, Predictor
 from plugin.models.load import load_model
 from plugin.models.lora import LoraSettings, add_adapter
@@ -265,8 +265,8 @@ def test_unpackable_family_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(BACKBONES, "bert", replace(BACKBONES["bert"], encode_flat=None))
     with pytest.raises(JobError, match=r"packing.*roberta.*bert"):
         DiffusionModel(tiny_model("bert"), PAD, "loop")
-    assert not diffusion.is_packable("bert")
-    assert not diffusion.is_packable("gpt2")
+    assert not is_packable("bert")
+    assert not is_packable("gpt2")
 
 
 def test_packed_models_share_no_state() -> None:
