@@ -8,7 +8,6 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlencode
 
 from playwright.sync_api import Page, expect, sync_playwright
 
@@ -41,7 +40,7 @@ def draw_studio(browser: str, run_dir: Path, prompt: str, docs: Path) -> list[Pa
         page.set_default_timeout(WAIT_MS)
         page.goto(url)
         _photograph_run(page, run_dir.name, run)
-        _photograph_chat(page, run_dir.name, prompt, chat)
+        _photograph_chat(page, prompt, chat)
         chromium.close()
     return [run, chat]
 
@@ -55,10 +54,10 @@ def _photograph_run(page: Page, name: str, path: Path) -> None:
     page.screenshot(path=path, animations="disabled")
 
 
-def _photograph_chat(page: Page, name: str, prompt: str, path: Path) -> None:
-    """Ask once, and stop the player of the answer on its way."""
+def _photograph_chat(page: Page, prompt: str, path: Path) -> None:
+    """Ask once by the link of a run's page, and stop the player of the answer on its way."""
     page.set_viewport_size({"width": WIDTH, "height": CHAT_HEIGHT})
-    page.goto(f"/chat?{urlencode({'model': name})}")
+    page.get_by_role("main").get_by_role("link", name="Chat").click()
     expect(page.get_by_text("The model is ready.")).to_be_visible(timeout=LOADED_MS)
     message = page.get_by_role("textbox", name="message")
     message.fill(prompt)
