@@ -150,7 +150,7 @@ def _eval_published(run: Run) -> Figure | None:
     if published is None:
         return eval_last(run) if _of_result(run, "fuse") else None
     same = [one for one in evaluations(run) if one.value == published.eval_loss]
-    return same[0] if same else Figure(value=published.eval_loss)
+    return same[0] if same else _figure(published.eval_loss)
 
 
 def _of_result(run: Run, name: str) -> Any:

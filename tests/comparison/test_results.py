@@ -55,6 +55,16 @@ def test_published_weights_have_the_loss_of_their_step(tmp_path: Path) -> None:
     assert rows["eval_loss_published"].as_json()["a"] == {"value": 2.0, "ci95": 0.2, "step": 20}
 
 
+def test_a_run_without_an_evaluation_has_no_published_loss(tmp_path: Path) -> None:
+    last = PublishedWeights(weights="last", checkpoints=[], eval_loss=None, eval_loss_last=None)
+    rows = rows_of(
+        write_run(tmp_path / "a", [], done(published=last)),
+        write_run(tmp_path / "b", LINES, done()),
+    )
+    assert rows["eval_loss_published"].text("a") == ""
+    assert rows["eval_loss_published"].text("b")
+
+
 def test_the_difference_adds_independent_intervals(tmp_path: Path) -> None:
     one = write_run(tmp_path / "a", [evaluated(10, 3.0, 0.3)])
     other = write_run(tmp_path / "b", [evaluated(10, 2.5, 0.4)])

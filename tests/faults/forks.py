@@ -116,7 +116,9 @@ class Forks:
         """Train in `folder`, named by run_dir unless `resume` names it; output lies next to it."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         words = ["train", *map(str, args)]
-        if "--run_dir" not in words and not any(word.startswith(str(folder)) for word in words):
+        if "--run_dir" not in words and not any(
+            Path(word).is_relative_to(folder) for word in words
+        ):
             words += ["--run_dir", str(folder)]
         number = self._ask(folder, words, {FAULT: fault, **(env or {})}, ROOT)
         return Forked(self, number, folder, self._pids[number])
