@@ -19,7 +19,7 @@ demo: setup
 test: setup
 	@$(PYTHON) -m pytest -n 2 --dist worksteal
 
-# All but the tests that start the programs or compute for seconds: under two minutes of CPU.
+# All but the tests that start the programs or compute for seconds: about two minutes on two cores.
 quick: setup
 	@$(PYTHON) -m pytest -n 2 --dist worksteal -m "not end_to_end and not slow and not contract and not fuzz and not float8 and not datatrove and not lm_eval and not browser"
 
