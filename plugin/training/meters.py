@@ -84,13 +84,9 @@ class Meters:
 
 
 @dataclass
-class Window:
-    """Sums since the last log."""
+class StepSums:
+    """Sums over steps: tokens by kind, operations, seconds, steps without an update."""
 
-    loss: float = 0.0
-    steps: int = 0
-    correct: float = 0.0
-    masked: int = 0
     tokens: int = 0
     supervised: int = 0
     cut: int = 0
@@ -98,6 +94,16 @@ class Window:
     flops: float = 0.0
     seconds: float = 0.0
     skipped: int = 0
+
+
+@dataclass
+class Window(StepSums):
+    """Sums since the last log."""
+
+    loss: float = 0.0
+    steps: int = 0
+    correct: float = 0.0
+    masked: int = 0
 
     def metrics(
         self, learning_rate: float, grad_norm: float, meters: Meters, size: Mapping[str, float]
@@ -125,16 +131,9 @@ class Window:
 
 
 @dataclass
-class Totals:
+class Totals(StepSums):
     """Sums over the full run, for the throughput in run.json."""
 
-    tokens: int = 0
-    supervised: int = 0
-    cut: int = 0
-    fill: int = 0
-    flops: float = 0.0
-    seconds: float = 0.0
-    skipped: int = 0
     last_metrics: dict[str, float] = field(default_factory=dict)
 
 
